@@ -1,0 +1,45 @@
+// Which instruction set runs. Every file of isa/ is compiled once an ISA (the build defines MVIT_ISA and the flags), and each
+// object exports one table of kernels whose name ends in the ISA: separable_attention_scalar, separable_attention_avx2, ...
+#pragma once
+
+namespace mvit {
+
+enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2 };
+inline constexpr int isa_count = 3;
+
+const char* isa_name(Isa isa);
+bool isa_built(Isa isa);      // this library holds kernels compiled with that ISA's flags
+bool isa_supported(Isa isa);  // built, and this processor and operating system run it
+Isa isa_active();             // the best supported one, unless set lower
+bool isa_set(Isa isa);        // false, and no change, where it is not supported
+
+// A table of kernels an ISA; null where the ISA is not built.
+template <class Kernels>
+struct IsaTable {
+    const Kernels* kernels[isa_count];
+    const Kernels& active() const { return *kernels[static_cast<int>(isa_active())]; }
+};
+
+}  // namespace mvit
+
+#define MVIT_JOIN_(a, b) a##_##b
+#define MVIT_JOIN(a, b) MVIT_JOIN_(a, b)
+// Inside isa/*.cpp: the symbol that holds this ISA's kernels of an op.
+#define MVIT_ISA_SYMBOL(op) MVIT_JOIN(op, MVIT_ISA)
+
+// Inside ops/*.cpp: declares the tables of an op and gathers them.
+#if defined(MVIT_BUILD_X86)
+#define MVIT_ISA_TABLE(Kernels, op)                                                       \
+    extern const Kernels op##_scalar;                                                     \
+    extern const Kernels op##_avx2;                                                       \
+    extern const Kernels op##_avx512vnni;                                                 \
+    namespace {                                                                           \
+    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, &op##_avx2, &op##_avx512vnni}}; \
+    }
+#else
+#define MVIT_ISA_TABLE(Kernels, op)                                           \
+    extern const Kernels op##_scalar;                                         \
+    namespace {                                                               \
+    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, nullptr, nullptr}}; \
+    }
+#endif

@@ -1,0 +1,36 @@
+// Threads. Kernels of isa/ are serial; ops/ cuts the work into tasks whose number and content never depend on the number of
+// threads, so results are the same bits with any of them.
+#pragma once
+
+#include <cstdint>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace mvit {
+
+// Below this many bytes touched, waking a second thread costs more than it saves (a fork and join is 2 to 5 us).
+inline constexpr int64_t bytes_worth_a_thread = 64 * 1024;
+
+inline int threads_for(int64_t bytes, int64_t tasks, int threads) {
+    const int64_t useful = bytes / bytes_worth_a_thread;
+    int64_t n = threads < tasks ? threads : tasks;
+    if (useful < n) n = useful;
+    return n < 1 ? 1 : static_cast<int>(n);
+}
+
+// Runs body(task) for every task in [0, tasks).
+template <class Body>
+void parallel_for(int64_t tasks, int threads, const Body& body) {
+    if (threads <= 1) {
+        for (int64_t task = 0; task < tasks; ++task) body(task);
+        return;
+    }
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(threads) schedule(static)
+#endif
+    for (int64_t task = 0; task < tasks; ++task) body(task);
+}
+
+}  // namespace mvit

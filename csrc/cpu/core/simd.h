@@ -1,0 +1,66 @@
+// One float32 vector type, F32, with the same members on every ISA, so that a kernel is written once and compiled once an ISA.
+//
+// Everything here has internal linkage (unnamed namespace): an inline function emitted with AVX-512 instructions under a shared name could
+// be picked by the linker for the scalar build. For the same reason isa/*.cpp uses no function template of the standard library.
+//
+//     F32::width                      lanes: 16 (AVX-512), 8 (AVX2 and portable)
+//     F32::load(p), store(p)          p: float*, bf16* or f16*, any alignment
+//     F32::load_n(p, n, fill)         the first n lanes from memory, fill in the rest; reads nothing beyond p + n
+//     x.store_n(p, n)                 writes n lanes
+//     F32::all(s)                     s in every lane
+//     + - *, fma(a, b, c) = a * b + c, max(a, b), round(a)
+//     max returns its second argument where either is NaN (as the x86 instruction does)
+//     x.swap_lanes<s>()               lane i gets lane i ^ s
+//     where_positive(v, x)            x where !(v <= 0), else 0: NaN counts as positive, as in PyTorch's ReLU gradient
+//     pow2(n)                         2^n for integral n in [-126, 127]
+#pragma once
+
+#include "cpu/core/types.h"
+
+#if defined(MVIT_ISA_AVX512VNNI)
+#include "cpu/core/simd_avx512.h"
+#elif defined(MVIT_ISA_AVX2)
+#include "cpu/core/simd_avx2.h"
+#else
+#include "cpu/core/simd_portable.h"
+#endif
+
+namespace mvit {
+namespace {
+
+// Combines the lanes that are equal modulo `phases` (1, 2, 4 or 8) and leaves each result in all of its lanes. With pixels of a row in the
+// lanes and patches `phases` wide, lane i belongs to phase i mod phases: this is the reduction inside each phase.
+template <class Combine>
+inline F32 reduce_phases(F32 x, int phases, Combine combine) {
+    if constexpr (F32::width > 8) x = combine(x, x.template swap_lanes<8>());
+    if (phases <= 4) x = combine(x, x.template swap_lanes<4>());
+    if (phases <= 2) x = combine(x, x.template swap_lanes<2>());
+    if (phases <= 1) x = combine(x, x.template swap_lanes<1>());
+    return x;
+}
+inline F32 sum_phases(F32 x, int phases) {
+    return reduce_phases(x, phases, [](F32 a, F32 b) { return a + b; });
+}
+inline F32 max_phases(F32 x, int phases) {
+    return reduce_phases(x, phases, [](F32 a, F32 b) { return max(a, b); });
+}
+
+// e^x within 2 ulp for x <= 88; below -87.3 the result is 0 (the true one is subnormal); NaN stays NaN.
+// x = n ln2 + r with |r| <= ln2 / 2, e^x = 2^n e^r; ln2 in two parts (Cody and Waite), e^r by its Taylor series to r^7.
+inline F32 exp(F32 x) {
+    const F32 n = round(x * F32::all(1.44269504088896341f));
+    F32 r = fma(n, F32::all(-0.693359375f), x);
+    r = fma(n, F32::all(2.12194440e-4f), r);
+    F32 p = F32::all(1.0f / 5040.0f);
+    p = fma(p, r, F32::all(1.0f / 720.0f));
+    p = fma(p, r, F32::all(1.0f / 120.0f));
+    p = fma(p, r, F32::all(1.0f / 24.0f));
+    p = fma(p, r, F32::all(1.0f / 6.0f));
+    p = fma(p, r, F32::all(0.5f));
+    p = fma(p, r, F32::all(1.0f));
+    p = fma(p, r, F32::all(1.0f));
+    return where_not_below(x, -87.3f, p * pow2(n));
+}
+
+}  // namespace
+}  // namespace mvit

@@ -1,0 +1,84 @@
+// F32 on AVX2, FMA and F16C: 8 lanes. See simd.h.
+#pragma once
+
+#include <immintrin.h>
+
+namespace mvit {
+namespace {
+
+// n ones followed by zeros starts at first_lanes + 8 - n.
+alignas(32) constexpr int32_t first_lanes[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+
+struct F32 {
+    static constexpr int width = 8;
+    __m256 v;
+
+    static F32 all(float s) { return {_mm256_set1_ps(s)}; }
+
+    static F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+    static F32 load(const bf16* p) { return widen_bf16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))); }
+    static F32 load(const f16* p) { return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+
+    static F32 load_n(const float* p, int n, float fill) {
+        const __m256i lanes = first(n);
+        return {_mm256_blendv_ps(_mm256_set1_ps(fill), _mm256_maskload_ps(p, lanes), _mm256_castsi256_ps(lanes))};
+    }
+    // AVX2 has no masked 16-bit access: the tail goes through a small buffer.
+    template <class Half>
+    static F32 load_n(const Half* p, int n, float fill) {
+        Half buffer[width] = {};
+        for (int i = 0; i < n; ++i) buffer[i] = p[i];
+        return {_mm256_blendv_ps(_mm256_set1_ps(fill), load(buffer).v, _mm256_castsi256_ps(first(n)))};
+    }
+
+    void store(float* p) const { _mm256_storeu_ps(p, v); }
+    void store(bf16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_bf16()); }
+    void store(f16* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow_f16()); }
+
+    void store_n(float* p, int n) const { _mm256_maskstore_ps(p, first(n), v); }
+    template <class Half>
+    void store_n(Half* p, int n) const {
+        Half buffer[width];
+        store(buffer);
+        for (int i = 0; i < n; ++i) p[i] = buffer[i];
+    }
+
+    template <int s>
+    F32 swap_lanes() const {
+        if constexpr (s == 4) return {_mm256_permute2f128_ps(v, v, 0x01)};
+        if constexpr (s == 2) return {_mm256_permute_ps(v, 0x4E)};
+        if constexpr (s == 1) return {_mm256_permute_ps(v, 0xB1)};
+    }
+
+  private:
+    static __m256i first(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first_lanes + width - n)); }
+    static F32 widen_bf16(__m128i bits) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))}; }
+    // Round to nearest even; NaN becomes the quiet NaN 0x7FC0.
+    __m128i narrow_bf16() const {
+        const __m256i bits = _mm256_castps_si256(v);
+        const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+        __m256i r = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF))), 16);
+        const __m256 nan = _mm256_cmp_ps(v, v, _CMP_UNORD_Q);
+        r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7FC0), _mm256_castps_si256(nan));
+        return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+    }
+    __m128i narrow_f16() const { return _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+};
+
+inline F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
+inline F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline F32 round(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F32 pow2(F32 n) {
+    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
+}
+inline F32 where_positive(F32 v, F32 x) { return {_mm256_and_ps(_mm256_cmp_ps(v.v, _mm256_setzero_ps(), _CMP_NLE_UQ), x.v)}; }
+inline F32 where_not_below(F32 v, float bound, F32 x) {
+    return {_mm256_and_ps(_mm256_cmp_ps(v.v, _mm256_set1_ps(bound), _CMP_NLT_UQ), x.v)};
+}
+
+}  // namespace
+}  // namespace mvit

@@ -1,0 +1,70 @@
+// F32 on AVX-512 (F, BW, VL, DQ): 16 lanes. See simd.h.
+#pragma once
+
+#include <immintrin.h>
+
+namespace mvit {
+namespace {
+
+struct F32 {
+    static constexpr int width = 16;
+    __m512 v;
+
+    static F32 all(float s) { return {_mm512_set1_ps(s)}; }
+
+    static F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+    static F32 load(const bf16* p) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+    static F32 load(const f16* p) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+
+    static F32 load_n(const float* p, int n, float fill) { return {_mm512_mask_loadu_ps(_mm512_set1_ps(fill), first(n), p)}; }
+    static F32 load_n(const bf16* p, int n, float fill) {
+        return {_mm512_mask_mov_ps(_mm512_set1_ps(fill), first(n), widen_bf16(_mm256_maskz_loadu_epi16(first(n), p)).v)};
+    }
+    static F32 load_n(const f16* p, int n, float fill) {
+        return {_mm512_mask_cvtph_ps(_mm512_set1_ps(fill), first(n), _mm256_maskz_loadu_epi16(first(n), p))};
+    }
+
+    void store(float* p) const { _mm512_storeu_ps(p, v); }
+    void store(bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_bf16()); }
+    void store(f16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow_f16()); }
+
+    void store_n(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), v); }
+    void store_n(bf16* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), narrow_bf16()); }
+    void store_n(f16* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), narrow_f16()); }
+
+    template <int s>
+    F32 swap_lanes() const {
+        if constexpr (s == 8) return {_mm512_shuffle_f32x4(v, v, 0x4E)};
+        if constexpr (s == 4) return {_mm512_shuffle_f32x4(v, v, 0xB1)};
+        if constexpr (s == 2) return {_mm512_permute_ps(v, 0x4E)};
+        if constexpr (s == 1) return {_mm512_permute_ps(v, 0xB1)};
+    }
+
+  private:
+    static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+    static F32 widen_bf16(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
+    // Round to nearest even; NaN becomes the quiet NaN 0x7FC0.
+    __m256i narrow_bf16() const {
+        const __m512i bits = _mm512_castps_si512(v);
+        const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+        __m512i r = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
+        r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC0));
+        return _mm512_cvtepi32_epi16(r);
+    }
+    __m256i narrow_f16() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+};
+
+inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+inline F32 round(F32 a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
+inline F32 pow2(F32 n) { return {_mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v)}; }
+inline F32 where_positive(F32 v, F32 x) { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_NLE_UQ), x.v)}; }
+inline F32 where_not_below(F32 v, float bound, F32 x) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v.v, _mm512_set1_ps(bound), _CMP_NLT_UQ), x.v)};
+}
+
+}  // namespace
+}  // namespace mvit

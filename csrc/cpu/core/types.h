@@ -1,0 +1,22 @@
+// Element types and status codes shared by every kernel.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace mvit {
+
+// 16-bit floats are storage only: every kernel computes in float32.
+struct bf16 {
+    uint16_t bits;
+};
+struct f16 {
+    uint16_t bits;
+};
+
+enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
+
+// What every entry point returns; no exception crosses into or out of the kernels.
+enum class Status : int { ok = 0, bad_dtype = 1, bad_shape = 2, bad_layout = 3, out_of_memory = 4 };
+
+}  // namespace mvit

@@ -1,0 +1,91 @@
+#include "cpu/ops/patches.h"
+
+#include <cstring>
+
+#include "cpu/core/isa.h"
+#include "cpu/core/parallel.h"
+
+namespace mvit {
+
+MVIT_ISA_TABLE(PatchesKernels, patches)
+
+namespace {
+
+enum class Direction { unfold, fold };
+
+Status check(const PatchesProblem& p) {
+    const int size = p.element_size;
+    if (size != 1 && size != 2 && size != 4 && size != 8) return Status::bad_dtype;
+    if (p.batch < 0 || p.channels < 0 || p.height < 0 || p.width < 0 || p.patch_h < 1 || p.patch_w < 1) return Status::bad_shape;
+    if (p.height % p.patch_h != 0 || p.width % p.patch_w != 0) return Status::bad_shape;
+    return Status::ok;
+}
+
+int log2_of(int size) { return size == 1 ? 0 : size == 2 ? 1 : size == 4 ? 2 : 3; }
+
+// A task is one row of one plane: width elements <-> patch_w runs of width / patch_w.
+template <Direction direction>
+void channels_first(const PatchesProblem& p, int threads) {
+    const PatchesKernels& kernels = patches_table.active();
+    const int64_t columns = p.width / p.patch_w, positions = p.height / p.patch_h * columns;
+    const int64_t rows = p.batch * p.channels * p.height, size = p.element_size;
+    // Whole planes a task, so that a task is worth its hand-out.
+    const int64_t planes = p.batch * p.channels;
+    parallel_for(planes, threads_for(2 * rows * p.width * size, planes, threads), [&](int64_t plane) {
+        const int64_t base = plane * p.height * p.width;
+        for (int64_t y = 0; y < p.height; ++y) {
+            const int64_t map = (base + y * p.width) * size;
+            const int64_t runs = (base + y % p.patch_h * p.patch_w * positions + y / p.patch_h * columns) * size;
+            const char* from = static_cast<const char*>(p.from);
+            char* to = static_cast<char*>(p.to);
+            if constexpr (direction == Direction::unfold) {
+                kernels.split_row[log2_of(p.element_size)](from + map, to + runs, columns, p.patch_w, positions);
+            } else {
+                kernels.join_row[log2_of(p.element_size)](from + runs, to + map, columns, p.patch_w, positions);
+            }
+        }
+    });
+}
+
+// A task is one row of an image; a pixel is one run of channels.
+template <Direction direction>
+void channels_last(const PatchesProblem& p, int threads) {
+    const int64_t pixel = p.channels * p.element_size;
+    const int64_t columns = p.width / p.patch_w, positions = p.height / p.patch_h * columns;
+    const int64_t rows = p.batch * p.height;
+    parallel_for(rows, threads_for(2 * rows * p.width * pixel, rows, threads), [&](int64_t row) {
+        const int64_t image = row / p.height, y = row % p.height;
+        const char* from = static_cast<const char*>(p.from);
+        char* to = static_cast<char*>(p.to);
+        for (int64_t x = 0; x < p.width; ++x) {
+            const int64_t phase = y % p.patch_h * p.patch_w + x % p.patch_w;
+            const int64_t position = y / p.patch_h * columns + x / p.patch_w;
+            const int64_t map = (row * p.width + x) * pixel;
+            const int64_t runs = (image * p.height * p.width + phase * positions + position) * pixel;
+            if constexpr (direction == Direction::unfold) {
+                std::memcpy(to + runs, from + map, static_cast<size_t>(pixel));
+            } else {
+                std::memcpy(to + map, from + runs, static_cast<size_t>(pixel));
+            }
+        }
+    });
+}
+
+template <Direction direction>
+Status run(const PatchesProblem& p, int threads) {
+    if (const Status status = check(p); status != Status::ok) return status;
+    if (p.batch == 0 || p.channels == 0 || p.height == 0 || p.width == 0) return Status::ok;
+    if (p.channels_last) {
+        channels_last<direction>(p, threads);
+    } else {
+        channels_first<direction>(p, threads);
+    }
+    return Status::ok;
+}
+
+}  // namespace
+
+Status unfold_patches(const PatchesProblem& problem, int threads) { return run<Direction::unfold>(problem, threads); }
+Status fold_patches(const PatchesProblem& problem, int threads) { return run<Direction::fold>(problem, threads); }
+
+}  // namespace mvit

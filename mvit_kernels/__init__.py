@@ -1,0 +1,52 @@
+"""Fused kernels that make MobileViT and its relatives fast in PyTorch. See README.md."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from . import ops
+from .ops import BackendInfo, backends, use_backend
+
+if TYPE_CHECKING:
+    from .models import create_model, list_models, load_checkpoint, save_checkpoint
+    from .swap import Report, accelerate, report, restore
+
+__version__ = "0.1.0"
+
+# Imported at first use: `import mvit_kernels` should cost little more than `import torch`.
+_LAZY = {
+    "create_model": "models",
+    "list_models": "models",
+    "load_checkpoint": "models",
+    "save_checkpoint": "models",
+    "Report": "swap",
+    "accelerate": "swap",
+    "report": "swap",
+    "restore": "swap",
+}
+
+__all__ = [
+    "BackendInfo",
+    "Report",
+    "accelerate",
+    "backends",
+    "create_model",
+    "list_models",
+    "load_checkpoint",
+    "ops",
+    "report",
+    "restore",
+    "save_checkpoint",
+    "use_backend",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

@@ -1,0 +1,118 @@
+"""Which implementation of an op runs.
+
+Every op has a `reference` implementation and may have others (`cpu`, later `triton` and `cuda`). With no request the first one that can
+take the call runs, fastest first. A request (`backend=`, `use_backend`, or the environment variable MVIT_KERNELS_BACKEND) is never replaced
+by something else: where it cannot be met the call raises and says why.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import importlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+native: Any  # the extension mvit_kernels._cpu, or None
+try:
+    native = importlib.import_module("mvit_kernels._cpu")  # after torch, so that both share torch's OpenMP runtime
+    NATIVE_REASON = ""
+except ImportError as error:
+    native = None
+    NATIVE_REASON = f"the native kernels are not built ({error}); install a C++20 compiler and reinstall mvit_kernels"
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What `backends()` tells of one backend: `detail` where it is usable, `reason` where it is not."""
+
+    usable: bool
+    detail: str = ""
+    reason: str = ""
+
+
+def backends() -> dict[str, BackendInfo]:
+    """Which backends are usable in this process, with their instruction sets, and why the others are not."""
+    if native is None:
+        cpu = BackendInfo(False, reason=NATIVE_REASON)
+    else:
+        missing = [isa for isa in native.isas_built() if isa not in native.isas_supported()]
+        also = f"; built but not supported by this processor: {', '.join(missing)}" if missing else ""
+        cpu = BackendInfo(True, detail=f"{native.isa()} (of {', '.join(native.isas_supported())}{also})")
+    return {
+        "reference": BackendInfo(True, detail=f"torch {torch.__version__}"),
+        "cpu": cpu,
+        "triton": BackendInfo(False, reason="this version has no Triton kernels"),
+        "cuda": BackendInfo(False, reason="this version has no CUDA kernels"),
+    }
+
+
+def _known(backend: str) -> str:
+    if backend != "auto" and backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of auto, {', '.join(sorted(BACKENDS))}, got {backend!r}")
+    return backend
+
+
+_FROM_ENVIRONMENT = _known(os.environ.get("MVIT_KERNELS_BACKEND", "auto"))
+_requested: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default=_FROM_ENVIRONMENT)
+
+
+@contextlib.contextmanager
+def use_backend(backend: str) -> Iterator[None]:
+    """Run every op inside the block on `backend` ("reference", "cpu", ..., or "auto"), as if each call had asked for it."""
+    token = _requested.set(_known(backend))
+    try:
+        yield
+    finally:
+        _requested.reset(token)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an op. `refuse` takes the forward's arguments and gives the reason why it cannot take them, or None."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any] | None = None
+    refuse: Callable[..., str | None] = lambda *_: None
+
+
+class Choice:
+    """The implementations of one op by backend, and the choice among them."""
+
+    def __init__(self, op: str, **implementations: Implementation) -> None:
+        self.op = op
+        self.implementations = {name: implementations[name] for name in BACKENDS if name in implementations}
+
+    def backend(self, wanted: str | None, *args: object) -> str:
+        """The backend for a forward with `args`: the wanted one or, without a wish, the first that takes the call."""
+        wanted = wanted or _requested.get()
+        if wanted != "auto":
+            implementation = self.implementations.get(_known(wanted))
+            reason = "it has no kernel for this op" if implementation is None else implementation.refuse(*args)
+            if reason is not None:
+                raise ValueError(f"{self.op}: backend {wanted!r} was requested and cannot take this call: {reason}")
+            return wanted
+        for name, implementation in self.implementations.items():
+            if implementation.refuse(*args) is None:
+                return name
+        reasons = "; ".join(f"{name}: {each.refuse(*args)}" for name, each in self.implementations.items())
+        raise ValueError(f"{self.op}: no backend takes this call ({reasons})")
+
+    def __call__(self, wanted: str | None, *args: object) -> Implementation:
+        return self.implementations[self.backend(wanted, *args)]
+
+
+def cap_isa_from_environment() -> None:
+    """MVIT_KERNELS_ISA=scalar|avx2|avx512vnni lowers the instruction set of the cpu backend."""
+    isa = os.environ.get("MVIT_KERNELS_ISA")
+    if isa is not None and native is not None and not native.set_isa(isa):
+        raise ValueError(f"MVIT_KERNELS_ISA: expected one of {', '.join(native.isas_supported())}, got {isa!r}")
+
+
+cap_isa_from_environment()

@@ -1,0 +1,185 @@
+"""Unfold and fold of pixel phases (MobileViT, arXiv 2110.02178, section 3.1): schemas, checks, fakes, backwards and backends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import empty_in_format, is_channels_last, raise_status, register, register_autograd
+
+
+def unfold_patches(x: torch.Tensor, patch_size: tuple[int, int] = (2, 2), *, backend: str | None = None) -> torch.Tensor:
+    """Gather the pixel phases of a map: (B, C, H, W) -> (B, C, P, N) with P = ph * pw and N = H * W / P.
+
+    Pixel (y, x) becomes position n = (y // ph) * (W // pw) + x // pw of phase p = (y % ph) * pw + x % pw.
+
+    Args:
+        x: (B, C, H, W) of any dtype and strides; H and W multiples of the patch.
+        patch_size: (ph, pw).
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (B, C, P, N) in the memory format of x: from channels_last memory, (B, P, N, C) is dense and a free view.
+
+    Raises:
+        TypeError, ValueError: x is no 4-D tensor of whole patches, or the requested backend cannot take it.
+
+    Source: MobileViT, arXiv 2110.02178, section 3.1.
+    """
+    checks.is_tensor("unfold_patches", "x", x)
+    return _unfold_op(x, patch_size, backend=backend)
+
+
+def fold_patches(
+    p: torch.Tensor, output_size: tuple[int, int], patch_size: tuple[int, int] = (2, 2), *, backend: str | None = None
+) -> torch.Tensor:
+    """Put pixel phases back in place: (B, C, P, N) -> (B, C, H, W), the inverse of `unfold_patches`.
+
+    Args:
+        p: (B, C, P, N) of any dtype and strides, with P = ph * pw and P * N = H * W.
+        output_size: (H, W), multiples of the patch.
+        patch_size: (ph, pw).
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (B, C, H, W) in the memory format of p.
+
+    Raises:
+        TypeError, ValueError: as `unfold_patches`, and where P, N and output_size do not fit together.
+    """
+    checks.is_tensor("fold_patches", "p", p)
+    return _fold_op(p, output_size, patch_size, backend=backend)
+
+
+def _check_unfold(x: torch.Tensor, patch_size: list[int]) -> tuple[int, int]:
+    checks.tensor("unfold_patches", "x", x, 4)
+    patch = checks.patch_size("unfold_patches", patch_size)
+    checks.whole_patches("unfold_patches", "x", x.shape[2], x.shape[3], patch)
+    return patch
+
+
+def _check_fold(p: torch.Tensor, output_size: list[int], patch_size: list[int]) -> tuple[int, int]:
+    checks.tensor("fold_patches", "p", p, 4)
+    patch = checks.patch_size("fold_patches", patch_size)
+    if len(output_size) != 2:
+        raise ValueError(f"fold_patches: output_size: expected (H, W), got {tuple(output_size)}")
+    height, width = output_size
+    checks.whole_patches("fold_patches", "output_size", height, width, patch)
+    phases, positions = patch[0] * patch[1], (height // patch[0]) * (width // patch[1])
+    if p.shape[2] != phases or p.shape[3] != positions:
+        raise ValueError(
+            f"fold_patches: p: expected shape (B, C, {phases}, {positions}) for output_size {(height, width)} and patch_size {patch}, "
+            f"got {tuple(p.shape)}"
+        )
+    return patch
+
+
+def _empty(like: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    return empty_in_format(like, (like.shape[0], like.shape[1], height, width), is_channels_last(like))
+
+
+def _unfolded(x: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
+    return _empty(x, patch[0] * patch[1], (x.shape[2] // patch[0]) * (x.shape[3] // patch[1]))
+
+
+# --- backends ---
+
+
+def _cpu_refuse(x: torch.Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    if x.device.type != "cpu":
+        return f"the tensor is on {x.device}"
+    if x.element_size() > 8:
+        return f"it has no kernel for {x.dtype}"
+    return None
+
+
+def _cpu_run(op: str, kernel: Callable[..., int], x: torch.Tensor, to: torch.Tensor, size: Any, patch: Any) -> torch.Tensor:
+    channels_last = is_channels_last(x)
+    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    map_size = (x.shape[0], x.shape[1], size[0], size[1])
+    args = (x.element_size(), map_size, patch, channels_last, x.data_ptr(), to.data_ptr(), torch.get_num_threads())
+    status = kernel(*args)
+    if status:
+        raise_status(op, status)
+    return to
+
+
+def _cpu_unfold(x: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
+    return _cpu_run("unfold_patches", native.unfold_patches, x, _unfolded(x, patch), x.shape[2:], patch)
+
+
+def _cpu_fold(p: torch.Tensor, size: list[int], patch: tuple[int, int]) -> torch.Tensor:
+    return _cpu_run("fold_patches", native.fold_patches, p, _empty(p, *size), size, patch)
+
+
+def _reference_unfold(x: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
+    return _unfolded(x, patch).copy_(reference.unfold_patches(x, patch))
+
+
+def _reference_fold(p: torch.Tensor, size: list[int], patch: tuple[int, int]) -> torch.Tensor:
+    return _empty(p, *size).copy_(reference.fold_patches(p, (size[0], size[1]), patch))
+
+
+choose_unfold = Choice("unfold_patches", cpu=Implementation(_cpu_unfold, refuse=_cpu_refuse), reference=Implementation(_reference_unfold))
+choose_fold = Choice("fold_patches", cpu=Implementation(_cpu_fold, refuse=_cpu_refuse), reference=Implementation(_reference_fold))
+
+
+# --- registration ---
+
+
+def _unfold(x: torch.Tensor, patch_size: list[int], *, backend: str | None = None) -> torch.Tensor:
+    patch = _check_unfold(x, patch_size)
+    return choose_unfold(backend, x).forward(x, patch)
+
+
+def _unfold_fake(x: torch.Tensor, patch_size: list[int], *, backend: str | None = None) -> torch.Tensor:
+    return _unfolded(x, _check_unfold(x, patch_size))
+
+
+def _fold(p: torch.Tensor, output_size: list[int], patch_size: list[int], *, backend: str | None = None) -> torch.Tensor:
+    patch = _check_fold(p, output_size, patch_size)
+    return choose_fold(backend, p).forward(p, output_size, patch)
+
+
+def _fold_fake(p: torch.Tensor, output_size: list[int], patch_size: list[int], *, backend: str | None = None) -> torch.Tensor:
+    _check_fold(p, output_size, patch_size)
+    return _empty(p, output_size[0], output_size[1])
+
+
+_unfold_op = register("unfold_patches", "(Tensor x, SymInt[] patch_size, *, str? backend=None) -> Tensor", _unfold, _unfold_fake)
+_fold_op = register(
+    "fold_patches", "(Tensor p, SymInt[] output_size, SymInt[] patch_size, *, str? backend=None) -> Tensor", _fold, _fold_fake
+)
+
+
+# Each is the other's gradient, so gradients of gradients come for free.
+
+
+def _setup_unfold(ctx: Any, x: torch.Tensor, patch_size: list[int], *, backend: str | None = None) -> None:
+    ctx.size, ctx.patch_size = tuple(x.shape[2:]), patch_size
+    ctx.backend = choose_unfold.backend(backend, x)
+
+
+def _unfold_gradient(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return _fold_op(grad, ctx.size, ctx.patch_size, backend=ctx.backend), None
+
+
+def _setup_fold(ctx: Any, p: torch.Tensor, output_size: list[int], patch_size: list[int], *, backend: str | None = None) -> None:
+    ctx.patch_size = patch_size
+    ctx.backend = choose_fold.backend(backend, p)
+
+
+def _fold_gradient(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    return _unfold_op(grad, ctx.patch_size, backend=ctx.backend), None, None
+
+
+register_autograd(_unfold_op, _unfold, _setup_unfold, _unfold_gradient)
+register_autograd(_fold_op, _fold, _setup_fold, _fold_gradient)

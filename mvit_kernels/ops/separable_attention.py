@@ -1,0 +1,178 @@
+"""Separable self-attention of MobileViTv2 (arXiv 2206.02680, equation 3): schema, checks, fake, backward and backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import (
+    FLOAT_CODES,
+    FLOAT_DTYPES,
+    empty_in_format,
+    in_format,
+    is_channels_last,
+    raise_status,
+    register,
+    register_autograd,
+)
+
+OP = "separable_attention"
+_NO_PATCH = (0, 0)
+
+
+def separable_attention(qkv: torch.Tensor, patch_size: tuple[int, int] | None = None, *, backend: str | None = None) -> torch.Tensor:
+    """y[:, c, p, n] = relu(v[:, c, p, n]) * sum_m softmax_m(q[:, p, m]) * k[:, c, p, m].
+
+    Args:
+        qkv: (B, 1 + 2d, P, N), channels in the order q (1), k (d), v (d): P pixel phases of N positions. float32, bfloat16, float16
+            or float64; contiguous, channels_last or any other strides. 16-bit inputs are computed in float32.
+        patch_size: (ph, pw) makes qkv a map (B, 1 + 2d, H, W) with H and W multiples of it, and attention stays inside each of its
+            ph * pw pixel phases. No unfolded copy is made.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (B, d, P, N), or (B, d, H, W) of a map; dtype and memory format of qkv.
+
+    Raises:
+        TypeError, ValueError: qkv is no tensor of that rank, dtype or channel count, or the requested backend cannot take it.
+
+    Source: MobileViTv2, arXiv 2206.02680, section 3, equation 3.
+    """
+    checks.is_tensor(OP, "qkv", qkv)
+    return _forward_op(qkv, patch_size, backend=backend)
+
+
+def _check(op: str, qkv: torch.Tensor, patch_size: list[int] | None) -> tuple[int, int] | None:
+    checks.tensor(op, "qkv", qkv, 4, FLOAT_DTYPES)
+    if qkv.shape[1] % 2 == 0:
+        raise ValueError(f"{op}: qkv: expected an odd number of channels 1 + 2d, got {qkv.shape[1]}")
+    if patch_size is None:
+        return None
+    patch = checks.patch_size(op, patch_size)
+    checks.whole_patches(op, "qkv", qkv.shape[2], qkv.shape[3], patch)
+    return patch
+
+
+def _output(qkv: torch.Tensor, channels: int) -> torch.Tensor:
+    batch, _, height, width = qkv.shape
+    return empty_in_format(qkv, (batch, channels, height, width), is_channels_last(qkv))
+
+
+# --- backends ---
+
+
+def _cpu_refuse(qkv: torch.Tensor, patch: tuple[int, int] | None) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    if qkv.device.type != "cpu":
+        return f"qkv is on {qkv.device}"
+    if qkv.dtype not in FLOAT_CODES:
+        return f"it has no kernel for {qkv.dtype}"
+    if patch is not None and patch[1] not in (1, 2, 4, 8) and not is_channels_last(qkv):
+        return f"a map that is not channels_last needs patches 1, 2, 4 or 8 wide, got {patch[1]}"
+    return None
+
+
+# The kernels walk either format, in one call the same one for every tensor; other strides are copied first.
+
+
+def _cpu_forward(qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
+    channels_last = is_channels_last(qkv)
+    qkv = in_format(qkv, channels_last)
+    size = qkv.shape
+    y = empty_in_format(qkv, (size[0], size[1] // 2, size[2], size[3]), channels_last)
+    code, threads = FLOAT_CODES[qkv.dtype], torch.get_num_threads()
+    status = native.separable_attention(
+        code, size, patch or _NO_PATCH, qkv.data_ptr(), qkv.stride(), y.data_ptr(), y.stride(), threads
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y
+
+
+def _cpu_backward(dy: torch.Tensor, qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
+    channels_last = is_channels_last(qkv)
+    qkv, dy = in_format(qkv, channels_last), in_format(dy, channels_last)
+    dqkv = empty_in_format(qkv, tuple(qkv.shape), channels_last)
+    code, threads = FLOAT_CODES[qkv.dtype], torch.get_num_threads()
+    status = native.separable_attention_backward(
+        code, qkv.shape, patch or _NO_PATCH, qkv.data_ptr(), qkv.stride(), dy.data_ptr(), dy.stride(),
+        dqkv.data_ptr(), dqkv.stride(), threads,
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return dqkv
+
+
+def _reference_forward(qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
+    y = reference.separable_attention(_wide(qkv), patch)
+    return _output(qkv, y.shape[1]).copy_(y)
+
+
+def _reference_backward(dy: torch.Tensor, qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
+    dqkv = reference.separable_attention_backward(_wide(dy), _wide(qkv), patch)
+    return _output(qkv, qkv.shape[1]).copy_(dqkv)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+choose = Choice(
+    OP,
+    cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
+    reference=Implementation(_reference_forward, _reference_backward),
+)
+
+
+# --- registration ---
+
+
+def _forward(qkv: torch.Tensor, patch_size: list[int] | None = None, *, backend: str | None = None) -> torch.Tensor:
+    patch = _check(OP, qkv, patch_size)
+    return choose(backend, qkv, patch).forward(qkv, patch)
+
+
+def _forward_fake(qkv: torch.Tensor, patch_size: list[int] | None = None, *, backend: str | None = None) -> torch.Tensor:
+    _check(OP, qkv, patch_size)
+    return _output(qkv, (qkv.shape[1] - 1) // 2)
+
+
+def _backward(dy: torch.Tensor, qkv: torch.Tensor, patch_size: list[int] | None, backend: str | None) -> torch.Tensor:
+    patch = _check(OP, qkv, patch_size)
+    expected = (qkv.shape[0], (qkv.shape[1] - 1) // 2, *qkv.shape[2:])
+    if dy.shape != expected or dy.dtype != qkv.dtype:
+        raise ValueError(f"{OP}: dy: expected {qkv.dtype} of shape {expected}, got {dy.dtype} of shape {tuple(dy.shape)}")
+    backward = choose(backend, qkv, patch).backward
+    assert backward is not None
+    return backward(dy, qkv, patch)
+
+
+def _backward_fake(dy: torch.Tensor, qkv: torch.Tensor, patch_size: list[int] | None, backend: str | None) -> torch.Tensor:
+    return _output(qkv, qkv.shape[1])
+
+
+_forward_op = register(OP, "(Tensor qkv, int[]? patch_size=None, *, str? backend=None) -> Tensor", _forward, _forward_fake)
+_backward_op = register(f"{OP}_backward", "(Tensor dy, Tensor qkv, int[]? patch_size, str? backend) -> Tensor", _backward, _backward_fake)
+
+
+def _setup(ctx: Any, qkv: torch.Tensor, patch_size: list[int] | None = None, *, backend: str | None = None) -> None:
+    ctx.save_for_backward(qkv)
+    ctx.patch_size = patch_size
+    # The backward may run on another thread, outside the use_backend block of the forward.
+    ctx.backend = choose.backend(backend, qkv, patch_size)
+
+
+def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    (qkv,) = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
+        return reference.separable_attention_backward(_wide(dy), _wide(qkv), ctx.patch_size).to(qkv.dtype), None
+    return _backward_op(dy, qkv, ctx.patch_size, ctx.backend), None
+
+
+register_autograd(_forward_op, _forward, _setup, _gradient)

@@ -1,0 +1,103 @@
+"""Builds mvit_kernels._cpu with ninja: every file of csrc/cpu/isa once an instruction set, the rest once.
+
+MVIT_KERNELS_NATIVE=0 leaves the native kernels out, =1 makes a failed build an error; by default a failed build leaves a package that runs
+on its plain torch implementations and says so. MVIT_KERNELS_WERROR=1 makes compiler warnings errors.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+X86 = platform.machine().lower() in {"x86_64", "amd64"}
+# Floats round as written: no contraction of a * b + c into one rounding, so that all instruction sets agree on integer epilogues.
+FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-g0"]
+# gcc 12 warns of uninitialized values inside its own AVX headers (_mm256_undefined_ps); clang does not know that switch.
+FLAGS += ["-Wall", "-Wextra", "-Wconversion", "-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+NOT_BUILT = """
+mvit_kernels: the native CPU kernels were NOT built ({reason}).
+The package works without them, on plain PyTorch: separable_attention, unfold_patches and fold_patches run their reference
+implementations. To get the kernels, install a C++20 compiler (g++ 11 or clang 14 and newer) and install the package again.
+"""
+
+
+def isa_flags() -> dict[str, list[str]]:
+    lines = (ROOT / "csrc/cpu/isa/flags.txt").read_text().splitlines()
+    table = {isa: flags for isa, *flags in (line.split() for line in lines)}
+    return table if X86 else {"scalar": []}
+
+
+class BuildNative(build_ext):
+    def build_extension(self, ext: Extension) -> None:
+        required = os.environ.get("MVIT_KERNELS_NATIVE")
+        if required == "0":
+            self.announce_missing("MVIT_KERNELS_NATIVE=0")
+            return
+        try:
+            self.build_with_ninja(Path(self.get_ext_fullpath(ext.name)).resolve())
+        except (OSError, ImportError, subprocess.CalledProcessError) as error:
+            if required == "1":
+                raise
+            self.announce_missing(str(error))
+
+    def announce_missing(self, reason: str) -> None:
+        print(NOT_BUILT.format(reason=reason), file=sys.stderr, flush=True)
+
+    def copy_extensions_to_source(self) -> None:
+        built = Path(self.build_lib)
+        self.extensions = [ext for ext in self.extensions if (built / self.get_ext_filename(ext.name)).exists()]
+        super().copy_extensions_to_source()
+
+    def build_with_ninja(self, target: Path) -> None:
+        import pybind11
+
+        compiler = os.environ.get("CXX") or next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+        if compiler is None:
+            raise FileNotFoundError("no C++ compiler: neither CXX nor g++, clang++ or c++ was found")
+        werror = ["-Werror"] if os.environ.get("MVIT_KERNELS_WERROR") == "1" else []
+        x86 = ["-DMVIT_BUILD_X86"] if X86 else []
+        common = [*FLAGS, *werror, *x86, f"-I{ROOT / 'csrc'}"]
+        python = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
+        sources = [(path, path.stem, []) for path in sorted(ROOT.glob("csrc/cpu/[co]*/*.cpp"))]
+        sources += [(ROOT / "python/bind_cpu.cpp", "bind_cpu", python)]
+        for isa, flags in isa_flags().items():
+            define = [f"-DMVIT_ISA={isa}", f"-DMVIT_ISA_{isa.upper()}", *flags]
+            sources += [(path, f"{path.stem}.{isa}", define) for path in sorted(ROOT.glob("csrc/cpu/isa/*.cpp"))]
+
+        build = Path(self.build_temp).resolve() / "native"
+        build.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lines = [
+            f"cxx = {compiler}",
+            "rule compile",
+            "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            "  command = $cxx -shared -fopenmp $in -o $out",
+        ]
+        objects = []
+        for path, name, flags in sources:
+            objects.append(f"{path.parent.name}_{name}.o")
+            lines += [f"build {objects[-1]}: compile {ninja_path(path)}", f"  flags = {shlex.join([*common, *flags])}"]
+        lines += [f"build {ninja_path(target)}: link {' '.join(objects)}", ""]
+        (build / "build.ninja").write_text("\n".join(lines))
+        jobs = [f"-j{os.environ['MAX_JOBS']}"] if "MAX_JOBS" in os.environ else []
+        subprocess.run([sys.executable, "-m", "ninja", "--quiet", *jobs], cwd=build, check=True)
+
+
+def ninja_path(path: Path) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+setup(ext_modules=[Extension("mvit_kernels._cpu", sources=[])], cmdclass={"build_ext": BuildNative})

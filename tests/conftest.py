@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+
+# timm imports torchvision for its transforms only. The torchvision wheel's C++ ops do not load beside a CPU-only torch, and registering
+# their fake kernels then fails at import; skipping those registrations leaves the transforms usable.
+_register_fake = torch.library.register_fake
+
+
+def _skip_torchvision_ops(op, *args, **kwargs):
+    if isinstance(op, str) and op.startswith("torchvision::"):
+        return lambda fn: fn
+    return _register_fake(op, *args, **kwargs)
+
+
+if importlib.util.find_spec("torchvision") is not None:
+    torch.library.register_fake = _skip_torchvision_ops
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poison():
+    """Every uninitialized tensor starts as NaN, so an output that a kernel leaves unwritten shows."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def threads():
+    """A function that sets the number of threads; the old number comes back after the test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def _isas() -> list[str]:
+    from mvit_kernels.ops.backend import native
+
+    return [] if native is None else native.isas_supported()
+
+
+@pytest.fixture(params=_isas() or [pytest.param("", marks=pytest.mark.skip(reason="the native kernels are not built"))])
+def isa(request):
+    """Runs the test once on every instruction set of this machine."""
+    from mvit_kernels.ops.backend import native
+
+    before = native.isa()
+    assert native.set_isa(request.param)
+    yield request.param
+    native.set_isa(before)
