@@ -11,6 +11,7 @@ import contextlib
 import contextvars
 import importlib
 import os
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,7 @@ try:
 except ImportError as error:
     native = None
     NATIVE_REASON = f"the native kernels are not built ({error}); install a C++20 compiler and reinstall mvit_kernels"
+    warnings.warn(f"mvit_kernels: every op runs on plain PyTorch: {NATIVE_REASON}", stacklevel=2)
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first
 

@@ -1,0 +1,99 @@
+"""What a user gets at installation and import."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mvit_kernels.ops.backend import native
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(code: str, **environment: str) -> str:
+    env = {**os.environ, **environment}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_import_is_light() -> None:
+    heavy = "timm transformers sklearn matplotlib PIL rich tqdm safetensors mvit_kernels.models mvit_kernels.swap mvit_kernels.training"
+    code = f"import torch, sys; before = set(sys.modules); import mvit_kernels; print(set('{heavy}'.split()) & (set(sys.modules) - before))"
+    assert python(code).strip() == "set()"
+
+
+@pytest.mark.skipif(native is None, reason="the native kernels are not built")
+def test_one_openmp_runtime_is_loaded() -> None:
+    code = """
+import torch, mvit_kernels as mk
+x = torch.randn(8, 129, 32, 32)
+mk.ops.separable_attention(x); torch.nn.functional.conv2d(x, torch.randn(8, 129, 3, 3))
+libraries = {line.split()[-1] for line in open("/proc/self/maps") if any(n in line for n in ("libgomp", "libomp", "libiomp"))}
+print(len(libraries), libraries)
+"""
+    assert python(code, OMP_NUM_THREADS="2").startswith("1 ")
+
+
+@pytest.mark.skipif(native is None, reason="the native kernels are not built")
+def test_isa_is_capped_by_the_environment() -> None:
+    code = "import mvit_kernels as mk; print(mk.backends()['cpu'].detail)"
+    assert python(code, MVIT_KERNELS_ISA="scalar").startswith("scalar")
+    wrong = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "MVIT_KERNELS_ISA": "sse9"}, check=False
+    )
+    assert "MVIT_KERNELS_ISA: expected one of scalar" in wrong.stderr
+    assert wrong.returncode != 0
+
+
+def test_backend_is_set_by_the_environment() -> None:
+    code = """
+import torch, mvit_kernels as mk
+x = torch.zeros(1, 3, 2, 2)
+mk.ops.separable_attention(x)
+try: mk.ops.separable_attention(x, backend="cuda")
+except ValueError as error: print(error)
+with mk.use_backend("triton"):
+    try: mk.ops.separable_attention(x)
+    except ValueError as error: print(error)
+"""
+    out = python(code, MVIT_KERNELS_BACKEND="reference")
+    assert "backend 'cuda' was requested and cannot take this call: it has no kernel for this op" in out
+    assert "backend 'triton' was requested" in out
+    wrong = subprocess.run(
+        [sys.executable, "-c", "import mvit_kernels"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MVIT_KERNELS_BACKEND": "gpu"},
+        check=False,
+    )
+    assert "backend: expected one of auto, cpu, cuda, reference, triton, got 'gpu'" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_installs_without_a_compiler_and_says_what_is_missing(tmp_path: Path) -> None:
+    source, site = tmp_path / "source", tmp_path / "site"
+    skip = shutil.ignore_patterns(".git", ".venv*", "build", "out", "*.so", "*.egg-info", "__pycache__", ".*_cache")
+    shutil.copytree(ROOT, source, ignore=skip)
+    env = {**os.environ, "CXX": "/no/such/compiler"}
+    env.pop("MVIT_KERNELS_NATIVE", None)
+    command = [sys.executable, "-m", "pip", "install", "-v", "--no-deps", "--no-build-isolation", "--target", str(site), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "separable_attention, unfold_patches and fold_patches run their reference" in done.stdout + done.stderr
+    code = """
+import torch, mvit_kernels as mk
+print(mk.__file__)
+print(mk.backends()["cpu"].reason)
+print(mk.ops.separable_attention(torch.zeros(1, 3, 2, 2)).shape)
+"""
+    out = python(code, PYTHONPATH=str(site))
+    assert str(site) in out
+    assert "UserWarning: mvit_kernels: every op runs on plain PyTorch: the native kernels are not built" in out
+    assert "install a C++20 compiler" in out
+    assert "torch.Size([1, 1, 2, 2])" in out
