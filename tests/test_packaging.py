@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,9 @@ from mvit_kernels.ops.backend import native
 ROOT = Path(__file__).parents[1]
 
 
-def python(code: str, **environment: str) -> str:
+def python(code: str, *options: str, **environment: str) -> str:
     env = {**os.environ, **environment}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd="/", check=False)
+    done = subprocess.run([sys.executable, *options, "-c", code], capture_output=True, text=True, env=env, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 
@@ -86,13 +87,16 @@ def test_installs_without_a_compiler_and_says_what_is_missing(tmp_path: Path) ->
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
     assert "separable_attention, unfold_patches and fold_patches run their reference" in done.stdout + done.stderr
-    code = """
+    # -S and the two paths by hand keep an editable installation of the same package out.
+    code = f"""
+import sys
+sys.path[:0] = [{str(site)!r}, {sysconfig.get_path("purelib")!r}]
 import torch, mvit_kernels as mk
 print(mk.__file__)
 print(mk.backends()["cpu"].reason)
 print(mk.ops.separable_attention(torch.zeros(1, 3, 2, 2)).shape)
 """
-    out = python(code, PYTHONPATH=str(site))
+    out = python(code, "-S")
     assert str(site) in out
     assert "UserWarning: mvit_kernels: every op runs on plain PyTorch: the native kernels are not built" in out
     assert "install a C++20 compiler" in out

@@ -91,23 +91,28 @@ class Choice:
         self.op = op
         self.implementations = {name: implementations[name] for name in BACKENDS if name in implementations}
 
-    def backend(self, wanted: str | None, *args: object) -> str:
-        """The backend for a forward with `args`: the wanted one or, without a wish, the first that takes the call."""
+    def __call__(self, wanted: str | None, *args: object) -> Implementation:
+        """The implementation for a forward with `args`: the wanted backend's or, without a wish, the first that takes the call."""
         wanted = wanted or _requested.get()
         if wanted != "auto":
-            implementation = self.implementations.get(_known(wanted))
-            reason = "it has no kernel for this op" if implementation is None else implementation.refuse(*args)
-            if reason is not None:
-                raise ValueError(f"{self.op}: backend {wanted!r} was requested and cannot take this call: {reason}")
-            return wanted
-        for name, implementation in self.implementations.items():
+            return self._wanted(wanted, args)
+        for implementation in self.implementations.values():
             if implementation.refuse(*args) is None:
-                return name
+                return implementation
         reasons = "; ".join(f"{name}: {each.refuse(*args)}" for name, each in self.implementations.items())
         raise ValueError(f"{self.op}: no backend takes this call ({reasons})")
 
-    def __call__(self, wanted: str | None, *args: object) -> Implementation:
-        return self.implementations[self.backend(wanted, *args)]
+    def _wanted(self, wanted: str, args: tuple[object, ...]) -> Implementation:
+        implementation = self.implementations.get(_known(wanted))
+        reason = "it has no kernel for this op" if implementation is None else implementation.refuse(*args)
+        if implementation is None or reason is not None:
+            raise ValueError(f"{self.op}: backend {wanted!r} was requested and cannot take this call: {reason}")
+        return implementation
+
+    def backend(self, wanted: str | None, *args: object) -> str:
+        """The name of the backend whose implementation a forward with `args` takes."""
+        chosen = self(wanted, *args)
+        return next(name for name, implementation in self.implementations.items() if implementation is chosen)
 
 
 def cap_isa_from_environment() -> None:

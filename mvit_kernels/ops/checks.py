@@ -21,7 +21,7 @@ def tensor(op: str, name: str, x: torch.Tensor, ndim: int, dtypes: Sequence[torc
 
 
 def patch_size(op: str, value: Sequence[int]) -> tuple[int, int]:
-    if len(value) != 2 or min(value) < 1:
+    if len(value) != 2 or value[0] < 1 or value[1] < 1:
         raise ValueError(f"{op}: patch_size: expected two positive integers, got {tuple(value)}")
     return value[0], value[1]
 

@@ -64,11 +64,14 @@ def is_channels_last(x: torch.Tensor) -> bool:
     return stride[1] == 1 and stride[3] != 1
 
 
+def dense(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """x itself where its memory is dense in the wanted format, else a copy."""
+    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
 def in_format(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
     """x itself where the innermost axis of the wanted format has stride 1, else a dense copy."""
-    if x.stride(1 if channels_last else 3) == 1:
-        return x
-    return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+    return x if x.stride(1 if channels_last else 3) == 1 else dense(x, channels_last)
 
 
 def empty_in_format(like: torch.Tensor, size: tuple[int, ...], channels_last: bool) -> torch.Tensor:

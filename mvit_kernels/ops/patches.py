@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from mvit_kernels import reference
 
 from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import empty_in_format, is_channels_last, raise_status, register, register_autograd
+from .library import dense, empty_in_format, is_channels_last, raise_status, register, register_autograd
 
 
 def unfold_patches(x: torch.Tensor, patch_size: tuple[int, int] = (2, 2), *, backend: str | None = None) -> torch.Tensor:
@@ -33,6 +33,8 @@ def unfold_patches(x: torch.Tensor, patch_size: tuple[int, int] = (2, 2), *, bac
     Source: MobileViT, arXiv 2110.02178, section 3.1.
     """
     checks.is_tensor("unfold_patches", "x", x)
+    if backend is None:  # a keyword costs the dispatcher time
+        return _unfold_op(x, patch_size)
     return _unfold_op(x, patch_size, backend=backend)
 
 
@@ -54,6 +56,8 @@ def fold_patches(
         TypeError, ValueError: as `unfold_patches`, and where P, N and output_size do not fit together.
     """
     checks.is_tensor("fold_patches", "p", p)
+    if backend is None:
+        return _fold_op(p, output_size, patch_size)
     return _fold_op(p, output_size, patch_size, backend=backend)
 
 
@@ -80,12 +84,9 @@ def _check_fold(p: torch.Tensor, output_size: list[int], patch_size: list[int]) 
     return patch
 
 
-def _empty(like: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    return empty_in_format(like, (like.shape[0], like.shape[1], height, width), is_channels_last(like))
-
-
-def _unfolded(x: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
-    return _empty(x, patch[0] * patch[1], (x.shape[2] // patch[0]) * (x.shape[3] // patch[1]))
+def _unfolded_size(size: Sequence[int], patch: tuple[int, int]) -> tuple[int, ...]:
+    batch, channels, height, width = size
+    return batch, channels, patch[0] * patch[1], (height // patch[0]) * (width // patch[1])
 
 
 # --- backends ---
@@ -94,38 +95,39 @@ def _unfolded(x: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
 def _cpu_refuse(x: torch.Tensor, *_: object) -> str | None:
     if native is None:
         return NATIVE_REASON
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         return f"the tensor is on {x.device}"
     if x.element_size() > 8:
         return f"it has no kernel for {x.dtype}"
     return None
 
 
-def _cpu_run(op: str, kernel: Callable[..., int], x: torch.Tensor, to: torch.Tensor, size: Any, patch: Any) -> torch.Tensor:
-    channels_last = is_channels_last(x)
-    x = x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-    map_size = (x.shape[0], x.shape[1], size[0], size[1])
-    args = (x.element_size(), map_size, patch, channels_last, x.data_ptr(), to.data_ptr(), torch.get_num_threads())
-    status = kernel(*args)
-    if status:
-        raise_status(op, status)
-    return to
-
-
 def _cpu_unfold(x: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
-    return _cpu_run("unfold_patches", native.unfold_patches, x, _unfolded(x, patch), x.shape[2:], patch)
+    channels_last, size = is_channels_last(x), x.shape
+    x = dense(x, channels_last)
+    p = empty_in_format(x, _unfolded_size(size, patch), channels_last)
+    status = native.unfold_patches(x.element_size(), size, patch, channels_last, x.data_ptr(), p.data_ptr(), torch.get_num_threads())
+    if status:
+        raise_status("unfold_patches", status)
+    return p
 
 
-def _cpu_fold(p: torch.Tensor, size: list[int], patch: tuple[int, int]) -> torch.Tensor:
-    return _cpu_run("fold_patches", native.fold_patches, p, _empty(p, *size), size, patch)
+def _cpu_fold(p: torch.Tensor, output_size: Sequence[int], patch: tuple[int, int]) -> torch.Tensor:
+    channels_last, size = is_channels_last(p), (p.shape[0], p.shape[1], *output_size)
+    p = dense(p, channels_last)
+    x = empty_in_format(p, size, channels_last)
+    status = native.fold_patches(p.element_size(), size, patch, channels_last, p.data_ptr(), x.data_ptr(), torch.get_num_threads())
+    if status:
+        raise_status("fold_patches", status)
+    return x
 
 
 def _reference_unfold(x: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
-    return _unfolded(x, patch).copy_(reference.unfold_patches(x, patch))
+    return dense(reference.unfold_patches(x, patch), is_channels_last(x))
 
 
-def _reference_fold(p: torch.Tensor, size: list[int], patch: tuple[int, int]) -> torch.Tensor:
-    return _empty(p, *size).copy_(reference.fold_patches(p, (size[0], size[1]), patch))
+def _reference_fold(p: torch.Tensor, output_size: Sequence[int], patch: tuple[int, int]) -> torch.Tensor:
+    return dense(reference.fold_patches(p, (output_size[0], output_size[1]), patch), is_channels_last(p))
 
 
 choose_unfold = Choice("unfold_patches", cpu=Implementation(_cpu_unfold, refuse=_cpu_refuse), reference=Implementation(_reference_unfold))
@@ -141,7 +143,7 @@ def _unfold(x: torch.Tensor, patch_size: list[int], *, backend: str | None = Non
 
 
 def _unfold_fake(x: torch.Tensor, patch_size: list[int], *, backend: str | None = None) -> torch.Tensor:
-    return _unfolded(x, _check_unfold(x, patch_size))
+    return empty_in_format(x, _unfolded_size(x.shape, _check_unfold(x, patch_size)), is_channels_last(x))
 
 
 def _fold(p: torch.Tensor, output_size: list[int], patch_size: list[int], *, backend: str | None = None) -> torch.Tensor:
@@ -151,13 +153,11 @@ def _fold(p: torch.Tensor, output_size: list[int], patch_size: list[int], *, bac
 
 def _fold_fake(p: torch.Tensor, output_size: list[int], patch_size: list[int], *, backend: str | None = None) -> torch.Tensor:
     _check_fold(p, output_size, patch_size)
-    return _empty(p, output_size[0], output_size[1])
+    return empty_in_format(p, (p.shape[0], p.shape[1], *output_size), is_channels_last(p))
 
 
-_unfold_op = register("unfold_patches", "(Tensor x, SymInt[] patch_size, *, str? backend=None) -> Tensor", _unfold, _unfold_fake)
-_fold_op = register(
-    "fold_patches", "(Tensor p, SymInt[] output_size, SymInt[] patch_size, *, str? backend=None) -> Tensor", _fold, _fold_fake
-)
+_unfold_op = register("unfold_patches", "(Tensor x, int[] patch_size, *, str? backend=None) -> Tensor", _unfold, _unfold_fake)
+_fold_op = register("fold_patches", "(Tensor p, SymInt[] output_size, int[] patch_size, *, str? backend=None) -> Tensor", _fold, _fold_fake)
 
 
 # Each is the other's gradient, so gradients of gradients come for free.

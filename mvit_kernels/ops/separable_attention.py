@@ -13,6 +13,7 @@ from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
+    dense,
     empty_in_format,
     in_format,
     is_channels_last,
@@ -44,6 +45,8 @@ def separable_attention(qkv: torch.Tensor, patch_size: tuple[int, int] | None = 
     Source: MobileViTv2, arXiv 2206.02680, section 3, equation 3.
     """
     checks.is_tensor(OP, "qkv", qkv)
+    if backend is None:  # a keyword costs the dispatcher time
+        return _forward_op(qkv, patch_size)
     return _forward_op(qkv, patch_size, backend=backend)
 
 
@@ -58,9 +61,9 @@ def _check(op: str, qkv: torch.Tensor, patch_size: list[int] | None) -> tuple[in
     return patch
 
 
-def _output(qkv: torch.Tensor, channels: int) -> torch.Tensor:
-    batch, _, height, width = qkv.shape
-    return empty_in_format(qkv, (batch, channels, height, width), is_channels_last(qkv))
+def _size(qkv: torch.Tensor) -> tuple[int, ...]:
+    batch, channels, height, width = qkv.shape
+    return batch, channels // 2, height, width
 
 
 # --- backends ---
@@ -69,7 +72,7 @@ def _output(qkv: torch.Tensor, channels: int) -> torch.Tensor:
 def _cpu_refuse(qkv: torch.Tensor, patch: tuple[int, int] | None) -> str | None:
     if native is None:
         return NATIVE_REASON
-    if qkv.device.type != "cpu":
+    if not qkv.is_cpu:
         return f"qkv is on {qkv.device}"
     if qkv.dtype not in FLOAT_CODES:
         return f"it has no kernel for {qkv.dtype}"
@@ -84,11 +87,10 @@ def _cpu_refuse(qkv: torch.Tensor, patch: tuple[int, int] | None) -> str | None:
 def _cpu_forward(qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
     channels_last = is_channels_last(qkv)
     qkv = in_format(qkv, channels_last)
-    size = qkv.shape
-    y = empty_in_format(qkv, (size[0], size[1] // 2, size[2], size[3]), channels_last)
+    y = empty_in_format(qkv, _size(qkv), channels_last)
     code, threads = FLOAT_CODES[qkv.dtype], torch.get_num_threads()
     status = native.separable_attention(
-        code, size, patch or _NO_PATCH, qkv.data_ptr(), qkv.stride(), y.data_ptr(), y.stride(), threads
+        code, qkv.shape, patch or _NO_PATCH, qkv.data_ptr(), qkv.stride(), y.data_ptr(), y.stride(), threads
     )  # fmt: skip
     if status:
         raise_status(OP, status)
@@ -110,13 +112,11 @@ def _cpu_backward(dy: torch.Tensor, qkv: torch.Tensor, patch: tuple[int, int] | 
 
 
 def _reference_forward(qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
-    y = reference.separable_attention(_wide(qkv), patch)
-    return _output(qkv, y.shape[1]).copy_(y)
+    return dense(reference.separable_attention(_wide(qkv), patch).to(qkv.dtype), is_channels_last(qkv))
 
 
 def _reference_backward(dy: torch.Tensor, qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
-    dqkv = reference.separable_attention_backward(_wide(dy), _wide(qkv), patch)
-    return _output(qkv, qkv.shape[1]).copy_(dqkv)
+    return dense(reference.separable_attention_backward(_wide(dy), _wide(qkv), patch).to(qkv.dtype), is_channels_last(qkv))
 
 
 def _wide(x: torch.Tensor) -> torch.Tensor:
@@ -140,12 +140,12 @@ def _forward(qkv: torch.Tensor, patch_size: list[int] | None = None, *, backend:
 
 def _forward_fake(qkv: torch.Tensor, patch_size: list[int] | None = None, *, backend: str | None = None) -> torch.Tensor:
     _check(OP, qkv, patch_size)
-    return _output(qkv, (qkv.shape[1] - 1) // 2)
+    return empty_in_format(qkv, _size(qkv), is_channels_last(qkv))
 
 
 def _backward(dy: torch.Tensor, qkv: torch.Tensor, patch_size: list[int] | None, backend: str | None) -> torch.Tensor:
     patch = _check(OP, qkv, patch_size)
-    expected = (qkv.shape[0], (qkv.shape[1] - 1) // 2, *qkv.shape[2:])
+    expected = _size(qkv)
     if dy.shape != expected or dy.dtype != qkv.dtype:
         raise ValueError(f"{OP}: dy: expected {qkv.dtype} of shape {expected}, got {dy.dtype} of shape {tuple(dy.shape)}")
     backward = choose(backend, qkv, patch).backward
@@ -154,7 +154,7 @@ def _backward(dy: torch.Tensor, qkv: torch.Tensor, patch_size: list[int] | None,
 
 
 def _backward_fake(dy: torch.Tensor, qkv: torch.Tensor, patch_size: list[int] | None, backend: str | None) -> torch.Tensor:
-    return _output(qkv, qkv.shape[1])
+    return empty_in_format(qkv, tuple(qkv.shape), is_channels_last(qkv))
 
 
 _forward_op = register(OP, "(Tensor qkv, int[]? patch_size=None, *, str? backend=None) -> Tensor", _forward, _forward_fake)

@@ -23,27 +23,15 @@ Status check(const PatchesProblem& p) {
 
 int log2_of(int size) { return size == 1 ? 0 : size == 2 ? 1 : size == 4 ? 2 : 3; }
 
-// A task is one row of one plane: width elements <-> patch_w runs of width / patch_w.
+// A task is one plane.
 template <Direction direction>
 void channels_first(const PatchesProblem& p, int threads) {
     const PatchesKernels& kernels = patches_table.active();
-    const int64_t columns = p.width / p.patch_w, positions = p.height / p.patch_h * columns;
-    const int64_t rows = p.batch * p.channels * p.height, size = p.element_size;
-    // Whole planes a task, so that a task is worth its hand-out.
-    const int64_t planes = p.batch * p.channels;
-    parallel_for(planes, threads_for(2 * rows * p.width * size, planes, threads), [&](int64_t plane) {
-        const int64_t base = plane * p.height * p.width;
-        for (int64_t y = 0; y < p.height; ++y) {
-            const int64_t map = (base + y * p.width) * size;
-            const int64_t runs = (base + y % p.patch_h * p.patch_w * positions + y / p.patch_h * columns) * size;
-            const char* from = static_cast<const char*>(p.from);
-            char* to = static_cast<char*>(p.to);
-            if constexpr (direction == Direction::unfold) {
-                kernels.split_row[log2_of(p.element_size)](from + map, to + runs, columns, p.patch_w, positions);
-            } else {
-                kernels.join_row[log2_of(p.element_size)](from + runs, to + map, columns, p.patch_w, positions);
-            }
-        }
+    const auto kernel = (direction == Direction::unfold ? kernels.unfold : kernels.fold)[log2_of(p.element_size)];
+    const int64_t planes = p.batch * p.channels, plane_bytes = p.height * p.width * p.element_size;
+    const PatchesPlane shape{p.height, p.width, p.patch_h, p.patch_w};
+    parallel_for(planes, threads_for(2 * planes * plane_bytes, planes, threads), [&](int64_t plane) {
+        kernel(shape, static_cast<const char*>(p.from) + plane * plane_bytes, static_cast<char*>(p.to) + plane * plane_bytes);
     });
 }
 

@@ -20,13 +20,16 @@ struct PatchesProblem {
 Status unfold_patches(const PatchesProblem& problem, int threads);
 Status fold_patches(const PatchesProblem& problem, int threads);
 
-// --- what isa/patches.cpp implements: one row of `count` groups of `phases` elements ---
+// --- what isa/patches.cpp implements: one channels-first plane, H x W elements <-> P x N elements ---
+
+struct PatchesPlane {
+    int64_t height, width, patch_h, patch_w;
+};
 
 struct PatchesKernels {
-    // Indexed by log2 of the element size. Element x of the row <-> element x / phases of run x mod phases; runs start `run_stride`
-    // elements apart.
-    void (*split_row[4])(const void* row, void* runs, int64_t count, int64_t phases, int64_t run_stride);
-    void (*join_row[4])(const void* runs, void* row, int64_t count, int64_t phases, int64_t run_stride);
+    // Indexed by log2 of the element size.
+    void (*unfold[4])(const PatchesPlane&, const void* map, void* phases);
+    void (*fold[4])(const PatchesPlane&, const void* phases, void* map);
 };
 
 }  // namespace mvit
