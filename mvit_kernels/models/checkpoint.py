@@ -1,0 +1,227 @@
+"""Checkpoint files of timm, transformers and ml-cvnets, read into and written from our models (or timm's own)."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from . import mobilevit, mobilevitv2
+from .mobilevit import MobileViT
+from .mobilevitv2 import MobileViTv2
+from .names import HEADS, STEMS, Family, Format, family_of, names_in
+
+# Where training programs keep the weights in what they save; averaged ones (EMA) first, which are those they evaluate.
+_WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
+_WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+
+
+class LoadReport(NamedTuple):
+    """What `load_checkpoint(..., strict=False)` didn't find in the file, and didn't use of it, in the file's names."""
+
+    missing: list[str]
+    unexpected: list[str]
+
+
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = True) -> LoadReport:
+    """Load a checkpoint file into `model`, in place; nothing is written unless everything fits.
+
+    The file is safetensors or written by `torch.save` (read with `weights_only`), and has the tensor names of timm,
+    transformers or ml-cvnets; its content tells which. Its weights may be of any floating dtype. A model without classifier
+    ignores the head of a classifier, detector or segmenter in the file. The first convolution of MobileViT v1 takes BGR in
+    transformers and ml-cvnets, RGB in timm and here, so its input channels are swapped.
+
+    strict: False tolerates, and returns, what only the model or only the file has, and a classifier for other classes.
+    Raises FileNotFoundError; ValueError if the file is damaged, is no MobileViT checkpoint or doesn't fit the model.
+    """
+    path = Path(path)
+    state = model.state_dict()
+    family = family_of(state)
+    file = _read(path)
+    names = names_in(file.format, state)
+    expected = _renamed(state, file.format)
+
+    missing = [name for name in expected if name not in file.tensors]
+    unexpected = [name for name in file.tensors if name not in expected]
+    if "head.fc.weight" not in state:
+        unexpected = [name for name in unexpected if name in file.inside and not name.startswith(HEADS[file.format])]
+    misfits = [name for name in expected if name in file.tensors and not _fits(file.tensors[name], expected[name])]
+
+    classifier = [*names.get("head.fc.weight", ()), *names.get("head.fc.bias", ())]
+    if misfits and misfits == classifier:
+        if not strict:
+            missing, misfits = missing + misfits, []
+        elif not missing and not unexpected:
+            raise ValueError(
+                f"load_checkpoint: {path} has {len(file.tensors[misfits[0]])} classes, the model"
+                f" {len(expected[misfits[0]])}; load with strict=False to leave the model's classifier as it is"
+            )
+    if misfits or (strict and (missing or unexpected)):
+        raise ValueError(
+            f"load_checkpoint: {path} ({_variant(file.tensors, file.format)}, in the names of {file.format}) does not fit"
+            f" the model ({_variant(state, 'timm')}): "
+            + _list(
+                missing=missing,
+                unexpected=unexpected,
+                misshaped=[f"{n}: expected {_describe(expected[n])}, got {_describe(file.tensors[n])}" for n in misfits],
+            )
+        )
+
+    values = {}
+    for key, parts in names.items():
+        if set(parts).isdisjoint(missing):
+            tensors = [file.tensors[part] for part in parts]
+            value = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+            values[key] = _turn_colours(key, value, family, file.format)
+    model.load_state_dict(values, strict=False)
+    return LoadReport(missing, unexpected)
+
+
+def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: Format = "timm") -> None:
+    """Write the weights of `model`, in their dtype, with the tensor names of "timm", "transformers" or "ml-cvnets".
+
+    The suffix of `path` says what kind of file: .safetensors, or .pt, .pth or .bin for `torch.save`. An older file is
+    replaced at once or not at all. The first convolution of MobileViT v1 becomes that of the format (see `load_checkpoint`).
+    """
+    path = Path(path)
+    if format not in get_args(Format):
+        raise ValueError(f"save_checkpoint: expected format in {get_args(Format)}, got {format!r}")
+    if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+        raise ValueError(f"save_checkpoint: expected path to end in .safetensors, .pt, .pth or .bin, got {path}")
+    state = model.state_dict()
+    # transformers keeps its classifier beside the network and all else inside.
+    prefix = f"{family_of(state)}." if format == "transformers" else ""
+    tensors = {
+        (name if name.startswith("classifier.") else prefix + name): tensor.cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in _renamed(state, format).items()
+    }
+
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        if path.suffix == ".safetensors":
+            metadata = {"format": "pt", "names": format, "model": _variant(state, "timm")}
+            safetensors.torch.save_file(tensors, draft, metadata)
+        else:
+            torch.save(tensors, draft)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _renamed(state: Mapping[str, torch.Tensor], format: Format) -> dict[str, torch.Tensor]:
+    """Our state_dict as `format` has it, without prefix."""
+    family = family_of(state)
+    renamed: dict[str, torch.Tensor] = {}
+    for key, parts in names_in(format, state).items():
+        value = _turn_colours(key, state[key], family, format)
+        renamed |= zip(parts, value.chunk(len(parts)) if len(parts) > 1 else [value], strict=True)
+    return renamed
+
+
+def _turn_colours(key: str, value: torch.Tensor, family: Family, format: Format) -> torch.Tensor:
+    """Between the colour order of `format` and ours, either way: v1 was trained on BGR images, and timm turned its weights round."""
+    is_bgr = key == "stem.conv.weight" and family == "mobilevit" and format != "timm" and value.shape[1] == 3
+    return value.flip(1) if is_bgr else value
+
+
+def _fits(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    return found.shape == expected.shape and found.is_floating_point() == expected.is_floating_point()
+
+
+def _describe(tensor: torch.Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def _first(items: list[str]) -> str:
+    return ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
+
+
+def _list(**problems: list[str]) -> str:
+    return "; ".join(f"{len(items)} {how} ({_first(items)})" for how, items in problems.items() if items)
+
+
+def _variant(tensors: Mapping[str, torch.Tensor], format: Format) -> str:
+    """The name of the model whose stages these tensors are; they are named as `format` does."""
+    for variant, state in _stages().items():
+        expected = _renamed(state, format)
+        if all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in expected.items()):
+            return variant
+    return "no known variant"
+
+
+@functools.cache
+def _stages() -> dict[str, dict[str, torch.Tensor]]:
+    """Variant -> its state_dict without data and without what follows the stages."""
+    with torch.device("meta"):
+        models: dict[str, nn.Module] = {
+            **{name: MobileViT(config) for name, config in mobilevit.VARIANTS.items()},
+            **{name: MobileViTv2(config) for name, config in mobilevitv2.VARIANTS.items()},
+        }
+    return {
+        variant: {key: value for key, value in model.state_dict().items() if not key.startswith(HEADS["timm"])}
+        for variant, model in models.items()
+    }
+
+
+class _File(NamedTuple):
+    """A checkpoint without its wrappings."""
+
+    format: Format
+    tensors: dict[str, torch.Tensor]  # without the prefix of the network
+    inside: set[str]  # those that had it
+
+
+def _read(path: Path) -> _File:
+    tensors = _unwrap(path, _open(path))
+    stems = [
+        (format, name.removesuffix(stem)) for format, stem in STEMS.items() for name in tensors if name == stem or name.endswith(f".{stem}")
+    ]
+    if len(stems) != 1:
+        what = f"holds {len(stems)} networks" if stems else "holds no MobileViT of timm, transformers or ml-cvnets"
+        raise ValueError(f"load_checkpoint: {path} {what}; its tensors are {_first(list(tensors)) or 'none'}")
+    ((format, prefix),) = stems
+    inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    outside = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
+    return _File(format, {**outside, **inside}, set(inside))
+
+
+def _open(path: Path) -> object:
+    """What a file holds, its kind told by its first bytes."""
+    if not path.is_file():
+        raise FileNotFoundError(f"load_checkpoint: no file {path}")
+    with path.open("rb") as file:
+        start = file.read(9)
+        file.seek(0)
+        try:
+            if start[8:] == b"{":
+                return safetensors.torch.load_file(path)
+            if start.startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle as torch wrote before 1.6
+                # timm's training keeps its options, a Namespace, beside the weights.
+                with torch.serialization.safe_globals([argparse.Namespace]):
+                    return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(f"load_checkpoint: {path} is damaged, or holds other objects than tensors") from error
+        except Exception as error:  # a damaged pickle raises nearly anything
+            reason = str(error).partition("\n")[0]
+            raise ValueError(f"load_checkpoint: {path} is damaged ({type(error).__name__}: {reason})") from error
+    raise ValueError(f"load_checkpoint: {path} is neither a safetensors nor a torch file")
+
+
+def _unwrap(path: Path, content: object) -> dict[str, torch.Tensor]:
+    """The state_dict inside what a training program saved."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"load_checkpoint: expected a state_dict in {path}, got a {type(content).__name__}")
+    content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    tensors = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
+    for prefix in _WRAPPER_PREFIXES:
+        if all(name.startswith(prefix) for name in tensors):
+            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
