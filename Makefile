@@ -21,6 +21,7 @@ test: lint $(VENV)/dev.stamp
 # What takes longer: every model variant, sanitizers, installation from scratch. Under an hour.
 test-all: asan $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -m "slow and not gpu"
+	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-disable
 
 asan:
 	$(MAKE) --no-print-directory -C csrc test SANITIZE=address,undefined
@@ -32,7 +33,7 @@ lint: $(VENV)/dev.stamp
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc python -name '*.h' -o -name '*.cpp')
 
 bench: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q benchmarks --benchmark-only
+	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-quiet --results benchmarks/results
 
 $(VENV)/deps.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

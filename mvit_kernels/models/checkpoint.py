@@ -14,6 +14,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from mvit_kernels.files import replace_file
+
 from . import mobilevit, mobilevitv2
 from .mobilevit import MobileViT
 from .mobilevitv2 import MobileViTv2
@@ -104,16 +106,11 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: Form
         for name, tensor in _renamed(state, format).items()
     }
 
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if path.suffix == ".safetensors":
-            metadata = {"format": "pt", "names": format, "model": _variant(state, "timm")}
-            safetensors.torch.save_file(tensors, draft, metadata)
-        else:
-            torch.save(tensors, draft)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    if path.suffix == ".safetensors":
+        metadata = {"format": "pt", "names": format, "model": _variant(state, "timm")}
+        replace_file(path, lambda draft: safetensors.torch.save_file(tensors, draft, metadata))
+    else:
+        replace_file(path, lambda draft: torch.save(tensors, draft))
 
 
 def _renamed(state: Mapping[str, torch.Tensor], format: Format) -> dict[str, torch.Tensor]:

@@ -1,0 +1,48 @@
+"""The conditions of a measurement: without them a time means nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mvit_kernels as mk
+
+
+def cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def conditions(command: str) -> dict[str, Any]:
+    """Machine, threads, versions, date (UTC) and the command, with values that JSON holds."""
+    cpu = mk.backends()["cpu"]
+    return {
+        "command": command,
+        "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
+        "cpu": cpu_model(),
+        "cores": usable_cores(),
+        "threads": torch.get_num_threads(),
+        "cpu_backend": cpu.detail if cpu.usable else f"unavailable: {cpu.reason}",
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "mvit_kernels": mk.__version__,
+    }
+
+
+def machine_line(conditions: dict[str, Any]) -> str:
+    return (
+        f"{conditions['cpu']}, {conditions['threads']} of {conditions['cores']} cores, kernels {conditions['cpu_backend']}, "
+        f"torch {conditions['torch']}, mvit_kernels {conditions['mvit_kernels']}, {conditions['date']}"
+    )

@@ -1,0 +1,50 @@
+"""Tables on stdout, warnings on stderr, files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+_WIDTH_OF_FILES = 150
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
+    """Print a table to stdout. The first `left` columns are text, the others numbers; a first cell like the one above it is left out."""
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
+    for index, column in enumerate(columns):
+        text = index < left
+        table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
+    above = None
+    for row in rows:
+        table.add_row("" if row[0] == above else row[0], *row[1:])
+        above = row[0]
+    width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
+    console = Console(file=sys.stdout, width=width, markup=False, highlight=False)
+    console.print(title, style="bold")
+    console.print(table)
+    console.print()
+
+
+def warn(text: str) -> None:
+    print(f"WARNING: {text}", file=sys.stderr)
+
+
+def json_text(document: dict[str, Any]) -> str:
+    return json.dumps(document, indent=2, allow_nan=False) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file at once or not at all."""
+    from mvit_kernels.files import replace_file
+
+    def write(draft: Path) -> None:
+        draft.write_text(text)
+
+    replace_file(path, write)

@@ -1,0 +1,307 @@
+"""The command line: what it prints, what it writes, and how it fails."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from dataclasses import MISSING, fields
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import mvit_kernels as mk
+from mvit_kernels import checkpoints
+from mvit_kernels.cli import SUBCOMMANDS, main
+from mvit_kernels.cli.compare import VARIANTS, Variant, compare
+from mvit_kernels.cli.timing import Timing, interleaved
+from mvit_kernels.data import evaluation_view, read_image
+from mvit_kernels.training import TrainConfig
+from mvit_kernels.training.state import save_weights
+
+MODEL = "mobilevitv2_050"
+CLASSES = ("cat", "[bold]dog[/bold]", "flower")
+
+
+@pytest.fixture(autouse=True)
+def _keep_threads():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    """The same picture as PNG and JPEG."""
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    paths = [tmp_path / "picture.png", tmp_path / "picture.jpg"]
+    for path in paths:
+        Image.fromarray(pixels).save(path)
+    return paths
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    path = tmp_path / "model.safetensors"
+    weights = mk.create_model(MODEL, num_classes=len(CLASSES)).state_dict()
+    save_weights(path, weights, {"model": MODEL, "class_names": json.dumps(CLASSES), "num_classes": "3", "size": "64"})
+    return path
+
+
+def _json(capsys, *argv):
+    """The document of a call that succeeds; stdout holds nothing else."""
+    assert main([*map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def _complaint(capsys, *argv):
+    """The one line of a call that fails; stdout stays empty."""
+    try:
+        code = main([*map(str, argv)])
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("mvit-kernels")
+    return err
+
+
+# --- info ---
+
+
+def test_info_says_what_is_usable(capsys):
+    document = _json(capsys, "info")
+    assert document["backends"] == {name: vars(backend) for name, backend in mk.backends().items()}
+    assert document["conditions"]["threads"] == torch.get_num_threads()
+    assert document["conditions"]["torch"] == torch.__version__
+    assert document["conditions"]["command"] == "mvit-kernels info --json"
+    assert document["models"] == mk.list_models()
+
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    for name, backend in mk.backends().items():
+        assert name in text
+        assert (backend.detail or backend.reason) in text
+
+
+def test_info_without_native_kernels(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "mvit_kernels._cpu", None)
+    monkeypatch.delattr(mk, "_cpu", raising=False)
+    monkeypatch.setattr(mk, "backends", lambda: {**mk.ops.backends(), "cpu": mk.BackendInfo(False, reason="it was not built")})
+    assert _json(capsys, "info")["isas"] is None
+    assert main(["info"]) == 0
+    text = capsys.readouterr().out
+    assert "it was not built" in text
+    assert "install a C++20 compiler" in text
+
+
+# --- run ---
+
+
+def test_run_predicts_what_the_model_does(capsys, photograph, checkpoint):
+    document = _json(capsys, "run", *photograph, "--checkpoint", checkpoint, "--topk", 2)
+    assert (document["model"], document["size"], document["trained"]) == (MODEL, 64, True)
+    model = mk.create_model(MODEL, num_classes=3, checkpoint=checkpoint).eval()
+    for path, image in zip(photograph, document["images"], strict=True):
+        with torch.inference_mode():
+            expected = model(evaluation_view(read_image(path), 64)[None])[0].softmax(0)
+        assert image["path"] == str(path)
+        classes = [prediction["class"] for prediction in image["predictions"]]
+        assert classes == expected.topk(2).indices.tolist()
+        assert [prediction["name"] for prediction in image["predictions"]] == [CLASSES[i] for i in classes]
+        found = torch.tensor([prediction["probability"] for prediction in image["predictions"]])
+        torch.testing.assert_close(found, expected[classes])
+
+
+def test_run_prints_class_names_as_they_are(capsys, photograph, checkpoint):
+    assert main(["run", str(photograph[0]), "--checkpoint", str(checkpoint), "--topk", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert all(name in out for name in CLASSES)
+    assert "WARNING" not in err
+
+
+def test_run_without_a_checkpoint_warns(capsys, photograph):
+    argv = ["run", str(photograph[0]), "--model", MODEL, "--size", "64", "--backend", "reference"]
+    document = _json(capsys, *argv)
+    assert document["trained"] is False
+    assert len(document["images"][0]["predictions"]) == 5
+    assert main(argv) == 0
+    out, err = capsys.readouterr()
+    assert "UNTRAINED" in out
+    assert "UNTRAINED" in err
+
+
+def test_run_complains(capsys, tmp_path, photograph, checkpoint):
+    picture, text = photograph[0], tmp_path / "text.png"
+    text.write_text("not an image")
+    damaged = tmp_path / "damaged.safetensors"
+    damaged.write_bytes(checkpoint.read_bytes()[:1000])
+    nowhere = tmp_path / "nowhere"
+
+    assert f"No such file or directory: {nowhere}" in _complaint(capsys, "run", picture, nowhere, "--model", MODEL)
+    assert str(text) in _complaint(capsys, "run", picture, text, "--model", MODEL)
+    assert "mobilevit_xxs" in _complaint(capsys, "run", picture, "--model", "mobilevit_xsx")
+    assert "--model" in _complaint(capsys, "run", picture)
+    assert "--topk: expected at most 3" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--topk", 4)
+    assert "--topk: expected a positive" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--topk", 0)
+    assert "'gpu'" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--backend", "gpu")
+    assert str(damaged) in _complaint(capsys, "run", picture, "--checkpoint", damaged)
+    assert str(nowhere) in _complaint(capsys, "run", picture, "--checkpoint", nowhere)
+    assert "1000" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--num-classes", 1000)
+    assert "does not fit" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--model", "mobilevitv2_100")
+
+
+# --- bench and its timing ---
+
+
+def test_interleaved_takes_turns():
+    calls = []
+    times = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=4, warmup=1, calls=2)
+    rounds = ["".join(calls[i : i + 6]) for i in range(0, len(calls), 6)]
+    assert rounds == ["ccaabb", "aabbcc", "bbccaa", "ccaabb", "aabbcc"]
+    assert {name: len(time.samples) for name, time in times.items()} == {"a": 4, "b": 4, "c": 4}
+
+
+def test_timing_statistics():
+    assert (Timing((3.0, 1.0, 2.0, 10.0)).minimum, Timing((3.0, 1.0, 2.0, 10.0)).median) == (1.0, 2.5)
+    assert Timing((1.0, 2.0, 3.0, 4.0, 5.0)).spread == 2.0
+    assert Timing((1.0,)).spread == 0.0
+
+
+def test_compare_sees_a_difference():
+    """A variant that computes something else is told from one that doesn't, over all inputs."""
+    model = mk.create_model(MODEL, num_classes=4).eval()
+    variants = (VARIANTS[0], Variant("off by 0.5", lambda network: lambda x: network(x) + 0.5 * (x.mean() > 0)))
+    exact, off = compare(model, [torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)], variants, rounds=1, warmup=0)
+    assert exact["max_difference"] == 0
+    assert off["max_difference"] == pytest.approx(0.5)
+    assert exact["speedup"] == 1
+    assert off["speedup"] == pytest.approx(exact["median_ms"] / off["median_ms"])
+
+
+def test_bench_writes_results(capsys, tmp_path):
+    argv = ["bench", "--model", f"{MODEL},mobilevit_xxs", "--img-size", 64, "--batch-size", 2, "--num-warm-iter", 0]
+    argv += ["--num-bench-iter", 1, "--threads", 1]
+    results = tmp_path / "results.json"
+    document = _json(capsys, *argv, "--channels-last", "--results-file", results)
+    assert json.loads(results.read_text()) == document
+    assert document["conditions"]["threads"] == 1
+    variants = [variant.name for variant in VARIANTS if variant.channels_last]
+    assert [(row["model"], row["variant"]) for row in document["results"]] == [
+        (model, variant) for model in (MODEL, "mobilevit_xxs") for variant in variants
+    ]
+    for row in document["results"]:
+        assert 0 < row["min_ms"] <= row["median_ms"]
+        assert row["max_difference"] <= 1e-5 * row["logit_range"]
+        assert row["infer_samples_per_sec"] == pytest.approx(2000 / row["median_ms"])
+
+    results = tmp_path / "results.csv"
+    assert main([*map(str, argv), "--precision", "bfloat16", "--results-file", str(results)]) == 0
+    with results.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["variant"] for row in rows[:2]] == [variant.name for variant in VARIANTS if not variant.channels_last]
+    assert all(row["precision"] == "bfloat16" and row["torch"] == torch.__version__ for row in rows)
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "results.csv", tmp_path / "results.json"]
+    assert "PyTorch eager" in capsys.readouterr().out
+
+
+def test_bench_complains(capsys, tmp_path):
+    assert "mobilevitv2_050" in _complaint(capsys, "bench", "--model", "mobilevit_xxs,mobilevitv2_05")
+    assert "--batch-size" in _complaint(capsys, "bench", "--model", MODEL, "--batch-size", "many")
+    assert "--precision" in _complaint(capsys, "bench", "--model", MODEL, "--precision", "int3")
+    assert "--torchcompile" in _complaint(capsys, "bench", "--model", MODEL, "--torchcompile", "nonsense")
+    for path in (tmp_path / "results.txt", tmp_path / "nowhere" / "results.csv"):
+        assert str(path) in _complaint(capsys, "bench", "--model", MODEL, "--results-file", path)
+
+
+# --- train ---
+
+
+def test_train_has_a_flag_for_every_field(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--help"])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in fields(TrainConfig):
+        assert f"--{field.name.replace('_', '-')} " in text
+        if field.default not in (MISSING, None) and not isinstance(field.default, bool):
+            assert f"(default: {field.default})" in text
+
+
+def test_train_then_run(capsys, tmp_path, photograph):
+    argv = ["--samples", 8, "--heldout-samples", 4, "--size", 96, "--batch-size", 4, "--steps", 2]
+    document = _json(capsys, "train", "--model", MODEL, "--output", tmp_path / "run", *argv)
+    assert document["weights"] == str(tmp_path / "run" / "model.safetensors")
+    assert (document["steps"], document["heldout_samples"]) == (2, 4)
+    (image,) = _json(capsys, "run", photograph[0], "--checkpoint", document["weights"], "--topk", 1)["images"]
+    assert "left" in image["predictions"][0]["name"] or "right" in image["predictions"][0]["name"]
+
+
+def test_train_complains(capsys, tmp_path):
+    output = tmp_path / "run"
+    assert "--output" in _complaint(capsys, "train", "--model", MODEL)
+    assert "lr" in _complaint(capsys, "train", "--model", MODEL, "--output", output, "--lr", -1)
+    assert str(tmp_path) in _complaint(capsys, "train", "--model", MODEL, "--output", output, "--data", tmp_path / "nowhere")
+    assert not output.exists()
+
+
+# --- demo ---
+
+
+def test_demo(capsys, tmp_path):
+    document = _json(capsys, "demo", "--images", 20, "--rounds", 1, "--out", tmp_path)
+    assert json.loads((tmp_path / "demo.json").read_text()) == document
+    with Image.open(tmp_path / "demo.png") as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 1000
+    assert [each["model"] for each in document["standin"]] == list(checkpoints.SHIPPED)
+    for each in document["standin"]:
+        assert each["images"] == 20
+        assert each["accuracy_pytorch"] > 0.5
+        assert each["agreement"] == 1
+        assert each["accuracy_swapped"] == each["accuracy_pytorch"]
+    for row in document["table"]:
+        assert row["trained"] == (row["model"] in checkpoints.SHIPPED)
+        assert row["max_difference"] <= 1e-5 * row["logit_range"]
+    variants = [variant.name for variant in VARIANTS]
+    assert [row["variant"] for row in document["table"]] == 4 * variants
+
+
+def test_demo_says_which_packages_it_lacks(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "sklearn and matplotlib: pip install mvit_kernels[demo]" in _complaint(capsys, "demo", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+# --- the program ---
+
+
+def test_help_names_every_subcommand(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in SUBCOMMANDS)
+
+
+def test_unknown_subcommands_and_flags(capsys):
+    assert "required" in _complaint(capsys)
+    assert "'fly'" in _complaint(capsys, "fly")
+    assert "--fast" in _complaint(capsys, "info", "--fast")
+
+
+def test_module_and_exit_codes(tmp_path):
+    def call(*argv):
+        return subprocess.run([sys.executable, "-m", "mvit_kernels", *argv], capture_output=True, text=True, timeout=120, check=False)
+
+    good = call("info", "--json")
+    assert good.returncode == 0
+    assert json.loads(good.stdout)["conditions"]["mvit_kernels"] == mk.__version__
+    bad = call("run", str(tmp_path / "nowhere.png"), "--model", MODEL)
+    assert (bad.returncode, bad.stdout) == (2, "")
+    assert bad.stderr.splitlines() == [f"mvit-kernels run: No such file or directory: {tmp_path / 'nowhere.png'}"]
