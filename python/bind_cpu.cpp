@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/core/isa.h"
+#include "cpu/ops/group_norm.h"
 #include "cpu/ops/patches.h"
 #include "cpu/ops/separable_attention.h"
 
@@ -54,6 +55,35 @@ int patches(int element_size, const Sizes& map_size, std::array<int64_t, 2> patc
     return static_cast<int>(function(p, threads));
 }
 
+const float* floats(uintptr_t address) { return static_cast<const float*>(pointer(address)); }
+
+int norm(int dtype, bool channels_last, const Sizes& size, uintptr_t x, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
+         int threads) {
+    GroupNormProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.channels_last = channels_last;
+    p.batch = size[0], p.channels = size[1], p.positions = size[2] * size[3];
+    p.eps = eps;
+    p.weight = floats(weight), p.bias = floats(bias);
+    p.x = pointer(x), p.y = pointer(y);
+    py::gil_scoped_release release;
+    return static_cast<int>(group_norm(p, threads));
+}
+
+int norm_backward(int dtype, bool channels_last, const Sizes& size, uintptr_t dy, uintptr_t x, uintptr_t weight, float eps, uintptr_t dx,
+                  uintptr_t dweight, uintptr_t dbias, int threads) {
+    GroupNormProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.channels_last = channels_last;
+    p.batch = size[0], p.channels = size[1], p.positions = size[2] * size[3];
+    p.eps = eps;
+    p.weight = floats(weight);
+    p.x = pointer(x), p.dy = pointer(dy), p.dx = pointer(dx);
+    p.dweight = static_cast<float*>(pointer(dweight)), p.dbias = static_cast<float*>(pointer(dbias));
+    py::gil_scoped_release release;
+    return static_cast<int>(group_norm_backward(p, threads));
+}
+
 std::vector<std::string> isas(bool (*holds)(Isa)) {
     std::vector<std::string> names;
     for (int level = 0; level < isa_count; ++level)
@@ -77,6 +107,8 @@ PYBIND11_MODULE(_cpu, m) {
 
     m.def("separable_attention", attention);
     m.def("separable_attention_backward", attention_backward);
+    m.def("group_norm", norm);
+    m.def("group_norm_backward", norm_backward);
     m.def("unfold_patches", patches<unfold_patches>);
     m.def("fold_patches", patches<fold_patches>);
 }

@@ -48,7 +48,7 @@ def register_autograd(op: Any, run: Callable[..., Any], setup: Callable[..., Non
             return (None, *backward(ctx, *grads))
 
     def autograd(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() and args[0].requires_grad:
+        if torch.is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
             return Gradient.apply(kwargs, *args)
         if type(args[0]) is torch.Tensor and torch._C._len_torch_dispatch_stack() == 0:
             return run(*args, **kwargs)

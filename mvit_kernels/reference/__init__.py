@@ -1,5 +1,6 @@
 """Every op in plain torch: the definition that kernels, tests and benchmarks are held against. Runs in any dtype, float64 included."""
 
+from .group_norm import group_norm, group_norm_backward
 from .inverted_residual import inverted_residual, inverted_residual_tiled
 from .patches import fold_patches, unfold_patches
 from .separable_attention import separable_attention, separable_attention_backward
@@ -7,6 +8,8 @@ from .separable_attention_block import separable_attention_block, separable_atte
 
 __all__ = [
     "fold_patches",
+    "group_norm",
+    "group_norm_backward",
     "inverted_residual",
     "inverted_residual_tiled",
     "separable_attention",

@@ -1,0 +1,208 @@
+#include "cpu/ops/group_norm.h"
+
+#include <cmath>
+#include <new>
+#include <vector>
+
+#include "cpu/core/isa.h"
+#include "cpu/core/parallel.h"
+
+namespace mvit {
+
+MVIT_ISA_TABLE(GroupNormKernels, group_norm)
+
+namespace {
+
+constexpr int64_t tile = 4096;           // values of which one Statistics is made: 16 KB of float32
+constexpr int64_t pixels_a_block = 128;  // pixels whose channel sums are added in float32 before they are combined in float64
+
+struct Moments {
+    Centre mean;
+    double inverse_sigma;
+};
+
+size_t size(int64_t n) { return static_cast<size_t>(n); }
+int code(const GroupNormProblem& p) { return static_cast<int>(p.dtype); }
+int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
+const char* at(const void* data, const GroupNormProblem& p, int64_t element) {
+    return static_cast<const char*>(data) + element * element_size(p.dtype);
+}
+char* at(void* data, const GroupNormProblem& p, int64_t element) { return static_cast<char*>(data) + element * element_size(p.dtype); }
+
+Status check(const GroupNormProblem& p) {
+    if (p.batch < 0 || p.channels < 0 || p.positions < 0) return Status::bad_shape;
+    return Status::ok;
+}
+
+// `tensors`: how many of the size of x a task reads or writes its share of.
+int threads_of(const GroupNormProblem& p, int64_t tensors, int64_t tasks, int threads) {
+    return threads_for(tensors * p.batch * p.channels * p.positions * element_size(p.dtype), tasks, threads);
+}
+
+int64_t pieces(int64_t count, int64_t piece) { return (count + piece - 1) / piece; }
+int64_t at_most(int64_t left, int64_t piece) { return left < piece ? left : piece; }
+
+// Channels first: body(plane, image, channel, first element) for each plane of `positions` elements.
+template <class Body>
+void each_plane(const GroupNormProblem& p, int64_t tensors, int threads, const Body& body) {
+    const int64_t planes = p.batch * p.channels;
+    parallel_for(planes, threads_of(p, tensors, planes, threads),
+                 [&](int64_t plane) { body(plane, plane / p.channels, plane % p.channels, plane * p.positions); });
+}
+
+// Channels last: body(block, image, first element, pixels) for each block of at most pixels_a_block pixels.
+template <class Body>
+void each_block(const GroupNormProblem& p, int64_t tensors, int threads, const Body& body) {
+    const int64_t an_image = pieces(p.positions, pixels_a_block), blocks = p.batch * an_image;
+    parallel_for(blocks, threads_of(p, tensors, blocks, threads), [&](int64_t block) {
+        const int64_t image = block / an_image, first = block % an_image * pixels_a_block;
+        body(block, image, (image * p.positions + first) * p.channels, at_most(p.positions - first, pixels_a_block));
+    });
+}
+
+std::vector<Moments> moments_of(const GroupNormProblem& p, const GroupNormKernels& kernels, int threads) {
+    const int64_t count = p.channels * p.positions, an_image = pieces(count, tile), tiles = p.batch * an_image;
+    std::vector<Statistics> parts(size(tiles));
+    parallel_for(tiles, threads_of(p, 1, tiles, threads), [&](int64_t i) {
+        const int64_t image = i / an_image, first = i % an_image * tile;
+        parts[size(i)] = kernels.statistics[code(p)](at(p.x, p, image * count + first), at_most(count - first, tile));
+    });
+    std::vector<Moments> moments(size(p.batch));
+    for (int64_t image = 0; image < p.batch; ++image) {
+        const Statistics* part = parts.data() + image * an_image;
+        Statistics whole = part[0];
+        for (int64_t i = 1; i < an_image; ++i) {
+            const double delta = part[i].mean - whole.mean, both = whole.count + part[i].count;
+            whole.mean += delta * part[i].count / both;
+            whole.m2 += part[i].m2 + delta * delta * whole.count * part[i].count / both;
+            whole.count = both;
+        }
+        const float high = static_cast<float>(whole.mean);
+        const float low = static_cast<float>(whole.mean - static_cast<double>(high));
+        moments[size(image)] = {{high, low}, 1.0 / std::sqrt(whole.m2 / whole.count + static_cast<double>(p.eps))};
+    }
+    return moments;
+}
+
+// weight / sigma, a value an image and channel.
+std::vector<float> scales_of(const GroupNormProblem& p, const std::vector<Moments>& moments) {
+    std::vector<float> scales(size(p.batch * p.channels));
+    for (int64_t i = 0; i < p.batch * p.channels; ++i)
+        scales[size(i)] = static_cast<float>(moments[size(i / p.channels)].inverse_sigma * static_cast<double>(p.weight[i % p.channels]));
+    return scales;
+}
+
+void forward(const GroupNormProblem& p, int threads) {
+    const GroupNormKernels& kernels = group_norm_table.active();
+    const std::vector<Moments> moments = moments_of(p, kernels, threads);
+    const std::vector<float> scales = scales_of(p, moments);
+    if (!p.channels_last) {
+        each_plane(p, 2, threads, [&](int64_t plane, int64_t image, int64_t c, int64_t begin) {
+            kernels.normalize_plane[code(p)](at(p.x, p, begin), at(p.y, p, begin), p.positions, moments[size(image)].mean,
+                                             scales[size(plane)], p.bias[c]);
+        });
+    } else {
+        each_block(p, 2, threads, [&](int64_t, int64_t image, int64_t begin, int64_t pixels) {
+            kernels.normalize_pixels[code(p)](at(p.x, p, begin), at(p.y, p, begin), pixels, p.channels, moments[size(image)].mean,
+                                              scales.data() + image * p.channels, p.bias);
+        });
+    }
+}
+
+// sums[image][2][channel]: sum dy and sum dy (x - mean), in float64.
+std::vector<double> channel_sums(const GroupNormProblem& p, const GroupNormKernels& kernels, const std::vector<Moments>& moments,
+                                 int threads) {
+    std::vector<double> sums(size(p.batch * 2 * p.channels), 0.0);
+    if (!p.channels_last) {
+        each_plane(p, 2, threads, [&](int64_t, int64_t image, int64_t c, int64_t begin) {
+            double* total = sums.data() + image * 2 * p.channels + c;
+            for (int64_t first = 0; first < p.positions; first += tile) {
+                float part[2];
+                kernels.sum_plane[code(p)](at(p.x, p, begin + first), at(p.dy, p, begin + first), at_most(p.positions - first, tile),
+                                           moments[size(image)].mean, part);
+                total[0] += static_cast<double>(part[0]);
+                total[p.channels] += static_cast<double>(part[1]);
+            }
+        });
+        return sums;
+    }
+    const int64_t an_image = pieces(p.positions, pixels_a_block), width = 2 * p.channels;
+    std::vector<float> parts(size(p.batch * an_image * width));
+    each_block(p, 2, threads, [&](int64_t block, int64_t image, int64_t begin, int64_t pixels) {
+        kernels.sum_pixels[code(p)](at(p.x, p, begin), at(p.dy, p, begin), pixels, p.channels, moments[size(image)].mean,
+                                    parts.data() + block * width);
+    });
+    for (int64_t block = 0; block < p.batch * an_image; ++block)
+        for (int64_t i = 0; i < width; ++i) sums[size(block / an_image * width + i)] += static_cast<double>(parts[size(block * width + i)]);
+    return sums;
+}
+
+void backward(const GroupNormProblem& p, int threads) {
+    const GroupNormKernels& kernels = group_norm_table.active();
+    const std::vector<Moments> moments = moments_of(p, kernels, threads);
+    const std::vector<double> sums = channel_sums(p, kernels, moments, threads);
+    const std::vector<float> scales = scales_of(p, moments);
+    const double count = static_cast<double>(p.channels * p.positions);
+
+    std::vector<float> shifts(size(p.batch)), slopes(size(p.batch));
+    std::vector<double> dweight(size(p.channels), 0.0), dbias(size(p.channels), 0.0);
+    for (int64_t image = 0; image < p.batch; ++image) {
+        const double inverse = moments[size(image)].inverse_sigma;
+        const double* plain = sums.data() + image * 2 * p.channels;
+        double s1 = 0.0, s2 = 0.0;
+        for (int64_t c = 0; c < p.channels; ++c) {
+            const double weight = static_cast<double>(p.weight[c]), weighted = plain[p.channels + c] * inverse;
+            dbias[size(c)] += plain[c];
+            dweight[size(c)] += weighted;
+            s1 += weight * plain[c];
+            s2 += weight * weighted;
+        }
+        shifts[size(image)] = static_cast<float>(-s1 / count * inverse);
+        slopes[size(image)] = static_cast<float>(-s2 / count * inverse * inverse);
+    }
+    for (int64_t c = 0; c < p.channels; ++c) {
+        p.dweight[c] = static_cast<float>(dweight[size(c)]);
+        p.dbias[c] = static_cast<float>(dbias[size(c)]);
+    }
+
+    if (!p.channels_last) {
+        each_plane(p, 3, threads, [&](int64_t plane, int64_t image, int64_t, int64_t begin) {
+            kernels.gradient_plane[code(p)](at(p.x, p, begin), at(p.dy, p, begin), at(p.dx, p, begin), p.positions,
+                                            moments[size(image)].mean, scales[size(plane)], shifts[size(image)], slopes[size(image)]);
+        });
+    } else {
+        each_block(p, 3, threads, [&](int64_t, int64_t image, int64_t begin, int64_t pixels) {
+            kernels.gradient_pixels[code(p)](at(p.x, p, begin), at(p.dy, p, begin), at(p.dx, p, begin), pixels, p.channels,
+                                             moments[size(image)].mean, scales.data() + image * p.channels, shifts[size(image)],
+                                             slopes[size(image)]);
+        });
+    }
+}
+
+}  // namespace
+
+Status group_norm(const GroupNormProblem& p, int threads) {
+    if (const Status status = check(p); status != Status::ok) return status;
+    if (p.batch == 0 || p.channels == 0 || p.positions == 0) return Status::ok;
+    try {
+        forward(p, threads);
+    } catch (const std::bad_alloc&) {
+        return Status::out_of_memory;
+    }
+    return Status::ok;
+}
+
+Status group_norm_backward(const GroupNormProblem& p, int threads) {
+    if (const Status status = check(p); status != Status::ok) return status;
+    for (int64_t c = 0; c < p.channels; ++c) p.dweight[c] = p.dbias[c] = 0.0f;
+    if (p.batch == 0 || p.channels == 0 || p.positions == 0) return Status::ok;
+    try {
+        backward(p, threads);
+    } catch (const std::bad_alloc&) {
+        return Status::out_of_memory;
+    }
+    return Status::ok;
+}
+
+}  // namespace mvit

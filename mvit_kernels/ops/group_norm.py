@@ -1,0 +1,175 @@
+"""GroupNorm with one group (arXiv 1803.08494, equation 2): schema, checks, fake, backward and backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import FLOAT_CODES, FLOAT_DTYPES, dense, empty_in_format, is_channels_last, raise_status, register, register_autograd
+
+OP = "group_norm"
+
+
+def group_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None) -> torch.Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over all channels and positions of an image.
+
+    Args:
+        x: (B, C, H, W) float32, bfloat16, float16 or float64; contiguous, channels_last or any other strides.
+        weight, bias: (C,), float32 or the dtype of x. Statistics and arithmetic are float32 (float64 of a float64 x).
+        eps: added to the variance.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (B, C, H, W), dtype and memory format of x.
+
+    Raises:
+        TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.
+
+    Source: Group Normalization, arXiv 1803.08494, equation 2, with one group; "layer_norm_2d" of MobileViTv2 (arXiv 2206.02680).
+    """
+    checks.is_tensor(OP, "x", x)
+    checks.is_tensor(OP, "weight", weight)
+    checks.is_tensor(OP, "bias", bias)
+    if backend is None:  # a keyword costs the dispatcher time
+        return _forward_op(x, weight, bias, eps)
+    return _forward_op(x, weight, bias, eps, backend=backend)
+
+
+def _check(x: torch.Tensor, **channelwise: torch.Tensor) -> None:
+    checks.tensor(OP, "x", x, 4, FLOAT_DTYPES)
+    for name, value in channelwise.items():
+        checks.tensor(OP, name, value, 1, (torch.float32, x.dtype))
+        if value.shape[0] != x.shape[1]:
+            raise ValueError(f"{OP}: {name}: expected one value for each of {x.shape[1]} channels, got {value.shape[0]}")
+        if value.device != x.device:
+            raise ValueError(f"{OP}: {name}: expected device {x.device}, got {value.device}")
+
+
+# --- backends ---
+
+
+def _cpu_refuse(x: torch.Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    if not x.is_cpu:
+        return f"x is on {x.device}"
+    if x.dtype not in FLOAT_CODES:
+        return f"it has no kernel for {x.dtype}"
+    return None
+
+
+def _single(value: torch.Tensor) -> torch.Tensor:
+    return value.to(torch.float32).contiguous()
+
+
+def _cpu_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    channels_last, size = is_channels_last(x), x.shape
+    x, weight, bias = dense(x, channels_last), _single(weight), _single(bias)
+    y = empty_in_format(x, tuple(size), channels_last)
+    code, threads = FLOAT_CODES[x.dtype], torch.get_num_threads()
+    status = native.group_norm(
+        code, channels_last, size, x.data_ptr(), weight.data_ptr(), bias.data_ptr(), eps, y.data_ptr(), threads
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y
+
+
+def _cpu_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+    channels_last, size, dtype = is_channels_last(x), x.shape, weight.dtype
+    x, dy, weight = dense(x, channels_last), dense(dy, channels_last), _single(weight)
+    dx = empty_in_format(x, tuple(size), channels_last)
+    dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
+    code, threads = FLOAT_CODES[x.dtype], torch.get_num_threads()
+    status = native.group_norm_backward(
+        code, channels_last, size, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), eps, dx.data_ptr(), dweight.data_ptr(),
+        dbias.data_ptr(), threads,
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return dx, dweight.to(dtype), dbias.to(dtype)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _reference_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    wide = _wide(x)
+    return dense(reference.group_norm(wide, weight.to(wide.dtype), bias.to(wide.dtype), eps).to(x.dtype), is_channels_last(x))
+
+
+def _reference_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+    wide = _wide(x)
+    dx, dweight, dbias = reference.group_norm_backward(_wide(dy), wide, weight.to(wide.dtype), eps)
+    return dense(dx.to(x.dtype), is_channels_last(x)), dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+choose = Choice(
+    OP,
+    cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
+    reference=Implementation(_reference_forward, _reference_backward),
+)
+
+
+# --- registration ---
+
+
+def _forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None) -> torch.Tensor:
+    _check(x, weight=weight, bias=bias)
+    return choose(backend, x).forward(x, weight, bias, eps)
+
+
+def _forward_fake(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None
+) -> torch.Tensor:
+    _check(x, weight=weight, bias=bias)
+    return empty_in_format(x, tuple(x.shape), is_channels_last(x))
+
+
+def _backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str | None) -> tuple[torch.Tensor, ...]:
+    _check(x, weight=weight)
+    if dy.shape != x.shape or dy.dtype != x.dtype:
+        raise ValueError(f"{OP}: dy: expected {x.dtype} of shape {tuple(x.shape)}, got {dy.dtype} of shape {tuple(dy.shape)}")
+    backward = choose(backend, x).backward
+    assert backward is not None
+    return backward(dy, x, weight, eps)
+
+
+def _backward_fake(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str | None) -> tuple[torch.Tensor, ...]:
+    return empty_in_format(x, tuple(x.shape), is_channels_last(x)), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+
+
+_forward_op = register(
+    OP, "(Tensor x, Tensor weight, Tensor bias, float eps=1e-05, *, str? backend=None) -> Tensor", _forward, _forward_fake
+)
+_backward_op = register(
+    f"{OP}_backward",
+    "(Tensor dy, Tensor x, Tensor weight, float eps, str? backend) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None) -> None:
+    ctx.save_for_backward(x, weight)
+    ctx.eps, ctx.bias_dtype = eps, bias.dtype
+    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
+
+
+def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
+        wide = _wide(x)
+        dx, dweight, dbias = reference.group_norm_backward(_wide(dy), wide, weight.to(wide.dtype), ctx.eps)
+        return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(ctx.bias_dtype), None
+    dx, dweight, dbias = _backward_op(dy, x, weight, ctx.eps, ctx.backend)
+    return dx, dweight, dbias.to(ctx.bias_dtype), None
+
+
+register_autograd(_forward_op, _forward, _setup, _gradient)
