@@ -1,10 +1,12 @@
-# Each target makes the virtual environment .venv and installs what it needs. `make PYTHON=python3.12 TORCH=torch==2.11.0 demo` chooses others.
+# Each target makes the virtual environment .venv, when there is none, and installs what it needs: `make PYTHON=python3.12 TORCH=torch==2.11.0 demo`
+# chooses others for a new one.
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-SOURCES := setup.py pyproject.toml $(shell find csrc/cpu python -name '*.cpp' -o -name '*.h' -o -name flags.txt)
+SOURCES := setup.py pyproject.toml csrc/flags.txt csrc/cpu/isa/flags.txt \
+	$(shell find csrc/cpu python -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo build test test-all lint asan bench clean
 
@@ -16,6 +18,7 @@ build: $(VENV)/native.stamp
 # The suite of a developer: under 8 minutes on 2 cores.
 test: lint $(VENV)/dev.stamp
 	$(MAKE) --no-print-directory -C csrc test
+	$(BIN)/python -c "import mvit_kernels._cpu"
 	$(BIN)/python -m pytest -q
 
 # What takes longer: every model variant, sanitizers, installation from scratch. Under an hour.
@@ -35,25 +38,26 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-quiet --results benchmarks/results
 
-$(VENV)/deps.stamp: pyproject.toml
+$(VENV)/install.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) "$(TORCH)"
 	$(PIP) "setuptools>=77" wheel "pybind11>=2.13" ninja
+	MVIT_KERNELS_NATIVE=0 $(PIP) --no-build-isolation -e ".[demo]"
 	touch $@
 
-# Built in place and installed editable. A failed build is an error here, not a package without kernels.
-$(VENV)/native.stamp: $(VENV)/deps.stamp $(SOURCES)
-	MVIT_KERNELS_NATIVE=1 $(PIP) --no-build-isolation -e ".[demo]"
+# Built in place, only what changed. A failed build is an error here, not a package without kernels.
+$(VENV)/native.stamp: $(VENV)/install.stamp $(SOURCES)
+	MVIT_KERNELS_NATIVE=1 $(BIN)/python setup.py -q build_ext --inplace
 	touch $@
 
 # Tools, and timm and transformers to hold our models and swaps against. These without their dependencies: timm wants torchvision, whose wheels
 # want one exact torch build, and its transforms are all that timm imports of it.
 $(VENV)/dev.stamp: $(VENV)/native.stamp
-	MVIT_KERNELS_NATIVE=1 $(PIP) --no-build-isolation -e ".[dev]"
+	$(PIP) --group dev
 	$(PIP) --no-deps timm==1.0.31 torchvision==0.28.0 transformers==5.23.0
 	$(PIP) tokenizers regex requests typer huggingface_hub pyyaml packaging filelock
 	touch $@
 
 clean:
-	rm -rf build out *.egg-info mvit_kernels/_cpu*.so .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build out *.egg-info mvit_kernels/_cpu*.so .pytest_cache .mypy_cache .ruff_cache $(VENV)/native.stamp $(VENV)/dev.stamp

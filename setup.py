@@ -20,14 +20,10 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 X86 = platform.machine().lower() in {"x86_64", "amd64"}
-# Floats round as written: no contraction of a * b + c into one rounding, so that all instruction sets agree on integer epilogues.
-FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-g0"]
-# gcc 12 warns of uninitialized values inside its own AVX headers (_mm256_undefined_ps); clang does not know that switch.
-FLAGS += ["-Wall", "-Wextra", "-Wconversion", "-Wno-unknown-warning-option", "-Wno-uninitialized", "-Wno-maybe-uninitialized"]
 NOT_BUILT = """
 mvit_kernels: the native CPU kernels were NOT built ({reason}).
-The package works without them, on plain PyTorch: separable_attention, unfold_patches and fold_patches run their reference
-implementations. To get the kernels, install a C++20 compiler (g++ 11 or clang 14 and newer) and install the package again.
+The package works without them, on plain PyTorch; importing it names the ops concerned. To get the kernels, install a C++20 compiler
+(g++ 11 or newer) and install the package again.
 """
 
 
@@ -40,13 +36,15 @@ def isa_flags() -> dict[str, list[str]]:
 class BuildNative(build_ext):
     def build_extension(self, ext: Extension) -> None:
         required = os.environ.get("MVIT_KERNELS_NATIVE")
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        target.unlink(missing_ok=True)  # one of an earlier build would be installed in place of one that fails
         if required == "0":
             self.announce_missing("MVIT_KERNELS_NATIVE=0")
             return
         try:
-            self.build_with_ninja(Path(self.get_ext_fullpath(ext.name)).resolve())
+            self.build_with_ninja(target)
         except (OSError, ImportError, subprocess.CalledProcessError) as error:
-            if required == "1":
+            if required == "1" or not (ROOT / "csrc").is_dir():  # without its sources, what is being built is damaged
                 raise
             self.announce_missing(str(error))
 
@@ -61,12 +59,13 @@ class BuildNative(build_ext):
     def build_with_ninja(self, target: Path) -> None:
         import pybind11
 
-        compiler = os.environ.get("CXX") or next((name for name in ("g++", "clang++", "c++") if shutil.which(name)), None)
+        compiler = os.environ.get("CXX") or next((name for name in ("g++", "c++") if shutil.which(name)), None)
         if compiler is None:
-            raise FileNotFoundError("no C++ compiler: neither CXX nor g++, clang++ or c++ was found")
+            raise FileNotFoundError("no C++ compiler: neither CXX nor g++ or c++ was found")
         werror = ["-Werror"] if os.environ.get("MVIT_KERNELS_WERROR") == "1" else []
         x86 = ["-DMVIT_BUILD_X86"] if X86 else []
-        common = [*FLAGS, *werror, *x86, f"-I{ROOT / 'csrc'}"]
+        flags = (ROOT / "csrc/flags.txt").read_text().split()
+        common = [*flags, "-fPIC", "-fvisibility=hidden", *werror, *x86, f"-I{ROOT / 'csrc'}"]
         python = [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_path('include')}"]
         sources = [(path, path.stem, []) for path in sorted(ROOT.glob("csrc/cpu/[co]*/*.cpp"))]
         sources += [(ROOT / "python/bind_cpu.cpp", "bind_cpu", python)]

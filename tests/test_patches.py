@@ -95,6 +95,25 @@ def test_writes_only_its_output(kernel: str, channels_last: bool, isa: str) -> N
     assert sorted(buffer[16:-16].tolist()) == sorted(x.flatten().tolist())
 
 
+@pytest.mark.parametrize("backend", [None, "reference"])
+def test_result_is_never_a_view(backend) -> None:
+    """Where nothing moves, plain torch returns its input."""
+    for size, patch, fmt in (((1, 3, 2, 2), (2, 2), "nchw"), ((1, 3, 4, 6), (1, 1), "nchw"), ((1, 3, 4, 2), (4, 2), "nhwc")):
+        x = torch.randn(size).contiguous(memory_format=FORMATS[fmt])
+        before = x.clone()
+        mk.ops.unfold_patches(x, patch, backend=backend).zero_()
+        p = mk.ops.unfold_patches(x, patch, backend=backend)
+        mk.ops.fold_patches(p, size[2:], patch, backend=backend).zero_()
+        assert torch.equal(x, before)
+        assert torch.equal(p, reference.unfold_patches(before, patch))
+        torch.library.opcheck(torch.ops.mvit_kernels.unfold_patches, (x, patch), {"backend": backend})
+
+
+def test_lazy_tensors_are_resolved() -> None:
+    z = torch.randn(1, 2, 4, 4, dtype=torch.complex64)
+    assert torch.equal(mk.ops.unfold_patches(z.conj()), reference.unfold_patches(z.conj().resolve_conj()))
+
+
 def test_opcheck() -> None:
     for x in (torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6).contiguous(memory_format=torch.channels_last)):
         for requires_grad in (False, True):
@@ -120,13 +139,19 @@ def test_exports_with_dynamic_size() -> None:
         (lambda: mk.ops.unfold_patches(None), TypeError, "unfold_patches: x: expected a tensor, got NoneType"),
         (lambda: mk.ops.unfold_patches(torch.zeros(4, 4)), ValueError, r"unfold_patches: x: expected 4 dimensions, got shape \(4, 4\)"),
         (lambda: mk.ops.unfold_patches(torch.zeros(1, 1, 3, 4)), ValueError, r"unfold_patches: x: .* multiples of \(2, 2\), got 3 x 4"),
-        (lambda: mk.ops.unfold_patches(torch.zeros(1, 1, 4, 4), (2,)), ValueError, "unfold_patches: patch_size: expected two positive"),
+        (lambda: mk.ops.unfold_patches(torch.zeros(1, 1, 4, 4), (2,)), TypeError, "unfold_patches: patch_size: expected two integers"),
         (
             lambda: mk.ops.fold_patches(torch.zeros(1, 1, 4, 5), (4, 4)),
             ValueError,
             r"fold_patches: p: expected shape \(B, C, 4, 4\) for output_size \(4, 4\) and patch_size \(2, 2\), got \(1, 1, 4, 5\)",
         ),
-        (lambda: mk.ops.fold_patches(torch.zeros(1, 1, 4, 4), (4,)), ValueError, r"output_size: expected \(H, W\), got \(4,\)"),
+        (lambda: mk.ops.fold_patches(torch.zeros(1, 1, 4, 4), (4,)), TypeError, r"output_size: expected two integers, got \(4,\)"),
+        (
+            lambda: mk.ops.fold_patches(torch.zeros(1, 1, 4, 4), (-4, -4)),
+            ValueError,
+            r"output_size: expected height and width .* got -4 x -4",
+        ),
+        (lambda: mk.ops.fold_patches(torch.zeros(1, 1, 4, 4), None), TypeError, "output_size: expected two integers, got None"),
     ],
 )
 def test_bad_input(call, error, message: str) -> None:

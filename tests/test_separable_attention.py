@@ -84,7 +84,13 @@ def test_any_strides(backend: str, patch, isa: str) -> None:
         "channels last, columns": big.contiguous(memory_format=torch.channels_last)[..., 2:12],
         "permuted": torch.randn(8, 3, 14, 2 * 11 + 1).permute(1, 3, 0, 2),
         "expanded": big[:1].expand(3, -1, -1, -1),
+        "one column": torch.randn(2, 5, 2, 2).transpose(2, 3)[..., :2],
     }
+    if patch is None:
+        # The stride of an axis of one element may be anything, in x and in the gradient.
+        views["one position"] = torch.randn(2, 3, 1, 4).transpose(2, 3)
+        views["odd stride"] = torch.empty_strided((2, 3, 4, 1), (12, 4, 1, 7)).normal_()
+        views["one channel"] = torch.randn(2, 4, 5, 3).permute(0, 3, 1, 2)
     for name, qkv in views.items():
         y = mk.ops.separable_attention(qkv, patch, backend=backend)
         expected = reference.separable_attention(qkv.double(), patch)
@@ -92,6 +98,52 @@ def test_any_strides(backend: str, patch, isa: str) -> None:
         leaf = qkv.detach().requires_grad_()
         mk.ops.separable_attention(leaf, patch, backend=backend).sum().backward()  # the gradient arrives expanded
         assert (leaf.grad - exact_gradient(qkv, torch.ones_like(expected), patch)).abs().max() < 1e-5, name
+
+
+@needs_native
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_gradient_of_one_element_axes_in_the_other_format(fmt: str) -> None:
+    for size in ((2, 3, 4, 4), (2, 5, 4, 1)):
+        qkv = torch.randn(size).contiguous(memory_format=FORMATS[fmt]).requires_grad_()
+        y = mk.ops.separable_attention(qkv, backend="cpu")
+        for dy in (torch.randn(y.shape), torch.randn(y.shape).contiguous(memory_format=torch.channels_last)):
+            (grad,) = torch.autograd.grad(y, qkv, dy, retain_graph=True)
+            assert (grad - exact_gradient(qkv, dy, None)).abs().max() < 1e-5
+
+
+@needs_native
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("mean", [0.0, 3.0])
+def test_long_sums_stay_exact(mean: float, fmt: str) -> None:
+    for seed in range(3):
+        torch.manual_seed(seed)
+        qkv, patch = make((1, 8, 128, 128, (2, 2)), fmt=fmt)
+        qkv[:, 1:] += mean
+        exact = reference.separable_attention(qkv.double(), patch)
+        assert_float_rule(mk.ops.separable_attention(qkv, patch, backend="cpu"), reference.separable_attention(qkv, patch), exact)
+        dy = torch.randn_like(exact).float()
+        grad = torch.ops.mvit_kernels.separable_attention_backward(dy, qkv, patch, "cpu")
+        assert_float_rule(grad, reference.separable_attention_backward(dy, qkv, patch), exact_gradient(qkv, dy, patch))
+
+
+@needs_native
+def test_large_keys_do_not_overflow_on_the_way() -> None:
+    qkv = torch.ones(1, 3, 1, 64)
+    qkv[:, 1] = 1e38
+    qkv[:, 2] = 1e-5
+    for fmt in FORMATS.values():
+        y = mk.ops.separable_attention(qkv.contiguous(memory_format=fmt), backend="cpu")
+        assert torch.allclose(y, torch.full_like(y, 1e33), rtol=1e-5)
+
+
+@needs_native
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_results_round_to_nearest_even(dtype: torch.dtype, fmt: str, isa: str) -> None:
+    """With one position s = 1, so y = relu(v) k: one float32 product, rounded once. All of 37 x 4096 products must have PyTorch's bits."""
+    qkv = torch.randn(1 << 12, 1 + 2 * 37, 1, 1).to(dtype).contiguous(memory_format=FORMATS[fmt])
+    key, value = qkv[:, 1:38].float(), qkv[:, 38:].float()
+    assert torch.equal(mk.ops.separable_attention(qkv, backend="cpu"), (value.relu() * key).to(dtype))
 
 
 @needs_native
@@ -114,7 +166,8 @@ def test_same_bits_on_any_number_of_threads(fmt: str, patch, threads) -> None:
 
 @needs_native
 def test_many_threads_call_at_once() -> None:
-    inputs = [make((2, 40, 8, 8, (2, 2)), fmt=fmt)[0] for fmt in FORMATS for _ in range(8)]
+    # Large enough for parallel regions of their own in every call.
+    inputs = [make((2, 40, 32, 32, (2, 2)), fmt=fmt)[0] for fmt in FORMATS for _ in range(4)]
 
     def both(qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         leaf = qkv.clone().requires_grad_()
@@ -272,6 +325,40 @@ def test_second_derivative(patch) -> None:
     assert torch.allclose(single.grad.double(), qkv.grad, rtol=1e-4, atol=1e-4)
 
 
+def test_lazy_and_wrapped_tensors_are_seen_by_those_who_made_them() -> None:
+    qkv, _ = make((1, 3, 2, 4, None))
+    expected = reference.separable_attention(-qkv)
+    assert torch.allclose(mk.ops.separable_attention(torch._neg_view(qkv)), expected)
+    zero = torch._efficientzerotensor((1, 7, 2, 4))
+    assert torch.equal(mk.ops.separable_attention(zero), torch.zeros(1, 3, 2, 4))
+
+
+def test_forward_mode_and_function_transforms() -> None:
+    qkv, tangent = torch.randn(1, 7, 2, 4), torch.randn(1, 7, 2, 4)
+    results = []
+    for attention in (mk.ops.separable_attention, reference.separable_attention):
+
+        def loss(x: torch.Tensor, attention=attention) -> torch.Tensor:
+            return attention(x).square().sum()
+
+        def norm(x: torch.Tensor, loss=loss) -> torch.Tensor:
+            return torch.func.grad(loss)(x).square().sum()
+
+        results.append(
+            (
+                *torch.func.jvp(loss, (qkv,), (tangent,)),
+                torch.func.grad(loss)(qkv),
+                torch.func.grad(norm)(qkv),
+                torch.vmap(torch.func.grad(loss))(torch.stack([qkv, tangent])),
+                torch.vmap(attention)(torch.stack([qkv, tangent])),
+            )
+        )
+    for ours, plain in zip(*results, strict=True):
+        assert torch.allclose(ours, plain, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"backend 'cpu' was requested .* torch.func need plain torch"):
+        torch.func.grad(lambda x: mk.ops.separable_attention(x, backend="cpu").sum())(qkv)
+
+
 def test_backward_uses_the_backend_of_the_forward(monkeypatch) -> None:
     import sys
 
@@ -298,6 +385,12 @@ def test_backward_uses_the_backend_of_the_forward(monkeypatch) -> None:
         (lambda op: op(torch.zeros(1, 3, 4, 4, dtype=torch.int32)), TypeError, "qkv: expected dtype float32, .*, got int32"),
         (lambda op: op(torch.zeros(1, 4, 4, 4)), ValueError, "qkv: expected an odd number of channels 1 \\+ 2d, got 4"),
         (lambda op: op(torch.zeros(1, 3, 4, 5), (2, 2)), ValueError, r"qkv: expected height and width that are multiples of \(2, 2\)"),
+        (lambda op: op(torch.zeros(1, 3, 4, 4), (2,)), TypeError, r"patch_size: expected two integers, got \(2,\)"),
+        (lambda op: op(torch.zeros(1, 3, 4, 4), (2.0, 2)), TypeError, r"patch_size: expected two integers, got \(2.0, 2\)"),
+        (lambda op: op(torch.zeros(1, 3, 4, 4, requires_grad=True), 2), TypeError, "patch_size: expected two integers, got 2"),
+        (lambda op: op(torch.zeros(1, 3, 4, 4).to_sparse()), TypeError, "qkv: expected a dense tensor, got torch.sparse_coo"),
+        (lambda op: op(torch.zeros(1, 3, 4, 4), backend=3), TypeError, "backend: expected a name or None, got 3"),
+        (lambda op: op(torch.zeros(1, 3, 4, 4), backend=""), ValueError, "backend: expected one of auto, .*, got ''"),
         (lambda op: op(torch.zeros(1, 3, 4, 4), (2, 0)), ValueError, r"patch_size: expected two positive integers, got \(2, 0\)"),
         (lambda op: op(torch.zeros(1, 3, 4, 4), backend="gpu"), ValueError, "backend: expected one of auto, cpu, cuda, .*, got 'gpu'"),
         (lambda op: op(torch.zeros(1, 3, 4, 4), backend="triton"), ValueError, "backend 'triton' was requested .*: it has no kernel"),

@@ -77,6 +77,7 @@ TEST(group_norm_on_every_tail) {
             for (int64_t channels : {1, 3, 7, 8, 9, 16, 17, 33, 65})
                 for (int64_t positions : {1, 4, 15, 16, 17, 70, 129}) compare(2, channels, positions, channels_last);
             compare(1, 5, 5000, channels_last);
+            compare(2, 40, 900, channels_last);  // large enough for a parallel region
         }
     });
 }

@@ -40,6 +40,7 @@ void compare_shapes() {
         compare<T>(1, 2, 6, 20, 3, 4, channels_last);
         compare<T>(1, 5, 3, 3, 1, 3, channels_last);
         compare<T>(1, 5, 3, 3, 1, 1, channels_last);
+        compare<T>(2, 40, 32, 32, 2, 2, channels_last);  // large enough for a parallel region
     }
 }
 

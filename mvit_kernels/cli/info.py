@@ -16,7 +16,7 @@ from .output import print_table
 
 _NOT_BUILT = (
     "Without the native kernels every op runs on plain PyTorch (backend reference): same results, slower.\n"
-    "To get them: install a C++20 compiler (g++ 11 or clang 14 and newer), then in a clone pip install --force-reinstall --no-deps .;\n"
+    "To get them: install a C++20 compiler (g++ 11 or newer), then in a clone pip install --force-reinstall --no-deps .;\n"
     "MVIT_KERNELS_NATIVE=1 makes a failed build an error that shows what the compiler said."
 )
 _SWITCHES = ("MVIT_KERNELS_BACKEND", "MVIT_KERNELS_ISA", "OMP_NUM_THREADS")

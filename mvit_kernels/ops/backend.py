@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -25,7 +25,6 @@ try:
 except ImportError as error:
     native = None
     NATIVE_REASON = f"the native kernels are not built ({error}); install a C++20 compiler and reinstall mvit_kernels"
-    warnings.warn(f"mvit_kernels: every op runs on plain PyTorch: {NATIVE_REASON}", stacklevel=2)
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")  # fastest first
 
@@ -55,19 +54,23 @@ def backends() -> dict[str, BackendInfo]:
     }
 
 
-def _known(backend: str) -> str:
+def _known(backend: str, what: str = "backend") -> str:
     if backend != "auto" and backend not in BACKENDS:
-        raise ValueError(f"backend: expected one of auto, {', '.join(sorted(BACKENDS))}, got {backend!r}")
+        raise ValueError(f"{what}: expected one of auto, {', '.join(sorted(BACKENDS))}, got {backend!r}")
     return backend
 
 
-_FROM_ENVIRONMENT = _known(os.environ.get("MVIT_KERNELS_BACKEND", "auto"))
+_FROM_ENVIRONMENT = _known(os.environ.get("MVIT_KERNELS_BACKEND", "auto"), "MVIT_KERNELS_BACKEND")
 _requested: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default=_FROM_ENVIRONMENT)
 
 
 @contextlib.contextmanager
 def use_backend(backend: str) -> Iterator[None]:
-    """Run every op inside the block on `backend` ("reference", "cpu", ..., or "auto"), as if each call had asked for it."""
+    """Run every op that this thread calls inside the block on `backend` ("reference", "cpu", ..., or "auto"), as if each call had asked.
+
+    A compiled function chooses its forwards when it runs; the backend of its backwards was chosen when it was traced. The block cannot be
+    part of what is compiled.
+    """
     token = _requested.set(_known(backend))
     try:
         yield
@@ -87,13 +90,17 @@ class Implementation:
 class Choice:
     """The implementations of one op by backend, and the choice among them."""
 
+    every: ClassVar[list[Choice]] = []
+
     def __init__(self, op: str, **implementations: Implementation) -> None:
         self.op = op
+        self.every.append(self)
         self.implementations = {name: implementations[name] for name in BACKENDS if name in implementations}
 
     def __call__(self, wanted: str | None, *args: object) -> Implementation:
         """The implementation for a forward with `args`: the wanted backend's or, without a wish, the first that takes the call."""
-        wanted = wanted or _requested.get()
+        if wanted is None:
+            wanted = _requested.get()
         if wanted != "auto":
             return self._wanted(wanted, args)
         for implementation in self.implementations.values():
@@ -115,11 +122,21 @@ class Choice:
         return next(name for name, implementation in self.implementations.items() if implementation is chosen)
 
 
+def warn_of_missing_kernels() -> None:
+    """Once, at import: without native kernels the same results come slower, which nobody should have to find out."""
+    ops = ", ".join(choice.op for choice in Choice.every if "cpu" in choice.implementations)
+    warnings.warn(f"mvit_kernels: {ops} run on plain PyTorch: {NATIVE_REASON}", stacklevel=3)
+
+
 def cap_isa_from_environment() -> None:
-    """MVIT_KERNELS_ISA=scalar|avx2|avx512vnni lowers the instruction set of the cpu backend."""
-    isa = os.environ.get("MVIT_KERNELS_ISA")
-    if isa is not None and native is not None and not native.set_isa(isa):
-        raise ValueError(f"MVIT_KERNELS_ISA: expected one of {', '.join(native.isas_supported())}, got {isa!r}")
+    """MVIT_KERNELS_ISA=scalar|avx2|avx512vnni: the cpu backend uses no more than that."""
+    cap = os.environ.get("MVIT_KERNELS_ISA")
+    if cap is None or native is None:
+        return
+    built = native.isas_built()  # from the least to the most
+    if cap not in built:
+        raise ValueError(f"MVIT_KERNELS_ISA: expected one of {', '.join(built)}, got {cap!r}")
+    native.set_isa([isa for isa in native.isas_supported() if built.index(isa) <= built.index(cap)][-1])
 
 
 cap_isa_from_environment()

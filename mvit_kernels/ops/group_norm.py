@@ -10,7 +10,7 @@ from mvit_kernels import reference
 
 from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, dense, empty_in_format, is_channels_last, raise_status, register, register_autograd
+from .library import FLOAT_CODES, FLOAT_DTYPES, dense, empty_in_format, is_channels_last, raise_status, register, register_autograd, wide
 
 OP = "group_norm"
 
@@ -32,11 +32,12 @@ def group_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 
     Source: Group Normalization, arXiv 1803.08494, equation 2, with one group; "layer_norm_2d" of MobileViTv2 (arXiv 2206.02680).
     """
-    checks.is_tensor(OP, "x", x)
-    checks.is_tensor(OP, "weight", weight)
-    checks.is_tensor(OP, "bias", bias)
+    checks.is_dense(OP, "x", x)
+    checks.is_dense(OP, "weight", weight)
+    checks.is_dense(OP, "bias", bias)
     if backend is None:  # a keyword costs the dispatcher time
         return _forward_op(x, weight, bias, eps)
+    checks.backend(OP, backend)
     return _forward_op(x, weight, bias, eps, backend=backend)
 
 
@@ -95,18 +96,14 @@ def _cpu_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: 
     return dx, dweight.to(dtype), dbias.to(dtype)
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-
-
 def _reference_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
-    wide = _wide(x)
-    return dense(reference.group_norm(wide, weight.to(wide.dtype), bias.to(wide.dtype), eps).to(x.dtype), is_channels_last(x))
+    x_wide = wide(x)
+    return dense(reference.group_norm(x_wide, weight.to(x_wide.dtype), bias.to(x_wide.dtype), eps).to(x.dtype), is_channels_last(x))
 
 
 def _reference_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
-    wide = _wide(x)
-    dx, dweight, dbias = reference.group_norm_backward(_wide(dy), wide, weight.to(wide.dtype), eps)
+    x_wide = wide(x)
+    dx, dweight, dbias = reference.group_norm_backward(wide(dy), x_wide, weight.to(x_wide.dtype), eps)
     return dense(dx.to(x.dtype), is_channels_last(x)), dweight.to(weight.dtype), dbias.to(weight.dtype)
 
 
@@ -134,14 +131,14 @@ def _forward_fake(
 
 def _backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str | None) -> tuple[torch.Tensor, ...]:
     _check(x, weight=weight)
-    if dy.shape != x.shape or dy.dtype != x.dtype:
-        raise ValueError(f"{OP}: dy: expected {x.dtype} of shape {tuple(x.shape)}, got {dy.dtype} of shape {tuple(dy.shape)}")
+    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
     backward = choose(backend, x).backward
     assert backward is not None
     return backward(dy, x, weight, eps)
 
 
 def _backward_fake(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str | None) -> tuple[torch.Tensor, ...]:
+    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
     return empty_in_format(x, tuple(x.shape), is_channels_last(x)), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
 
 
@@ -165,11 +162,11 @@ def _setup(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, 
 def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
-        wide = _wide(x)
-        dx, dweight, dbias = reference.group_norm_backward(_wide(dy), wide, weight.to(wide.dtype), ctx.eps)
+        x_wide = wide(x)
+        dx, dweight, dbias = reference.group_norm_backward(wide(dy), x_wide, weight.to(x_wide.dtype), ctx.eps)
         return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(ctx.bias_dtype), None
     dx, dweight, dbias = _backward_op(dy, x, weight, ctx.eps, ctx.backend)
     return dx, dweight, dbias.to(ctx.bias_dtype), None
 
 
-register_autograd(_forward_op, _forward, _setup, _gradient)
+register_autograd(_forward_op, _forward, _setup, _gradient, tensors=3)

@@ -1,4 +1,4 @@
-"""Registration of ops in the torch namespace `mvit_kernels`, and what the cpu backend's calls share.
+"""Registration of ops in the torch namespace `mvit_kernels`, and what their implementations share.
 
 `Library.define` and one `impl` a dispatch key cost about half of what `torch.library.custom_op` adds to each call.
 """
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
+from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("mvit_kernels", "DEF")
 
@@ -17,6 +18,7 @@ FLOAT_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # Status of csrc/cpu/core/types.h.
+_OUT_OF_MEMORY = 4
 _STATUS = {1: "unsupported dtype", 2: "impossible shape", 3: "unsupported layout"}
 
 
@@ -29,33 +31,54 @@ def register(name: str, signature: str, run: Callable[..., Any], fake: Callable[
     return getattr(torch.ops.mvit_kernels, name).default
 
 
-def register_autograd(op: Any, run: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any]) -> None:
-    """Give `op` a gradient: `setup(ctx, *args, **kwargs)` at the forward, `backward(ctx, grad)` a gradient for each positional argument.
+def register_autograd(op: Any, run: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any], tensors: int = 1) -> None:
+    """Give `op` a gradient: `setup(ctx, *args, **kwargs)` after the forward, `backward(ctx, grad)` a gradient for each positional argument.
+    The first `tensors` positional arguments are its tensors.
 
     What `torch.library.register_autograd` does, and 4 us a call faster where nothing needs a gradient: `run` is then called at once,
-    unless a dispatch mode (fake tensors, tracing) wants to see the op.
+    unless something between here and the kernel wants to see the call: a dispatch mode, a subclass, a lazy conjugate, ...
     """
+    name = op._schema.name.removeprefix("mvit_kernels::")
 
     class Gradient(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, kwargs: dict[str, Any], *args: Any) -> Any:
-            setup(ctx, *args, **kwargs)
             with torch._C._AutoDispatchBelowAutograd():
-                return op(*args, **kwargs)
+                result = op(*args, **kwargs)
+            setup(ctx, *args, **kwargs)
+            return result
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
             return (None, *backward(ctx, *grads))
 
     def autograd(*args: Any, **kwargs: Any) -> Any:
-        if torch.is_grad_enabled() and any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args):
-            return Gradient.apply(kwargs, *args)
-        if type(args[0]) is torch.Tensor and torch._C._len_torch_dispatch_stack() == 0:
+        if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+            return composite(*args, **kwargs)
+        grad, plain = torch.is_grad_enabled(), torch._C._len_torch_dispatch_stack() == 0
+        for x in args[:tensors]:
+            if grad and x.requires_grad:
+                return Gradient.apply(kwargs, *args)
+            plain = plain and torch._C._dispatch_keys(x).raw_repr() in _PLAIN
+        if plain:
             return run(*args, **kwargs)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args, **kwargs)
 
-    LIBRARY.impl(op._schema.name.removeprefix("mvit_kernels::"), autograd, "Autograd")
+    def composite(*args: Any, backend: str | None = None, **kwargs: Any) -> Any:
+        """Forward-mode differentiation and torch.func transform plain torch operations, not kernels."""
+        if backend not in (None, "auto", "reference"):
+            reason = "forward-mode differentiation and torch.func need plain torch"
+            raise ValueError(f"{name}: backend {backend!r} was requested and cannot take this call: {reason}")
+        return run(*args, backend="reference", **kwargs)
+
+    LIBRARY.impl(name, autograd, "Autograd")
+
+
+# The dispatch keys of a tensor that is nothing special, outside and inside inference mode.
+_PLAIN = {torch._C._dispatch_keys(torch.empty(0)).raw_repr()}
+with torch.inference_mode():
+    _PLAIN.add(torch._C._dispatch_keys(torch.empty(0)).raw_repr())
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
@@ -81,8 +104,13 @@ def empty_in_format(like: torch.Tensor, size: tuple[int, ...], channels_last: bo
     return like.new_empty(size)
 
 
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """What plain torch computes 16-bit floats in, as the kernels do."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 def raise_status(op: str, status: int) -> NoReturn:
     """Raise what a kernel's return value says. The ops check their arguments first: anything but out of memory is a bug."""
-    if status == 4:
+    if status == _OUT_OF_MEMORY:
         raise MemoryError(f"{op}: out of memory")
     raise RuntimeError(f"{op}: the kernel refused the call: {_STATUS.get(status, status)}")

@@ -32,9 +32,11 @@ def unfold_patches(x: torch.Tensor, patch_size: tuple[int, int] = (2, 2), *, bac
 
     Source: MobileViT, arXiv 2110.02178, section 3.1.
     """
-    checks.is_tensor("unfold_patches", "x", x)
+    checks.is_dense("unfold_patches", "x", x)
+    checks.pair("unfold_patches", "patch_size", patch_size)
     if backend is None:  # a keyword costs the dispatcher time
         return _unfold_op(x, patch_size)
+    checks.backend("unfold_patches", backend)
     return _unfold_op(x, patch_size, backend=backend)
 
 
@@ -55,9 +57,12 @@ def fold_patches(
     Raises:
         TypeError, ValueError: as `unfold_patches`, and where P, N and output_size do not fit together.
     """
-    checks.is_tensor("fold_patches", "p", p)
+    checks.is_dense("fold_patches", "p", p)
+    checks.pair("fold_patches", "output_size", output_size)
+    checks.pair("fold_patches", "patch_size", patch_size)
     if backend is None:
         return _fold_op(p, output_size, patch_size)
+    checks.backend("fold_patches", backend)
     return _fold_op(p, output_size, patch_size, backend=backend)
 
 
@@ -71,8 +76,6 @@ def _check_unfold(x: torch.Tensor, patch_size: list[int]) -> tuple[int, int]:
 def _check_fold(p: torch.Tensor, output_size: list[int], patch_size: list[int]) -> tuple[int, int]:
     checks.tensor("fold_patches", "p", p, 4)
     patch = checks.patch_size("fold_patches", patch_size)
-    if len(output_size) != 2:
-        raise ValueError(f"fold_patches: output_size: expected (H, W), got {tuple(output_size)}")
     height, width = output_size
     checks.whole_patches("fold_patches", "output_size", height, width, patch)
     phases, positions = patch[0] * patch[1], (height // patch[0]) * (width // patch[1])
@@ -123,11 +126,17 @@ def _cpu_fold(p: torch.Tensor, output_size: Sequence[int], patch: tuple[int, int
 
 
 def _reference_unfold(x: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
-    return dense(reference.unfold_patches(x, patch), is_channels_last(x))
+    return _copy_of(reference.unfold_patches(x, patch), x)
 
 
 def _reference_fold(p: torch.Tensor, output_size: Sequence[int], patch: tuple[int, int]) -> torch.Tensor:
-    return dense(reference.fold_patches(p, (output_size[0], output_size[1]), patch), is_channels_last(p))
+    return _copy_of(reference.fold_patches(p, (output_size[0], output_size[1]), patch), p)
+
+
+def _copy_of(result: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """The result in the memory format of its source; an op may not return a view, which plain torch does where nothing moves."""
+    result = dense(result, is_channels_last(source))
+    return result.clone() if result.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() else result
 
 
 choose_unfold = Choice("unfold_patches", cpu=Implementation(_cpu_unfold, refuse=_cpu_refuse), reference=Implementation(_reference_unfold))

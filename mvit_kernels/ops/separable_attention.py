@@ -20,6 +20,7 @@ from .library import (
     raise_status,
     register,
     register_autograd,
+    wide,
 )
 
 OP = "separable_attention"
@@ -44,9 +45,12 @@ def separable_attention(qkv: torch.Tensor, patch_size: tuple[int, int] | None = 
 
     Source: MobileViTv2, arXiv 2206.02680, section 3, equation 3.
     """
-    checks.is_tensor(OP, "qkv", qkv)
+    checks.is_dense(OP, "qkv", qkv)
+    if patch_size is not None:
+        checks.pair(OP, "patch_size", patch_size)
     if backend is None:  # a keyword costs the dispatcher time
         return _forward_op(qkv, patch_size)
+    checks.backend(OP, backend)
     return _forward_op(qkv, patch_size, backend=backend)
 
 
@@ -112,15 +116,11 @@ def _cpu_backward(dy: torch.Tensor, qkv: torch.Tensor, patch: tuple[int, int] | 
 
 
 def _reference_forward(qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
-    return dense(reference.separable_attention(_wide(qkv), patch).to(qkv.dtype), is_channels_last(qkv))
+    return dense(reference.separable_attention(wide(qkv), patch).to(qkv.dtype), is_channels_last(qkv))
 
 
 def _reference_backward(dy: torch.Tensor, qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
-    return dense(reference.separable_attention_backward(_wide(dy), _wide(qkv), patch).to(qkv.dtype), is_channels_last(qkv))
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return dense(reference.separable_attention_backward(wide(dy), wide(qkv), patch).to(qkv.dtype), is_channels_last(qkv))
 
 
 choose = Choice(
@@ -145,15 +145,14 @@ def _forward_fake(qkv: torch.Tensor, patch_size: list[int] | None = None, *, bac
 
 def _backward(dy: torch.Tensor, qkv: torch.Tensor, patch_size: list[int] | None, backend: str | None) -> torch.Tensor:
     patch = _check(OP, qkv, patch_size)
-    expected = _size(qkv)
-    if dy.shape != expected or dy.dtype != qkv.dtype:
-        raise ValueError(f"{OP}: dy: expected {qkv.dtype} of shape {expected}, got {dy.dtype} of shape {tuple(dy.shape)}")
+    checks.like(f"{OP}_backward", "dy", dy, qkv, _size(qkv))
     backward = choose(backend, qkv, patch).backward
     assert backward is not None
     return backward(dy, qkv, patch)
 
 
 def _backward_fake(dy: torch.Tensor, qkv: torch.Tensor, patch_size: list[int] | None, backend: str | None) -> torch.Tensor:
+    checks.like(f"{OP}_backward", "dy", dy, qkv, _size(qkv))
     return empty_in_format(qkv, tuple(qkv.shape), is_channels_last(qkv))
 
 
@@ -171,7 +170,7 @@ def _setup(ctx: Any, qkv: torch.Tensor, patch_size: list[int] | None = None, *, 
 def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     (qkv,) = ctx.saved_tensors
     if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
-        return reference.separable_attention_backward(_wide(dy), _wide(qkv), ctx.patch_size).to(qkv.dtype), None
+        return reference.separable_attention_backward(wide(dy), wide(qkv), ctx.patch_size).to(qkv.dtype), None
     return _backward_op(dy, qkv, ctx.patch_size, ctx.backend), None
 
 

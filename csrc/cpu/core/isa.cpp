@@ -2,6 +2,10 @@
 
 #include <atomic>
 
+#if defined(MVIT_BUILD_X86)
+#include <cpuid.h>
+#endif
+
 namespace mvit {
 
 // Filled by isa/probe.cpp: true only where the compiler really had the ISA's flags on.
@@ -13,6 +17,14 @@ extern const bool probe_avx512vnni;
 
 namespace {
 
+#if defined(MVIT_BUILD_X86)
+// Older compilers have no name for F16C in __builtin_cpu_supports. AVX2, checked beside it, vouches for the operating system.
+bool cpu_has_f16c() {
+    unsigned a, b, c, d;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 bool cpu_has(Isa isa) {
 #if defined(MVIT_BUILD_X86)
     // The builtin also checks that the operating system saves the wide registers.
@@ -21,11 +33,11 @@ bool cpu_has(Isa isa) {
         case Isa::scalar:
             return true;
         case Isa::avx2:
-            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+            return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c();
         case Isa::avx512vnni:
             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") &&
-                   __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+                   __builtin_cpu_supports("fma") && cpu_has_f16c();
     }
     return false;
 #else

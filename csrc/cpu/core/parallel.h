@@ -13,11 +13,9 @@ namespace mvit {
 // Below this many bytes touched, waking a second thread costs more than it saves (a fork and join is 2 to 5 us).
 inline constexpr int64_t bytes_worth_a_thread = 64 * 1024;
 
+// One thread or all of them: libgomp ends and starts threads whenever the size of the team changes from one region to the next.
 inline int threads_for(int64_t bytes, int64_t tasks, int threads) {
-    const int64_t useful = bytes / bytes_worth_a_thread;
-    int64_t n = threads < tasks ? threads : tasks;
-    if (useful < n) n = useful;
-    return n < 1 ? 1 : static_cast<int>(n);
+    return tasks > 1 && bytes >= 2 * bytes_worth_a_thread && threads > 1 ? threads : 1;
 }
 
 // Runs body(task) for every task in [0, tasks).

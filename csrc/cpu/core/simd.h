@@ -12,6 +12,7 @@
 //     max returns its second argument where either is NaN (as the x86 instruction does)
 //     x.swap_lanes<s>()               lane i gets lane i ^ s
 //     where_positive(v, x)            x where !(v <= 0), else 0: NaN counts as positive, as in PyTorch's ReLU gradient
+//     where_not_below(v, s, x)        x where !(v < s), else 0
 //     pow2(n)                         2^n for integral n in [-126, 127]
 #pragma once
 
@@ -27,6 +28,28 @@
 
 namespace mvit {
 namespace {
+
+// A vector of a row of n elements from position i on has this many lanes. With load and store below, full vectors take the plain
+// instruction: the test is cheaper than a masked access.
+inline int lanes_left(int64_t n, int64_t i) { return n - i < F32::width ? static_cast<int>(n - i) : F32::width; }
+
+template <class T>
+inline F32 load(const T* p, int n, float fill) {
+    return n == F32::width ? F32::load(p) : F32::load_n(p, n, fill);
+}
+template <class T>
+inline void store(F32 x, T* p, int n) {
+    if (n == F32::width) {
+        x.store(p);
+    } else {
+        x.store_n(p, n);
+    }
+}
+inline float first_lane(F32 x) {
+    float lanes[F32::width];
+    x.store(lanes);
+    return lanes[0];
+}
 
 // Combines the lanes that are equal modulo `phases` (1, 2, 4 or 8) and leaves each result in all of its lanes. With pixels of a row in the
 // lanes and patches `phases` wide, lane i belongs to phase i mod phases: this is the reduction inside each phase.
@@ -44,6 +67,33 @@ inline F32 sum_phases(F32 x, int phases) {
 inline F32 max_phases(F32 x, int phases) {
     return reduce_phases(x, phases, [](F32 a, F32 b) { return max(a, b); });
 }
+
+// n long sums side by side. `run` takes the terms; flush() after at most 16 of them carries it on to a block, and every 16th block to the
+// total, so that no chain of additions is longer than the square root of what it sums (and infinity stays infinity, which compensated
+// summation would turn into NaN).
+template <int n>
+struct LongSum {
+    F32 run[n], block[n], total[n];
+    int runs = 0;
+
+    LongSum() {
+#pragma GCC unroll 4
+        for (int j = 0; j < n; ++j) run[j] = block[j] = total[j] = F32::all(0.0f);
+    }
+    void flush() {
+        const bool whole = ++runs % 16 == 0;
+#pragma GCC unroll 4
+        for (int j = 0; j < n; ++j) {
+            block[j] = block[j] + run[j];
+            run[j] = F32::all(0.0f);
+            if (whole) {
+                total[j] = total[j] + block[j];
+                block[j] = run[j];
+            }
+        }
+    }
+    F32 value(int j) const { return total[j] + (block[j] + run[j]); }
+};
 
 // e^x within 2 ulp for x <= 88; below -87.3 the result is 0 (the true one is subnormal); NaN stays NaN.
 // x = n ln2 + r with |r| <= ln2 / 2, e^x = 2^n e^r; ln2 in two parts (Cody and Waite), e^r by its Taylor series to r^7.

@@ -9,12 +9,6 @@ namespace {
 
 constexpr int W = F32::width;
 
-inline int lanes_left(int64_t n, int64_t i) { return n - i < W ? static_cast<int>(n - i) : W; }
-inline float first_lane(F32 x) {
-    float lanes[W];
-    x.store(lanes);
-    return lanes[0];
-}
 inline float total(F32 x) { return first_lane(sum_phases(x, 1)); }
 inline F32 centred(F32 x, F32 high, F32 low) { return (x - high) - low; }
 
@@ -30,18 +24,6 @@ inline void each_vector(int64_t count, const Body& body) {
     if (i < count) body(1, i, lanes_left(count, i));
 }
 
-template <class T>
-inline F32 load(const T* p, int n, float fill) {
-    return n == W ? F32::load(p) : F32::load_n(p, n, fill);
-}
-template <class T>
-inline void store(F32 x, T* p, int n) {
-    if (n == W) {
-        x.store(p);
-    } else {
-        x.store_n(p, n);
-    }
-}
 inline F32 sum4(const F32* sum) { return (sum[0] + sum[1]) + (sum[2] + sum[3]); }
 
 // Two passes over a tile that the first cache holds. The second also sums x - mean, which corrects the rounding of the first mean.

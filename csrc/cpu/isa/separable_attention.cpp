@@ -15,85 +15,79 @@ namespace {
 constexpr int W = F32::width;
 using Sequence = SeparableAttentionSequence;
 
+constexpr int64_t chunk = 16;  // additions between two flushes of a LongSum
+
 inline int64_t padded(int64_t n) { return (n + W - 1) / W * W; }
-inline int lanes_left(int64_t n, int64_t i) { return n - i < W ? static_cast<int>(n - i) : W; }
 
-// Full vectors take the plain instruction: the test is cheaper than a masked access.
-template <class T>
-inline F32 load(const T* p, int n, float fill) {
-    return n == W ? F32::load(p) : F32::load_n(p, n, fill);
-}
-template <class T>
-inline void store(F32 x, T* p, int n) {
-    if (n == W) {
-        x.store(p);
-    } else {
-        x.store_n(p, n);
-    }
-}
-
-// The softmax of rows x columns scores in place (padded rows, padding holds -infinity): afterwards exponentials, 0 in the padding.
-// Returns 1 / their sum, a phase a lane: the callers scale sums instead of scores, d products instead of N.
-inline F32 exponentials(float* scores, int64_t count, int phases) {
+// The softmax of `count` scores in place, a phase a lane; `count` is padded with scores of -infinity, which become 0.
+inline void softmax(float* scores, int64_t count, int phases) {
     F32 top = F32::all(-__builtin_inff());
     for (int64_t i = 0; i < count; i += W) top = max(top, F32::load(scores + i));
     top = max_phases(top, phases);
-    F32 sum = F32::all(0.0f);
-    for (int64_t i = 0; i < count; i += W) {
-        const F32 e = exp(F32::load(scores + i) - top);
-        e.store(scores + i);
-        sum = sum + e;
+    LongSum<1> sum;
+    for (int64_t begin = 0; begin < count; begin += chunk * W) {
+        for (int64_t i = begin; i < count && i < begin + chunk * W; i += W) {
+            const F32 e = exp(F32::load(scores + i) - top);
+            e.store(scores + i);
+            sum.run[0] = sum.run[0] + e;
+        }
+        sum.flush();
     }
     float lanes[W];
-    sum_phases(sum, phases).store(lanes);
+    sum_phases(sum.value(0), phases).store(lanes);
     for (float& x : lanes) x = 1.0f / x;
-    return F32::load(lanes);
+    const F32 inverse = F32::load(lanes);
+    for (int64_t i = 0; i < count; i += W) (F32::load(scores + i) * inverse).store(scores + i);
 }
 
+// sum_n s[n] ds[n], a phase a lane, of `count` padded values. From the rounded ds themselves: what they share cancels exactly in ds - mean.
+inline F32 mean_of(const float* s, const float* ds, int64_t count, int phases) {
+    LongSum<1> sum;
+    for (int64_t begin = 0; begin < count; begin += chunk * W) {
+        for (int64_t i = begin; i < count && i < begin + chunk * W; i += W)
+            sum.run[0] = fma(F32::load(s + i), F32::load(ds + i), sum.run[0]);
+        sum.flush();
+    }
+    return sum_phases(sum.value(0), phases);
+}
+
+// The scores s of all rows, each padded to whole vectors.
 template <class T>
-F32 exponentials_channels_first(const Sequence& s) {
+void softmax_channels_first(const Sequence& s) {
     const T* q = static_cast<const T*>(s.qkv);
     const int64_t pitch = padded(s.columns);
     for (int64_t row = 0; row < s.rows; ++row)
         for (int64_t i = 0; i < s.columns; i += W)
             load(q + row * s.qkv_strides.row + i, lanes_left(s.columns, i), -__builtin_inff()).store(s.scratch + row * pitch + i);
-    return exponentials(s.scratch, s.rows * pitch, s.phases);
+    softmax(s.scratch, s.rows * pitch, s.phases);
 }
 
-// Sums over positions run in chunks of this many additions, each added to the total at its end: rounding errors then grow with the square
-// root of the length at worst.
-constexpr int64_t chunk = 16;
-
-// context[c .. c + n) of n <= 4 channels at once: the scores are loaded once for all, and four sums hide the latency of the FMA.
-
+// context[0 .. n) of n <= 4 channels at once: the scores are loaded once for all, and four sums hide the latency of the FMA.
 template <class T, int n>
-inline void contexts(const Sequence& s, const T* k, F32 inverse_sum, F32* context) {
+inline void contexts(const Sequence& s, const T* k, F32* context) {
     const int64_t pitch = padded(s.columns), channel = s.qkv_strides.channel;
-    F32 total[n];
-    for (int j = 0; j < n; ++j) total[j] = F32::all(0.0f);
+    LongSum<n> sum;
     for (int64_t row = 0; row < s.rows; ++row) {
-        const float* e = s.scratch + row * pitch;
+        const float* scores = s.scratch + row * pitch;
         const T* p = k + row * s.qkv_strides.row;
         for (int64_t begin = 0; begin < s.columns; begin += chunk * W) {
             const int64_t end = s.columns - begin < chunk * W ? s.columns : begin + chunk * W;
-            F32 sum[n];
-            for (int j = 0; j < n; ++j) sum[j] = F32::all(0.0f);
             int64_t i = begin;
             for (; i + W <= end; i += W) {
-                const F32 weight = F32::load(e + i);
+                const F32 weight = F32::load(scores + i);
 #pragma GCC unroll 4
-                for (int j = 0; j < n; ++j) sum[j] = fma(weight, F32::load(p + j * channel + i), sum[j]);
+                for (int j = 0; j < n; ++j) sum.run[j] = fma(weight, F32::load(p + j * channel + i), sum.run[j]);
             }
             if (i < end) {
                 const int left = lanes_left(end, i);
-                const F32 weight = F32::load(e + i);
+                const F32 weight = F32::load(scores + i);
 #pragma GCC unroll 4
-                for (int j = 0; j < n; ++j) sum[j] = fma(weight, F32::load_n(p + j * channel + i, left, 0.0f), sum[j]);
+                for (int j = 0; j < n; ++j) sum.run[j] = fma(weight, F32::load_n(p + j * channel + i, left, 0.0f), sum.run[j]);
             }
-            for (int j = 0; j < n; ++j) total[j] = total[j] + sum[j];
+            sum.flush();
         }
     }
-    for (int j = 0; j < n; ++j) context[j] = sum_phases(total[j], s.phases) * inverse_sum;
+    for (int j = 0; j < n; ++j) context[j] = sum_phases(sum.value(j), s.phases);
 }
 
 template <class T>
@@ -113,7 +107,7 @@ inline void apply(const Sequence& s, const T* v, F32 context, T* y) {
 
 template <class T>
 void forward_channels_first(const Sequence& s) {
-    const F32 inverse_sum = exponentials_channels_first<T>(s);
+    softmax_channels_first<T>(s);
     const int64_t channel = s.qkv_strides.channel;
     const T* k = static_cast<const T*>(s.qkv) + channel;
     const T* v = k + s.dim * channel;
@@ -121,25 +115,22 @@ void forward_channels_first(const Sequence& s) {
     F32 context[4];
     int64_t c = s.channel_begin;
     for (; c + 4 <= s.channel_end; c += 4) {
-        contexts<T, 4>(s, k + c * channel, inverse_sum, context);
+        contexts<T, 4>(s, k + c * channel, context);
         for (int j = 0; j < 4; ++j) apply(s, v + (c + j) * channel, context[j], y + (c + j) * s.y_strides.channel);
     }
     for (; c < s.channel_end; ++c) {
-        contexts<T, 1>(s, k + c * channel, inverse_sum, context);
+        contexts<T, 1>(s, k + c * channel, context);
         apply(s, v + c * channel, context[0], y + c * s.y_strides.channel);
     }
 }
 
 template <class T>
 void backward_channels_first(const Sequence& s) {
-    const F32 inverse_sum = exponentials_channels_first<T>(s);
+    softmax_channels_first<T>(s);
     const F32 zero = F32::all(0.0f);
     const int64_t pitch = padded(s.columns), channel = s.qkv_strides.channel, dchannel = s.dqkv_strides.channel;
     float* ds = s.scratch + s.rows * pitch;
-    for (int64_t i = 0; i < s.rows * pitch; i += W) {
-        (F32::load(s.scratch + i) * inverse_sum).store(s.scratch + i);  // from here on the scratch holds s itself
-        zero.store(ds + i);
-    }
+    for (int64_t i = 0; i < s.rows * pitch; i += W) zero.store(ds + i);
     const T* k = static_cast<const T*>(s.qkv) + channel;
     const T* v = k + s.dim * channel;
     const T* g = static_cast<const T*>(s.y);
@@ -148,24 +139,23 @@ void backward_channels_first(const Sequence& s) {
     T* dv = dk + s.dim * dchannel;
     for (int64_t c = 0; c < s.dim; ++c, k += channel, v += channel, g += s.y_strides.channel, dk += dchannel, dv += dchannel) {
         F32 context;
-        contexts<T, 1>(s, k, F32::all(1.0f), &context);
-        F32 total = zero;
+        contexts<T, 1>(s, k, &context);
+        LongSum<1> sum;
         for (int64_t row = 0; row < s.rows; ++row) {
             const T* vr = v + row * s.qkv_strides.row;
             const T* gr = g + row * s.y_strides.row;
             T* dvr = dv + row * s.dqkv_strides.row;
             for (int64_t begin = 0; begin < s.columns; begin += chunk * W) {
-                F32 sum = zero;
                 for (int64_t i = begin; i < s.columns && i < begin + chunk * W; i += W) {
                     const int n = lanes_left(s.columns, i);
                     const F32 value = load(vr + i, n, 0.0f), gradient = load(gr + i, n, 0.0f);
-                    sum = fma(gradient, max(zero, value), sum);
+                    sum.run[0] = fma(gradient, max(zero, value), sum.run[0]);
                     store(where_positive(value, gradient * context), dvr + i, n);
                 }
-                total = total + sum;
+                sum.flush();
             }
         }
-        const F32 dcontext = sum_phases(total, s.phases);
+        const F32 dcontext = sum_phases(sum.value(0), s.phases);
         for (int64_t row = 0; row < s.rows; ++row) {
             const T* kr = k + row * s.qkv_strides.row;
             T* dkr = dk + row * s.dqkv_strides.row;
@@ -177,10 +167,7 @@ void backward_channels_first(const Sequence& s) {
             }
         }
     }
-    // The mean of ds under s comes from the rounded ds themselves: what they share then cancels exactly.
-    F32 mean = zero;
-    for (int64_t i = 0; i < s.rows * pitch; i += W) mean = fma(F32::load(s.scratch + i), F32::load(ds + i), mean);
-    mean = sum_phases(mean, s.phases);
+    const F32 mean = mean_of(s.scratch, ds, s.rows * pitch, s.phases);
     for (int64_t row = 0; row < s.rows; ++row)
         for (int64_t i = 0; i < s.columns; i += W) {
             const int64_t at = row * pitch + i;
@@ -190,20 +177,15 @@ void backward_channels_first(const Sequence& s) {
 
 // Channels last: q of a phase is gathered position by position, one row of scores after another with no padding between.
 template <class T>
-float exponentials_channels_last(const Sequence& s) {
+void softmax_channels_last(const Sequence& s) {
     const T* q = static_cast<const T*>(s.qkv);
     const int64_t count = s.rows * s.columns;
     float* scores = s.scratch;
     for (int64_t row = 0; row < s.rows; ++row)
-        for (int64_t i = 0; i < s.columns; ++i) {
-            float lanes[W];
-            F32::load_n(q + row * s.qkv_strides.row + i * s.qkv_strides.column, 1, 0.0f).store(lanes);
-            scores[row * s.columns + i] = lanes[0];
-        }
+        for (int64_t i = 0; i < s.columns; ++i)
+            scores[row * s.columns + i] = first_lane(F32::load_n(q + row * s.qkv_strides.row + i * s.qkv_strides.column, 1, 0.0f));
     for (int64_t i = count; i < padded(count); ++i) scores[i] = -__builtin_inff();
-    float lanes[W];
-    exponentials(scores, padded(count), 1).store(lanes);
-    return lanes[0];
+    softmax(scores, padded(count), 1);
 }
 
 // Four vectors of channels at a time while they are full: four sums hide the latency of the FMA.
@@ -230,28 +212,22 @@ inline int64_t offset(const Strides& strides, int64_t row, int64_t column) { ret
 // context[0 .. vectors) of the channels at k.
 template <class T, int vectors>
 inline void contexts_channels_last(const Sequence& s, const T* k, int n, F32* context) {
-    F32 sum[vectors];
-    for (int j = 0; j < vectors; ++j) context[j] = sum[j] = F32::all(0.0f);
+    LongSum<vectors> sum;
     walk(
         s,
         [&](int64_t index, int64_t row, int64_t i) {
             const F32 weight = F32::all(s.scratch[index]);
             const T* p = k + offset(s.qkv_strides, row, i);
 #pragma GCC unroll 4
-            for (int j = 0; j < vectors; ++j) sum[j] = fma(weight, load(p + j * W, n, 0.0f), sum[j]);
+            for (int j = 0; j < vectors; ++j) sum.run[j] = fma(weight, load(p + j * W, n, 0.0f), sum.run[j]);
         },
-        [&] {
-#pragma GCC unroll 4
-            for (int j = 0; j < vectors; ++j) {
-                context[j] = context[j] + sum[j];
-                sum[j] = F32::all(0.0f);
-            }
-        });
+        [&] { sum.flush(); });
+    for (int j = 0; j < vectors; ++j) context[j] = sum.value(j);
 }
 
 template <class T>
 void forward_channels_last(const Sequence& s) {
-    const F32 inverse_sum = F32::all(exponentials_channels_last<T>(s));
+    softmax_channels_last<T>(s);
     const F32 zero = F32::all(0.0f);
     const T* k = static_cast<const T*>(s.qkv) + 1;
     const T* v = k + s.dim;
@@ -259,7 +235,6 @@ void forward_channels_last(const Sequence& s) {
     channel_blocks(s.channel_begin, s.channel_end, [&]<int vectors>(int64_t c, int n) {
         F32 context[vectors];
         contexts_channels_last<T, vectors>(s, k + c, n, context);
-        for (int j = 0; j < vectors; ++j) context[j] = context[j] * inverse_sum;
         for (int64_t row = 0; row < s.rows; ++row)
             for (int64_t i = 0; i < s.columns; ++i) {
                 const T* from = v + offset(s.qkv_strides, row, i) + c;
@@ -272,10 +247,9 @@ void forward_channels_last(const Sequence& s) {
 
 template <class T>
 void backward_channels_last(const Sequence& s) {
-    const F32 inverse_sum = F32::all(exponentials_channels_last<T>(s));
+    softmax_channels_last<T>(s);
     const F32 zero = F32::all(0.0f);
     const int64_t count = s.rows * s.columns, pitch = padded(count);
-    for (int64_t i = 0; i < pitch; i += W) (F32::load(s.scratch + i) * inverse_sum).store(s.scratch + i);  // from here on s itself
     float* ds = s.scratch + pitch;
     float* dcontexts = ds + pitch;
     const T* k = static_cast<const T*>(s.qkv) + 1;
@@ -286,21 +260,19 @@ void backward_channels_last(const Sequence& s) {
     T* dv = dk + s.dim;
     for (int64_t c = 0; c < s.dim; c += W) {
         const int n = lanes_left(s.dim, c);
-        F32 context, sum = zero, dcontext = zero;
+        F32 context;
+        LongSum<1> sum;
         contexts_channels_last<T, 1>(s, k + c, n, &context);
         walk(
             s,
             [&](int64_t, int64_t row, int64_t i) {
                 const F32 value = load(v + offset(s.qkv_strides, row, i) + c, n, 0.0f);
                 const F32 gradient = load(g + offset(s.y_strides, row, i) + c, n, 0.0f);
-                sum = fma(gradient, max(zero, value), sum);
+                sum.run[0] = fma(gradient, max(zero, value), sum.run[0]);
                 store(where_positive(value, gradient * context), dv + offset(s.dqkv_strides, row, i) + c, n);
             },
-            [&] {
-                dcontext = dcontext + sum;
-                sum = zero;
-            });
-        dcontext.store(dcontexts + c);
+            [&] { sum.flush(); });
+        sum.value(0).store(dcontexts + c);
     }
     // Position by position, so that each ds needs one reduction across lanes.
     for (int64_t row = 0; row < s.rows; ++row)
@@ -319,10 +291,7 @@ void backward_channels_last(const Sequence& s) {
             sum_phases(sum, 1).store_n(ds + index, 1);
         }
     for (int64_t i = count; i < pitch; ++i) ds[i] = 0.0f;
-    // The mean of ds under s comes from the rounded ds themselves: what they share then cancels exactly.
-    F32 mean = zero;
-    for (int64_t i = 0; i < pitch; i += W) mean = fma(F32::load(s.scratch + i), F32::load(ds + i), mean);
-    mean = sum_phases(mean, 1);
+    const F32 mean = mean_of(s.scratch, ds, pitch, 1);
     for (int64_t row = 0; row < s.rows; ++row)
         for (int64_t i = 0; i < s.columns; ++i) {
             const int64_t index = row * s.columns + i;

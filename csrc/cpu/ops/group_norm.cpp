@@ -32,6 +32,7 @@ char* at(void* data, const GroupNormProblem& p, int64_t element) { return static
 
 Status check(const GroupNormProblem& p) {
     if (p.batch < 0 || p.channels < 0 || p.positions < 0) return Status::bad_shape;
+    if (p.dtype != DType::f32 && p.dtype != DType::bf16 && p.dtype != DType::f16) return Status::bad_dtype;
     return Status::ok;
 }
 

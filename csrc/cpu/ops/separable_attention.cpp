@@ -31,19 +31,23 @@ constexpr int64_t channels_a_task = 64;  // enough to make up for computing the 
 Status geometry_of(const SeparableAttentionProblem& p, bool backward, Geometry* out) {
     const bool map = p.patch_h > 0;
     const int64_t height = p.size[0], width = p.size[1];
-    if (p.batch < 0 || p.dim < 0 || height < 0 || width < 0 || p.patch_w < 0 || map != (p.patch_w > 0)) return Status::bad_shape;
+    if (p.batch < 0 || p.dim < 0 || height < 0 || width < 0 || p.patch_h < 0 || p.patch_w < 0 || map != (p.patch_w > 0))
+        return Status::bad_shape;
+    if (p.dtype != DType::f32 && p.dtype != DType::bf16 && p.dtype != DType::f16) return Status::bad_dtype;
     if (p.batch == 0 || height == 0 || width == 0 || (p.dim == 0 && !backward)) {
         *out = {};
         return Status::ok;
     }
     if (map && (height % p.patch_h != 0 || width % p.patch_w != 0)) return Status::bad_shape;
 
+    // The stride of an axis of one element says nothing. An axis of none (y, where dim is 0) is never walked.
     const Tensor4* tensors[] = {&p.qkv, &p.y, &p.dqkv};
+    const int64_t channels[] = {1 + 2 * p.dim, p.dim, 1 + 2 * p.dim};
     bool first = true, last = true;
     for (int i = 0; i < (backward ? 3 : 2); ++i) {
-        if (p.dim == 0 && i == 1) continue;  // an empty tensor may have any strides
-        first = first && tensors[i]->stride[3] == 1;
-        last = last && tensors[i]->stride[1] == 1;
+        if (channels[i] == 0) continue;
+        first = first && (tensors[i]->stride[3] == 1 || width == 1);
+        last = last && (tensors[i]->stride[1] == 1 || channels[i] == 1);
     }
     first = first && (p.patch_w <= 2 || p.patch_w == 4 || p.patch_w == 8);
     if (!first && !last) return Status::bad_layout;
