@@ -1,0 +1,52 @@
+"""Pictures to tensors: read a file, take the view of it that a network sees."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+_CROP_RATIO = 256 / 288
+"""Part of the shorter side that the centre crop keeps (MobileViT, Mehta and Rastegari 2022, evaluation)."""
+
+
+def read_image(path: str | Path) -> Image.Image:
+    """The picture in a file, as RGB. FileNotFoundError if there is none, ValueError if it is not a picture."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        raise
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"read_image: path: expected an image that Pillow reads, got {str(path)!r} ({error})") from error
+
+
+def evaluation_view(image: Image.Image, size: int) -> Tensor:
+    """Shorter side resized (bilinear) to size * 288 / 256, centre crop. float32 (3, size, size) in [0, 1]."""
+    scale = round(size / _CROP_RATIO) / min(image.size)
+    width, height = (max(round(side * scale), size) for side in image.size)
+    left, top = (width - size) // 2, (height - size) // 2
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return to_tensor(resized.crop((left, top, left + size, top + size)))
+
+
+def training_view(image: Image.Image, size: int, rng: np.random.Generator) -> Tensor:
+    """A random crop of 8 to 100 % of the area and aspect 3/4 to 4/3, resized (bilinear), flipped half of the time.
+
+    float32 (3, size, size) in [0, 1]. The augmentation of MobileViT v1 (Mehta and Rastegari 2022, section 4.1).
+    """
+    area = image.width * image.height * rng.uniform(0.08, 1)
+    aspect = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+    width, height = min(math.sqrt(area * aspect), image.width), min(math.sqrt(area / aspect), image.height)
+    left, top = rng.random() * (image.width - width), rng.random() * (image.height - height)
+    view = image.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height))
+    return to_tensor(view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else view)
+
+
+def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
+    """uint8 (H, W, 3) to float32 (3, H, W) in [0, 1]: what MobileViT takes; it knows no mean and no deviation."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(255)

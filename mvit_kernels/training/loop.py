@@ -1,0 +1,212 @@
+"""The training loop: AdamW, warm-up and cosine, averaged weights; resumable, on one device or under torchrun."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from mvit_kernels.data import ImageFolder, StandInTask, image_folder
+from mvit_kernels.models import create_model
+from mvit_kernels.swap import accelerate
+from mvit_kernels.training.config import TrainConfig, command_line
+from mvit_kernels.training.evaluate import evaluate
+from mvit_kernels.training.state import History, load_state, save_state, save_weights
+
+LOG_EVERY = 10
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """weights: the fp16 safetensors file; top1 on heldout_samples images; seconds of training, all resumed runs."""
+
+    weights: Path
+    top1: float
+    heldout_samples: int
+    steps: int
+    seconds: float
+
+
+def train(config: TrainConfig) -> TrainResult:
+    """Train a model and write its averaged weights to config.output; every process of torchrun calls this.
+
+    Raises ValueError for an unknown model, missing data or the state of another run, before anything is written.
+    """
+    with _process_group(config) as (rank, world, device):
+        training, heldout = _datasets(config)
+        steps_per_epoch = len(training) // (config.batch_size * world)
+        if not steps_per_epoch:
+            raise ValueError(f"train: batch_size: expected at most {len(training) // world}, got {config.batch_size}")
+        total = config.steps or config.epochs * steps_per_epoch
+
+        torch.manual_seed(config.seed)
+        start = None if config.resume else config.checkpoint
+        model: nn.Module = create_model(config.model, num_classes=len(training.class_names), checkpoint=start)
+        if config.accelerate:
+            model = accelerate(model)
+        model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        average = {name: value.clone() for name, value in model.state_dict().items()}
+        optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
+        step, seconds = 0, 0.0
+        if config.resume:
+            state = load_state(config.resume, config)
+            model.load_state_dict(state["model"])
+            average = {name: value.to(device) for name, value in state["model_ema"].items()}
+            optimizer.load_state_dict(state["optimizer"])
+            step, seconds = state["step"], state["seconds"]
+        network = DistributedDataParallel(model) if world > 1 else model
+
+        history = None
+        if rank == 0:
+            config.output.mkdir(parents=True, exist_ok=True)
+            history = History(config.output / "history.jsonl", step)
+        started = time.monotonic() - seconds
+        progress = tqdm(total=total, initial=step, desc=config.model, disable=None if rank == 0 else True)
+        for images, labels in _batches(training, config, rank, world, step, total):
+            # Dropout draws from (seed, step, rank), so a resumed run needs no generator state.
+            torch.manual_seed((config.seed << 32) + step * world + rank)
+            loss, correct = _train_step(network, optimizer, images.to(device), labels.to(device), step, total, config)
+            step += 1
+            _update_average(average, model.state_dict(), min(config.ema, step / (step + 10)))
+            progress.update()
+            if history and (step % LOG_EVERY == 0 or step == total):
+                lr = optimizer.param_groups[0]["lr"]
+                history.append(step=step, loss=float(loss), accuracy=float(correct), lr=lr)
+                progress.set_postfix(loss=f"{float(loss):.3f}")
+            if rank == 0 and (step % config.save_every == 0 or step == total):
+                state = {"model": model.state_dict(), "model_ema": average, "optimizer": optimizer.state_dict()}
+                state |= {"step": step, "seconds": time.monotonic() - started}
+                save_state(config.output / "state.pt", config, state)
+        progress.close()
+        seconds = time.monotonic() - started
+
+        model.load_state_dict(average)
+        top1, samples = evaluate(model, heldout, batch_size=config.batch_size, workers=config.workers)
+        result = TrainResult(config.output / "model.safetensors", top1, samples, step, seconds)
+        if rank == 0:
+            save_weights(result.weights, average, _metadata(config, training.class_names, result))
+        return result
+
+
+@contextmanager
+def _process_group(config: TrainConfig) -> Iterator[tuple[int, int, torch.device]]:
+    """(rank, processes, device), from torchrun's environment; a group that the caller made is used and left open."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("TrainConfig: device: expected cpu, since no GPU is available, got 'cuda'")
+    own = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized()
+    if own:
+        dist.init_process_group("nccl" if config.device == "cuda" else "gloo")
+    try:
+        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        device = torch.device(config.device)
+        if config.device == "cuda":
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(device)
+        yield rank, world, device
+    finally:
+        if own:
+            dist.destroy_process_group()
+
+
+def _datasets(config: TrainConfig) -> tuple[StandInTask | ImageFolder, StandInTask | ImageFolder]:
+    if config.data == "standin":
+        return (
+            StandInTask("train", config.samples, config.size, config.seed),
+            StandInTask("heldout", config.heldout_samples, config.size, config.seed),
+        )
+    return image_folder(config.data, config.size, config.seed)
+
+
+def _batches(
+    dataset: StandInTask | ImageFolder, config: TrainConfig, rank: int, world: int, first_step: int, last_step: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of the steps from first_step on. Every epoch has its own order, shared out to the processes in turn."""
+    per_epoch = len(dataset) // (config.batch_size * world)
+    for epoch in range(first_step // per_epoch, math.ceil(last_step / per_epoch)):
+        if isinstance(dataset, ImageFolder):
+            dataset.set_epoch(epoch)
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed((config.seed << 32) + epoch))
+        order = order[rank : per_epoch * config.batch_size * world : world].view(per_epoch, config.batch_size)
+        begin, end = max(first_step - epoch * per_epoch, 0), min(last_step - epoch * per_epoch, per_epoch)
+        yield from DataLoader(
+            dataset,
+            batch_sampler=order[begin:end].tolist(),
+            num_workers=config.workers,
+            pin_memory=config.device == "cuda",
+        )
+
+
+def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Decay for weights of two dimensions and more; biases and the parameters of norms have none."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _learning_rate(step: int, total: int, config: TrainConfig) -> float:
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(total - config.warmup, 1)
+    return config.lr * (0.01 + 0.99 * (1 + math.cos(math.pi * done)) / 2)
+
+
+def _train_step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images: Tensor,
+    labels: Tensor,
+    step: int,
+    total: int,
+    config: TrainConfig,
+) -> tuple[Tensor, Tensor]:
+    """One update. The loss and the accuracy of this process's batch, as scalars on its device."""
+    for group in optimizer.param_groups:
+        group["lr"] = _learning_rate(step, total, config)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
+        logits = network(images.contiguous(memory_format=torch.channels_last))
+    loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+    optimizer.step()
+    return loss.detach(), (logits.argmax(1) == labels).float().mean()
+
+
+@torch.no_grad()
+def _update_average(average: dict[str, Tensor], weights: dict[str, Tensor], decay: float) -> None:
+    """average <- decay * average + (1 - decay) * weights, running statistics included; counters are copied."""
+    for name, value in average.items():
+        if value.is_floating_point():
+            value.lerp_(weights[name], 1 - decay)
+        else:
+            value.copy_(weights[name])
+
+
+def _metadata(config: TrainConfig, class_names: tuple[str, ...], result: TrainResult) -> dict[str, str]:
+    return {
+        "model": config.model,
+        "num_classes": str(len(class_names)),
+        "class_names": json.dumps(class_names),
+        "size": str(config.size),
+        "seed": str(config.seed),
+        "command": command_line(config),
+        "top1": f"{result.top1:.4f}",
+        "heldout_samples": str(result.heldout_samples),
+        "steps": str(result.steps),
+        "seconds": f"{result.seconds:.0f}",
+    }

@@ -1,0 +1,320 @@
+"""Training: reproducible, resumable, the same in several processes and with our kernels; the shipped checkpoints."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+
+import mvit_kernels.training.loop as loop
+from mvit_kernels.checkpoints import path as checkpoint_path
+from mvit_kernels.data import StandInTask
+from mvit_kernels.files import replace_file
+from mvit_kernels.models import create_model
+from mvit_kernels.training import TrainConfig, evaluate, train
+from mvit_kernels.training.config import command_line
+from mvit_kernels.training.state import save_weights
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def config(tmp_path):
+    return TrainConfig(
+        "mobilevitv2_050",
+        tmp_path / "run",
+        samples=16,
+        heldout_samples=4,
+        size=64,
+        batch_size=4,
+        epochs=2,
+        warmup=2,
+        save_every=3,
+    )
+
+
+def _history(output):
+    return [json.loads(line) for line in (output / "history.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("model", ["mobilevitv2_050", "mobilevit_xxs"])
+def test_loss_falls(config, model):
+    """Eight images over and over: a network that learns knows them by heart."""
+    config = replace(config, model=model, samples=8, batch_size=8, steps=20, label_smoothing=0.0)
+    train(config)
+    assert _history(config.output)[-1]["loss"] < 0.6 * math.log(40)
+
+
+def test_interrupted_run_resumes_to_the_same_weights(config, tmp_path, monkeypatch):
+    whole = train(config)
+    assert whole.steps == 8
+
+    interrupted = replace(config, output=tmp_path / "interrupted")
+    step = loop._train_step
+
+    def power_cut(network, optimizer, images, labels, number, *rest):
+        if number == 5:
+            raise KeyboardInterrupt
+        return step(network, optimizer, images, labels, number, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_train_step", power_cut)
+        with pytest.raises(KeyboardInterrupt):
+            train(interrupted)
+    assert torch.load(interrupted.output / "state.pt", weights_only=True)["step"] == 3
+    resumed = train(replace(interrupted, resume=interrupted.output / "state.pt"))
+
+    states = [torch.load(run.output / "state.pt", weights_only=True) for run in (config, interrupted)]
+    for part in ("model", "model_ema"):
+        for name, value in states[0][part].items():
+            assert torch.equal(value, states[1][part][name]), name
+    assert whole.top1 == resumed.top1
+    assert _history(config.output)[-1] == _history(interrupted.output)[-1]
+    weights = load_file(whole.weights), load_file(resumed.weights)
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+
+
+def test_resuming_another_run_is_refused(config, tmp_path):
+    train(replace(config, steps=3))
+    with pytest.raises(ValueError, match=r"resume: .* got steps 3 -> 4, lr 0.001 -> 0.002"):
+        train(replace(config, steps=4, lr=2e-3, resume=config.output / "state.pt"))
+    torch.save({"weights": torch.zeros(1)}, tmp_path / "foreign.pt")
+    with pytest.raises(ValueError, match=r"expected a state\.pt written by training"):
+        train(replace(config, resume=tmp_path / "foreign.pt"))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pt"):
+        train(replace(config, resume=tmp_path / "nowhere.pt"))
+
+
+def test_run_starts_from_a_checkpoint_and_resumes_without_it(config, tmp_path):
+    first = train(replace(config, steps=2))
+    second = replace(config, output=tmp_path / "second", checkpoint=first.weights, steps=1, lr=1e-9, size=96)
+    train(second)
+    states = [torch.load(run.output / "state.pt", weights_only=True) for run in (config, second)]
+    for name, parameter in create_model(config.model, num_classes=40).named_parameters():
+        start, end = states[0]["model_ema"][name], states[1]["model"][name]
+        assert torch.allclose(end, start, rtol=1e-3, atol=1e-6)
+        assert parameter.ndim < 2 or not torch.allclose(end, parameter, rtol=1e-3, atol=1e-6)
+    first.weights.unlink()
+    assert train(replace(second, resume=second.output / "state.pt")).steps == 1
+
+
+def test_result_holds_the_averaged_weights_in_fp16(config):
+    result = train(config)
+    average = torch.load(config.output / "state.pt", weights_only=True)["model_ema"]
+    weights = load_file(result.weights)
+    assert weights.keys() == average.keys() == create_model(config.model, num_classes=40).state_dict().keys()
+    for name, value in weights.items():
+        assert torch.equal(value, average[name].half() if average[name].is_floating_point() else average[name])
+    with safe_open(result.weights, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["model"] == config.model
+    assert json.loads(metadata["class_names"]) == list(StandInTask.class_names)
+    assert float(metadata["top1"]) == pytest.approx(result.top1, abs=1e-4)
+    model = create_model(config.model, num_classes=40, checkpoint=result.weights)
+    assert evaluate(model, StandInTask("heldout", 4, 64)).samples == 4
+
+
+def test_learning_rate_warms_up_and_falls(config):
+    config = replace(config, lr=1.0, warmup=10)
+    rates = [loop._learning_rate(step, 110, config) for step in range(110)]
+    assert rates[:10] == pytest.approx([0.1 * k for k in range(1, 11)])
+    assert rates[10] == 1.0
+    assert all(a > b for a, b in pairwise(rates[10:]))
+    assert rates[60] == pytest.approx(0.01 + 0.99 * (1 + math.cos(math.pi / 2)) / 2)
+
+
+def test_average_follows_the_definition():
+    weights = {"w": torch.tensor([1.0, 3.0]), "n": torch.tensor(7)}
+    average = {"w": torch.tensor([0.0, 1.0]), "n": torch.tensor(2)}
+    loop._update_average(average, weights, 0.75)
+    assert average["w"].tolist() == [0.25, 1.5]
+    assert average["n"] == 7
+
+
+def test_batches_cover_every_epoch_once_and_resume_anywhere(config):
+    class Numbers(StandInTask):
+        def __getitem__(self, index):
+            return torch.tensor(float(index)), index
+
+    dataset = Numbers("train", 26)
+
+    def steps(rank, world, first, last):
+        return [labels.tolist() for _, labels in loop._batches(dataset, config, rank, world, first, last)]
+
+    whole = steps(0, 1, 0, 15)
+    assert [len(batch) for batch in whole] == [4] * 15
+    for epoch in (whole[:6], whole[6:12]):
+        assert len({i for batch in epoch for i in batch}) == 24
+    assert whole[:6] != whole[6:12]
+    for first in (1, 6, 7, 14):
+        assert steps(0, 1, first, 15) == whole[first:]
+    halves = [steps(rank, 2, 0, 5) for rank in (0, 1)]
+    assert not {i for batch in halves[0][:3] for i in batch} & {i for batch in halves[1][:3] for i in batch}
+    double = [labels.tolist() for _, labels in loop._batches(dataset, replace(config, batch_size=8), 0, 1, 0, 5)]
+    assert [sorted(a + b) for a, b in zip(*halves, strict=True)] == [sorted(batch) for batch in double]
+
+
+def test_trains_on_folders_with_workers(config, tmp_path):
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            (tmp_path / "pictures" / split / name).mkdir(parents=True)
+            for i in range(4):
+                pixels = rng.integers(256, size=(70, 90, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "pictures" / split / name / f"{i}.png")
+    runs = [
+        replace(config, data=str(tmp_path / "pictures"), size=64, output=tmp_path / str(workers), workers=workers) for workers in (0, 2)
+    ]
+    alone, shared = (load_file(train(run).weights) for run in runs)
+    assert alone["head.fc.weight"].shape[0] == 2
+    assert all(torch.equal(value, shared[name]) for name, value in alone.items())
+
+
+@pytest.mark.parametrize(("change", "tolerance"), [({"amp": "bf16"}, 0.05), ({"accelerate": True}, 0.005)])
+def test_loss_curve_is_that_of_plain_training(config, tmp_path, change, tolerance):
+    """On images learned by heart the loss falls far within twenty steps, and rounding has not yet led the runs apart."""
+    config = replace(config, samples=8, batch_size=8, steps=20, label_smoothing=0.0)
+    train(config)
+    other = replace(config, output=tmp_path / "other", **change)
+    train(other)
+    plain, changed = ([entry["loss"] for entry in _history(run.output)] for run in (config, other))
+    assert plain[1] < plain[0] < 0.5 * math.log(40)
+    assert changed == pytest.approx(plain, rel=tolerance)
+
+
+TORCHRUN_WORKER = """
+import os, pathlib, sys, torch
+import mvit_kernels.training.loop as loop
+from mvit_kernels.training import TrainConfig, train
+
+torch.set_num_threads(1)
+step, networks = loop._train_step, []
+
+def keep(network, *rest):
+    networks.append(network)
+    return step(network, *rest)
+
+loop._train_step = keep
+folder = pathlib.Path(sys.argv[1])
+train(TrainConfig("mobilevitv2_050", folder / "run", samples=32, heldout_samples=4, size=64, batch_size=4, steps=3))
+gradients = {name: p.grad for name, p in networks[0].module.named_parameters()}
+weights = {name: p.detach() for name, p in networks[0].module.named_parameters()}
+torch.save([weights, gradients], folder / f"rank{os.environ['RANK']}.pt")
+"""
+
+
+def test_two_processes_train_one_network(tmp_path):
+    """Each process sees its own images; averaged gradients keep their networks the same, bit for bit."""
+    script = tmp_path / "worker.py"
+    script.write_text(TORCHRUN_WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run([*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    for ours, theirs in zip(first, second, strict=True):
+        assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert all(gradient.abs().max() > 0 for gradient in first[1].values())
+    assert [entry["step"] for entry in _history(tmp_path / "run")] == [3]
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_evaluate_counts_right_answers_and_keeps_the_mode():
+    class Oracle(nn.Module):
+        """Knows the label from the mean of the image, which the area resize keeps."""
+
+        def forward(self, images):
+            assert not self.training
+            return -(images.mean((1, 2, 3))[:, None] * 10 - torch.arange(10)).abs()
+
+    samples = [(torch.full((3, 8, 8), label / 10), label) for label in range(10)]
+    wrong = [(image, 9 - label) for image, label in samples[:3]]
+    model = Oracle().train()
+    for downscale in (1, 2):
+        assert evaluate(model, samples + wrong, batch_size=4, downscale=downscale) == (10 / 13, 13)
+    assert model.training
+    with pytest.raises(ValueError, match="downscale: expected at least 1, got 0"):
+        evaluate(model, samples, downscale=0)
+
+
+def test_command_names_what_is_not_default(config):
+    assert command_line(replace(config, batch_size=32, warmup=200, save_every=250, heldout_samples=2000, epochs=1)) == (
+        "mvit-kernels train --model mobilevitv2_050 --samples 16 --size 64"
+    )
+    changed = command_line(TrainConfig("mobilevit_xxs", config.output, data="a b", amp="bf16", accelerate=True))
+    assert changed == "mvit-kernels train --model mobilevit_xxs --data 'a b' --amp bf16 --accelerate"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("samples", 0),
+        ("batch_size", 0),
+        ("steps", 0),
+        ("lr", 0.0),
+        ("ema", 1.0),
+        ("warmup", -1),
+        ("seed", 2**32),
+        ("amp", "fp8"),
+        ("device", "tpu"),
+    ],
+)
+def test_bad_configuration_is_refused(config, field, value):
+    with pytest.raises(ValueError, match=f"TrainConfig: {field}: expected .*, got {value!r}"):
+        replace(config, **{field: value})
+
+
+def test_bad_run_is_refused_before_anything_is_written(config, tmp_path):
+    for change in ({"data": str(tmp_path / "nowhere")}, {"batch_size": 17}, {"model": "mobilevit_xxl"}):
+        with pytest.raises(ValueError, match=f"expected|{change.get('model')}"):
+            train(replace(config, **change))
+    assert not config.output.exists()
+
+
+def test_failed_write_leaves_the_old_file(tmp_path):
+    file = tmp_path / "weights.safetensors"
+    file.write_text("old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        replace_file(file, fail)
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+    with pytest.raises(ValueError, match="values that fp16 holds, got others in w"):
+        save_weights(file, {"w": torch.tensor([1e6])}, {})
+
+
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050"])
+def test_shipped_checkpoint_is_as_accurate_as_recorded(name):
+    """On fewer images, within four standard deviations of a binomial draw; halving the resolution costs five points."""
+    file = checkpoint_path(name)
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    recorded, samples = float(metadata["top1"]), 160
+    assert 0.85 <= recorded <= 0.97
+    model = create_model(name, num_classes=int(metadata["num_classes"]), checkpoint=file)
+    heldout = StandInTask("heldout", samples, int(metadata["size"]), int(metadata["seed"]))
+    full, half = evaluate(model, heldout).top1, evaluate(model, heldout, downscale=2).top1
+    assert abs(full - recorded) <= 4 * math.sqrt(recorded * (1 - recorded) / samples)
+    assert half <= full - 0.05
