@@ -1,0 +1,135 @@
+"""Which module gets which class: the table of replacements, and the assignment of classes there and back."""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+from torch import nn
+
+from mvit_kernels.ops import backends
+
+from .blocks import Replacement, Setting
+
+Model = TypeVar("Model", bound=nn.Module)
+
+# A file of this folder, and the modules of which one must have been imported before a model can hold its classes.
+LIBRARIES = {
+    "models": ("mvit_kernels.models.mobilevit",),
+    "timm": ("timm.models.mobilevit",),
+    "transformers": (
+        "transformers.models.mobilevit.modeling_mobilevit",
+        "transformers.models.mobilevitv2.modeling_mobilevitv2",
+    ),
+    "cvnets": ("cvnets.modules.mobilevit_block",),
+}
+
+
+def replacements() -> dict[type[nn.Module], type[Replacement]]:
+    """Original class -> replacement, of the libraries imported so far."""
+    table: dict[type[nn.Module], type[Replacement]] = {}
+    for name, modules in LIBRARIES.items():
+        if any(module in sys.modules for module in modules):
+            table |= importlib.import_module(f".{name}", __package__).REPLACEMENTS
+    return table
+
+
+def accelerate(
+    model: Model,
+    *,
+    backend: str = "auto",
+    attention: bool = True,
+    patches: bool = True,
+    norm: bool = True,
+    conv: bool = True,
+    exclude: Sequence[str | type[nn.Module]] = (),
+) -> Model:
+    """Give the MobileViT modules of a model faster forwards, in place.
+
+    Replaces modules of timm (`mobilevit*`, `mobilevitv2*`, `semobilevit*`), transformers (MobileViT, MobileViTV2), ml-cvnets and
+    mvit_kernels.models by assigning `module.__class__`: parameters, hooks, state_dict keys, train/eval and devices stay as they are, and
+    `restore` undoes it. Only modules of exactly a known class are replaced, never those of a subclass. Calling it again replaces the
+    former choice. `report` tells what was replaced and why the rest was not.
+
+    Args:
+        model: any module; it may be wrapped, in training, loaded before or after.
+        backend: "auto" lets each op take the fastest backend that supports its call and `mk.use_backend` decide otherwise; "cpu" or
+            "reference" is asked of every call.
+        attention: MobileViTv2 attention by `ops.separable_attention`; with `patches` the whole v2 block runs on the map, and unfold and
+            fold vanish. The v1 attention of transformers and ml-cvnets by torch's scaled_dot_product_attention (timm's is that already).
+        patches: unfold and fold by `ops.unfold_patches` and `ops.fold_patches`.
+        norm, conv: accepted, and without effect: this version has no kernels for norms and convolutions.
+        exclude: module names, fnmatch patterns of them ("stages.4.*"), or classes. They are left alone with everything inside.
+
+    A v2 block runs its original forward for a call if something inside of it has hooks, parametrizations, active dropout or another class
+    than the library gives it; an attention does so if its dropout is active.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError, ValueError: model is no module, exclude is no sequence of names and classes, the backend is unknown or unusable here.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"accelerate: model: expected a torch.nn.Module, got {type(model).__name__}")
+    _check_backend(backend)
+    _check_exclude(exclude)
+    restore(model)
+
+    wanted = {"attention": attention, "patches": patches}
+    table = replacements()
+    excluded: set[str] = set()
+    for name, module in model.named_modules():
+        if name.rpartition(".")[0] in excluded or _matches(name, module, exclude):
+            excluded.add(name)
+        replacement = table.get(type(module))
+        if replacement is None:
+            continue
+        left_alone = None
+        if name in excluded:
+            left_alone = "excluded"
+        elif not wanted[replacement._option]:
+            left_alone = f"{replacement._option}=False"
+        module._setting = Setting(None if backend == "auto" else backend, attention, left_alone)
+        if left_alone is None:
+            module.__class__ = replacement
+    return model
+
+
+def restore(model: Model) -> Model:
+    """Undo `accelerate`, in place: every module gets its class back and loses what was added. Returns the same model.
+
+    Raises TypeError if model is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"restore: model: expected a torch.nn.Module, got {type(model).__name__}")
+    originals: dict[type[nn.Module], type[nn.Module]] = {replacement: original for original, replacement in replacements().items()}
+    for module in model.modules():
+        if type(module) in originals:
+            module.__class__ = originals[type(module)]
+        if isinstance(vars(module).get("_setting"), Setting):
+            del module._setting
+    return model
+
+
+def _check_backend(backend: str) -> None:
+    if backend == "auto":
+        return
+    known = backends()
+    if backend not in known:
+        raise ValueError(f"accelerate: backend: expected one of auto, {', '.join(sorted(known))}, got {backend!r}")
+    if not known[backend].usable:
+        raise ValueError(f"accelerate: backend: {backend!r} cannot be used here: {known[backend].reason}")
+
+
+def _check_exclude(exclude: Sequence[str | type[nn.Module]]) -> None:
+    each = None if isinstance(exclude, str | type) or not isinstance(exclude, Sequence | set | frozenset) else exclude
+    if each is None or not all(isinstance(one, str | type) for one in each):
+        raise TypeError(f"accelerate: exclude: expected a sequence of module names and classes, got {exclude!r}")
+
+
+def _matches(name: str, module: nn.Module, exclude: Sequence[str | type[nn.Module]]) -> bool:
+    return any(fnmatch.fnmatchcase(name, one) if isinstance(one, str) else isinstance(module, one) for one in exclude)

@@ -1,0 +1,135 @@
+"""What `report` says of a model: which of its modules our ops run, on which backend, and why the others are left alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mvit_kernels.ops.backend import Choice
+from mvit_kernels.ops.patches import choose_fold, choose_unfold
+from mvit_kernels.ops.separable_attention import choose as choose_attention
+
+from .blocks import Replacement, Setting
+from .core import replacements
+from .obstacles import Obstacle
+
+_CHOICES: dict[str, Choice] = {"separable_attention": choose_attention, "unfold_patches": choose_unfold, "fold_patches": choose_fold}
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One module that `accelerate` replaces or might have replaced."""
+
+    module: str  # its name in the model, "" for the model itself
+    kind: str  # its class, with the library
+    replacement: str | None  # the ops that run in its place; None: it is left alone
+    backend: str | None  # which these choose for the device and dtype of its parameters
+    reason: str | None  # why it is left alone, or runs its original forward although replaced
+
+
+@dataclass(frozen=True)
+class Report:
+    """A table when printed; `to_dict()` for programs."""
+
+    rows: tuple[ReportRow, ...]
+    summary: str
+
+    def to_dict(self) -> dict[str, Any]:
+        rows = [
+            {
+                "module": row.module,
+                "class": row.kind,
+                "replacement": row.replacement,
+                "backend": row.backend,
+                "reason": row.reason,
+            }
+            for row in self.rows
+        ]
+        return {"summary": self.summary, "rows": rows}
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return self.summary
+        table = [("module", "class", "replacement", "backend", "reason")]
+        table += [
+            (row.module or "(the model)", row.kind, row.replacement or "-", row.backend or "-", row.reason or "") for row in self.rows
+        ]
+        widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
+        return "\n".join([*lines, self.summary])
+
+
+def report(model: nn.Module) -> Report:
+    """Which modules of a model are replaced by what, on which backend, and why the others are left alone.
+
+    Works on any model, accelerated or not. A module counts as replaced if its next call would run our ops: in training, with hooks or
+    with dropout the answer may differ.
+
+    Raises TypeError if model is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"report: model: expected a torch.nn.Module, got {type(model).__name__}")
+    table = replacements()
+    rows = []
+    for name, module in model.named_modules():
+        if isinstance(module, Replacement):
+            rows.append(_replaced(name, module))
+        else:
+            known = next((kind for kind in type(module).__mro__ if kind in table), None)
+            if known is not None:
+                rows.append(_left_alone(name, module, known))
+    return Report(tuple(rows), _summary(rows))
+
+
+def _replaced(name: str, module: Replacement) -> ReportRow:
+    obstacle = module._obstacle()
+    if obstacle is not None:
+        return ReportRow(name, _class_name(type(module)), None, None, f"original forward: {_describe(module, obstacle)}")
+    ops = module._ops()
+    try:
+        backends = {_backend(op, module) for op in ops}
+    except ValueError as error:
+        return ReportRow(name, _class_name(type(module)), ", ".join(ops), None, f"cannot run: {error}")
+    return ReportRow(name, _class_name(type(module)), ", ".join(ops), ", ".join(sorted(backends)), None)
+
+
+def _left_alone(name: str, module: nn.Module, known: type[nn.Module]) -> ReportRow:
+    setting: Setting | None = vars(module).get("_setting")
+    if type(module) is not known:
+        reason = f"subclass of {_class_name(known)}, left alone"
+    elif setting is None or setting.left_alone is None:
+        reason = "not accelerated"
+    else:
+        reason = setting.left_alone
+    return ReportRow(name, _class_name(type(module)), None, None, reason)
+
+
+def _class_name(kind: type[nn.Module]) -> str:
+    """With its library, and of the original where `kind` is a replacement: timm.MobileVitV2Block."""
+    original = next(base for base in kind.__mro__ if not issubclass(base, Replacement))
+    return f"{original.__module__.partition('.')[0]}.{original.__qualname__}"
+
+
+def _describe(module: nn.Module, obstacle: Obstacle) -> str:
+    where = next(name for name, inner in module.named_modules() if inner is obstacle.module)
+    return f"{where or 'it'} {obstacle.reason}"
+
+
+def _backend(op: str, module: Replacement) -> str:
+    """What the op would choose for a small input of the module."""
+    if op not in _CHOICES:
+        return "torch"
+    weight = next(module.parameters())
+    patch_size = module._patch_size()
+    probe = torch.empty(1, 3, *(patch_size or (1, 1)), dtype=weight.dtype, device=weight.device)
+    return _CHOICES[op].backend(module._setting.backend, probe, patch_size)
+
+
+def _summary(rows: list[ReportRow]) -> str:
+    if not rows:
+        return "no MobileViT block found, nothing to replace (known are those of mvit_kernels.models, timm, transformers and ml-cvnets)"
+    replaced = sum(row.replacement is not None for row in rows)
+    return f"{replaced} of {len(rows)} MobileViT modules run on mvit_kernels"

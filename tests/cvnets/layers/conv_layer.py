@@ -1,0 +1,21 @@
+from torch import nn
+
+from .activation import Swish
+
+
+class Conv2d(nn.Conv2d):
+    pass
+
+
+class ConvLayer2d(nn.Module):
+    def __init__(self, in_channels, out_channels, kernel_size, groups=1, bias=False, use_norm=True, use_act=True):
+        super().__init__()
+        self.block = nn.Sequential()
+        self.block.add_module("conv", Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias))
+        if use_norm:
+            self.block.add_module("norm", nn.BatchNorm2d(out_channels))
+        if use_act:
+            self.block.add_module("act", Swish())
+
+    def forward(self, x):
+        return self.block(x)

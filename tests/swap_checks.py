@@ -1,0 +1,201 @@
+"""What every library's swap must hold, as functions of a model; the test_swap_* files bring the models."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+import statistics
+
+import torch
+from torch import nn
+
+import mvit_kernels as mk
+from mvit_kernels.swap.blocks import Replacement
+
+BACKENDS = [name for name, backend in mk.backends().items() if backend.usable]
+OPTIONS: list[dict[str, object]] = [{}, {"patches": False}, {"attention": False}]
+SETTINGS = [{**options, "backend": backend} for options in OPTIONS for backend in BACKENDS if options == {} or backend == BACKENDS[-1]]
+V1_SETTINGS = [settings for settings in SETTINGS if "patches" not in settings]  # for models whose v1 attention is torch's own
+
+
+@torch.no_grad()
+def lively(model: nn.Module) -> nn.Module:
+    """Random weights that keep activations near 1 and make softmax choose, so that a wrong token or phase shows."""
+    for name, tensor in model.named_parameters():
+        if tensor.ndim == 1:
+            tensor.uniform_(0.5, 1.5) if name.endswith("weight") else tensor.normal_(std=0.1)
+        else:
+            tensor.normal_(std=(2 / tensor[0].numel()) ** 0.5)
+    return model.eval()
+
+
+def outputs(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """Logits, or all feature maps."""
+    y = model(x)
+    if isinstance(y, torch.Tensor):
+        return [y]
+    return list(y) if isinstance(y, list | tuple) else [y.logits]
+
+
+def replaced(model: nn.Module) -> list[str]:
+    return [name for name, module in model.named_modules() if isinstance(module, Replacement)]
+
+
+def reason(model: nn.Module, module: str) -> str | None:
+    return next(row.reason for row in mk.report(model).rows if row.module == module)
+
+
+@torch.no_grad()
+def check_outputs(model: nn.Module, x: torch.Tensor, **options: object) -> None:
+    """Values by the float rule, and in float32 within 1e-5 of the range; shapes and memory formats as before.
+
+    The float rule for a whole network: the norm of the error against float64, since the largest of ten logits' errors is a matter of luck.
+    """
+    exact = outputs(copy.deepcopy(model).double(), x.double())
+    before = outputs(model, x)
+    accelerated = mk.accelerate(copy.deepcopy(model), **options)
+    assert replaced(accelerated)
+    after = outputs(accelerated, x)
+    assert len(before) == len(after)
+    for plain, ours, truth in zip(before, after, exact, strict=True):
+        assert ours.shape == plain.shape
+        assert ours.dtype == plain.dtype
+        assert _error(ours, truth) <= 2 * _error(plain, truth) + 4 * torch.finfo(ours.dtype).eps
+        if ours.dtype == torch.float32:
+            assert (ours - plain).abs().max() <= 1e-5 * (plain.max() - plain.min())
+        if plain.ndim == 4 and plain.is_contiguous(memory_format=torch.channels_last):
+            assert ours.is_contiguous(memory_format=torch.channels_last)
+        if plain.is_contiguous():
+            assert ours.is_contiguous()
+
+
+def _error(actual: torch.Tensor, exact: torch.Tensor) -> float:
+    return ((actual.double() - exact).norm() / (exact.norm() + 1e-12)).item()
+
+
+def gradients(model: nn.Module, x: torch.Tensor, buffers: bool = True) -> list[torch.Tensor]:
+    """Of a random linear function of the outputs with respect to x and every parameter; BatchNorm's new statistics with them."""
+    x = x.clone().requires_grad_()
+    torch.manual_seed(1)
+    ys = outputs(model, x)
+    generator = torch.Generator().manual_seed(1)
+    loss = sum((y * torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)).sum() for y in ys)
+    loss.backward()
+    assert x.grad is not None
+    parameters = [p.grad for p in model.parameters() if p.requires_grad]
+    assert all(grad is not None for grad in parameters)
+    return [x.grad, *parameters, *(b for b in model.buffers() if buffers and b.is_floating_point())]
+
+
+def check_gradients(model: nn.Module, x: torch.Tensor, rounding: float = 1e-9) -> None:
+    """In float64 equal to the original's up to rounding; in float32 by the float rule, as a mean over all tensors."""
+    double = copy.deepcopy(model).double()
+    exact = gradients(copy.deepcopy(double), x.double())
+    for ours, theirs in zip(gradients(mk.accelerate(double), x.double()), exact, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=rounding, atol=rounding * max(1, theirs.abs().max().item()))
+    plain = gradients(copy.deepcopy(model), x)
+    ours = gradients(mk.accelerate(copy.deepcopy(model)), x)
+
+    def mean_error(grads: list[torch.Tensor]) -> float:
+        return statistics.mean(_error(grad, truth) for grad, truth in zip(grads, exact, strict=True))
+
+    assert mean_error(ours) <= 2 * mean_error(plain) + 1e-6
+
+
+@torch.no_grad()
+def check_contract(model: nn.Module, x: torch.Tensor) -> None:
+    """What a user may do with a model, he may do with an accelerated one."""
+    before = outputs(model, x)
+    keys, attributes, classes = list(model.state_dict()), _attributes(model), [type(m) for m in model.modules()]
+    parameters = [(id(p), p.requires_grad) for p in model.parameters()]
+
+    assert mk.accelerate(model) is model
+    names = replaced(model)
+    assert names
+    after = outputs(model, x)
+    for module, kind in zip(model.modules(), classes, strict=True):
+        assert isinstance(module, kind)
+        assert type(module).__name__ == kind.__name__
+    assert list(model.state_dict()) == keys
+    assert [(id(p), p.requires_grad) for p in model.parameters()] == parameters
+
+    def same(other: nn.Module) -> None:
+        assert replaced(other) == names
+        for y, expected in zip(outputs(other, x), after, strict=True):
+            torch.testing.assert_close(y, expected, rtol=0, atol=0)
+
+    same(mk.accelerate(model))
+    same(copy.deepcopy(model))
+    same(pickle.loads(pickle.dumps(model)))
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    same(torch.load(file, weights_only=False))
+
+    other = copy.deepcopy(model)
+    for p in other.parameters():
+        p.zero_()
+    other.load_state_dict(model.state_dict())
+    same(other)
+    low = copy.deepcopy(model).to(torch.bfloat16)
+    assert replaced(low) == names
+    assert all(y.dtype == torch.bfloat16 for y in outputs(low, x.bfloat16()))
+
+    assert mk.restore(model) is model
+    assert [type(m) for m in model.modules()] == classes
+    assert _attributes(model) == attributes
+    for y, expected in zip(outputs(model, x), before, strict=True):
+        torch.testing.assert_close(y, expected, rtol=0, atol=0)
+
+
+def _attributes(model: nn.Module) -> list[list[str]]:
+    return [sorted(vars(module)) for module in model.modules()]
+
+
+def check_inner_hook(model: nn.Module, x: torch.Tensor, inner: str, block: str) -> None:
+    """A hook inside a block sees what it would see in the original, and the report says that the original forward runs."""
+    seen: dict[str, list[tuple[int, ...]]] = {"plain": [], "ours": []}
+    plain, ours = copy.deepcopy(model), mk.accelerate(copy.deepcopy(model))
+    assert reason(ours, block) is None
+    for which, each in (("plain", plain), ("ours", ours)):
+        each.get_submodule(inner).register_forward_hook(lambda _m, args, y, which=which: seen[which].append((args[0].shape, y.shape)))
+    with torch.no_grad():
+        before, after = outputs(plain, x), outputs(ours, x)
+    assert seen["ours"] == seen["plain"] != []
+    for y, expected in zip(after, before, strict=True):
+        torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    assert "has hooks" in (reason(ours, block) or "")
+
+
+def check_export(model: nn.Module, x: torch.Tensor, ops: set[str]) -> None:
+    """torch.export with a dynamic batch keeps our ops and the values."""
+    mk.accelerate(model)
+    program = torch.export.export(model, (torch.cat([x, x]),), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    assert _our_ops(program.graph) == ops
+    for batch in (1, 3):
+        y = torch.cat([x] * batch)
+        with torch.no_grad():
+            for actual, expected in zip(outputs(program.module(), y), outputs(model, y), strict=True):
+                torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def check_compile(model: nn.Module, x: torch.Tensor, ops: set[str], backend: str = "aot_eager") -> None:
+    """torch.compile takes an accelerated model as one graph that holds our ops, forward and backward."""
+    mk.accelerate(model)
+    found: set[str] = set()
+
+    def record(graph: torch.fx.GraphModule, example_inputs: list[torch.Tensor]) -> object:
+        found.update(_our_ops(graph.graph))
+        return torch._dynamo.lookup_backend(backend)(graph, example_inputs)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(copy.deepcopy(model), fullgraph=True, backend=record)
+    for actual, expected in zip(gradients(compiled, x), gradients(model, x), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-3)
+    assert found == ops
+
+
+def _our_ops(graph: torch.fx.Graph) -> set[str]:
+    names = [str(node.target) for node in graph.nodes]
+    return {name.removeprefix("mvit_kernels.").removesuffix(".default") for name in names if name.startswith("mvit_kernels.")}

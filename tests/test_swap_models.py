@@ -1,0 +1,378 @@
+"""`accelerate`, `restore` and `report` themselves, on our own reference models."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import pytest
+import swap_checks as checks
+import torch
+from swap_checks import OPTIONS, SETTINGS, V1_SETTINGS, lively, outputs, reason, replaced
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import mvit_kernels as mk
+from mvit_kernels.models import MobileViTBlock, MobileViTv2Block, SeparableAttention, create_model
+
+NAMES = ["mobilevit_xxs", "mobilevitv2_050"]
+OPS = [("mobilevitv2_050", {"separable_attention"}), ("mobilevit_xxs", {"unfold_patches", "fold_patches"})]
+BLOCKS = ["stages.2.1", "stages.3.1", "stages.4.1"]
+
+
+def model(name: str = "mobilevitv2_050", **options: object) -> nn.Module:
+    return lively(create_model(name, num_classes=10, **options))
+
+
+def v2_block(**options: object) -> nn.Module:
+    return lively(MobileViTv2Block(24, 16, 2, **options))
+
+
+def image(height: int = 64, width: int = 64, batch: int = 2) -> torch.Tensor:
+    return torch.rand(batch, 3, height, width)
+
+
+@pytest.mark.parametrize("size", [(128, 64), (97, 97)])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [*(("mobilevit_xxs", options) for options in V1_SETTINGS), *(("mobilevitv2_050", options) for options in SETTINGS)],
+    ids=str,
+)
+def test_outputs(name, options, size):
+    checks.check_outputs(model(name), image(*size), **options)
+
+
+@pytest.mark.parametrize("odd_maps", ["resize", "drop"])
+@pytest.mark.parametrize("size", [(8, 8), (7, 9), (6, 5)])
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_odd_maps(options, size, odd_maps):
+    parent = nn.Sequential(v2_block(odd_maps=odd_maps))
+    checks.check_outputs(parent, torch.randn(2, 24, *size), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_channels_last_and_bfloat16(name, dtype):
+    network = model(name, features_only=True).to(dtype, memory_format=torch.channels_last)
+    checks.check_outputs(network, image(96, 96).to(dtype, memory_format=torch.channels_last))
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients(name, training):
+    checks.check_gradients(model(name).train(training), image(96, 96, batch=3))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_contract(name):
+    network = model(name)
+    network.stem.requires_grad_(False)
+    checks.check_contract(network, image())
+
+
+class Calls(TorchDispatchMode):
+    """Records each op with the shape of its first argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[str, tuple[int, ...]]] = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        self.calls.append((str(op), tuple(args[0].shape) if isinstance(args[0], torch.Tensor) else ()))
+        return op(*args, **(kwargs or {}))
+
+
+def test_a_v2_block_runs_on_the_map_and_copies_nothing():
+    block = mk.accelerate(v2_block())
+    with torch.no_grad(), Calls() as recorded:
+        block(torch.randn(1, 24, 8, 8))
+    attention = [shape for op, shape in recorded.calls if op == "mvit_kernels.separable_attention.default"]
+    assert attention == [(1, 33, 8, 8)] * 2
+    assert not [op for op, _ in recorded.calls if any(word in op for word in ("fold", "clone", "copy", "permute"))]
+
+
+def test_tokens_of_v1_are_a_view_of_the_patches():
+    block = mk.accelerate(lively(MobileViTBlock(8, 16, 1)))
+    seen = []
+    block.transformer.register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
+    with torch.no_grad():
+        block(torch.randn(2, 8, 6, 4))
+    (tokens,) = seen
+    assert tokens.shape == (8, 6, 16)
+    assert tokens.is_contiguous()
+    assert tokens._base is not None
+    assert tokens._base.shape == (2, 16, 4, 6)
+
+
+def test_backend_is_asked_of_every_op_or_left_to_use_backend():
+    x = image()
+    with pytest.raises(ValueError, match=r"backend: expected one of auto, .*got 'gpu'"):
+        mk.accelerate(model(), backend="gpu")
+    with pytest.raises(ValueError, match="'triton' cannot be used here: this version has no Triton"):
+        mk.accelerate(model(), backend="triton")
+    for options in OPTIONS:
+        network = mk.accelerate(model(), **options)
+        with torch.no_grad(), mk.use_backend("cuda"), pytest.raises(ValueError, match="backend 'cuda' was requested"):
+            network(x)
+        mk.accelerate(network, backend="reference", **options)
+        with torch.no_grad(), mk.use_backend("cuda"):
+            network(x)
+
+
+def test_bad_arguments():
+    for function in (mk.accelerate, mk.restore, mk.report):
+        with pytest.raises(TypeError, match=f"{function.__name__}: model: expected a torch.nn.Module, got dict"):
+            function({})
+    network = model()
+    for exclude in ("stages.*", nn.Conv2d, [3], None):
+        with pytest.raises(TypeError, match="accelerate: exclude: expected a sequence of module names and classes"):
+            mk.accelerate(network, exclude=exclude)
+    assert replaced(network) == []
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left"),
+    [
+        (["stages.3.1"], ["stages.3.1"]),
+        (["stages.3"], ["stages.3.1"]),
+        (["stages.[34].*"], ["stages.3.1", "stages.4.1"]),
+        ([MobileViTv2Block], BLOCKS),
+        ([nn.Linear, "stages.2.*"], ["stages.2.1"]),
+    ],
+)
+def test_exclude(exclude, left):
+    network = mk.accelerate(model(), exclude=exclude)
+    rows = mk.report(network).rows
+    for row in rows:
+        inside = any(row.module == name or row.module.startswith(f"{name}.") for name in left)
+        assert (row.reason == "excluded") == inside
+        assert (row.replacement is None) == inside
+    assert replaced(mk.accelerate(network)) == [row.module for row in rows]
+
+
+def test_a_block_with_an_excluded_attention_runs_as_written():
+    network = nn.Sequential(v2_block())
+    x = torch.randn(2, 24, 8, 8)
+    with torch.no_grad():
+        before = network(x)
+        mk.accelerate(network, exclude=["*.transformer.1.attn"])
+        torch.testing.assert_close(network(x), before, rtol=1e-4, atol=1e-5)
+    assert reason(network, "0") == "original forward: transformer.1.attn is not replaced"
+    assert reason(network, "0.transformer.0.attn") is None
+
+
+class Child(MobileViTv2Block):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def test_unknown_subclasses_are_left_alone():
+    network = nn.Sequential(lively(Child(24, 16, 1)), v2_block())
+    mk.accelerate(network)
+    assert type(network[0]) is Child
+    assert reason(network, "0") == "subclass of mvit_kernels.MobileViTv2Block, left alone"
+    assert reason(network, "1") is None
+
+
+def test_options_of_the_last_call_hold():
+    network = model()
+    mk.accelerate(network, attention=False)
+    rows = {row.module: row for row in mk.report(network).rows}
+    assert rows["stages.2.1"].replacement == "unfold_patches, fold_patches"
+    assert rows["stages.2.1.transformer.0.attn"].reason == "attention=False"
+    mk.accelerate(network, patches=False)
+    rows = {row.module: row for row in mk.report(network).rows}
+    assert rows["stages.2.1"].reason == "patches=False"
+    assert rows["stages.2.1.transformer.0.attn"].replacement == "separable_attention"
+    mk.accelerate(network, patches=False, attention=False)
+    assert replaced(network) == []
+    mk.accelerate(network)
+    assert {row.replacement for row in mk.report(network).rows} == {"separable_attention"}
+
+
+@pytest.mark.parametrize("inner", ["1.transformer.0.mlp.fc1", "1.transformer.1.attn", "1.transformer", "1.norm"])
+def test_hooks_inside_a_block(inner):
+    network = nn.Sequential(nn.Identity(), v2_block())
+    checks.check_inner_hook(network, torch.randn(2, 24, 8, 8), inner, "1")
+
+
+def test_hooks_on_a_block_work_as_on_any_module():
+    block = mk.accelerate(v2_block())
+    calls = []
+    block.register_forward_pre_hook(lambda _m, args: calls.append("pre") or (args[0] + 1,))
+    block.register_forward_hook(lambda _m, args, y: calls.append("forward") or y * 2)
+    block.register_full_backward_hook(lambda *_: calls.append("backward"))
+    x = torch.randn(2, 24, 8, 8)
+    y = block(x.requires_grad_())
+    y.sum().backward()
+    assert calls == ["pre", "forward", "backward"]
+    assert mk.report(block).rows[0].reason is None
+    torch.testing.assert_close(y, 2 * mk.restore(copy.deepcopy(block)).forward(x + 1), rtol=1e-4, atol=1e-4)
+
+
+def obstruct_with_backward_hook(block):
+    block.transformer[0].norm2.register_full_backward_hook(lambda *_: None)
+
+
+def obstruct_with_parametrization(block):
+    nn.utils.parametrizations.weight_norm(block.transformer[0].mlp.fc1)
+
+
+def obstruct_with_another_module(block):
+    block.transformer[0].mlp.fc1 = nn.Sequential(block.transformer[0].mlp.fc1)
+
+
+def obstruct_with_another_layer(block):
+    block.transformer.append(nn.Identity())
+
+
+def obstruct_with_forward(block):
+    block.transformer[0].norm1.forward = block.transformer[0].norm1.forward
+
+
+def obstruct_with_kernel(block):
+    block.transformer[0].mlp.fc2 = nn.Conv2d(32, 16, 3, padding=1)
+
+
+@pytest.mark.parametrize(
+    ("obstruct", "expected"),
+    [
+        (obstruct_with_backward_hook, "transformer.0.norm2 has hooks"),
+        (obstruct_with_parametrization, "transformer.0.mlp.fc1 is a ParametrizedConv2d"),
+        (obstruct_with_another_module, "transformer.0.mlp.fc1 holds a Conv2d"),
+        (obstruct_with_another_layer, "transformer holds a Identity"),
+        (obstruct_with_forward, "transformer.0.norm1 has a forward of its own"),
+        (obstruct_with_kernel, "transformer.0.mlp.fc2 is no 1x1 convolution"),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_obstacles(obstruct, expected, late):
+    block = v2_block()
+    if late:
+        mk.accelerate(block)
+    obstruct(block)
+    if not late:
+        mk.accelerate(block)
+    assert mk.report(block).rows[0].reason == f"original forward: {expected}"
+    x = torch.randn(2, 24, 8, 8)
+    with torch.no_grad():
+        y = block(x)
+        torch.testing.assert_close(y, mk.restore(block)(x), rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_on_all_modules():
+    block = mk.accelerate(v2_block())
+    names = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, *_: names.append(type(module).__name__))
+    try:
+        block(torch.randn(1, 24, 8, 8))
+        assert "SeparableTransformerLayer" in names
+        assert "hooks on all modules" in mk.report(block).rows[0].reason
+    finally:
+        handle.remove()
+    assert mk.report(block).rows[0].reason is None
+
+
+def test_attention_outside_of_a_block():
+    attention = lively(SeparableAttention(12))
+    for options in ({}, {"patches": False}):
+        checks.check_outputs(nn.Sequential(attention), torch.randn(2, 12, 4, 9), **options)
+
+
+def test_pickles_are_read_by_a_process_that_imported_nothing(tmp_path):
+    path = tmp_path / "model.pickle"
+    path.write_bytes(pickle.dumps(mk.accelerate(model())))
+    code = f"import pickle; m = pickle.load(open({str(path)!r}, 'rb')); print(type(m.stages[2][1]).__module__)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "mvit_kernels.swap.models\n"
+
+
+def test_accelerate_imports_no_other_library():
+    code = (
+        "import sys, mvit_kernels as mk; m = mk.accelerate(mk.create_model('mobilevitv2_050')); mk.report(m)\n"
+        "print(sorted({'timm', 'transformers', 'cvnets'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_report():
+    network = model()
+    assert {row.reason for row in mk.report(network).rows} == {"not accelerated"}
+    report = mk.report(mk.accelerate(network))
+    assert [row.module for row in report.rows if row.kind == "mvit_kernels.MobileViTv2Block"] == BLOCKS
+    usable = "cpu" if mk.backends()["cpu"].usable else "reference"
+    assert {row.backend for row in report.rows} == {usable}
+    lines = str(report).splitlines()
+    assert len(lines) == 2 + len(report.rows)
+    assert lines[0].split() == ["module", "class", "replacement", "backend", "reason"]
+    assert len({line.index("separable_attention") for line in lines[1:-1]}) == 1
+    assert lines[-1] == "12 of 12 MobileViT modules run on mvit_kernels"
+    as_dict = report.to_dict()
+    assert as_dict["summary"] == lines[-1]
+    assert as_dict["rows"][0] == {
+        "module": "stages.2.1",
+        "class": "mvit_kernels.MobileViTv2Block",
+        "replacement": "separable_attention",
+        "backend": usable,
+        "reason": None,
+    }
+
+    assert {row.backend for row in mk.report(network.double()).rows} == {"reference"}
+    with mk.use_backend("reference"):
+        assert {row.backend for row in mk.report(network.float()).rows} == {"reference"}
+
+
+@pytest.mark.skipif(not mk.backends()["cpu"].usable, reason="the native kernels are not built")
+def test_report_says_where_the_backend_cannot_run():
+    report = mk.report(mk.accelerate(v2_block().double(), backend="cpu"))
+    assert report.rows[0].backend is None
+    assert "no kernel for torch.float64" in report.rows[0].reason
+
+
+def test_nothing_to_replace():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Linear(2, 2))
+    assert mk.accelerate(network) is network
+    assert [type(m) for m in network] == [nn.Conv2d, nn.Linear]
+    report = mk.report(network)
+    assert report.rows == ()
+    assert str(report).startswith("no MobileViT block found, nothing to replace")
+    assert report.to_dict() == {"summary": str(report), "rows": []}
+
+
+def test_distributed_data_parallel(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        network, x = model().train(), image(batch=3)
+        expected = checks.gradients(mk.accelerate(copy.deepcopy(network)), x)
+        wrapped = nn.parallel.DistributedDataParallel(mk.accelerate(network))
+        for actual, single in zip(checks.gradients(wrapped, x), expected, strict=True):
+            torch.testing.assert_close(actual, single)
+        assert len(replaced(wrapped)) == 12
+        assert replaced(mk.restore(wrapped)) == []
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize(("name", "ops"), OPS)
+def test_export(name, ops):
+    checks.check_export(model(name), image(batch=1), ops)
+
+
+def test_compile():
+    network = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), v2_block(), lively(MobileViTBlock(24, 16, 1)))
+    checks.check_compile(network, image(8, 6), {"separable_attention", "unfold_patches", "fold_patches"})
+
+
+@pytest.mark.slow
+def test_compile_a_whole_model_to_code():
+    checks.check_compile(model(), image(), {"separable_attention"}, backend="inductor")
+
+
+def test_autocast():
+    network, x = model(), image()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        before = outputs(network, x)[0]
+        after = outputs(mk.accelerate(network), x)[0]
+    assert after.dtype == before.dtype
+    torch.testing.assert_close(after, before, rtol=0.1, atol=0.1)
