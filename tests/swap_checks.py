@@ -97,8 +97,12 @@ def check_gradients(model: nn.Module, x: torch.Tensor, rounding: float = 1e-9) -
     plain = gradients(copy.deepcopy(model), x)
     ours = gradients(mk.accelerate(copy.deepcopy(model)), x)
 
+    # Some true gradients are zero (a bias before a BatchNorm, the bias of keys): their errors count beside the largest gradient.
+    floor = 1e-3 * max(truth.norm().item() for truth in exact)
+
     def mean_error(grads: list[torch.Tensor]) -> float:
-        return statistics.mean(_error(grad, truth) for grad, truth in zip(grads, exact, strict=True))
+        pairs = zip(grads, exact, strict=True)
+        return statistics.mean((grad.double() - truth).norm().item() / max(truth.norm().item(), floor) for grad, truth in pairs)
 
     assert mean_error(ours) <= 2 * mean_error(plain) + 1e-6
 
