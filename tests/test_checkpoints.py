@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import struct
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -422,11 +423,11 @@ def test_other_models_are_refused(tmp_path):
     path = tmp_path / "model.pth"
     save_checkpoint(create_model("mobilevitv2_050"), path)
     other = nn.Sequential(nn.Conv2d(3, 3, 1))
-    with pytest.raises(ValueError, match="expected model to be a MobileViT"):
+    with pytest.raises(ValueError, match="model: expected a MobileViT"):
         load_checkpoint(other, path)
-    with pytest.raises(ValueError, match="expected model to be a MobileViT"):
+    with pytest.raises(ValueError, match="model: expected a MobileViT"):
         save_checkpoint(other, path)
-    with pytest.raises(ValueError, match=r"expected model to be a MobileViT, got one whose state_dict has 0\.stem"):
+    with pytest.raises(ValueError, match=r"model: expected a MobileViT, got one whose state_dict has 0\.stem"):
         save_checkpoint(nn.Sequential(create_model("mobilevitv2_050")), path)
 
 
@@ -439,15 +440,16 @@ def test_bad_arguments_of_save(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-@pytest.mark.parametrize(("suffix", "writer"), [(".safetensors", "safetensors.torch.save_file"), (".pth", "torch.save")])
+@pytest.mark.parametrize(("suffix", "writer"), [(".safetensors", "safetensors.torch.save"), (".pth", "torch.save")])
 def test_failed_save_leaves_the_older_file(suffix, writer, tmp_path, monkeypatch):
     path = tmp_path / f"model{suffix}"
     model = create_model("mobilevitv2_050")
     save_checkpoint(model, path)
     older = path.read_bytes()
 
-    def fail(tensors, file, *rest):
-        file.write_bytes(b"half a file")
+    def fail(tensors, file=None, *rest):
+        if isinstance(file, Path):
+            file.write_bytes(b"half a file")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(writer, fail)
@@ -495,3 +497,13 @@ def test_variants_are_told_apart():
     assert len(stages) == 10
     for name in ("mobilevit_xs", "mobilevitv2_175"):
         assert checkpoint_module._variant(create_model(name).state_dict(), "timm") == name
+
+
+def test_saved_files_have_the_usual_permissions_and_need_a_folder(tmp_path):
+    model = create_model("mobilevit_xxs", num_classes=0)
+    beside = tmp_path / "beside"
+    beside.touch()
+    save_checkpoint(model, tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_mode == beside.stat().st_mode
+    with pytest.raises(FileNotFoundError, match=r"save_checkpoint: no folder .*missing"):
+        save_checkpoint(model, tmp_path / "missing" / "model.pt")

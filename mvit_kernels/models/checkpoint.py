@@ -39,7 +39,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     The file is safetensors or written by `torch.save` (read with `weights_only`), and has the tensor names of timm,
     transformers or ml-cvnets; its content tells which. Its weights may be of any floating dtype. A model without classifier
     ignores the head of a classifier, detector or segmenter in the file. The first convolution of MobileViT v1 takes BGR in
-    transformers and ml-cvnets, RGB in timm and here, so its input channels are swapped.
+    transformers and ml-cvnets, RGB in timm and here, so its input channels are swapped. What is no weight does not come along:
+    transformers treats odd maps of v2 in its own way, which `create_model(..., odd_maps="drop")` repeats.
 
     strict: False tolerates, and returns, what only the model or only the file has, and a classifier for other classes.
     Raises FileNotFoundError; ValueError if the file is damaged, is no MobileViT checkpoint or doesn't fit the model.
@@ -98,6 +99,8 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: Form
         raise ValueError(f"save_checkpoint: expected format in {get_args(Format)}, got {format!r}")
     if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
         raise ValueError(f"save_checkpoint: expected path to end in .safetensors, .pt, .pth or .bin, got {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"save_checkpoint: no folder {path.parent}")
     state = model.state_dict()
     # transformers keeps its classifier beside the network and all else inside.
     prefix = f"{family_of(state)}." if format == "transformers" else ""
@@ -108,7 +111,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: Form
 
     if path.suffix == ".safetensors":
         metadata = {"format": "pt", "names": format, "model": _variant(state, "timm")}
-        replace_file(path, lambda draft: safetensors.torch.save_file(tensors, draft, metadata))
+        replace_file(path, lambda draft: draft.write_bytes(safetensors.torch.save(tensors, metadata)))
     else:
         replace_file(path, lambda draft: torch.save(tensors, draft))
 

@@ -88,7 +88,7 @@ def family_of(keys: Collection[str]) -> Family:
     for family, marker in _MARKERS.items():
         if any(key.endswith(marker) for key in keys):
             return family
-    raise ValueError("expected model to be a MobileViT, got one whose state_dict has no such attention")
+    raise ValueError("checkpoints: model: expected a MobileViT, got one whose state_dict has no such attention")
 
 
 def names_in(format: Format, keys: Collection[str]) -> dict[str, tuple[str, ...]]:
@@ -107,7 +107,7 @@ def names_in(format: Format, keys: Collection[str]) -> dict[str, tuple[str, ...]
     for key in keys:
         found = next(((match, row) for pattern, row in patterns if (match := pattern.fullmatch(key))), None)
         if found is None:
-            raise ValueError(f"expected model to be a MobileViT, got one whose state_dict has {key}")
+            raise ValueError(f"checkpoints: model: expected a MobileViT, got one whose state_dict has {key}")
         groups, template = found[0].groupdict(), found[1][column]
         words = {placeholder: _WORDS[placeholder][groups[placeholder]][column] for placeholder in groups.keys() & _WORDS}
         if stage := groups.get("k") or groups.get("e"):
