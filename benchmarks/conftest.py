@@ -14,8 +14,9 @@ from shapes import BLOCKS, Block
 
 import mvit_kernels as mk
 from mvit_kernels.cli.machine import conditions, machine_line
-from mvit_kernels.cli.output import print_table, write_text
+from mvit_kernels.cli.output import print_table
 from mvit_kernels.cli.timing import Timing, interleaved
+from mvit_kernels.files import write_text
 
 FLOORS = ("copy", "kernel")
 """Contenders that do the least that the others of their group can get away with."""

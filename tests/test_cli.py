@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import resource
 import subprocess
 import sys
 from dataclasses import MISSING, fields
@@ -19,6 +21,7 @@ from mvit_kernels.cli import SUBCOMMANDS, main
 from mvit_kernels.cli.compare import VARIANTS, Variant, compare
 from mvit_kernels.cli.timing import Timing, interleaved
 from mvit_kernels.data import evaluation_view, read_image
+from mvit_kernels.files import replace_file, write_text
 from mvit_kernels.training import TrainConfig
 from mvit_kernels.training.state import save_weights
 
@@ -156,6 +159,43 @@ def test_run_complains(capsys, tmp_path, photograph, checkpoint):
     assert "does not fit" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--model", "mobilevitv2_100")
 
 
+def test_run_takes_an_image_twice(capsys, photograph, checkpoint):
+    picture = photograph[0]
+    images = _json(capsys, "run", picture, picture, "--checkpoint", checkpoint, "--topk", 1)["images"]
+    assert [image["path"] for image in images] == [str(picture)] * 2
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"class_names": '["cat", "dog"]'}, "class_names: expected 3 in the metadata, one a class, got 2"),
+        ({"class_names": "[1, 2, 3]"}, "class_names: expected a JSON list of strings"),
+        ({"class_names": "cat, dog"}, "class_names: expected a JSON list of strings"),
+        ({"size": "large"}, "size: expected a positive integer in the metadata, got 'large'"),
+        ({"size": "0"}, "size: expected a positive integer in the metadata, got '0'"),
+    ],
+)
+def test_run_checks_what_a_checkpoint_says(capsys, photograph, checkpoint, metadata, message):
+    save_weights(checkpoint, mk.create_model(MODEL, num_classes=3).state_dict(), {"model": MODEL, **metadata})
+    assert f"{checkpoint}: {message}" in _complaint(capsys, "run", photograph[0], "--checkpoint", checkpoint, "--num-classes", 3)
+
+
+def test_run_asks_for_the_model_of_a_file_that_names_none(capsys, photograph, checkpoint):
+    save_weights(checkpoint, mk.create_model(MODEL, num_classes=3).state_dict(), {"model": "no known variant"})
+    assert "no checkpoint that names its model" in _complaint(capsys, "run", photograph[0], "--checkpoint", checkpoint)
+
+
+def test_run_tells_the_kind_of_a_checkpoint_by_its_content(capsys, tmp_path, photograph, checkpoint):
+    renamed, torch_file = tmp_path / "renamed.pt", tmp_path / "torch.safetensors"
+    renamed.write_bytes(checkpoint.read_bytes())
+    torch.save(mk.create_model(MODEL, num_classes=3).state_dict(), torch_file)
+    (image,) = _json(capsys, "run", photograph[0], "--checkpoint", renamed, "--topk", 1)["images"]
+    assert image["predictions"][0]["name"] in CLASSES
+    argv = ["--checkpoint", torch_file, "--model", MODEL, "--num-classes", 3, "--topk", 1]
+    (image,) = _json(capsys, "run", photograph[0], *argv)["images"]
+    assert image["predictions"][0]["name"] is None
+
+
 # --- bench and its timing ---
 
 
@@ -184,6 +224,14 @@ def test_compare_sees_a_difference():
     assert off["speedup"] == pytest.approx(exact["median_ms"] / off["median_ms"])
 
 
+def test_compare_refuses_values_that_are_not_finite():
+    """Also in an input after the first."""
+    model = mk.create_model(MODEL, num_classes=4).eval()
+    variants = (VARIANTS[0], Variant("broken", lambda network: lambda x: network(x) + (torch.nan if x.mean() > 0 else 0)))
+    with pytest.raises(ValueError, match="xxs: expected finite logits in both, got others in broken"):
+        compare(model, [torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)], variants, rounds=1, warmup=0, label="xxs")
+
+
 def test_bench_writes_results(capsys, tmp_path):
     argv = ["bench", "--model", f"{MODEL},mobilevit_xxs", "--img-size", 64, "--batch-size", 2, "--num-warm-iter", 0]
     argv += ["--num-bench-iter", 1, "--threads", 1]
@@ -210,6 +258,12 @@ def test_bench_writes_results(capsys, tmp_path):
     assert "PyTorch eager" in capsys.readouterr().out
 
 
+def test_bench_takes_a_model_twice(capsys):
+    argv = ["--img-size", 32, "--num-warm-iter", 0, "--num-bench-iter", 1, "--channels-last"]
+    document = _json(capsys, "bench", "--model", f"{MODEL},{MODEL}", *argv)
+    assert len(document["results"]) == 4
+
+
 def test_bench_complains(capsys, tmp_path):
     assert "mobilevitv2_050" in _complaint(capsys, "bench", "--model", "mobilevit_xxs,mobilevitv2_05")
     assert "--batch-size" in _complaint(capsys, "bench", "--model", MODEL, "--batch-size", "many")
@@ -217,6 +271,7 @@ def test_bench_complains(capsys, tmp_path):
     assert "--torchcompile" in _complaint(capsys, "bench", "--model", MODEL, "--torchcompile", "nonsense")
     for path in (tmp_path / "results.txt", tmp_path / "nowhere" / "results.csv"):
         assert str(path) in _complaint(capsys, "bench", "--model", MODEL, "--results-file", path)
+    assert "can't allocate memory" in _complaint(capsys, "bench", "--model", MODEL, "--img-size", 10**7)
 
 
 # --- train ---
@@ -247,7 +302,24 @@ def test_train_complains(capsys, tmp_path):
     assert "--output" in _complaint(capsys, "train", "--model", MODEL)
     assert "lr" in _complaint(capsys, "train", "--model", MODEL, "--output", output, "--lr", -1)
     assert str(tmp_path) in _complaint(capsys, "train", "--model", MODEL, "--output", output, "--data", tmp_path / "nowhere")
+    argv = ["--size", 32, "--batch-size", 1]
+    assert "--batch-size: expected at least 2" in _complaint(capsys, "train", "--model", MODEL, "--output", output, *argv)
     assert not output.exists()
+
+
+def test_train_names_a_broken_picture(capsys, tmp_path, photograph):
+    """Also where a worker of the DataLoader finds it."""
+    for name in ("train/a", "train/b", "val/a", "val/b"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "picture.png").write_bytes(photograph[0].read_bytes())
+    broken = tmp_path / "train" / "a" / "picture.png"
+    broken.write_text("not an image")
+    argv = ["--data", tmp_path, "--size", 64, "--batch-size", 2, "--workers", 1]
+    code = main([*map(str, ["train", "--model", MODEL, "--output", tmp_path / "run", *argv])])
+    last = capsys.readouterr().err.splitlines()[-1]  # after the progress bar
+    assert code == 2
+    assert last.startswith("mvit-kernels train: read_image: ")
+    assert str(broken) in last
 
 
 # --- demo ---
@@ -274,8 +346,43 @@ def test_demo(capsys, tmp_path):
 
 def test_demo_says_which_packages_it_lacks(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "sklearn and matplotlib: pip install mvit_kernels[demo]" in _complaint(capsys, "demo", "--out", tmp_path / "out")
+    assert "sklearn and matplotlib: in a clone, pip install '.[demo]'" in _complaint(capsys, "demo", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_demo_looks_at_its_folder_first(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr("mvit_kernels.cli.demo.load_classifier", lambda *_: pytest.fail("worked before it looked"))
+    (tmp_path / "out").touch()
+    assert str(tmp_path / "out") in _complaint(capsys, "demo", "--out", tmp_path / "out")
+
+
+# --- files ---
+
+
+def test_errors_of_writing_name_the_file(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught:
+        write_text(tmp_path / "nowhere" / "a.txt", "a")
+    assert caught.value.filename == str(tmp_path / "nowhere" / "a.txt")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_text(tmp_path / "folder", "a")
+    assert (caught.value.filename, caught.value.filename2) == (str(tmp_path / "folder"), None)
+    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+
+
+def test_a_full_disk_is_an_os_error(tmp_path):
+    """Of Python's writing and of torch's, which raises a RuntimeError; a limit on the size of files stands for the disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(OSError, match=str(tmp_path / "a.txt")) as caught:
+            write_text(tmp_path / "a.txt", "a" * (1 << 17))
+        assert caught.value.errno == errno.EFBIG
+        with pytest.raises(OSError, match=f"{tmp_path / 'a.pt'} could not be written"):
+            replace_file(tmp_path / "a.pt", lambda draft: torch.save(torch.zeros(1 << 17), draft))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 # --- the program ---
@@ -305,3 +412,11 @@ def test_module_and_exit_codes(tmp_path):
     bad = call("run", str(tmp_path / "nowhere.png"), "--model", MODEL)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert bad.stderr.splitlines() == [f"mvit-kernels run: No such file or directory: {tmp_path / 'nowhere.png'}"]
+
+
+def test_a_reader_that_leaves_is_no_error():
+    command = [sys.executable, "-m", "mvit_kernels", "info", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1

@@ -1,13 +1,14 @@
 """The command `mvit-kernels`: one file a subcommand, each with `add_arguments(parser)`, `run(args) -> document` and `show(document)`.
 
 `run` does the work and returns what `--json` prints; `show` prints the same for people. Expected errors (ValueError, OSError, a missing
-extra) end in one line on stderr and exit code 2.
+extra, too little memory) end in one line on stderr and exit code 2.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -40,16 +41,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             module.add_arguments(subparser)
             subparser.add_argument("--json", action="store_true", help="print one JSON document and nothing else on stdout")
     args = parser.parse_args(argv, argparse.Namespace(command=shlex.join([PROGRAM, *argv])))
+    from mvit_kernels import backends
+
     from .output import json_text
 
     try:
+        backends()  # raises where an environment variable is wrong
         document = module.run(args)
         if document is not None:
             if args.json:
                 sys.stdout.write(json_text(document))
             else:
                 module.show(document)
-    except (ValueError, OSError, ImportError) as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read has left; what is still buffered must not complain at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "can't allocate memory" not in str(error) and "out of memory" not in str(error):
+            raise
         print(f"{PROGRAM} {args.subcommand}: {_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -61,4 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.strerror}: {error.filename}"
-    return str(error)
+    lines = str(error).splitlines()
+    if "Original Traceback" in str(error):  # of a DataLoader's worker: its last line is "ValueError: message"
+        return lines[-1].partition(": ")[2]
+    return lines[0] if lines else type(error).__name__

@@ -11,12 +11,14 @@ from typing import Any
 
 import torch
 
+from mvit_kernels.files import write_text
+
 from . import compare
 from .arguments import names, natural_number, positive_int
 from .compare import Variant
 from .machine import conditions, machine_line
 from .network import load_classifier
-from .output import json_text, print_table, write_text
+from .output import json_text, print_table
 
 _FORMATS = (".csv", ".json")
 
@@ -43,10 +45,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--torchcompile: expected one of {', '.join(torch.compiler.list_backends())}, got {args.torchcompile!r}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    models = {name: load_classifier(name, None).model for name in args.model}  # an unknown name fails before the first is timed
+    models = [load_classifier(name, None).model for name in args.model]  # an unknown name fails before the first is timed
     images = torch.rand(args.batch_size, 3, args.img_size, args.img_size, generator=torch.Generator().manual_seed(0))
     results = []
-    for name, model in models.items():
+    for name, model in zip(args.model, models, strict=True):
         rows = compare.compare(
             model,
             [images],

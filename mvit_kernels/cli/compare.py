@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,6 +61,7 @@ def compare(
     """Rows, one a variant: latency on inputs[0] in turn with the other variants, and the difference over all inputs.
 
     model: plain PyTorch, float32, in evaluation mode; it is copied. inputs: batches (B, 3, H, W) float32.
+    Raises ValueError where logits are not finite.
     The difference is that of the logits from those of `model` itself, so with another dtype it contains the rounding of that dtype.
     """
     expected = [model(x) for x in inputs]
@@ -70,7 +72,10 @@ def compare(
         network = variant.build(copy.deepcopy(model).to(dtype=dtype, memory_format=layout))  # type: ignore[call-overload]
         batches = [x.to(dtype, memory_format=layout) for x in inputs]
         outputs = [network(x).float() for x in batches]
-        differences[variant.name] = max(float((y - e).abs().max()) for y, e in zip(outputs, expected, strict=True))
+        difference = float(torch.stack([(y - e).abs().max() for y, e in zip(outputs, expected, strict=True)]).max())
+        if not math.isfinite(difference):
+            raise ValueError(f"compare: {label or 'model'}: expected finite logits in both, got others in {variant.name} or PyTorch eager")
+        differences[variant.name] = difference
         networks[variant.name] = lambda network=network, x=batches[0]: network(x)
 
     times = interleaved(networks, rounds=rounds, warmup=warmup, label=label)

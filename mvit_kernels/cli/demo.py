@@ -14,14 +14,14 @@ from torch.utils.data import DataLoader
 
 from mvit_kernels import checkpoints
 from mvit_kernels.data import StandInTask, evaluation_view
-from mvit_kernels.files import replace_file
+from mvit_kernels.files import replace_file, write_text
 
 from . import compare
 from .arguments import positive_int
 from .compare import VARIANTS
 from .machine import conditions, machine_line
 from .network import Classifier, load_classifier
-from .output import json_text, print_table, warn, write_text
+from .output import json_text, print_table, warn
 
 FULL_SIZE = ("mobilevit_s", "mobilevitv2_100")
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     if missing := [name for name in ("sklearn", "matplotlib") if importlib.util.find_spec(name) is None]:
-        raise ImportError(f"the demo needs {' and '.join(missing)}: pip install mvit_kernels[demo]")
+        raise ImportError(f"the demo needs {' and '.join(missing)}: in a clone, pip install '.[demo]'")
+    args.out.mkdir(parents=True, exist_ok=True)
     judged, table = [], []
     for name in checkpoints.SHIPPED:
         classifier = load_classifier(name, checkpoints.path(name))
@@ -57,7 +58,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "table": table,
         "files": [str(args.out / "demo.png"), str(args.out / "demo.json")],
     }
-    args.out.mkdir(parents=True, exist_ok=True)
     replace_file(args.out / "demo.png", lambda path: _draw(document, path))
     write_text(args.out / "demo.json", json_text(document))
     return document

@@ -27,26 +27,43 @@ def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int 
     """Model `name` with the weights of a checkpoint file, or with random ones (seed 0).
 
     What is None, is as the metadata of a safetensors file say (`mvit-kernels train` writes them), else 1000 classes.
+    Raises FileNotFoundError; ValueError for a file that is damaged, doesn't fit or has metadata that make no sense.
     """
     metadata = {} if checkpoint is None else _metadata(checkpoint)
     name = name or metadata.get("model")
-    if name is None:
+    if name is None or (name == metadata.get("model") and name not in mk.list_models()):
         raise ValueError(f"--model: expected one of {', '.join(mk.list_models())}, got none, and no checkpoint that names its model")
-    class_names = json.loads(metadata["class_names"]) if "class_names" in metadata else None
+    class_names = _class_names(checkpoint, metadata["class_names"]) if "class_names" in metadata else None
     num_classes = num_classes or (len(class_names) if class_names else 1000)
+    size = metadata.get("size", "256")
+    if not size.isdecimal() or int(size) < 1:
+        raise ValueError(f"{checkpoint}: size: expected a positive integer in the metadata, got {size!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = mk.create_model(name, num_classes=num_classes, checkpoint=checkpoint).eval()
-    return Classifier(name, model, class_names and tuple(class_names), int(metadata.get("size", 256)), checkpoint is not None)
+    if class_names is not None and len(class_names) != num_classes:
+        raise ValueError(f"{checkpoint}: class_names: expected {num_classes} in the metadata, one a class, got {len(class_names)}")
+    return Classifier(name, model, class_names, int(size), checkpoint is not None)
+
+
+def _class_names(checkpoint: Path | None, text: str) -> tuple[str, ...]:
+    try:
+        names = json.loads(text)
+    except ValueError:
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{checkpoint}: class_names: expected a JSON list of strings in the metadata, got {text!r}")
+    return tuple(names)
 
 
 def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(2, "no such checkpoint", str(path))
-    if path.suffix != ".safetensors":
-        return {}
+    with path.open("rb") as file:
+        if file.read(9)[8:] != b"{":  # a torch file, which says nothing about itself
+            return {}
     try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
+        with safe_open(path, "pt") as tensors:
+            return tensors.metadata() or {}
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error

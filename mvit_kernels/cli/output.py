@@ -1,11 +1,10 @@
-"""Tables on stdout, warnings on stderr, files."""
+"""Tables and JSON on stdout, warnings on stderr."""
 
 from __future__ import annotations
 
 import json
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -38,13 +37,3 @@ def warn(text: str) -> None:
 
 def json_text(document: dict[str, Any]) -> str:
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file at once or not at all."""
-    from mvit_kernels.files import replace_file
-
-    def write(draft: Path) -> None:
-        draft.write_text(text)
-
-    replace_file(path, write)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     classifier = load_classifier(args.model, args.checkpoint, args.num_classes)
     size = args.size or classifier.size
-    views = {str(path): evaluation_view(read_image(path), size) for path in args.images}
+    views = [evaluation_view(read_image(path), size) for path in args.images]
     model = mk.accelerate(classifier.model, backend=args.backend)
     if not classifier.trained:
         warn(f"{classifier.name} has UNTRAINED, random weights: its predictions mean nothing. Give it a --checkpoint.")
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "backend": args.backend,
         "size": size,
         "images": [
-            {"path": path, "predictions": _predictions(model(view[None])[0], args.topk, classifier.class_names)}
-            for path, view in views.items()
+            {"path": str(path), "predictions": _predictions(model(view[None])[0], args.topk, classifier.class_names)}
+            for path, view in zip(args.images, views, strict=True)
         ],
     }
 

@@ -36,6 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Train; every process of torchrun comes here, and the first one reports."""
+    if args.batch_size == 1 and args.size <= 32:
+        raise ValueError(
+            "--batch-size: expected at least 2 where --size is at most 32: BatchNorm needs more than one value a channel, got 1"
+        )
     result = train(TrainConfig(**{field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig)}))
     if os.environ.get("RANK", "0") != "0":
         return None

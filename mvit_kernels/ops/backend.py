@@ -39,7 +39,11 @@ class BackendInfo:
 
 
 def backends() -> dict[str, BackendInfo]:
-    """Which backends are usable in this process, with their instruction sets, and why the others are not."""
+    """Which backends are usable in this process, with their instruction sets, and why the others are not.
+
+    Raises ValueError where MVIT_KERNELS_BACKEND or MVIT_KERNELS_ISA holds no known value.
+    """
+    _check_environment()
     if native is None:
         cpu = BackendInfo(False, reason=NATIVE_REASON)
     else:
@@ -60,8 +64,29 @@ def _known(backend: str, what: str = "backend") -> str:
     return backend
 
 
-_FROM_ENVIRONMENT = _known(os.environ.get("MVIT_KERNELS_BACKEND", "auto"), "MVIT_KERNELS_BACKEND")
-_requested: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default=_FROM_ENVIRONMENT)
+def _cap_isa(cap: str) -> None:
+    """The cpu backend uses no more than this instruction set."""
+    built = native.isas_built()  # from the least to the most
+    if cap not in built:
+        raise ValueError(f"MVIT_KERNELS_ISA: expected one of {', '.join(built)}, got {cap!r}")
+    native.set_isa([isa for isa in native.isas_supported() if built.index(isa) <= built.index(cap)][-1])
+
+
+# Wrong values are told at first use, where a program can report them, not by a failing import. Until then the request is one that no
+# backend meets, so that calls which may use any backend need no check of their own.
+_environment_error = ""
+try:
+    _from_environment = _known(os.environ.get("MVIT_KERNELS_BACKEND", "auto"), "MVIT_KERNELS_BACKEND")
+    if native is not None and "MVIT_KERNELS_ISA" in os.environ:
+        _cap_isa(os.environ["MVIT_KERNELS_ISA"])
+except ValueError as error:
+    _from_environment, _environment_error = "none", str(error)
+_requested: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default=_from_environment)
+
+
+def _check_environment() -> None:
+    if _environment_error:
+        raise ValueError(_environment_error)
 
 
 @contextlib.contextmanager
@@ -71,6 +96,7 @@ def use_backend(backend: str) -> Iterator[None]:
     A compiled function chooses its forwards when it runs; the backend of its backwards was chosen when it was traced. The block cannot be
     part of what is compiled.
     """
+    _check_environment()
     token = _requested.set(_known(backend))
     try:
         yield
@@ -110,6 +136,7 @@ class Choice:
         raise ValueError(f"{self.op}: no backend takes this call ({reasons})")
 
     def _wanted(self, wanted: str, args: tuple[object, ...]) -> Implementation:
+        _check_environment()
         implementation = self.implementations.get(_known(wanted))
         reason = "it has no kernel for this op" if implementation is None else implementation.refuse(*args)
         if implementation is None or reason is not None:
@@ -126,17 +153,3 @@ def warn_of_missing_kernels() -> None:
     """Once, at import: without native kernels the same results come slower, which nobody should have to find out."""
     ops = ", ".join(choice.op for choice in Choice.every if "cpu" in choice.implementations)
     warnings.warn(f"mvit_kernels: {ops} run on plain PyTorch: {NATIVE_REASON}", stacklevel=3)
-
-
-def cap_isa_from_environment() -> None:
-    """MVIT_KERNELS_ISA=scalar|avx2|avx512vnni: the cpu backend uses no more than that."""
-    cap = os.environ.get("MVIT_KERNELS_ISA")
-    if cap is None or native is None:
-        return
-    built = native.isas_built()  # from the least to the most
-    if cap not in built:
-        raise ValueError(f"MVIT_KERNELS_ISA: expected one of {', '.join(built)}, got {cap!r}")
-    native.set_isa([isa for isa in native.isas_supported() if built.index(isa) <= built.index(cap)][-1])
-
-
-cap_isa_from_environment()

@@ -10,11 +10,9 @@ import torch
 # --- in the public functions, before the dispatcher sees the call ---
 
 
-def is_dense(op: str, name: str, x: object) -> None:
+def is_tensor(op: str, name: str, x: object) -> None:
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{op}: {name}: expected a tensor, got {type(x).__name__}")
-    if x.layout is not torch.strided:
-        raise TypeError(f"{op}: {name}: expected a dense tensor, got {x.layout}")
 
 
 def backend(op: str, name: object) -> None:
@@ -34,6 +32,8 @@ def pair(op: str, name: str, value: Any) -> None:
 
 
 def tensor(op: str, name: str, x: torch.Tensor, ndim: int, dtypes: Sequence[torch.dtype] | None = None) -> None:
+    if x.layout is not torch.strided:
+        raise TypeError(f"{op}: {name}: expected a dense tensor, got {x.layout}")
     if x.ndim != ndim:
         raise ValueError(f"{op}: {name}: expected {ndim} dimensions, got shape {tuple(x.shape)}")
     if dtypes is not None and x.dtype not in dtypes:

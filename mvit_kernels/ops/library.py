@@ -23,10 +23,9 @@ _STATUS = {1: "unsupported dtype", 2: "impossible shape", 3: "unsupported layout
 
 
 def register(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define op `name`, with one Python function for CPU and CUDA tensors and its fake; returns the callable overload."""
+    """Define op `name`, with one Python function for every device and its fake; returns the callable overload."""
     LIBRARY.define(f"{name}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
-    for key in ("CPU", "CUDA"):
-        LIBRARY.impl(name, run, key)
+    LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mvit_kernels::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.mvit_kernels, name).default
 
@@ -59,7 +58,8 @@ def register_autograd(op: Any, run: Callable[..., Any], setup: Callable[..., Non
         for x in args[:tensors]:
             if grad and x.requires_grad:
                 return Gradient.apply(kwargs, *args)
-            plain = plain and torch._C._dispatch_keys(x).raw_repr() in _PLAIN
+            if type(x) is not torch.Tensor or x.is_neg() or x.is_conj() or x._is_zerotensor():
+                plain = False
         if plain:
             return run(*args, **kwargs)
         with torch._C._AutoDispatchBelowAutograd():
@@ -75,12 +75,6 @@ def register_autograd(op: Any, run: Callable[..., Any], setup: Callable[..., Non
     LIBRARY.impl(name, autograd, "Autograd")
 
 
-# The dispatch keys of a tensor that is nothing special, outside and inside inference mode.
-_PLAIN = {torch._C._dispatch_keys(torch.empty(0)).raw_repr()}
-with torch.inference_mode():
-    _PLAIN.add(torch._C._dispatch_keys(torch.empty(0)).raw_repr())
-
-
 def is_channels_last(x: torch.Tensor) -> bool:
     """True of 4-D memory in the order (B, H, W, C), where it can be told from (B, C, H, W)."""
     stride = x.stride()
@@ -90,6 +84,16 @@ def is_channels_last(x: torch.Tensor) -> bool:
 def dense(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
     """x itself where its memory is dense in the wanted format, else a copy."""
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def walkable(x: torch.Tensor) -> tuple[torch.Tensor, tuple[int, ...], bool]:
+    """(x or a dense copy, its strides, channels_last): a tensor in whose own memory format the innermost axis has stride 1."""
+    stride = x.stride()
+    channels_last = stride[1] == 1 and stride[3] != 1
+    if stride[3] != 1 and not channels_last:
+        x = x.contiguous()
+        stride = x.stride()
+    return x, stride, channels_last
 
 
 def in_format(x: torch.Tensor, channels_last: bool) -> torch.Tensor:

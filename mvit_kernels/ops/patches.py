@@ -32,10 +32,10 @@ def unfold_patches(x: torch.Tensor, patch_size: tuple[int, int] = (2, 2), *, bac
 
     Source: MobileViT, arXiv 2110.02178, section 3.1.
     """
-    checks.is_dense("unfold_patches", "x", x)
+    checks.is_tensor("unfold_patches", "x", x)
     checks.pair("unfold_patches", "patch_size", patch_size)
-    if backend is None:  # a keyword costs the dispatcher time
-        return _unfold_op(x, patch_size)
+    if backend is None:  # every argument that is not its default costs the dispatcher time
+        return _unfold_op(x) if patch_size == (2, 2) else _unfold_op(x, patch_size)
     checks.backend("unfold_patches", backend)
     return _unfold_op(x, patch_size, backend=backend)
 
@@ -57,7 +57,7 @@ def fold_patches(
     Raises:
         TypeError, ValueError: as `unfold_patches`, and where P, N and output_size do not fit together.
     """
-    checks.is_dense("fold_patches", "p", p)
+    checks.is_tensor("fold_patches", "p", p)
     checks.pair("fold_patches", "output_size", output_size)
     checks.pair("fold_patches", "patch_size", patch_size)
     if backend is None:
@@ -66,7 +66,7 @@ def fold_patches(
     return _fold_op(p, output_size, patch_size, backend=backend)
 
 
-def _check_unfold(x: torch.Tensor, patch_size: list[int]) -> tuple[int, int]:
+def _check_unfold(x: torch.Tensor, patch_size: Sequence[int]) -> tuple[int, int]:
     checks.tensor("unfold_patches", "x", x, 4)
     patch = checks.patch_size("unfold_patches", patch_size)
     checks.whole_patches("unfold_patches", "x", x.shape[2], x.shape[3], patch)
@@ -107,7 +107,8 @@ def _cpu_refuse(x: torch.Tensor, *_: object) -> str | None:
 
 def _cpu_unfold(x: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
     channels_last, size = is_channels_last(x), x.shape
-    x = dense(x, channels_last)
+    if not x.is_contiguous():
+        x = dense(x, channels_last)
     p = empty_in_format(x, _unfolded_size(size, patch), channels_last)
     status = native.unfold_patches(x.element_size(), size, patch, channels_last, x.data_ptr(), p.data_ptr(), torch.get_num_threads())
     if status:
@@ -146,12 +147,12 @@ choose_fold = Choice("fold_patches", cpu=Implementation(_cpu_fold, refuse=_cpu_r
 # --- registration ---
 
 
-def _unfold(x: torch.Tensor, patch_size: list[int], *, backend: str | None = None) -> torch.Tensor:
+def _unfold(x: torch.Tensor, patch_size: Sequence[int] = (2, 2), *, backend: str | None = None) -> torch.Tensor:
     patch = _check_unfold(x, patch_size)
     return choose_unfold(backend, x).forward(x, patch)
 
 
-def _unfold_fake(x: torch.Tensor, patch_size: list[int], *, backend: str | None = None) -> torch.Tensor:
+def _unfold_fake(x: torch.Tensor, patch_size: Sequence[int] = (2, 2), *, backend: str | None = None) -> torch.Tensor:
     return empty_in_format(x, _unfolded_size(x.shape, _check_unfold(x, patch_size)), is_channels_last(x))
 
 
@@ -165,14 +166,14 @@ def _fold_fake(p: torch.Tensor, output_size: list[int], patch_size: list[int], *
     return empty_in_format(p, (p.shape[0], p.shape[1], *output_size), is_channels_last(p))
 
 
-_unfold_op = register("unfold_patches", "(Tensor x, int[] patch_size, *, str? backend=None) -> Tensor", _unfold, _unfold_fake)
+_unfold_op = register("unfold_patches", "(Tensor x, int[] patch_size=[2, 2], *, str? backend=None) -> Tensor", _unfold, _unfold_fake)
 _fold_op = register("fold_patches", "(Tensor p, SymInt[] output_size, int[] patch_size, *, str? backend=None) -> Tensor", _fold, _fold_fake)
 
 
 # Each is the other's gradient, so gradients of gradients come for free.
 
 
-def _setup_unfold(ctx: Any, x: torch.Tensor, patch_size: list[int], *, backend: str | None = None) -> None:
+def _setup_unfold(ctx: Any, x: torch.Tensor, patch_size: Sequence[int] = (2, 2), *, backend: str | None = None) -> None:
     ctx.size, ctx.patch_size = tuple(x.shape[2:]), patch_size
     ctx.backend = choose_unfold.backend(backend, x)
 

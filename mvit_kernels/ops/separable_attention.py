@@ -20,6 +20,7 @@ from .library import (
     raise_status,
     register,
     register_autograd,
+    walkable,
     wide,
 )
 
@@ -45,7 +46,7 @@ def separable_attention(qkv: torch.Tensor, patch_size: tuple[int, int] | None = 
 
     Source: MobileViTv2, arXiv 2206.02680, section 3, equation 3.
     """
-    checks.is_dense(OP, "qkv", qkv)
+    checks.is_tensor(OP, "qkv", qkv)
     if patch_size is not None:
         checks.pair(OP, "patch_size", patch_size)
     if backend is None:  # a keyword costs the dispatcher time
@@ -89,12 +90,12 @@ def _cpu_refuse(qkv: torch.Tensor, patch: tuple[int, int] | None) -> str | None:
 
 
 def _cpu_forward(qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
-    channels_last = is_channels_last(qkv)
-    qkv = in_format(qkv, channels_last)
-    y = empty_in_format(qkv, _size(qkv), channels_last)
+    qkv, stride, channels_last = walkable(qkv)
+    size = qkv.shape
+    y = empty_in_format(qkv, (size[0], size[1] // 2, size[2], size[3]), channels_last)
     code, threads = FLOAT_CODES[qkv.dtype], torch.get_num_threads()
     status = native.separable_attention(
-        code, qkv.shape, patch or _NO_PATCH, qkv.data_ptr(), qkv.stride(), y.data_ptr(), y.stride(), threads
+        code, size, patch or _NO_PATCH, qkv.data_ptr(), stride, y.data_ptr(), y.stride(), threads
     )  # fmt: skip
     if status:
         raise_status(OP, status)
