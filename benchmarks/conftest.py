@@ -13,10 +13,10 @@ import torch
 from shapes import BLOCKS, Block
 
 import mvit_kernels as mk
-from mvit_kernels.cli.machine import conditions, machine_line
 from mvit_kernels.cli.output import print_table
 from mvit_kernels.cli.timing import Timing, interleaved
 from mvit_kernels.files import write_text
+from mvit_kernels.machine import conditions, machine_line
 
 FLOORS = ("copy", "kernel")
 """Contenders that do the least that the others of their group can get away with."""

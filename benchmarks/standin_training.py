@@ -1,4 +1,4 @@
-"""Accuracy of the shipped checkpoints on generated held-out images, at full and at half resolution.
+"""Accuracy of the shipped checkpoints on generated held-out images, and on the same images of half the resolution.
 
     python benchmarks/standin_training.py
 
@@ -14,9 +14,9 @@ from typing import Any
 from safetensors import safe_open
 
 import mvit_kernels.checkpoints as checkpoints
-from mvit_kernels.cli.machine import conditions
 from mvit_kernels.data import StandInTask
-from mvit_kernels.files import replace_file
+from mvit_kernels.files import write_text
+from mvit_kernels.machine import conditions
 from mvit_kernels.models import create_model
 from mvit_kernels.training import evaluate
 
@@ -38,7 +38,7 @@ def main() -> None:
         accuracy = {"top1": full, "top1_half_resolution": half, "heldout_samples": SAMPLES}
         rows.append({"model": name, "size": heldout.size, "training": training} | accuracy)
     document = {"conditions": conditions("python benchmarks/standin_training.py"), "checkpoints": rows}
-    replace_file(RESULTS, lambda path: path.write_text(json.dumps(document, indent=2) + "\n"))
+    write_text(RESULTS, json.dumps(document, indent=2) + "\n")
 
 
 if __name__ == "__main__":

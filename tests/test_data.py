@@ -62,6 +62,26 @@ def test_label_follows_from_the_arrangement():
         assert task[i][1] == scene.label
 
 
+@pytest.mark.parametrize(
+    ("index", "label", "mean", "digits"),
+    [
+        (0, 23, 60.829, [(5, 40, 1407, 79.401, 55.465), (8, 15, 1790, 111.094, 86.515)]),
+        (
+            1999,
+            14,
+            63.445,
+            [(3, 30, 1730, 59.285, 20.115), (9, 12, 1562, 47.656, 71.776), (8, 19, 1325, 103.109, 33.699), (7, 20, 1728, 38.921, 88.193)],
+        ),
+    ],
+)
+def test_heldout_samples_are_those_the_recorded_accuracies_are_of(index, label, mean, digits):
+    scene = StandInTask("heldout", 2000).scene(index)
+    assert scene.label == label
+    assert [(d.value, d.side, d.scan) for d in scene.digits] == [digit[:3] for digit in digits]
+    assert [(d.x, d.y) for d in scene.digits] == [pytest.approx(digit[3:], abs=1e-3) for digit in digits]
+    assert scene.image.mean() == pytest.approx(mean, abs=0.1)
+
+
 @pytest.mark.parametrize(("size", "most"), [(64, 2), (96, 3), (128, 4), (256, 8)])
 def test_digits_lie_inside_and_apart(size, most):
     task = StandInTask("train", 60, size)
@@ -189,3 +209,37 @@ def test_file_that_is_not_an_image_is_refused(tmp_path):
     for name in ("text.png", "cut.png"):
         with pytest.raises(ValueError, match=f"expected an image that Pillow reads, got .*{name}"):
             read_image(tmp_path / name)
+
+
+def test_folder_names_a_broken_picture_in_one_line_also_from_a_worker(folder):
+    broken = folder / "train" / "cat" / "0.PNG"
+    broken.write_text("hello")
+    for workers in (0, 1):
+        with pytest.raises(ValueError, match=rf"^read_image: path: expected an image that Pillow reads, got '{broken}' \(.*\)$"):
+            next(iter(DataLoader(ImageFolder(folder / "train", 32), 2, num_workers=workers)))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_pictures_of_16_bits_keep_their_tones(suffix, tmp_path):
+    tones = np.array([[0, 257 * 7, 257 * 128, 65535]], np.uint16)
+    Image.fromarray(tones).save(tmp_path / f"deep.{suffix}")
+    assert np.asarray(read_image(tmp_path / f"deep.{suffix}"))[0].tolist() == [[tone] * 3 for tone in (0, 7, 128, 255)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pictures_of_32_bits_are_refused(dtype, tmp_path):
+    Image.fromarray(np.ones((4, 4), dtype)).save(tmp_path / "deep.tif")
+    with pytest.raises(ValueError, match=r"expected pixels of 8 or 16 bits, got 32 \([FI]\) in .*deep\.tif"):
+        read_image(tmp_path / "deep.tif")
+
+
+def test_evaluation_view_resizes_nothing_but_the_crop(monkeypatch):
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda image, size, *args, **kw: sizes.append(size) or resize(image, size, *args, **kw))
+    pixels = np.random.default_rng(0).integers(256, size=(50, 70, 3), dtype=np.uint8)
+    view = evaluation_view(Image.fromarray(pixels), 32)
+    whole = resize(Image.fromarray(pixels), (50, 36), Image.Resampling.BILINEAR).crop((9, 2, 41, 34))
+    assert np.abs(view.mul(255).permute(1, 2, 0).numpy() - np.asarray(whole)).max() <= 1
+    evaluation_view(Image.new("RGB", (1, 2000)), 256)
+    assert sizes == [(32, 32), (256, 256)]

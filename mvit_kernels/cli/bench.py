@@ -12,11 +12,11 @@ from typing import Any
 import torch
 
 from mvit_kernels.files import write_text
+from mvit_kernels.machine import conditions, machine_line
 
 from . import compare
 from .arguments import names, natural_number, positive_int
 from .compare import Variant
-from .machine import conditions, machine_line
 from .network import load_classifier
 from .output import json_text, print_table
 

@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 from mvit_kernels import checkpoints
 from mvit_kernels.data import StandInTask, evaluation_view
 from mvit_kernels.files import replace_file, write_text
+from mvit_kernels.machine import conditions, machine_line
 
 from . import compare
 from .arguments import positive_int
 from .compare import VARIANTS
-from .machine import conditions, machine_line
 from .network import Classifier, load_classifier
 from .output import json_text, print_table, warn
 

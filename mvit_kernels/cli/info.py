@@ -10,8 +10,8 @@ from typing import Any
 
 import mvit_kernels as mk
 from mvit_kernels import checkpoints
+from mvit_kernels.machine import conditions
 
-from .machine import conditions
 from .output import print_table
 
 _NOT_BUILT = (

@@ -10,9 +10,9 @@ import torch
 
 import mvit_kernels as mk
 from mvit_kernels.data import evaluation_view, read_image
+from mvit_kernels.machine import conditions
 
 from .arguments import positive_int
-from .machine import conditions
 from .network import load_classifier
 from .output import print_table, warn
 

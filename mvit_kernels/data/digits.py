@@ -110,7 +110,7 @@ def _scans() -> tuple[list[Image.Image], np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ImportError("StandInTask draws scikit-learn's scanned digits: pip install mvit_kernels[standin]") from error
+        raise ImportError("StandInTask draws scikit-learn's scanned digits: in a clone, pip install '.[standin]'") from error
 
     data = load_digits()
     masks = np.rint(data.images * (255 / 16)).astype(np.uint8)

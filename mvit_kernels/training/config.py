@@ -10,7 +10,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A training run. Two runs with the same configuration on the same machine give the same weights.
+    """A training run. On one machine, two runs on the CPU with the same configuration give the same weights.
 
     The defaults follow MobileViT (Mehta and Rastegari 2022, section 4.1), made short enough for one CPU core.
     """
@@ -22,7 +22,7 @@ class TrainConfig:
     data: str = "standin"
     """"standin", or a folder with train/<class>/ and val/<class>/"""
     checkpoint: Path | None = None
-    """weights to start from; without it they are random"""
+    """weights to start from; without it they are random, as a classifier of other classes always is"""
     samples: int = 100_000
     """stand-in task: generated training images an epoch"""
     heldout_samples: int = 2000
@@ -83,11 +83,11 @@ def _require(config: TrainConfig, field: str, met: bool, expected: str) -> None:
 
 
 def command_line(config: TrainConfig) -> str:
-    """The command that starts this run; what equals its default, and where the run writes and resumes, is left out."""
+    """The command that starts this run; what equals its default, and the state that it resumed from, is left out."""
     words = ["mvit-kernels train"]
     for field in fields(config):
         value = getattr(config, field.name)
-        if field.name not in ("output", "resume") and (field.default is MISSING or value != field.default):
+        if field.name != "resume" and (field.default is MISSING or value != field.default):
             flag = f"--{field.name.replace('_', '-')}"
             words += [flag] if value is True else [flag, shlex.quote(str(value))]
     return " ".join(words)

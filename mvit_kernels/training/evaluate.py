@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +25,13 @@ def evaluate(
     *,
     batch_size: int = 64,
     workers: int = 0,
-    amp: Literal["none", "bf16"] = "none",
     downscale: int = 1,
 ) -> Evaluation:
     """Top-1 accuracy of a model on a dataset of (image, label), in evaluation mode; the model's own mode comes back.
 
-    downscale: average the image over squares of this many pixels first (an area resize), which tells how much of the
-    accuracy rests on resolution.
+    downscale: average the image over squares of this many pixels (an area resize) and bring it back to its size
+    (bilinear), which tells how much of the accuracy rests on resolution: at the smaller size, things would also have
+    another scale than the network learned.
     """
     if downscale < 1:
         raise ValueError(f"evaluate: downscale: expected at least 1, got {downscale}")
@@ -44,10 +44,8 @@ def evaluate(
         for images, labels in tqdm(loader, "evaluate", leave=False, disable=None):
             images = images.to(device, memory_format=torch.channels_last)
             if downscale > 1:
-                images = F.avg_pool2d(images, downscale)
-            with torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16"):
-                logits = model(images)
-            correct += int((logits.argmax(1).cpu() == labels).sum())
+                images = F.interpolate(F.avg_pool2d(images, downscale), size=images.shape[-2:], mode="bilinear")
+            correct += int((model(images).argmax(1).cpu() == labels).sum())
             samples += len(labels)
     finally:
         model.train(was_training)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,18 +22,22 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mvit_kernels.data import ImageFolder, StandInTask, image_folder
-from mvit_kernels.models import create_model
+from mvit_kernels.machine import cpu_model
+from mvit_kernels.models import create_model, load_checkpoint
 from mvit_kernels.swap import accelerate
 from mvit_kernels.training.config import TrainConfig, command_line
 from mvit_kernels.training.evaluate import evaluate
-from mvit_kernels.training.state import History, load_state, save_state, save_weights
+from mvit_kernels.training.state import History, halved, identity_of, load_state, read_metadata, save_state, save_weights
 
 LOG_EVERY = 10
 
 
 @dataclass(frozen=True)
 class TrainResult:
-    """weights: the fp16 safetensors file; top1 on heldout_samples images; seconds of training, all resumed runs."""
+    """weights: the fp16 safetensors file; top1: its accuracy on heldout_samples images; seconds of training, all resumed runs.
+
+    Only the first process of several evaluates: top1 is nan in the others.
+    """
 
     weights: Path
     top1: float
@@ -43,8 +49,11 @@ class TrainResult:
 def train(config: TrainConfig) -> TrainResult:
     """Train a model and write its averaged weights to config.output; every process of torchrun calls this.
 
-    Raises ValueError for an unknown model, missing data or the state of another run, before anything is written.
+    Raises ValueError for an unknown model, missing data, the state of another run, or an output that holds a run other than
+    the resumed one, before anything is written.
     """
+    if not config.resume and (config.output / "state.pt").exists():
+        raise ValueError(f"train: output: {str(config.output)!r} holds a run: pass resume (its state.pt), or another output")
     with _process_group(config) as (rank, world, device):
         training, heldout = _datasets(config)
         steps_per_epoch = len(training) // (config.batch_size * world)
@@ -53,20 +62,24 @@ def train(config: TrainConfig) -> TrainResult:
         total = config.steps or config.epochs * steps_per_epoch
 
         torch.manual_seed(config.seed)
+        model: nn.Module = create_model(config.model, num_classes=len(training.class_names))
         start = None if config.resume else config.checkpoint
-        model: nn.Module = create_model(config.model, num_classes=len(training.class_names), checkpoint=start)
+        if start and _load_start(model, start) and rank == 0:
+            print(f"train: the classifier is fresh: {start} has none for these {len(training.class_names)} classes", file=sys.stderr)
+        record = _record(config, start)
         if config.accelerate:
             model = accelerate(model)
         model = model.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         average = {name: value.clone() for name, value in model.state_dict().items()}
         optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
         step, seconds = 0, 0.0
+        identity = identity_of(config, world, len(training.class_names))
         if config.resume:
-            state = load_state(config.resume, config)
+            state = load_state(config.resume, identity)
             model.load_state_dict(state["model"])
             average = {name: value.to(device) for name, value in state["model_ema"].items()}
             optimizer.load_state_dict(state["optimizer"])
-            step, seconds = state["step"], state["seconds"]
+            step, seconds, record = state["step"], state["seconds"], state["record"]
         network = DistributedDataParallel(model) if world > 1 else model
 
         history = None
@@ -88,17 +101,44 @@ def train(config: TrainConfig) -> TrainResult:
                 progress.set_postfix(loss=f"{float(loss):.3f}")
             if rank == 0 and (step % config.save_every == 0 or step == total):
                 state = {"model": model.state_dict(), "model_ema": average, "optimizer": optimizer.state_dict()}
-                state |= {"step": step, "seconds": time.monotonic() - started}
-                save_state(config.output / "state.pt", config, state)
+                state |= {"step": step, "seconds": time.monotonic() - started, "record": record}
+                save_state(config.output / "state.pt", identity, state)
         progress.close()
         seconds = time.monotonic() - started
 
-        model.load_state_dict(average)
-        top1, samples = evaluate(model, heldout, batch_size=config.batch_size, workers=config.workers)
-        result = TrainResult(config.output / "model.safetensors", top1, samples, step, seconds)
+        result = TrainResult(config.output / "model.safetensors", math.nan, len(heldout), step, seconds)
         if rank == 0:
-            save_weights(result.weights, average, _metadata(config, training.class_names, result))
+            weights = halved(average)
+            model.load_state_dict(weights)
+            result = replace(result, top1=evaluate(model, heldout, batch_size=config.batch_size, workers=config.workers).top1)
+            metadata = _metadata(config, training.class_names, result, record) | {"trained_on": _machine(device, world)}
+            save_weights(result.weights, weights, metadata)
         return result
+
+
+def _load_start(model: nn.Module, path: Path) -> bool:
+    """Load the weights to start from. True if the classifier stays as it is; nothing else may be missing in the file."""
+    report = load_checkpoint(model, path, strict=False)
+    if report.unexpected or not all(name.startswith(("head.fc.", "classifier.")) for name in report.missing):
+        load_checkpoint(model, path)  # raises the error that names them
+    return bool(report.missing)
+
+
+def _record(config: TrainConfig, start: Path | None) -> dict[str, Any]:
+    """The command of this run after those that trained its checkpoint, and the steps and seconds that they took."""
+    earlier = read_metadata(start) if start else {}
+    commands = [earlier["command"]] if "command" in earlier else []
+    return {
+        "command": " && ".join([*commands, command_line(config)]),
+        "earlier_steps": int(earlier.get("steps", 0)),
+        "earlier_seconds": int(earlier.get("seconds", 0)),
+    }
+
+
+def _machine(device: torch.device, world: int) -> str:
+    """What the run took its time on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{cpu_model()}, {torch.get_num_threads()} threads"
+    return f"{world} x {name}; torch {torch.__version__}"
 
 
 @contextmanager
@@ -197,16 +237,16 @@ def _update_average(average: dict[str, Tensor], weights: dict[str, Tensor], deca
             value.copy_(weights[name])
 
 
-def _metadata(config: TrainConfig, class_names: tuple[str, ...], result: TrainResult) -> dict[str, str]:
+def _metadata(config: TrainConfig, class_names: tuple[str, ...], result: TrainResult, record: dict[str, Any]) -> dict[str, str]:
     return {
         "model": config.model,
         "num_classes": str(len(class_names)),
         "class_names": json.dumps(class_names),
         "size": str(config.size),
         "seed": str(config.seed),
-        "command": command_line(config),
+        "command": record["command"],
         "top1": f"{result.top1:.4f}",
         "heldout_samples": str(result.heldout_samples),
-        "steps": str(result.steps),
-        "seconds": f"{result.seconds:.0f}",
+        "steps": str(record["earlier_steps"] + result.steps),
+        "seconds": f"{record['earlier_seconds'] + result.seconds:.0f}",
     }

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-import mvit_kernels as mk
+from mvit_kernels import __version__
+from mvit_kernels.ops import backends
 
 
 def cpu_model() -> str:
@@ -26,7 +27,7 @@ def usable_cores() -> int:
 
 def conditions(command: str) -> dict[str, Any]:
     """Machine, threads, versions, date (UTC) and the command, with values that JSON holds."""
-    cpu = mk.backends()["cpu"]
+    cpu = backends()["cpu"]
     return {
         "command": command,
         "date": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
@@ -37,7 +38,7 @@ def conditions(command: str) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "mvit_kernels": mk.__version__,
+        "mvit_kernels": __version__,
     }
 
 
