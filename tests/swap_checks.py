@@ -6,9 +6,12 @@ import copy
 import io
 import pickle
 import statistics
+import types
+from collections.abc import Callable
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mvit_kernels as mk
 from mvit_kernels.swap.blocks import Replacement
@@ -170,6 +173,87 @@ def check_inner_hook(model: nn.Module, x: torch.Tensor, inner: str, block: str) 
     for y, expected in zip(after, before, strict=True):
         torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-5)
     assert "has hooks" in (reason(ours, block) or "")
+
+
+def put(name: str, make: Callable[[], nn.Module]) -> Callable[[nn.Module], None]:
+    """An obstruction: another module at `name`."""
+    return lambda block: block.set_submodule(name, lively(make()))
+
+
+def own(name: str, method: str) -> Callable[[nn.Module], None]:
+    """An obstruction: the module `name` gets a method of its own, which adds 1 to the result of the original class's."""
+
+    def obstruct(block: nn.Module) -> None:
+        module = block.get_submodule(name)
+        original = next(kind for kind in type(module).__mro__ if not issubclass(kind, Replacement))
+
+        def patched(self: nn.Module, *args: object) -> object:
+            y = getattr(original, method)(self, *args)
+            return (y[0] + 1, *y[1:]) if isinstance(y, tuple) else y + 1
+
+        setattr(module, method, types.MethodType(patched, module))
+
+    return obstruct
+
+
+@torch.no_grad()
+def check_obstacle(block: nn.Module, x: torch.Tensor, obstruct: Callable[[nn.Module], None], expected: str, late: bool) -> None:
+    """With something else inside than its library puts there, a block computes what the original computes, and the report says why."""
+    if late:
+        mk.accelerate(block)
+    obstruct(block)
+    if not late:
+        mk.accelerate(block)
+    why = reason(block, "") or ""
+    assert why.startswith("original forward: ")
+    assert expected in why
+    kind = mk.report(block).rows[0].kind
+    torch.testing.assert_close(block(x), mk.restore(block)(x), rtol=1e-4, atol=1e-5)
+    assert mk.report(block).rows[0].kind == kind == f"{type(block).__module__.partition('.')[0]}.{type(block).__qualname__}"
+
+
+class Calls(TorchDispatchMode):
+    """Records our ops with the shape of the first argument and the patch size, where it is given as (2, 2): unfold's default arrives as
+    none. And what copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ours: list[tuple[object, ...]] = []
+        self.copies: list[str] = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        name = str(op).removesuffix(".default")
+        if name.startswith("mvit_kernels."):
+            patch_size = next((tuple(arg) for arg in args[1:] if isinstance(arg, list | tuple) and tuple(arg) == (2, 2)), None)
+            self.ours.append((name.removeprefix("mvit_kernels."), tuple(args[0].shape), patch_size))
+        elif any(word in name for word in ("clone", "copy", "im2col", "col2im", "permute")):
+            self.copies.append(name)
+        return op(*args, **(kwargs or {}))
+
+
+def recorded(block: nn.Module, x: torch.Tensor, options: dict[str, object]) -> Calls:
+    with torch.no_grad(), Calls() as calls:
+        mk.accelerate(block, **options)(x)
+    return calls
+
+
+def check_v2_ops(block: nn.Module, x: torch.Tensor, **options: object) -> None:
+    """The ops of a block of two layers of width 16 on a map 8 x 8."""
+    calls = recorded(block, x, options)
+    if options == {}:
+        assert calls.ours == [("separable_attention", (1, 33, 8, 8), (2, 2))] * 2
+        assert calls.copies == []
+    elif options == {"patches": False}:
+        assert calls.ours == [("separable_attention", (1, 33, 4, 16), None)] * 2
+    else:
+        assert calls.ours == [("unfold_patches", (1, 16, 8, 8), None), ("fold_patches", (1, 16, 4, 16), (2, 2))]
+
+
+def check_v1_ops(block: nn.Module, x: torch.Tensor) -> None:
+    """The ops of a block of width 16 on a map 8 x 8."""
+    expected = [("unfold_patches", (1, 16, 8, 8), None), ("fold_patches", (1, 16, 4, 16), (2, 2))]
+    assert recorded(block, x, {}).ours == recorded(block, x, {"attention": False}).ours == expected
+    assert recorded(block, x, {"patches": False}).ours == []
 
 
 def check_export(model: nn.Module, x: torch.Tensor, ops: set[str]) -> None:

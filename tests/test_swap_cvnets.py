@@ -10,7 +10,7 @@ import torch
 from cvnets.layers import LinearSelfAttention, MultiHeadAttention
 from cvnets.modules.mobilevit_block import MobileViTBlock, MobileViTBlockv2
 from cvnets.modules.transformer import LinearAttnFFN
-from swap_checks import SETTINGS, lively, outputs, reason, replaced
+from swap_checks import OPTIONS, SETTINGS, lively, outputs, reason, replaced
 from torch import nn
 
 import mvit_kernels as mk
@@ -129,8 +129,52 @@ def test_nested_layers_run_as_written():
     before = copy.deepcopy(network)(x)
     mk.accelerate(network)
     assert isinstance(block.global_rep[0][0], LinearAttnFFN)
-    assert reason(network, "1") == "original forward: global_rep holds a Sequential"
+    assert reason(network, "1") == "original forward: global_rep.0 is a Sequential"
     torch.testing.assert_close(network(x), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_ops_of_a_v2_block(options):
+    checks.check_v2_ops(v2_model()[1], torch.randn(1, 12, 8, 8), **options)
+
+
+def test_ops_of_a_v1_block():
+    checks.check_v1_ops(v1_model()[1], torch.randn(1, 12, 8, 8))
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("obstruct", "expected"),
+    [
+        (checks.put("global_rep", nn.Identity), "global_rep is a Identity"),
+        (checks.put("global_rep", lambda: LinearAttnFFN(16, 32)), "global_rep is a LinearAttnFFN"),
+        (lambda block: block.global_rep.insert(1, lively(LinearSelfAttention(16))), "global_rep.1 is a LinearSelfAttention"),
+        (checks.put("global_rep.0.pre_norm_attn", nn.Identity), "pre_norm_attn is a Identity"),
+        (checks.put("global_rep.0.pre_norm_ffn.1", lambda: LinearSelfAttention(16)), "pre_norm_ffn.1 is a LinearSelfAttention"),
+        (checks.put("global_rep.0.pre_norm_attn.1.attn_dropout", nn.SiLU), "attn_dropout is a SiLU"),
+        (checks.own("", "forward_spatial"), "it has a forward_spatial of its own"),
+        (checks.own("", "unfolding_pytorch"), "it has a unfolding_pytorch of its own"),
+    ],
+)
+def test_obstacles(obstruct, expected, late):
+    if "pre_norm_ffn" in expected:  # the ffn's second convolution takes 32 channels
+        first = obstruct
+
+        def obstruct(block):
+            first(block)
+            block.global_rep[0].pre_norm_ffn[3] = nn.Identity()
+
+    checks.check_obstacle(v2_model()[1], torch.randn(2, 12, 8, 8), obstruct, expected, late)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_obstacles_of_v1(late):
+    checks.check_obstacle(v1_model()[1], torch.randn(2, 12, 8, 8), checks.own("", "unfolding"), "a unfolding of its own", late)
+    for obstruct, expected in [
+        (checks.put("softmax", lambda: nn.Softmax(dim=1)), "softmax is not over the last dimension"),
+        (checks.put("attn_dropout", nn.SiLU), "attn_dropout is a SiLU"),
+    ]:
+        checks.check_obstacle(lively(MultiHeadAttention(16, 4)), torch.randn(3, 9, 16), obstruct, expected, late)
 
 
 def test_compile():

@@ -12,10 +12,10 @@ import swap_checks as checks
 import torch
 from swap_checks import OPTIONS, SETTINGS, V1_SETTINGS, lively, outputs, reason, replaced
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import mvit_kernels as mk
 from mvit_kernels.models import MobileViTBlock, MobileViTv2Block, SeparableAttention, create_model
+from mvit_kernels.models.mobilevitv2 import SeparableTransformerLayer
 
 NAMES = ["mobilevit_xxs", "mobilevitv2_050"]
 OPS = [("mobilevitv2_050", {"separable_attention"}), ("mobilevit_xxs", {"unfold_patches", "fold_patches"})]
@@ -72,25 +72,13 @@ def test_contract(name):
     checks.check_contract(network, image())
 
 
-class Calls(TorchDispatchMode):
-    """Records each op with the shape of its first argument."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[str, tuple[int, ...]]] = []
-
-    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
-        self.calls.append((str(op), tuple(args[0].shape) if isinstance(args[0], torch.Tensor) else ()))
-        return op(*args, **(kwargs or {}))
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_ops_of_a_v2_block(options):
+    checks.check_v2_ops(v2_block(), torch.randn(1, 24, 8, 8), **options)
 
 
-def test_a_v2_block_runs_on_the_map_and_copies_nothing():
-    block = mk.accelerate(v2_block())
-    with torch.no_grad(), Calls() as recorded:
-        block(torch.randn(1, 24, 8, 8))
-    attention = [shape for op, shape in recorded.calls if op == "mvit_kernels.separable_attention.default"]
-    assert attention == [(1, 33, 8, 8)] * 2
-    assert not [op for op, _ in recorded.calls if any(word in op for word in ("fold", "clone", "copy", "permute"))]
+def test_ops_of_a_v1_block():
+    checks.check_v1_ops(lively(MobileViTBlock(24, 16, 1)), torch.randn(1, 24, 8, 8))
 
 
 def test_tokens_of_v1_are_a_view_of_the_patches():
@@ -129,7 +117,47 @@ def test_bad_arguments():
     for exclude in ("stages.*", nn.Conv2d, [3], None):
         with pytest.raises(TypeError, match="accelerate: exclude: expected a sequence of module names and classes"):
             mk.accelerate(network, exclude=exclude)
+    with pytest.raises(ValueError, match=r"exclude: expected names of modules .*got 'stage.\*', which none matches"):
+        mk.accelerate(network, exclude=["stages.2", "stage.*"])
     assert replaced(network) == []
+
+
+@pytest.mark.parametrize("function", [mk.accelerate, mk.restore])
+def test_a_class_derived_from_a_replacement_is_refused(function):
+    """As torch's fully_shard derives one."""
+    network = mk.accelerate(model())
+    block = network.get_submodule(BLOCKS[1])
+    block.__class__ = type("FSDPBlock", (type(block),), {})
+    before = [type(module) for module in network.modules()]
+    with pytest.raises(ValueError, match=rf"{function.__name__}: model: .*{BLOCKS[1]}, got FSDPBlock"):
+        function(network)
+    assert [type(module) for module in network.modules()] == before
+    assert mk.report(network).summary.startswith("12 of 12")
+    with torch.no_grad():
+        network(image())
+
+
+def test_a_library_that_misses_something(monkeypatch):
+    timm = pytest.importorskip("timm")
+    from timm.models import mobilevit
+
+    block, network = nn.Sequential(mobilevit.MobileVitBlock(24, transformer_dim=16)), model()
+    monkeypatch.delitem(sys.modules, "mvit_kernels.swap.timm", raising=False)
+    monkeypatch.delattr(mobilevit, "LinearTransformerBlock")
+    monkeypatch.setattr(timm, "__version__", "0.0.1")
+    with pytest.raises(ImportError, match=r"cannot replace the modules of timm 0\.0\.1: .*LinearTransformerBlock"):
+        mk.accelerate(block)
+    assert replaced(mk.accelerate(network)) != []
+
+
+def test_report_of_a_model_without_parameters():
+    block = mk.accelerate(v2_block())
+    for module in block.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            delattr(module, name)
+            module.register_buffer(name, parameter.detach())
+    assert mk.report(block).rows[0].backend == ("cpu" if mk.backends()["cpu"].usable else "reference")
+    assert {row.backend for row in mk.report(block.double()).rows} == {"reference"}
 
 
 @pytest.mark.parametrize(
@@ -236,30 +264,45 @@ def obstruct_with_kernel(block):
     block.transformer[0].mlp.fc2 = nn.Conv2d(32, 16, 3, padding=1)
 
 
+def obstruct_with_padding(block):
+    block.transformer[0].mlp.fc1 = nn.Conv2d(16, 32, 1, padding=1)
+    block.transformer[0].mlp.fc2 = nn.Conv2d(32, 16, 3)
+
+
+def obstruct_with_stride(block):
+    block.transformer[0].mlp.fc1 = nn.Conv2d(16, 32, 1, stride=2)
+    block.transformer[0].mlp.fc2 = nn.Sequential(nn.Conv2d(32, 16, 1), nn.Upsample(scale_factor=2))
+
+
 @pytest.mark.parametrize(
     ("obstruct", "expected"),
     [
         (obstruct_with_backward_hook, "transformer.0.norm2 has hooks"),
         (obstruct_with_parametrization, "transformer.0.mlp.fc1 is a ParametrizedConv2d"),
-        (obstruct_with_another_module, "transformer.0.mlp.fc1 holds a Conv2d"),
-        (obstruct_with_another_layer, "transformer holds a Identity"),
+        (obstruct_with_another_module, "transformer.0.mlp.fc1 is a Sequential"),
+        (obstruct_with_another_layer, "transformer.2 is a Identity"),
         (obstruct_with_forward, "transformer.0.norm1 has a forward of its own"),
-        (obstruct_with_kernel, "transformer.0.mlp.fc2 is no 1x1 convolution"),
+        (obstruct_with_kernel, "transformer.0.mlp.fc2 is no plain 1x1 convolution"),
+        (obstruct_with_padding, "transformer.0.mlp.fc1 is no plain 1x1 convolution"),
+        (obstruct_with_stride, "transformer.0.mlp.fc1 is no plain 1x1 convolution"),
+        (checks.put("transformer", nn.Identity), "transformer is a Identity"),
+        (checks.put("transformer", lambda: SeparableTransformerLayer(16)), "transformer is a SeparableTransformerLayer"),
+        (checks.put("transformer.0.attn", nn.Identity), "transformer.0.attn is a Identity"),
+        (checks.put("transformer.0.mlp", lambda: SeparableAttention(16)), "transformer.0.mlp is a SeparableAttention"),
+        (checks.put("norm", lambda: SeparableTransformerLayer(16)), "norm is a SeparableTransformerLayer"),
+        (checks.own("", "global_representation"), "it has a global_representation of its own"),
+        (checks.own("transformer.0.mlp.fc1", "_conv_forward"), "transformer.0.mlp.fc1 has a _conv_forward of its own"),
     ],
 )
 @pytest.mark.parametrize("late", [False, True])
 def test_obstacles(obstruct, expected, late):
-    block = v2_block()
-    if late:
-        mk.accelerate(block)
-    obstruct(block)
-    if not late:
-        mk.accelerate(block)
-    assert mk.report(block).rows[0].reason == f"original forward: {expected}"
-    x = torch.randn(2, 24, 8, 8)
-    with torch.no_grad():
-        y = block(x)
-        torch.testing.assert_close(y, mk.restore(block)(x), rtol=1e-4, atol=1e-5)
+    checks.check_obstacle(v2_block(), torch.randn(2, 24, 8, 8), obstruct, expected, late)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_v1_block_with_a_method_of_its_own(late):
+    block = lively(MobileViTBlock(24, 16, 1))
+    checks.check_obstacle(block, torch.randn(2, 24, 8, 8), checks.own("", "global_representation"), "global_representation", late)
 
 
 def test_hooks_on_all_modules():
@@ -328,6 +371,14 @@ def test_report_says_where_the_backend_cannot_run():
     report = mk.report(mk.accelerate(v2_block().double(), backend="cpu"))
     assert report.rows[0].backend is None
     assert "no kernel for torch.float64" in report.rows[0].reason
+
+
+def test_an_attribute_of_the_user_stays():
+    network = model()
+    block = network.get_submodule(BLOCKS[0])
+    block._setting = "mine"
+    mk.restore(mk.accelerate(network))
+    assert block._setting == "mine"
 
 
 def test_nothing_to_replace():

@@ -7,7 +7,7 @@ import copy
 import pytest
 import swap_checks as checks
 import torch
-from swap_checks import BACKENDS, SETTINGS, V1_SETTINGS, lively, reason, replaced
+from swap_checks import BACKENDS, OPTIONS, SETTINGS, V1_SETTINGS, lively, reason, replaced
 from torch import nn
 
 import mvit_kernels as mk
@@ -15,7 +15,7 @@ import mvit_kernels as mk
 timm = pytest.importorskip("timm")
 from timm.layers import set_exportable  # noqa: E402
 from timm.models.byobnet import ByobNet  # noqa: E402
-from timm.models.mobilevit import LinearSelfAttention, MobileVitBlock, MobileVitV2Block, model_cfgs  # noqa: E402
+from timm.models.mobilevit import LinearSelfAttention, LinearTransformerBlock, MobileVitBlock, MobileVitV2Block, model_cfgs  # noqa: E402
 
 NAMES = ["mobilevit_xxs", "mobilevitv2_050"]
 
@@ -119,6 +119,48 @@ def test_hooks_inside_a_v1_block_see_the_same_tokens():
             each(image(80, 96))
     assert seen[0].shape == seen[1].shape == (8, 9, 80)
     assert reason(ours, "stages.3.1") is None
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_ops_of_a_v2_block(options):
+    checks.check_v2_ops(v2_block(), torch.randn(1, 24, 8, 8), **options)
+
+
+def test_ops_of_a_v1_block():
+    checks.check_v1_ops(lively(MobileVitBlock(24, transformer_dim=16, patch_size=2)), torch.randn(1, 24, 8, 8))
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("obstruct", "expected"),
+    [
+        (checks.put("transformer", nn.Identity), "transformer is a Identity"),
+        (checks.put("transformer", lambda: LinearTransformerBlock(16)), "transformer is a LinearTransformerBlock"),
+        (checks.put("transformer.0.attn", nn.Identity), "transformer.0.attn is a Identity"),
+        (checks.put("transformer.0.attn.out_drop", lambda: nn.GroupNorm(1, 16)), "attn.out_drop is a GroupNorm"),
+        (checks.put("transformer.0.attn.attn_drop", nn.SiLU), "attn.attn_drop is a SiLU"),
+        (checks.put("transformer.0.drop_path1", nn.SiLU), "drop_path1 is a SiLU"),
+        (checks.put("transformer.0.drop_path2", lambda: nn.Conv2d(16, 16, 1)), "drop_path2 is a Conv2d"),
+        (checks.put("transformer.0.mlp", lambda: LinearSelfAttention(16)), "mlp is a LinearSelfAttention"),
+        (checks.put("norm", lambda: LinearTransformerBlock(16)), "norm is a LinearTransformerBlock"),
+        (checks.own("transformer.0.attn", "_forward_self_attn"), "attn has a _forward_self_attn of its own"),
+        (checks.own("", "forward"), "it has a forward of its own"),
+    ],
+)
+def test_obstacles(obstruct, expected, late):
+    checks.check_obstacle(v2_block(), torch.randn(2, 24, 8, 8), obstruct, expected, late)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_obstacles_of_an_attention_and_of_a_v1_block(late):
+    x = torch.randn(2, 16, 4, 9)
+    for obstruct, expected in [
+        (checks.put("attn_drop", nn.SiLU), "attn_drop is a SiLU"),
+        (checks.own("", "_forward_self_attn"), "it has a _forward_self_attn of its own"),
+    ]:
+        checks.check_obstacle(lively(LinearSelfAttention(16)), x, obstruct, expected, late)
+    block = lively(MobileVitBlock(24, transformer_dim=16, patch_size=2))
+    checks.check_obstacle(block, torch.randn(2, 24, 8, 8), checks.own("", "forward"), "it has a forward of its own", late)
 
 
 def test_cross_attention_runs_the_original_forward():

@@ -7,12 +7,18 @@ import copy
 import pytest
 import swap_checks as checks
 import torch
-from swap_checks import SETTINGS, lively, reason, replaced
+from swap_checks import OPTIONS, SETTINGS, lively, reason, replaced
 from torch import nn
 
 import mvit_kernels as mk
 
 transformers = pytest.importorskip("transformers")
+from transformers.models.mobilevit.modeling_mobilevit import MobileViTLayer, MobileViTSelfAttention  # noqa: E402
+from transformers.models.mobilevitv2.modeling_mobilevitv2 import (  # noqa: E402
+    MobileViTV2Layer,
+    MobileViTV2LinearSelfAttention,
+    MobileViTV2TransformerLayer,
+)
 
 
 def v1_model(segmentation: bool = False, **options: object) -> nn.Module:
@@ -27,6 +33,17 @@ def v2_model(segmentation: bool = False, **options: object) -> nn.Module:
     config = transformers.MobileViTV2Config(width_multiplier=0.25, num_labels=6, aspp_out_channels=16, **options)
     kind = transformers.MobileViTV2ForSemanticSegmentation if segmentation else transformers.MobileViTV2ForImageClassification
     return lively(kind(config))
+
+
+V2 = transformers.MobileViTV2Config()
+
+
+def v1_block() -> nn.Module:
+    return lively(MobileViTLayer(transformers.MobileViTConfig(), 24, 24, stride=1, hidden_size=16, num_stages=1))
+
+
+def v2_block() -> nn.Module:
+    return lively(MobileViTV2Layer(V2, 24, 24, attn_unit_dim=16, n_attn_blocks=2, stride=1))
 
 
 MODELS = [v1_model, v2_model]
@@ -100,6 +117,39 @@ def test_contract(make):
 def test_hooks_inside_a_v2_block(inner):
     block = "mobilevitv2.encoder.layer.3"
     checks.check_inner_hook(v2_model(), image(), f"{block}.{inner}", block)
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_ops_of_a_v2_block(options):
+    checks.check_v2_ops(v2_block(), torch.randn(1, 24, 8, 8), **options)
+
+
+def test_ops_of_a_v1_block():
+    checks.check_v1_ops(v1_block(), torch.randn(1, 24, 8, 8))
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(
+    ("obstruct", "expected"),
+    [
+        (checks.put("transformer", nn.Identity), "transformer is a Identity"),
+        (checks.put("transformer", lambda: MobileViTV2TransformerLayer(V2, 16, 32)), "transformer is a MobileViTV2TransformerLayer"),
+        (checks.put("transformer.layer.0.attention", nn.Identity), "attention is a Identity"),
+        (checks.put("transformer.layer.0.attention.attn_dropout", nn.SiLU), "attn_dropout is a SiLU"),
+        (checks.put("transformer.layer.0.ffn", lambda: MobileViTV2LinearSelfAttention(V2, 16)), "ffn is a MobileViTV2LinearSelfAttention"),
+        (checks.put("layernorm", lambda: MobileViTV2TransformerLayer(V2, 16, 32)), "layernorm is a MobileViTV2TransformerLayer"),
+        (checks.own("", "unfolding"), "it has a unfolding of its own"),
+    ],
+)
+def test_obstacles(obstruct, expected, late):
+    checks.check_obstacle(v2_block(), torch.randn(2, 24, 8, 8), obstruct, expected, late)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_obstacles_of_v1(late):
+    checks.check_obstacle(v1_block(), torch.randn(2, 24, 8, 8), checks.own("", "forward"), "it has a forward of its own", late)
+    attention = lively(MobileViTSelfAttention(transformers.MobileViTConfig(), 16))
+    checks.check_obstacle(attention, torch.randn(3, 9, 16), checks.put("dropout", nn.SiLU), "dropout is a SiLU", late)
 
 
 def test_hooks_inside_a_v1_attention():

@@ -16,24 +16,33 @@ from .blocks import Replacement, Setting
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# A file of this folder, and the modules of which one must have been imported before a model can hold its classes.
+# A file of this folder, and the modules that define the classes it replaces.
 LIBRARIES = {
-    "models": ("mvit_kernels.models.mobilevit",),
+    "models": ("mvit_kernels.models.mobilevit", "mvit_kernels.models.mobilevitv2"),
     "timm": ("timm.models.mobilevit",),
     "transformers": (
         "transformers.models.mobilevit.modeling_mobilevit",
         "transformers.models.mobilevitv2.modeling_mobilevitv2",
     ),
-    "cvnets": ("cvnets.modules.mobilevit_block",),
+    "cvnets": ("cvnets.modules.mobilevit_block", "cvnets.layers.linear_attention", "cvnets.layers.multi_head_attention"),
 }
 
 
-def replacements() -> dict[type[nn.Module], type[Replacement]]:
-    """Original class -> replacement, of the libraries imported so far."""
+def replacements(model: nn.Module) -> dict[type[nn.Module], type[Replacement]]:
+    """Original class -> replacement, of the libraries that modules of the model come from.
+
+    Raises ImportError for a version of a library that misses what its replacements build on.
+    """
     table: dict[type[nn.Module], type[Replacement]] = {}
+    held = {kind.__module__ for module in model.modules() for kind in type(module).__mro__}
     for name, modules in LIBRARIES.items():
-        if any(module in sys.modules for module in modules):
+        if held.isdisjoint(modules):
+            continue
+        try:
             table |= importlib.import_module(f".{name}", __package__).REPLACEMENTS
+        except (ImportError, AttributeError) as error:
+            version = getattr(sys.modules.get(name), "__version__", "of unknown version")
+            raise ImportError(f"mvit_kernels cannot replace the modules of {name} {version}: {error}") from error
     return table
 
 
@@ -65,22 +74,27 @@ def accelerate(
         exclude: module names, fnmatch patterns of them ("stages.4.*"), or classes. They are left alone with everything inside.
 
     A v2 block runs its original forward for a call if something inside of it has hooks, parametrizations, active dropout or another class
-    than the library gives it; an attention does so if its dropout is active.
+    than the library gives it there; an attention does so if its dropout is active; each of them if it has a method of its own.
+
+    `restore` the model before torch.jit.script, torch.jit.trace or an export to ONNX: none of them knows our ops.
 
     Returns:
         The same model.
 
     Raises:
-        TypeError, ValueError: model is no module, exclude is no sequence of names and classes, the backend is unknown or unusable here.
+        TypeError, ValueError: model is no module, exclude is no sequence of names and classes or has a name that no module matches, the
+            backend is unknown or unusable here, or a module was wrapped into a class of another maker after it was replaced (as
+            torch's fully_shard does; accelerate first and once). Nothing is changed then.
+        ImportError: the model holds modules of a version of a library that cannot be replaced.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model: expected a torch.nn.Module, got {type(model).__name__}")
     _check_backend(backend)
-    _check_exclude(exclude)
-    restore(model)
+    _check_exclude(exclude, model)
+    table = replacements(model)
+    _restore("accelerate", model, table)
 
     wanted = {"attention": attention, "patches": patches}
-    table = replacements()
     excluded: set[str] = set()
     for name, module in model.named_modules():
         if name.rpartition(".")[0] in excluded or _matches(name, module, exclude):
@@ -93,7 +107,7 @@ def accelerate(
             left_alone = "excluded"
         elif not wanted[replacement._option]:
             left_alone = f"{replacement._option}=False"
-        module._setting = Setting(None if backend == "auto" else backend, attention, left_alone)
+        module._mvit_kernels_setting = Setting(None if backend == "auto" else backend, attention, left_alone)
         if left_alone is None:
             module.__class__ = replacement
     return model
@@ -102,17 +116,27 @@ def accelerate(
 def restore(model: Model) -> Model:
     """Undo `accelerate`, in place: every module gets its class back and loses what was added. Returns the same model.
 
-    Raises TypeError if model is no module.
+    Raises TypeError if model is no module, ValueError, with nothing changed, if a module was wrapped into a class of another maker since.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"restore: model: expected a torch.nn.Module, got {type(model).__name__}")
-    originals: dict[type[nn.Module], type[nn.Module]] = {replacement: original for original, replacement in replacements().items()}
+    _restore("restore", model, replacements(model))
+    return model
+
+
+def _restore(function: str, model: nn.Module, table: dict[type[nn.Module], type[Replacement]]) -> None:
+    originals: dict[type[nn.Module], type[nn.Module]] = {replacement: original for original, replacement in table.items()}
+    for name, module in model.named_modules():
+        if isinstance(module, Replacement) and type(module) not in originals:
+            raise ValueError(
+                f"{function}: model: expected the class that accelerate gave to {name or 'the model'},"
+                f" got {type(module).__name__}, which something derived from it since; undo that first"
+            )
     for module in model.modules():
         if type(module) in originals:
             module.__class__ = originals[type(module)]
-        if isinstance(vars(module).get("_setting"), Setting):
-            del module._setting
-    return model
+        if isinstance(vars(module).get("_mvit_kernels_setting"), Setting):
+            del module._mvit_kernels_setting
 
 
 def _check_backend(backend: str) -> None:
@@ -125,10 +149,14 @@ def _check_backend(backend: str) -> None:
         raise ValueError(f"accelerate: backend: {backend!r} cannot be used here: {known[backend].reason}")
 
 
-def _check_exclude(exclude: Sequence[str | type[nn.Module]]) -> None:
+def _check_exclude(exclude: Sequence[str | type[nn.Module]], model: nn.Module) -> None:
     each = None if isinstance(exclude, str | type) or not isinstance(exclude, Sequence | set | frozenset) else exclude
     if each is None or not all(isinstance(one, str | type) for one in each):
         raise TypeError(f"accelerate: exclude: expected a sequence of module names and classes, got {exclude!r}")
+    names = [name for name, _ in model.named_modules()]
+    for one in each:
+        if isinstance(one, str) and not any(fnmatch.fnmatchcase(name, one) for name in names):
+            raise ValueError(f"accelerate: exclude: expected names of modules or patterns of them, got {one!r}, which none matches")
 
 
 def _matches(name: str, module: nn.Module, exclude: Sequence[str | type[nn.Module]]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -10,42 +11,41 @@ from torch import nn
 from mvit_kernels.models import mobilevit, mobilevitv2
 
 from .blocks import V1Block, V2Attention, V2Block
-from .obstacles import ORDER_FREE, Rules, not_replaced, only
+from .obstacles import CONV, ORDER_FREE, Kind, Place, not_replaced, one_of
 
 
 class MobileViTBlock(V1Block, mobilevit.MobileViTBlock):
     def global_representation(self, x: torch.Tensor) -> torch.Tensor:
+        if self._obstacle() is not None:
+            return super().global_representation(x)
         return self._on_tokens(x, lambda tokens: self.norm(self.transformer(tokens)))
 
 
 class SeparableAttention(V2Attention, mobilevitv2.SeparableAttention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self._attend(x)
+        return super().forward(x) if self._obstacle() is not None else self._attend(x)
+
+
+_ATTENTION = one_of(
+    Kind(SeparableAttention, children={"qkv_proj": CONV, "out_proj": CONV}),
+    Kind(mobilevitv2.SeparableAttention, not_replaced),
+)
+_MLP = one_of(Kind(mobilevitv2.ConvFeedForward, others=ORDER_FREE))
+_LAYER = one_of(
+    Kind(
+        mobilevitv2.SeparableTransformerLayer,
+        children={"norm1": ORDER_FREE, "attn": _ATTENTION, "norm2": ORDER_FREE, "mlp": _MLP},
+    )
+)
 
 
 class MobileViTv2Block(V2Block, mobilevitv2.MobileViTv2Block):
-    _bypassed = ("transformer", "norm")
-    _rules: ClassVar[Rules] = {
-        **ORDER_FREE,
-        SeparableAttention: None,
-        mobilevitv2.SeparableAttention: not_replaced,
-        mobilevitv2.ConvFeedForward: None,
-        mobilevitv2.SeparableTransformerLayer: None,
-        nn.Sequential: only(mobilevitv2.SeparableTransformerLayer),
-    }
+    _places: ClassVar[Mapping[str, Place]] = {"transformer": one_of(Kind(nn.Sequential, others=_LAYER)), "norm": ORDER_FREE}
 
     def global_representation(self, x: torch.Tensor) -> torch.Tensor:
         if self._obstacle() is not None:
             return super().global_representation(x)
-        if not self._setting.attention:
-            return self._on_patches(x, lambda patches: self.norm(self.transformer(patches)))
-        for layer in self.transformer:
-            x = self._layer_on_map(layer, x)
-        return self.norm(x)
-
-    def _layer_on_map(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
-        x = x + self._attend(layer.attn, layer.norm1(x))
-        return x + layer.mlp(layer.norm2(x))
+        return self._global(x, self.transformer, self.transformer, self.norm)
 
 
 REPLACEMENTS = {

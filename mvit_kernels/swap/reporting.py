@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +73,7 @@ def report(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"report: model: expected a torch.nn.Module, got {type(model).__name__}")
-    table = replacements()
+    table = replacements(model)
     rows = []
     for name, module in model.named_modules():
         if isinstance(module, Replacement):
@@ -97,7 +98,7 @@ def _replaced(name: str, module: Replacement) -> ReportRow:
 
 
 def _left_alone(name: str, module: nn.Module, known: type[nn.Module]) -> ReportRow:
-    setting: Setting | None = vars(module).get("_setting")
+    setting: Setting | None = vars(module).get("_mvit_kernels_setting")
     if type(module) is not known:
         reason = f"subclass of {_class_name(known)}, left alone"
     elif setting is None or setting.left_alone is None:
@@ -122,10 +123,11 @@ def _backend(op: str, module: Replacement) -> str:
     """What the op would choose for a small input of the module."""
     if op not in _CHOICES:
         return "torch"
-    weight = next(module.parameters())
+    tensors = itertools.chain(module.parameters(), module.buffers())
+    weight = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
     patch_size = module._patch_size()
     probe = torch.empty(1, 3, *(patch_size or (1, 1)), dtype=weight.dtype, device=weight.device)
-    return _CHOICES[op].backend(module._setting.backend, probe, patch_size)
+    return _CHOICES[op].backend(module._mvit_kernels_setting.backend, probe, patch_size)
 
 
 def _summary(rows: list[ReportRow]) -> str:

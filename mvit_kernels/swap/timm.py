@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,18 +12,24 @@ from timm.models import mobilevit
 from torch import nn
 
 from .blocks import V1Block, V2Attention, V2Block, round_up
-from .obstacles import ORDER_FREE, Obstacle, Rules, not_replaced, only
+from .obstacles import CONV, ORDER_FREE, SKIPPED, Kind, Obstacle, Place, inactive, not_replaced, one_of
 
 
 class MobileVitBlock(V1Block, mobilevit.MobileVitBlock):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self._obstacle() is not None:
+            return super().forward(x)
         y = self.conv_1x1(self.conv_kxk(x))
         y = self.conv_proj(self._on_tokens(y, lambda tokens: self.norm(self.transformer(tokens))))
         return y if self.conv_fusion is None else self.conv_fusion(torch.cat((x, y), dim=1))
 
 
+_SKIPPED: Place = {**SKIPPED, **one_of(Kind(DropPath, inactive("drop_prob")))}
+_ORDER_FREE: Place = {**ORDER_FREE, **one_of(Kind(GroupNorm1))}
+
+
 class LinearSelfAttention(V2Attention, mobilevit.LinearSelfAttention):
-    _bypassed = ("attn_drop",)
+    _places: ClassVar[Mapping[str, Place]] = {"attn_drop": _SKIPPED}
 
     def forward(self, x: torch.Tensor, x_prev: torch.Tensor | None = None) -> torch.Tensor:
         if x_prev is not None or self._obstacle() is not None:
@@ -30,22 +37,22 @@ class LinearSelfAttention(V2Attention, mobilevit.LinearSelfAttention):
         return self.out_drop(self._attend(x))
 
 
-def _inactive_drop_path(module: DropPath) -> str | None:
-    return "is active" if module.training and module.drop_prob else None
+_ATTENTION = one_of(
+    Kind(LinearSelfAttention, children={"qkv_proj": CONV, "out_proj": CONV}, others=_SKIPPED),
+    Kind(mobilevit.LinearSelfAttention, not_replaced),
+)
+_MLP = one_of(Kind(ConvMlp, others=_ORDER_FREE))
+_LAYER = one_of(
+    Kind(
+        mobilevit.LinearTransformerBlock,
+        children={"norm1": _ORDER_FREE, "attn": _ATTENTION, "norm2": _ORDER_FREE, "mlp": _MLP},
+        others=_SKIPPED,
+    )
+)
 
 
 class MobileVitV2Block(V2Block, mobilevit.MobileVitV2Block):
-    _bypassed = ("transformer", "norm")
-    _rules: ClassVar[Rules] = {
-        **ORDER_FREE,
-        GroupNorm1: None,
-        ConvMlp: None,
-        DropPath: _inactive_drop_path,
-        LinearSelfAttention: None,
-        mobilevit.LinearSelfAttention: not_replaced,
-        mobilevit.LinearTransformerBlock: None,
-        nn.Sequential: only(mobilevit.LinearTransformerBlock),
-    }
+    _places: ClassVar[Mapping[str, Place]] = {"transformer": one_of(Kind(nn.Sequential, others=_LAYER)), "norm": _ORDER_FREE}
 
     def _obstacle(self) -> Obstacle | None:
         return Obstacle(self, "was made while timm was set exportable") if self.coreml_exportable else super()._obstacle()
@@ -58,15 +65,7 @@ class MobileVitV2Block(V2Block, mobilevit.MobileVitV2Block):
         if whole != size:
             x = F.interpolate(x, size=whole, mode="bilinear", align_corners=True)
         x = self.conv_1x1(self.conv_kxk(x))
-        if not self._setting.attention:
-            return self.conv_proj(self._on_patches(x, lambda patches: self.norm(self.transformer(patches))))
-        for layer in self.transformer:
-            x = self._layer_on_map(layer, x)
-        return self.conv_proj(self.norm(x))
-
-    def _layer_on_map(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
-        x = x + self._attend(layer.attn, layer.norm1(x))
-        return x + layer.mlp(layer.norm2(x))
+        return self.conv_proj(self._global(x, self.transformer, self.transformer, self.norm))
 
 
 REPLACEMENTS = {

@@ -5,7 +5,8 @@ Gradient checkpointing wraps the forward of a block from outside and works with 
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +15,12 @@ from transformers.activations import SiLUActivation
 from transformers.models.mobilevit import modeling_mobilevit as mobilevit
 from transformers.models.mobilevitv2 import modeling_mobilevitv2 as mobilevitv2
 
-from .blocks import V1Attention, V1Block, V2Attention, V2Block, round_up
-from .obstacles import ORDER_FREE, Rules, not_replaced, only
+from .blocks import Block, V1Attention, V1Block, V2Attention, V2Block, round_up
+from .obstacles import ORDER_FREE, SKIPPED, Kind, Place, not_replaced, one_of
 
 
 class MobileViTSelfAttention(V1Attention, mobilevit.MobileViTSelfAttention):
-    _bypassed = ("dropout",)
+    _places: ClassVar[Mapping[str, Place]] = {"dropout": SKIPPED}
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if self._obstacle() is not None:
@@ -33,11 +34,18 @@ class MobileViTSelfAttention(V1Attention, mobilevit.MobileViTSelfAttention):
         return y.transpose(1, 2).reshape(batch, length, self.all_head_size)
 
 
-class MobileViTLayer(V1Block, mobilevit.MobileViTLayer):
-    def _patch_size(self) -> Any:
+class _PatchSize(Block):
+    patch_height: int
+    patch_width: int
+
+    def _patch_size(self) -> tuple[int, int]:
         return self.patch_height, self.patch_width
 
+
+class MobileViTLayer(_PatchSize, V1Block, mobilevit.MobileViTLayer):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if self._obstacle() is not None:
+            return super().forward(features)
         if self.downsampling_layer is not None:
             features = self.downsampling_layer(features)
         x = self.conv_1x1(self.conv_kxk(features))
@@ -46,28 +54,35 @@ class MobileViTLayer(V1Block, mobilevit.MobileViTLayer):
 
 
 class MobileViTV2LinearSelfAttention(V2Attention, mobilevitv2.MobileViTV2LinearSelfAttention):
-    _bypassed = ("attn_dropout",)
+    _places: ClassVar[Mapping[str, Place]] = {"attn_dropout": SKIPPED}
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return super().forward(hidden_states) if self._obstacle() is not None else self._attend(hidden_states)
 
 
-class MobileViTV2Layer(V2Block, mobilevitv2.MobileViTV2Layer):
-    _bypassed = ("transformer", "layernorm")
-    _rules: ClassVar[Rules] = {
-        **ORDER_FREE,
-        SiLUActivation: None,
-        mobilevitv2.MobileViTV2ConvLayer: None,
-        mobilevitv2.MobileViTV2FFN: None,
-        MobileViTV2LinearSelfAttention: None,
-        mobilevitv2.MobileViTV2LinearSelfAttention: not_replaced,
-        mobilevitv2.MobileViTV2TransformerLayer: None,
-        mobilevitv2.MobileViTV2Transformer: None,
-        nn.ModuleList: only(mobilevitv2.MobileViTV2TransformerLayer),
-    }
+_ORDER_FREE: Place = {**ORDER_FREE, **one_of(Kind(SiLUActivation))}
+_CONV_LAYER = one_of(Kind(mobilevitv2.MobileViTV2ConvLayer, others=_ORDER_FREE))
+_ATTENTION = one_of(
+    Kind(MobileViTV2LinearSelfAttention, children={"qkv_proj": _CONV_LAYER, "out_proj": _CONV_LAYER}, others=SKIPPED),
+    Kind(mobilevitv2.MobileViTV2LinearSelfAttention, not_replaced),
+)
+_FFN = one_of(Kind(mobilevitv2.MobileViTV2FFN, others={**_ORDER_FREE, **_CONV_LAYER}))
+_LAYER = one_of(
+    Kind(
+        mobilevitv2.MobileViTV2TransformerLayer,
+        children={"layernorm_before": _ORDER_FREE, "attention": _ATTENTION, "layernorm_after": _ORDER_FREE, "ffn": _FFN},
+        others=SKIPPED,
+    )
+)
+_LAYERS = one_of(Kind(nn.ModuleList, others=_LAYER))
 
-    def _patch_size(self) -> Any:
-        return self.patch_height, self.patch_width
+
+class MobileViTV2Layer(_PatchSize, V2Block, mobilevitv2.MobileViTV2Layer):
+    _places: ClassVar[Mapping[str, Place]] = {
+        "transformer": one_of(Kind(mobilevitv2.MobileViTV2Transformer, children={"layer": _LAYERS})),
+        "layernorm": _ORDER_FREE,
+    }
+    _branches = ("layernorm_before", "attention", "layernorm_after", "ffn")
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         if self._obstacle() is not None:
@@ -82,15 +97,7 @@ class MobileViTV2Layer(V2Block, mobilevitv2.MobileViTV2Layer):
         if round_up(size, self._patch_size()) != size:
             patches, size = self.unfolding(x)  # drops the rest of the map, which folding fills with zeros
             return self.folding(self.layernorm(self.transformer(patches)), size)
-        if not self._setting.attention:
-            return self._on_patches(x, lambda patches: self.layernorm(self.transformer(patches)))
-        for layer in self.transformer.layer:
-            x = self._layer_on_map(layer, x)
-        return self.layernorm(x)
-
-    def _layer_on_map(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
-        x = x + self._attend(layer.attention, layer.layernorm_before(x))
-        return x + layer.ffn(layer.layernorm_after(x))
+        return self._global(x, self.transformer, self.transformer.layer, self.layernorm)
 
 
 REPLACEMENTS = {
