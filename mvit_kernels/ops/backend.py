@@ -122,6 +122,7 @@ class Choice:
         self.op = op
         self.every.append(self)
         self.implementations = {name: implementations[name] for name in BACKENDS if name in implementations}
+        self._in_order = tuple(self.implementations.values())
 
     def __call__(self, wanted: str | None, *args: object) -> Implementation:
         """The implementation for a forward with `args`: the wanted backend's or, without a wish, the first that takes the call."""
@@ -129,7 +130,7 @@ class Choice:
             wanted = _requested.get()
         if wanted != "auto":
             return self._wanted(wanted, args)
-        for implementation in self.implementations.values():
+        for implementation in self._in_order:
             if implementation.refuse(*args) is None:
                 return implementation
         reasons = "; ".join(f"{name}: {each.refuse(*args)}" for name, each in self.implementations.items())

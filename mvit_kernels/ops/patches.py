@@ -32,7 +32,8 @@ def unfold_patches(x: torch.Tensor, patch_size: tuple[int, int] = (2, 2), *, bac
 
     Source: MobileViT, arXiv 2110.02178, section 3.1.
     """
-    checks.is_tensor("unfold_patches", "x", x)
+    if type(x) is not torch.Tensor:
+        checks.is_tensor("unfold_patches", "x", x)
     checks.pair("unfold_patches", "patch_size", patch_size)
     if backend is None:  # every argument that is not its default costs the dispatcher time
         return _unfold_op(x) if patch_size == (2, 2) else _unfold_op(x, patch_size)
@@ -57,7 +58,8 @@ def fold_patches(
     Raises:
         TypeError, ValueError: as `unfold_patches`, and where P, N and output_size do not fit together.
     """
-    checks.is_tensor("fold_patches", "p", p)
+    if type(p) is not torch.Tensor:
+        checks.is_tensor("fold_patches", "p", p)
     checks.pair("fold_patches", "output_size", output_size)
     checks.pair("fold_patches", "patch_size", patch_size)
     if backend is None:

@@ -46,7 +46,8 @@ def separable_attention(qkv: torch.Tensor, patch_size: tuple[int, int] | None = 
 
     Source: MobileViTv2, arXiv 2206.02680, section 3, equation 3.
     """
-    checks.is_tensor(OP, "qkv", qkv)
+    if type(qkv) is not torch.Tensor:
+        checks.is_tensor(OP, "qkv", qkv)
     if patch_size is not None:
         checks.pair(OP, "patch_size", patch_size)
     if backend is None:  # a keyword costs the dispatcher time

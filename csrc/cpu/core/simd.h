@@ -68,19 +68,23 @@ inline F32 max_phases(F32 x, int phases) {
     return reduce_phases(x, phases, [](F32 a, F32 b) { return max(a, b); });
 }
 
-// n long sums side by side. `run` takes the terms; flush() after at most 16 of them carries it on to a block, and every 16th block to the
-// total, so that no chain of additions is longer than the square root of what it sums (and infinity stays infinity, which compensated
-// summation would turn into NaN).
+// n long sums side by side. `run` takes the terms, and added(k) says that it took k more: after 16 or so they are carried on to a block,
+// and every 16th block to the total, so that no chain of additions is longer than about the square root of what it sums (and infinity stays
+// infinity, which compensated summation would turn into NaN).
 template <int n>
 struct LongSum {
     F32 run[n], block[n], total[n];
+    int64_t terms = 0;
     int runs = 0;
 
     LongSum() {
 #pragma GCC unroll 4
         for (int j = 0; j < n; ++j) run[j] = block[j] = total[j] = F32::all(0.0f);
     }
-    void flush() {
+    void added(int64_t more) {
+        terms += more;
+        if (terms < 16) return;
+        terms = 0;
         const bool whole = ++runs % 16 == 0;
 #pragma GCC unroll 4
         for (int j = 0; j < n; ++j) {

@@ -15,7 +15,7 @@ namespace {
 constexpr int W = F32::width;
 using Sequence = SeparableAttentionSequence;
 
-constexpr int64_t chunk = 16;  // additions between two flushes of a LongSum
+constexpr int64_t chunk = 16;  // terms of a LongSum between two looks at its length
 
 inline int64_t padded(int64_t n) { return (n + W - 1) / W * W; }
 
@@ -31,7 +31,7 @@ inline void softmax(float* scores, int64_t count, int phases) {
             e.store(scores + i);
             sum.run[0] = sum.run[0] + e;
         }
-        sum.flush();
+        sum.added(chunk);
     }
     float lanes[W];
     sum_phases(sum.value(0), phases).store(lanes);
@@ -46,7 +46,7 @@ inline F32 mean_of(const float* s, const float* ds, int64_t count, int phases) {
     for (int64_t begin = 0; begin < count; begin += chunk * W) {
         for (int64_t i = begin; i < count && i < begin + chunk * W; i += W)
             sum.run[0] = fma(F32::load(s + i), F32::load(ds + i), sum.run[0]);
-        sum.flush();
+        sum.added(chunk);
     }
     return sum_phases(sum.value(0), phases);
 }
@@ -84,7 +84,7 @@ inline void contexts(const Sequence& s, const T* k, F32* context) {
 #pragma GCC unroll 4
                 for (int j = 0; j < n; ++j) sum.run[j] = fma(weight, F32::load_n(p + j * channel + i, left, 0.0f), sum.run[j]);
             }
-            sum.flush();
+            sum.added((end - begin + W - 1) / W);
         }
     }
     for (int j = 0; j < n; ++j) context[j] = sum_phases(sum.value(j), s.phases);
@@ -152,7 +152,7 @@ void backward_channels_first(const Sequence& s) {
                     sum.run[0] = fma(gradient, max(zero, value), sum.run[0]);
                     store(where_positive(value, gradient * context), dvr + i, n);
                 }
-                sum.flush();
+                sum.added((s.columns - begin < chunk * W ? s.columns - begin : chunk * W) / W + 1);
             }
         }
         const F32 dcontext = sum_phases(sum.value(0), s.phases);
@@ -196,14 +196,14 @@ inline void channel_blocks(int64_t begin, int64_t end, const Body& body) {
     for (; c < end; c += W) body.template operator()<1>(c, lanes_left(end, c));
 }
 
-// Calls each(index, row, column) position by position, and flush() at the end of every chunk.
-template <class Each, class Flush>
-inline void walk(const Sequence& s, const Each& each, const Flush& flush) {
+// Calls each(index, row, column) position by position, and added(count) for each chunk of them.
+template <class Each, class Added>
+inline void walk(const Sequence& s, const Each& each, const Added& added) {
     for (int64_t row = 0; row < s.rows; ++row)
         for (int64_t begin = 0; begin < s.columns; begin += chunk) {
             const int64_t end = s.columns - begin < chunk ? s.columns : begin + chunk;
             for (int64_t i = begin; i < end; ++i) each(row * s.columns + i, row, i);
-            flush();
+            added(end - begin);
         }
 }
 
@@ -221,7 +221,7 @@ inline void contexts_channels_last(const Sequence& s, const T* k, int n, F32* co
 #pragma GCC unroll 4
             for (int j = 0; j < vectors; ++j) sum.run[j] = fma(weight, load(p + j * W, n, 0.0f), sum.run[j]);
         },
-        [&] { sum.flush(); });
+        [&](int64_t count) { sum.added(count); });
     for (int j = 0; j < vectors; ++j) context[j] = sum.value(j);
 }
 
@@ -271,7 +271,7 @@ void backward_channels_last(const Sequence& s) {
                 sum.run[0] = fma(gradient, max(zero, value), sum.run[0]);
                 store(where_positive(value, gradient * context), dv + offset(s.dqkv_strides, row, i) + c, n);
             },
-            [&] { sum.flush(); });
+            [&](int64_t count) { sum.added(count); });
         sum.value(0).store(dcontexts + c);
     }
     // Position by position, so that each ds needs one reduction across lanes.
