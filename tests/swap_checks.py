@@ -208,7 +208,8 @@ def check_obstacle(block: nn.Module, x: torch.Tensor, obstruct: Callable[[nn.Mod
     assert why.startswith("original forward: ")
     assert expected in why
     kind = mk.report(block).rows[0].kind
-    torch.testing.assert_close(block(x), mk.restore(block)(x), rtol=1e-4, atol=1e-5)
+    ours, original = block(x), mk.restore(block)(x)
+    assert (ours - original).abs().max() <= 1e-5 * (original.max() - original.min())  # attention inside may still be replaced
     assert mk.report(block).rows[0].kind == kind == f"{type(block).__module__.partition('.')[0]}.{type(block).__qualname__}"
 
 
