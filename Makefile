@@ -17,7 +17,7 @@ build: $(VENV)/native.stamp
 
 # The suite of a developer: under 8 minutes on 2 cores.
 test: lint $(VENV)/dev.stamp
-	$(MAKE) --no-print-directory -C csrc test
+	$(MAKE) --no-print-directory -j2 -C csrc test
 	$(BIN)/python -c "import mvit_kernels._cpu"
 	$(BIN)/python -m pytest -q
 
@@ -27,7 +27,7 @@ test-all: asan $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-disable
 
 asan:
-	$(MAKE) --no-print-directory -C csrc test SANITIZE=address,undefined
+	$(MAKE) --no-print-directory -j2 -C csrc test SANITIZE=address,undefined
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
