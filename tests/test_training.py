@@ -265,8 +265,8 @@ def test_trains_on_folders_with_workers(config, tmp_path, pictures):
 
 
 @pytest.mark.parametrize("model", ["mobilevitv2_050", "mobilevit_xxs"])
-@pytest.mark.parametrize(("change", "tolerance"), [({"amp": "bf16"}, 0.1), ({"accelerate": True}, 0.005)])
-def test_loss_curve_is_that_of_plain_training(config, tmp_path, monkeypatch, model, change, tolerance):
+@pytest.mark.parametrize(("change", "tolerance", "every"), [({"amp": "bf16"}, 0.05, 10), ({"accelerate": True}, 0.005, 1)])
+def test_loss_curve_is_that_of_plain_training(config, tmp_path, monkeypatch, model, change, tolerance, every):
     """On images learned by heart the loss falls far within twenty steps, and rounding has not yet led the runs apart."""
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     config = replace(config, model=model, samples=8, batch_size=8, steps=20, label_smoothing=0.0)
@@ -276,7 +276,7 @@ def test_loss_curve_is_that_of_plain_training(config, tmp_path, monkeypatch, mod
     plain, changed = ([entry["loss"] for entry in _history(run.output)] for run in (config, other))
     assert len(plain) == 20
     assert plain[-1] < 0.5 * plain[0]
-    assert changed == pytest.approx(plain, rel=tolerance)
+    assert changed[every - 1 :: every] == pytest.approx(plain[every - 1 :: every], rel=tolerance)
 
 
 TORCHRUN_WORKER = """
