@@ -8,12 +8,14 @@
 //     F32::load_n(p, n, fill)         the first n lanes from memory, fill in the rest; reads nothing beyond p + n
 //     x.store_n(p, n)                 writes n lanes
 //     F32::all(s)                     s in every lane
-//     + - *, fma(a, b, c) = a * b + c, max(a, b), round(a)
-//     max returns its second argument where either is NaN (as the x86 instruction does)
+//     + - * /, fma(a, b, c) = a * b + c, max(a, b), min(a, b), round(a)
+//     max and min return their second argument where either is NaN (as the x86 instructions do)
 //     x.swap_lanes<s>()               lane i gets lane i ^ s
 //     where_positive(v, x)            x where !(v <= 0), else 0: NaN counts as positive, as in PyTorch's ReLU gradient
 //     where_not_below(v, s, x)        x where !(v < s), else 0
 //     pow2(n)                         2^n for integral n in [-126, 127]
+//     times_pow2(x, n)                x * 2^n for integral n in [-126, 127]; beyond, anything between the nearest of these and the true
+//     value
 #pragma once
 
 #include "cpu/core/types.h"

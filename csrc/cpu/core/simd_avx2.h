@@ -68,13 +68,16 @@ struct F32 {
 inline F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
 inline F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
 inline F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+inline F32 operator/(F32 a, F32 b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
+inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline F32 round(F32 a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline F32 pow2(F32 n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
     return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
 }
+inline F32 times_pow2(F32 x, F32 n) { return x * pow2(min(max(n, F32::all(-126.0f)), F32::all(127.0f))); }
 inline F32 where_positive(F32 v, F32 x) { return {_mm256_and_ps(_mm256_cmp_ps(v.v, _mm256_setzero_ps(), _CMP_NLE_UQ), x.v)}; }
 inline F32 where_not_below(F32 v, float bound, F32 x) {
     return {_mm256_and_ps(_mm256_cmp_ps(v.v, _mm256_set1_ps(bound), _CMP_NLT_UQ), x.v)};

@@ -103,11 +103,17 @@ inline F32 operator-(const F32& a, const F32& b) {
 inline F32 operator*(const F32& a, const F32& b) {
     return each_lane([&](int i) { return a.lane[i] * b.lane[i]; });
 }
+inline F32 operator/(const F32& a, const F32& b) {
+    return each_lane([&](int i) { return a.lane[i] / b.lane[i]; });
+}
 inline F32 fma(const F32& a, const F32& b, const F32& c) {
     return each_lane([&](int i) { return a.lane[i] * b.lane[i] + c.lane[i]; });
 }
 inline F32 max(const F32& a, const F32& b) {
     return each_lane([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline F32 min(const F32& a, const F32& b) {
+    return each_lane([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
 }
 // Adding 1.5 * 2^23 pushes the fraction out of the significand, which rounds to nearest even; good for |a| < 2^22.
 inline F32 round(const F32& a) {
@@ -120,6 +126,7 @@ inline F32 pow2(const F32& n) {
         return from_bits(static_cast<uint32_t>(static_cast<int32_t>(x) + 127) << 23);
     });
 }
+inline F32 times_pow2(const F32& x, const F32& n) { return x * pow2(min(max(n, F32::all(-126.0f)), F32::all(127.0f))); }
 inline F32 where_positive(const F32& v, const F32& x) {
     return each_lane([&](int i) { return v.lane[i] <= 0.0f ? 0.0f : x.lane[i]; });
 }

@@ -16,6 +16,8 @@ struct f16 {
 
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
 
+enum class Activation : int { none = 0, relu = 1, silu = 2, gelu = 3 };
+
 // What every entry point returns; no exception crosses into or out of the kernels.
 enum class Status : int { ok = 0, bad_dtype = 1, bad_shape = 2, bad_layout = 3, out_of_memory = 4 };
 

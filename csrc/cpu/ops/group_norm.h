@@ -12,6 +12,7 @@
 // Floor: the forward reads x twice (the second time from cache, where an image fits) and writes y once.
 #pragma once
 
+#include "cpu/core/moments.h"
 #include "cpu/core/types.h"
 
 namespace mvit {
@@ -33,15 +34,6 @@ Status group_norm(const GroupNormProblem& problem, int threads);
 Status group_norm_backward(const GroupNormProblem& problem, int threads);
 
 // --- what isa/group_norm.cpp implements, each on a piece small enough for the first cache ---
-
-struct Statistics {
-    double count, mean, m2;
-};
-
-// x - mean in float32 without losing the digits of the mean: (x - high) - low.
-struct Centre {
-    float high, low;
-};
 
 struct GroupNormKernels {
     // Indexed by DType.

@@ -1,0 +1,90 @@
+// Register tiles of the matrix multiplication in core/tile.h. Compiled once an ISA.
+//
+// All accumulators of a tile stay in registers over the whole depth. AVX-512 has 32: 14 rows x 2 vectors, a broadcast and 2 columns
+// make 31. AVX2 has 16: 6 x 2 and 3. Every element is one chain of multiply-adds in ascending k, so its bits depend neither on the tile it
+// falls into nor on anything beside it.
+#include "cpu/core/tile.h"
+
+#include "cpu/core/isa.h"
+#include "cpu/core/simd.h"
+
+namespace mvit {
+namespace {
+
+constexpr int W = F32::width;
+
+#if defined(MVIT_ISA_AVX512VNNI)
+constexpr int most_rows = 14;
+#elif defined(MVIT_ISA_AVX2)
+constexpr int most_rows = 6;
+#else
+constexpr int most_rows = 4;
+#endif
+
+template <int rows, int vectors>
+void tile(const float* a, int64_t a_stride, const float* b, int64_t depth, const float* init, int64_t init_stride, float* c,
+          int64_t c_stride) {
+    F32 sum[rows][vectors];
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) sum[r][v] = F32::load(init + r * init_stride + v * W);
+
+    // A pointer for every third row: the two after it are one and two strides away, which an x86 address holds. One for each row would not
+    // leave enough registers.
+    constexpr int groups = (rows + 2) / 3;
+    const char* row[groups];
+#pragma GCC unroll 5
+    for (int g = 0; g < groups; ++g) row[g] = reinterpret_cast<const char*>(a + 3 * g * a_stride);
+    const int64_t stride = a_stride * int64_t{sizeof(float)};
+
+    for (int64_t k = 0; k < depth; ++k) {
+        F32 column[vectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) column[v] = F32::load(b + v * W);
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; ++r) {
+            const F32 x = F32::all(*reinterpret_cast<const float*>(row[r / 3] + (r % 3) * stride));
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) sum[r][v] = fma(x, column[v], sum[r][v]);
+        }
+#pragma GCC unroll 5
+        for (int g = 0; g < groups; ++g) row[g] += sizeof(float);
+        b += panel;
+    }
+
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) sum[r][v].store(c + r * c_stride + v * W);
+}
+
+using Tile = void (*)(const float*, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t);
+
+#define MVIT_TILES(rows) {tile < (rows) <= most_rows ? (rows) : 1, 1 >, tile < (rows) <= most_rows ? (rows) : 1, 2 > }
+constexpr Tile tiles[14][2] = {MVIT_TILES(1),  MVIT_TILES(2),  MVIT_TILES(3),  MVIT_TILES(4), MVIT_TILES(5),
+                               MVIT_TILES(6),  MVIT_TILES(7),  MVIT_TILES(8),  MVIT_TILES(9), MVIT_TILES(10),
+                               MVIT_TILES(11), MVIT_TILES(12), MVIT_TILES(13), MVIT_TILES(14)};
+#undef MVIT_TILES
+
+void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t depth, int columns, const float* init,
+              int64_t init_stride, float* c, int64_t c_stride) {
+    // As few tiles as possible, all as high as possible: 64 rows are 4 x 13 + 12, not 4 x 14 + 8.
+    const int64_t count = (rows + most_rows - 1) / most_rows;
+    for (int64_t left = count; left > 0; --left) {
+        const int64_t height = (rows + left - 1) / left;
+        for (int j = 0; j < columns; j += 2 * W)
+            tiles[height - 1][columns - j > W ? 1 : 0](a, a_stride, b + j, depth, init + j, init_stride, c + j, c_stride);
+        rows -= height;
+        a += height * a_stride;
+        init += height * init_stride;
+        c += height * c_stride;
+    }
+}
+
+}  // namespace
+
+extern const TileKernels MVIT_ISA_SYMBOL(tile);
+const TileKernels MVIT_ISA_SYMBOL(tile) = {multiply, W};
+
+}  // namespace mvit
