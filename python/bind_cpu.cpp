@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/core/isa.h"
+#include "cpu/ops/gemm.h"
 #include "cpu/ops/group_norm.h"
 #include "cpu/ops/patches.h"
 #include "cpu/ops/separable_attention.h"
@@ -84,6 +85,24 @@ int norm_backward(int dtype, bool channels_last, const Sizes& size, uintptr_t dy
     return static_cast<int>(group_norm_backward(p, threads));
 }
 
+int product(int dtype, int64_t groups, int64_t rows, int64_t depth, int64_t columns, uintptr_t a, int64_t a_stride, uintptr_t second,
+            int64_t second_depth, int64_t second_stride, uintptr_t weight, uintptr_t bias, uintptr_t moments, bool layer_norm, float eps,
+            int activation, uintptr_t residual, int64_t residual_stride, uintptr_t y, int64_t y_stride, uintptr_t collected, int threads) {
+    GemmProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.groups = groups, p.rows = rows, p.depth = depth, p.columns = columns;
+    p.a = pointer(a), p.a_stride = a_stride;
+    p.second = pointer(second), p.second_depth = second_depth, p.second_stride = second_stride;
+    p.weight = floats(weight), p.bias = floats(bias);
+    p.moments = static_cast<const Moments*>(pointer(moments)), p.layer_norm = layer_norm, p.eps = eps;
+    p.activation = static_cast<Activation>(activation);
+    p.residual = pointer(residual), p.residual_stride = residual_stride;
+    p.y = pointer(y), p.y_stride = y_stride;
+    p.collected = static_cast<Moments*>(pointer(collected));
+    py::gil_scoped_release release;
+    return static_cast<int>(gemm(p, threads));
+}
+
 std::vector<std::string> isas(bool (*holds)(Isa)) {
     std::vector<std::string> names;
     for (int level = 0; level < isa_count; ++level)
@@ -107,6 +126,7 @@ PYBIND11_MODULE(_cpu, m) {
 
     m.def("separable_attention", attention);
     m.def("separable_attention_backward", attention_backward);
+    m.def("gemm", product);
     m.def("group_norm", norm);
     m.def("group_norm_backward", norm_backward);
     m.def("unfold_patches", patches<unfold_patches>);

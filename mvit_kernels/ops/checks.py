@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from mvit_kernels.reference import ACTIVATIONS
+
 # --- in the public functions, before the dispatcher sees the call ---
 
 
@@ -15,8 +17,15 @@ def is_tensor(op: str, name: str, x: object) -> None:
         raise TypeError(f"{op}: {name}: expected a tensor, got {type(x).__name__}")
 
 
+def tensors(op: str, **arguments: object) -> None:
+    """Each is a tensor, or None where that is allowed: schema and size tell the rest."""
+    for name, x in arguments.items():
+        if x is not None and not isinstance(x, torch.Tensor):
+            raise TypeError(f"{op}: {name}: expected a tensor, got {type(x).__name__}")
+
+
 def backend(op: str, name: object) -> None:
-    if not isinstance(name, str):
+    if name is not None and not isinstance(name, str):
         raise TypeError(f"{op}: backend: expected a name or None, got {name!r}")
 
 
@@ -46,6 +55,32 @@ def like(op: str, name: str, x: torch.Tensor, other: torch.Tensor, size: Sequenc
     if x.shape != tuple(size) or x.dtype != other.dtype or x.device != other.device:
         expected, got = (f"{t.dtype} of shape {tuple(shape)} on {t.device}" for t, shape in ((other, size), (x, x.shape)))
         raise ValueError(f"{op}: {name}: expected {expected}, got {got}")
+
+
+def parameter(op: str, name: str, x: torch.Tensor, ndim: int, data: torch.Tensor, size: Sequence[int] | None = None) -> None:
+    """x has that many axes (or that size), float32 or the dtype of `data`, and its device."""
+    tensor(op, name, x, ndim, (torch.float32, data.dtype))
+    if size is not None and x.shape != tuple(size):
+        raise ValueError(f"{op}: {name}: expected shape {tuple(size)}, got {tuple(x.shape)}")
+    if x.device != data.device:
+        raise ValueError(f"{op}: {name}: expected device {data.device}, got {x.device}")
+
+
+def moments(op: str, x: torch.Tensor, data: torch.Tensor) -> None:
+    """x (G, 2) holds mean and variance of groups of `data`."""
+    tensor(op, "moments", x, 2, (torch.float64,))
+    if x.shape[1] != 2 or x.device != data.device:
+        raise ValueError(f"{op}: moments: expected shape (G, 2) on {data.device}, got {tuple(x.shape)} on {x.device}")
+
+
+def whole_groups(op: str, name: str, groups: int, rows: int) -> None:
+    if groups < 0 or (groups == 0 and rows > 0) or (groups > 0 and rows % groups):
+        raise ValueError(f"{op}: {name}: expected a number of groups that divides {rows} rows, got {groups}")
+
+
+def activation(op: str, name: str) -> None:
+    if name not in ACTIVATIONS:
+        raise ValueError(f"{op}: activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
 
 
 def patch_size(op: str, value: Sequence[int]) -> tuple[int, int]:

@@ -22,6 +22,9 @@ _OUT_OF_MEMORY = 4
 _STATUS = {1: "unsupported dtype", 2: "impossible shape", 3: "unsupported layout"}
 
 
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
 def register(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Define op `name`, with one Python function for every device and its fake; returns the callable overload."""
     LIBRARY.define(f"{name}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
@@ -32,7 +35,7 @@ def register(name: str, signature: str, run: Callable[..., Any], fake: Callable[
 
 def register_autograd(op: Any, run: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any], tensors: int = 1) -> None:
     """Give `op` a gradient: `setup(ctx, *args, **kwargs)` after the forward, `backward(ctx, grad)` a gradient for each positional argument.
-    The first `tensors` positional arguments are its tensors.
+    The first `tensors` positional arguments are its tensors, or None.
 
     What `torch.library.register_autograd` does, and 4 us a call faster where nothing needs a gradient: `run` is then called at once,
     unless something between here and the kernel wants to see the call: a dispatch mode, a subclass, a lazy conjugate, ...
@@ -56,9 +59,11 @@ def register_autograd(op: Any, run: Callable[..., Any], setup: Callable[..., Non
             return composite(*args, **kwargs)
         grad, plain = torch.is_grad_enabled(), torch._C._len_torch_dispatch_stack() == 0
         for x in args[:tensors]:
+            if x is None:
+                continue
             if grad and x.requires_grad:
                 return Gradient.apply(kwargs, *args)
-            if type(x) is not torch.Tensor or x.is_neg() or x.is_conj() or x._is_zerotensor():
+            if type(x) not in _PLAIN or x.is_neg() or x.is_conj() or x._is_zerotensor():
                 plain = False
         if plain:
             return run(*args, **kwargs)

@@ -1,5 +1,7 @@
 """Every op in plain torch: the definition that kernels, tests and benchmarks are held against. Runs in any dtype, float64 included."""
 
+from .activation import ACTIVATIONS, activate, activate_backward
+from .gemm import gemm, gemm_backward, layer_norm_rows_backward, moments_of
 from .group_norm import group_norm, group_norm_backward
 from .inverted_residual import inverted_residual, inverted_residual_tiled
 from .patches import fold_patches, unfold_patches
@@ -7,11 +9,18 @@ from .separable_attention import separable_attention, separable_attention_backwa
 from .separable_attention_block import separable_attention_block, separable_attention_block_reduced
 
 __all__ = [
+    "ACTIVATIONS",
+    "activate",
+    "activate_backward",
     "fold_patches",
+    "gemm",
+    "gemm_backward",
     "group_norm",
     "group_norm_backward",
     "inverted_residual",
     "inverted_residual_tiled",
+    "layer_norm_rows_backward",
+    "moments_of",
     "separable_attention",
     "separable_attention_backward",
     "separable_attention_block",

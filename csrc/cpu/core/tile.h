@@ -24,7 +24,7 @@ inline constexpr int64_t scratch_stride(int64_t columns) {
 }
 
 struct TileKernels {
-    // c[r, j] = init[r, j] + sum_k a[r, k] b[k, j], k ascending, for `rows` rows and the first `columns` <= panel columns of a packed
+    // c[r, j] = init[r, j] + sum_k a[r, k] b[k, j] for `rows` rows and the first `columns` <= panel columns of a packed
     // panel. Writes, and reads of init, whole vectors: as many columns as the next multiple of `vector`. init may be c; its stride may be
     // 0.
     void (*multiply)(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t depth, int columns, const float* init,

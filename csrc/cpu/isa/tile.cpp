@@ -12,6 +12,7 @@ namespace mvit {
 namespace {
 
 constexpr int W = F32::width;
+constexpr int64_t chunk = 256;
 
 #if defined(MVIT_ISA_AVX512VNNI)
 constexpr int most_rows = 14;
@@ -28,7 +29,7 @@ void tile(const float* a, int64_t a_stride, const float* b, int64_t depth, const
 #pragma GCC unroll 14
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) sum[r][v] = F32::load(init + r * init_stride + v * W);
+        for (int v = 0; v < vectors; ++v) sum[r][v] = F32::all(0.0f);
 
     // A pointer for every third row: the two after it are one and two strides away, which an x86 address holds. One for each row would not
     // leave enough registers.
@@ -56,7 +57,7 @@ void tile(const float* a, int64_t a_stride, const float* b, int64_t depth, const
 #pragma GCC unroll 14
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) sum[r][v].store(c + r * c_stride + v * W);
+        for (int v = 0; v < vectors; ++v) (F32::load(init + r * init_stride + v * W) + sum[r][v]).store(c + r * c_stride + v * W);
 }
 
 using Tile = void (*)(const float*, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t);
@@ -67,11 +68,11 @@ constexpr Tile tiles[14][2] = {MVIT_TILES(1),  MVIT_TILES(2),  MVIT_TILES(3),  M
                                MVIT_TILES(11), MVIT_TILES(12), MVIT_TILES(13), MVIT_TILES(14)};
 #undef MVIT_TILES
 
-void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t depth, int columns, const float* init,
-              int64_t init_stride, float* c, int64_t c_stride) {
+// All rows by one chunk.
+void multiply_chunk(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t depth, int columns, const float* init,
+                    int64_t init_stride, float* c, int64_t c_stride) {
     // As few tiles as possible, all as high as possible: 64 rows are 4 x 13 + 12, not 4 x 14 + 8.
-    const int64_t count = (rows + most_rows - 1) / most_rows;
-    for (int64_t left = count; left > 0; --left) {
+    for (int64_t left = (rows + most_rows - 1) / most_rows; left > 0; --left) {
         const int64_t height = (rows + left - 1) / left;
         for (int j = 0; j < columns; j += 2 * W)
             tiles[height - 1][columns - j > W ? 1 : 0](a, a_stride, b + j, depth, init + j, init_stride, c + j, c_stride);
@@ -79,6 +80,19 @@ void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, in
         a += height * a_stride;
         init += height * init_stride;
         c += height * c_stride;
+    }
+}
+
+void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t depth, int columns, const float* init,
+              int64_t init_stride, float* c, int64_t c_stride) {
+    for (int64_t left = depth > chunk ? (depth + chunk - 1) / chunk : 1; left > 0; --left) {
+        const int64_t some = (depth + left - 1) / left;
+        multiply_chunk(a, a_stride, rows, b, some, columns, init, init_stride, c, c_stride);
+        init = c;
+        init_stride = c_stride;
+        depth -= some;
+        a += some;
+        b += some * panel;
     }
 }
 

@@ -16,6 +16,7 @@ MVIT_ISA_TABLE(GroupNormKernels, group_norm)
 
 namespace {
 
+constexpr int64_t rows_a_task = 64;  // enough for the weights to be worth loading
 constexpr int64_t tasks_wanted = 8;  // few rows: the columns are cut too
 
 Status check(const GemmProblem& p) {
@@ -32,9 +33,9 @@ void run(const GemmProblem& p, int threads) {
     const GroupNormKernels& norm = group_norm_table.active();
     const int code = static_cast<int>(p.dtype);
     const int64_t element = p.dtype == DType::f32 ? 4 : 2, depth = p.depth + p.second_depth;
-    const int64_t height = rows_a_task(p.rows), blocks = (p.rows + height - 1) / height, all = p.groups * blocks;
-    const int64_t ranges = p.collected || all >= tasks_wanted ? 1 : (tasks_wanted + all - 1) / all;
-    const int64_t width = (panels(p.columns) + ranges - 1) / ranges;
+    const int64_t blocks = (p.rows + rows_a_task - 1) / rows_a_task, height = (p.rows + blocks - 1) / blocks, all = p.groups * blocks;
+    const int64_t pieces = (tasks_wanted + all - 1) / all, width = (panels(p.columns) + pieces - 1) / pieces;
+    const int64_t ranges = (panels(p.columns) + width - 1) / width;
     const int64_t bytes = p.groups * p.rows * depth * p.columns / 8;  // of a copy that takes about as long
 
     std::vector<Statistics> parts(p.collected ? static_cast<size_t>(all) : 0);
@@ -46,7 +47,6 @@ void run(const GemmProblem& p, int threads) {
         const int64_t range = task % ranges, part = task / ranges, group = part / blocks, first = part % blocks * height;
         const int64_t row = group * p.rows + first, rows = p.rows - first < height ? p.rows - first : height;
         const int64_t begin = range * width, end = begin + width < panels(p.columns) ? begin + width : panels(p.columns);
-        if (begin >= end) return;
         float* scratch = thread_scratch().floats(gemm_scratch(rows, depth));
         if (!scratch) {
             no_memory.store(true, std::memory_order_relaxed);
@@ -60,9 +60,13 @@ void run(const GemmProblem& p, int threads) {
         void* y = at(p.y, row * p.y_stride);
         kernels.block[code]({source, rows, p.columns, begin, end, p.weight, p.bias, p.activation, at(p.residual, row * p.residual_stride),
                              p.residual_stride, y, p.y_stride, scratch});
-        if (p.collected) parts[static_cast<size_t>(part)] = norm.statistics[code](y, rows * p.columns);
+        if (p.collected && ranges == 1) parts[static_cast<size_t>(part)] = norm.statistics[code](y, rows * p.columns);
     });
     if (no_memory.load()) throw std::bad_alloc();
+    for (int64_t part = 0; p.collected && ranges > 1 && part < all; ++part) {  // few rows: not worth another parallel region
+        const int64_t first = part % blocks * height, rows = p.rows - first < height ? p.rows - first : height;
+        parts[static_cast<size_t>(part)] = norm.statistics[code](at(p.y, (part / blocks * p.rows + first) * p.columns), rows * p.columns);
+    }
     for (int64_t group = 0; p.collected && group < p.groups; ++group) p.collected[group] = combine(parts.data() + group * blocks, blocks);
 }
 

@@ -64,7 +64,4 @@ struct GemmKernels {
     void (*block[3])(const GemmBlock&);  // by DType
 };
 
-// How many rows a task takes: enough of them for the weights to be worth loading, few enough for a small map to have several tasks.
-inline int64_t rows_a_task(int64_t rows) { return rows >= 256 ? 64 : rows > 64 ? (rows + 3) / 4 : rows > 16 ? 16 : rows; }
-
 }  // namespace mvit

@@ -1,0 +1,81 @@
+"""Weights in the form that the kernels read, kept as long as the tensors they came from live and stay what they are.
+
+A packed copy is found again by the identity of its source tensors, and used while none of them has changed: torch counts in-place changes
+(`_version`) and replaced memory shows in the address. A change through `tensor.data` in place is one that torch doesn't count and nobody can
+see; assign, or use `with torch.no_grad()`, instead.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+PANEL = 32  # of csrc/cpu/core/tile.h
+
+
+class Packed(NamedTuple):
+    """A matrix (N, K) and its bias as csrc/cpu/core/tile.h wants them: (ceil(N / 32), K, 32) and (ceil(N / 32) * 32,), float32."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+
+
+def pack_matrix(weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
+    """weight (N, K), bias (N,) or None for zeros; any float dtype."""
+    rows, depth = weight.shape
+    count = -(-rows // PANEL)
+    beyond = count * PANEL - rows
+    padded = F.pad(weight.detach().float(), (0, 0, 0, beyond)) if beyond else weight.detach().float()
+    panels = padded.reshape(count, PANEL, depth).transpose(1, 2).contiguous()
+    if bias is None:
+        return Packed(panels, panels.new_zeros(count * PANEL))
+    return Packed(panels, pad_vector(bias, count * PANEL))
+
+
+def pad_vector(vector: torch.Tensor, size: int) -> torch.Tensor:
+    """float32, with zeros up to `size`; contiguous."""
+    vector = vector.detach().float()
+    return F.pad(vector, (0, size - vector.shape[0])) if size != vector.shape[0] else vector.contiguous()
+
+
+class _Entry(NamedTuple):
+    sources: tuple[Callable[[], torch.Tensor | None] | None, ...]
+    state: tuple[tuple[int, int] | None, ...]
+    value: Any
+
+
+_entries: dict[tuple[Hashable, ...], _Entry] = {}
+
+
+def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None) -> Any:
+    """recipe(*sources), made anew only after one of the sources has changed. The recipe is a function of a module, not a lambda."""
+    key = (recipe, *map(id, sources))
+    try:
+        state = tuple([None if each is None else (each._version, each.data_ptr()) for each in sources])
+    except RuntimeError:  # tensors of inference mode have no version: nothing tells whether they changed
+        return _made(recipe, sources)
+    entry = _entries.get(key)
+    if entry is not None and entry.state == state:
+        for reference, source in zip(entry.sources, sources, strict=True):
+            if reference is not None and reference() is not source:  # a new tensor at an old address
+                break
+        else:
+            return entry.value
+
+    def forget(_: object) -> None:
+        _entries.pop(key, None)
+
+    value = _made(recipe, sources)
+    references = tuple(None if each is None else weakref.ref(each, forget) for each in sources)
+    _entries[key] = _Entry(references, state, value)
+    return value
+
+
+def _made(recipe: Callable[..., Any], sources: tuple[torch.Tensor | None, ...]) -> Any:
+    # A normal tensor whatever mode the caller is in: it may be used in another one later.
+    with torch.inference_mode(False), torch.no_grad():
+        return recipe(*(None if each is None else each.detach() for each in sources))
