@@ -1,8 +1,8 @@
 """Weights in the form that the kernels read, kept as long as the tensors they came from live and stay what they are.
 
 A packed copy is found again by the identity of its source tensors, and used while none of them has changed: torch counts in-place changes
-(`_version`) and replaced memory shows in the address. A change through `tensor.data` in place is one that torch doesn't count and nobody can
-see; assign, or use `with torch.no_grad()`, instead.
+(`_version`), and replaced memory shows in the address. An in-place change of `tensor.data` is one that torch does not count and nobody can see:
+change the tensor itself under `torch.no_grad()` instead.
 """
 
 from __future__ import annotations

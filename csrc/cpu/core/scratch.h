@@ -1,8 +1,13 @@
 // A buffer a thread, grown and kept: kernels need a few kilobytes of float32 and a call should not pay for malloc.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
+#include <new>
+
+#include "cpu/core/parallel.h"
+#include "cpu/core/types.h"
 
 namespace mvit {
 
@@ -28,6 +33,31 @@ class Scratch {
 inline Scratch& thread_scratch() {
     thread_local Scratch scratch;
     return scratch;
+}
+
+// Runs body(task, scratch of at least `count` floats) for every task; work as much as a copy of `bytes`. Throws std::bad_alloc.
+template <class Body>
+void parallel_tasks(int64_t tasks, int64_t bytes, int64_t count, int threads, const Body& body) {
+    std::atomic<bool> no_memory{false};
+    parallel_for(tasks, threads_for(bytes, tasks, threads), [&](int64_t task) {
+        if (float* scratch = thread_scratch().floats(count)) {
+            body(task, scratch);
+        } else {
+            no_memory.store(true, std::memory_order_relaxed);
+        }
+    });
+    if (no_memory.load()) throw std::bad_alloc();
+}
+
+// The status of body(), which may run out of memory: no exception leaves the kernels.
+template <class Body>
+Status caught(const Body& body) {
+    try {
+        body();
+    } catch (const std::bad_alloc&) {
+        return Status::out_of_memory;
+    }
+    return Status::ok;
 }
 
 }  // namespace mvit

@@ -16,6 +16,9 @@ struct f16 {
 
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
 
+inline constexpr bool known(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
+inline constexpr int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
+
 enum class Activation : int { none = 0, relu = 1, silu = 2, gelu = 3 };
 
 // What every entry point returns; no exception crosses into or out of the kernels.

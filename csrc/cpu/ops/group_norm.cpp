@@ -23,7 +23,6 @@ struct Moments {
 
 size_t size(int64_t n) { return static_cast<size_t>(n); }
 int code(const GroupNormProblem& p) { return static_cast<int>(p.dtype); }
-int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
 const char* at(const void* data, const GroupNormProblem& p, int64_t element) {
     return static_cast<const char*>(data) + element * element_size(p.dtype);
