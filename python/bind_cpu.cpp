@@ -8,10 +8,12 @@
 #include <vector>
 
 #include "cpu/core/isa.h"
+#include "cpu/ops/feed_forward.h"
 #include "cpu/ops/gemm.h"
 #include "cpu/ops/group_norm.h"
 #include "cpu/ops/patches.h"
 #include "cpu/ops/separable_attention.h"
+#include "cpu/ops/separable_attention_block.h"
 
 namespace py = pybind11;
 using namespace mvit;
@@ -103,6 +105,39 @@ int product(int dtype, int64_t groups, int64_t rows, int64_t depth, int64_t colu
     return static_cast<int>(gemm(p, threads));
 }
 
+int mlp(int dtype, int64_t groups, int64_t rows, int64_t dim, int64_t hidden, uintptr_t weight1, uintptr_t bias1, uintptr_t weight2,
+        uintptr_t bias2, bool layer_norm, uintptr_t moments, float eps, int activation, uintptr_t x, uintptr_t y, uintptr_t collected,
+        int threads) {
+    FeedForwardProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.groups = groups, p.rows = rows, p.dim = dim, p.hidden = hidden;
+    p.weight1 = floats(weight1), p.bias1 = floats(bias1), p.weight2 = floats(weight2), p.bias2 = floats(bias2);
+    p.layer_norm = layer_norm, p.moments = static_cast<const Moments*>(pointer(moments)), p.eps = eps;
+    p.activation = static_cast<Activation>(activation);
+    p.x = pointer(x), p.y = pointer(y);
+    p.collected = static_cast<Moments*>(pointer(collected));
+    py::gil_scoped_release release;
+    return static_cast<int>(feed_forward(p, threads));
+}
+
+int attention_block(int dtype, const Sizes& size, std::array<int64_t, 2> patch, uintptr_t query, uintptr_t key_weight, uintptr_t key_bias,
+                    uintptr_t value_weight, uintptr_t value_bias, uintptr_t out_weight, uintptr_t out_bias, uintptr_t moments, float eps,
+                    uintptr_t x, uintptr_t y, uintptr_t collected, int threads) {
+    SeparableAttentionBlockProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.batch = size[0], p.dim = size[1], p.height = size[2], p.width = size[3];
+    p.patch_h = patch[0], p.patch_w = patch[1];
+    p.query = floats(query);
+    p.key_weight = floats(key_weight), p.key_bias = floats(key_bias);
+    p.value_weight = floats(value_weight), p.value_bias = floats(value_bias);
+    p.out_weight = floats(out_weight), p.out_bias = floats(out_bias);
+    p.moments = static_cast<const Moments*>(pointer(moments)), p.eps = eps;
+    p.x = pointer(x), p.y = pointer(y);
+    p.collected = static_cast<Moments*>(pointer(collected));
+    py::gil_scoped_release release;
+    return static_cast<int>(separable_attention_block(p, threads));
+}
+
 std::vector<std::string> isas(bool (*holds)(Isa)) {
     std::vector<std::string> names;
     for (int level = 0; level < isa_count; ++level)
@@ -126,6 +161,8 @@ PYBIND11_MODULE(_cpu, m) {
 
     m.def("separable_attention", attention);
     m.def("separable_attention_backward", attention_backward);
+    m.def("separable_attention_block", attention_block);
+    m.def("feed_forward", mlp);
     m.def("gemm", product);
     m.def("group_norm", norm);
     m.def("group_norm_backward", norm_backward);

@@ -1,12 +1,25 @@
 """The ops, registered in the torch namespace `mvit_kernels`: one file an op, each with schema, checks, fake, backward and backends."""
 
 from .backend import BackendInfo, backends, native, use_backend, warn_of_missing_kernels
+from .feed_forward import feed_forward
 from .gemm import gemm
 from .group_norm import group_norm
 from .patches import fold_patches, unfold_patches
 from .separable_attention import separable_attention
+from .separable_attention_block import separable_attention_block
 
-__all__ = ["BackendInfo", "backends", "fold_patches", "gemm", "group_norm", "separable_attention", "unfold_patches", "use_backend"]
+__all__ = [
+    "BackendInfo",
+    "backends",
+    "feed_forward",
+    "fold_patches",
+    "gemm",
+    "group_norm",
+    "separable_attention",
+    "separable_attention_block",
+    "unfold_patches",
+    "use_backend",
+]
 
 if native is None:
     warn_of_missing_kernels()

@@ -66,11 +66,21 @@ def parameter(op: str, name: str, x: torch.Tensor, ndim: int, data: torch.Tensor
         raise ValueError(f"{op}: {name}: expected device {data.device}, got {x.device}")
 
 
-def moments(op: str, x: torch.Tensor, data: torch.Tensor) -> None:
-    """x (G, 2) holds mean and variance of groups of `data`."""
+def matrix(op: str, name: str, x: torch.Tensor, data: torch.Tensor, size: tuple[int, int]) -> None:
+    """x is a matrix of that size, or a 1x1 convolution."""
+    tensor(op, name, x, 4 if x.ndim == 4 else 2, (torch.float32, data.dtype))
+    if x.shape != (size if x.ndim == 2 else (*size, 1, 1)):
+        raise ValueError(f"{op}: {name}: expected shape {size} or {(*size, 1, 1)}, got {tuple(x.shape)}")
+    if x.device != data.device:
+        raise ValueError(f"{op}: {name}: expected device {data.device}, got {x.device}")
+
+
+def moments(op: str, x: torch.Tensor, data: torch.Tensor, groups: int | None = None) -> None:
+    """x (G, 2) holds mean and variance of the groups of `data`."""
     tensor(op, "moments", x, 2, (torch.float64,))
-    if x.shape[1] != 2 or x.device != data.device:
-        raise ValueError(f"{op}: moments: expected shape (G, 2) on {data.device}, got {tuple(x.shape)} on {x.device}")
+    if x.shape[1] != 2 or x.device != data.device or groups not in (None, x.shape[0]):
+        count = "G" if groups is None else groups
+        raise ValueError(f"{op}: moments: expected shape ({count}, 2) on {data.device}, got {tuple(x.shape)} on {x.device}")
 
 
 def whole_groups(op: str, name: str, groups: int, rows: int) -> None:

@@ -10,7 +10,7 @@ from mvit_kernels import reference
 
 from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, raise_status, register, register_autograd, wide
+from .library import FLOAT_CODES, FLOAT_DTYPES, raise_status, register, register_autograd, widen
 from .packing import pack_matrix, packed
 
 OP = "gemm"
@@ -112,7 +112,7 @@ def _cpu_forward(
     (rows, depth), columns = a.shape, weight.shape[0]
     a = walkable_rows(a)
     y = a.new_empty(rows, columns)
-    collected = torch.empty(collect, 2, dtype=torch.float64)
+    collected = torch.full((collect, 2), float("nan"), dtype=torch.float64)
     groups = collect or 1
     if moments is not None:
         moments, groups = moments.contiguous(), moments.shape[0]
@@ -135,16 +135,11 @@ def _cpu_forward(
     return y, collected
 
 
-def _wide(like: Tensor, *tensors: Optional) -> list[Any]:
-    dtype = wide(like).dtype
-    return [None if each is None else each.to(dtype) for each in tensors]
-
-
 def _reference_forward(
     a: Tensor, weight: Tensor, bias: Optional, second: Optional, moments: Optional, residual: Optional, layer_norm: bool, eps: float,
     activation: str, collect: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    x, weight, bias, second, residual = _wide(a, a, weight, bias, second, residual)
+    x, weight, bias, second, residual = widen(a, a, weight, bias, second, residual)
     y = reference.gemm(x, weight, bias, second, moments, residual, layer_norm, eps, activation).to(a.dtype)
     collected = reference.moments_of(y, collect) if collect else torch.empty(0, 2, dtype=torch.float64, device=a.device)
     return y, collected
@@ -155,7 +150,7 @@ def _reference_backward(
     activation: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     dtype = weight.dtype
-    dy, x, weight, bias, beside = _wide(a, dy, a, weight, bias, second)
+    dy, x, weight, bias, beside = widen(a, dy, a, weight, bias, second)
     da, dweight, dbias, dsecond = reference.gemm_backward(dy, x, weight, bias, beside, moments, layer_norm, eps, activation)
     return da.to(a.dtype), dweight.to(dtype), dbias.to(dtype), dsecond.to(a.dtype)
 

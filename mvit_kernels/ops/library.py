@@ -118,6 +118,12 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def widen(like: torch.Tensor, *tensors: torch.Tensor | None) -> list[Any]:
+    """All in the dtype that plain torch computes `like` in."""
+    dtype = torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
+    return [None if each is None else each.to(dtype) for each in tensors]
+
+
 def raise_status(op: str, status: int) -> NoReturn:
     """Raise what a kernel's return value says. The ops check their arguments first: anything but out of memory is a bug."""
     if status == _OUT_OF_MEMORY:

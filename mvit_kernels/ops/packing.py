@@ -1,8 +1,8 @@
 """Weights in the form that the kernels read, kept as long as the tensors they came from live and stay what they are.
 
 A packed copy is found again by the identity of its source tensors, and used while none of them has changed: torch counts in-place changes
-(`_version`), and replaced memory shows in the address. An in-place change of `tensor.data` is one that torch does not count and nobody can see:
-change the tensor itself under `torch.no_grad()` instead.
+(`_version`), and replaced memory shows in the address. An in-place change of `tensor.data` is one that torch does not count and nobody can
+see: change the tensor itself under `torch.no_grad()` instead.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from mvit_kernels.reference.folding import fold_norm_affine
 
 PANEL = 32  # of csrc/cpu/core/tile.h
 
@@ -40,6 +42,19 @@ def pad_vector(vector: torch.Tensor, size: int) -> torch.Tensor:
     """float32, with zeros up to `size`; contiguous."""
     vector = vector.detach().float()
     return F.pad(vector, (0, size - vector.shape[0])) if size != vector.shape[0] else vector.contiguous()
+
+
+def pack_normed(norm_w: torch.Tensor, norm_b: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
+    """A linear map behind a norm, with the norm's gamma and beta inside; weight (N, K) or (N, K, 1, 1)."""
+    return pack_matrix(*fold_norm(norm_w, norm_b, weight, bias))
+
+
+def fold_norm(
+    norm_w: torch.Tensor, norm_b: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(weight diag(gamma), bias + weight beta) in float64, weight as a matrix: one rounding, when they are packed."""
+    exact = None if bias is None else bias.double()
+    return fold_norm_affine(weight.flatten(1).double(), exact, norm_w.double(), norm_b.double())
 
 
 class _Entry(NamedTuple):

@@ -1,17 +1,23 @@
 """Every op in plain torch: the definition that kernels, tests and benchmarks are held against. Runs in any dtype, float64 included."""
 
 from .activation import ACTIVATIONS, activate, activate_backward
+from .feed_forward import channel_norm, channel_norm_backward, feed_forward, feed_forward_backward
 from .gemm import gemm, gemm_backward, layer_norm_rows_backward, moments_of
 from .group_norm import group_norm, group_norm_backward
 from .inverted_residual import inverted_residual, inverted_residual_tiled
 from .patches import fold_patches, unfold_patches
+from .pointwise import pointwise, pointwise_backward
 from .separable_attention import separable_attention, separable_attention_backward
-from .separable_attention_block import separable_attention_block, separable_attention_block_reduced
+from .separable_attention_block import separable_attention_block, separable_attention_block_backward, separable_attention_block_reduced
 
 __all__ = [
     "ACTIVATIONS",
     "activate",
     "activate_backward",
+    "channel_norm",
+    "channel_norm_backward",
+    "feed_forward",
+    "feed_forward_backward",
     "fold_patches",
     "gemm",
     "gemm_backward",
@@ -21,9 +27,12 @@ __all__ = [
     "inverted_residual_tiled",
     "layer_norm_rows_backward",
     "moments_of",
+    "pointwise",
+    "pointwise_backward",
     "separable_attention",
     "separable_attention_backward",
     "separable_attention_block",
+    "separable_attention_block_backward",
     "separable_attention_block_reduced",
     "unfold_patches",
 ]

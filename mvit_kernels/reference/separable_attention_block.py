@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
+from .group_norm import group_norm, group_norm_backward
 from .patches import fold_patches, unfold_patches
-from .separable_attention import separable_attention
+from .pointwise import pointwise, pointwise_backward
+from .separable_attention import separable_attention, separable_attention_backward
 
 Tensor = torch.Tensor
 
@@ -16,9 +20,23 @@ def separable_attention_block(
     *, patch_size: tuple[int, int] | None = None,
 ) -> Tensor:  # fmt: skip
     """The definition. x: (B, d, P, N), or a map (B, d, H, W) with patch_size; qkv_w (1 + 2d, d) and out_w (d, d), or with 1x1 axes."""
-    dim = x.shape[1]
-    qkv = F.conv2d(F.group_norm(x, 1, norm_w, norm_b, eps), qkv_w.reshape(1 + 2 * dim, dim, 1, 1), qkv_b)
-    return x + F.conv2d(separable_attention(qkv, patch_size), out_w.reshape(dim, dim, 1, 1), out_b)
+    qkv = pointwise(group_norm(x, norm_w, norm_b, eps), qkv_w, qkv_b)
+    return x + pointwise(separable_attention(qkv, patch_size), out_w, out_b)
+
+
+def separable_attention_block_backward(
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, eps: float = 1e-5,
+    *, patch_size: tuple[int, int] | None = None,
+    group_norm: Callable[..., Tensor] = group_norm, group_norm_backward: Callable[..., tuple[Tensor, ...]] = group_norm_backward,
+    attention: Callable[..., Tensor] = separable_attention, attention_backward: Callable[..., Tensor] = separable_attention_backward,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The gradients with respect to x and its six parameters, in their order. Its four steps may be those of a backend."""
+    normal = group_norm(x, norm_w, norm_b, eps)
+    qkv = pointwise(normal, qkv_w, qkv_b)
+    dattention, dout_w, dout_b = pointwise_backward(dy, attention(qkv, patch_size), out_w)
+    dnormal, dqkv_w, dqkv_b = pointwise_backward(attention_backward(dattention, qkv, patch_size), normal, qkv_w)
+    dx, dnorm_w, dnorm_b = group_norm_backward(dnormal, x, norm_w, eps)
+    return dx + dy, dnorm_w, dnorm_b, dqkv_w, dqkv_b, dout_w, dout_b
 
 
 def separable_attention_block_reduced(

@@ -1,0 +1,89 @@
+// The attention half of a MobileViTv2 layer (arXiv 2206.02680, section 3), on channels-last maps:
+//
+//     y = x + W_o attention(W_qkv GroupNorm1(x))
+//
+// With xc = (x - mean) / sigma, two numbers an image, and gamma, beta folded into W' and b' (reference/separable_attention_block.py has the
+// derivation):
+//
+//     s = softmax over each phase of w_q' xc         the query bias and mean are the same for every position and cancel
+//     context = W_k' (sum_n s_n xc_n) + b_k'         the scores sum to 1: one vector a phase instead of a key for every position
+//     y = x + W_o (relu(W_v' xc + b_v') * context) + b_o
+//
+// Three steps: (1) blocks of positions to partial sums of e^score xc a phase, by the rule of online softmax; (2) each context from the
+// partial sums of its image, in their order; (3) blocks of rows through both products. No K tensor, no normalised copy, no unfolded copy.
+//
+// Floor: 4 M d^2 operations (of 8 M d^2 in the definition); x read three times, from cache where it fits, y written once.
+#pragma once
+
+#include "cpu/core/row_source.h"
+#include "cpu/core/tile.h"
+#include "cpu/core/types.h"
+
+namespace mvit {
+
+struct SeparableAttentionBlockProblem {
+    DType dtype;  // of x and y: dense (B, H, W, d)
+    int64_t batch, dim, height, width;
+    int64_t patch_h, patch_w;            // phase of (y, x): (y mod patch_h) patch_w + (x mod patch_w). (B, P, N, d): H = P, patch (P, 1)
+    const float* query;                  // w_q': dim values
+    const float *key_weight, *key_bias;  // the rest packed (core/tile.h): dim columns, depth dim
+    const float *value_weight, *value_bias;
+    const float *out_weight, *out_bias;
+    const Moments* moments;  // of x, one an image, or null: computed then
+    float eps;
+    const void* x;
+    void* y;
+    Moments* collected;  // of y, one an image, or null
+};
+
+Status separable_attention_block(const SeparableAttentionBlockProblem& problem, int threads);
+
+// --- what isa/separable_attention_block.cpp implements ---
+
+// The sums over some positions of one phase: of e^(score - top), and of e^(score - top) (x - mean) in the `dim` values behind.
+struct Partial {
+    float top, sum;
+};
+
+struct ScoreBlock {
+    RowSource source;      // of the block's first position
+    int64_t first, count;  // positions of the map
+    int64_t width, patch_h, patch_w;
+    const float* query;
+    Partial* partials;  // a phase
+    float* sums;        // a phase, scratch_stride(dim) apart
+    float* scratch;     // score_scratch floats
+};
+// Many phases make longer blocks: the partial sums are never more than a sixteenth of x.
+inline int64_t positions_a_block(int64_t phases) { return phases > 4 ? 16 * phases : 64; }
+inline int64_t score_scratch(int64_t phases) { return 3 * positions_a_block(phases) + phases; }
+
+struct ContextBlock {
+    int64_t dim, phases, blocks, panel_begin, panel_end;
+    float scale;              // 1 / sigma
+    const Partial* partials;  // [blocks][phases]
+    const float* sums;        // [blocks][phases][scratch_stride(dim)]
+    const float *weight, *bias;
+    float* context;  // [phases][round_up(dim, panel)]
+    float* scratch;  // phases * scratch_stride(dim) floats
+};
+
+struct ValueBlock {
+    RowSource source;
+    int64_t first, rows;  // positions of the map
+    int64_t width, patch_h, patch_w;
+    const float *value_weight, *value_bias, *out_weight, *out_bias;
+    const float* context;
+    void* y;
+    float* scratch;  // value_scratch floats
+};
+inline int64_t value_scratch(int64_t rows, int64_t dim) { return rows * (2 * scratch_stride(dim) + panel); }
+
+struct SeparableAttentionBlockKernels {
+    // By DType.
+    void (*scores[3])(const ScoreBlock&);
+    void (*values[3])(const ValueBlock&);
+    void (*context)(const ContextBlock&);
+};
+
+}  // namespace mvit

@@ -1,0 +1,233 @@
+"""The feed-forward half of a transformer layer in one pass: schema, checks, fake, backward and backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .group_norm import choose as choose_group_norm
+from .library import (
+    FLOAT_CODES,
+    FLOAT_DTYPES,
+    dense,
+    empty_in_format,
+    is_channels_last,
+    raise_status,
+    register,
+    register_autograd,
+    widen,
+)
+from .packing import Packed, pack_matrix, pack_normed, packed
+
+OP = "feed_forward"
+NORMS = ("group", "layer")
+Tensor = torch.Tensor
+Optional = torch.Tensor | None
+
+
+def feed_forward(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, eps: float = 1e-5, *,
+    norm: str = "group", activation: str | None = "silu", moments: Tensor | None = None, collect: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """x + fc2(act(fc1(norm(x)))) at every position, with neither the norm nor the hidden map in memory.
+
+    Args:
+        x: (B, d, H, W) or (B, d, P, N) float32, bfloat16, float16 or float64; channels_last runs in place, other formats are copied.
+        norm_w, norm_b: (d,); fc1_w (h, d) or (h, d, 1, 1), fc1_b (h,); fc2_w (d, h) or (d, h, 1, 1), fc2_b (d,): float32 or the dtype of x.
+        norm: "group", GroupNorm with one group (MobileViTv2), or "layer", LayerNorm of each position over its channels (MobileViT).
+        activation: None, "relu", "silu" or "gelu".
+        moments: (B, 2) float64, mean and variance of each image of x, if they are known; with norm="group" only. The gradient is that of
+            the layer, in which they depend on x.
+        collect: also give the moments of y.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        y, of the shape, dtype and memory format of x; with `collect`, (y, moments (B, 2) float64).
+
+    Raises:
+        TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.
+
+    Source: MobileViT, arXiv 2110.02178, section 3.1; MobileViTv2, arXiv 2206.02680, section 3.
+    """
+    checks.tensors(OP, x=x, norm_w=norm_w, norm_b=norm_b, fc1_w=fc1_w, fc1_b=fc1_b, fc2_w=fc2_w, fc2_b=fc2_b, moments=moments)
+    checks.backend(OP, backend)
+    y, collected = _forward_op(
+        x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b, moments, eps, norm, activation or "none", collect, backend=backend
+    )
+    return (y, collected) if collect else y
+
+
+def _check(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, moments: Optional, norm: str,
+    activation: str,
+) -> None:  # fmt: skip
+    checks.tensor(OP, "x", x, 4, FLOAT_DTYPES)
+    dim, hidden = x.shape[1], fc1_w.shape[0] if fc1_w.ndim else 0
+    checks.parameter(OP, "norm_w", norm_w, 1, x, (dim,))
+    checks.parameter(OP, "norm_b", norm_b, 1, x, (dim,))
+    checks.matrix(OP, "fc1_w", fc1_w, x, (hidden, dim))
+    checks.parameter(OP, "fc1_b", fc1_b, 1, x, (hidden,))
+    checks.matrix(OP, "fc2_w", fc2_w, x, (dim, hidden))
+    checks.parameter(OP, "fc2_b", fc2_b, 1, x, (dim,))
+    if norm not in NORMS:
+        raise ValueError(f"{OP}: norm: expected one of {', '.join(NORMS)}, got {norm!r}")
+    if moments is not None:
+        if norm != "group":
+            raise ValueError(f"{OP}: moments: expected None with norm='layer', got a tensor")
+        checks.moments(OP, moments, x, x.shape[0])
+    checks.activation(OP, activation)
+
+
+# --- backends ---
+
+
+def _cpu_refuse(x: Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    if not x.is_cpu:
+        return f"x is on {x.device}"
+    if x.dtype not in FLOAT_CODES:
+        return f"it has no kernel for {x.dtype}"
+    return None
+
+
+def _pack(norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor) -> tuple[Packed, Packed]:
+    return pack_normed(norm_w, norm_b, fc1_w, fc1_b), pack_matrix(fc2_w.flatten(1), fc2_b)
+
+
+def _cpu_forward(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, moments: Optional, eps: float,
+    norm: str, activation: str, collect: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    first, second = packed(_pack, norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b)
+    channels_last, (batch, dim, height, width) = is_channels_last(x), x.shape
+    x = dense(x, True)
+    y = empty_in_format(x, (batch, dim, height, width), True)
+    collected = torch.full((batch if collect else 0, 2), float("nan"), dtype=torch.float64)
+    status = native.feed_forward(
+        FLOAT_CODES[x.dtype], batch, height * width, dim, fc1_w.shape[0], first.weight.data_ptr(), first.bias.data_ptr(),
+        second.weight.data_ptr(), second.bias.data_ptr(), norm == "layer", 0 if moments is None else moments.contiguous().data_ptr(), eps,
+        reference.ACTIVATIONS.index(activation), x.data_ptr(), y.data_ptr(), collected.data_ptr() if collect else 0,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return dense(y, channels_last), collected
+
+
+def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
+    return _composed_backward(dy, x, *parameters, group_norm_backward=choose_group_norm.implementations["cpu"].backward)
+
+
+def _reference_forward(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, moments: Optional, eps: float,
+    norm: str, activation: str, collect: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    arguments = [*widen(x, x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b), eps]
+    y = dense(reference.feed_forward(*arguments, norm=norm, activation=activation).to(x.dtype), is_channels_last(x))
+    collected = reference.moments_of(y, y.shape[0]) if collect else torch.empty(0, 2, dtype=torch.float64, device=x.device)
+    return y, collected
+
+
+def _reference_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
+    return _composed_backward(dy, x, *parameters, group_norm_backward=reference.group_norm_backward)
+
+
+def _composed_backward(
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, eps: float, norm: str,
+    activation: str, *, group_norm_backward: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    arguments = [*widen(x, dy, x, norm_w, norm_b, fc1_w, fc1_b, fc2_w), eps]
+    dx, *gradients = reference.feed_forward_backward(
+        *arguments, norm=norm, activation=activation, group_norm_backward=group_norm_backward
+    )  # fmt: skip
+    return dense(dx.to(x.dtype), is_channels_last(x)), *(each.to(norm_w.dtype) for each in gradients)
+
+
+choose = Choice(
+    OP,
+    cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
+    reference=Implementation(_reference_forward, _reference_backward),
+)
+
+
+# --- registration ---
+
+
+def _forward(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, moments: Optional = None,
+    eps: float = 1e-5, norm: str = "group", activation: str = "silu", collect: bool = False, *, backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _check(x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b, moments, norm, activation)
+    return choose(backend, x).forward(x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b, moments, eps, norm, activation, collect)
+
+
+def _forward_fake(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, moments: Optional = None,
+    eps: float = 1e-5, norm: str = "group", activation: str = "silu", collect: bool = False, *, backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _check(x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b, moments, norm, activation)
+    y = empty_in_format(x, tuple(x.shape), is_channels_last(x))
+    return y, x.new_empty(x.shape[0] if collect else 0, 2, dtype=torch.float64)
+
+
+def _backward(
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, eps: float, norm: str,
+    activation: str, backend: str | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
+    backward = choose(backend, x).backward
+    assert backward is not None
+    return backward(dy, x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, eps, norm, activation)
+
+
+def _backward_fake(
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, *_: object
+) -> tuple[Tensor, ...]:
+    dx = empty_in_format(x, tuple(x.shape), is_channels_last(x))
+    like = [norm_w.new_empty(each.shape) for each in (norm_w, norm_b, fc1_w, fc1_b, fc2_w)]
+    return dx, *like, norm_w.new_empty(norm_w.shape)
+
+
+_forward_op = register(
+    OP,
+    "(Tensor x, Tensor norm_w, Tensor norm_b, Tensor fc1_w, Tensor fc1_b, Tensor fc2_w, Tensor fc2_b, Tensor? moments=None,"
+    " float eps=1e-05, str norm='group', str activation='silu', bool collect=False, *, str? backend=None) -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+_backward_op = register(
+    f"{OP}_backward",
+    "(Tensor dy, Tensor x, Tensor norm_w, Tensor norm_b, Tensor fc1_w, Tensor fc1_b, Tensor fc2_w, float eps, str norm, str activation,"
+    " str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup(
+    ctx: Any, x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor,
+    moments: Optional = None, eps: float = 1e-5, norm: str = "group", activation: str = "silu", collect: bool = False, *,
+    backend: str | None = None,
+) -> None:  # fmt: skip
+    ctx.save_for_backward(x, norm_w, norm_b, fc1_w, fc1_b, fc2_w)
+    ctx.settings = eps, norm, activation
+    ctx.dtypes = [each.dtype for each in (x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b)]
+    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
+
+
+def _gradient(ctx: Any, dy: Tensor, _: object) -> tuple[Optional, ...]:
+    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
+        gradients = _reference_backward(dy, *ctx.saved_tensors, *ctx.settings)
+    else:
+        gradients = _backward_op(dy, *ctx.saved_tensors, *ctx.settings, ctx.backend)
+    return *(each.to(dtype) for each, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None, None, None, None
+
+
+register_autograd(_forward_op, _forward, _setup, _gradient, tensors=8)

@@ -1,0 +1,253 @@
+"""The attention half of a MobileViTv2 layer in one op: schema, checks, fake, backward and backends."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .group_norm import choose as choose_group_norm
+from .library import (
+    FLOAT_CODES,
+    FLOAT_DTYPES,
+    dense,
+    empty_in_format,
+    is_channels_last,
+    raise_status,
+    register,
+    register_autograd,
+    widen,
+)
+from .packing import Packed, fold_norm, pack_matrix, packed
+from .separable_attention import choose as choose_attention
+
+OP = "separable_attention_block"
+Tensor = torch.Tensor
+Optional = torch.Tensor | None
+
+
+def separable_attention_block(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, eps: float = 1e-5, *,
+    patch_size: tuple[int, int] | None = None, moments: Tensor | None = None, collect: bool = False, backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """x + W_o attention(W_qkv GroupNorm(1)(x)), with no K tensor, no normalised copy and no unfolded copy.
+
+    Args:
+        x: (B, d, P, N), or a map (B, d, H, W) with patch_size; float32, bfloat16, float16 or float64. channels_last runs in place, other
+            formats are copied.
+        norm_w, norm_b: (d,); qkv_w (1 + 2d, d) or (1 + 2d, d, 1, 1), rows in the order q, k, v; qkv_b (1 + 2d,); out_w (d, d) or
+            (d, d, 1, 1), out_b (d,): float32 or the dtype of x.
+        patch_size: (ph, pw), of which H and W are multiples: attention stays inside each of the ph * pw pixel phases.
+        moments: (B, 2) float64, mean and variance of each image of x, if they are known. The gradient is that of the block, in which they
+            depend on x.
+        collect: also give the moments of y.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        y, of the shape, dtype and memory format of x; with `collect`, (y, moments (B, 2) float64).
+
+    Raises:
+        TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.
+
+    Source: MobileViTv2, arXiv 2206.02680, section 3, equation 3 and figure 3.
+    """
+    checks.tensors(OP, x=x, norm_w=norm_w, norm_b=norm_b, qkv_w=qkv_w, qkv_b=qkv_b, out_w=out_w, out_b=out_b, moments=moments)
+    if patch_size is not None:
+        checks.pair(OP, "patch_size", patch_size)
+    checks.backend(OP, backend)
+    y, collected = _forward_op(
+        x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, eps, patch_size, collect, backend=backend
+    )  # fmt: skip
+    return (y, collected) if collect else y
+
+
+def _check(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional,
+    patch_size: list[int] | None,
+) -> tuple[int, int]:  # fmt: skip
+    """The patch of the map that x is, or may be seen as: (B, d, P, N) is a map of P rows, each a phase."""
+    checks.tensor(OP, "x", x, 4, FLOAT_DTYPES)
+    dim = x.shape[1]
+    checks.parameter(OP, "norm_w", norm_w, 1, x, (dim,))
+    checks.parameter(OP, "norm_b", norm_b, 1, x, (dim,))
+    checks.matrix(OP, "qkv_w", qkv_w, x, (1 + 2 * dim, dim))
+    checks.parameter(OP, "qkv_b", qkv_b, 1, x, (1 + 2 * dim,))
+    checks.matrix(OP, "out_w", out_w, x, (dim, dim))
+    checks.parameter(OP, "out_b", out_b, 1, x, (dim,))
+    if moments is not None:
+        checks.moments(OP, moments, x, x.shape[0])
+    if patch_size is None:
+        return max(x.shape[2], 1), 1
+    patch = checks.patch_size(OP, patch_size)
+    checks.whole_patches(OP, "x", x.shape[2], x.shape[3], patch)
+    return patch
+
+
+# --- backends ---
+
+
+def _cpu_refuse(x: Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    if not x.is_cpu:
+        return f"x is on {x.device}"
+    if x.dtype not in FLOAT_CODES:
+        return f"it has no kernel for {x.dtype}"
+    return None
+
+
+class _Weights(NamedTuple):
+    query: Tensor
+    key: Packed
+    value: Packed
+    out: Packed
+
+
+def _pack(norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor) -> _Weights:
+    dim = norm_w.shape[0]
+    weight, bias = fold_norm(norm_w, norm_b, qkv_w, qkv_b)
+    query, key, value = weight.split([1, dim, dim])
+    _, key_bias, value_bias = bias.split([1, dim, dim])  # the query's cancels
+    return _Weights(
+        query.float().flatten(), pack_matrix(key, key_bias), pack_matrix(value, value_bias), pack_matrix(out_w.flatten(1), out_b)
+    )
+
+
+def _cpu_forward(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional, eps: float,
+    patch_size: list[int] | None, collect: bool, patch: tuple[int, int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    weights: _Weights = packed(_pack, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)
+    channels_last, size = is_channels_last(x), x.shape
+    x = dense(x, True)
+    y = empty_in_format(x, tuple(size), True)
+    collected = torch.full((size[0] if collect else 0, 2), float("nan"), dtype=torch.float64)
+    status = native.separable_attention_block(
+        FLOAT_CODES[x.dtype], size, patch, weights.query.data_ptr(), weights.key.weight.data_ptr(), weights.key.bias.data_ptr(),
+        weights.value.weight.data_ptr(), weights.value.bias.data_ptr(), weights.out.weight.data_ptr(), weights.out.bias.data_ptr(),
+        0 if moments is None else moments.contiguous().data_ptr(), eps, x.data_ptr(), y.data_ptr(),
+        collected.data_ptr() if collect else 0, torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return dense(y, channels_last), collected
+
+
+def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
+    norm, attention = choose_group_norm.implementations["cpu"], choose_attention.implementations["cpu"]
+    return _composed_backward(
+        dy, x, *parameters, group_norm=norm.forward, group_norm_backward=norm.backward, attention=attention.forward,
+        attention_backward=attention.backward,
+    )  # fmt: skip
+
+
+def _reference_forward(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional, eps: float,
+    patch_size: list[int] | None, collect: bool, patch: tuple[int, int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    arguments = [*widen(x, x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b), eps]
+    y = reference.separable_attention_block(*arguments, patch_size=None if patch_size is None else patch)
+    y = dense(y.to(x.dtype), is_channels_last(x))
+    collected = reference.moments_of(y, y.shape[0]) if collect else torch.empty(0, 2, dtype=torch.float64, device=x.device)
+    return y, collected
+
+
+def _reference_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
+    return _composed_backward(dy, x, *parameters)
+
+
+def _composed_backward(
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, eps: float,
+    patch_size: list[int] | None, **steps: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    arguments = [*widen(x, dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w), eps]
+    patch = None if patch_size is None else (patch_size[0], patch_size[1])
+    dx, *gradients = reference.separable_attention_block_backward(*arguments, patch_size=patch, **steps)
+    return dense(dx.to(x.dtype), is_channels_last(x)), *(each.to(norm_w.dtype) for each in gradients)
+
+
+choose = Choice(
+    OP,
+    cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
+    reference=Implementation(_reference_forward, _reference_backward),
+)
+
+
+# --- registration ---
+
+
+def _forward(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional = None,
+    eps: float = 1e-5, patch_size: list[int] | None = None, collect: bool = False, *, backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    patch = _check(x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, patch_size)
+    return choose(backend, x).forward(x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, eps, patch_size, collect, patch)
+
+
+def _forward_fake(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional = None,
+    eps: float = 1e-5, patch_size: list[int] | None = None, collect: bool = False, *, backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _check(x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, patch_size)
+    y = empty_in_format(x, tuple(x.shape), is_channels_last(x))
+    return y, x.new_empty(x.shape[0] if collect else 0, 2, dtype=torch.float64)
+
+
+def _backward(
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, eps: float,
+    patch_size: list[int] | None, backend: str | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
+    backward = choose(backend, x).backward
+    assert backward is not None
+    return backward(dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w, eps, patch_size)
+
+
+def _backward_fake(
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, *_: object
+) -> tuple[Tensor, ...]:
+    dx = empty_in_format(x, tuple(x.shape), is_channels_last(x))
+    like = [norm_w.new_empty(each.shape) for each in (norm_w, norm_b, qkv_w, qkv_b, out_w)]
+    return dx, *like, norm_w.new_empty(norm_w.shape)
+
+
+_forward_op = register(
+    OP,
+    "(Tensor x, Tensor norm_w, Tensor norm_b, Tensor qkv_w, Tensor qkv_b, Tensor out_w, Tensor out_b, Tensor? moments=None,"
+    " float eps=1e-05, int[]? patch_size=None, bool collect=False, *, str? backend=None) -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+_backward_op = register(
+    f"{OP}_backward",
+    "(Tensor dy, Tensor x, Tensor norm_w, Tensor norm_b, Tensor qkv_w, Tensor qkv_b, Tensor out_w, float eps, int[]? patch_size,"
+    " str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup(
+    ctx: Any, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor,
+    moments: Optional = None, eps: float = 1e-5, patch_size: list[int] | None = None, collect: bool = False, *,
+    backend: str | None = None,
+) -> None:  # fmt: skip
+    ctx.save_for_backward(x, norm_w, norm_b, qkv_w, qkv_b, out_w)
+    ctx.settings = eps, patch_size
+    ctx.dtypes = [each.dtype for each in (x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)]
+    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
+
+
+def _gradient(ctx: Any, dy: Tensor, _: object) -> tuple[Optional, ...]:
+    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
+        gradients = _reference_backward(dy, *ctx.saved_tensors, *ctx.settings)
+    else:
+        gradients = _backward_op(dy, *ctx.saved_tensors, *ctx.settings, ctx.backend)
+    return *(each.to(dtype) for each, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None, None, None
+
+
+register_autograd(_forward_op, _forward, _setup, _gradient, tensors=8)
