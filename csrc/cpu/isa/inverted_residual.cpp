@@ -1,0 +1,96 @@
+// A band of output rows of an inverted residual; formula in ops/inverted_residual.h. Compiled once an ISA.
+#include "cpu/ops/inverted_residual.h"
+
+#include "cpu/core/depthwise.h"
+#include "cpu/core/epilogue.h"
+#include "cpu/core/isa.h"
+#include "cpu/core/rows.h"
+
+namespace mvit {
+
+extern const TileKernels MVIT_ISA_SYMBOL(tile);
+
+namespace {
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// act(W_e x + b_e) of `count` pixels.
+template <class T>
+void expand(const InvertedResidualBand& p, const T* x, int64_t count, float* to, int64_t stride, float* scratch) {
+    RowSource source{};
+    source.stride = source.depth = p.channels;
+    for (int64_t first = 0; first < count; first += product_rows) {
+        const int64_t rows = smaller(count - first, product_rows);
+        source.a = x + first * p.channels;
+        const Rows a = load_rows<T>(source, rows, scratch);
+        multiply_panels<float>(MVIT_ISA_SYMBOL(tile), a.data, a.stride, rows, p.channels, p.expand_weight, p.expand_bias, p.hidden, 0,
+                               panels(p.hidden), p.activation, nullptr, 0, to + first * stride, stride,
+                               scratch + product_rows * scratch_stride(p.channels));
+    }
+}
+
+template <class In>
+void filter(const InvertedResidualBand& p, const In* const rows[3], int64_t in_stride, float* to, int64_t out_stride) {
+    const DepthwiseRow<In, float> row{{rows[0], rows[1], rows[2]}, p.width,          in_stride, p.hidden,  p.depthwise_weight,
+                                      round_up(p.hidden, panel),   p.depthwise_bias, to,        out_stride};
+    if (p.stride == 1) {
+        depthwise_row<1>(row, p.activation);
+    } else {
+        depthwise_row<2>(row, p.activation);
+    }
+}
+
+template <class T>
+void band(const InvertedResidualBand& p) {
+    const T* x = static_cast<const T*>(p.x);
+    T* y = static_cast<T*>(p.y);
+    const int64_t out_width = (p.width - 1) / p.stride + 1, hidden_stride = scratch_stride(p.hidden), row_size = p.width * hidden_stride;
+    float* expanded = p.scratch;
+    float* filtered = expanded + expanded_floats(p.width, p.hidden, p.stride, p.step);
+    float* rest = filtered + p.step * out_width * hidden_stride;
+    float* tile = rest + product_rows * scratch_stride(p.channels);
+
+    int64_t from = 0, to = 0;  // the input rows that `expanded` holds
+    for (int64_t begin = p.begin; begin < p.end; begin += p.step) {
+        const int64_t end = smaller(begin + p.step, p.end);
+        const int64_t first = larger(begin * p.stride - 1, 0), last = smaller((end - 1) * p.stride + 2, p.height);
+        if (p.expand_weight) {
+            const int64_t kept = larger(to - first, 0);
+            if (kept > 0)
+                __builtin_memmove(expanded, expanded + (first - from) * row_size, static_cast<size_t>(kept * row_size) * sizeof(float));
+            const int64_t next = first + kept;
+            expand(p, x + next * p.width * p.channels, (last - next) * p.width, expanded + kept * row_size, hidden_stride, rest);
+            from = first;
+            to = last;
+        }
+        for (int64_t row = begin; row < end; ++row) {
+            float* out = filtered + (row - begin) * out_width * hidden_stride;
+            const auto inside = [&](int64_t ky) { return row * p.stride + ky >= 1 && row * p.stride + ky <= p.height; };
+            if (p.expand_weight) {
+                const float* rows[3];
+                for (int64_t ky = 0; ky < 3; ++ky) rows[ky] = inside(ky) ? expanded + (row * p.stride + ky - 1 - from) * row_size : nullptr;
+                filter(p, rows, hidden_stride, out, hidden_stride);
+            } else {
+                const T* rows[3];
+                for (int64_t ky = 0; ky < 3; ++ky) rows[ky] = inside(ky) ? x + (row * p.stride + ky - 1) * p.width * p.channels : nullptr;
+                filter(p, rows, p.channels, out, hidden_stride);
+            }
+        }
+        const int64_t pixels = (end - begin) * out_width;
+        for (int64_t pixel = 0; pixel < pixels; pixel += product_rows) {
+            const int64_t place = begin * out_width + pixel;
+            multiply_panels<T>(MVIT_ISA_SYMBOL(tile), filtered + pixel * hidden_stride, hidden_stride,
+                               smaller(pixels - pixel, product_rows), p.hidden, p.reduce_weight, p.reduce_bias, p.columns, 0,
+                               panels(p.columns), Activation::none, p.residual ? x + place * p.columns : nullptr, p.columns,
+                               y + place * p.columns, p.columns, tile);
+        }
+    }
+}
+
+}  // namespace
+
+extern const InvertedResidualKernels MVIT_ISA_SYMBOL(inverted_residual);
+const InvertedResidualKernels MVIT_ISA_SYMBOL(inverted_residual) = {{band<float>, band<bf16>, band<f16>}};
+
+}  // namespace mvit
