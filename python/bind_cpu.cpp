@@ -8,9 +8,12 @@
 #include <vector>
 
 #include "cpu/core/isa.h"
+#include "cpu/ops/conv2d.h"
+#include "cpu/ops/depthwise_conv2d.h"
 #include "cpu/ops/feed_forward.h"
 #include "cpu/ops/gemm.h"
 #include "cpu/ops/group_norm.h"
+#include "cpu/ops/inverted_residual.h"
 #include "cpu/ops/patches.h"
 #include "cpu/ops/separable_attention.h"
 #include "cpu/ops/separable_attention_block.h"
@@ -138,6 +141,59 @@ int attention_block(int dtype, const Sizes& size, std::array<int64_t, 2> patch, 
     return static_cast<int>(separable_attention_block(p, threads));
 }
 
+int residual_block(int dtype, const Sizes& size, int64_t hidden, int64_t columns, int stride, uintptr_t expand_weight,
+                   uintptr_t expand_bias, uintptr_t depthwise_weight, uintptr_t depthwise_bias, uintptr_t reduce_weight,
+                   uintptr_t reduce_bias, int activation, bool residual, uintptr_t x, uintptr_t y, uintptr_t collected, int threads) {
+    InvertedResidualProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.batch = size[0], p.channels = size[1], p.height = size[2], p.width = size[3];
+    p.hidden = hidden, p.columns = columns, p.stride = stride;
+    p.expand_weight = floats(expand_weight), p.expand_bias = floats(expand_bias);
+    p.depthwise_weight = floats(depthwise_weight), p.depthwise_bias = floats(depthwise_bias);
+    p.reduce_weight = floats(reduce_weight), p.reduce_bias = floats(reduce_bias);
+    p.activation = static_cast<Activation>(activation), p.residual = residual;
+    p.x = pointer(x), p.y = pointer(y);
+    p.collected = static_cast<Moments*>(pointer(collected));
+    py::gil_scoped_release release;
+    return static_cast<int>(inverted_residual(p, threads));
+}
+
+InputMap input_map(uintptr_t address, int64_t channels, const Sizes& stride) {
+    return {pointer(address), channels, stride[0], stride[1], stride[2], stride[3]};
+}
+
+// Sizes are (B, C, H, W), of x; strides likewise.
+int convolution(int dtype, const Sizes& size, int64_t columns, int64_t kernel, int64_t stride, bool planes, uintptr_t x,
+                const Sizes& x_stride, uintptr_t second, int64_t second_channels, const Sizes& second_stride, uintptr_t weight,
+                uintptr_t bias, int activation, uintptr_t residual, uintptr_t y, int threads) {
+    Conv2dProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.batch = size[0], p.height = size[2], p.width = size[3];
+    p.columns = columns, p.kernel = kernel, p.stride = stride, p.planes = planes;
+    p.x = input_map(x, size[1], x_stride);
+    p.second = input_map(second, second_channels, second_stride);
+    p.weight = floats(weight), p.bias = floats(bias);
+    p.activation = static_cast<Activation>(activation);
+    p.residual = pointer(residual), p.y = pointer(y);
+    py::gil_scoped_release release;
+    return static_cast<int>(conv2d(p, threads));
+}
+
+int depthwise_convolution(int dtype, const Sizes& size, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t weight,
+                          int64_t weight_stride, uintptr_t bias, int activation, uintptr_t y, int threads) {
+    DepthwiseConv2dProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.batch = size[0], p.channels = size[1], p.height = size[2], p.width = size[3];
+    p.stride = stride;
+    p.x = pointer(x);
+    p.image_stride = x_stride[0], p.row_stride = x_stride[2], p.pixel_stride = x_stride[3];
+    p.weight = floats(weight), p.weight_stride = weight_stride, p.bias = floats(bias);
+    p.activation = static_cast<Activation>(activation);
+    p.y = pointer(y);
+    py::gil_scoped_release release;
+    return static_cast<int>(depthwise_conv2d(p, threads));
+}
+
 std::vector<std::string> isas(bool (*holds)(Isa)) {
     std::vector<std::string> names;
     for (int level = 0; level < isa_count; ++level)
@@ -162,6 +218,9 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("separable_attention", attention);
     m.def("separable_attention_backward", attention_backward);
     m.def("separable_attention_block", attention_block);
+    m.def("conv2d", convolution);
+    m.def("depthwise_conv2d", depthwise_convolution);
+    m.def("inverted_residual", residual_block);
     m.def("feed_forward", mlp);
     m.def("gemm", product);
     m.def("group_norm", norm);

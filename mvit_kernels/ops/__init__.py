@@ -1,9 +1,12 @@
 """The ops, registered in the torch namespace `mvit_kernels`: one file an op, each with schema, checks, fake, backward and backends."""
 
 from .backend import BackendInfo, backends, native, use_backend, warn_of_missing_kernels
+from .conv2d import conv2d
+from .depthwise_conv2d import depthwise_conv2d
 from .feed_forward import feed_forward
 from .gemm import gemm
 from .group_norm import group_norm
+from .inverted_residual import inverted_residual
 from .patches import fold_patches, unfold_patches
 from .separable_attention import separable_attention
 from .separable_attention_block import separable_attention_block
@@ -11,10 +14,13 @@ from .separable_attention_block import separable_attention_block
 __all__ = [
     "BackendInfo",
     "backends",
+    "conv2d",
+    "depthwise_conv2d",
     "feed_forward",
     "fold_patches",
     "gemm",
     "group_norm",
+    "inverted_residual",
     "separable_attention",
     "separable_attention_block",
     "unfold_patches",

@@ -37,6 +37,11 @@ def pair(op: str, name: str, value: Any) -> None:
         raise TypeError(f"{op}: {name}: expected two integers, got {value!r}")
 
 
+def integer(op: str, name: str, value: Any) -> None:
+    if not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: {name}: expected an integer, got {value!r}")
+
+
 # --- in the registered implementations and their fakes ---
 
 
@@ -48,6 +53,18 @@ def tensor(op: str, name: str, x: torch.Tensor, ndim: int, dtypes: Sequence[torc
     if dtypes is not None and x.dtype not in dtypes:
         expected = ", ".join(dict.fromkeys(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise TypeError(f"{op}: {name}: expected dtype {expected}, got {str(x.dtype).removeprefix('torch.')}")
+
+
+def image(op: str, name: str, x: torch.Tensor, dtypes: Sequence[torch.dtype]) -> None:
+    """x (B, C, H, W) has channels and pixels; it may be an empty batch."""
+    tensor(op, name, x, 4, dtypes)
+    if 0 in x.shape[1:]:
+        raise ValueError(f"{op}: {name}: expected at least one channel and one pixel, got shape {tuple(x.shape)}")
+
+
+def stride(op: str, value: int) -> None:
+    if value not in (1, 2):
+        raise ValueError(f"{op}: stride: expected 1 or 2, got {value}")
 
 
 def like(op: str, name: str, x: torch.Tensor, other: torch.Tensor, size: Sequence[int]) -> None:

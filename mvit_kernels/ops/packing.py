@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from mvit_kernels.reference.folding import fold_norm_affine
 
 PANEL = 32  # of csrc/cpu/core/tile.h
+LANES = 16  # of the widest vectors
 
 
 class Packed(NamedTuple):
-    """A matrix (N, K) and its bias as csrc/cpu/core/tile.h wants them: (ceil(N / 32), K, 32) and (ceil(N / 32) * 32,), float32."""
+    """A matrix (N, K) and its bias as csrc/cpu/core/tile.h wants them: (ceil(N / 32), K, 32) and (ceil(N / 32) * 32,), float32. Of a
+    depthwise convolution: see `pack_depthwise`."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -36,6 +38,25 @@ def pack_matrix(weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
     if bias is None:
         return Packed(panels, panels.new_zeros(count * PANEL))
     return Packed(panels, pad_vector(bias, count * PANEL))
+
+
+def pack_convolution(weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
+    """weight (N, C, k, k) as a matrix with columns in the order (ky, kx, c)."""
+    return pack_matrix(weight.permute(0, 2, 3, 1).flatten(1), bias)
+
+
+def pack_convolution_by_planes(weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
+    """weight (N, C, k, k) as a matrix with columns in the order (c, ky, kx)."""
+    return pack_matrix(weight.flatten(1), bias)
+
+
+def pack_depthwise(weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
+    """weight (C, 1, 3, 3), bias (C,) or None for zeros, as csrc/cpu/core/depthwise.h wants them: (9, C rounded up to 16) and a vector of
+    that size, float32."""
+    channels = weight.shape[0]
+    size = -(-channels // LANES) * LANES
+    taps = F.pad(weight.detach().float().reshape(channels, 9).T, (0, size - channels)).contiguous()
+    return Packed(taps, taps.new_zeros(size) if bias is None else pad_vector(bias, size))
 
 
 def pad_vector(vector: torch.Tensor, size: int) -> torch.Tensor:

@@ -1,10 +1,12 @@
 """Every op in plain torch: the definition that kernels, tests and benchmarks are held against. Runs in any dtype, float64 included."""
 
 from .activation import ACTIVATIONS, activate, activate_backward
+from .conv2d import conv2d, conv2d_backward
+from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from .feed_forward import channel_norm, channel_norm_backward, feed_forward, feed_forward_backward
 from .gemm import gemm, gemm_backward, layer_norm_rows_backward, moments_of
 from .group_norm import group_norm, group_norm_backward
-from .inverted_residual import inverted_residual, inverted_residual_tiled
+from .inverted_residual import inverted_residual, inverted_residual_backward, inverted_residual_tiled
 from .patches import fold_patches, unfold_patches
 from .pointwise import pointwise, pointwise_backward
 from .separable_attention import separable_attention, separable_attention_backward
@@ -16,6 +18,10 @@ __all__ = [
     "activate_backward",
     "channel_norm",
     "channel_norm_backward",
+    "conv2d",
+    "conv2d_backward",
+    "depthwise_conv2d",
+    "depthwise_conv2d_backward",
     "feed_forward",
     "feed_forward_backward",
     "fold_patches",
@@ -24,6 +30,7 @@ __all__ = [
     "group_norm",
     "group_norm_backward",
     "inverted_residual",
+    "inverted_residual_backward",
     "inverted_residual_tiled",
     "layer_norm_rows_backward",
     "moments_of",

@@ -33,7 +33,7 @@ void expand(const InvertedResidualBand& p, const T* x, int64_t count, float* to,
 template <class In>
 void filter(const InvertedResidualBand& p, const In* const rows[3], int64_t in_stride, float* to, int64_t out_stride) {
     const DepthwiseRow<In, float> row{{rows[0], rows[1], rows[2]}, p.width,          in_stride, p.hidden,  p.depthwise_weight,
-                                      round_up(p.hidden, panel),   p.depthwise_bias, to,        out_stride};
+                                      depthwise_stride(p.hidden),  p.depthwise_bias, to,        out_stride};
     if (p.stride == 1) {
         depthwise_row<1>(row, p.activation);
     } else {

@@ -17,13 +17,15 @@
 
 namespace mvit {
 
+inline constexpr int64_t depthwise_stride(int64_t channels) { return round_up(channels, 16); }  // see core/depthwise.h
+
 struct InvertedResidualProblem {
     DType dtype;  // of x and y: dense (B, H, W, C) and (B, ceil(H / stride), ceil(W / stride), N)
     int64_t batch, height, width, channels, hidden, columns;
     int stride;                                // 1 or 2
     const float *expand_weight, *expand_bias;  // packed (core/tile.h), or null: hidden is channels then
-    const float* depthwise_weight;             // [9][round_up(hidden, panel)]
-    const float* depthwise_bias;               // round_up(hidden, panel)
+    const float* depthwise_weight;             // [9][depthwise_stride(hidden)]
+    const float* depthwise_bias;               // depthwise_stride(hidden)
     const float *reduce_weight, *reduce_bias;  // packed
     Activation activation;
     bool residual;

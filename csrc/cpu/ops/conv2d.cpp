@@ -1,0 +1,103 @@
+#include "cpu/ops/conv2d.h"
+
+#include <atomic>
+
+#include "cpu/core/isa.h"
+#include "cpu/core/parallel.h"
+#include "cpu/core/scratch.h"
+#include "cpu/ops/gemm.h"
+
+namespace mvit {
+
+MVIT_ISA_TABLE(Conv2dKernels, conv2d)
+
+namespace {
+
+constexpr int64_t most_pixels = 64;             // enough for the weights to be worth loading
+constexpr int64_t gathered_bytes = 256 * 1024;  // of a block: a part of the second cache
+constexpr int64_t tasks_wanted = 8;             // few pixels: the columns are cut too
+
+Status check(const Conv2dProblem& p) {
+    if (p.batch < 0 || p.height < 0 || p.width < 0 || p.columns < 0 || p.x.channels < 0 || p.second.channels < 0) return Status::bad_shape;
+    if ((p.kernel != 1 && p.kernel != 3) || (p.stride != 1 && p.stride != 2)) return Status::bad_shape;
+    if (p.dtype != DType::f32 && p.dtype != DType::bf16 && p.dtype != DType::f16) return Status::bad_dtype;
+    const auto contiguous = [](const InputMap& map) { return map.channels <= 1 || map.channel == 1; };
+    if (p.planes ? (p.width > 1 && p.x.pixel != 1) || p.second.channels > 0 : !contiguous(p.x) || !contiguous(p.second))
+        return Status::bad_layout;
+    return Status::ok;
+}
+
+// The distance between the pixels of a map where they are the rows of a matrix, one step apart; else -1.
+int64_t matrix_stride(const Conv2dProblem& p, const InputMap& map) {
+    const int64_t sizes[3] = {p.width, p.height, p.batch}, strides[3] = {map.pixel, map.row, map.image};
+    int64_t step = -1, pixels = 1;
+    for (int d = 0; d < 3; ++d) {
+        if (sizes[d] == 1) continue;  // whatever its stride is, nobody takes it
+        if (pixels == 1) step = strides[d];
+        if (strides[d] != step * pixels) return -1;
+        pixels *= sizes[d];
+    }
+    return pixels == 1 ? map.channels : step;
+}
+
+bool is_product(const Conv2dProblem& p) {
+    return p.kernel == 1 && p.stride == 1 && !p.planes && matrix_stride(p, p.x) >= 0 &&
+           (p.second.channels == 0 || matrix_stride(p, p.second) >= 0);
+}
+
+Status product(const Conv2dProblem& p, int threads) {
+    GemmProblem g{};
+    g.dtype = p.dtype;
+    g.groups = 1;
+    g.rows = p.batch * p.height * p.width;
+    g.depth = p.x.channels;
+    g.columns = p.columns;
+    g.a = p.x.data;
+    g.a_stride = matrix_stride(p, p.x);
+    g.second = p.second.channels > 0 ? p.second.data : nullptr;
+    g.second_depth = p.second.channels;
+    g.second_stride = matrix_stride(p, p.second);
+    g.weight = p.weight;
+    g.bias = p.bias;
+    g.activation = p.activation;
+    g.residual = p.residual;
+    g.y = p.y;
+    g.residual_stride = g.y_stride = p.columns;
+    return gemm(g, threads);
+}
+
+// Few blocks are a power of two and many a multiple of 8, so that they divide evenly among the usual numbers of threads.
+int64_t even(int64_t blocks) { return blocks <= 2 ? blocks : blocks <= 4 ? 4 : round_up(blocks, 8); }
+
+}  // namespace
+
+Status conv2d(const Conv2dProblem& p, int threads) {
+    if (const Status status = check(p); status != Status::ok) return status;
+    if (p.batch == 0 || p.height == 0 || p.width == 0 || p.columns == 0) return Status::ok;
+    if (is_product(p)) return product(p, threads);
+
+    const auto kernel = conv2d_table.active().block[static_cast<int>(p.dtype)];
+    const int64_t depth = conv2d_depth(p), pixels = p.batch * ((p.height - 1) / p.stride + 1) * ((p.width - 1) / p.stride + 1);
+    const int64_t fitting = gathered_bytes / (scratch_stride(depth) * int64_t{sizeof(float)});
+    const int64_t most = fitting < 1 ? 1 : fitting < most_pixels ? fitting : most_pixels;
+    const int64_t wanted = even((pixels + most - 1) / most), height = (pixels + wanted - 1) / wanted;
+    const int64_t blocks = (pixels + height - 1) / height;
+    const int64_t pieces = (tasks_wanted + blocks - 1) / blocks, width = (panels(p.columns) + pieces - 1) / pieces;
+    const int64_t ranges = (panels(p.columns) + width - 1) / width;
+    const int64_t bytes = pixels * depth * p.columns / 8;  // of a copy that takes about as long
+
+    std::atomic<bool> no_memory{false};
+    parallel_for(blocks * ranges, threads_for(bytes, blocks * ranges, threads), [&](int64_t task) {
+        const int64_t range = task % ranges, first = task / ranges * height;
+        const int64_t some = pixels - first < height ? pixels - first : height;
+        const int64_t begin = range * width, end = begin + width < panels(p.columns) ? begin + width : panels(p.columns);
+        if (float* scratch = thread_scratch().floats(conv2d_scratch(some, depth))) {
+            kernel({first, some, begin, end, scratch, p});
+        } else {
+            no_memory.store(true, std::memory_order_relaxed);
+        }
+    });
+    return no_memory.load() ? Status::out_of_memory : Status::ok;
+}
+
+}  // namespace mvit

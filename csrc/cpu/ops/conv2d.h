@@ -1,0 +1,59 @@
+// Convolution with what stands around it in a network, k = 1 or 3, stride s = 1 or 2, zeros outside the map:
+//
+//     y[b, i, j, n] = act(bias[n] + sum_{ky, kx, c} x[b, s i + ky - k / 2, s j + kx - k / 2, c] w[n, ky, kx, c]) + residual[b, i, j, n]
+//
+// where the channels of `second` stand behind those of x, as in the fusion convolution of MobileViT (arXiv 2110.02178, figure 1b); no
+// concatenation is made. It is a matrix product whose rows are gathered: a row holds what one pixel of y sees (im2col), and exists only for
+// a block of pixels, in the second cache. Gathering moves K = k k C values a pixel and the product takes K N / W multiply-adds of W lanes,
+// so it is about 2 / N of the whole. A 1x1 convolution with stride 1 needs no gathering: it is the product itself (ops/gemm.h).
+//
+// Floor: 2 B H W / s^2 N K operations; x and w read once, y written once.
+#pragma once
+
+#include "cpu/core/tile.h"
+#include "cpu/core/types.h"
+
+namespace mvit {
+
+// A map that is read where it lies; strides are in elements.
+struct InputMap {
+    const void* data;
+    int64_t channels;
+    int64_t image, channel, row, pixel;
+};
+
+struct Conv2dProblem {
+    DType dtype;                   // of x, second, residual and y
+    int64_t batch, height, width;  // of x
+    int64_t columns;               // N
+    int64_t kernel, stride;
+    // Channels contiguous, and the columns of the weight in the order (ky, kx, c). Or `planes`: rows contiguous, columns in the order
+    // (c, ky, kx); for few channels, an image of which is a map, and without second.
+    bool planes;
+    InputMap x, second;   // second: channels contiguous; or with 0 channels
+    const float* weight;  // packed (core/tile.h)
+    const float* bias;    // panels(N) * panel values
+    Activation activation;
+    const void* residual;  // dense (B, ceil(H / s), ceil(W / s), N), as y is; or null
+    void* y;
+};
+
+Status conv2d(const Conv2dProblem& problem, int threads);
+
+// --- what isa/conv2d.cpp implements: a block of pixels times a range of panels ---
+
+struct Conv2dBlock {
+    int64_t first, pixels;  // of y, counted through all images
+    int64_t panel_begin, panel_end;
+    float* scratch;  // conv2d_scratch floats
+    const Conv2dProblem& problem;
+};
+
+inline int64_t conv2d_depth(const Conv2dProblem& p) { return p.kernel * p.kernel * (p.x.channels + p.second.channels); }
+inline int64_t conv2d_scratch(int64_t pixels, int64_t depth) { return pixels * (scratch_stride(depth) + panel); }
+
+struct Conv2dKernels {
+    void (*block[3])(const Conv2dBlock&);  // by DType
+};
+
+}  // namespace mvit

@@ -1,0 +1,237 @@
+"""Inverted residual (MobileNetV2, arXiv 1801.04381) in one pass: schema, checks, fake, backward and backends."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import FLOAT_CODES, FLOAT_DTYPES, dense, empty_in_format, is_channels_last, raise_status, register, register_autograd, widen
+from .packing import Packed, pack_depthwise, pack_matrix, packed
+
+OP = "inverted_residual"
+Tensor = torch.Tensor
+Optional = torch.Tensor | None
+
+
+def inverted_residual(
+    x: Tensor, expand_w: Tensor | None, expand_b: Tensor | None, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor,
+    reduce_b: Tensor | None, *, stride: int = 1, residual: bool = False, activation: str | None = "silu", collect: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+    """reduce(act(depthwise(act(expand(x))))) (+ x), norms folded, in bands of rows: neither of the wide maps exists in memory.
+
+    Args:
+        x: (B, C, H, W) float32, bfloat16, float16 or float64; channels_last is read in place, other formats are copied.
+        expand_w, expand_b: (E, C, 1, 1) and (E,), or None and None: no expansion, E = C.
+        depthwise_w, depthwise_b: (E, 1, 3, 3) and (E,), with zero padding 1; reduce_w (O, E, 1, 1), reduce_b (O,) or None. All float32 or
+            the dtype of x.
+        stride: of the depthwise convolution, 1 or 2.
+        residual: add x; needs stride 1 and O = C.
+        activation: after the expansion and the depthwise convolution: None, "relu", "silu" or "gelu".
+        collect: also give mean and variance of each image of y.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        y (B, O, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last; with `collect`, (y, moments (B, 2) float64).
+        Gradients are torch's own, of any backend.
+
+    Raises:
+        TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.
+
+    Source: MobileNetV2, arXiv 1801.04381, section 3.3 and figure 3.
+    """
+    checks.tensors(
+        OP, x=x, expand_w=expand_w, expand_b=expand_b, depthwise_w=depthwise_w, depthwise_b=depthwise_b, reduce_w=reduce_w, reduce_b=reduce_b
+    )  # fmt: skip
+    checks.integer(OP, "stride", stride)
+    checks.backend(OP, backend)
+    y, collected = _forward_op(
+        x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b, stride, residual, activation or "none", collect,
+        backend=backend,
+    )  # fmt: skip
+    return (y, collected) if collect else y
+
+
+def _check(
+    x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
+    stride: int, residual: bool, activation: str,
+) -> None:  # fmt: skip
+    checks.image(OP, "x", x, FLOAT_DTYPES)
+    channels = hidden = x.shape[1]
+    if (expand_w is None) != (expand_b is None):
+        raise ValueError(f"{OP}: expand_b: expected None if and only if expand_w is None, got {'None' if expand_b is None else 'a tensor'}")
+    if expand_w is not None and expand_b is not None:
+        hidden = expand_w.shape[0] if expand_w.ndim else 0
+        checks.parameter(OP, "expand_w", expand_w, 4, x, (hidden, channels, 1, 1))
+        checks.parameter(OP, "expand_b", expand_b, 1, x, (hidden,))
+    checks.parameter(OP, "depthwise_w", depthwise_w, 4, x, (hidden, 1, 3, 3))
+    checks.parameter(OP, "depthwise_b", depthwise_b, 1, x, (hidden,))
+    columns = reduce_w.shape[0] if reduce_w.ndim else 0
+    checks.parameter(OP, "reduce_w", reduce_w, 4, x, (columns, hidden, 1, 1))
+    if reduce_b is not None:
+        checks.parameter(OP, "reduce_b", reduce_b, 1, x, (columns,))
+    checks.stride(OP, stride)
+    if residual and (stride != 1 or columns != channels):
+        raise ValueError(f"{OP}: residual: expected False unless stride is 1 and O = C, got stride {stride}, O {columns}, C {channels}")
+    checks.activation(OP, activation)
+
+
+def _out_size(x: Tensor, reduce_w: Tensor, stride: int) -> tuple[int, int, int, int]:
+    return x.shape[0], reduce_w.shape[0], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
+
+
+# --- backends ---
+
+
+def _cpu_refuse(x: Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    if not x.is_cpu:
+        return f"x is on {x.device}"
+    if x.dtype not in FLOAT_CODES:
+        return f"it has no kernel for {x.dtype}"
+    return None
+
+
+class _Weights(NamedTuple):
+    expand: Packed | None
+    depthwise: Packed
+    reduce: Packed
+
+
+def _pack(
+    expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional
+) -> _Weights:
+    expand = None if expand_w is None else pack_matrix(expand_w.flatten(1), expand_b)
+    return _Weights(expand, pack_depthwise(depthwise_w, depthwise_b), pack_matrix(reduce_w.flatten(1), reduce_b))
+
+
+def _cpu_forward(
+    x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
+    stride: int, residual: bool, activation: str, collect: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    weights: _Weights = packed(_pack, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b)
+    x = dense(x, channels_last=True)
+    y = empty_in_format(x, _out_size(x, reduce_w, stride), channels_last=True)
+    collected = torch.full((x.shape[0] if collect else 0, 2), float("nan"), dtype=torch.float64)
+    expand = weights.expand
+    status = native.inverted_residual(
+        FLOAT_CODES[x.dtype], x.shape, depthwise_w.shape[0], reduce_w.shape[0], stride, 0 if expand is None else expand.weight.data_ptr(),
+        0 if expand is None else expand.bias.data_ptr(), weights.depthwise.weight.data_ptr(), weights.depthwise.bias.data_ptr(),
+        weights.reduce.weight.data_ptr(), weights.reduce.bias.data_ptr(), reference.ACTIVATIONS.index(activation), residual, x.data_ptr(),
+        y.data_ptr(), collected.data_ptr() if collect else 0, torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y, collected
+
+
+def _reference_forward(
+    x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
+    stride: int, residual: bool, activation: str, collect: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    arguments = widen(x, x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b)
+    y = dense(reference.inverted_residual(*arguments, *(stride, residual, activation)).to(x.dtype), channels_last=True)
+    collected = reference.moments_of(y, y.shape[0]) if collect else torch.empty(0, 2, dtype=torch.float64, device=x.device)
+    return y, collected
+
+
+def _reference_backward(
+    dy: Tensor, x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, stride: int,
+    residual: bool, activation: str,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    arguments = widen(x, dy, x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w)
+    dx, *gradients = reference.inverted_residual_backward(*arguments, *(stride, residual, activation))
+    return dense(dx.to(x.dtype), is_channels_last(x)), *(each.to(depthwise_w.dtype).contiguous() for each in gradients)
+
+
+choose = Choice(
+    OP,
+    cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient of a convolution is torch's
+    reference=Implementation(_reference_forward, _reference_backward),
+)
+
+
+# --- registration ---
+
+
+def _forward(
+    x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
+    stride: int = 1, residual: bool = False, activation: str = "silu", collect: bool = False, *, backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    parameters = expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b
+    _check(x, *parameters, stride, residual, activation)
+    return choose(backend, x).forward(x, *parameters, stride, residual, activation, collect)
+
+
+def _forward_fake(
+    x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
+    stride: int = 1, residual: bool = False, activation: str = "silu", collect: bool = False, *, backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _check(x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b, stride, residual, activation)
+    y = empty_in_format(x, _out_size(x, reduce_w, stride), channels_last=True)
+    return y, x.new_empty(x.shape[0] if collect else 0, 2, dtype=torch.float64)
+
+
+def _backward(
+    dy: Tensor, x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, stride: int,
+    residual: bool, activation: str, backend: str | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    checks.like(f"{OP}_backward", "dy", dy, x, _out_size(x, reduce_w, stride))
+    backward = choose(backend, x).backward
+    assert backward is not None
+    return backward(dy, x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, stride, residual, activation)
+
+
+def _backward_fake(
+    dy: Tensor, x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, stride: int,
+    residual: bool, activation: str, backend: str | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    sizes = [(0,) if each is None else each.shape for each in (expand_w, expand_b, depthwise_w, depthwise_b, reduce_w)]
+    gradients = [depthwise_w.new_empty(size) for size in (*sizes, reduce_w.shape[:1])]
+    return empty_in_format(x, tuple(x.shape), is_channels_last(x)), *gradients
+
+
+_forward_op = register(
+    OP,
+    "(Tensor x, Tensor? expand_w, Tensor? expand_b, Tensor depthwise_w, Tensor depthwise_b, Tensor reduce_w, Tensor? reduce_b,"
+    " int stride=1, bool residual=False, str activation='silu', bool collect=False, *, str? backend=None) -> (Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+_backward_op = register(
+    f"{OP}_backward",
+    "(Tensor dy, Tensor x, Tensor? expand_w, Tensor? expand_b, Tensor depthwise_w, Tensor depthwise_b, Tensor reduce_w, int stride,"
+    " bool residual, str activation, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup(
+    ctx: Any, x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor,
+    reduce_b: Optional, stride: int = 1, residual: bool = False, activation: str = "silu", collect: bool = False, *,
+    backend: str | None = None,
+) -> None:  # fmt: skip
+    ctx.save_for_backward(x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w)
+    ctx.settings = stride, residual, activation
+    parameters = expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b
+    ctx.dtypes = [x.dtype, *(None if each is None else each.dtype for each in parameters)]
+    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
+
+
+def _gradient(ctx: Any, dy: Tensor, _: object) -> tuple[Optional, ...]:
+    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
+        gradients = _reference_backward(dy, *ctx.saved_tensors, *ctx.settings)
+    else:
+        gradients = _backward_op(dy, *ctx.saved_tensors, *ctx.settings, ctx.backend)
+    own = (None if dtype is None else each.to(dtype) for each, dtype in zip(gradients, ctx.dtypes, strict=True))
+    return *own, None, None, None, None
+
+
+register_autograd(_forward_op, _forward, _setup, _gradient, tensors=7)
