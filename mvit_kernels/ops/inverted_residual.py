@@ -46,7 +46,8 @@ def inverted_residual(
     Source: MobileNetV2, arXiv 1801.04381, section 3.3 and figure 3.
     """
     checks.tensors(
-        OP, x=x, expand_w=expand_w, expand_b=expand_b, depthwise_w=depthwise_w, depthwise_b=depthwise_b, reduce_w=reduce_w, reduce_b=reduce_b
+        OP, x=x, expand_w=expand_w, expand_b=expand_b, depthwise_w=depthwise_w, depthwise_b=depthwise_b, reduce_w=reduce_w,
+        reduce_b=reduce_b,
     )  # fmt: skip
     checks.integer(OP, "stride", stride)
     checks.backend(OP, backend)
@@ -136,7 +137,9 @@ def _reference_forward(
     stride: int, residual: bool, activation: str, collect: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     arguments = widen(x, x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b)
-    y = dense(reference.inverted_residual(*arguments, *(stride, residual, activation)).to(x.dtype), channels_last=True)
+    y = dense(
+        reference.inverted_residual(*arguments, stride=stride, residual=residual, activation=activation).to(x.dtype), channels_last=True
+    )
     collected = reference.moments_of(y, y.shape[0]) if collect else torch.empty(0, 2, dtype=torch.float64, device=x.device)
     return y, collected
 
@@ -146,7 +149,7 @@ def _reference_backward(
     residual: bool, activation: str,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     arguments = widen(x, dy, x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w)
-    dx, *gradients = reference.inverted_residual_backward(*arguments, *(stride, residual, activation))
+    dx, *gradients = reference.inverted_residual_backward(*arguments, stride=stride, residual=residual, activation=activation)
     return dense(dx.to(x.dtype), is_channels_last(x)), *(each.to(depthwise_w.dtype).contiguous() for each in gradients)
 
 

@@ -14,7 +14,7 @@ Tensor = torch.Tensor
 
 def inverted_residual(
     x: Tensor, expand_w: Tensor | None, expand_b: Tensor | None, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor,
-    reduce_b: Tensor | None, stride: int = 1, residual: bool = False, activation: str = "silu",
+    reduce_b: Tensor | None, *, stride: int = 1, residual: bool = False, activation: str = "silu",
 ) -> Tensor:  # fmt: skip
     """x: (B, C, H, W); expand_w (E, C, 1, 1), or None where there is no expansion; depthwise_w (E, 1, 3, 3), reduce_w (O, E, 1, 1); zero
     padding 1 around the expanded map."""
@@ -26,7 +26,7 @@ def inverted_residual(
 
 def inverted_residual_backward(
     dy: Tensor, x: Tensor, expand_w: Tensor | None, expand_b: Tensor | None, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor,
-    stride: int = 1, residual: bool = False, activation: str = "silu",
+    *, stride: int = 1, residual: bool = False, activation: str = "silu",
 ) -> tuple[Tensor, ...]:  # fmt: skip
     """The gradients with respect to x, expand_w, expand_b (empty without an expansion), depthwise_w, depthwise_b, reduce_w and reduce_b."""
     expanded = x if expand_w is None else conv2d(x, expand_w, expand_b, activation=activation)
@@ -41,7 +41,7 @@ def inverted_residual_backward(
 
 def inverted_residual_tiled(
     x: Tensor, expand_w: Tensor, expand_b: Tensor, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Tensor,
-    stride: int = 1, residual: bool = False, *, tile_rows: int = 4,
+    *, stride: int = 1, residual: bool = False, tile_rows: int = 4,
 ) -> Tensor:  # fmt: skip
     """The same, `tile_rows` output rows at a time: of the expanded map only stride * (tile_rows - 1) + 3 rows ever exist.
 
