@@ -47,6 +47,8 @@ def register_autograd(op: Any, run: Callable[..., Any], setup: Callable[..., Non
         def forward(ctx: Any, kwargs: dict[str, Any], *args: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
                 result = op(*args, **kwargs)
+            if isinstance(result, tuple):  # the moments of the result are for the next op, whose gradient contains theirs
+                ctx.mark_non_differentiable(*result[1:])
             setup(ctx, *args, **kwargs)
             return result
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import _disable_current_modes
 
 from mvit_kernels.reference.folding import fold_norm_affine
 
@@ -112,6 +113,6 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None) -> Any:
 
 
 def _made(recipe: Callable[..., Any], sources: tuple[torch.Tensor | None, ...]) -> Any:
-    # A normal tensor whatever mode the caller is in: it may be used in another one later.
-    with torch.inference_mode(False), torch.no_grad():
+    # A normal tensor whatever mode the caller is in: it may be used in another one later. And no business of modes that watch the call.
+    with torch.inference_mode(False), torch.no_grad(), _disable_current_modes():
         return recipe(*(None if each is None else each.detach() for each in sources))

@@ -61,6 +61,44 @@ def inactive(rate: str) -> Callable[[nn.Module], str | None]:
     return check
 
 
+def fusable(conv: nn.Conv2d) -> str | None:
+    """Whether conv2d or depthwise_conv2d computes it."""
+    kernel, stride, groups = conv.kernel_size, conv.stride, conv.groups
+    padding = "same" if conv.padding == "same" and stride == (1, 1) else (kernel[0] // 2, kernel[1] // 2)
+    whole = kernel in ((1, 1), (3, 3)) and groups == 1
+    depthwise = kernel == (3, 3) and groups == conv.in_channels == conv.out_channels
+    if (whole or depthwise) and stride in ((1, 1), (2, 2)) and conv.padding == padding and conv.dilation == (1, 1):
+        return None if conv.padding_mode == "zeros" else "pads with no zeros"
+    return "is a convolution without a kernel"
+
+
+def evaluates(norm: nn.BatchNorm2d) -> str | None:
+    """Whether a BatchNorm can be folded."""
+    if norm.training:
+        return "is training"
+    return "has no statistics or weights of its own" if norm.running_mean is None or norm.weight is None else None
+
+
+def one_group(norm: nn.GroupNorm) -> str | None:
+    return None if norm.num_groups == 1 and norm.weight is not None else "is no GroupNorm of one group with weights"
+
+
+def last_axis(norm: nn.LayerNorm) -> str | None:
+    return None if len(norm.normalized_shape) == 1 and norm.bias is not None else "is no LayerNorm of one axis with weights"
+
+
+def exact_gelu(gelu: nn.GELU) -> str | None:
+    return None if gelu.approximate == "none" else "is an approximate GELU"
+
+
+def has_bias(layer: nn.Conv2d | nn.Linear) -> str | None:
+    return "has no bias" if layer.bias is None else None
+
+
+def pointwise_with_bias(conv: nn.Conv2d) -> str | None:
+    return pointwise(conv) or has_bias(conv)
+
+
 def not_replaced(_: nn.Module) -> str:
     return "is not replaced"
 
@@ -72,6 +110,23 @@ SKIPPED = one_of(DROPOUT, Kind(nn.Identity))
 CONV = one_of(Kind(nn.Conv2d, pointwise))
 # Modules whose result does not depend on the order of pixels. GroupNorm's statistics are over all of them.
 ORDER_FREE: Place = {**SKIPPED, **CONV, **one_of(*map(Kind, (nn.GroupNorm, nn.SiLU, nn.ReLU, nn.GELU, nn.Hardswish)))}
+
+# Parts of the fused ops.
+ACTIVATION = one_of(Kind(nn.SiLU), Kind(nn.ReLU), Kind(nn.GELU, exact_gelu), Kind(nn.Identity))
+CONVOLUTION = one_of(Kind(nn.Conv2d, fusable))
+BATCH_NORM = one_of(Kind(nn.BatchNorm2d, evaluates))
+GROUP_NORM = one_of(Kind(nn.GroupNorm, one_group))
+LAYER_NORM = one_of(Kind(nn.LayerNorm, last_axis))
+LINEAR = one_of(Kind(nn.Linear, has_bias))
+POINTWISE = one_of(Kind(nn.Conv2d, pointwise_with_bias))
+CONV_NORM_ACT: Place = {**CONVOLUTION, **BATCH_NORM, **ACTIVATION}
+
+_ACTIVATIONS = {nn.SiLU: "silu", nn.ReLU: "relu", nn.GELU: "gelu", nn.Identity: "none"}
+
+
+def activation_name(module: nn.Module | None) -> str:
+    """Of a module that may stand where ACTIVATION says, or is of a class derived from these; "none" for None."""
+    return "none" if module is None else next((_ACTIVATIONS[kind] for kind in type(module).__mro__ if kind in _ACTIVATIONS), "")
 
 
 def shadowed(module: nn.Module, names: tuple[str, ...]) -> Obstacle | None:

@@ -1,0 +1,115 @@
+"""Weights as the fused ops take them: norms folded in, and kept as long as the parameters they came from stay what they are.
+
+Where a gradient or a trace must see how a weight came about, it is folded anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from mvit_kernels.ops.packing import packed
+from mvit_kernels.reference.folding import fold_batch_norm, fold_norm_affine
+
+Weights = tuple[torch.Tensor, torch.Tensor | None]
+
+
+class Convolution(NamedTuple):
+    """A convolution, the BatchNorm behind it if there is one, and the name of the activation behind both."""
+
+    conv: nn.Conv2d
+    norm: Any  # nn.BatchNorm2d or None
+    activation: str
+
+    @property
+    def depthwise(self) -> bool:
+        return self.conv.groups > 1
+
+    @property
+    def stride(self) -> int:
+        return self.conv.stride[0]
+
+
+# Recipes for `packed`: equal ones are the same recipe. Folding is done in float64 and rounded once, to float32 (or stays, in a float64 model).
+
+
+def _exact(*tensors: torch.Tensor | None) -> list[Any]:
+    return [None if each is None else each.double() for each in tensors]
+
+
+def _rounded(weight: torch.Tensor, bias: torch.Tensor, like: torch.Tensor) -> Weights:
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return weight.to(dtype), bias.to(dtype)
+
+
+@dataclass(frozen=True)
+class _BatchNorm:
+    eps: float
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None, *norm: torch.Tensor) -> Weights:
+        return _rounded(*fold_batch_norm(*_exact(weight, bias, *norm), self.eps), weight)
+
+
+@dataclass(frozen=True)
+class _NormThenBatchNorm:
+    """A norm's gamma and beta, then the 1x1 convolution, then its BatchNorm."""
+
+    eps: float
+
+    def __call__(
+        self, gamma: torch.Tensor, beta: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *norm: torch.Tensor
+    ) -> Weights:
+        gamma, beta, exact, bias, *norm = _exact(gamma, beta, weight, bias, *norm)
+        exact = exact.flatten(1)
+        if norm:
+            exact, bias = fold_batch_norm(exact, bias, *norm, self.eps)
+        return _rounded(*fold_norm_affine(exact, bias, gamma, beta), weight)
+
+
+@dataclass(frozen=True)
+class _NormThenLinear:
+    """A norm's gamma and beta, then one linear layer or several side by side: (weight, bias) pairs."""
+
+    def __call__(self, gamma: torch.Tensor, beta: torch.Tensor, *pairs: torch.Tensor | None) -> Weights:
+        gamma_beta = _exact(gamma, beta)
+        folded = [fold_norm_affine(*_exact(w, b), *gamma_beta) for w, b in zip(pairs[::2], pairs[1::2], strict=True)]
+        weight, bias = (torch.cat(each) for each in zip(*folded, strict=True))
+        return _rounded(weight, bias, gamma)
+
+
+def _kept(recipe: Any, *sources: torch.Tensor | None) -> Any:
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in sources)):
+        return recipe(*sources)
+    return packed(recipe, *sources)
+
+
+def _batch_norm(norm: Any) -> tuple[torch.Tensor, ...]:
+    return () if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+
+
+def convolution(part: Convolution) -> Weights:
+    """(weight, bias) of a convolution with its BatchNorm."""
+    conv, norm = part.conv, part.norm
+    if norm is None:
+        return conv.weight, conv.bias
+    return _kept(_BatchNorm(norm.eps), conv.weight, conv.bias, *_batch_norm(norm))
+
+
+def biased_convolution(part: Convolution) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same, with zeros where there is no bias."""
+    weight, bias = convolution(part)
+    return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias
+
+
+def projection(norm: Any, part: Convolution) -> Weights:
+    """(weight, bias) of the linear map that a 1x1 convolution with its BatchNorm makes behind a normalisation; weight is a matrix."""
+    eps = 0.0 if part.norm is None else part.norm.eps
+    return _kept(_NormThenBatchNorm(eps), norm.weight, norm.bias, part.conv.weight, part.conv.bias, *_batch_norm(part.norm))
+
+
+def linears(norm: Any, *layers: nn.Linear) -> Weights:
+    """(weight, bias) of linear layers side by side behind a normalisation."""
+    return _kept(_NormThenLinear(), norm.weight, norm.bias, *(tensor for layer in layers for tensor in (layer.weight, layer.bias)))
