@@ -16,6 +16,7 @@
 //     pow2(n)                         2^n for integral n in [-126, 127]
 //     times_pow2(x, n)                x * 2^n for integral n in [-126, 127]; beyond, anything between the nearest of these and the true
 //     value
+//     transpose(x)                    of x[width]: lane i of x[j] and lane j of x[i] change places
 #pragma once
 
 #include "cpu/core/types.h"

@@ -83,5 +83,29 @@ inline F32 where_not_below(F32 v, float bound, F32 x) {
     return {_mm256_and_ps(_mm256_cmp_ps(v.v, _mm256_set1_ps(bound), _CMP_NLT_UQ), x.v)};
 }
 
+inline void transpose(F32 (&x)[8]) {
+    __m256 a[8], b[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        a[i] = _mm256_unpacklo_ps(x[i].v, x[i + 1].v);
+        a[i + 1] = _mm256_unpackhi_ps(x[i].v, x[i + 1].v);
+    }
+    // b[g + j] gets column 4 l + j of the rows g .. g + 3 into its 128-bit lane l.
+#pragma GCC unroll 2
+    for (int g = 0; g < 8; g += 4) {
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; ++j) {
+            const __m256d low = _mm256_castps_pd(a[g + j]), high = _mm256_castps_pd(a[g + 2 + j]);
+            b[g + 2 * j] = _mm256_castpd_ps(_mm256_unpacklo_pd(low, high));
+            b[g + 2 * j + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(low, high));
+        }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+        x[j].v = _mm256_permute2f128_ps(b[j], b[4 + j], 0x20);
+        x[4 + j].v = _mm256_permute2f128_ps(b[j], b[4 + j], 0x31);
+    }
+}
+
 }  // namespace
 }  // namespace mvit

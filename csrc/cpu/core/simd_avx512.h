@@ -69,5 +69,33 @@ inline F32 where_not_below(F32 v, float bound, F32 x) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v.v, _mm512_set1_ps(bound), _CMP_NLT_UQ), x.v)};
 }
 
+inline void transpose(F32 (&x)[16]) {
+    __m512 a[16], b[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        a[i] = _mm512_unpacklo_ps(x[i].v, x[i + 1].v);
+        a[i + 1] = _mm512_unpackhi_ps(x[i].v, x[i + 1].v);
+    }
+    // b[g + j] gets column 4 l + j of the rows g .. g + 3 into its 128-bit lane l; below, 4 x 4 such lanes change places.
+#pragma GCC unroll 4
+    for (int g = 0; g < 16; g += 4) {
+#pragma GCC unroll 2
+        for (int j = 0; j < 2; ++j) {
+            const __m512d low = _mm512_castps_pd(a[g + j]), high = _mm512_castps_pd(a[g + 2 + j]);
+            b[g + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+            b[g + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+        }
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+        const __m512 even0 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88), even1 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88);
+        const __m512 odd0 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xDD), odd1 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xDD);
+        x[j].v = _mm512_shuffle_f32x4(even0, even1, 0x88);
+        x[4 + j].v = _mm512_shuffle_f32x4(odd0, odd1, 0x88);
+        x[8 + j].v = _mm512_shuffle_f32x4(even0, even1, 0xDD);
+        x[12 + j].v = _mm512_shuffle_f32x4(odd0, odd1, 0xDD);
+    }
+}
+
 }  // namespace
 }  // namespace mvit

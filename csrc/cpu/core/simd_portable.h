@@ -134,5 +134,14 @@ inline F32 where_not_below(const F32& v, float bound, const F32& x) {
     return each_lane([&](int i) { return v.lane[i] < bound ? 0.0f : x.lane[i]; });
 }
 
+inline void transpose(F32 (&x)[8]) {
+    for (int i = 0; i < 8; ++i)
+        for (int j = 0; j < i; ++j) {
+            const float kept = x[i].lane[j];
+            x[i].lane[j] = x[j].lane[i];
+            x[j].lane[i] = kept;
+        }
+}
+
 }  // namespace
 }  // namespace mvit

@@ -1,0 +1,71 @@
+// Multi-head softmax attention inside each pixel phase of a map (MobileViT, arXiv 2110.02178, section 3.1), on the map itself. q, k and v
+// have d channels each, H heads of c = d / H; pixel (y, x) belongs to phase (y mod patch_h) patch_w + x mod patch_w, of N pixels. In each
+// phase and head
+//
+//     y[n] = sum_m e[n, m] v[m] / sum_m e[n, m],   e[n, m] = 2^(a q[n].k[m] - t[n]),   t[n] = max_m a q[n].k[m],   a = scale log2(e)
+//
+// Queries stand in the lanes. For a panel of queries, a Q^T (c x panel) is a packed panel of core/tile.h, so the scores K (a Q^T) come out
+// as a panel of N rows, the softmax of a query goes down its lane, and y^T = V^T e multiplies by that panel in turn. No sum crosses
+// lanes, and neither N nor c is padded. The price is the transposition of q, v and y, in registers.
+//
+// Keys are taken in blocks: where a later block has a larger t, what came before is multiplied by 2^(t before - t) (Milakov and Gimelshein,
+// arXiv 1805.02867). So scratch does not grow with N, and no chain of additions is longer than a block or the number of blocks.
+//
+// Floor: 4 N^2 c H P B operations, P = patch_h patch_w, at the pace of the multiply-adds (117 GFLOP/s a core with AVX-512 of Zen 4), and
+// N^2 H P B exponentials (8 cycles for 16). q, k and v are read once and y is written once, which counts for little beside it.
+#pragma once
+
+#include "cpu/core/tile.h"
+#include "cpu/core/types.h"
+
+namespace mvit {
+
+// Maps whose channels lie side by side; strides in elements from image to image, row to row, and pixel to pixel.
+struct PatchAttentionProblem {
+    DType dtype;
+    int64_t batch, dim, heads;  // heads divides dim
+    int64_t height, width, patch_h, patch_w;
+    float scale;
+    const void* qkv;  // 3 dim channels: q, k, v
+    int64_t qkv_stride[3];
+    void* y;  // dim channels
+    int64_t y_stride[3];
+};
+
+Status patch_attention(const PatchAttentionProblem& problem, int threads);
+
+// --- what isa/patch_attention.cpp implements: some queries of one phase and head ---
+
+inline constexpr int64_t patch_attention_keys = 128;     // of a block: its scores for a panel of queries take half of the first cache
+inline constexpr int64_t patch_attention_queries = 256;  // of a task at most: keys are packed once for all of them
+
+// Where what a task needs lies in its scratch, in floats.
+struct PatchAttentionScratch {
+    int64_t channels;                  // c to whole vectors of any ISA
+    int64_t key_stride, value_stride;  // of rows of K, of V^T
+    int64_t queries;                   // a Q^T, a panel after another
+    int64_t results;                   // y^T before the division, a panel after another
+    int64_t part;                      // y^T of a block of keys for a panel
+    int64_t scores;                    // e of a block of keys for a panel
+    int64_t keys, values;              // K and V^T of a block
+    int64_t state;                     // t and the sum of e of each panel, then 2^(t before - t) of one
+    int64_t zeros, size;
+};
+
+struct PatchAttentionTask {
+    const void *q, *k, *v;  // of pixel 0 of the phase
+    void* y;
+    int64_t qkv_row, qkv_column, y_row, y_column;  // strides from pixel to pixel of the phase
+    int64_t columns, pixels;                       // of the phase: in a row, in all
+    int64_t depth;                                 // c
+    int64_t begin, end;                            // queries
+    float scale;                                   // a
+    float* scratch;
+    const PatchAttentionScratch* layout;
+};
+
+struct PatchAttentionKernels {
+    void (*forward[3])(const PatchAttentionTask&);  // by DType
+};
+
+}  // namespace mvit

@@ -1,0 +1,118 @@
+// Every tail against a double-precision loop over the formula, with guard pages behind each tensor.
+#include "cpu/ops/patch_attention.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tests/check.h"
+
+using namespace mvit;
+using namespace mvit::tests;
+
+namespace {
+
+struct Case {
+    int64_t batch, depth, heads, rows, columns, patch_h, patch_w;  // rows and columns of a phase
+    int64_t gap = 0;                                               // between pixels, and as many pixels between rows
+};
+
+// Dense but for the gaps; returns how many elements there are, none beyond the last that is used.
+int64_t set_strides(const PatchAttentionProblem& p, int64_t channels, int64_t gap, int64_t* stride) {
+    stride[2] = channels + gap;
+    stride[1] = (p.width + gap) * stride[2];
+    stride[0] = p.height * stride[1];
+    return (p.batch - 1) * stride[0] + (p.height - 1) * stride[1] + (p.width - 1) * stride[2] + channels;
+}
+
+void compare(const Case& c) {
+    PatchAttentionProblem p{};
+    p.dtype = DType::f32;
+    p.batch = c.batch, p.dim = c.depth * c.heads, p.heads = c.heads;
+    p.height = c.rows * c.patch_h, p.width = c.columns * c.patch_w, p.patch_h = c.patch_h, p.patch_w = c.patch_w;
+    p.scale = 1.0f / std::sqrt(static_cast<float>(c.depth));
+    Guarded<float> qkv(set_strides(p, 3 * p.dim, c.gap, p.qkv_stride)), y(set_strides(p, p.dim, c.gap, p.y_stride));
+    for (int64_t i = 0; i < qkv.size(); ++i) qkv[i] = random_float();
+    const float untouched = 7.0f;
+    std::fill(y.data(), y.data() + y.size(), untouched);
+    p.qkv = qkv.data(), p.y = y.data();
+    CHECK(patch_attention(p, 2) == Status::ok);
+    CHECK(y.canary_intact());
+
+    const int64_t pixels = c.rows * c.columns;
+    std::vector<double> weights(static_cast<size_t>(pixels));
+    const auto place = [&](const int64_t* stride, int64_t image, int64_t phase, int64_t pixel) {
+        const int64_t row = pixel / c.columns * c.patch_h + phase / c.patch_w, column = pixel % c.columns * c.patch_w + phase % c.patch_w;
+        return image * stride[0] + row * stride[1] + column * stride[2];
+    };
+    for (int64_t image = 0; image < p.batch; ++image)
+        for (int64_t phase = 0; phase < c.patch_h * c.patch_w; ++phase)
+            for (int64_t channel = 0; channel < p.dim; channel += c.depth)
+                for (int64_t n = 0; n < pixels; ++n) {
+                    const float* q = qkv.data() + place(p.qkv_stride, image, phase, n) + channel;
+                    double top = -INFINITY, sum = 0;
+                    for (int64_t m = 0; m < pixels; ++m) {
+                        const float* k = qkv.data() + place(p.qkv_stride, image, phase, m) + p.dim + channel;
+                        double& score = weights[static_cast<size_t>(m)] = 0;
+                        for (int64_t i = 0; i < c.depth; ++i) score += double{p.scale} * double{q[i]} * double{k[i]};
+                        top = std::max(top, score);
+                    }
+                    for (double& each : weights) sum += each = std::exp(each - top);
+                    float* result = y.data() + place(p.y_stride, image, phase, n) + channel;
+                    for (int64_t i = 0; i < c.depth; ++i) {
+                        double expected = 0;
+                        for (int64_t m = 0; m < pixels; ++m)
+                            expected += weights[static_cast<size_t>(m)] / sum *
+                                        double{qkv[place(p.qkv_stride, image, phase, m) + 2 * p.dim + channel + i]};
+                        CHECK(std::fabs(double{result[i]} - expected) < 2e-5);
+                        result[i] = untouched;
+                    }
+                }
+    CHECK(std::all_of(y.data(), y.data() + y.size(), [&](float each) { return each == untouched; }));  // the gaps too
+}
+
+}  // namespace
+
+TEST(patch_attention_on_every_tail) {
+    on_every_isa([] {
+        for (int64_t columns : {1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47})
+            for (int64_t depth : {1, 3, 7, 8, 9, 15, 16, 17, 20, 36}) compare({1, depth, 1, 1, columns, 1, 1});
+        for (int64_t rows : {1, 2, 5})
+            for (int64_t columns : {1, 3, 4, 7})
+                for (int64_t gap : {0, 3}) compare({2, 5, 3, rows, columns, 2, 2, gap});
+        compare({1, 36, 4, 8, 8, 2, 2, 1});
+        compare({1, 4, 2, 3, 5, 4, 3});
+        compare({1, 3, 1, 4, 4, 8, 8});
+        compare({1, 512, 1, 2, 9, 1, 2});                                                        // rows of a power of two
+        for (int64_t columns : {127, 128, 129, 257, 300}) compare({1, 5, 1, 1, columns, 1, 1});  // blocks of keys
+        compare({1, 6, 1, 20, 30, 1, 1});                                                        // and tasks of queries
+    });
+}
+
+TEST(patch_attention_of_many_pixels_in_bounded_scratch) {
+    // Equal keys: every y is the mean of v, however many blocks there are.
+    const int64_t side = 256, pixels = side * side;
+    Guarded<float> qkv(3 * pixels), y(pixels);
+    double mean = 0;
+    for (int64_t i = 0; i < pixels; ++i) {
+        qkv[3 * i] = random_float();
+        qkv[3 * i + 1] = 2.0f;
+        qkv[3 * i + 2] = random_float() + 1.0f;
+        mean += double{qkv[3 * i + 2]} / static_cast<double>(pixels);
+    }
+    const PatchAttentionProblem p{DType::f32,       1, 1, 1, side, side, 1, 1, 1.0f, qkv.data(), {3 * pixels, 3 * side, 3}, y.data(),
+                                  {pixels, side, 1}};
+    CHECK(patch_attention(p, 2) == Status::ok);
+    for (int64_t i = 0; i < pixels; ++i) CHECK(std::fabs(double{y[i]} - mean) < 1e-6);
+}
+
+TEST(patch_attention_refuses_impossible_shapes) {
+    PatchAttentionProblem p{};
+    p.batch = 1, p.dim = 6, p.heads = 4, p.height = p.width = 4, p.patch_h = p.patch_w = 2;
+    CHECK(patch_attention(p, 1) == Status::bad_shape);
+    p.heads = 0;
+    CHECK(patch_attention(p, 1) == Status::bad_shape);
+    p.heads = 3, p.patch_w = 3;
+    CHECK(patch_attention(p, 1) == Status::bad_shape);
+    p.patch_w = 2, p.batch = 0;
+    CHECK(patch_attention(p, 1) == Status::ok);
+}
