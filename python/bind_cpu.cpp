@@ -14,6 +14,7 @@
 #include "cpu/ops/gemm.h"
 #include "cpu/ops/group_norm.h"
 #include "cpu/ops/inverted_residual.h"
+#include "cpu/ops/patch_attention.h"
 #include "cpu/ops/patches.h"
 #include "cpu/ops/separable_attention.h"
 #include "cpu/ops/separable_attention_block.h"
@@ -194,6 +195,21 @@ int depthwise_convolution(int dtype, const Sizes& size, int64_t stride, uintptr_
     return static_cast<int>(depthwise_conv2d(p, threads));
 }
 
+int softmax_attention(int dtype, const Sizes& qkv_size, int64_t heads, std::array<int64_t, 2> patch, float scale, uintptr_t qkv,
+                      const Sizes& qkv_stride, uintptr_t y, const Sizes& y_stride, int threads) {
+    PatchAttentionProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.batch = qkv_size[0], p.dim = qkv_size[1] / 3, p.heads = heads;
+    p.height = qkv_size[2], p.width = qkv_size[3], p.patch_h = patch[0], p.patch_w = patch[1];
+    p.scale = scale;
+    p.qkv = pointer(qkv), p.y = pointer(y);
+    const auto pixels = [](const Sizes& stride, int64_t* to) { to[0] = stride[0], to[1] = stride[2], to[2] = stride[3]; };
+    pixels(qkv_stride, p.qkv_stride);
+    pixels(y_stride, p.y_stride);
+    py::gil_scoped_release release;
+    return static_cast<int>(patch_attention(p, threads));
+}
+
 std::vector<std::string> isas(bool (*holds)(Isa)) {
     std::vector<std::string> names;
     for (int level = 0; level < isa_count; ++level)
@@ -223,6 +239,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("inverted_residual", residual_block);
     m.def("feed_forward", mlp);
     m.def("gemm", product);
+    m.def("patch_attention", softmax_attention);
     m.def("group_norm", norm);
     m.def("group_norm_backward", norm_backward);
     m.def("unfold_patches", patches<unfold_patches>);

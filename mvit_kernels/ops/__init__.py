@@ -7,6 +7,7 @@ from .feed_forward import feed_forward
 from .gemm import gemm
 from .group_norm import group_norm
 from .inverted_residual import inverted_residual
+from .patch_attention import patch_attention
 from .patches import fold_patches, unfold_patches
 from .separable_attention import separable_attention
 from .separable_attention_block import separable_attention_block
@@ -21,6 +22,7 @@ __all__ = [
     "gemm",
     "group_norm",
     "inverted_residual",
+    "patch_attention",
     "separable_attention",
     "separable_attention_block",
     "unfold_patches",

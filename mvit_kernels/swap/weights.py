@@ -33,7 +33,7 @@ class Convolution(NamedTuple):
         return self.conv.stride[0]
 
 
-# Recipes for `packed`: equal ones are the same recipe. Folding is done in float64 and rounded once, to float32 (or stays, in a float64 model).
+# Recipes for `packed`: equal ones are the same recipe. Folding is done in float64 and rounded once, to float32 (not in a float64 model).
 
 
 def _exact(*tensors: torch.Tensor | None) -> list[Any]:
@@ -50,7 +50,8 @@ class _BatchNorm:
     eps: float
 
     def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None, *norm: torch.Tensor) -> Weights:
-        return _rounded(*fold_batch_norm(*_exact(weight, bias, *norm), self.eps), weight)
+        arguments = [*_exact(weight, bias, *norm), self.eps]
+        return _rounded(*fold_batch_norm(*arguments), weight)
 
 
 @dataclass(frozen=True)
@@ -62,10 +63,11 @@ class _NormThenBatchNorm:
     def __call__(
         self, gamma: torch.Tensor, beta: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *norm: torch.Tensor
     ) -> Weights:
-        gamma, beta, exact, bias, *norm = _exact(gamma, beta, weight, bias, *norm)
+        gamma, beta, exact, bias, *statistics = _exact(gamma, beta, weight, bias, *norm)
         exact = exact.flatten(1)
-        if norm:
-            exact, bias = fold_batch_norm(exact, bias, *norm, self.eps)
+        if statistics:
+            arguments = [exact, bias, *statistics, self.eps]
+            exact, bias = fold_batch_norm(*arguments)
         return _rounded(*fold_norm_affine(exact, bias, gamma, beta), weight)
 
 

@@ -1,0 +1,209 @@
+"""Softmax attention of MobileViT inside pixel phases (arXiv 2110.02178, section 3.1): schema, checks, fake, backward and backends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from mvit_kernels import reference
+from mvit_kernels.reference.patch_attention import default_scale
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import (
+    FLOAT_CODES,
+    FLOAT_DTYPES,
+    dense,
+    empty_in_format,
+    in_format,
+    is_channels_last,
+    raise_status,
+    register,
+    register_autograd,
+    wide,
+)
+
+OP = "patch_attention"
+
+
+def patch_attention(
+    qkv: torch.Tensor, heads: int, patch_size: tuple[int, int] = (2, 2), scale: float | None = None, *, backend: str | None = None
+) -> torch.Tensor:
+    """y[n] = sum_m softmax_m(scale q[n].k[m]) v[m] among the pixels of a phase, in each head. No unfolded copy is made.
+
+    Pixel (y, x) belongs to phase (y % ph) * pw + x % pw; a head has c = d / heads channels.
+
+    Args:
+        qkv: (B, 3d, H, W), channels in the order q (d), k (d), v (d); H and W are multiples of the patch. float32, bfloat16, float16 or
+            float64; contiguous, channels_last or any other strides. 16-bit inputs are computed in float32. The cpu kernels run on
+            channels_last memory: other formats are copied to it, and the result is copied back.
+        heads: how many; they divide d.
+        patch_size: (ph, pw); (1, 1) is attention among all pixels.
+        scale: a finite number; None is c^-0.5.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (B, d, H, W); dtype and memory format of qkv.
+
+    Raises:
+        TypeError, ValueError: qkv is no tensor of that rank, dtype or channel count, heads, patch_size or scale do not fit, or the
+            requested backend cannot take it.
+
+    Source: MobileViT, arXiv 2110.02178, section 3.1; attention: arXiv 1706.03762, equation 1.
+    """
+    if type(qkv) is not torch.Tensor:
+        checks.is_tensor(OP, "qkv", qkv)
+    if type(heads) is not int:
+        _is_integer(heads)
+    checks.pair(OP, "patch_size", patch_size)
+    if scale is not None and type(scale) is not float:
+        _is_number(scale)
+    if backend is None:  # a keyword costs the dispatcher time
+        return _forward_op(qkv, heads, patch_size, scale)
+    checks.backend(OP, backend)
+    return _forward_op(qkv, heads, patch_size, scale, backend=backend)
+
+
+def _is_integer(heads: Any) -> None:
+    if isinstance(heads, bool) or not isinstance(heads, (int, torch.SymInt)):
+        raise TypeError(f"{OP}: heads: expected an integer, got {heads!r}")
+
+
+def _is_number(scale: Any) -> None:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat)):
+        raise TypeError(f"{OP}: scale: expected a number or None, got {scale!r}")
+
+
+def _check(op: str, qkv: torch.Tensor, heads: int, patch_size: Sequence[int], scale: float | None) -> tuple[int, int]:
+    checks.tensor(op, "qkv", qkv, 4, FLOAT_DTYPES)
+    if heads < 1:
+        raise ValueError(f"{op}: heads: expected at least 1, got {heads}")
+    if qkv.shape[1] % (3 * heads) != 0:
+        raise ValueError(f"{op}: qkv: expected channels that are a multiple of 3 * heads = {3 * heads}, got {qkv.shape[1]}")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"{op}: scale: expected a finite number, got {scale}")
+    patch = checks.patch_size(op, patch_size)
+    checks.whole_patches(op, "qkv", qkv.shape[2], qkv.shape[3], patch)
+    return patch
+
+
+def _size(qkv: torch.Tensor) -> tuple[int, ...]:
+    batch, channels, height, width = qkv.shape
+    return batch, channels // 3, height, width
+
+
+# --- backends ---
+
+
+def _cpu_refuse(qkv: torch.Tensor, heads: int, patch: tuple[int, int], scale: float | None) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    if not qkv.is_cpu:
+        return f"qkv is on {qkv.device}"
+    if qkv.dtype not in FLOAT_CODES:
+        return f"it has no kernel for {qkv.dtype}"
+    return None
+
+
+def _cpu_forward(qkv: torch.Tensor, heads: int, patch: tuple[int, int], scale: float | None) -> torch.Tensor:
+    channels_last, size = is_channels_last(qkv), _size(qkv)
+    qkv = in_format(qkv, True)
+    y = empty_in_format(qkv, size, True)
+    code, threads = FLOAT_CODES[qkv.dtype], torch.get_num_threads()
+    factor = default_scale(size[1], heads) if scale is None else scale
+    status = native.patch_attention(
+        code, qkv.shape, heads, patch, factor, qkv.data_ptr(), qkv.stride(), y.data_ptr(), y.stride(), threads
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y if channels_last else dense(y, False)
+
+
+def _reference_forward(qkv: torch.Tensor, heads: int, patch: tuple[int, int], scale: float | None) -> torch.Tensor:
+    transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+    attention = reference.patch_attention if transformed else reference.patch_attention_fused
+    return dense(attention(wide(qkv), heads, patch, scale).to(qkv.dtype), is_channels_last(qkv))
+
+
+def _reference_backward(dy: torch.Tensor, qkv: torch.Tensor, heads: int, patch: tuple[int, int], scale: float | None) -> torch.Tensor:
+    grad = reference.patch_attention_backward(wide(dy), wide(qkv), heads, patch, scale)
+    return dense(grad.to(qkv.dtype), is_channels_last(qkv))
+
+
+# There is no backward kernel: nearly all of its work is matrix products, which torch runs as fast.
+choose = Choice(
+    OP,
+    cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),
+    reference=Implementation(_reference_forward, _reference_backward),
+)
+
+
+# --- registration ---
+
+
+def _forward(
+    qkv: torch.Tensor, heads: int, patch_size: Sequence[int] = (2, 2), scale: float | None = None, *, backend: str | None = None
+) -> torch.Tensor:
+    patch = _check(OP, qkv, heads, patch_size, scale)
+    return choose(backend, qkv, heads, patch, scale).forward(qkv, heads, patch, scale)
+
+
+def _forward_fake(
+    qkv: torch.Tensor, heads: int, patch_size: Sequence[int] = (2, 2), scale: float | None = None, *, backend: str | None = None
+) -> torch.Tensor:
+    _check(OP, qkv, heads, patch_size, scale)
+    return empty_in_format(qkv, _size(qkv), is_channels_last(qkv))
+
+
+def _backward(
+    dy: torch.Tensor, qkv: torch.Tensor, heads: int, patch_size: Sequence[int], scale: float | None, backend: str | None
+) -> torch.Tensor:
+    patch = _check(OP, qkv, heads, patch_size, scale)
+    checks.like(f"{OP}_backward", "dy", dy, qkv, _size(qkv))
+    backward = choose(backend, qkv, heads, patch, scale).backward
+    assert backward is not None
+    return backward(dy, qkv, heads, patch, scale)
+
+
+def _backward_fake(
+    dy: torch.Tensor, qkv: torch.Tensor, heads: int, patch_size: Sequence[int], scale: float | None, backend: str | None
+) -> torch.Tensor:
+    checks.like(f"{OP}_backward", "dy", dy, qkv, _size(qkv))
+    return empty_in_format(qkv, tuple(qkv.shape), is_channels_last(qkv))
+
+
+_forward_op = register(
+    OP,
+    "(Tensor qkv, int heads, int[] patch_size=[2, 2], float? scale=None, *, str? backend=None) -> Tensor",
+    _forward,
+    _forward_fake,
+)
+_backward_op = register(
+    f"{OP}_backward",
+    "(Tensor dy, Tensor qkv, int heads, int[] patch_size, float? scale, str? backend) -> Tensor",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup(
+    ctx: Any, qkv: torch.Tensor, heads: int, patch_size: Sequence[int] = (2, 2), scale: float | None = None, *, backend: str | None = None
+) -> None:
+    ctx.save_for_backward(qkv)
+    ctx.arguments = heads, patch_size, scale
+    # The backward may run on another thread, outside the use_backend block of the forward.
+    ctx.backend = choose.backend(backend, qkv, heads, patch_size, scale)
+
+
+def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    (qkv,) = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
+        return reference.patch_attention_backward(wide(dy), wide(qkv), *ctx.arguments).to(qkv.dtype), None, None, None
+    return _backward_op(dy, qkv, *ctx.arguments, ctx.backend), None, None, None
+
+
+register_autograd(_forward_op, _forward, _setup, _gradient)
