@@ -99,7 +99,7 @@ def _size(qkv: torch.Tensor) -> tuple[int, ...]:
 # --- backends ---
 
 
-def _cpu_refuse(qkv: torch.Tensor, heads: int, patch: tuple[int, int], scale: float | None) -> str | None:
+def _cpu_refuse(qkv: torch.Tensor, *_: object) -> str | None:
     if native is None:
         return NATIVE_REASON
     if not qkv.is_cpu:

@@ -1,4 +1,5 @@
-"""The four kinds of replacement that every library's file builds on: blocks and attentions of MobileViT (V1) and MobileViTv2 (V2)."""
+"""The kinds of replacement that every library's file builds on: convolutions, inverted residuals, and blocks and attentions of MobileViT
+(V1) and MobileViTv2 (V2)."""
 
 from __future__ import annotations
 
@@ -9,11 +10,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 
 from mvit_kernels.ops import fold_patches, separable_attention, unfold_patches
 from mvit_kernels.ops.library import is_channels_last
 
+from . import fused
+from .fused import V1Layer, V2Layer
 from .obstacles import Obstacle, Place, helpers, inside, shadowed
+from .recompute import evaluate
+from .weights import Convolution
 
 Inner = Callable[[torch.Tensor], torch.Tensor]
 PATCH_OPS = ("unfold_patches", "fold_patches")
@@ -24,7 +30,9 @@ class Setting:
     """What `accelerate` leaves on a module: how to run it, or the reason why it kept its class."""
 
     backend: str | None  # asked of every op; None is automatic
-    attention: bool  # a V2Block runs attention on the map
+    attention: bool  # a block runs attention on the map
+    norm: bool  # inside the ops that read what it normalises
+    conv: bool  # a block in evaluation runs its convolutions with their norms folded in
     left_alone: str | None = None
 
 
@@ -56,42 +64,163 @@ class Replacement(nn.Module):
         """Of the ops' calls; None where patches come unfolded."""
         return None
 
+    @property
+    def _backend(self) -> str | None:
+        return self._mvit_kernels_setting.backend
 
-class Block(Replacement):
-    _option = "patches"
+    def _standing_back(self, x: torch.Tensor) -> bool:
+        """Whether what calls must see torch's own operations, or the kernels are elsewhere."""
+        return not x.is_cpu or x.ndim != 4 or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+class ConvLayer(Replacement):
+    """A convolution with its BatchNorm and activation, in evaluation."""
+
+    _option = "conv"
+
+    def _convolution(self) -> Convolution:
+        raise NotImplementedError
 
     def _ops(self) -> tuple[str, ...]:
-        return PATCH_OPS
+        return ("depthwise_conv2d" if self._convolution().depthwise else "conv2d",)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        original = super().forward
+        return original(x) if self._standing_back(x) or self._obstacle() is not None else evaluate(self, x, self._fused, original)
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+        return fused.convolution(fused.autocast(x), self._convolution(), self._backend)
+
+
+class InvertedResidual(Replacement):
+    """The block of MobileNetV2, in evaluation."""
+
+    _option = "conv"
+
+    def _convolutions(self) -> tuple[Convolution, Convolution, Convolution]:
+        """Expansion, depthwise, reduction."""
+        raise NotImplementedError
+
+    def _residual(self) -> bool:
+        raise NotImplementedError
+
+    def _obstacle(self) -> Obstacle | None:
+        obstacle = super()._obstacle()
+        if obstacle is None and not fused.is_inverted_residual(*self._convolutions()):
+            return Obstacle(self, "is no inverted residual of a kind that has a kernel")
+        return obstacle
+
+    def _ops(self) -> tuple[str, ...]:
+        return ("inverted_residual",)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        original = super().forward
+        return original(x) if self._standing_back(x) or self._obstacle() is not None else evaluate(self, x, self._fused, original)
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+        return fused.inverted_residual(fused.autocast(x), *self._convolutions(), self._residual(), self._backend)
+
+
+class Block(Replacement):
+    """A MobileViT block. It runs wholly on the map where it may (`_fused`), and else as much of it as can."""
+
+    _option = "patches"
+    _layer_places: ClassVar[Mapping[str, Place]]  # what may stand where for the layers to run fused
+    _conv_places: ClassVar[Mapping[str, Place]]  # and for the rest of the block
 
     def _patch_size(self) -> tuple[int, int]:
         return self.patch_size
 
+    def _layer_obstacle(self) -> Obstacle | None:
+        """Why the layers do not run fused."""
+        setting = self._mvit_kernels_setting
+        if not (setting.attention and setting.norm):
+            return Obstacle(self, "was accelerated without attention or norm")
+        return shadowed(self, self._helpers) or inside(self, self._layer_places)
+
+    def _runs_fused(self, x: torch.Tensor) -> bool:
+        return not self._standing_back(x) and self._layer_obstacle() is None and self._conv_obstacle() is None
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+        """The whole block, on a map of any size (V1) or of whole patches (V2)."""
+        raise NotImplementedError
+
+    def _conv_obstacle(self) -> Obstacle | None:
+        """Why the block as a whole does not, though its layers do."""
+        if not self._mvit_kernels_setting.conv:
+            return Obstacle(self, "was accelerated without conv")
+        return inside(self, self._conv_places)
+
 
 class V1Block(Block):
-    """Its inner modules are called as before, on the same tokens, so nothing inside can be an obstacle."""
+    """Where its layers do not run fused, they are called as before, on the same tokens: nothing inside can be an obstacle then."""
+
+    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution, Convolution | None]:
+        """Of the local representation two, then the last norm, the projection, and the fusion if there is one."""
+        raise NotImplementedError
+
+    def _layers(self) -> list[V1Layer]:
+        raise NotImplementedError
+
+    def _ops(self) -> tuple[str, ...]:
+        if self._layer_obstacle() is not None:
+            return PATCH_OPS
+        layers = ("gemm", "patch_attention", "feed_forward")
+        return layers if self._conv_obstacle() is not None else ("conv2d", *layers)
+
+    def _transformed(self, x: torch.Tensor) -> torch.Tensor:
+        """The layers on a map, which is resized up and back if it does not divide into patches. Memory format of x."""
+        memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        x = fused.autocast(x).contiguous(memory_format=torch.channels_last)
+        return fused.v1_layers(x, self._layers(), self._patch_size(), self._backend).contiguous(memory_format=memory_format)
+
+    def _on_map(self, x: torch.Tensor, inner: Inner) -> torch.Tensor:
+        """`inner` on x, resized up and back if it does not divide into patches."""
+        size = x.shape[2], x.shape[3]
+        whole = round_up(size, self._patch_size())
+        if whole == size:
+            return inner(x)
+        y = inner(F.interpolate(x, size=whole, mode="bilinear", align_corners=False))
+        return F.interpolate(y, size=size, mode="bilinear", align_corners=False)
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, norm, proj, fusion = self._parts()
+        x = fused.autocast(x)
+        y = fused.convolution(fused.convolution(x, first, self._backend), second, self._backend)
+        size = y.shape[2], y.shape[3]
+        if round_up(size, self._patch_size()) == size:
+            y = fused.v1_layers(y, self._layers(), self._patch_size(), self._backend)
+            y = fused.projection(y, None, norm, proj, self._backend)
+        else:  # the norm stands before the resizing, the projection behind it
+            y = self._on_map(y, lambda y: _normalized(norm, self._transformed(y)))
+            y = fused.convolution(y, proj, self._backend)
+        return y if fusion is None else fused.convolution(x, fusion, self._backend, second=y)
+
+    def _represented(self, x: torch.Tensor, norm: nn.LayerNorm, inner: Inner) -> torch.Tensor:
+        """Layers and `norm` on a map (B, C, H, W); `inner` is both on tokens (B * P, N, C)."""
+        if self._layer_obstacle() is None and not self._standing_back(x):
+            return self._on_map(x, lambda x: _normalized(norm, self._transformed(x)))
+        return self._on_map(x, lambda x: self._on_tokens(x, inner))
 
     def _on_tokens(self, x: torch.Tensor, inner: Inner) -> torch.Tensor:
-        """Unfold, `inner` on tokens (B * P, N, C), fold. x: (B, C, H, W), resized up and back if it does not divide into patches.
-
-        The result has the shape and memory format of x.
-        """
+        """Unfold, `inner` on tokens (B * P, N, C), fold. x: (B, C, H, W) of whole patches; the result has its memory format."""
         memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-        patch_size, backend = self._patch_size(), self._mvit_kernels_setting.backend
-        size = x.shape[2], x.shape[3]
-        whole = round_up(size, patch_size)
-        if whole != size:
-            x = F.interpolate(x, size=whole, mode="bilinear", align_corners=False)
-
         # From channels_last memory, patches are dense as (B, P, N, C), and tokens a view of them.
-        patches = unfold_patches(x.contiguous(memory_format=torch.channels_last), patch_size, backend=backend)
+        patches = unfold_patches(x.contiguous(memory_format=torch.channels_last), self._patch_size(), backend=self._backend)
         batch, channels, phases, length = patches.shape
         tokens = inner(patches.permute(0, 2, 3, 1).reshape(batch * phases, length, channels))
         patches = tokens.reshape(batch, phases, length, channels).permute(0, 3, 1, 2)
-        x = fold_patches(patches, whole, patch_size, backend=backend).contiguous(memory_format=memory_format)
+        y = fold_patches(patches, (x.shape[2], x.shape[3]), self._patch_size(), backend=self._backend)
+        return y.contiguous(memory_format=memory_format)
 
-        if whole != size:
-            x = F.interpolate(x, size=size, mode="bilinear", align_corners=False)
-        return x
+
+def _normalized(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
+    """LayerNorm of each pixel of a map, with the memory format of x."""
+    return (
+        norm(x.permute(0, 2, 3, 1))
+        .permute(0, 3, 1, 2)
+        .contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
+    )
 
 
 class V2Block(Block):
@@ -104,33 +233,65 @@ class V2Block(Block):
         "mlp",
     )  # of a layer: x += attn(norm1(x)); x += mlp(norm2(x))
 
+    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution]:
+        """Of the local representation two, then the last norm and the projection."""
+        raise NotImplementedError
+
+    def _layers(self) -> list[V2Layer]:
+        raise NotImplementedError
+
     def _ops(self) -> tuple[str, ...]:
-        return ("separable_attention",) if self._mvit_kernels_setting.attention else PATCH_OPS
+        if not self._mvit_kernels_setting.attention:
+            return PATCH_OPS
+        if self._layer_obstacle() is not None:
+            return ("separable_attention",)
+        layers = ("separable_attention_block", "feed_forward")
+        return layers if self._conv_obstacle() is not None else ("inverted_residual", *layers, "gemm")
 
     def _obstacle(self) -> Obstacle | None:
         return super()._obstacle() if self._mvit_kernels_setting.attention else shadowed(self, self._helpers)
 
+    def _conv_obstacle(self) -> Obstacle | None:
+        obstacle = super()._conv_obstacle()
+        if obstacle is None:
+            first, second, _, proj = self._parts()
+            if not (fused.is_depthwise_and_pointwise(first, second) and fused.is_pointwise(proj)):
+                return Obstacle(self, "has other convolutions than MobileViTv2's")
+        return obstacle
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+        first, second, norm, proj = self._parts()
+        y, moments = fused.depthwise_and_pointwise(fused.autocast(x), first, second, self._backend)
+        y, moments = fused.v2_layers(y, moments, self._layers(), self._patch_size(), self._backend)
+        return fused.projection(y, moments, norm, proj, self._backend)
+
     def _on_patches(self, x: torch.Tensor, inner: Inner) -> torch.Tensor:
         """Unfold, `inner` on (B, C, P, N), fold. x: (B, C, H, W) of whole patches."""
-        patch_size, backend = self._patch_size(), self._mvit_kernels_setting.backend
-        patches = inner(unfold_patches(x, patch_size, backend=backend))
-        return fold_patches(patches, (x.shape[2], x.shape[3]), patch_size, backend=backend)
+        patches = inner(unfold_patches(x, self._patch_size(), backend=self._backend))
+        return fold_patches(patches, (x.shape[2], x.shape[3]), self._patch_size(), backend=self._backend)
 
     def _global(self, x: torch.Tensor, transformer: nn.Module, layers: Iterable[nn.Module], norm: Inner) -> torch.Tensor:
         """`norm` of `transformer`, which is made of `layers`, on a map (B, d, H, W) of whole patches."""
         if not self._mvit_kernels_setting.attention:
             return self._on_patches(x, lambda patches: norm(transformer(patches)))
+        if self._layer_obstacle() is None and not self._standing_back(x):
+            return norm(self._transformed(x))
         norm1, attention, norm2, mlp = self._branches
         for layer in layers:
             x = x + self._attend(getattr(layer, attention), getattr(layer, norm1)(x))
             x = x + getattr(layer, mlp)(getattr(layer, norm2)(x))
         return norm(x)
 
+    def _transformed(self, x: torch.Tensor) -> torch.Tensor:
+        """The layers on a map of whole patches. Memory format of x."""
+        memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        x = fused.autocast(x).contiguous(memory_format=torch.channels_last)
+        x, _ = fused.v2_layers(x, None, self._layers(), self._patch_size(), self._backend)
+        return x.contiguous(memory_format=memory_format)
+
     def _attend(self, attention: Any, x: torch.Tensor) -> torch.Tensor:
         """The attention of a layer on a map (B, d, H, W) of whole patches."""
-        return attention.out_proj(
-            separable_attention(attention.qkv_proj(x), self._patch_size(), backend=self._mvit_kernels_setting.backend)
-        )
+        return attention.out_proj(separable_attention(attention.qkv_proj(x), self._patch_size(), backend=self._backend))
 
 
 class V1Attention(Replacement):

@@ -12,13 +12,13 @@ from torch import nn
 
 from mvit_kernels.ops import backends
 
-from .blocks import Replacement, Setting
+from .blocks import ConvLayer, Replacement, Setting
 
 Model = TypeVar("Model", bound=nn.Module)
 
 # A file of this folder, and the modules that define the classes it replaces.
 LIBRARIES = {
-    "models": ("mvit_kernels.models.mobilevit", "mvit_kernels.models.mobilevitv2"),
+    "models": ("mvit_kernels.models.layers", "mvit_kernels.models.mobilevit", "mvit_kernels.models.mobilevitv2"),
     "timm": ("timm.models.mobilevit",),
     "transformers": (
         "transformers.models.mobilevit.modeling_mobilevit",
@@ -67,14 +67,19 @@ def accelerate(
         model: any module; it may be wrapped, in training, loaded before or after.
         backend: "auto" lets each op take the fastest backend that supports its call and `mk.use_backend` decide otherwise; "cpu" or
             "reference" is asked of every call.
-        attention: MobileViTv2 attention by `ops.separable_attention`; with `patches` the whole v2 block runs on the map, and unfold and
-            fold vanish. The v1 attention of transformers and ml-cvnets by torch's scaled_dot_product_attention (timm's is that already).
-        patches: unfold and fold by `ops.unfold_patches` and `ops.fold_patches`.
-        norm, conv: accepted, and without effect: this version has no kernels for norms and convolutions.
+        attention: attention by our kernels: `ops.separable_attention_block` and `ops.patch_attention` on the map.
+        patches: whole MobileViT blocks on the map, where unfold and fold vanish; where that is not possible (`attention=False`, dropout
+            in training), unfold and fold by `ops.unfold_patches` and `ops.fold_patches`.
+        norm: the norms of a block inside the ops that read what they normalise. Without it, blocks call their norms as modules.
+        conv: in evaluation, convolutions with BatchNorm and activation as one op each, inverted residuals as one, and those of MobileViT
+            blocks with the block. **Maps come in channels_last then**, as they do from a torch convolution with channels_last weights.
+            Folded weights are kept, and folded anew after any change of a parameter that torch can see (`mvit_kernels/ops/packing.py`).
+            In training these run as before.
         exclude: module names, fnmatch patterns of them ("stages.4.*"), or classes. They are left alone with everything inside.
 
-    A v2 block runs its original forward for a call if something inside of it has hooks, parametrizations, active dropout or another class
-    than the library gives it there; an attention does so if its dropout is active; each of them if it has a method of its own.
+    A module runs its original forward for a call, or less of itself on our ops, if something inside of it has hooks, parametrizations,
+    active dropout or another class than the library gives it there, or if it has a method of its own. In evaluation, gradients are those of
+    the original forward, which the backward runs again; in training, those of our ops.
 
     `restore` the model before torch.jit.script, torch.jit.trace or an export to ONNX: none of them knows our ops.
 
@@ -94,22 +99,27 @@ def accelerate(
     table = replacements(model)
     _restore("accelerate", model, table)
 
-    wanted = {"attention": attention, "patches": patches}
+    wanted = {"attention": attention, "patches": patches, "conv": conv}
     excluded: set[str] = set()
+    covered: set[str] = set()  # what stands inside of a replaced module
     for name, module in model.named_modules():
-        if name.rpartition(".")[0] in excluded or _matches(name, module, exclude):
+        parent = name.rpartition(".")[0]
+        if parent in excluded or _matches(name, module, exclude):
             excluded.add(name)
+        if name and parent in covered:
+            covered.add(name)
         replacement = table.get(type(module))
-        if replacement is None:
+        if replacement is None or (name in covered and issubclass(replacement, ConvLayer)):
             continue
         left_alone = None
         if name in excluded:
             left_alone = "excluded"
         elif not wanted[replacement._option]:
             left_alone = f"{replacement._option}=False"
-        module._mvit_kernels_setting = Setting(None if backend == "auto" else backend, attention, left_alone)
+        module._mvit_kernels_setting = Setting(None if backend == "auto" else backend, attention, norm, conv, left_alone)
         if left_alone is None:
             module.__class__ = replacement
+            covered.add(name)
     return model
 
 

@@ -121,12 +121,13 @@ LINEAR = one_of(Kind(nn.Linear, has_bias))
 POINTWISE = one_of(Kind(nn.Conv2d, pointwise_with_bias))
 CONV_NORM_ACT: Place = {**CONVOLUTION, **BATCH_NORM, **ACTIVATION}
 
-_ACTIVATIONS = {nn.SiLU: "silu", nn.ReLU: "relu", nn.GELU: "gelu", nn.Identity: "none"}
+# The names of activations; a library may add classes of its own.
+ACTIVATIONS: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.ReLU: "relu", nn.GELU: "gelu", nn.Identity: "none"}
 
 
 def activation_name(module: nn.Module | None) -> str:
     """Of a module that may stand where ACTIVATION says, or is of a class derived from these; "none" for None."""
-    return "none" if module is None else next((_ACTIVATIONS[kind] for kind in type(module).__mro__ if kind in _ACTIVATIONS), "")
+    return "none" if module is None else next((ACTIVATIONS[kind] for kind in type(module).__mro__ if kind in ACTIVATIONS), "")
 
 
 def shadowed(module: nn.Module, names: tuple[str, ...]) -> Obstacle | None:

@@ -10,14 +10,12 @@ import torch
 from torch import nn
 
 from mvit_kernels.ops.backend import Choice
-from mvit_kernels.ops.patches import choose_fold, choose_unfold
-from mvit_kernels.ops.separable_attention import choose as choose_attention
 
-from .blocks import Replacement, Setting
+from .blocks import ConvLayer, Replacement, Setting
 from .core import replacements
 from .obstacles import Obstacle
 
-_CHOICES: dict[str, Choice] = {"separable_attention": choose_attention, "unfold_patches": choose_unfold, "fold_patches": choose_fold}
+_CHOICES: dict[str, Choice] = {choice.op: choice for choice in Choice.every}
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,15 @@ def report(model: nn.Module) -> Report:
         raise TypeError(f"report: model: expected a torch.nn.Module, got {type(model).__name__}")
     table = replacements(model)
     rows = []
+    covered: set[str] = set()  # what stands inside of a replaced module, whose convolutions are not worth a row
     for name, module in model.named_modules():
+        if name and name.rpartition(".")[0] in covered:
+            covered.add(name)
         if isinstance(module, Replacement):
             rows.append(_replaced(name, module))
+            covered.add(name)
+        elif name in covered and issubclass(table.get(type(module), Replacement), ConvLayer):
+            continue
         else:
             known = next((kind for kind in type(module).__mro__ if kind in table), None)
             if known is not None:

@@ -6,7 +6,7 @@ Gradient checkpointing wraps the forward of a block from outside and works with 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,72 @@ from transformers.activations import SiLUActivation
 from transformers.models.mobilevit import modeling_mobilevit as mobilevit
 from transformers.models.mobilevitv2 import modeling_mobilevitv2 as mobilevitv2
 
+from . import blocks
 from .blocks import Block, V1Attention, V1Block, V2Attention, V2Block, round_up
-from .obstacles import ORDER_FREE, SKIPPED, Kind, Place, not_replaced, one_of
+from .fused import V1Layer, V2Layer
+from .obstacles import (
+    ACTIVATION,
+    ACTIVATIONS,
+    BATCH_NORM,
+    CONVOLUTION,
+    GROUP_NORM,
+    LAYER_NORM,
+    LINEAR,
+    ORDER_FREE,
+    POINTWISE,
+    SKIPPED,
+    Kind,
+    Place,
+    activation_name,
+    not_replaced,
+    one_of,
+)
+from .recompute import evaluate
+from .weights import Convolution
+
+ACTIVATIONS[SiLUActivation] = "silu"
+_ACTIVATION: Place = {**ACTIVATION, **one_of(Kind(SiLUActivation))}
+_CONV_PARTS: Mapping[str, Place] = {"convolution": CONVOLUTION, "normalization": BATCH_NORM, "activation": _ACTIVATION}
+
+
+def _convolution(module: Any) -> Convolution:
+    return Convolution(module.convolution, module.normalization, activation_name(module.activation))
+
+
+class _ConvLayer(blocks.ConvLayer):
+    _places: ClassVar[Mapping[str, Place]] = _CONV_PARTS
+
+    def _convolution(self) -> Convolution:
+        return _convolution(self)
+
+
+class MobileViTConvLayer(_ConvLayer, mobilevit.MobileViTConvLayer):
+    pass
+
+
+class MobileViTV2ConvLayer(_ConvLayer, mobilevitv2.MobileViTV2ConvLayer):
+    pass
+
+
+_CONVS = one_of(Kind(mobilevit.MobileViTConvLayer, children=_CONV_PARTS), Kind(mobilevitv2.MobileViTV2ConvLayer, children=_CONV_PARTS))
+
+
+class _InvertedResidual(blocks.InvertedResidual):
+    _places: ClassVar[Mapping[str, Place]] = {name: _CONVS for name in ("expand_1x1", "conv_3x3", "reduce_1x1")}
+
+    def _convolutions(self) -> tuple[Convolution, Convolution, Convolution]:
+        return _convolution(self.expand_1x1), _convolution(self.conv_3x3), _convolution(self.reduce_1x1)
+
+    def _residual(self) -> bool:
+        return self.use_residual
+
+
+class MobileViTInvertedResidual(_InvertedResidual, mobilevit.MobileViTInvertedResidual):
+    pass
+
+
+class MobileViTV2InvertedResidual(_InvertedResidual, mobilevitv2.MobileViTV2InvertedResidual):
+    pass
 
 
 class MobileViTSelfAttention(V1Attention, mobilevit.MobileViTSelfAttention):
@@ -34,23 +98,77 @@ class MobileViTSelfAttention(V1Attention, mobilevit.MobileViTSelfAttention):
         return y.transpose(1, 2).reshape(batch, length, self.all_head_size)
 
 
-class _PatchSize(Block):
+class _Layer(Block):
     patch_height: int
     patch_width: int
+    _conv_places: ClassVar[Mapping[str, Place]] = {name: _CONVS for name in ("conv_kxk", "conv_1x1", "conv_projection")}
 
     def _patch_size(self) -> tuple[int, int]:
         return self.patch_height, self.patch_width
 
 
-class MobileViTLayer(_PatchSize, V1Block, mobilevit.MobileViTLayer):
+_V1_ATTENTION = one_of(
+    Kind(
+        mobilevit.MobileViTAttention,
+        children={
+            "attention": one_of(
+                Kind(MobileViTSelfAttention, others={**LINEAR, **SKIPPED}),
+                Kind(mobilevit.MobileViTSelfAttention, others={**LINEAR, **SKIPPED}),
+            ),
+            "output": one_of(Kind(mobilevit.MobileViTSelfOutput, others={**LINEAR, **SKIPPED})),
+        },
+    )
+)
+_V1_LAYER = one_of(
+    Kind(
+        mobilevit.MobileViTTransformerLayer,
+        children={
+            "attention": _V1_ATTENTION,
+            "intermediate": one_of(Kind(mobilevit.MobileViTIntermediate, children={"dense": LINEAR, "intermediate_act_fn": _ACTIVATION})),
+            "output": one_of(Kind(mobilevit.MobileViTOutput, others={**LINEAR, **SKIPPED})),
+            "layernorm_before": LAYER_NORM,
+            "layernorm_after": LAYER_NORM,
+        },
+    )
+)
+
+
+class MobileViTLayer(_Layer, V1Block, mobilevit.MobileViTLayer):
+    _layer_places: ClassVar[Mapping[str, Place]] = {
+        "transformer": one_of(Kind(mobilevit.MobileViTTransformer, children={"layer": one_of(Kind(nn.ModuleList, others=_V1_LAYER))})),
+        "layernorm": LAYER_NORM,
+    }
+    _conv_places: ClassVar[Mapping[str, Place]] = {**_Layer._conv_places, "fusion": _CONVS}
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if self._runs_fused(features):
+            return evaluate(self, features, self._with_downsampling, super().forward)
         if self._obstacle() is not None:
             return super().forward(features)
         if self.downsampling_layer is not None:
             features = self.downsampling_layer(features)
         x = self.conv_1x1(self.conv_kxk(features))
-        x = self.conv_projection(self._on_tokens(x, lambda tokens: self.layernorm(self.transformer(tokens))))
+        x = self.conv_projection(self._represented(x, self.layernorm, lambda tokens: self.layernorm(self.transformer(tokens))))
         return self.fusion(torch.cat((features, x), dim=1))
+
+    def _with_downsampling(self, features: torch.Tensor) -> torch.Tensor:
+        return self._fused(features if self.downsampling_layer is None else self.downsampling_layer(features))
+
+    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution, Convolution | None]:
+        first, second, proj, fusion = map(_convolution, (self.conv_kxk, self.conv_1x1, self.conv_projection, self.fusion))
+        return first, second, self.layernorm, proj, fusion
+
+    def _layers(self) -> list[V1Layer]:
+        return [_v1_layer(layer) for layer in self.transformer.layer]
+
+
+def _v1_layer(layer: Any) -> V1Layer:
+    attention = layer.attention.attention
+    return V1Layer(
+        layer.layernorm_before, (attention.query, attention.key, attention.value), attention.num_attention_heads,
+        attention.attention_head_size**-0.5, layer.attention.output.dense, layer.layernorm_after, layer.intermediate.dense,
+        layer.output.dense, activation_name(layer.intermediate.intermediate_act_fn),
+    )  # fmt: skip
 
 
 class MobileViTV2LinearSelfAttention(V2Attention, mobilevitv2.MobileViTV2LinearSelfAttention):
@@ -61,36 +179,47 @@ class MobileViTV2LinearSelfAttention(V2Attention, mobilevitv2.MobileViTV2LinearS
 
 
 _ORDER_FREE: Place = {**ORDER_FREE, **one_of(Kind(SiLUActivation))}
-_CONV_LAYER = one_of(Kind(mobilevitv2.MobileViTV2ConvLayer, others=_ORDER_FREE))
-_ATTENTION = one_of(
-    Kind(MobileViTV2LinearSelfAttention, children={"qkv_proj": _CONV_LAYER, "out_proj": _CONV_LAYER}, others=SKIPPED),
-    Kind(mobilevitv2.MobileViTV2LinearSelfAttention, not_replaced),
-)
-_FFN = one_of(Kind(mobilevitv2.MobileViTV2FFN, others={**_ORDER_FREE, **_CONV_LAYER}))
-_LAYER = one_of(
-    Kind(
-        mobilevitv2.MobileViTV2TransformerLayer,
-        children={"layernorm_before": _ORDER_FREE, "attention": _ATTENTION, "layernorm_after": _ORDER_FREE, "ffn": _FFN},
-        others=SKIPPED,
+
+
+def _v2_transformer(norm: Place, conv: Place) -> Place:
+    """`norm` and the children of convolutional layers, `conv`, where they stand."""
+    layer = one_of(Kind(mobilevitv2.MobileViTV2ConvLayer, others=conv))
+    attention = one_of(
+        Kind(MobileViTV2LinearSelfAttention, children={"qkv_proj": layer, "out_proj": layer}, others=SKIPPED),
+        Kind(mobilevitv2.MobileViTV2LinearSelfAttention, not_replaced),
     )
-)
-_LAYERS = one_of(Kind(nn.ModuleList, others=_LAYER))
+    feed_forward = one_of(Kind(mobilevitv2.MobileViTV2FFN, children={"conv1": layer, "conv2": layer}, others=SKIPPED))
+    children = {"layernorm_before": norm, "attention": attention, "layernorm_after": norm, "ffn": feed_forward}
+    layers = one_of(Kind(nn.ModuleList, others=one_of(Kind(mobilevitv2.MobileViTV2TransformerLayer, children=children, others=SKIPPED))))
+    return one_of(Kind(mobilevitv2.MobileViTV2Transformer, children={"layer": layers}))
 
 
-class MobileViTV2Layer(_PatchSize, V2Block, mobilevitv2.MobileViTV2Layer):
-    _places: ClassVar[Mapping[str, Place]] = {
-        "transformer": one_of(Kind(mobilevitv2.MobileViTV2Transformer, children={"layer": _LAYERS})),
-        "layernorm": _ORDER_FREE,
-    }
+class MobileViTV2Layer(_Layer, V2Block, mobilevitv2.MobileViTV2Layer):
+    _places: ClassVar[Mapping[str, Place]] = {"transformer": _v2_transformer(_ORDER_FREE, _ORDER_FREE), "layernorm": _ORDER_FREE}
+    _layer_places: ClassVar[Mapping[str, Place]] = {"transformer": _v2_transformer(GROUP_NORM, {**POINTWISE, **_ACTIVATION})}
+    _conv_places: ClassVar[Mapping[str, Place]] = {**_Layer._conv_places, "layernorm": GROUP_NORM}
     _branches = ("layernorm_before", "attention", "layernorm_after", "ffn")
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        if self._obstacle() is not None:
+        fused = self._runs_fused(features)
+        if not fused and self._obstacle() is not None:
             return super().forward(features)
+        if fused and self._divides(features):
+            return evaluate(self, features, self._with_downsampling, super().forward)
         if self.downsampling_layer is not None:
             features = self.downsampling_layer(features)
         x = self.conv_1x1(self.conv_kxk(features))
         return self.conv_projection(self._global_representation(x))
+
+    def _divides(self, features: torch.Tensor) -> bool:
+        """Whether the map that attention sees is of whole patches."""
+        down = self.downsampling_layer
+        stride = 1 if down is None else down.conv_3x3.convolution.stride[0]
+        size = -(-features.shape[2] // stride), -(-features.shape[3] // stride)
+        return round_up(size, self._patch_size()) == size
+
+    def _with_downsampling(self, features: torch.Tensor) -> torch.Tensor:
+        return self._fused(features if self.downsampling_layer is None else self.downsampling_layer(features))
 
     def _global_representation(self, x: torch.Tensor) -> torch.Tensor:
         size = x.shape[2], x.shape[3]
@@ -99,10 +228,29 @@ class MobileViTV2Layer(_PatchSize, V2Block, mobilevitv2.MobileViTV2Layer):
             return self.folding(self.layernorm(self.transformer(patches)), size)
         return self._global(x, self.transformer, self.transformer.layer, self.layernorm)
 
+    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution]:
+        first, second, proj = map(_convolution, (self.conv_kxk, self.conv_1x1, self.conv_projection))
+        return first, second, self.layernorm, proj
+
+    def _layers(self) -> list[V2Layer]:
+        return [_v2_layer(layer) for layer in self.transformer.layer]
+
+
+def _v2_layer(layer: Any) -> V2Layer:
+    attention, ffn = layer.attention, layer.ffn
+    return V2Layer(
+        layer.layernorm_before, attention.qkv_proj.convolution, attention.out_proj.convolution, layer.layernorm_after,
+        ffn.conv1.convolution, ffn.conv2.convolution, activation_name(ffn.conv1.activation),
+    )  # fmt: skip
+
 
 REPLACEMENTS = {
+    mobilevit.MobileViTConvLayer: MobileViTConvLayer,
+    mobilevit.MobileViTInvertedResidual: MobileViTInvertedResidual,
     mobilevit.MobileViTLayer: MobileViTLayer,
     mobilevit.MobileViTSelfAttention: MobileViTSelfAttention,
+    mobilevitv2.MobileViTV2ConvLayer: MobileViTV2ConvLayer,
+    mobilevitv2.MobileViTV2InvertedResidual: MobileViTV2InvertedResidual,
     mobilevitv2.MobileViTV2Layer: MobileViTV2Layer,
     mobilevitv2.MobileViTV2LinearSelfAttention: MobileViTV2LinearSelfAttention,
 }
