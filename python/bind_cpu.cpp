@@ -195,19 +195,37 @@ int depthwise_convolution(int dtype, const Sizes& size, int64_t stride, uintptr_
     return static_cast<int>(depthwise_conv2d(p, threads));
 }
 
-int softmax_attention(int dtype, const Sizes& qkv_size, int64_t heads, std::array<int64_t, 2> patch, float scale, uintptr_t qkv,
-                      const Sizes& qkv_stride, uintptr_t y, const Sizes& y_stride, int threads) {
+PatchAttentionProblem problem(int dtype, const Sizes& size, int64_t heads, std::array<int64_t, 2> patch, float scale) {
     PatchAttentionProblem p{};
     p.dtype = static_cast<DType>(dtype);
-    p.batch = qkv_size[0], p.dim = qkv_size[1] / 3, p.heads = heads;
-    p.height = qkv_size[2], p.width = qkv_size[3], p.patch_h = patch[0], p.patch_w = patch[1];
+    p.batch = size[0], p.dim = size[1] / 3, p.heads = heads;
+    p.height = size[2], p.width = size[3], p.patch_h = patch[0], p.patch_w = patch[1];
     p.scale = scale;
+    return p;
+}
+
+void leave_out_channels(const Sizes& stride, int64_t (&to)[3]) { to[0] = stride[0], to[1] = stride[2], to[2] = stride[3]; }
+
+int softmax_attention(int dtype, const Sizes& qkv_size, int64_t heads, std::array<int64_t, 2> patch, float scale, uintptr_t qkv,
+                      const Sizes& qkv_stride, uintptr_t y, const Sizes& y_stride, int threads) {
+    PatchAttentionProblem p = problem(dtype, qkv_size, heads, patch, scale);
     p.qkv = pointer(qkv), p.y = pointer(y);
-    const auto pixels = [](const Sizes& stride, int64_t* to) { to[0] = stride[0], to[1] = stride[2], to[2] = stride[3]; };
-    pixels(qkv_stride, p.qkv_stride);
-    pixels(y_stride, p.y_stride);
+    leave_out_channels(qkv_stride, p.qkv_stride);
+    leave_out_channels(y_stride, p.y_stride);
     py::gil_scoped_release release;
     return static_cast<int>(patch_attention(p, threads));
+}
+
+int softmax_attention_backward(int dtype, const Sizes& qkv_size, int64_t heads, std::array<int64_t, 2> patch, float scale, uintptr_t qkv,
+                               const Sizes& qkv_stride, uintptr_t dy, const Sizes& dy_stride, uintptr_t dqkv, const Sizes& dqkv_stride,
+                               int threads) {
+    PatchAttentionProblem p = problem(dtype, qkv_size, heads, patch, scale);
+    p.qkv = pointer(qkv), p.y = pointer(dy), p.dqkv = pointer(dqkv);
+    leave_out_channels(qkv_stride, p.qkv_stride);
+    leave_out_channels(dy_stride, p.y_stride);
+    leave_out_channels(dqkv_stride, p.dqkv_stride);
+    py::gil_scoped_release release;
+    return static_cast<int>(patch_attention_backward(p, threads));
 }
 
 std::vector<std::string> isas(bool (*holds)(Isa)) {
@@ -240,6 +258,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("feed_forward", mlp);
     m.def("gemm", product);
     m.def("patch_attention", softmax_attention);
+    m.def("patch_attention_backward", softmax_attention_backward);
     m.def("group_norm", norm);
     m.def("group_norm_backward", norm_backward);
     m.def("unfold_patches", patches<unfold_patches>);

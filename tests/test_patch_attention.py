@@ -59,10 +59,10 @@ def test_forward(shape, fmt: str, dtype: torch.dtype, isa: str, poison) -> None:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_backward(shape, fmt: str, dtype: torch.dtype, poison) -> None:
+def test_backward(shape, fmt: str, dtype: torch.dtype, isa: str, poison) -> None:
     qkv, heads, patch = make(shape, dtype, fmt)
     qkv.requires_grad_()
-    y = mk.ops.patch_attention(qkv, heads, patch)
+    y = mk.ops.patch_attention(qkv, heads, patch, backend="cpu")
     dy = torch.randn_like(y)
     y.backward(dy)
     plain = qkv.detach().clone().requires_grad_()
@@ -121,6 +121,10 @@ def test_long_sums_stay_exact(mean: float) -> None:
         qkv[:, 8:] += mean
         exact = reference.patch_attention(qkv.double(), 1, (1, 1))
         assert_float_rule(mk.ops.patch_attention(qkv, 1, (1, 1), backend="cpu"), reference.patch_attention(qkv, 1, (1, 1)), exact)
+        dy = torch.randn_like(exact).float()
+        grad = torch.ops.mvit_kernels.patch_attention_backward(dy, qkv, 1, (1, 1), None, "cpu")
+        plain = reference.patch_attention_backward(dy, qkv, 1, (1, 1))
+        assert_float_rule(grad, plain, reference.patch_attention_backward(dy.double(), qkv.double(), 1, (1, 1)))
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -135,6 +139,9 @@ def test_large_scores(ascending: bool, fmt: str, isa: str) -> None:
     exact = reference.patch_attention(qkv.double(), 1, (1, 1), 1.0)
     qkv = qkv.contiguous(memory_format=FORMATS[fmt])
     assert (mk.ops.patch_attention(qkv, 1, (1, 1), 1.0, backend="cpu") - exact).abs().max() < 1e-6
+    grad = torch.ops.mvit_kernels.patch_attention_backward(qkv[:, 6:], qkv, 1, (1, 1), 1.0, "cpu")
+    expected = exact_gradient(qkv, qkv[:, 6:], 1, (1, 1), 1.0)
+    assert (grad - expected).abs().max() < 1e-5 * expected.abs().max()
     assert torch.allclose(exact[0, :, 0, 0], qkv[0, 6:, -1, -1].double() if ascending else qkv[0, 6:, 0, 0].double())
 
 
@@ -149,6 +156,11 @@ def test_not_finite_values_stay_where_torch_has_them(channel: int, value: float,
     actual = mk.ops.patch_attention(qkv, 1, backend="cpu")
     assert torch.equal(actual.isnan(), expected.isnan())
     assert torch.allclose(actual, expected, atol=1e-5, equal_nan=True)
+    dy = torch.randn(2, 5, 6, 42)
+    grad = torch.ops.mvit_kernels.patch_attention_backward(dy, qkv, 1, (2, 2), None, "cpu")
+    expected = reference.patch_attention_backward(dy, qkv, 1)
+    assert torch.equal(grad[0].isnan(), expected[0].isnan())
+    assert torch.allclose(grad[1, :, 1::2], expected[1, :, 1::2], atol=1e-5)  # other phases
 
 
 @pytest.mark.parametrize("whole", [False, True])
@@ -167,14 +179,19 @@ def test_scores_of_minus_infinity(whole: bool, isa: str) -> None:
 @needs_native
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_same_bits_on_any_number_of_threads(fmt: str, threads) -> None:
-    for shape in ((3, 24, 4, 16, 16, (2, 2)), (1, 9, 1, 40, 40, (1, 1))):
+    for shape in ((3, 24, 4, 16, 16, (2, 2)), (1, 9, 2, 40, 40, (1, 1))):
         qkv, heads, patch = make(shape, fmt=fmt)
+        dy = torch.randn(shape[0], qkv.shape[1] // 3, *shape[3:5]).contiguous(memory_format=FORMATS[fmt])
         results = []
         for count in (1, 2, 3, 7):
             threads(count)
-            results.append(mk.ops.patch_attention(qkv, heads, patch, backend="cpu"))
-        for y in results[1:]:
-            assert torch.equal(y, results[0])
+            leaf = qkv.clone().requires_grad_()
+            y = mk.ops.patch_attention(leaf, heads, patch, backend="cpu")
+            y.backward(dy)
+            results.append((y.detach(), leaf.grad))
+        for y, grad in results[1:]:
+            assert torch.equal(y, results[0][0])
+            assert torch.equal(grad, results[0][1])
 
 
 @needs_native
@@ -201,7 +218,7 @@ def test_many_threads_call_at_once() -> None:
         for _ in range(3):
             for (y, grad), (y0, grad0) in zip(pool.map(both, inputs), alone, strict=True):
                 assert torch.equal(y, y0)
-                assert torch.allclose(grad, grad0, atol=1e-6)  # by torch, whose sums depend on the number of threads
+                assert torch.equal(grad, grad0)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -217,8 +234,9 @@ def test_empty(shape, backend: str) -> None:
 
 
 @needs_native
-def test_writes_only_its_output(isa: str) -> None:
-    """The raw kernel, on a tensor inside a larger buffer: the bytes around and between stay as they were."""
+@pytest.mark.parametrize("backward", [False, True])
+def test_writes_only_its_output(backward: bool, isa: str) -> None:
+    """The raw kernels, on a tensor inside a larger buffer: the bytes around and between stay as they were."""
 
     def inside(channels: int) -> tuple[torch.Tensor, torch.Tensor]:
         buffer = torch.full((2 + 4, 4 + 4, 6 + 4, channels + 4), 7.0)
@@ -227,10 +245,19 @@ def test_writes_only_its_output(isa: str) -> None:
     _, qkv = inside(30)
     qkv.normal_()
     buffer, y = inside(10)
-    status = native.patch_attention(0, qkv.shape, 2, (2, 2), 0.5, qkv.data_ptr(), qkv.stride(), y.data_ptr(), y.stride(), 2)
+    pointers = (qkv.data_ptr(), qkv.stride(), y.data_ptr(), y.stride())
+    if backward:
+        y.normal_()
+        buffer, out = inside(30)
+        status = native.patch_attention_backward(0, qkv.shape, 2, (2, 2), 0.5, *pointers, out.data_ptr(), out.stride(), 2)
+        expected = exact_gradient(qkv, y, 2, (2, 2), 0.5)
+    else:
+        out = y
+        status = native.patch_attention(0, qkv.shape, 2, (2, 2), 0.5, *pointers, 2)
+        expected = reference.patch_attention(qkv.double(), 2, (2, 2), 0.5)
     assert status == 0
-    assert (y - reference.patch_attention(qkv.double(), 2, (2, 2), 0.5)).abs().max() < 1e-5
-    y.fill_(7.0)
+    assert (out - expected).abs().max() < 1e-5
+    out.fill_(7.0)
     assert (buffer == 7.0).all()
 
 

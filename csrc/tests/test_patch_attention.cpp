@@ -31,43 +31,76 @@ void compare(const Case& c) {
     p.height = c.rows * c.patch_h, p.width = c.columns * c.patch_w, p.patch_h = c.patch_h, p.patch_w = c.patch_w;
     p.scale = 1.0f / std::sqrt(static_cast<float>(c.depth));
     Guarded<float> qkv(set_strides(p, 3 * p.dim, c.gap, p.qkv_stride)), y(set_strides(p, p.dim, c.gap, p.y_stride));
+    Guarded<float> dy(y.size()), dqkv(set_strides(p, 3 * p.dim, c.gap, p.dqkv_stride));
     for (int64_t i = 0; i < qkv.size(); ++i) qkv[i] = random_float();
+    for (int64_t i = 0; i < dy.size(); ++i) dy[i] = random_float();
     const float untouched = 7.0f;
     std::fill(y.data(), y.data() + y.size(), untouched);
+    std::fill(dqkv.data(), dqkv.data() + dqkv.size(), untouched);
     p.qkv = qkv.data(), p.y = y.data();
     CHECK(patch_attention(p, 2) == Status::ok);
-    CHECK(y.canary_intact());
+    p.y = dy.data(), p.dqkv = dqkv.data();
+    CHECK(patch_attention_backward(p, 2) == Status::ok);
+    CHECK(y.canary_intact() && dqkv.canary_intact());
 
-    const int64_t pixels = c.rows * c.columns;
-    std::vector<double> weights(static_cast<size_t>(pixels));
+    const int64_t pixels = c.rows * c.columns, depth = c.depth;
     const auto place = [&](const int64_t* stride, int64_t image, int64_t phase, int64_t pixel) {
         const int64_t row = pixel / c.columns * c.patch_h + phase / c.patch_w, column = pixel % c.columns * c.patch_w + phase % c.patch_w;
         return image * stride[0] + row * stride[1] + column * stride[2];
     };
+    // Marks what was computed, so that the gaps can be looked at in the end.
+    const auto check = [&](float* actual, double expected) {
+        CHECK(std::fabs(double{*actual} - expected) < 2e-5 * (1 + std::fabs(expected)));
+        *actual = untouched;
+    };
     for (int64_t image = 0; image < p.batch; ++image)
         for (int64_t phase = 0; phase < c.patch_h * c.patch_w; ++phase)
-            for (int64_t channel = 0; channel < p.dim; channel += c.depth)
+            for (int64_t channel = 0; channel < p.dim; channel += depth) {
+                const auto pixel = [&](float* data, const int64_t* stride, int64_t n) {
+                    return data + place(stride, image, phase, n) + channel;
+                };
+                std::vector<double> dq(static_cast<size_t>(pixels * depth)), dk(dq), dv(dq), p_row(static_cast<size_t>(pixels)), dp(p_row);
+                const auto dot = [&](const float* a, const float* b) {
+                    double sum = 0;
+                    for (int64_t i = 0; i < depth; ++i) sum += double{a[i]} * double{b[i]};
+                    return sum;
+                };
                 for (int64_t n = 0; n < pixels; ++n) {
-                    const float* q = qkv.data() + place(p.qkv_stride, image, phase, n) + channel;
-                    double top = -INFINITY, sum = 0;
-                    for (int64_t m = 0; m < pixels; ++m) {
-                        const float* k = qkv.data() + place(p.qkv_stride, image, phase, m) + p.dim + channel;
-                        double& score = weights[static_cast<size_t>(m)] = 0;
-                        for (int64_t i = 0; i < c.depth; ++i) score += double{p.scale} * double{q[i]} * double{k[i]};
-                        top = std::max(top, score);
+                    const float* q = pixel(qkv.data(), p.qkv_stride, n);
+                    const float* g = pixel(dy.data(), p.y_stride, n);
+                    double top = -INFINITY, sum = 0, mean = 0;
+                    for (size_t m = 0; m < p_row.size(); ++m) {
+                        const float* k = pixel(qkv.data(), p.qkv_stride, static_cast<int64_t>(m)) + p.dim;
+                        p_row[m] = double{p.scale} * dot(q, k);
+                        dp[m] = dot(g, k + p.dim);
+                        top = std::max(top, p_row[m]);
                     }
-                    for (double& each : weights) sum += each = std::exp(each - top);
-                    float* result = y.data() + place(p.y_stride, image, phase, n) + channel;
-                    for (int64_t i = 0; i < c.depth; ++i) {
+                    for (double& each : p_row) sum += each = std::exp(each - top);
+                    for (size_t m = 0; m < p_row.size(); ++m) mean += (p_row[m] /= sum) * dp[m];
+                    for (int64_t i = 0; i < depth; ++i) {
                         double expected = 0;
-                        for (int64_t m = 0; m < pixels; ++m)
-                            expected += weights[static_cast<size_t>(m)] / sum *
-                                        double{qkv[place(p.qkv_stride, image, phase, m) + 2 * p.dim + channel + i]};
-                        CHECK(std::fabs(double{result[i]} - expected) < 2e-5);
-                        result[i] = untouched;
+                        for (size_t m = 0; m < p_row.size(); ++m) {
+                            const float* k = pixel(qkv.data(), p.qkv_stride, static_cast<int64_t>(m)) + p.dim + i;
+                            const double ds = double{p.scale} * p_row[m] * (dp[m] - mean);
+                            const size_t at = m * static_cast<size_t>(depth) + static_cast<size_t>(i);
+                            expected += p_row[m] * double{k[p.dim]};
+                            dq[static_cast<size_t>(n * depth + i)] += ds * double{k[0]};
+                            dk[at] += ds * double{q[i]};
+                            dv[at] += p_row[m] * double{g[i]};
+                        }
+                        check(pixel(y.data(), p.y_stride, n) + i, expected);
                     }
                 }
-    CHECK(std::all_of(y.data(), y.data() + y.size(), [&](float each) { return each == untouched; }));  // the gaps too
+                for (int64_t n = 0; n < pixels; ++n)
+                    for (int64_t i = 0; i < depth; ++i) {
+                        float* actual = pixel(dqkv.data(), p.dqkv_stride, n) + i;
+                        check(actual, dq[static_cast<size_t>(n * depth + i)]);
+                        check(actual + p.dim, dk[static_cast<size_t>(n * depth + i)]);
+                        check(actual + 2 * p.dim, dv[static_cast<size_t>(n * depth + i)]);
+                    }
+            }
+    for (Guarded<float>* each : {&y, &dqkv})
+        CHECK(std::all_of(each->data(), each->data() + each->size(), [&](float x) { return x == untouched; }));
 }
 
 }  // namespace
@@ -99,8 +132,12 @@ TEST(patch_attention_of_many_pixels_in_bounded_scratch) {
         qkv[3 * i + 2] = random_float() + 1.0f;
         mean += double{qkv[3 * i + 2]} / static_cast<double>(pixels);
     }
-    const PatchAttentionProblem p{DType::f32,       1, 1, 1, side, side, 1, 1, 1.0f, qkv.data(), {3 * pixels, 3 * side, 3}, y.data(),
-                                  {pixels, side, 1}};
+    PatchAttentionProblem p{};
+    p.batch = p.dim = p.heads = p.patch_h = p.patch_w = 1, p.height = p.width = side;
+    p.scale = 1.0f;
+    p.qkv = qkv.data(), p.y = y.data();
+    set_strides(p, 3, 0, p.qkv_stride);
+    set_strides(p, 1, 0, p.y_stride);
     CHECK(patch_attention(p, 2) == Status::ok);
     for (int64_t i = 0; i < pixels; ++i) CHECK(std::fabs(double{y[i]} - mean) < 1e-6);
 }

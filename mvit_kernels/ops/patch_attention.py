@@ -109,18 +109,38 @@ def _cpu_refuse(qkv: torch.Tensor, *_: object) -> str | None:
     return None
 
 
+def _factor(qkv: torch.Tensor, heads: int, scale: float | None) -> float:
+    return default_scale(qkv.shape[1] // 3, heads) if scale is None else scale
+
+
+# The kernels walk channels_last memory; other formats are copied to it and back.
+
+
 def _cpu_forward(qkv: torch.Tensor, heads: int, patch: tuple[int, int], scale: float | None) -> torch.Tensor:
     channels_last, size = is_channels_last(qkv), _size(qkv)
     qkv = in_format(qkv, True)
     y = empty_in_format(qkv, size, True)
     code, threads = FLOAT_CODES[qkv.dtype], torch.get_num_threads()
-    factor = default_scale(size[1], heads) if scale is None else scale
     status = native.patch_attention(
-        code, qkv.shape, heads, patch, factor, qkv.data_ptr(), qkv.stride(), y.data_ptr(), y.stride(), threads
+        code, qkv.shape, heads, patch, _factor(qkv, heads, scale), qkv.data_ptr(), qkv.stride(), y.data_ptr(), y.stride(), threads
     )  # fmt: skip
     if status:
         raise_status(OP, status)
     return y if channels_last else dense(y, False)
+
+
+def _cpu_backward(dy: torch.Tensor, qkv: torch.Tensor, heads: int, patch: tuple[int, int], scale: float | None) -> torch.Tensor:
+    channels_last = is_channels_last(qkv)
+    qkv, dy = in_format(qkv, True), in_format(dy, True)
+    dqkv = empty_in_format(qkv, tuple(qkv.shape), True)
+    code, threads = FLOAT_CODES[qkv.dtype], torch.get_num_threads()
+    status = native.patch_attention_backward(
+        code, qkv.shape, heads, patch, _factor(qkv, heads, scale), qkv.data_ptr(), qkv.stride(), dy.data_ptr(), dy.stride(),
+        dqkv.data_ptr(), dqkv.stride(), threads,
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return dqkv if channels_last else dense(dqkv, False)
 
 
 def _reference_forward(qkv: torch.Tensor, heads: int, patch: tuple[int, int], scale: float | None) -> torch.Tensor:
@@ -134,10 +154,9 @@ def _reference_backward(dy: torch.Tensor, qkv: torch.Tensor, heads: int, patch: 
     return dense(grad.to(qkv.dtype), is_channels_last(qkv))
 
 
-# There is no backward kernel: nearly all of its work is matrix products, which torch runs as fast.
 choose = Choice(
     OP,
-    cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),
+    cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
     reference=Implementation(_reference_forward, _reference_backward),
 )
 

@@ -1,4 +1,4 @@
-// Attention of some queries of one phase and head; formulas and the plan in ops/patch_attention.h. Compiled once an ISA.
+// Attention of some queries of one phase and head, and its gradient; formulas and the plan in ops/patch_attention.h. Compiled once an ISA.
 #include "cpu/ops/patch_attention.h"
 
 #include "cpu/core/activation.h"
@@ -15,13 +15,18 @@ namespace {
 constexpr int W = F32::width;
 using Task = PatchAttentionTask;
 
-// Where W pixels of a phase from `first` on start, as far as there are any before `end`; how many there are.
-inline int locate(int64_t first, int64_t end, int64_t columns, int64_t row, int64_t column, int64_t (&offset)[W]) {
+// The pixels of a phase in one tensor.
+struct Pixels {
+    int64_t columns, row, column;  // of a row, strides
+};
+
+// Where W pixels from `first` on start, as far as there are any before `end`; how many there are.
+inline int locate(const Pixels& pixels, int64_t first, int64_t end, int64_t (&offset)[W]) {
     const int count = lanes_left(end, first);
-    int64_t y = first / columns, x = first % columns;
+    int64_t y = first / pixels.columns, x = first % pixels.columns;
     for (int i = 0; i < count; ++i) {
-        offset[i] = y * row + x * column;
-        if (++x == columns) {
+        offset[i] = y * pixels.row + x * pixels.column;
+        if (++x == pixels.columns) {
             x = 0;
             ++y;
         }
@@ -29,15 +34,17 @@ inline int locate(int64_t first, int64_t end, int64_t columns, int64_t row, int6
     return count;
 }
 
-// to[channel, pixel - begin] = factor * from[pixel, channel], pixels side by side, both to whole vectors.
+// to[channel, pixel - begin] = factor * from[pixel, channel], both to whole vectors.
 template <class T>
-void pack_transposed(const Task& s, const T* from, int64_t begin, int64_t end, float factor, float* to, int64_t stride) {
+void pack_transposed(const Pixels& pixels, int64_t begin, int64_t end, int64_t depth, const void* source, float factor, float* to,
+                     int64_t stride) {
+    const T* from = static_cast<const T*>(source);
     const F32 times = F32::all(factor), zero = F32::all(0.0f);
     int64_t offset[W];
     for (int64_t first = begin; first < end; first += W) {
-        const int count = locate(first, end, s.columns, s.qkv_row, s.qkv_column, offset);
-        for (int64_t channel = 0; channel < s.depth; channel += W) {
-            const int lanes = lanes_left(s.depth, channel);
+        const int count = locate(pixels, first, end, offset);
+        for (int64_t channel = 0; channel < depth; channel += W) {
+            const int lanes = lanes_left(depth, channel);
             F32 x[W];
             if (count == W && lanes == W) {
 #pragma GCC unroll 16
@@ -52,35 +59,21 @@ void pack_transposed(const Task& s, const T* from, int64_t begin, int64_t end, f
     }
 }
 
+// The way back: to[pixel, channel] = from[channel, pixel - begin] * times[pixel - begin].
 template <class T>
-void pack_keys(const Task& s, int64_t begin, int64_t end, float* to, int64_t stride) {
+void unpack_transposed(const Pixels& pixels, int64_t begin, int64_t end, int64_t depth, const float* from, const float* times,
+                       void* target) {
     int64_t offset[W];
     for (int64_t first = begin; first < end; first += W) {
-        const int count = locate(first, end, s.columns, s.qkv_row, s.qkv_column, offset);
-        for (int i = 0; i < count; ++i, to += stride) {
-            const T* from = static_cast<const T*>(s.k) + offset[i];
-            for (int64_t channel = 0; channel < s.depth; channel += W)
-                load(from + channel, lanes_left(s.depth, channel), 0.0f).store(to + channel);
-        }
-    }
-}
-
-// y = y^T / sum of e, turned back.
-template <class T>
-void write(const Task& s, int64_t begin, int64_t end, const float* result, const float* top, const float* sum) {
-    int64_t offset[W];
-    for (int64_t first = begin; first < end; first += W) {
-        const int count = locate(first, end, s.columns, s.y_row, s.y_column, offset);
-        // A query all of whose scores are -infinity has no softmax: NaN, as top - top is then.
-        const F32 highest = F32::load(top + first - begin);
-        const F32 inverse = F32::all(1.0f) / F32::load(sum + first - begin) + (highest - highest);
-        for (int64_t channel = 0; channel < s.depth; channel += W) {
-            const int lanes = lanes_left(s.depth, channel);
+        const int count = locate(pixels, first, end, offset);
+        const F32 factor = F32::load(times + first - begin);
+        for (int64_t channel = 0; channel < depth; channel += W) {
+            const int lanes = lanes_left(depth, channel);
             F32 x[W];
 #pragma GCC unroll 16
-            for (int i = 0; i < W; ++i) x[i] = F32::load(result + (channel + i) * panel + first - begin) * inverse;
+            for (int i = 0; i < W; ++i) x[i] = F32::load(from + (channel + i) * panel + first - begin) * factor;
             transpose(x);
-            T* to = static_cast<T*>(s.y) + channel;
+            T* to = static_cast<T*>(target) + channel;
             if (count == W && lanes == W) {
 #pragma GCC unroll 16
                 for (int i = 0; i < W; ++i) x[i].store(to + offset[i]);
@@ -91,101 +84,272 @@ void write(const Task& s, int64_t begin, int64_t end, const float* result, const
     }
 }
 
+// body(row, offset) for every pixel; row counts from 0.
+template <class Body>
+inline void each_pixel(const Pixels& pixels, int64_t begin, int64_t end, const Body& body) {
+    int64_t offset[W];
+    for (int64_t first = begin; first < end; first += W) {
+        const int count = locate(pixels, first, end, offset);
+        for (int i = 0; i < count; ++i) body(first - begin + i, offset[i]);
+    }
+}
+
+// Pixel after pixel, to whole vectors; a panel of channels is panel_stride behind the one before.
+template <class T>
+void pack_rows(const Pixels& pixels, int64_t begin, int64_t end, int64_t depth, const void* source, float factor, float* to, int64_t stride,
+               int64_t panel_stride) {
+    const F32 times = F32::all(factor);
+    each_pixel(pixels, begin, end, [&](int64_t row, int64_t offset) {
+        const T* from = static_cast<const T*>(source) + offset;
+        float* at = to + row * stride;
+        for (int64_t channel = 0; channel < depth; channel += W)
+            (load(from + channel, lanes_left(depth, channel), 0.0f) * times).store(at + channel / panel * panel_stride + channel % panel);
+    });
+}
+
+template <class T>
+void unpack_rows(const Pixels& pixels, int64_t begin, int64_t end, int64_t depth, const float* from, int64_t stride, void* target) {
+    each_pixel(pixels, begin, end, [&](int64_t row, int64_t offset) {
+        T* to = static_cast<T*>(target) + offset;
+        for (int64_t channel = 0; channel < depth; channel += W)
+            store(F32::load(from + row * stride + channel), to + channel, lanes_left(depth, channel));
+    });
+}
+
+// 1 / sum of e. A query all of whose scores are -infinity has no softmax: NaN, as top - top is then.
+inline F32 inverse(F32 sum, F32 top) { return F32::all(1.0f) / sum + (top - top); }
+
 // 2^-126 stands for what is smaller: beside the largest term, 1, it is nothing, and it is no denormal number. It also keeps -infinity from
 // the exponential. NaN stays NaN.
 inline F32 weight(F32 below_top) { return exp2_quick(max(F32::all(-126.0f), below_top)); }
 
+constexpr int chains = 4;  // of max: to hide its latency
+
+// The largest of `keys` scores in each lane, or `top` where that is larger.
+inline F32 largest(const float* scores, int64_t keys, F32 top) {
+    F32 tops[chains] = {top, top, top, top};
+    const float* const end = scores + keys / chains * chains * panel;
+    const float* const last = scores + keys * panel;
+    for (; scores != end; scores += chains * panel)
+#pragma GCC unroll 4
+        for (int i = 0; i < chains; ++i) tops[i] = max(tops[i], F32::load(scores + i * panel));
+    for (; scores != last; scores += panel) tops[0] = max(tops[0], F32::load(scores));
+    return max(max(tops[0], tops[1]), max(tops[2], tops[3]));
+}
+
 // Scores of `keys` more keys for a panel of queries become e. top: t, sum: of e; both are carried on, and factor is 2^(t before - t).
 void softmax(float* scores, int64_t keys, int columns, float* top, float* sum, float* factor) {
-    constexpr int chains = 4;  // to hide the latency of max and of the sum
-    const F32 lowest = F32::all(-__builtin_inff()), finite = F32::all(-__FLT_MAX__), zero = F32::all(0.0f);
+    const F32 finite = F32::all(-__FLT_MAX__);
     for (int j = 0; j < columns; j += W) {
-        float* const column = scores + j;
-        const float* const end = column + keys / chains * chains * panel;
-        const float* const last = column + keys * panel;
-        F32 tops[chains] = {lowest, lowest, lowest, lowest}, sums[chains] = {zero, zero, zero, zero};
-        const float* from = column;
-        for (; from != end; from += chains * panel)
-#pragma GCC unroll 4
-            for (int i = 0; i < chains; ++i) tops[i] = max(tops[i], F32::load(from + i * panel));
-        for (; from != last; from += panel) tops[0] = max(tops[0], F32::load(from));
-
-        const F32 before = F32::load(top + j);
-        const F32 now = max(max(before, max(tops[0], tops[1])), max(tops[2], tops[3]));
-        const F32 shift = max(finite, now);
-        float* at = column;
-        for (; at != end; at += chains * panel)
-#pragma GCC unroll 4
-            for (int i = 0; i < chains; ++i) {
-                const F32 e = weight(F32::load(at + i * panel) - shift);
-                e.store(at + i * panel);
-                sums[i] = sums[i] + e;
-            }
-        for (; at != last; at += panel) {
+        const F32 before = F32::load(top + j), now = largest(scores + j, keys, before), shift = max(finite, now);
+        F32 even = F32::all(0.0f), odd = even;
+        float* at = scores + j;
+        float* const end = at + keys / 2 * 2 * panel;
+        for (; at != end; at += 2 * panel) {
+            const F32 e0 = weight(F32::load(at) - shift), e1 = weight(F32::load(at + panel) - shift);
+            e0.store(at);
+            e1.store(at + panel);
+            even = even + e0;
+            odd = odd + e1;
+        }
+        if (keys % 2 != 0) {
             const F32 e = weight(F32::load(at) - shift);
             e.store(at);
-            sums[0] = sums[0] + e;
+            even = even + e;
         }
         const F32 shrunk = weight(before - shift);
-        fma(F32::load(sum + j), shrunk, (sums[0] + sums[1]) + (sums[2] + sums[3])).store(sum + j);
+        fma(F32::load(sum + j), shrunk, even + odd).store(sum + j);
         now.store(top + j);
         shrunk.store(factor + j);
     }
+}
+
+inline void fill(float* to, int64_t count, float value) {
+    for (int64_t i = 0; i < count; i += W) F32::all(value).store(to + i);
 }
 
 template <class T>
 void forward(const Task& s) {
     const TileKernels& tiles = MVIT_ISA_SYMBOL(tile);
     const PatchAttentionScratch& at = *s.layout;
+    const Pixels from{s.columns, s.qkv_row, s.qkv_column}, to{s.columns, s.y_row, s.y_column};
     float* const queries = s.scratch + at.queries;
     float* const results = s.scratch + at.results;
     float* const part = s.scratch + at.part;
     float* const scores = s.scratch + at.scores;
     float* const keys = s.scratch + at.keys;
     float* const values = s.scratch + at.values;
-    float* const state = s.scratch + at.state;
+    float* const tops = s.scratch + at.tops;
+    float* const sums = s.scratch + at.sums;
+    float* const factor = s.scratch + at.factor;
     float* const zeros = s.scratch + at.zeros;
     const int64_t count = panels(s.end - s.begin), size = at.channels * panel;
-    float* const factor = state + 2 * count * panel;
 
-    for (int64_t i = 0; i < panel; i += W) F32::all(0.0f).store(zeros + i);
+    fill(zeros, panel, 0.0f);
+    fill(tops, count * panel, -__builtin_inff());
+    fill(sums, count * panel, 0.0f);
     const auto each_panel = [&](const auto& body) {
         for (int64_t i = 0; i < count; ++i) {
-            const int64_t first = s.begin + i * panel, left = s.end - first;
-            const int width = left < panel ? static_cast<int>(left) : panel;
-            body(first, width, queries + i * size, results + i * size, state + 2 * i * panel, state + (2 * i + 1) * panel);
+            const int64_t first = s.begin + i * panel;
+            body(i, first, s.end - first < panel ? static_cast<int>(s.end - first) : panel);
         }
     };
-    each_panel([&](int64_t first, int width, float* query, float*, float* top, float* sum) {
-        pack_transposed(s, static_cast<const T*>(s.q), first, first + width, s.scale, query, panel);
-        for (int64_t i = 0; i < panel; i += W) {
-            F32::all(-__builtin_inff()).store(top + i);
-            F32::all(0.0f).store(sum + i);
-        }
+    each_panel([&](int64_t i, int64_t first, int width) {
+        pack_transposed<T>(from, first, first + width, s.depth, s.q, s.scale, queries + i * size, panel);
     });
     for (int64_t key = 0; key < s.pixels; key += patch_attention_keys) {
         const int64_t block = s.pixels - key < patch_attention_keys ? s.pixels - key : patch_attention_keys;
-        pack_keys<T>(s, key, key + block, keys, at.key_stride);
-        pack_transposed(s, static_cast<const T*>(s.v), key, key + block, 1.0f, values, at.value_stride);
-        each_panel([&](int64_t, int width, float* query, float* result, float* top, float* sum) {
+        pack_rows<T>(from, key, key + block, s.depth, s.k, 1.0f, keys, at.key_stride, panel);
+        pack_transposed<T>(from, key, key + block, s.depth, s.v, 1.0f, values, at.value_stride);
+        each_panel([&](int64_t i, int64_t, int width) {
             const int columns = static_cast<int>(round_up(width, W));
-            tiles.multiply(keys, at.key_stride, block, query, s.depth, width, zeros, 0, scores, panel);
-            softmax(scores, block, columns, top, sum, factor);
+            float* const result = results + i * size;
+            tiles.multiply(keys, at.key_stride, block, queries + i * size, s.depth, width, zeros, 0, scores, panel);
+            softmax(scores, block, columns, tops + i * panel, sums + i * panel, factor);
             tiles.multiply(values, at.value_stride, s.depth, scores, block, width, zeros, 0, key == 0 ? result : part, panel);
             if (key == 0) return;
-            for (int64_t i = 0; i < s.depth * panel; i += panel)
+            for (int64_t c = 0; c < s.depth * panel; c += panel)
                 for (int j = 0; j < columns; j += W)
-                    fma(F32::load(result + i + j), F32::load(factor + j), F32::load(part + i + j)).store(result + i + j);
+                    fma(F32::load(result + c + j), F32::load(factor + j), F32::load(part + c + j)).store(result + c + j);
         });
     }
-    each_panel([&](int64_t first, int width, float*, float* result, float* top, float* sum) {
-        write<T>(s, first, first + width, result, top, sum);
+    for (int64_t i = 0; i < count * panel; i += W) inverse(F32::load(sums + i), F32::load(tops + i)).store(sums + i);
+    each_panel([&](int64_t i, int64_t first, int width) {
+        unpack_transposed<T>(to, first, first + width, s.depth, results + i * size, sums + i * panel, s.y);
+    });
+}
+
+// t, the sum of e and the sum of e dp of a panel of queries, carried on over `keys` more keys.
+void statistics(const float* scores, const float* dp, int64_t keys, int columns, float* top, float* sum, float* mean) {
+    const F32 finite = F32::all(-__FLT_MAX__);
+    for (int j = 0; j < columns; j += W) {
+        const F32 before = F32::load(top + j), now = largest(scores + j, keys, before), shift = max(finite, now);
+        F32 weights = F32::all(0.0f), products = weights;
+        for (int64_t i = j; i < keys * panel; i += panel) {
+            const F32 e = weight(F32::load(scores + i) - shift);
+            weights = weights + e;
+            products = fma(e, F32::load(dp + i), products);
+        }
+        const F32 shrunk = weight(before - shift);
+        fma(F32::load(sum + j), shrunk, weights).store(sum + j);
+        fma(F32::load(mean + j), shrunk, products).store(mean + j);
+        now.store(top + j);
+    }
+}
+
+// Scores become p, and dp becomes ds.
+void score_gradients(float* scores, float* dp, int64_t keys, int columns, const float* top, const float* sum, const float* mean) {
+    const F32 finite = F32::all(-__FLT_MAX__);
+    for (int j = 0; j < columns; j += W) {
+        const F32 highest = F32::load(top + j), shift = max(finite, highest);
+        const F32 share = inverse(F32::load(sum + j), highest), centre = F32::load(mean + j) * share;
+        for (int64_t i = j; i < keys * panel; i += panel) {
+            const F32 p = weight(F32::load(scores + i) - shift) * share;
+            p.store(scores + i);
+            (p * (F32::load(dp + i) - centre)).store(dp + i);
+        }
+    }
+}
+
+template <class T>
+void backward(const Task& s) {
+    const TileKernels& tiles = MVIT_ISA_SYMBOL(tile);
+    const PatchAttentionBackwardScratch& at = *s.backward_layout;
+    const Pixels from{s.columns, s.qkv_row, s.qkv_column}, gradient{s.columns, s.y_row, s.y_column};
+    const Pixels to{s.columns, s.dqkv_row, s.dqkv_column};
+    float* const queries = s.scratch + at.queries;
+    float* const dys = s.scratch + at.dys;
+    float* const query_rows = s.scratch + at.query_rows;
+    float* const dy_rows = s.scratch + at.dy_rows;
+    float* const dqueries = s.scratch + at.dqueries;
+    float* const scores = s.scratch + at.scores;
+    float* const dp = s.scratch + at.dp;
+    float* const keys = s.scratch + at.keys;
+    float* const values = s.scratch + at.values;
+    float* const keys_across = s.scratch + at.keys_across;
+    float* const dkeys = s.scratch + at.dkeys;
+    float* const dvalues = s.scratch + at.dvalues;
+    float* const tops = s.scratch + at.tops;
+    float* const sums = s.scratch + at.sums;
+    float* const means = s.scratch + at.means;
+    float* const times = s.scratch + at.times;
+    float* const zeros = s.scratch + at.zeros;
+    const int64_t count = panels(s.pixels), size = at.channels * panel, rows_size = panels(s.depth) * panel * panel;
+
+    fill(zeros, panel, 0.0f);
+    fill(times, panel, s.dscale);
+    fill(tops, count * panel, -__builtin_inff());
+    fill(sums, count * panel, 0.0f);
+    fill(means, count * panel, 0.0f);
+    fill(dqueries, count * size, 0.0f);
+    const auto each_panel = [&](const auto& body) {
+        for (int64_t i = 0; i < count; ++i) {
+            const int64_t first = i * panel;
+            body(i, first, s.pixels - first < panel ? static_cast<int>(s.pixels - first) : panel);
+        }
+    };
+    each_panel([&](int64_t i, int64_t first, int width) {
+        const int64_t end = first + width;
+        pack_transposed<T>(from, first, end, s.depth, s.q, s.scale, queries + i * size, panel);
+        pack_transposed<T>(gradient, first, end, s.depth, s.y, 1.0f, dys + i * size, panel);
+        pack_rows<T>(from, first, end, s.depth, s.q, s.dscale, query_rows + i * rows_size, panel, panel * panel);
+        pack_rows<T>(gradient, first, end, s.depth, s.y, 1.0f, dy_rows + i * rows_size, panel, panel * panel);
+    });
+    const auto each_block = [&](const auto& body) {
+        for (int64_t key = 0; key < s.pixels; key += patch_attention_backward_keys) {
+            const int64_t block = s.pixels - key < patch_attention_backward_keys ? s.pixels - key : patch_attention_backward_keys;
+            pack_rows<T>(from, key, key + block, s.depth, s.k, 1.0f, keys, at.key_stride, panel);
+            pack_rows<T>(from, key, key + block, s.depth, s.v, 1.0f, values, at.key_stride, panel);
+            body(key, block);
+        }
+    };
+    const auto products = [&](int64_t i, int64_t block, int width) {
+        tiles.multiply(keys, at.key_stride, block, queries + i * size, s.depth, width, zeros, 0, scores, panel);
+        tiles.multiply(values, at.key_stride, block, dys + i * size, s.depth, width, zeros, 0, dp, panel);
+    };
+    const auto summarize = [&](int64_t i, int64_t block, int width) {
+        statistics(scores, dp, block, static_cast<int>(round_up(width, W)), tops + i * panel, sums + i * panel, means + i * panel);
+    };
+    const bool once = s.pixels <= patch_attention_backward_keys;  // then what is summarized is still there to be used
+    if (!once)
+        each_block([&](int64_t, int64_t block) {
+            each_panel([&](int64_t i, int64_t, int width) {
+                products(i, block, width);
+                summarize(i, block, width);
+            });
+        });
+    each_block([&](int64_t key, int64_t block) {
+        pack_transposed<T>(from, key, key + block, s.depth, s.k, 1.0f, keys_across, at.value_stride);
+        fill(dkeys, block * at.row_stride, 0.0f);
+        fill(dvalues, block * at.row_stride, 0.0f);
+        each_panel([&](int64_t i, int64_t, int width) {
+            products(i, block, width);
+            if (once) summarize(i, block, width);
+            score_gradients(scores, dp, block, static_cast<int>(round_up(width, W)), tops + i * panel, sums + i * panel, means + i * panel);
+            float* const dq = dqueries + i * size;
+            tiles.multiply(keys_across, at.value_stride, s.depth, dp, block, width, dq, panel, dq, panel);
+            for (int64_t c = 0; c < s.depth; c += panel) {
+                const int channels = s.depth - c < panel ? static_cast<int>(s.depth - c) : panel;
+                const int64_t rows = i * rows_size + c * panel;
+                tiles.multiply(dp, panel, block, query_rows + rows, width, channels, dkeys + c, at.row_stride, dkeys + c, at.row_stride);
+                tiles.multiply(scores, panel, block, dy_rows + rows, width, channels, dvalues + c, at.row_stride, dvalues + c,
+                               at.row_stride);
+            }
+        });
+        unpack_rows<T>(to, key, key + block, s.depth, dkeys, at.row_stride, s.dk);
+        unpack_rows<T>(to, key, key + block, s.depth, dvalues, at.row_stride, s.dv);
+    });
+    each_panel([&](int64_t i, int64_t first, int width) {
+        unpack_transposed<T>(to, first, first + width, s.depth, dqueries + i * size, times, s.dq);
     });
 }
 
 }  // namespace
 
 extern const PatchAttentionKernels MVIT_ISA_SYMBOL(patch_attention);
-const PatchAttentionKernels MVIT_ISA_SYMBOL(patch_attention) = {{forward<float>, forward<bf16>, forward<f16>}};
+const PatchAttentionKernels MVIT_ISA_SYMBOL(patch_attention) = {
+    {forward<float>, forward<bf16>, forward<f16>},
+    {backward<float>, backward<bf16>, backward<f16>},
+};
 
 }  // namespace mvit

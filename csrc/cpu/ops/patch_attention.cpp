@@ -31,60 +31,137 @@ int64_t queries_a_task(int64_t sequences, int64_t pixels) {
     return (count + wanted - 1) / wanted * panel;
 }
 
-PatchAttentionScratch layout_of(int64_t depth, int64_t pixels, int64_t queries) {
-    PatchAttentionScratch s{};
-    const auto place = [&](int64_t floats) {
-        const int64_t start = s.size;
-        s.size += floats;
+// Places of consecutive arrays, in floats.
+struct Places {
+    int64_t size = 0;
+    int64_t operator()(int64_t floats) {
+        const int64_t start = size;
+        size += floats;
         return start;
-    };
-    const int64_t block = pixels < patch_attention_keys ? pixels : patch_attention_keys, count = panels(queries);
+    }
+};
+
+int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
+
+// Of packed keys, which are read whole rows; see scratch_stride.
+int64_t key_stride(int64_t channels) { return channels % 512 == 0 ? channels + 16 : channels; }
+
+PatchAttentionScratch layout_of(int64_t depth, int64_t pixels, int64_t queries) {
+    const int64_t block = at_most(pixels, patch_attention_keys), all = panels(queries) * panel;
+    PatchAttentionScratch s{};
+    Places place;
     s.channels = round_up(depth, 16);
-    s.key_stride = s.channels % 512 == 0 ? s.channels + 16 : s.channels;  // see scratch_stride
+    s.key_stride = key_stride(s.channels);
     s.value_stride = scratch_stride(block);
-    s.queries = place(count * s.channels * panel);
-    s.results = place(count * s.channels * panel);
-    s.part = place(s.channels * panel);
+    s.queries = place(all * s.channels);
+    s.results = place(all * s.channels);
+    s.part = place(panel * s.channels);
     s.scores = place(block * panel);
     s.keys = place(block * s.key_stride);
     s.values = place(s.channels * s.value_stride);
-    s.state = place((2 * count + 1) * panel);
+    s.tops = place(all);
+    s.sums = place(all);
+    s.factor = place(panel);
     s.zeros = place(panel);
+    s.size = place.size;
     return s;
+}
+
+PatchAttentionBackwardScratch backward_layout_of(int64_t depth, int64_t pixels) {
+    const int64_t block = at_most(pixels, patch_attention_backward_keys), all = panels(pixels) * panel;
+    PatchAttentionBackwardScratch s{};
+    Places place;
+    s.channels = round_up(depth, 16);
+    s.key_stride = key_stride(s.channels);
+    s.value_stride = scratch_stride(block);
+    s.row_stride = scratch_stride(depth);
+    s.queries = place(all * s.channels);
+    s.dys = place(all * s.channels);
+    s.query_rows = place(all * panels(depth) * panel);
+    s.dy_rows = place(all * panels(depth) * panel);
+    s.dqueries = place(all * s.channels);
+    s.scores = place(block * panel);
+    s.dp = place(block * panel);
+    s.keys = place(block * s.key_stride);
+    s.values = place(block * s.key_stride);
+    s.keys_across = place(s.channels * s.value_stride);
+    s.dkeys = place(block * s.row_stride);
+    s.dvalues = place(block * s.row_stride);
+    s.tops = place(all);
+    s.sums = place(all);
+    s.means = place(all);
+    s.times = place(panel);
+    s.zeros = place(panel);
+    s.size = place.size;
+    return s;
+}
+
+struct Geometry {
+    int64_t columns, pixels, phases, sequences, depth;  // of a phase; of an image; in all; of a head
+};
+
+Geometry geometry_of(const PatchAttentionProblem& p) {
+    const int64_t columns = p.width / p.patch_w, phases = p.patch_h * p.patch_w;
+    return {columns, p.height / p.patch_h * columns, phases, p.batch * phases * p.heads, p.dim / p.heads};
+}
+
+bool is_empty(const PatchAttentionProblem& p) { return p.batch == 0 || p.dim == 0 || p.height == 0 || p.width == 0; }
+
+// Runs the kernel on `queries` queries after another of every phase and head; products: of N^2 c.
+template <class Layouts>
+Status run(const PatchAttentionProblem& p, const Geometry& g, void (*kernel)(const PatchAttentionTask&), int64_t queries, int64_t products,
+           int64_t scratch, const Layouts& layouts, int threads) {
+    const int64_t element = p.dtype == DType::f32 ? 4 : 2, pieces = (g.pixels + queries - 1) / queries, tasks = g.sequences * pieces;
+    const int64_t bytes = products * g.sequences * g.pixels * (g.pixels + 32) * g.depth / 8;  // of a copy that takes about as long
+    std::atomic<bool> no_memory{false};
+    parallel_for(tasks, threads_for(bytes, tasks, threads), [&](int64_t index) {
+        const int64_t piece = index % pieces, head = index / pieces % p.heads;
+        const int64_t phase = index / pieces / p.heads % g.phases, image = index / pieces / p.heads / g.phases;
+        PatchAttentionTask task{};
+        task.scratch = thread_scratch().floats(scratch);
+        if (!task.scratch) {
+            no_memory.store(true, std::memory_order_relaxed);
+            return;
+        }
+        const auto start = [&](const void* data, const int64_t* stride, int64_t part) {
+            const int64_t pixel = image * stride[0] + phase / p.patch_w * stride[1] + phase % p.patch_w * stride[2];
+            return data ? static_cast<char*>(const_cast<void*>(data)) + (pixel + part * p.dim + head * g.depth) * element : nullptr;
+        };
+        task.q = start(p.qkv, p.qkv_stride, 0), task.k = start(p.qkv, p.qkv_stride, 1), task.v = start(p.qkv, p.qkv_stride, 2);
+        task.y = start(p.y, p.y_stride, 0);
+        task.dq = start(p.dqkv, p.dqkv_stride, 0), task.dk = start(p.dqkv, p.dqkv_stride, 1), task.dv = start(p.dqkv, p.dqkv_stride, 2);
+        task.qkv_row = p.patch_h * p.qkv_stride[1], task.qkv_column = p.patch_w * p.qkv_stride[2];
+        task.y_row = p.patch_h * p.y_stride[1], task.y_column = p.patch_w * p.y_stride[2];
+        task.dqkv_row = p.patch_h * p.dqkv_stride[1], task.dqkv_column = p.patch_w * p.dqkv_stride[2];
+        task.columns = g.columns, task.pixels = g.pixels, task.depth = g.depth;
+        task.begin = piece * queries, task.end = at_most(task.begin + queries, g.pixels);
+        task.scale = static_cast<float>(static_cast<double>(p.scale) * std::numbers::log2e), task.dscale = p.scale;
+        layouts(task);
+        kernel(task);
+    });
+    return no_memory.load() ? Status::out_of_memory : Status::ok;
 }
 
 }  // namespace
 
 Status patch_attention(const PatchAttentionProblem& p, int threads) {
     if (const Status status = check(p); status != Status::ok) return status;
-    if (p.batch == 0 || p.dim == 0 || p.height == 0 || p.width == 0) return Status::ok;
+    if (is_empty(p)) return Status::ok;
+    const Geometry g = geometry_of(p);
+    const int64_t queries = queries_a_task(g.sequences, g.pixels);
+    const PatchAttentionScratch layout = layout_of(g.depth, g.pixels, queries);
     const auto kernel = patch_attention_table.active().forward[static_cast<int>(p.dtype)];
-    const int64_t element = p.dtype == DType::f32 ? 4 : 2, depth = p.dim / p.heads;
-    const int64_t rows = p.height / p.patch_h, columns = p.width / p.patch_w, pixels = rows * columns;
-    const int64_t phases = p.patch_h * p.patch_w, sequences = p.batch * phases * p.heads;
-    const int64_t queries = queries_a_task(sequences, pixels), pieces = (pixels + queries - 1) / queries;
-    const int64_t bytes = sequences * pixels * (pixels + 32) * depth / 4;  // of a copy that takes about as long
-    const PatchAttentionScratch layout = layout_of(depth, pixels, queries);
-    const float scale = static_cast<float>(static_cast<double>(p.scale) * std::numbers::log2e);
-    std::atomic<bool> no_memory{false};
-    const int64_t tasks = sequences * pieces;
-    parallel_for(tasks, threads_for(bytes, tasks, threads), [&](int64_t task) {
-        const int64_t piece = task % pieces, head = task / pieces % p.heads;
-        const int64_t phase = task / pieces / p.heads % phases, image = task / pieces / p.heads / phases;
-        const int64_t y = phase / p.patch_w, x = phase % p.patch_w;
-        float* buffer = thread_scratch().floats(layout.size);
-        if (!buffer) {
-            no_memory.store(true, std::memory_order_relaxed);
-            return;
-        }
-        const auto offset = [&](const int64_t* stride) { return image * stride[0] + y * stride[1] + x * stride[2] + head * depth; };
-        const char* q = static_cast<const char*>(p.qkv) + offset(p.qkv_stride) * element;
-        const int64_t begin = piece * queries, end = begin + queries < pixels ? begin + queries : pixels;
-        kernel({q, q + p.dim * element, q + 2 * p.dim * element, static_cast<char*>(p.y) + offset(p.y_stride) * element,
-                p.patch_h * p.qkv_stride[1], p.patch_w * p.qkv_stride[2], p.patch_h * p.y_stride[1], p.patch_w * p.y_stride[2], columns,
-                pixels, depth, begin, end, scale, buffer, &layout});
-    });
-    return no_memory.load() ? Status::out_of_memory : Status::ok;
+    return run(p, g, kernel, queries, 2, layout.size, [&](PatchAttentionTask& task) { task.layout = &layout; }, threads);
+}
+
+Status patch_attention_backward(const PatchAttentionProblem& p, int threads) {
+    if (const Status status = check(p); status != Status::ok) return status;
+    if (is_empty(p)) return Status::ok;
+    const Geometry g = geometry_of(p);
+    const PatchAttentionBackwardScratch layout = backward_layout_of(g.depth, g.pixels);
+    const auto kernel = patch_attention_table.active().backward[static_cast<int>(p.dtype)];
+    // dk and dv sum over all queries, so a phase and head is one task.
+    return run(p, g, kernel, g.pixels, 5, layout.size, [&](PatchAttentionTask& task) { task.backward_layout = &layout; }, threads);
 }
 
 }  // namespace mvit
