@@ -16,6 +16,7 @@
 //     dq[n] = scale sum_m ds[n, m] k[m]     dk[m] = scale sum_n ds[n, m] q[n]     dv[m] = sum_n p[n, m] g[n]
 //
 // p is computed again. Up to patch_attention_backward_keys pixels that takes 5 products of N^2 c, beyond 7: the sums over m come first.
+// Scratch holds what the head has of q, g and dq in the phase, about 5 N c floats.
 //
 // Floor: 4 N^2 c H P B operations, P = patch_h patch_w, at the pace of the multiply-adds (117 GFLOP/s a core with AVX-512 of Zen 4), and
 // N^2 H P B exponentials (8 cycles for 16); 2.5 times as many operations for the gradient. q, k and v are read once and y is written once,
