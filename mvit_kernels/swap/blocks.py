@@ -216,11 +216,9 @@ class V1Block(Block):
 
 def _normalized(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
     """LayerNorm of each pixel of a map, with the memory format of x."""
-    return (
-        norm(x.permute(0, 2, 3, 1))
-        .permute(0, 3, 1, 2)
-        .contiguous(memory_format=torch.channels_last if is_channels_last(x) else torch.contiguous_format)
-    )
+    memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+    y = F.layer_norm(x.permute(0, 2, 3, 1), norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+    return y.permute(0, 3, 1, 2).contiguous(memory_format=memory_format)
 
 
 class V2Block(Block):

@@ -19,12 +19,17 @@ Model = TypeVar("Model", bound=nn.Module)
 # A file of this folder, and the modules that define the classes it replaces.
 LIBRARIES = {
     "models": ("mvit_kernels.models.layers", "mvit_kernels.models.mobilevit", "mvit_kernels.models.mobilevitv2"),
-    "timm": ("timm.models.mobilevit",),
+    "timm": ("timm.models.mobilevit", "timm.models.byobnet"),
     "transformers": (
         "transformers.models.mobilevit.modeling_mobilevit",
         "transformers.models.mobilevitv2.modeling_mobilevitv2",
     ),
-    "cvnets": ("cvnets.modules.mobilevit_block", "cvnets.layers.linear_attention", "cvnets.layers.multi_head_attention"),
+    "cvnets": (
+        "cvnets.modules.mobilevit_block",
+        "cvnets.modules.mobilenetv2",
+        "cvnets.layers.linear_attention",
+        "cvnets.layers.multi_head_attention",
+    ),
 }
 
 

@@ -8,10 +8,11 @@ class Conv2d(nn.Conv2d):
 
 
 class ConvLayer2d(nn.Module):
-    def __init__(self, in_channels, out_channels, kernel_size, groups=1, bias=False, use_norm=True, use_act=True):
+    def __init__(self, in_channels, out_channels, kernel_size, stride=1, groups=1, bias=False, use_norm=True, use_act=True):
         super().__init__()
         self.block = nn.Sequential()
-        self.block.add_module("conv", Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=bias))
+        conv = Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias)
+        self.block.add_module("conv", conv)
         if use_norm:
             self.block.add_module("norm", nn.BatchNorm2d(out_channels))
         if use_act:
