@@ -10,7 +10,18 @@ from mvit_kernels import reference
 
 from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, dense, empty_in_format, is_channels_last, raise_status, register, register_autograd, wide
+from .library import (
+    FLOAT_CODES,
+    FLOAT_DTYPES,
+    dense,
+    empty_in_format,
+    is_channels_last,
+    raise_status,
+    register,
+    register_autograd,
+    single,
+    wide,
+)
 
 OP = "group_norm"
 
@@ -67,13 +78,9 @@ def _cpu_refuse(x: torch.Tensor, *_: object) -> str | None:
     return None
 
 
-def _single(value: torch.Tensor) -> torch.Tensor:
-    return value.to(torch.float32).contiguous()
-
-
 def _cpu_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     channels_last, size = is_channels_last(x), x.shape
-    x, weight, bias = dense(x, channels_last), _single(weight), _single(bias)
+    x, weight, bias = dense(x, channels_last), single(weight), single(bias)
     y = empty_in_format(x, tuple(size), channels_last)
     code, threads = FLOAT_CODES[x.dtype], torch.get_num_threads()
     status = native.group_norm(
@@ -86,7 +93,7 @@ def _cpu_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps:
 
 def _cpu_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
     channels_last, size, dtype = is_channels_last(x), x.shape, weight.dtype
-    x, dy, weight = dense(x, channels_last), dense(dy, channels_last), _single(weight)
+    x, dy, weight = dense(x, channels_last), dense(dy, channels_last), single(weight)
     dx = empty_in_format(x, tuple(size), channels_last)
     dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
     code, threads = FLOAT_CODES[x.dtype], torch.get_num_threads()

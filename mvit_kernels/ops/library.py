@@ -113,6 +113,11 @@ def wide(x: torch.Tensor) -> torch.Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
+def single(x: torch.Tensor) -> torch.Tensor:
+    """x itself where it is contiguous float32, else a copy that is."""
+    return x if x.dtype is torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
+
+
 def raise_status(op: str, status: int) -> NoReturn:
     """Raise what a kernel's return value says. The ops check their arguments first: anything but out of memory is a bug."""
     if status == _OUT_OF_MEMORY:
