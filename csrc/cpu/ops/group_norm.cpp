@@ -6,6 +6,7 @@
 
 #include "cpu/core/isa.h"
 #include "cpu/core/parallel.h"
+#include "cpu/core/scratch.h"
 
 namespace mvit {
 
@@ -62,27 +63,38 @@ void each_block(const GroupNormProblem& p, int64_t tensors, int threads, const B
     });
 }
 
-std::vector<Moments> moments_of(const GroupNormProblem& p, const GroupNormKernels& kernels, int threads) {
-    const int64_t count = p.channels * p.positions, an_image = pieces(count, tile), tiles = p.batch * an_image;
-    std::vector<Statistics> parts(size(tiles));
-    parallel_for(tiles, threads_of(p, 1, tiles, threads), [&](int64_t i) {
-        const int64_t image = i / an_image, first = i % an_image * tile;
-        parts[size(i)] = kernels.statistics[code(p)](at(p.x, p, image * count + first), at_most(count - first, tile));
-    });
-    std::vector<Moments> moments(size(p.batch));
-    for (int64_t image = 0; image < p.batch; ++image) {
-        const Statistics* part = parts.data() + image * an_image;
-        Statistics whole = part[0];
-        for (int64_t i = 1; i < an_image; ++i) {
-            const double delta = part[i].mean - whole.mean, both = whole.count + part[i].count;
-            whole.mean += delta * part[i].count / both;
-            whole.m2 += part[i].m2 + delta * delta * whole.count * part[i].count / both;
-            whole.count = both;
-        }
-        const float high = static_cast<float>(whole.mean);
-        const float low = static_cast<float>(whole.mean - static_cast<double>(high));
-        moments[size(image)] = {{high, low}, 1.0 / std::sqrt(whole.m2 / whole.count + static_cast<double>(p.eps))};
+Moments combine(const Statistics* parts, int64_t count, float eps) {
+    double n = 0.0, sum = 0.0, m2 = 0.0;
+    for (int64_t i = 0; i < count; ++i) {
+        n += parts[i].count;
+        sum += parts[i].count * parts[i].mean;
     }
+    const double mean = sum / n;
+    for (int64_t i = 0; i < count; ++i) {
+        const double delta = parts[i].mean - mean;
+        m2 += parts[i].m2 + parts[i].count * delta * delta;
+    }
+    const float high = static_cast<float>(mean);
+    return {{high, static_cast<float>(mean - static_cast<double>(high))}, 1.0 / std::sqrt(m2 / n + static_cast<double>(eps))};
+}
+
+int64_t tiles_of(const GroupNormProblem& p) { return pieces(p.channels * p.positions, tile); }
+
+// Statistics of tiles first to last of those of all images, to the same places of `parts`.
+void gather(const GroupNormProblem& p, const GroupNormKernels& kernels, int64_t first, int64_t last, Statistics* parts) {
+    const int64_t count = p.channels * p.positions, an_image = tiles_of(p);
+    for (int64_t i = first; i < last; ++i) {
+        const int64_t image = i / an_image, begin = i % an_image * tile;
+        parts[i] = kernels.statistics[code(p)](at(p.x, p, image * count + begin), at_most(count - begin, tile));
+    }
+}
+
+std::vector<Moments> moments_of(const GroupNormProblem& p, const GroupNormKernels& kernels, int threads) {
+    const int64_t an_image = tiles_of(p), tiles = p.batch * an_image;
+    std::vector<Statistics> parts(size(tiles));
+    parallel_for(tiles, threads_of(p, 1, tiles, threads), [&](int64_t i) { gather(p, kernels, i, i + 1, parts.data()); });
+    std::vector<Moments> moments(size(p.batch));
+    for (int64_t image = 0; image < p.batch; ++image) moments[size(image)] = combine(parts.data() + image * an_image, an_image, p.eps);
     return moments;
 }
 
@@ -94,21 +106,42 @@ std::vector<float> scales_of(const GroupNormProblem& p, const std::vector<Moment
     return scales;
 }
 
-void forward(const GroupNormProblem& p, int threads) {
+// y of `count` planes or pixels of an image, from the first on.
+void normalize(const GroupNormProblem& p, const GroupNormKernels& kernels, int64_t image, int64_t first, int64_t count, const Moments& of) {
+    const auto kernel = (p.channels_last ? kernels.normalize_pixels : kernels.normalize_planes)[code(p)];
+    const int64_t run = p.channels_last ? p.channels : p.positions, begin = image * p.channels * p.positions + first * run;
+    const int64_t channel = p.channels_last ? 0 : first;
+    kernel(at(p.x, p, begin), at(p.y, p, begin), count, run, of.mean, static_cast<float>(of.inverse_sigma), p.weight + channel,
+           p.bias + channel);
+}
+
+Status forward(const GroupNormProblem& p, int threads) {
     const GroupNormKernels& kernels = group_norm_table.active();
-    const std::vector<Moments> moments = moments_of(p, kernels, threads);
-    const std::vector<float> scales = scales_of(p, moments);
-    if (!p.channels_last) {
-        each_plane(p, 2, threads, [&](int64_t plane, int64_t image, int64_t c, int64_t begin) {
-            kernels.normalize_plane[code(p)](at(p.x, p, begin), at(p.y, p, begin), p.positions, moments[size(image)].mean,
-                                             scales[size(plane)], p.bias[c]);
+    const int64_t an_image = tiles_of(p), tiles = p.batch * an_image, units = p.channels_last ? p.positions : p.channels;
+    // In the scratch memory of the calling thread, for all threads of the region.
+    Statistics* parts = reinterpret_cast<Statistics*>(thread_scratch().floats(tiles * int64_t{sizeof(Statistics) / sizeof(float)}));
+    if (parts == nullptr) return Status::out_of_memory;
+    parallel_region(threads_of(p, 2, tiles, threads), [&](const Team& team) {
+        if (p.batch % team.size == 0 || p.batch >= 4 * team.size) {  // an image a thread: it is still in the cache when y is written
+            team.share(p.batch, [&](int64_t first, int64_t last) {
+                for (int64_t image = first; image < last; ++image) {
+                    gather(p, kernels, image * an_image, (image + 1) * an_image, parts);
+                    normalize(p, kernels, image, 0, units, combine(parts + image * an_image, an_image, p.eps));
+                }
+            });
+            return;
+        }
+        team.share(tiles, [&](int64_t first, int64_t last) { gather(p, kernels, first, last, parts); });
+        team.wait();  // and every thread combines for itself: that takes less than another wait
+        team.share(p.batch * units, [&](int64_t first, int64_t last) {
+            for (int64_t image = first / units; image * units < last; ++image) {
+                const int64_t begin = image * units < first ? first - image * units : 0;
+                const int64_t end = at_most(last - image * units, units);
+                normalize(p, kernels, image, begin, end - begin, combine(parts + image * an_image, an_image, p.eps));
+            }
         });
-    } else {
-        each_block(p, 2, threads, [&](int64_t, int64_t image, int64_t begin, int64_t pixels) {
-            kernels.normalize_pixels[code(p)](at(p.x, p, begin), at(p.y, p, begin), pixels, p.channels, moments[size(image)].mean,
-                                              scales.data() + image * p.channels, p.bias);
-        });
-    }
+    });
+    return Status::ok;
 }
 
 // sums[image][2][channel]: sum dy and sum dy (x - mean), in float64.
@@ -186,12 +219,7 @@ void backward(const GroupNormProblem& p, int threads) {
 Status group_norm(const GroupNormProblem& p, int threads) {
     if (const Status status = check(p); status != Status::ok) return status;
     if (p.batch == 0 || p.channels == 0 || p.positions == 0) return Status::ok;
-    try {
-        forward(p, threads);
-    } catch (const std::bad_alloc&) {
-        return Status::out_of_memory;
-    }
-    return Status::ok;
+    return forward(p, threads);
 }
 
 Status group_norm_backward(const GroupNormProblem& p, int threads) {
