@@ -16,6 +16,12 @@ LIBRARY = torch.library.Library("mvit_kernels", "DEF")
 # A parameter is a tensor like any other; a subclass of someone else wants to see what is called with it.
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
+# Who may want to see a call: asked at every one, and found once.
+_compiling = torch.compiler.is_dynamo_compiling
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_jit_tracing, _profiling = torch._C._get_tracing_state, torch._C._autograd._profiler_enabled
+_transforming, _grad_enabled = torch._C._are_functorch_transforms_active, torch.is_grad_enabled
+
 # DType of csrc/cpu/core/types.h.
 FLOAT_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -58,9 +64,9 @@ def register_autograd(
             return (None, *backward(ctx, *grads))
 
     def autograd(*args: Any, **kwargs: Any) -> Any:
-        if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        if forward_ad._current_level >= 0 or _transforming():
             return composite(*args, **kwargs)
-        grad, plain = torch.is_grad_enabled(), torch._C._len_torch_dispatch_stack() == 0
+        grad, plain = _grad_enabled(), _dispatch_modes() == 0
         for x in args[:tensors]:
             if grad and x.requires_grad:
                 return Gradient.apply(kwargs, *args)
@@ -80,16 +86,16 @@ def register_autograd(
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if (
-            torch.compiler.is_dynamo_compiling()
-            or torch._C._len_torch_dispatch_stack()
-            or torch._C._len_torch_function_stack()
-            or torch._C._get_tracing_state() is not None
-            or torch._C._autograd._profiler_enabled()
-            or torch._C._are_functorch_transforms_active()
+            _compiling()
+            or _dispatch_modes()
+            or _function_modes()
+            or _jit_tracing() is not None
+            or _profiling()
+            or _transforming()
             or forward_ad._current_level >= 0
         ):
             return op(*args, **kwargs)
-        grad = torch.is_grad_enabled()
+        grad = _grad_enabled()
         for x in args[:tensors]:
             if type(x) not in _PLAIN or not x.is_cpu or (grad and x.requires_grad) or x.is_neg() or x.is_conj() or x._is_zerotensor():
                 return op(*args, **kwargs)
