@@ -14,6 +14,7 @@
 #include "cpu/ops/gemm.h"
 #include "cpu/ops/group_norm.h"
 #include "cpu/ops/inverted_residual.h"
+#include "cpu/ops/layer_norm.h"
 #include "cpu/ops/patch_attention.h"
 #include "cpu/ops/patches.h"
 #include "cpu/ops/separable_attention.h"
@@ -64,8 +65,8 @@ int patches(int element_size, const Sizes& map_size, std::array<int64_t, 2> patc
 
 const float* floats(uintptr_t address) { return static_cast<const float*>(pointer(address)); }
 
-int norm(int dtype, bool channels_last, const Sizes& size, uintptr_t x, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
-         int threads) {
+int group_normalize(int dtype, bool channels_last, const Sizes& size, uintptr_t x, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
+                    int threads) {
     GroupNormProblem p{};
     p.dtype = static_cast<DType>(dtype);
     p.channels_last = channels_last;
@@ -77,8 +78,8 @@ int norm(int dtype, bool channels_last, const Sizes& size, uintptr_t x, uintptr_
     return static_cast<int>(group_norm(p, threads));
 }
 
-int norm_backward(int dtype, bool channels_last, const Sizes& size, uintptr_t dy, uintptr_t x, uintptr_t weight, float eps, uintptr_t dx,
-                  uintptr_t dweight, uintptr_t dbias, int threads) {
+int group_normalize_backward(int dtype, bool channels_last, const Sizes& size, uintptr_t dy, uintptr_t x, uintptr_t weight, float eps,
+                             uintptr_t dx, uintptr_t dweight, uintptr_t dbias, int threads) {
     GroupNormProblem p{};
     p.dtype = static_cast<DType>(dtype);
     p.channels_last = channels_last;
@@ -228,6 +229,31 @@ int softmax_attention_backward(int dtype, const Sizes& qkv_size, int64_t heads, 
     return static_cast<int>(patch_attention_backward(p, threads));
 }
 
+int layer_normalize(int dtype, int64_t rows, int64_t channels, uintptr_t x, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
+                    int threads) {
+    LayerNormProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.rows = rows, p.channels = channels;
+    p.eps = eps;
+    p.weight = floats(weight), p.bias = floats(bias);
+    p.x = pointer(x), p.y = pointer(y);
+    py::gil_scoped_release release;
+    return static_cast<int>(layer_norm(p, threads));
+}
+
+int layer_normalize_backward(int dtype, int64_t rows, int64_t channels, uintptr_t dy, uintptr_t x, uintptr_t weight, float eps,
+                             uintptr_t dx, uintptr_t dweight, uintptr_t dbias, int threads) {
+    LayerNormProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.rows = rows, p.channels = channels;
+    p.eps = eps;
+    p.weight = floats(weight);
+    p.x = pointer(x), p.dy = pointer(dy), p.dx = pointer(dx);
+    p.dweight = static_cast<float*>(pointer(dweight)), p.dbias = static_cast<float*>(pointer(dbias));
+    py::gil_scoped_release release;
+    return static_cast<int>(layer_norm_backward(p, threads));
+}
+
 std::vector<std::string> isas(bool (*holds)(Isa)) {
     std::vector<std::string> names;
     for (int level = 0; level < isa_count; ++level)
@@ -259,8 +285,10 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("gemm", product);
     m.def("patch_attention", softmax_attention);
     m.def("patch_attention_backward", softmax_attention_backward);
-    m.def("group_norm", norm);
-    m.def("group_norm_backward", norm_backward);
+    m.def("group_norm", group_normalize);
+    m.def("group_norm_backward", group_normalize_backward);
+    m.def("layer_norm", layer_normalize);
+    m.def("layer_norm_backward", layer_normalize_backward);
     m.def("unfold_patches", patches<unfold_patches>);
     m.def("fold_patches", patches<fold_patches>);
 }

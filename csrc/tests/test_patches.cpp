@@ -37,6 +37,7 @@ template <class T>
 void compare_shapes() {
     for (bool channels_last : {false, true}) {
         for (int64_t columns : {1, 2, 7, 8, 9, 15, 16, 17, 33, 64, 65}) compare<T>(2, 3, 4, 2 * columns, 2, 2, channels_last);
+        for (int64_t columns : {4, 8, 16}) compare<T>(2, 3, 6, 2 * columns, 2, 2, channels_last);  // an odd number of rows of patches
         compare<T>(1, 2, 6, 20, 3, 4, channels_last);
         compare<T>(1, 5, 3, 3, 1, 3, channels_last);
         compare<T>(1, 5, 3, 3, 1, 1, channels_last);

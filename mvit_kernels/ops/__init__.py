@@ -7,6 +7,7 @@ from .feed_forward import feed_forward
 from .gemm import gemm
 from .group_norm import group_norm
 from .inverted_residual import inverted_residual
+from .layer_norm import layer_norm
 from .patch_attention import patch_attention
 from .patches import fold_patches, unfold_patches
 from .separable_attention import separable_attention
@@ -22,6 +23,7 @@ __all__ = [
     "gemm",
     "group_norm",
     "inverted_residual",
+    "layer_norm",
     "patch_attention",
     "separable_attention",
     "separable_attention_block",

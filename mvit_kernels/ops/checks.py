@@ -67,6 +67,21 @@ def stride(op: str, value: int) -> None:
         raise ValueError(f"{op}: stride: expected 1 or 2, got {value}")
 
 
+def channelwise(op: str, name: str, value: torch.Tensor, x: torch.Tensor, channels: int) -> None:
+    """`value` has one float32 value, or one of the dtype of x, for each channel of x."""
+    if (
+        value.layout is torch.strided
+        and value.shape == (channels,)
+        and value.dtype in (torch.float32, x.dtype)
+        and value.device == x.device
+    ):
+        return
+    tensor(op, name, value, 1, (torch.float32, x.dtype))
+    if value.shape[0] != channels:
+        raise ValueError(f"{op}: {name}: expected one value for each of {channels} channels, got {value.shape[0]}")
+    raise ValueError(f"{op}: {name}: expected device {x.device}, got {value.device}")
+
+
 def like(op: str, name: str, x: torch.Tensor, other: torch.Tensor, size: Sequence[int]) -> None:
     """x is of that size, with the dtype and device of `other`."""
     if x.shape != tuple(size) or x.dtype != other.dtype or x.device != other.device:

@@ -58,7 +58,7 @@ def conv2d(
     checks.tensors(OP, x=x, weight=weight, bias=bias, second=second, residual=residual)
     checks.integer(OP, "stride", stride)
     checks.backend(OP, backend)
-    return _forward_op(x, weight, bias, second, residual, stride, activation or "none", backend=backend)
+    return _call(x, weight, bias, second, residual, stride, activation or "none", backend=backend)
 
 
 def _out_size(x: Tensor, weight: Tensor, stride: int) -> tuple[int, int, int, int]:
@@ -223,4 +223,4 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Optional, ...]:
     )  # fmt: skip
 
 
-register_autograd(_forward_op, _forward, _setup, _gradient, tensors=5)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=5)

@@ -53,7 +53,7 @@ def depthwise_conv2d(
     checks.tensors(OP, x=x, weight=weight, bias=bias)
     checks.integer(OP, "stride", stride)
     checks.backend(OP, backend)
-    return _forward_op(x, weight, bias, stride, activation or "none", backend=backend)
+    return _call(x, weight, bias, stride, activation or "none", backend=backend)
 
 
 def _out_size(x: Tensor, stride: int) -> tuple[int, int, int, int]:
@@ -180,4 +180,4 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Optional, ...]:
     return dx, dweight, None if bias is None else dbias.to(ctx.bias_dtype), None, None
 
 
-register_autograd(_forward_op, _forward, _setup, _gradient, tensors=3)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=3)

@@ -57,9 +57,8 @@ def feed_forward(
     """
     checks.tensors(OP, x=x, norm_w=norm_w, norm_b=norm_b, fc1_w=fc1_w, fc1_b=fc1_b, fc2_w=fc2_w, fc2_b=fc2_b, moments=moments)
     checks.backend(OP, backend)
-    y, collected = _forward_op(
-        x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b, moments, eps, norm, activation or "none", collect, backend=backend
-    )
+    call = _call if type(eps) is float else _forward_op  # which converts what is like a number, and refuses the rest
+    y, collected = call(x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b, moments, eps, norm, activation or "none", collect, backend=backend)
     return (y, collected) if collect else y
 
 
@@ -230,4 +229,4 @@ def _gradient(ctx: Any, dy: Tensor, _: object) -> tuple[Optional, ...]:
     return *(each.to(dtype) for each, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None, None, None, None
 
 
-register_autograd(_forward_op, _forward, _setup, _gradient, tensors=8)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=8)

@@ -47,7 +47,8 @@ def gemm(
     """
     checks.tensors(OP, a=a, weight=weight, bias=bias, second=second, moments=moments, residual=residual)
     checks.backend(OP, backend)
-    y, collected = _forward_op(
+    call = _call if type(eps) is float else _forward_op  # which converts what is like a number, and refuses the rest
+    y, collected = call(
         a, weight, bias, second, moments, residual, layer_norm, eps, activation or "none", collect, backend=backend
     )  # fmt: skip
     return (y, collected) if collect else y
@@ -239,4 +240,4 @@ def _gradient(ctx: Any, dy: Tensor, _: object) -> tuple[Optional, ...]:
     )  # fmt: skip
 
 
-register_autograd(_forward_op, _forward, _setup, _gradient, tensors=6)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=6)

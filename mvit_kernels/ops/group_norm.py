@@ -10,7 +10,18 @@ from mvit_kernels import reference
 
 from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, dense, empty_in_format, is_channels_last, raise_status, register, register_autograd, wide
+from .library import (
+    FLOAT_CODES,
+    FLOAT_DTYPES,
+    dense,
+    empty_in_format,
+    is_channels_last,
+    raise_status,
+    register,
+    register_autograd,
+    single,
+    wide,
+)
 
 OP = "group_norm"
 
@@ -38,20 +49,19 @@ def group_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
         checks.is_tensor(OP, "weight", weight)
     if type(bias) is not torch.Tensor:
         checks.is_tensor(OP, "bias", bias)
-    if backend is None:  # a keyword costs the dispatcher time
-        return _forward_op(x, weight, bias, eps)
+    call = _call if type(eps) is float else _forward_op  # which converts what is like a number, and refuses the rest
+    if backend is None:  # a keyword costs time
+        return call(x, weight, bias, eps)
     checks.backend(OP, backend)
-    return _forward_op(x, weight, bias, eps, backend=backend)
+    return call(x, weight, bias, eps, backend=backend)
 
 
-def _check(x: torch.Tensor, **channelwise: torch.Tensor) -> None:
+def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
     checks.tensor(OP, "x", x, 4, FLOAT_DTYPES)
-    for name, value in channelwise.items():
-        checks.tensor(OP, name, value, 1, (torch.float32, x.dtype))
-        if value.shape[0] != x.shape[1]:
-            raise ValueError(f"{OP}: {name}: expected one value for each of {x.shape[1]} channels, got {value.shape[0]}")
-        if value.device != x.device:
-            raise ValueError(f"{OP}: {name}: expected device {x.device}, got {value.device}")
+    channels = x.shape[1]
+    checks.channelwise(OP, "weight", weight, x, channels)
+    if bias is not None:
+        checks.channelwise(OP, "bias", bias, x, channels)
 
 
 # --- backends ---
@@ -67,14 +77,10 @@ def _cpu_refuse(x: torch.Tensor, *_: object) -> str | None:
     return None
 
 
-def _single(value: torch.Tensor) -> torch.Tensor:
-    return value.to(torch.float32).contiguous()
-
-
 def _cpu_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     channels_last, size = is_channels_last(x), x.shape
-    x, weight, bias = dense(x, channels_last), _single(weight), _single(bias)
-    y = empty_in_format(x, tuple(size), channels_last)
+    x, weight, bias = dense(x, channels_last), single(weight), single(bias)
+    y = torch.empty_like(x)
     code, threads = FLOAT_CODES[x.dtype], torch.get_num_threads()
     status = native.group_norm(
         code, channels_last, size, x.data_ptr(), weight.data_ptr(), bias.data_ptr(), eps, y.data_ptr(), threads
@@ -86,9 +92,8 @@ def _cpu_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps:
 
 def _cpu_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
     channels_last, size, dtype = is_channels_last(x), x.shape, weight.dtype
-    x, dy, weight = dense(x, channels_last), dense(dy, channels_last), _single(weight)
-    dx = empty_in_format(x, tuple(size), channels_last)
-    dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
+    x, dy, weight = dense(x, channels_last), dense(dy, channels_last), single(weight)
+    dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     code, threads = FLOAT_CODES[x.dtype], torch.get_num_threads()
     status = native.group_norm_backward(
         code, channels_last, size, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), eps, dx.data_ptr(), dweight.data_ptr(),
@@ -121,19 +126,19 @@ choose = Choice(
 
 
 def _forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None) -> torch.Tensor:
-    _check(x, weight=weight, bias=bias)
+    _check(x, weight, bias)
     return choose(backend, x).forward(x, weight, bias, eps)
 
 
 def _forward_fake(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None
 ) -> torch.Tensor:
-    _check(x, weight=weight, bias=bias)
+    _check(x, weight, bias)
     return empty_in_format(x, tuple(x.shape), is_channels_last(x))
 
 
 def _backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str | None) -> tuple[torch.Tensor, ...]:
-    _check(x, weight=weight)
+    _check(x, weight)
     checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
     backward = choose(backend, x).backward
     assert backward is not None
@@ -172,4 +177,4 @@ def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     return dx, dweight, dbias.to(ctx.bias_dtype), None
 
 
-register_autograd(_forward_op, _forward, _setup, _gradient, tensors=3)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=3)

@@ -51,7 +51,7 @@ def inverted_residual(
     )  # fmt: skip
     checks.integer(OP, "stride", stride)
     checks.backend(OP, backend)
-    y, collected = _forward_op(
+    y, collected = _call(
         x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b, stride, residual, activation or "none", collect,
         backend=backend,
     )  # fmt: skip
@@ -237,4 +237,4 @@ def _gradient(ctx: Any, dy: Tensor, _: object) -> tuple[Optional, ...]:
     return *own, None, None, None, None
 
 
-register_autograd(_forward_op, _forward, _setup, _gradient, tensors=7)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=7)

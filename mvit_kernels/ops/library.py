@@ -13,6 +13,15 @@ from torch.autograd import forward_ad
 
 LIBRARY = torch.library.Library("mvit_kernels", "DEF")
 
+# A parameter is a tensor like any other; a subclass of someone else wants to see what is called with it.
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+# Who may want to see a call: asked at every one, and found once.
+_compiling = torch.compiler.is_dynamo_compiling
+_dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
+_jit_tracing, _profiling = torch._C._get_tracing_state, torch._C._autograd._profiler_enabled
+_transforming, _grad_enabled = torch._C._are_functorch_transforms_active, torch.is_grad_enabled
+
 # DType of csrc/cpu/core/types.h.
 FLOAT_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -33,12 +42,15 @@ def register(name: str, signature: str, run: Callable[..., Any], fake: Callable[
     return getattr(torch.ops.mvit_kernels, name).default
 
 
-def register_autograd(op: Any, run: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any], tensors: int = 1) -> None:
+def register_autograd(
+    op: Any, run: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any], tensors: int = 1
+) -> Callable[..., Any]:
     """Give `op` a gradient: `setup(ctx, *args, **kwargs)` after the forward, `backward(ctx, grad)` a gradient for each positional argument.
-    The first `tensors` positional arguments are its tensors, or None.
+    The first `tensors` positional arguments are its tensors, or None. Returns how to call `op` with arguments of the types of its schema.
 
     What `torch.library.register_autograd` does, and 4 us a call faster where nothing needs a gradient: `run` is then called at once,
-    unless something between here and the kernel wants to see the call: a dispatch mode, a subclass, a lazy conjugate, ...
+    unless something between here and the kernel wants to see the call: a dispatch mode, a subclass, a lazy conjugate, ... The function
+    returned spares the dispatcher too, another 4 us, and looks out for those who watch that: tracers, profilers, function modes.
     """
     name = op._schema.name.removeprefix("mvit_kernels::")
 
@@ -57,9 +69,9 @@ def register_autograd(op: Any, run: Callable[..., Any], setup: Callable[..., Non
             return (None, *backward(ctx, *grads))
 
     def autograd(*args: Any, **kwargs: Any) -> Any:
-        if forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active():
+        if forward_ad._current_level >= 0 or _transforming():
             return composite(*args, **kwargs)
-        grad, plain = torch.is_grad_enabled(), torch._C._len_torch_dispatch_stack() == 0
+        grad, plain = _grad_enabled(), _dispatch_modes() == 0
         for x in args[:tensors]:
             if x is None:
                 continue
@@ -79,7 +91,27 @@ def register_autograd(op: Any, run: Callable[..., Any], setup: Callable[..., Non
             raise ValueError(f"{name}: backend {backend!r} was requested and cannot take this call: {reason}")
         return run(*args, backend="reference", **kwargs)
 
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if (
+            _compiling()
+            or _dispatch_modes()
+            or _function_modes()
+            or _jit_tracing() is not None
+            or _profiling()
+            or _transforming()
+            or forward_ad._current_level >= 0
+        ):
+            return op(*args, **kwargs)
+        grad = _grad_enabled()
+        for x in args[:tensors]:
+            if x is None:
+                continue
+            if type(x) not in _PLAIN or not x.is_cpu or (grad and x.requires_grad) or x.is_neg() or x.is_conj() or x._is_zerotensor():
+                return op(*args, **kwargs)
+        return run(*args, **kwargs)
+
     LIBRARY.impl(name, autograd, "Autograd")
+    return call
 
 
 def is_channels_last(x: torch.Tensor) -> bool:
@@ -110,9 +142,10 @@ def in_format(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
 
 def empty_in_format(like: torch.Tensor, size: tuple[int, ...], channels_last: bool) -> torch.Tensor:
     """An uninitialized 4-D tensor with the dtype and device of `like`."""
-    if channels_last:
-        return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-    return like.new_empty(size)
+    _, channels, height, width = size
+    image = channels * height * width  # strides given, torch takes half the time that it needs to find them
+    stride = (image, 1, width * channels, channels) if channels_last else (image, height * width, width, 1)
+    return like.new_empty_strided(size, stride)
 
 
 def wide(x: torch.Tensor) -> torch.Tensor:
@@ -124,6 +157,11 @@ def widen(like: torch.Tensor, *tensors: torch.Tensor | None) -> list[Any]:
     """All in the dtype that plain torch computes `like` in."""
     dtype = torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
     return [None if each is None else each.to(dtype) for each in tensors]
+
+
+def single(x: torch.Tensor) -> torch.Tensor:
+    """x itself where it is contiguous float32, else a copy that is."""
+    return x if x.dtype is torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
 
 
 def raise_status(op: str, status: int) -> NoReturn:

@@ -62,10 +62,11 @@ def patch_attention(
     checks.pair(OP, "patch_size", patch_size)
     if scale is not None and type(scale) is not float:
         _is_number(scale)
-    if backend is None:  # a keyword costs the dispatcher time
-        return _forward_op(qkv, heads, patch_size, scale)
+    call = _call if scale is None or type(scale) is float else _forward_op  # which converts what is like a number
+    if backend is None:  # a keyword costs time
+        return call(qkv, heads, patch_size, scale)
     checks.backend(OP, backend)
-    return _forward_op(qkv, heads, patch_size, scale, backend=backend)
+    return call(qkv, heads, patch_size, scale, backend=backend)
 
 
 def _is_integer(heads: Any) -> None:
@@ -225,4 +226,4 @@ def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     return _backward_op(dy, qkv, *ctx.arguments, ctx.backend), None, None, None
 
 
-register_autograd(_forward_op, _forward, _setup, _gradient)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient)

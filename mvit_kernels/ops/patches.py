@@ -35,10 +35,10 @@ def unfold_patches(x: torch.Tensor, patch_size: tuple[int, int] = (2, 2), *, bac
     if type(x) is not torch.Tensor:
         checks.is_tensor("unfold_patches", "x", x)
     checks.pair("unfold_patches", "patch_size", patch_size)
-    if backend is None:  # every argument that is not its default costs the dispatcher time
-        return _unfold_op(x) if patch_size == (2, 2) else _unfold_op(x, patch_size)
+    if backend is None:
+        return _call_unfold(x, patch_size)
     checks.backend("unfold_patches", backend)
-    return _unfold_op(x, patch_size, backend=backend)
+    return _call_unfold(x, patch_size, backend=backend)
 
 
 def fold_patches(
@@ -63,9 +63,9 @@ def fold_patches(
     checks.pair("fold_patches", "output_size", output_size)
     checks.pair("fold_patches", "patch_size", patch_size)
     if backend is None:
-        return _fold_op(p, output_size, patch_size)
+        return _call_fold(p, output_size, patch_size)
     checks.backend("fold_patches", backend)
-    return _fold_op(p, output_size, patch_size, backend=backend)
+    return _call_fold(p, output_size, patch_size, backend=backend)
 
 
 def _check_unfold(x: torch.Tensor, patch_size: Sequence[int]) -> tuple[int, int]:
@@ -193,5 +193,5 @@ def _fold_gradient(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, .
     return _unfold_op(grad, ctx.patch_size, backend=ctx.backend), None, None
 
 
-register_autograd(_unfold_op, _unfold, _setup_unfold, _unfold_gradient)
-register_autograd(_fold_op, _fold, _setup_fold, _fold_gradient)
+_call_unfold = register_autograd(_unfold_op, _unfold, _setup_unfold, _unfold_gradient)
+_call_fold = register_autograd(_fold_op, _fold, _setup_fold, _fold_gradient)

@@ -50,10 +50,10 @@ def separable_attention(qkv: torch.Tensor, patch_size: tuple[int, int] | None = 
         checks.is_tensor(OP, "qkv", qkv)
     if patch_size is not None:
         checks.pair(OP, "patch_size", patch_size)
-    if backend is None:  # a keyword costs the dispatcher time
-        return _forward_op(qkv, patch_size)
+    if backend is None:
+        return _call(qkv, patch_size)
     checks.backend(OP, backend)
-    return _forward_op(qkv, patch_size, backend=backend)
+    return _call(qkv, patch_size, backend=backend)
 
 
 def _check(op: str, qkv: torch.Tensor, patch_size: list[int] | None) -> tuple[int, int] | None:
@@ -176,4 +176,4 @@ def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     return _backward_op(dy, qkv, ctx.patch_size, ctx.backend), None
 
 
-register_autograd(_forward_op, _forward, _setup, _gradient)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient)

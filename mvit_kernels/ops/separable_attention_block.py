@@ -59,7 +59,8 @@ def separable_attention_block(
     if patch_size is not None:
         checks.pair(OP, "patch_size", patch_size)
     checks.backend(OP, backend)
-    y, collected = _forward_op(
+    call = _call if type(eps) is float else _forward_op  # which converts what is like a number, and refuses the rest
+    y, collected = call(
         x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, eps, patch_size, collect, backend=backend
     )  # fmt: skip
     return (y, collected) if collect else y
@@ -250,4 +251,4 @@ def _gradient(ctx: Any, dy: Tensor, _: object) -> tuple[Optional, ...]:
     return *(each.to(dtype) for each, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None, None, None
 
 
-register_autograd(_forward_op, _forward, _setup, _gradient, tensors=8)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=8)

@@ -7,6 +7,7 @@ from .feed_forward import channel_norm, channel_norm_backward, feed_forward, fee
 from .gemm import gemm, gemm_backward, layer_norm_rows_backward, moments_of
 from .group_norm import group_norm, group_norm_backward
 from .inverted_residual import inverted_residual, inverted_residual_backward, inverted_residual_tiled
+from .layer_norm import layer_norm, layer_norm_backward
 from .patch_attention import patch_attention, patch_attention_backward, patch_attention_fused
 from .patches import fold_patches, unfold_patches
 from .pointwise import pointwise, pointwise_backward
@@ -33,6 +34,8 @@ __all__ = [
     "inverted_residual",
     "inverted_residual_backward",
     "inverted_residual_tiled",
+    "layer_norm",
+    "layer_norm_backward",
     "layer_norm_rows_backward",
     "moments_of",
     "patch_attention",

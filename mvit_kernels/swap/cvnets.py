@@ -177,7 +177,7 @@ def _without_dropout(sequence: nn.Sequential) -> list[Any]:
     return [module for module in sequence if type(module) not in _SKIPPED]
 
 
-def _is_stack(stack: nn.Sequential, kind: type, sequences: Mapping[str, tuple[Place, ...]]) -> bool:
+def _is_stack(stack: Any, kind: type, sequences: Mapping[str, tuple[Place, ...]]) -> bool:
     """All of `stack` but the last are of the kind, and their sequences, without dropout, hold what is expected, in that order."""
     return all(type(layer) is kind for layer in stack[:-1]) and all(
         len(modules) == len(places) and all(type(m) in place for m, place in zip(modules, places, strict=True))

@@ -20,16 +20,20 @@ struct Centre {
     float high, low;
 };
 
-// The moments of the whole from its tiles, in the order given (Chan, Golub, LeVeque 1983, equation 2.1). In float64, nothing cancels.
+// The moments of the whole from its tiles, in their order: the mean of the means, then what the tiles' own deviations and those of their
+// means add up to (Chan, Golub, LeVeque 1983). In float64, nothing cancels.
 inline Moments combine(const Statistics* tiles, int64_t count) {
-    Statistics whole = tiles[0];
-    for (int64_t i = 1; i < count; ++i) {
-        const double delta = tiles[i].mean - whole.mean, both = whole.count + tiles[i].count;
-        whole.mean += delta * tiles[i].count / both;
-        whole.m2 += tiles[i].m2 + delta * delta * whole.count * tiles[i].count / both;
-        whole.count = both;
+    double n = 0.0, sum = 0.0, m2 = 0.0;
+    for (int64_t i = 0; i < count; ++i) {
+        n += tiles[i].count;
+        sum += tiles[i].count * tiles[i].mean;
     }
-    return {whole.mean, whole.m2 / whole.count};
+    const double mean = sum / n;
+    for (int64_t i = 0; i < count; ++i) {
+        const double delta = tiles[i].mean - mean;
+        m2 += tiles[i].m2 + tiles[i].count * delta * delta;
+    }
+    return {mean, m2 / n};
 }
 
 inline Centre centre_of(double mean) {

@@ -31,4 +31,34 @@ void parallel_for(int64_t tasks, int threads, const Body& body) {
     for (int64_t task = 0; task < tasks; ++task) body(task);
 }
 
+// A thread of a parallel region with several phases: waiting for the others costs a fraction of leaving the region and entering the next.
+struct Team {
+    int index, size;
+
+    // body(first, last) on this thread's run of [0, tasks).
+    template <class Body>
+    void share(int64_t tasks, const Body& body) const {
+        const int64_t first = tasks * index / size, last = tasks * (index + 1) / size;
+        if (first < last) body(first, last);
+    }
+    void wait() const {
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+    }
+};
+
+// Runs body(team) on every thread.
+template <class Body>
+void parallel_region(int threads, const Body& body) {
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+        body(Team{omp_get_thread_num(), omp_get_num_threads()});
+        return;
+    }
+#endif
+    body(Team{0, 1});
+}
+
 }  // namespace mvit

@@ -45,23 +45,54 @@ Statistics statistics(const void* data, int64_t count) {
     return {n, static_cast<double>(mean) + correction, static_cast<double>(total(sum4(square))) - n * correction * correction};
 }
 
+// y = (x - high) scale + shift, where the shift has taken in what the mean lost in float32.
 template <class T>
-void normalize_plane(const void* from, void* to, int64_t count, Centre mean, float scale, float shift) {
+void normalize_planes(const void* from, void* to, int64_t planes, int64_t positions, Centre mean, float inverse_sigma, const float* weight,
+                      const float* bias) {
     const T* x = static_cast<const T*>(from);
     T* y = static_cast<T*>(to);
-    const F32 high = F32::all(mean.high), low = F32::all(mean.low), a = F32::all(scale), b = F32::all(shift);
-    each_vector(count, [&](int, int64_t i, int n) { store(fma(centred(load(x + i, n, 0.0f), high, low), a, b), y + i, n); });
+    const F32 high = F32::all(mean.high);
+    for (int64_t plane = 0; plane < planes; ++plane, x += positions, y += positions) {
+        const F32 scale = F32::all(inverse_sigma * weight[plane]), shift = fma(F32::all(-mean.low), scale, F32::all(bias[plane]));
+        each_vector(positions, [&](int, int64_t i, int n) { store(fma(load(x + i, n, 0.0f) - high, scale, shift), y + i, n); });
+    }
+}
+
+// `vectors` columns of channels down all pixels, their scales and shifts in registers.
+template <class T, int vectors>
+inline void normalize_columns(const T* x, T* y, int64_t pixels, int64_t channels, int n, Centre mean, float inverse_sigma,
+                              const float* weight, const float* bias) {
+    const F32 high = F32::all(mean.high);
+    F32 scale[vectors], shift[vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) {
+        scale[j] = F32::all(inverse_sigma) * load(weight + j * W, n, 0.0f);
+        shift[j] = fma(F32::all(-mean.low), scale[j], load(bias + j * W, n, 0.0f));
+    }
+    for (int64_t pixel = 0; pixel < pixels; ++pixel, x += channels, y += channels) {
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; ++j) store(fma(load(x + j * W, n, 0.0f) - high, scale[j], shift[j]), y + j * W, n);
+    }
 }
 
 template <class T>
-void normalize_pixels(const void* from, void* to, int64_t rows, int64_t channels, Centre mean, const float* scale, const float* shift) {
+void normalize_pixels(const void* from, void* to, int64_t pixels, int64_t channels, Centre mean, float inverse_sigma, const float* weight,
+                      const float* bias) {
     const T* x = static_cast<const T*>(from);
     T* y = static_cast<T*>(to);
-    const F32 high = F32::all(mean.high), low = F32::all(mean.low);
-    for (int64_t row = 0; row < rows; ++row, x += channels, y += channels)
-        each_vector(channels, [&](int, int64_t c, int n) {
-            store(fma(centred(load(x + c, n, 0.0f), high, low), load(scale + c, n, 0.0f), load(shift + c, n, 0.0f)), y + c, n);
-        });
+    // 32 pixels at a time: the lines beside a column, which the processor fetches ahead, are still there when their turn comes.
+    for (int64_t first = 0; first < pixels; first += 32) {
+        const int64_t some = pixels - first < 32 ? pixels - first : 32;
+        int64_t c = 0;
+        for (; c + 4 * W <= channels; c += 4 * W)
+            normalize_columns<T, 4>(x + c, y + c, some, channels, W, mean, inverse_sigma, weight + c, bias + c);
+        for (; c + W <= channels; c += W)
+            normalize_columns<T, 1>(x + c, y + c, some, channels, W, mean, inverse_sigma, weight + c, bias + c);
+        if (c < channels)
+            normalize_columns<T, 1>(x + c, y + c, some, channels, lanes_left(channels, c), mean, inverse_sigma, weight + c, bias + c);
+        x += some * channels;
+        y += some * channels;
+    }
 }
 
 template <class T>
@@ -127,7 +158,7 @@ void gradient_pixels(const void* from, const void* gradient, void* to, int64_t r
 extern const GroupNormKernels MVIT_ISA_SYMBOL(group_norm);
 const GroupNormKernels MVIT_ISA_SYMBOL(group_norm) = {
     {statistics<float>, statistics<bf16>, statistics<f16>},
-    {normalize_plane<float>, normalize_plane<bf16>, normalize_plane<f16>},
+    {normalize_planes<float>, normalize_planes<bf16>, normalize_planes<f16>},
     {normalize_pixels<float>, normalize_pixels<bf16>, normalize_pixels<f16>},
     {sum_plane<float>, sum_plane<bf16>, sum_plane<f16>},
     {sum_pixels<float>, sum_pixels<bf16>, sum_pixels<f16>},

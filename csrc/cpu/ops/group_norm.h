@@ -38,10 +38,11 @@ Status group_norm_backward(const GroupNormProblem& problem, int threads);
 struct GroupNormKernels {
     // Indexed by DType.
     Statistics (*statistics[3])(const void* x, int64_t count);
-    // y = (x - mean) * scale + shift on one plane (scale, shift: one value) and on `rows` pixels (a value a channel).
-    void (*normalize_plane[3])(const void* x, void* y, int64_t count, Centre mean, float scale, float shift);
-    void (*normalize_pixels[3])(const void* x, void* y, int64_t rows, int64_t channels, Centre mean, const float* scale,
-                                const float* shift);
+    // y on whole planes (weight, bias: a value a plane) and on whole pixels (a value a channel).
+    void (*normalize_planes[3])(const void* x, void* y, int64_t planes, int64_t positions, Centre mean, float inverse_sigma,
+                                const float* weight, const float* bias);
+    void (*normalize_pixels[3])(const void* x, void* y, int64_t pixels, int64_t channels, Centre mean, float inverse_sigma,
+                                const float* weight, const float* bias);
     // sums[0] = sum dy, sums[1] = sum dy (x - mean); of pixels: a value a channel, sums[0 .. C) and sums[C .. 2 C).
     void (*sum_plane[3])(const void* x, const void* dy, int64_t count, Centre mean, float* sums);
     void (*sum_pixels[3])(const void* x, const void* dy, int64_t rows, int64_t channels, Centre mean, float* sums);

@@ -1,7 +1,5 @@
 #include "cpu/ops/patches.h"
 
-#include <cstring>
-
 #include "cpu/core/isa.h"
 #include "cpu/core/parallel.h"
 
@@ -29,31 +27,34 @@ void channels_first(const PatchesProblem& p, int threads) {
     const PatchesKernels& kernels = patches_table.active();
     const auto kernel = (direction == Direction::unfold ? kernels.unfold : kernels.fold)[log2_of(p.element_size)];
     const int64_t planes = p.batch * p.channels, plane_bytes = p.height * p.width * p.element_size;
-    const PatchesPlane shape{p.height, p.width, p.patch_h, p.patch_w};
-    parallel_for(planes, threads_for(2 * planes * plane_bytes, planes, threads), [&](int64_t plane) {
-        kernel(shape, static_cast<const char*>(p.from) + plane * plane_bytes, static_cast<char*>(p.to) + plane * plane_bytes);
+    const PatchesPlane shape{p.height / p.patch_h, p.width / p.patch_w, p.patch_h, p.patch_w};
+    parallel_region(threads_for(2 * planes * plane_bytes, planes, threads), [&](const Team& team) {
+        team.share(planes, [&](int64_t first, int64_t last) {
+            kernel(shape, last - first, static_cast<const char*>(p.from) + first * plane_bytes,
+                   static_cast<char*>(p.to) + first * plane_bytes);
+        });
     });
 }
 
-// A task is one row of an image; a pixel is one run of channels.
+// A task is one row of an image; a pixel is one run of channels. The pixels of one phase go at once, to or from one place in memory.
 template <Direction direction>
 void channels_last(const PatchesProblem& p, int threads) {
-    const int64_t pixel = p.channels * p.element_size;
+    const PatchesKernels& kernels = patches_table.active();
+    const int64_t pixel = p.channels * p.element_size, step = p.patch_w * pixel;
     const int64_t columns = p.width / p.patch_w, positions = p.height / p.patch_h * columns;
     const int64_t rows = p.batch * p.height;
     parallel_for(rows, threads_for(2 * rows * p.width * pixel, rows, threads), [&](int64_t row) {
         const int64_t image = row / p.height, y = row % p.height;
+        const int64_t map = row * p.width,
+                      runs = image * p.height * p.width + y % p.patch_h * p.patch_w * positions + y / p.patch_h * columns;
         const char* from = static_cast<const char*>(p.from);
         char* to = static_cast<char*>(p.to);
-        for (int64_t x = 0; x < p.width; ++x) {
-            const int64_t phase = y % p.patch_h * p.patch_w + x % p.patch_w;
-            const int64_t position = y / p.patch_h * columns + x / p.patch_w;
-            const int64_t map = (row * p.width + x) * pixel;
-            const int64_t runs = (image * p.height * p.width + phase * positions + position) * pixel;
+        for (int64_t x = 0; x < p.patch_w; ++x) {
+            const int64_t in_map = (map + x) * pixel, in_runs = (runs + x * positions) * pixel;
             if constexpr (direction == Direction::unfold) {
-                std::memcpy(to + runs, from + map, static_cast<size_t>(pixel));
+                kernels.move(from + in_map, step, to + in_runs, pixel, columns, pixel);
             } else {
-                std::memcpy(to + map, from + runs, static_cast<size_t>(pixel));
+                kernels.move(from + in_runs, pixel, to + in_map, step, columns, pixel);
             }
         }
     });

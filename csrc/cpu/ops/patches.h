@@ -20,16 +20,18 @@ struct PatchesProblem {
 Status unfold_patches(const PatchesProblem& problem, int threads);
 Status fold_patches(const PatchesProblem& problem, int threads);
 
-// --- what isa/patches.cpp implements: one channels-first plane, H x W elements <-> P x N elements ---
+// --- what isa/patches.cpp implements ---
 
 struct PatchesPlane {
-    int64_t height, width, patch_h, patch_w;
+    int64_t rows, columns, patch_h, patch_w;  // rows and columns of patches
 };
 
 struct PatchesKernels {
-    // Indexed by log2 of the element size.
-    void (*unfold[4])(const PatchesPlane&, const void* map, void* phases);
-    void (*fold[4])(const PatchesPlane&, const void* phases, void* map);
+    // Channels first: planes of H x W elements <-> as many of P x N elements. Indexed by log2 of the element size.
+    void (*unfold[4])(const PatchesPlane&, int64_t planes, const void* map, void* phases);
+    void (*fold[4])(const PatchesPlane&, int64_t planes, const void* phases, void* map);
+    // Channels last: runs of so many bytes, a pixel each, whose starts are a stride apart.
+    void (*move)(const void* from, int64_t from_stride, void* to, int64_t to_stride, int64_t runs, int64_t bytes);
 };
 
 }  // namespace mvit

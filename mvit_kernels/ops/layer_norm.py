@@ -1,0 +1,174 @@
+"""LayerNorm over the last axis (arXiv 1607.06450, equation 4): schema, checks, fake, backward and backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import FLOAT_CODES, FLOAT_DTYPES, raise_status, register, register_autograd, single, wide
+
+OP = "layer_norm"
+
+
+def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None) -> torch.Tensor:
+    """(x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over the last axis.
+
+    Args:
+        x: (..., C) float32, bfloat16, float16 or float64, of any strides.
+        weight, bias: (C,), float32 or the dtype of x. Statistics and arithmetic are float32 (float64 of a float64 x).
+        eps: added to the variance.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (..., C), dtype of x, contiguous.
+
+    Raises:
+        TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.
+
+    Source: Layer Normalization, arXiv 1607.06450, equation 4; the transformers of MobileViT (arXiv 2110.02178).
+    """
+    if type(x) is not torch.Tensor:
+        checks.is_tensor(OP, "x", x)
+    if type(weight) is not torch.Tensor:
+        checks.is_tensor(OP, "weight", weight)
+    if type(bias) is not torch.Tensor:
+        checks.is_tensor(OP, "bias", bias)
+    call = _call if type(eps) is float else _forward_op  # which converts what is like a number, and refuses the rest
+    if backend is None:  # a keyword costs time
+        return call(x, weight, bias, eps)
+    checks.backend(OP, backend)
+    return call(x, weight, bias, eps, backend=backend)
+
+
+def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> None:
+    if x.ndim == 0:
+        raise ValueError(f"{OP}: x: expected at least 1 dimension, got shape ()")
+    checks.tensor(OP, "x", x, x.ndim, FLOAT_DTYPES)
+    channels = x.shape[-1]
+    checks.channelwise(OP, "weight", weight, x, channels)
+    if bias is not None:
+        checks.channelwise(OP, "bias", bias, x, channels)
+
+
+# --- backends ---
+
+
+def _cpu_refuse(x: torch.Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    if not x.is_cpu:
+        return f"x is on {x.device}"
+    if x.dtype not in FLOAT_CODES:
+        return f"it has no kernel for {x.dtype}"
+    return None
+
+
+def _rows(x: torch.Tensor, channels: int) -> int:
+    return x.numel() // channels if channels else 0
+
+
+def _cpu_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    x, weight, bias = x.contiguous(), single(weight), single(bias)
+    y = torch.empty_like(x)
+    code, channels, threads = FLOAT_CODES[x.dtype], x.shape[-1], torch.get_num_threads()
+    status = native.layer_norm(
+        code, _rows(x, channels), channels, x.data_ptr(), weight.data_ptr(), bias.data_ptr(), eps, y.data_ptr(), threads
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y
+
+
+def _cpu_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+    dtype = weight.dtype
+    x, dy, weight = x.contiguous(), dy.contiguous(), single(weight)
+    dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    code, channels, threads = FLOAT_CODES[x.dtype], x.shape[-1], torch.get_num_threads()
+    status = native.layer_norm_backward(
+        code, _rows(x, channels), channels, dy.data_ptr(), x.data_ptr(), weight.data_ptr(), eps, dx.data_ptr(), dweight.data_ptr(),
+        dbias.data_ptr(), threads,
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return dx, dweight.to(dtype), dbias.to(dtype)
+
+
+def _reference_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    x_wide = wide(x)
+    return reference.layer_norm(x_wide, weight.to(x_wide.dtype), bias.to(x_wide.dtype), eps).to(x.dtype).contiguous()
+
+
+def _reference_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+    x_wide = wide(x)
+    dx, dweight, dbias = reference.layer_norm_backward(wide(dy), x_wide, weight.to(x_wide.dtype), eps)
+    return dx.to(x.dtype).contiguous(), dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+choose = Choice(
+    OP,
+    cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
+    reference=Implementation(_reference_forward, _reference_backward),
+)
+
+
+# --- registration ---
+
+
+def _forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None) -> torch.Tensor:
+    _check(x, weight, bias)
+    return choose(backend, x).forward(x, weight, bias, eps)
+
+
+def _forward_fake(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None
+) -> torch.Tensor:
+    _check(x, weight, bias)
+    return x.new_empty(x.shape)
+
+
+def _backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str | None) -> tuple[torch.Tensor, ...]:
+    _check(x, weight)
+    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
+    backward = choose(backend, x).backward
+    assert backward is not None
+    return backward(dy, x, weight, eps)
+
+
+def _backward_fake(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str | None) -> tuple[torch.Tensor, ...]:
+    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+
+
+_forward_op = register(
+    OP, "(Tensor x, Tensor weight, Tensor bias, float eps=1e-05, *, str? backend=None) -> Tensor", _forward, _forward_fake
+)
+_backward_op = register(
+    f"{OP}_backward",
+    "(Tensor dy, Tensor x, Tensor weight, float eps, str? backend) -> (Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None) -> None:
+    ctx.save_for_backward(x, weight)
+    ctx.eps, ctx.bias_dtype = eps, bias.dtype
+    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
+
+
+def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    x, weight = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
+        x_wide = wide(x)
+        dx, dweight, dbias = reference.layer_norm_backward(wide(dy), x_wide, weight.to(x_wide.dtype), ctx.eps)
+        return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(ctx.bias_dtype), None
+    dx, dweight, dbias = _backward_op(dy, x, weight, ctx.eps, ctx.backend)
+    return dx, dweight, dbias.to(ctx.bias_dtype), None
+
+
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=3)
