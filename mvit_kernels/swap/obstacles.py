@@ -144,7 +144,7 @@ def inside(module: nn.Module, places: Mapping[str, Place]) -> Obstacle | None:
     if _has_any_global_hook():
         return Obstacle(module, "runs while hooks on all modules are registered")
     modules = module.__dict__["_modules"]  # not module._modules, where torch.export puts proxies of other classes
-    todo = [(modules[name], place) for name, place in places.items()]
+    todo = [(modules.get(name), place) for name, place in places.items()]
     for child, place in todo:  # which grows meanwhile
         if child is None:
             continue
