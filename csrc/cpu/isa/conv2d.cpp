@@ -1,4 +1,4 @@
-// A block of pixels of a convolution times a range of panels; formula in ops/conv2d.h. Compiled once an ISA.
+// Blocks of pixels of a convolution; formula in ops/conv2d.h. Compiled once an ISA.
 #include "cpu/ops/conv2d.h"
 
 #include "cpu/core/epilogue.h"
@@ -49,29 +49,63 @@ inline void gather_taps(const Conv2dProblem& p, int64_t image, int64_t i, int64_
     }
 }
 
-// The same by planes: (c, ky, kx), for pixels [j, end) of row i; rows of `to` are `stride` apart.
-template <class T>
-inline void gather_planes(const Conv2dProblem& p, int64_t image, int64_t i, int64_t j, int64_t end, float* to, int64_t stride) {
-    const int64_t half = p.kernel / 2;
-    const auto inside = [&](int64_t x) { return x * p.stride >= half && x * p.stride + half < p.width; };
+// One vector of channels of `count` output pixels by planes: `from` is where the first one's taps begin in the first of the padded rows.
+template <int stride, Activation activation, int count, class T>
+inline void planes_vector(const float* from, int64_t rows, int64_t row_stride, const float* weight, F32 bias, int lanes, const T* residual,
+                          T* y, int64_t columns) {
+    F32 sum[count];
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) sum[i] = bias;
+    for (int64_t row = 0; row < rows; ++row, from += row_stride)
+#pragma GCC unroll 3
+        for (int kx = 0; kx < 3; ++kx, weight += panel) {
+            const F32 w = F32::load(weight);
+#pragma GCC unroll 8
+            for (int i = 0; i < count; ++i) sum[i] = fma(F32::all(from[i * stride + kx]), w, sum[i]);
+        }
+#pragma GCC unroll 8
+    for (int i = 0; i < count; ++i) {
+        F32 value = activate<activation>(sum[i]);
+        if (residual) value = value + load(residual + i * columns, lanes, 0.0f);
+        store(value, y + i * columns, lanes);
+    }
+}
+
+// One output row of a 3x3 convolution of planes. Pixels are broadcast from where they lie, so nothing is gathered: the rows are copied
+// once, as float32 with their padding.
+template <class T, int stride>
+void planes_row(const Conv2dRow& r) {
+    const Conv2dProblem& p = r.problem;
+    const int64_t width = (p.width - 1) / stride + 1, row_stride = conv2d_padded(p), rows = 3 * p.x.channels;
+    float* to = r.scratch;
     for (int64_t c = 0; c < p.x.channels; ++c)
-        for (int64_t ky = 0; ky < p.kernel; ++ky, to += p.kernel) {
-            const int64_t y = i * p.stride + ky - half;
-            const T* row = static_cast<const T*>(p.x.data) + image * p.x.image + c * p.x.channel + y * p.x.row;
-            float* at = to;
-            for (int64_t x = j; x < end; ++x, at += stride) {
-                const int64_t left = x * p.stride - half;
-                if (y < 0 || y >= p.height) {
-                    clear(p.kernel, at);
-                } else if (inside(x)) {
-                    load_row(row + left, p.kernel, at);
-                } else {
-                    const Taps taps = taps_inside(left, p.kernel, p.width);
-                    clear(p.kernel, at);
-                    load_row(row + left + taps.begin, taps.end - taps.begin, at + taps.begin);
-                }
+        for (int64_t ky = 0; ky < 3; ++ky, to += row_stride) {
+            const int64_t y = r.row * stride + ky - 1;
+            to[0] = to[p.width + 1] = 0.0f;
+            if (y < 0 || y >= p.height) {
+                clear(p.width, to + 1);
+            } else {
+                load_row(static_cast<const T*>(p.x.data) + r.image * p.x.image + c * p.x.channel + y * p.x.row, p.width, to + 1);
             }
         }
+    const int64_t first = (r.image * ((p.height - 1) / stride + 1) + r.row) * width * p.columns;
+    T* y = static_cast<T*>(p.y) + first;
+    const T* residual = p.residual ? static_cast<const T*>(p.residual) + first : nullptr;
+    with_activation(p.activation, [&]<Activation act>() {
+        for (int64_t x = 0; x < width;) {
+            const int64_t count = width - x < 8 ? 1 : 8;
+            for (int64_t n = 0; n < p.columns; n += F32::width) {
+                const float* weight = p.weight + n / panel * panel * 3 * rows + n % panel;
+                const auto run = [&]<int pixels>() {
+                    const int64_t at = x * p.columns + n;
+                    planes_vector<stride, act, pixels>(r.scratch + x * stride, rows, row_stride, weight, F32::load(p.bias + n),
+                                                       lanes_left(p.columns, n), residual ? residual + at : nullptr, y + at, p.columns);
+                };
+                count == 8 ? run.template operator()<8>() : run.template operator()<1>();
+            }
+            x += count;
+        }
+    });
 }
 
 template <class T>
@@ -83,11 +117,7 @@ void block(const Conv2dBlock& b) {
         const int64_t pixel = b.first + done, row = pixel / width, begin = pixel % width;
         const int64_t end = width - begin < b.pixels - done ? width : begin + b.pixels - done;
         float* to = b.scratch + done * stride;
-        if (p.planes) {
-            gather_planes<T>(p, row / height, row % height, begin, end, to, stride);
-        } else {
-            for (int64_t j = begin; j < end; ++j, to += stride) gather_taps<T>(p, row / height, row % height, j, to);
-        }
+        for (int64_t j = begin; j < end; ++j, to += stride) gather_taps<T>(p, row / height, row % height, j, to);
         done += end - begin;
     }
     const T* residual = static_cast<const T*>(p.residual);
@@ -99,6 +129,9 @@ void block(const Conv2dBlock& b) {
 }  // namespace
 
 extern const Conv2dKernels MVIT_ISA_SYMBOL(conv2d);
-const Conv2dKernels MVIT_ISA_SYMBOL(conv2d) = {{block<float>, block<bf16>, block<f16>}};
+const Conv2dKernels MVIT_ISA_SYMBOL(conv2d) = {
+    {block<float>, block<bf16>, block<f16>},
+    {{planes_row<float, 1>, planes_row<float, 2>}, {planes_row<bf16, 1>, planes_row<bf16, 2>}, {planes_row<f16, 1>, planes_row<f16, 2>}},
+};
 
 }  // namespace mvit

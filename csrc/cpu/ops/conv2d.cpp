@@ -19,6 +19,7 @@ constexpr int64_t tasks_wanted = 8;             // few pixels: the columns are c
 
 Status check(const Conv2dProblem& p) {
     if (p.batch < 0 || p.height < 0 || p.width < 0 || p.columns < 0 || p.x.channels < 0 || p.second.channels < 0) return Status::bad_shape;
+    if (p.planes && p.kernel != 3) return Status::bad_shape;
     if ((p.kernel != 1 && p.kernel != 3) || (p.stride != 1 && p.stride != 2)) return Status::bad_shape;
     if (p.dtype != DType::f32 && p.dtype != DType::bf16 && p.dtype != DType::f16) return Status::bad_dtype;
     const auto contiguous = [](const InputMap& map) { return map.channels <= 1 || map.channel == 1; };
@@ -41,8 +42,7 @@ int64_t matrix_stride(const Conv2dProblem& p, const InputMap& map) {
 }
 
 bool is_product(const Conv2dProblem& p) {
-    return p.kernel == 1 && p.stride == 1 && !p.planes && matrix_stride(p, p.x) >= 0 &&
-           (p.second.channels == 0 || matrix_stride(p, p.second) >= 0);
+    return p.kernel == 1 && p.stride == 1 && matrix_stride(p, p.x) >= 0 && (p.second.channels == 0 || matrix_stride(p, p.second) >= 0);
 }
 
 Status product(const Conv2dProblem& p, int threads) {
@@ -69,11 +69,28 @@ Status product(const Conv2dProblem& p, int threads) {
 // Few blocks are a power of two and many a multiple of 8, so that they divide evenly among the usual numbers of threads.
 int64_t even(int64_t blocks) { return blocks <= 2 ? blocks : blocks <= 4 ? 4 : round_up(blocks, 8); }
 
+// A task is an output row: what is gathered for it is a few rows of the image.
+Status by_planes(const Conv2dProblem& p, int threads) {
+    const auto kernel = conv2d_table.active().planes_row[static_cast<int>(p.dtype)][p.stride - 1];
+    const int64_t height = (p.height - 1) / p.stride + 1, rows = p.batch * height;
+    const int64_t bytes = rows * p.width * conv2d_depth(p) * p.columns / 8;  // of a copy that takes about as long
+    std::atomic<bool> no_memory{false};
+    parallel_for(rows, threads_for(bytes, rows, threads), [&](int64_t task) {
+        if (float* scratch = thread_scratch().floats(3 * p.x.channels * conv2d_padded(p))) {
+            kernel({task / height, task % height, scratch, p});
+        } else {
+            no_memory.store(true, std::memory_order_relaxed);
+        }
+    });
+    return no_memory.load() ? Status::out_of_memory : Status::ok;
+}
+
 }  // namespace
 
 Status conv2d(const Conv2dProblem& p, int threads) {
     if (const Status status = check(p); status != Status::ok) return status;
     if (p.batch == 0 || p.height == 0 || p.width == 0 || p.columns == 0) return Status::ok;
+    if (p.planes) return by_planes(p, threads);
     if (is_product(p)) return product(p, threads);
 
     const auto kernel = conv2d_table.active().block[static_cast<int>(p.dtype)];

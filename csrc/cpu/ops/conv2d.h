@@ -40,8 +40,9 @@ struct Conv2dProblem {
 
 Status conv2d(const Conv2dProblem& problem, int threads);
 
-// --- what isa/conv2d.cpp implements: a block of pixels times a range of panels ---
+// --- what isa/conv2d.cpp implements ---
 
+// A block of pixels times a range of panels.
 struct Conv2dBlock {
     int64_t first, pixels;  // of y, counted through all images
     int64_t panel_begin, panel_end;
@@ -49,11 +50,20 @@ struct Conv2dBlock {
     const Conv2dProblem& problem;
 };
 
+// An output row, by planes.
+struct Conv2dRow {
+    int64_t image, row;
+    float* scratch;  // 3 C rows of conv2d_padded floats
+    const Conv2dProblem& problem;
+};
+
 inline int64_t conv2d_depth(const Conv2dProblem& p) { return p.kernel * p.kernel * (p.x.channels + p.second.channels); }
 inline int64_t conv2d_scratch(int64_t pixels, int64_t depth) { return pixels * (scratch_stride(depth) + panel); }
+inline int64_t conv2d_padded(const Conv2dProblem& p) { return p.width + 2; }
 
 struct Conv2dKernels {
-    void (*block[3])(const Conv2dBlock&);  // by DType
+    void (*block[3])(const Conv2dBlock&);        // by DType
+    void (*planes_row[3][2])(const Conv2dRow&);  // and stride - 1
 };
 
 }  // namespace mvit
