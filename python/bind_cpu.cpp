@@ -165,13 +165,14 @@ InputMap input_map(uintptr_t address, int64_t channels, const Sizes& stride) {
 }
 
 // Sizes are (B, C, H, W), of x; strides likewise.
-int convolution(int dtype, const Sizes& size, int64_t columns, int64_t kernel, int64_t stride, bool planes, uintptr_t x,
+int convolution(int dtype, const Sizes& size, int64_t columns, int64_t kernel, int64_t stride, int method, uintptr_t x,
                 const Sizes& x_stride, uintptr_t second, int64_t second_channels, const Sizes& second_stride, uintptr_t weight,
                 uintptr_t bias, int activation, uintptr_t residual, uintptr_t y, int threads) {
     Conv2dProblem p{};
     p.dtype = static_cast<DType>(dtype);
     p.batch = size[0], p.height = size[2], p.width = size[3];
-    p.columns = columns, p.kernel = kernel, p.stride = stride, p.planes = planes;
+    p.columns = columns, p.kernel = kernel, p.stride = stride;
+    p.method = static_cast<Conv2dMethod>(method);
     p.x = input_map(x, size[1], x_stride);
     p.second = input_map(second, second_channels, second_stride);
     p.weight = floats(weight), p.bias = floats(bias);

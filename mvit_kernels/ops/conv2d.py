@@ -22,9 +22,10 @@ from .library import (
     register_autograd,
     widen,
 )  # fmt: skip
-from .packing import pack_convolution, pack_convolution_by_planes, packed
+from .packing import pack_convolution, pack_convolution_by_planes, pack_winograd, packed
 
 OP = "conv2d"
+FEWEST_CHANNELS = 16  # for minimal filtering, on either side
 MOST_PLANES = 4  # channels of an image, which a 3x3 convolution reads plane by plane
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -96,11 +97,28 @@ def _cpu_refuse(x: Tensor, *_: object) -> str | None:
     return None
 
 
+# Conv2dMethod of csrc/cpu/ops/conv2d.h, and the form of the weight that goes with it.
+_GATHERED, _PLANES, _WINOGRAD = range(3)
+_RECIPES = (pack_convolution, pack_convolution_by_planes, pack_winograd)
+
+
+def _method(x: Tensor, weight: Tensor, second: Optional, stride: int) -> int:
+    (_, channels, height, width), (columns, both, kernel, _) = x.shape, weight.shape
+    if kernel == 1:
+        return _GATHERED
+    if second is None and 1 < channels <= MOST_PLANES and x.stride(3) == 1 and x.stride(1) != 1:
+        return _PLANES
+    # Tiles of 2 x 2 pixels cost 16 multiplications instead of 36, wherever they end, and transforms that need channels to pay.
+    tiles = ((height + 1) // 2) * ((width + 1) // 2)
+    if stride == 1 and both >= FEWEST_CHANNELS and columns >= FEWEST_CHANNELS and 16 * tiles <= 7 * height * width:
+        return _WINOGRAD
+    return _GATHERED
+
+
 def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, second: Optional, residual: Optional, stride: int, activation: str) -> Tensor:
-    size, kernel, columns = x.shape, weight.shape[2], weight.shape[0]
-    planes = x.stride(1) != 1 and x.stride(3) == 1 and 1 < size[1] <= MOST_PLANES and kernel == 3 and second is None
-    matrix = packed(pack_convolution_by_planes if planes else pack_convolution, weight, bias)
-    if not planes:
+    size, kernel, columns, method = x.shape, weight.shape[2], weight.shape[0], _method(x, weight, second, stride)
+    matrix = packed(_RECIPES[method], weight, bias)
+    if method != _PLANES:
         x = in_format(x, channels_last=True)
     if second is not None:
         second = in_format(second, channels_last=True)
@@ -108,7 +126,7 @@ def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, second: Optional, re
         residual = dense(residual, channels_last=True)
     y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
     status = native.conv2d(
-        FLOAT_CODES[x.dtype], size, columns, kernel, stride, planes, x.data_ptr(), x.stride(), 0 if second is None else second.data_ptr(),
+        FLOAT_CODES[x.dtype], size, columns, kernel, stride, method, x.data_ptr(), x.stride(), 0 if second is None else second.data_ptr(),
         0 if second is None else second.shape[1], x.stride() if second is None else second.stride(), matrix.weight.data_ptr(),
         matrix.bias.data_ptr(), reference.ACTIVATIONS.index(activation), 0 if residual is None else residual.data_ptr(), y.data_ptr(),
         torch.get_num_threads(),

@@ -51,6 +51,14 @@ def pack_convolution_by_planes(weight: torch.Tensor, bias: torch.Tensor | None) 
     return pack_matrix(weight.flatten(1), bias)
 
 
+def pack_winograd(weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
+    """weight (N, C, 3, 3) as the 16 matrices (N, C) of csrc/cpu/ops/winograd.h, each packed: (16, ceil(N / 32), C, 32)."""
+    g = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64, device=weight.device)
+    elements = torch.einsum("ra,ncab,sb->rsnc", g, weight.detach().double(), g).float().flatten(0, 1)
+    matrices = [pack_matrix(each, bias) for each in elements]
+    return Packed(torch.stack([each.weight for each in matrices]), matrices[0].bias)
+
+
 def pack_depthwise(weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
     """weight (C, 1, 3, 3), bias (C,) or None for zeros, as csrc/cpu/core/depthwise.h wants them: (9, C rounded up to 16) and a vector of
     that size, float32."""

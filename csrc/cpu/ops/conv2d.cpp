@@ -6,6 +6,7 @@
 #include "cpu/core/parallel.h"
 #include "cpu/core/scratch.h"
 #include "cpu/ops/gemm.h"
+#include "cpu/ops/winograd.h"
 
 namespace mvit {
 
@@ -19,11 +20,13 @@ constexpr int64_t tasks_wanted = 8;             // few pixels: the columns are c
 
 Status check(const Conv2dProblem& p) {
     if (p.batch < 0 || p.height < 0 || p.width < 0 || p.columns < 0 || p.x.channels < 0 || p.second.channels < 0) return Status::bad_shape;
-    if (p.planes && p.kernel != 3) return Status::bad_shape;
+    if (p.method != Conv2dMethod::gathered && p.kernel != 3) return Status::bad_shape;
+    if (p.method == Conv2dMethod::winograd && p.stride != 1) return Status::bad_shape;
     if ((p.kernel != 1 && p.kernel != 3) || (p.stride != 1 && p.stride != 2)) return Status::bad_shape;
     if (p.dtype != DType::f32 && p.dtype != DType::bf16 && p.dtype != DType::f16) return Status::bad_dtype;
     const auto contiguous = [](const InputMap& map) { return map.channels <= 1 || map.channel == 1; };
-    if (p.planes ? (p.width > 1 && p.x.pixel != 1) || p.second.channels > 0 : !contiguous(p.x) || !contiguous(p.second))
+    if (p.method == Conv2dMethod::planes ? (p.width > 1 && p.x.pixel != 1) || p.second.channels > 0
+                                         : !contiguous(p.x) || !contiguous(p.second))
         return Status::bad_layout;
     return Status::ok;
 }
@@ -66,8 +69,25 @@ Status product(const Conv2dProblem& p, int threads) {
     return gemm(g, threads);
 }
 
-// Few blocks are a power of two and many a multiple of 8, so that they divide evenly among the usual numbers of threads.
-int64_t even(int64_t blocks) { return blocks <= 2 ? blocks : blocks <= 4 ? 4 : round_up(blocks, 8); }
+Status by_gathering(const Conv2dProblem& p, int threads) {
+    const auto kernel = conv2d_table.active().block[static_cast<int>(p.dtype)];
+    const int64_t depth = conv2d_depth(p), pixels = p.batch * ((p.height - 1) / p.stride + 1) * ((p.width - 1) / p.stride + 1);
+    const Cut cut = cut_evenly(pixels, scratch_stride(depth) * int64_t{sizeof(float)}, gathered_bytes, most_pixels);
+    const int64_t all = panels(p.columns), pieces = ranges_of(all, cut.blocks, tasks_wanted);
+    const int64_t bytes = pixels * depth * p.columns / 8;  // of a copy that takes about as long
+
+    std::atomic<bool> no_memory{false};
+    parallel_for(cut.blocks * pieces, threads_for(bytes, cut.blocks * pieces, threads), [&](int64_t task) {
+        const int64_t piece = task % pieces, first = task / pieces * cut.height;
+        const int64_t some = pixels - first < cut.height ? pixels - first : cut.height;
+        if (float* scratch = thread_scratch().floats(conv2d_scratch(some, depth))) {
+            kernel({first, some, all * piece / pieces, all * (piece + 1) / pieces, scratch, p});
+        } else {
+            no_memory.store(true, std::memory_order_relaxed);
+        }
+    });
+    return no_memory.load() ? Status::out_of_memory : Status::ok;
+}
 
 // A task is an output row: what is gathered for it is a few rows of the image.
 Status by_planes(const Conv2dProblem& p, int threads) {
@@ -90,31 +110,9 @@ Status by_planes(const Conv2dProblem& p, int threads) {
 Status conv2d(const Conv2dProblem& p, int threads) {
     if (const Status status = check(p); status != Status::ok) return status;
     if (p.batch == 0 || p.height == 0 || p.width == 0 || p.columns == 0) return Status::ok;
-    if (p.planes) return by_planes(p, threads);
-    if (is_product(p)) return product(p, threads);
-
-    const auto kernel = conv2d_table.active().block[static_cast<int>(p.dtype)];
-    const int64_t depth = conv2d_depth(p), pixels = p.batch * ((p.height - 1) / p.stride + 1) * ((p.width - 1) / p.stride + 1);
-    const int64_t fitting = gathered_bytes / (scratch_stride(depth) * int64_t{sizeof(float)});
-    const int64_t most = fitting < 1 ? 1 : fitting < most_pixels ? fitting : most_pixels;
-    const int64_t wanted = even((pixels + most - 1) / most), height = (pixels + wanted - 1) / wanted;
-    const int64_t blocks = (pixels + height - 1) / height;
-    const int64_t pieces = (tasks_wanted + blocks - 1) / blocks, width = (panels(p.columns) + pieces - 1) / pieces;
-    const int64_t ranges = (panels(p.columns) + width - 1) / width;
-    const int64_t bytes = pixels * depth * p.columns / 8;  // of a copy that takes about as long
-
-    std::atomic<bool> no_memory{false};
-    parallel_for(blocks * ranges, threads_for(bytes, blocks * ranges, threads), [&](int64_t task) {
-        const int64_t range = task % ranges, first = task / ranges * height;
-        const int64_t some = pixels - first < height ? pixels - first : height;
-        const int64_t begin = range * width, end = begin + width < panels(p.columns) ? begin + width : panels(p.columns);
-        if (float* scratch = thread_scratch().floats(conv2d_scratch(some, depth))) {
-            kernel({first, some, begin, end, scratch, p});
-        } else {
-            no_memory.store(true, std::memory_order_relaxed);
-        }
-    });
-    return no_memory.load() ? Status::out_of_memory : Status::ok;
+    if (p.method == Conv2dMethod::winograd) return winograd(p, threads);
+    if (p.method == Conv2dMethod::planes) return by_planes(p, threads);
+    return is_product(p) ? product(p, threads) : by_gathering(p, threads);
 }
 
 }  // namespace mvit

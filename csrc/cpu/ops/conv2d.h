@@ -15,6 +15,26 @@
 
 namespace mvit {
 
+// A block of `height` rows each, the last with what is left.
+struct Cut {
+    int64_t blocks, height;
+};
+
+// Rows of `row_bytes` into blocks of at most `most` rows that fit into `bytes`. Few blocks are a power of two and many a multiple of 8, so
+// that they divide evenly among the usual numbers of threads.
+inline Cut cut_evenly(int64_t rows, int64_t row_bytes, int64_t bytes, int64_t most) {
+    const int64_t fitting = bytes / row_bytes < 1 ? 1 : bytes / row_bytes;
+    const int64_t height = fitting < most ? fitting : most, needed = (rows + height - 1) / height;
+    const int64_t wanted = needed <= 2 ? needed : needed <= 4 ? 4 : round_up(needed, 8), even = (rows + wanted - 1) / wanted;
+    return {(rows + even - 1) / even, even};
+}
+
+// How many ranges of columns make enough tasks of them.
+inline int64_t ranges_of(int64_t units, int64_t blocks, int64_t tasks) {
+    const int64_t pieces = (tasks + blocks - 1) / blocks;
+    return pieces < units ? pieces : units;
+}
+
 // A map that is read where it lies; strides are in elements.
 struct InputMap {
     const void* data;
@@ -22,14 +42,19 @@ struct InputMap {
     int64_t image, channel, row, pixel;
 };
 
+// How, and so the order of the weight's columns.
+enum class Conv2dMethod : int {
+    gathered = 0,  // (ky, kx, c)
+    planes = 1,    // (c, ky, kx): k = 3 and the rows of x contiguous, not its channels; for few channels, without second
+    winograd = 2,  // 16 matrices, ops/winograd.h: k = 3, s = 1
+};
+
 struct Conv2dProblem {
     DType dtype;                   // of x, second, residual and y
     int64_t batch, height, width;  // of x
     int64_t columns;               // N
     int64_t kernel, stride;
-    // Channels contiguous, and the columns of the weight in the order (ky, kx, c). Or `planes`: rows contiguous, columns in the order
-    // (c, ky, kx); for few channels, an image of which is a map, and without second.
-    bool planes;
+    Conv2dMethod method;
     InputMap x, second;   // second: channels contiguous; or with 0 channels
     const float* weight;  // packed (core/tile.h)
     const float* bias;    // panels(N) * panel values
