@@ -90,7 +90,8 @@ def test_any_strides_and_dtypes(kernel: int, backend: str, isa: str) -> None:
     for channels in (3, 17):
         big, weight, bias = torch.randn(3, channels, 8, 14), torch.randn(2 * 19, channels, kernel, kernel)[::2], torch.randn(38)[::2]
         last = big.contiguous(memory_format=torch.channels_last)
-        for x in (big[1:], big[:, :, 2:6], big[..., ::2], big.transpose(2, 3), big[:1].expand(3, -1, -1, -1), last[..., 3:9], last[:, :, ::2]):  # fmt: skip
+        views = [big[1:], big[:, :, 2:6], big[..., ::2], big.transpose(2, 3), big[:1].expand(3, -1, -1, -1)]
+        for x in (*views, last[..., 3:9], last[:, :, ::2]):
             for stride in (1, 2):
                 y = mk.ops.conv2d(x, weight, bias, stride=stride, activation="silu", backend=backend)
                 assert (y - exact(stride, "silu", x=x, weight=weight, bias=bias)).abs().max() < 2e-5
@@ -99,7 +100,9 @@ def test_any_strides_and_dtypes(kernel: int, backend: str, isa: str) -> None:
     some = torch.randn(2, 24, 6, 6).contiguous(memory_format=torch.channels_last)
     x, second = some[:, :7], some[:, 9:]  # views whose pixels are further apart than their channels
     weight = torch.randn(16, 22, kernel, kernel)
-    assert (mk.ops.conv2d(x, weight, second=second, backend=backend) - exact(x=x, weight=weight, bias=None, second=second)).abs().max() < 1e-4
+    assert (
+        mk.ops.conv2d(x, weight, second=second, backend=backend) - exact(x=x, weight=weight, bias=None, second=second)
+    ).abs().max() < 1e-4
 
 
 def test_float64_is_the_references() -> None:
@@ -146,7 +149,9 @@ def test_empty_batch(kernel: int, backend: str) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize(("shape", "kernel", "stride"), [((2, 5, 0, 7, 8, 9), 1, 1), ((2, 5, 0, 7, 8, 9), 3, 1), ((2, 3, 0, 7, 8, 9), 3, 2)])
+@pytest.mark.parametrize(
+    ("shape", "kernel", "stride"), [((2, 5, 0, 7, 8, 9), 1, 1), ((2, 5, 0, 7, 8, 9), 3, 1), ((2, 3, 0, 7, 8, 9), 3, 2)]
+)
 def test_not_finite_values_stay_where_torch_has_them(shape, kernel: int, stride: int, value: float, isa: str) -> None:
     for fmt in FORMATS:
         inputs = make(shape, kernel, fmt=fmt)

@@ -53,10 +53,15 @@ def conv2d(
         (B, N, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last. Arithmetic and sums are float32 (float64 of float64).
         Gradients are torch's own, of any backend.
 
+    With stride 1, 3x3 and at least 16 channels on either side, the cpu backend multiplies 16 times for 2 x 2 pixels instead of 36 (minimal
+    filtering, csrc/cpu/ops/winograd.h): the error stays that of a direct sum, but NaN and infinity reach the whole tile of 2 x 2 pixels.
+
     Raises:
         TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.
     """
-    checks.tensors(OP, x=x, weight=weight, bias=bias, second=second, residual=residual)
+    checks.is_tensor(OP, "x", x)
+    checks.is_tensor(OP, "weight", weight)
+    checks.tensors(OP, bias=bias, second=second, residual=residual)
     checks.integer(OP, "stride", stride)
     checks.backend(OP, backend)
     return _call(x, weight, bias, second, residual, stride, activation or "none", backend=backend)

@@ -50,7 +50,9 @@ def depthwise_conv2d(
     Raises:
         TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.
     """
-    checks.tensors(OP, x=x, weight=weight, bias=bias)
+    checks.is_tensor(OP, "x", x)
+    checks.is_tensor(OP, "weight", weight)
+    checks.tensors(OP, bias=bias)
     checks.integer(OP, "stride", stride)
     checks.backend(OP, backend)
     return _call(x, weight, bias, stride, activation or "none", backend=backend)
