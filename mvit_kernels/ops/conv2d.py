@@ -54,7 +54,7 @@ def conv2d(
         Gradients are torch's own, of any backend.
 
     With stride 1, 3x3 and at least 16 channels on either side, the cpu backend multiplies 16 times for 2 x 2 pixels instead of 36 (minimal
-    filtering, csrc/cpu/ops/winograd.h): the error stays that of a direct sum, but NaN and infinity reach the whole tile of 2 x 2 pixels.
+    filtering, csrc/cpu/ops/winograd.h): the error is about that of a direct sum, but NaN and infinity reach whole tiles of 2 x 2 pixels.
 
     Raises:
         TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.

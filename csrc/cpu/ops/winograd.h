@@ -11,8 +11,8 @@
 //           [0  1  0 -1]        [ 0    0    1 ]
 //
 // so each of the 16 elements is a matrix product of tiles times input channels by input channels times output channels. The G g G^T are
-// packed once. A chain of additions is C long, not 9 C: measured, the error is that of the direct sum. A value that is not finite reaches
-// all 4 pixels of each tile that sees it.
+// packed once. A chain of additions is C long, not 9 C: the largest error is 0.3 to 1.6 times that of oneDNN's direct sum at the shapes of
+// MobileViT-S. A value that is not finite reaches all 4 pixels of each tile that sees it.
 //
 // Floor: 16 / 36 of the multiply-adds of the direct sum; the transforms add about 40 C / W + 80 N / W instructions a tile to its
 // 16 C N / W multiply-adds.
