@@ -239,23 +239,41 @@ def recorded(block: nn.Module, x: torch.Tensor, options: dict[str, object]) -> C
     return calls
 
 
+V1_OPS = {"conv2d", "gemm", "patch_attention", "feed_forward"}
+V2_OPS = {"inverted_residual", "separable_attention_block", "feed_forward", "gemm"}
+
+
 def check_v2_ops(block: nn.Module, x: torch.Tensor, **options: object) -> None:
     """The ops of a block of two layers of width 16 on a map 8 x 8."""
     calls = recorded(block, x, options)
+    layers = [("separable_attention_block", (1, 16, 8, 8), (2, 2)), ("feed_forward", (1, 16, 8, 8), None)] * 2
     if options == {}:
+        assert calls.ours == [("inverted_residual", tuple(x.shape), None), *layers, ("gemm", (64, 16), None)]
+        assert set(calls.copies) == {"aten.permute"}  # views of channels-last memory
+    elif options == {"conv": False}:
+        assert calls.ours == layers
+    elif options == {"norm": False}:
         assert calls.ours == [("separable_attention", (1, 33, 8, 8), (2, 2))] * 2
         assert calls.copies == []
     elif options == {"patches": False}:
-        assert calls.ours == [("separable_attention", (1, 33, 4, 16), None)] * 2
+        assert [call for call in calls.ours if "conv2d" not in str(call[0])] == [("separable_attention", (1, 33, 4, 16), None)] * 2
+        assert calls.ours[0] == ("depthwise_conv2d", tuple(x.shape), None)
     else:
         assert calls.ours == [("unfold_patches", (1, 16, 8, 8), None), ("fold_patches", (1, 16, 4, 16), (2, 2))]
 
 
-def check_v1_ops(block: nn.Module, x: torch.Tensor) -> None:
-    """The ops of a block of width 16 on a map 8 x 8."""
-    expected = [("unfold_patches", (1, 16, 8, 8), None), ("fold_patches", (1, 16, 4, 16), (2, 2))]
-    assert recorded(block, x, {}).ours == recorded(block, x, {"attention": False}).ours == expected
-    assert recorded(block, x, {"patches": False}).ours == []
+def check_v1_ops(block: nn.Module, x: torch.Tensor, layers: int = 1) -> None:
+    """The ops of a block of width 16."""
+    height, width = x.shape[2:]
+    rows = ("gemm", (height * width, 16), None)
+    attention, feed_forward = ("patch_attention", (1, 48, height, width), (2, 2)), ("feed_forward", (1, 16, height, width), None)
+    transformer = [rows, attention, rows, feed_forward] * layers
+    conv2d = ("conv2d", tuple(x.shape), None)
+    assert recorded(block, x, {}).ours == [conv2d, conv2d, *transformer, rows, conv2d]
+    assert recorded(block, x, {"conv": False}).ours == transformer
+    expected = [("unfold_patches", (1, 16, height, width), None), ("fold_patches", (1, 16, 4, height * width // 4), (2, 2))]
+    assert recorded(block, x, {"attention": False}).ours == recorded(block, x, {"norm": False}).ours == expected
+    assert {name for name, *_ in recorded(block, x, {"patches": False}).ours} == {"conv2d"}
 
 
 def check_export(model: nn.Module, x: torch.Tensor, ops: set[str]) -> None:

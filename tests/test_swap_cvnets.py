@@ -139,7 +139,13 @@ def test_ops_of_a_v2_block(options):
 
 
 def test_ops_of_a_v1_block():
-    checks.check_v1_ops(v1_model()[1], torch.randn(1, 12, 8, 8))
+    checks.check_v1_ops(v1_model()[1], torch.randn(1, 12, 8, 12), layers=2)
+
+
+def test_as_many_tokens_as_channels():
+    """cvnets' LayerNorm takes them for channels first, so the block is not run on the map."""
+    calls = checks.recorded(v1_model()[1], torch.randn(1, 12, 8, 8), {})
+    assert [name for name, *_ in calls.ours] == ["unfold_patches", "fold_patches"]
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -179,4 +185,4 @@ def test_obstacles_of_v1(late):
 
 def test_compile():
     network = nn.Sequential(*v1_model(), v2_model()[1])
-    checks.check_compile(network, image(), {"separable_attention", "unfold_patches", "fold_patches"})
+    checks.check_compile(network, image(), checks.V1_OPS | checks.V2_OPS)

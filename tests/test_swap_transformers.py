@@ -183,15 +183,15 @@ def test_saving_and_loading(tmp_path):
 
 
 def test_export():
-    checks.check_export(v2_model(), image(batch=1), {"separable_attention"})
+    checks.check_export(v2_model(), image(batch=1), {"conv2d", *checks.V2_OPS})
 
 
 @pytest.mark.slow
 def test_export_of_v1():
-    checks.check_export(v1_model(), image(batch=1), {"unfold_patches", "fold_patches"})
+    checks.check_export(v1_model(), image(batch=1), {"inverted_residual", *checks.V1_OPS})
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("make", "ops"), [(v2_model, {"separable_attention"}), (v1_model, {"unfold_patches", "fold_patches"})])
+@pytest.mark.parametrize(("make", "ops"), [(v2_model, {"conv2d", *checks.V2_OPS}), (v1_model, {"inverted_residual", *checks.V1_OPS})])
 def test_compile(make, ops):
     checks.check_compile(make(), image(), ops)

@@ -30,9 +30,9 @@ def gemm(
         weight: (N, K), or (N, K + K2) with `second`; float32 or the dtype of a. Its packed form is kept while it lives and does not change.
         bias: (N,) or None.
         second: (M, K2), as if it stood beside a; no concatenation is made. Not together with a norm.
-        moments: (G, 2) float64, mean and variance of each of G groups of M / G rows: a is centred by the mean and divided by
+        moments: (G, 2) float64, mean and variance of each of G groups of M / G rows of a, which is centred by the mean and divided by
             sqrt(variance + eps) while it is loaded. GroupNorm with one group has a group an image; its gamma and beta belong in weight and
-            bias. Moments are constants: no gradient flows into them.
+            bias. The gradient is that of the norm, in which the moments change with a.
         layer_norm: the same with the mean and variance of each row, which are computed on the way (and differentiated).
         activation: None, "relu", "silu" or "gelu" (the exact one).
         residual: (M, N), dtype of a; added last.

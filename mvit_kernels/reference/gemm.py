@@ -42,18 +42,17 @@ def gemm_backward(
     dy: Tensor, a: Tensor, weight: Tensor, bias: Tensor | None = None, second: Tensor | None = None, moments: Tensor | None = None,
     layer_norm: bool = False, eps: float = 1e-5, activation: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of `gemm` with respect to a, weight, bias and second (empty without one); that of residual is dy. No gradient flows
-    into moments: they are constants here."""
+    """The gradients of `gemm` with respect to a, weight, bias and second (empty without one); that of residual is dy. Moments are taken for
+    those of a, and change with it."""
     depth = a.shape[1]
     x = operand(a, second, moments, layer_norm, eps)
     if activation != "none":
         dy = activate_backward(dy, torch.nn.functional.linear(x, weight, bias), activation)
     dx = dy @ weight
     da, dsecond = dx[:, :depth], dx[:, depth:]
-    if layer_norm:
-        da = layer_norm_rows_backward(da, a, eps)
-    if moments is not None:
-        da = da * torch.rsqrt(moments[:, 1].to(a.dtype) + eps).repeat_interleave(a.shape[0] // moments.shape[0])[:, None]
+    if layer_norm or moments is not None:
+        groups = a.shape[0] if moments is None else moments.shape[0]
+        da = layer_norm_rows_backward(da.reshape(groups, -1), a.reshape(groups, -1), eps).reshape(a.shape)
     return da, dy.T @ x, dy.sum(0), dsecond
 
 

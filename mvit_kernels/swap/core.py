@@ -119,6 +119,7 @@ def accelerate(
         left_alone = None
         if name in excluded:
             left_alone = "excluded"
+            covered.add(name)
         elif not wanted[replacement._option]:
             left_alone = f"{replacement._option}=False"
         module._mvit_kernels_setting = Setting(None if backend == "auto" else backend, attention, norm, conv, left_alone)

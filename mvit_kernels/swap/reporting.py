@@ -73,19 +73,19 @@ def report(model: nn.Module) -> Report:
         raise TypeError(f"report: model: expected a torch.nn.Module, got {type(model).__name__}")
     table = replacements(model)
     rows = []
-    covered: set[str] = set()  # what stands inside of a replaced module, whose convolutions are not worth a row
+    covered: set[str] = set()  # what stands inside of a module with a row: convolutions that are left alone there are not worth another
     for name, module in model.named_modules():
         if name and name.rpartition(".")[0] in covered:
             covered.add(name)
         if isinstance(module, Replacement):
             rows.append(_replaced(name, module))
             covered.add(name)
-        elif name in covered and issubclass(table.get(type(module), Replacement), ConvLayer):
             continue
-        else:
-            known = next((kind for kind in type(module).__mro__ if kind in table), None)
-            if known is not None:
-                rows.append(_left_alone(name, module, known))
+        known = next((kind for kind in type(module).__mro__ if kind in table), None)
+        if known is None or (name in covered and issubclass(table[known], ConvLayer)):
+            continue
+        rows.append(_left_alone(name, module, known))
+        covered.add(name)
     return Report(tuple(rows), _summary(rows))
 
 
