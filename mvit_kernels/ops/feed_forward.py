@@ -16,6 +16,7 @@ from .library import (
     FLOAT_DTYPES,
     dense,
     empty_in_format,
+    empty_moments,
     is_channels_last,
     raise_status,
     register,
@@ -108,7 +109,7 @@ def _cpu_forward(
     channels_last, (batch, dim, height, width) = is_channels_last(x), x.shape
     x = dense(x, True)
     y = empty_in_format(x, (batch, dim, height, width), True)
-    collected = torch.full((batch if collect else 0, 2), float("nan"), dtype=torch.float64)
+    collected = empty_moments(batch if collect else 0, y)
     status = native.feed_forward(
         FLOAT_CODES[x.dtype], batch, height * width, dim, fc1_w.shape[0], first.weight.data_ptr(), first.bias.data_ptr(),
         second.weight.data_ptr(), second.bias.data_ptr(), norm == "layer", 0 if moments is None else moments.contiguous().data_ptr(), eps,

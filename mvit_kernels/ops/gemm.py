@@ -10,7 +10,7 @@ from mvit_kernels import reference
 
 from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, raise_status, register, register_autograd, widen
+from .library import FLOAT_CODES, FLOAT_DTYPES, empty_moments, raise_status, register, register_autograd, widen
 from .packing import pack_matrix, packed
 
 OP = "gemm"
@@ -113,7 +113,7 @@ def _cpu_forward(
     (rows, depth), columns = a.shape, weight.shape[0]
     a = walkable_rows(a)
     y = a.new_empty(rows, columns)
-    collected = torch.full((collect, 2), float("nan"), dtype=torch.float64)
+    collected = empty_moments(collect, y)
     groups = collect or 1
     if moments is not None:
         moments, groups = moments.contiguous(), moments.shape[0]

@@ -10,7 +10,18 @@ from mvit_kernels import reference
 
 from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, dense, empty_in_format, is_channels_last, raise_status, register, register_autograd, widen
+from .library import (
+    FLOAT_CODES,
+    FLOAT_DTYPES,
+    dense,
+    empty_in_format,
+    empty_moments,
+    is_channels_last,
+    raise_status,
+    register,
+    register_autograd,
+    widen,
+)
 from .packing import Packed, pack_depthwise, pack_matrix, packed
 
 OP = "inverted_residual"
@@ -119,7 +130,7 @@ def _cpu_forward(
     weights: _Weights = packed(_pack, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b)
     x = dense(x, channels_last=True)
     y = empty_in_format(x, _out_size(x, reduce_w, stride), channels_last=True)
-    collected = torch.full((x.shape[0] if collect else 0, 2), float("nan"), dtype=torch.float64)
+    collected = empty_moments(x.shape[0] if collect else 0, y)
     expand = weights.expand
     status = native.inverted_residual(
         FLOAT_CODES[x.dtype], x.shape, depthwise_w.shape[0], reduce_w.shape[0], stride, 0 if expand is None else expand.weight.data_ptr(),

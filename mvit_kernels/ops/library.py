@@ -148,6 +148,13 @@ def empty_in_format(like: torch.Tensor, size: tuple[int, ...], channels_last: bo
     return like.new_empty_strided(size, stride)
 
 
+def empty_moments(groups: int, of: torch.Tensor) -> torch.Tensor:
+    """(groups, 2) float64 for a kernel to fill; where `of` holds nothing, whose moments are NaN, no kernel will."""
+    if of.numel():
+        return torch.empty(groups, 2, dtype=torch.float64)
+    return torch.full((groups, 2), float("nan"), dtype=torch.float64)
+
+
 def wide(x: torch.Tensor) -> torch.Tensor:
     """What plain torch computes 16-bit floats in, as the kernels do."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

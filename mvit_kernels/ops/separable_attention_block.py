@@ -16,6 +16,7 @@ from .library import (
     FLOAT_DTYPES,
     dense,
     empty_in_format,
+    empty_moments,
     is_channels_last,
     raise_status,
     register,
@@ -126,7 +127,7 @@ def _cpu_forward(
     channels_last, size = is_channels_last(x), x.shape
     x = dense(x, True)
     y = empty_in_format(x, tuple(size), True)
-    collected = torch.full((size[0] if collect else 0, 2), float("nan"), dtype=torch.float64)
+    collected = empty_moments(size[0] if collect else 0, y)
     status = native.separable_attention_block(
         FLOAT_CODES[x.dtype], size, patch, weights.query.data_ptr(), weights.key.weight.data_ptr(), weights.key.bias.data_ptr(),
         weights.value.weight.data_ptr(), weights.value.bias.data_ptr(), weights.out.weight.data_ptr(), weights.out.bias.data_ptr(),

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,8 +17,8 @@ from mvit_kernels.ops import fold_patches, separable_attention, unfold_patches
 from mvit_kernels.ops.library import is_channels_last
 
 from . import fused
-from .fused import V1Layer, V2Layer
-from .obstacles import Obstacle, Place, helpers, inside, shadowed
+from .fused import V1Layer, V1Parts, V2Layer, V2Parts
+from .obstacles import Obstacle, Place, Snapshot, helpers, inside, shadowed
 from .recompute import evaluate
 from .weights import Convolution
 
@@ -34,6 +35,15 @@ class Setting:
     norm: bool  # inside the ops that read what it normalises
     conv: bool  # a block in evaluation runs its convolutions with their norms folded in
     left_alone: str | None = None
+
+
+class _Plan(NamedTuple):
+    setting: Setting
+    snapshot: Snapshot
+    parts: Any
+
+
+_plans: weakref.WeakKeyDictionary[nn.Module, _Plan] = weakref.WeakKeyDictionary()  # beside the modules, which pickle and copy without
 
 
 class Replacement(nn.Module):
@@ -60,6 +70,31 @@ class Replacement(nn.Module):
         """The ops that `forward` calls."""
         raise NotImplementedError
 
+    def _fused_places(self) -> Mapping[str, Place]:
+        """What `_parts` depends on."""
+        return self._places
+
+    def _fused_obstacle(self) -> Obstacle | None:
+        """Why a call now would not run `_fused`."""
+        return self._obstacle()
+
+    def _parts(self) -> Any:
+        """The modules that `_fused` runs, sorted by what they do."""
+        raise NotImplementedError
+
+    def _prepared(self) -> Any:
+        """`_parts`, or None where something is in the way. Found once, and again after something in the module has changed."""
+        if self.training or torch.compiler.is_compiling():
+            return self._parts() if self._fused_obstacle() is None else None
+        plan = _plans.get(self)
+        if plan is not None and plan.setting is self._mvit_kernels_setting and plan.snapshot.holds():
+            return plan.parts
+        if self._fused_obstacle() is not None:
+            return None
+        plan = _Plan(self._mvit_kernels_setting, Snapshot(self, self._fused_places()), self._parts())
+        _plans[self] = plan
+        return plan.parts
+
     def _patch_size(self) -> tuple[int, int] | None:
         """Of the ops' calls; None where patches come unfolded."""
         return None
@@ -78,18 +113,19 @@ class ConvLayer(Replacement):
 
     _option = "conv"
 
-    def _convolution(self) -> Convolution:
+    def _parts(self) -> Convolution:
         raise NotImplementedError
 
     def _ops(self) -> tuple[str, ...]:
-        return ("depthwise_conv2d" if self._convolution().depthwise else "conv2d",)
+        return ("depthwise_conv2d" if self._parts().depthwise else "conv2d",)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        part = None if self._standing_back(x) else self._prepared()
         original = super().forward
-        return original(x) if self._standing_back(x) or self._obstacle() is not None else evaluate(self, x, self._fused, original)
+        return original(x) if part is None else evaluate(self, x, self._fused, original, part)
 
-    def _fused(self, x: torch.Tensor) -> torch.Tensor:
-        return fused.convolution(fused.autocast(x), self._convolution(), self._backend)
+    def _fused(self, x: torch.Tensor, part: Convolution) -> torch.Tensor:
+        return fused.convolution(fused.autocast(x), part, self._backend)
 
 
 class InvertedResidual(Replacement):
@@ -97,7 +133,7 @@ class InvertedResidual(Replacement):
 
     _option = "conv"
 
-    def _convolutions(self) -> tuple[Convolution, Convolution, Convolution]:
+    def _parts(self) -> tuple[Convolution, Convolution, Convolution]:
         """Expansion, depthwise, reduction."""
         raise NotImplementedError
 
@@ -106,7 +142,7 @@ class InvertedResidual(Replacement):
 
     def _obstacle(self) -> Obstacle | None:
         obstacle = super()._obstacle()
-        if obstacle is None and not fused.is_inverted_residual(*self._convolutions()):
+        if obstacle is None and not fused.is_inverted_residual(*self._parts()):
             return Obstacle(self, "is no inverted residual of a kind that has a kernel")
         return obstacle
 
@@ -114,11 +150,12 @@ class InvertedResidual(Replacement):
         return ("inverted_residual",)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = None if self._standing_back(x) else self._prepared()
         original = super().forward
-        return original(x) if self._standing_back(x) or self._obstacle() is not None else evaluate(self, x, self._fused, original)
+        return original(x) if parts is None else evaluate(self, x, self._fused, original, parts)
 
-    def _fused(self, x: torch.Tensor) -> torch.Tensor:
-        return fused.inverted_residual(fused.autocast(x), *self._convolutions(), self._residual(), self._backend)
+    def _fused(self, x: torch.Tensor, parts: tuple[Convolution, Convolution, Convolution]) -> torch.Tensor:
+        return fused.inverted_residual(fused.autocast(x), *parts, self._residual(), self._backend)
 
 
 class Block(Replacement):
@@ -138,10 +175,17 @@ class Block(Replacement):
             return Obstacle(self, "was accelerated without attention or norm")
         return shadowed(self, self._helpers) or inside(self, self._layer_places)
 
-    def _runs_fused(self, x: torch.Tensor) -> bool:
-        return not self._standing_back(x) and self._layer_obstacle() is None and self._conv_obstacle() is None
+    def _fused_places(self) -> Mapping[str, Place]:
+        return {**self._layer_places, **self._conv_places}
 
-    def _fused(self, x: torch.Tensor) -> torch.Tensor:
+    def _fused_obstacle(self) -> Obstacle | None:
+        return self._layer_obstacle() or self._conv_obstacle()
+
+    def _prepared_for(self, x: torch.Tensor) -> Any:
+        """The parts of the whole block, or None where it does not run on x as one."""
+        return None if self._standing_back(x) else self._prepared()
+
+    def _fused(self, x: torch.Tensor, parts: Any) -> torch.Tensor:
         """The whole block, on a map of any size (V1) or of whole patches (V2)."""
         raise NotImplementedError
 
@@ -155,8 +199,7 @@ class Block(Replacement):
 class V1Block(Block):
     """Where its layers do not run fused, they are called as before, on the same tokens: nothing inside can be an obstacle then."""
 
-    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution, Convolution | None]:
-        """Of the local representation two, then the last norm, the projection, and the fusion if there is one."""
+    def _parts(self) -> V1Parts:
         raise NotImplementedError
 
     def _layers(self) -> list[V1Layer]:
@@ -183,13 +226,13 @@ class V1Block(Block):
         y = inner(F.interpolate(x, size=whole, mode="bilinear", align_corners=False))
         return F.interpolate(y, size=size, mode="bilinear", align_corners=False)
 
-    def _fused(self, x: torch.Tensor) -> torch.Tensor:
-        first, second, norm, proj, fusion = self._parts()
+    def _fused(self, x: torch.Tensor, parts: V1Parts) -> torch.Tensor:
+        first, second, layers, norm, proj, fusion = parts
         x = fused.autocast(x)
         y = fused.convolution(fused.convolution(x, first, self._backend), second, self._backend)
         size = y.shape[2], y.shape[3]
         if round_up(size, self._patch_size()) == size:
-            y = fused.v1_layers(y, self._layers(), self._patch_size(), self._backend)
+            y = fused.v1_layers(y, layers, self._patch_size(), self._backend)
             y = fused.projection(y, None, norm, proj, self._backend)
         else:  # the norm stands before the resizing, the projection behind it
             y = self._on_map(y, lambda y: _normalized(norm, self._transformed(y)))
@@ -231,8 +274,7 @@ class V2Block(Block):
         "mlp",
     )  # of a layer: x += attn(norm1(x)); x += mlp(norm2(x))
 
-    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution]:
-        """Of the local representation two, then the last norm and the projection."""
+    def _parts(self) -> V2Parts:
         raise NotImplementedError
 
     def _layers(self) -> list[V2Layer]:
@@ -252,15 +294,15 @@ class V2Block(Block):
     def _conv_obstacle(self) -> Obstacle | None:
         obstacle = super()._conv_obstacle()
         if obstacle is None:
-            first, second, _, proj = self._parts()
+            first, second, _, _, proj = self._parts()
             if not (fused.is_depthwise_and_pointwise(first, second) and fused.is_pointwise(proj)):
                 return Obstacle(self, "has other convolutions than MobileViTv2's")
         return obstacle
 
-    def _fused(self, x: torch.Tensor) -> torch.Tensor:
-        first, second, norm, proj = self._parts()
+    def _fused(self, x: torch.Tensor, parts: V2Parts) -> torch.Tensor:
+        first, second, layers, norm, proj = parts
         y, moments = fused.depthwise_and_pointwise(fused.autocast(x), first, second, self._backend)
-        y, moments = fused.v2_layers(y, moments, self._layers(), self._patch_size(), self._backend)
+        y, moments = fused.v2_layers(y, moments, layers, self._patch_size(), self._backend)
         return fused.projection(y, moments, norm, proj, self._backend)
 
     def _on_patches(self, x: torch.Tensor, inner: Inner) -> torch.Tensor:

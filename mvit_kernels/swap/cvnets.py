@@ -17,7 +17,7 @@ from torch import nn
 
 from . import blocks
 from .blocks import Block, V1Attention, V1Block, V2Attention, V2Block, round_up
-from .fused import V1Layer, V2Layer
+from .fused import V1Layer, V1Parts, V2Layer, V2Parts
 from .obstacles import (
     ACTIVATION,
     CONV_NORM_ACT,
@@ -78,7 +78,7 @@ def _convolution(module: Any) -> Convolution:
 class ConvLayer(blocks.ConvLayer, _ConvLayer):  # type: ignore[misc, valid-type]
     _places: ClassVar[Mapping[str, Place]] = {"block": _CONV_PARTS}
 
-    def _convolution(self) -> Convolution:
+    def _parts(self) -> Convolution:
         return _convolution(self)
 
 
@@ -89,7 +89,7 @@ class InvertedResidual(blocks.InvertedResidual, mobilenetv2.InvertedResidual):
         # Without an expansion, where its ratio is 1.
         return super()._obstacle() if len(self.block) == 3 else Obstacle(self, "does not expand")
 
-    def _convolutions(self) -> tuple[Convolution, Convolution, Convolution]:
+    def _parts(self) -> tuple[Convolution, Convolution, Convolution]:
         return _convolution(self.block.exp_1x1), _convolution(self.block.conv_3x3), _convolution(self.block.red_1x1)
 
     def _residual(self) -> bool:
@@ -139,8 +139,9 @@ class MobileViTBlock(_PatchSize, V1Block, mobilevit_block.MobileViTBlock):
     }  # fmt: skip
 
     def forward_spatial(self, x: torch.Tensor) -> torch.Tensor:
-        if self._runs_fused(x):
-            return evaluate(self, x, self._fused, super().forward_spatial)
+        parts = self._prepared_for(x)
+        if parts is not None:
+            return evaluate(self, x, self._fused, super().forward_spatial, parts)
         if self._obstacle() is not None:
             return super().forward_spatial(x)
         y = self.conv_proj(self._represented(self.local_rep(x), self.global_rep[-1], self._global_representation))
@@ -164,10 +165,10 @@ class MobileViTBlock(_PatchSize, V1Block, mobilevit_block.MobileViTBlock):
             return Obstacle(self, "is no stack of transformer layers with a norm behind")
         return obstacle
 
-    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution, Convolution | None]:
+    def _parts(self) -> V1Parts:
         first, second = map(_convolution, self.local_rep)
         fusion = None if self.fusion is None else _convolution(self.fusion)
-        return first, second, self.global_rep[-1], _convolution(self.conv_proj), fusion
+        return V1Parts(first, second, self._layers(), self.global_rep[-1], _convolution(self.conv_proj), fusion)
 
     def _layers(self) -> list[V1Layer]:
         return [_v1_layer(layer) for layer in self.global_rep[:-1]]
@@ -251,12 +252,12 @@ class MobileViTBlockv2(_PatchSize, V2Block, mobilevit_block.MobileViTBlockv2):
         return Obstacle(self, "was made for CoreML") if self.enable_coreml_compatible_fn else None
 
     def forward_spatial(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        fused = self._runs_fused(x)
-        if not fused and self._obstacle() is not None:
+        parts = self._prepared_for(x)
+        if parts is None and self._obstacle() is not None:
             return super().forward_spatial(x, *args, **kwargs)
         x = self.resize_input_if_needed(x)
-        if fused:
-            return evaluate(self, x, self._fused, super().forward_spatial)
+        if parts is not None:
+            return evaluate(self, x, self._fused, super().forward_spatial, parts)
         x = self.local_rep(x)
         if not self._mvit_kernels_setting.attention:
             return self.conv_proj(self._on_patches(x, self.global_rep))
@@ -273,9 +274,9 @@ class MobileViTBlockv2(_PatchSize, V2Block, mobilevit_block.MobileViTBlockv2):
         x = x + y
         return x + layer.pre_norm_ffn(x)
 
-    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution]:
+    def _parts(self) -> V2Parts:
         first, second = map(_convolution, self.local_rep)
-        return first, second, self.global_rep[-1], _convolution(self.conv_proj)
+        return V2Parts(first, second, self._layers(), self.global_rep[-1], _convolution(self.conv_proj))
 
     def _layers(self) -> list[V2Layer]:
         return [_v2_layer(layer) for layer in self.global_rep[:-1]]

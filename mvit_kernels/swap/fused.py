@@ -40,6 +40,27 @@ class V2Layer(NamedTuple):
     activation: str
 
 
+class V1Parts(NamedTuple):
+    """A whole block: x -> second(first(x)) -> layers -> proj(norm(...)) -> fusion of x and that, if there is one."""
+
+    first: Convolution
+    second: Convolution
+    layers: list[V1Layer]
+    norm: Any
+    proj: Convolution
+    fusion: Convolution | None
+
+
+class V2Parts(NamedTuple):
+    """A whole block: x -> second(first(x)) -> layers -> proj(norm(...))."""
+
+    first: Convolution
+    second: Convolution
+    layers: list[V2Layer]
+    norm: Any
+    proj: Convolution
+
+
 Tensor = torch.Tensor
 Patch = tuple[int, int]
 

@@ -13,7 +13,7 @@ from mvit_kernels.models import layers, mobilevit, mobilevitv2
 
 from . import blocks
 from .blocks import V1Block, V2Attention, V2Block, round_up
-from .fused import V1Layer, V2Layer
+from .fused import V1Layer, V1Parts, V2Layer, V2Parts
 from .obstacles import (
     ACTIVATION,
     BATCH_NORM,
@@ -45,14 +45,14 @@ def _convolution(module: Any) -> Convolution:
 class ConvNormAct(blocks.ConvLayer, layers.ConvNormAct):
     _places: ClassVar[Mapping[str, Place]] = _CONV_PARTS
 
-    def _convolution(self) -> Convolution:
+    def _parts(self) -> Convolution:
         return _convolution(self)
 
 
 class InvertedResidual(blocks.InvertedResidual, layers.InvertedResidual):
     _places: ClassVar[Mapping[str, Place]] = {name: _CONV_NORM_ACT for name in ("conv1_1x1", "conv2_kxk", "conv3_1x1")}
 
-    def _convolutions(self) -> tuple[Convolution, Convolution, Convolution]:
+    def _parts(self) -> tuple[Convolution, Convolution, Convolution]:
         return _convolution(self.conv1_1x1), _convolution(self.conv2_kxk), _convolution(self.conv3_1x1)
 
     def _residual(self) -> bool:
@@ -80,16 +80,17 @@ class MobileViTBlock(V1Block, mobilevit.MobileViTBlock):
     _conv_places: ClassVar[Mapping[str, Place]] = {**_CONV_PLACES, "conv_fusion": _CONV_NORM_ACT}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return evaluate(self, x, self._fused, super().forward) if self._runs_fused(x) else super().forward(x)
+        parts = self._prepared_for(x)
+        return super().forward(x) if parts is None else evaluate(self, x, self._fused, super().forward, parts)
 
     def global_representation(self, x: torch.Tensor) -> torch.Tensor:
         if self._obstacle() is not None:
             return super().global_representation(x)
         return self._represented(x, self.norm, lambda tokens: self.norm(self.transformer(tokens)))
 
-    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution, Convolution | None]:
-        pointwise = Convolution(self.conv_1x1, None, "none")
-        return _convolution(self.conv_kxk), pointwise, self.norm, _convolution(self.conv_proj), _convolution(self.conv_fusion)
+    def _parts(self) -> V1Parts:
+        first, second = _convolution(self.conv_kxk), Convolution(self.conv_1x1, None, "none")
+        return V1Parts(first, second, self._layers(), self.norm, _convolution(self.conv_proj), _convolution(self.conv_fusion))
 
     def _layers(self) -> list[V1Layer]:
         return [_v1_layer(layer) for layer in self.transformer]
@@ -133,19 +134,21 @@ class MobileViTv2Block(V2Block, mobilevitv2.MobileViTv2Block):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         size = x.shape[2], x.shape[3]
         whole = round_up(size, self.patch_size)
-        if (whole != size and self.odd_maps != "resize") or not self._runs_fused(x):
+        parts = self._prepared_for(x) if whole == size or self.odd_maps == "resize" else None
+        if parts is None:
             return super().forward(x)
         if whole != size:
             x = F.interpolate(x, whole, mode="bilinear", align_corners=True)
-        return evaluate(self, x, self._fused, super().forward)
+        return evaluate(self, x, self._fused, super().forward, parts)
 
     def global_representation(self, x: torch.Tensor) -> torch.Tensor:
         if self._obstacle() is not None:
             return super().global_representation(x)
         return self._global(x, self.transformer, self.transformer, self.norm)
 
-    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution]:
-        return _convolution(self.conv_kxk), Convolution(self.conv_1x1, None, "none"), self.norm, _convolution(self.conv_proj)
+    def _parts(self) -> V2Parts:
+        first, second = _convolution(self.conv_kxk), Convolution(self.conv_1x1, None, "none")
+        return V2Parts(first, second, self._layers(), self.norm, _convolution(self.conv_proj))
 
     def _layers(self) -> list[V2Layer]:
         return [_v2_layer(layer) for layer in self.transformer]

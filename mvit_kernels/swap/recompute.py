@@ -11,18 +11,21 @@ from torch import nn
 Forward = Callable[[torch.Tensor], torch.Tensor]
 
 
-def evaluate(module: nn.Module, x: torch.Tensor, fused: Forward, original: Forward) -> torch.Tensor:
-    """fused(x), which computes what original(x) does; where a gradient is wanted, the backward runs `original` again and differentiates it.
+def evaluate(
+    module: nn.Module, x: torch.Tensor, fused: Callable[[torch.Tensor, Any], torch.Tensor], original: Forward, parts: Any
+) -> torch.Tensor:
+    """fused(x, parts), which computes what original(x) does.
 
+    Where a gradient is wanted, the backward runs `original` again and differentiates it.
     Folded and packed weights are kept from call to call and know no gradient; evaluation seldom wants one. A compiled or exported graph
     holds the fused ops with their own gradients instead.
     """
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return fused(x)
+        return fused(x, parts)
     parameters = [each for each in module.parameters() if each.requires_grad]
     if not parameters and not x.requires_grad:
-        return fused(x)
-    return _Recomputed.apply(fused, original, x, *parameters)
+        return fused(x, parts)
+    return _Recomputed.apply(lambda x: fused(x, parts), original, x, *parameters)
 
 
 class _Recomputed(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import nn
 
 from . import blocks
 from .blocks import V1Block, V2Attention, V2Block, round_up
-from .fused import V1Layer, V2Layer
+from .fused import V1Layer, V1Parts, V2Layer, V2Parts
 from .obstacles import (
     ACTIVATION,
     CONV,
@@ -57,7 +57,7 @@ class ConvNormAct(blocks.ConvLayer, layers.ConvNormAct):
     def _obstacle(self) -> Obstacle | None:
         return Obstacle(self, "has anti-aliasing") if getattr(self, "aa", None) is not None else super()._obstacle()
 
-    def _convolution(self) -> Convolution:
+    def _parts(self) -> Convolution:
         return _convolution(self)
 
 
@@ -69,7 +69,7 @@ class BottleneckBlock(blocks.InvertedResidual, byobnet.BottleneckBlock):
         **{name: _SKIPPED for name in ("shortcut", "conv2b_kxk", "attn", "attn_last", "drop_path", "act")},
     }
 
-    def _convolutions(self) -> tuple[Convolution, Convolution, Convolution]:
+    def _parts(self) -> tuple[Convolution, Convolution, Convolution]:
         return _convolution(self.conv1_1x1), _convolution(self.conv2_kxk), _convolution(self.conv3_1x1)
 
     def _residual(self) -> bool:
@@ -94,18 +94,19 @@ class MobileVitBlock(V1Block, mobilevit.MobileVitBlock):
     _conv_places: ClassVar[Mapping[str, Place]] = {**_CONV_PLACES, "conv_fusion": _CONV_NORM_ACT}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self._runs_fused(x):
-            return evaluate(self, x, self._fused, super().forward)
+        parts = self._prepared_for(x)
+        if parts is not None:
+            return evaluate(self, x, self._fused, super().forward, parts)
         if self._obstacle() is not None:
             return super().forward(x)
         y = self.conv_1x1(self.conv_kxk(x))
         y = self.conv_proj(self._represented(y, self.norm, lambda tokens: self.norm(self.transformer(tokens))))
         return y if self.conv_fusion is None else self.conv_fusion(torch.cat((x, y), dim=1))
 
-    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution, Convolution | None]:
+    def _parts(self) -> V1Parts:
+        first, second = _convolution(self.conv_kxk), Convolution(self.conv_1x1, None, "none")
         fusion = None if self.conv_fusion is None else _convolution(self.conv_fusion)
-        pointwise = Convolution(self.conv_1x1, None, "none")
-        return _convolution(self.conv_kxk), pointwise, self.norm, _convolution(self.conv_proj), fusion
+        return V1Parts(first, second, self._layers(), self.norm, _convolution(self.conv_proj), fusion)
 
     def _layers(self) -> list[V1Layer]:
         return [_v1_layer(layer) for layer in self.transformer]
@@ -162,20 +163,21 @@ class MobileVitV2Block(V2Block, mobilevit.MobileVitV2Block):
         return Obstacle(self, "was made while timm was set exportable") if self.coreml_exportable else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        fused = self._runs_fused(x)
-        if not fused and self._obstacle() is not None:
+        parts = self._prepared_for(x)
+        if parts is None and self._obstacle() is not None:
             return super().forward(x)
         size = x.shape[2], x.shape[3]
         whole = round_up(size, self.patch_size)
         if whole != size:
             x = F.interpolate(x, size=whole, mode="bilinear", align_corners=True)
-        if fused:
-            return evaluate(self, x, self._fused, super().forward)
+        if parts is not None:
+            return evaluate(self, x, self._fused, super().forward, parts)
         x = self.conv_1x1(self.conv_kxk(x))
         return self.conv_proj(self._global(x, self.transformer, self.transformer, self.norm))
 
-    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution]:
-        return _convolution(self.conv_kxk), Convolution(self.conv_1x1, None, "none"), self.norm, _convolution(self.conv_proj)
+    def _parts(self) -> V2Parts:
+        first, second = _convolution(self.conv_kxk), Convolution(self.conv_1x1, None, "none")
+        return V2Parts(first, second, self._layers(), self.norm, _convolution(self.conv_proj))
 
     def _layers(self) -> list[V2Layer]:
         return [_v2_layer(layer) for layer in self.transformer]

@@ -17,7 +17,7 @@ from transformers.models.mobilevitv2 import modeling_mobilevitv2 as mobilevitv2
 
 from . import blocks
 from .blocks import Block, V1Attention, V1Block, V2Attention, V2Block, round_up
-from .fused import V1Layer, V2Layer
+from .fused import V1Layer, V1Parts, V2Layer, V2Parts
 from .obstacles import (
     ACTIVATION,
     ACTIVATIONS,
@@ -50,7 +50,7 @@ def _convolution(module: Any) -> Convolution:
 class _ConvLayer(blocks.ConvLayer):
     _places: ClassVar[Mapping[str, Place]] = _CONV_PARTS
 
-    def _convolution(self) -> Convolution:
+    def _parts(self) -> Convolution:
         return _convolution(self)
 
 
@@ -68,7 +68,7 @@ _CONVS = one_of(Kind(mobilevit.MobileViTConvLayer, children=_CONV_PARTS), Kind(m
 class _InvertedResidual(blocks.InvertedResidual):
     _places: ClassVar[Mapping[str, Place]] = {name: _CONVS for name in ("expand_1x1", "conv_3x3", "reduce_1x1")}
 
-    def _convolutions(self) -> tuple[Convolution, Convolution, Convolution]:
+    def _parts(self) -> tuple[Convolution, Convolution, Convolution]:
         return _convolution(self.expand_1x1), _convolution(self.conv_3x3), _convolution(self.reduce_1x1)
 
     def _residual(self) -> bool:
@@ -141,8 +141,9 @@ class MobileViTLayer(_Layer, V1Block, mobilevit.MobileViTLayer):
     _conv_places: ClassVar[Mapping[str, Place]] = {**_Layer._conv_places, "fusion": _CONVS}
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        if self._runs_fused(features):
-            return evaluate(self, features, self._with_downsampling, super().forward)
+        parts = self._prepared_for(features)
+        if parts is not None:
+            return evaluate(self, features, self._with_downsampling, super().forward, parts)
         if self._obstacle() is not None:
             return super().forward(features)
         if self.downsampling_layer is not None:
@@ -151,12 +152,12 @@ class MobileViTLayer(_Layer, V1Block, mobilevit.MobileViTLayer):
         x = self.conv_projection(self._represented(x, self.layernorm, lambda tokens: self.layernorm(self.transformer(tokens))))
         return self.fusion(torch.cat((features, x), dim=1))
 
-    def _with_downsampling(self, features: torch.Tensor) -> torch.Tensor:
-        return self._fused(features if self.downsampling_layer is None else self.downsampling_layer(features))
+    def _with_downsampling(self, features: torch.Tensor, parts: Any) -> torch.Tensor:
+        return self._fused(features if self.downsampling_layer is None else self.downsampling_layer(features), parts)
 
-    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution, Convolution | None]:
+    def _parts(self) -> V1Parts:
         first, second, proj, fusion = map(_convolution, (self.conv_kxk, self.conv_1x1, self.conv_projection, self.fusion))
-        return first, second, self.layernorm, proj, fusion
+        return V1Parts(first, second, self._layers(), self.layernorm, proj, fusion)
 
     def _layers(self) -> list[V1Layer]:
         return [_v1_layer(layer) for layer in self.transformer.layer]
@@ -201,11 +202,11 @@ class MobileViTV2Layer(_Layer, V2Block, mobilevitv2.MobileViTV2Layer):
     _branches = ("layernorm_before", "attention", "layernorm_after", "ffn")
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        fused = self._runs_fused(features)
-        if not fused and self._obstacle() is not None:
+        parts = self._prepared_for(features) if self._divides(features) else None
+        if parts is not None:
+            return evaluate(self, features, self._with_downsampling, super().forward, parts)
+        if self._obstacle() is not None:
             return super().forward(features)
-        if fused and self._divides(features):
-            return evaluate(self, features, self._with_downsampling, super().forward)
         if self.downsampling_layer is not None:
             features = self.downsampling_layer(features)
         x = self.conv_1x1(self.conv_kxk(features))
@@ -218,8 +219,8 @@ class MobileViTV2Layer(_Layer, V2Block, mobilevitv2.MobileViTV2Layer):
         size = -(-features.shape[2] // stride), -(-features.shape[3] // stride)
         return round_up(size, self._patch_size()) == size
 
-    def _with_downsampling(self, features: torch.Tensor) -> torch.Tensor:
-        return self._fused(features if self.downsampling_layer is None else self.downsampling_layer(features))
+    def _with_downsampling(self, features: torch.Tensor, parts: Any) -> torch.Tensor:
+        return self._fused(features if self.downsampling_layer is None else self.downsampling_layer(features), parts)
 
     def _global_representation(self, x: torch.Tensor) -> torch.Tensor:
         size = x.shape[2], x.shape[3]
@@ -228,9 +229,9 @@ class MobileViTV2Layer(_Layer, V2Block, mobilevitv2.MobileViTV2Layer):
             return self.folding(self.layernorm(self.transformer(patches)), size)
         return self._global(x, self.transformer, self.transformer.layer, self.layernorm)
 
-    def _parts(self) -> tuple[Convolution, Convolution, Any, Convolution]:
+    def _parts(self) -> V2Parts:
         first, second, proj = map(_convolution, (self.conv_kxk, self.conv_1x1, self.conv_projection))
-        return first, second, self.layernorm, proj
+        return V2Parts(first, second, self._layers(), self.layernorm, proj)
 
     def _layers(self) -> list[V2Layer]:
         return [_v2_layer(layer) for layer in self.transformer.layer]
