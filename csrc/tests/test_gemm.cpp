@@ -176,6 +176,39 @@ TEST(gemm_on_several_threads) {
     });
 }
 
+TEST(activations_of_numbers_of_every_size) {
+    on_every_isa([] {
+        const float inf = INFINITY;
+        Guarded<float> x(19), y(19);
+        const float numbers[] = {0.0f,    1e-30f, -1e-30f, 1.0f, -1.0f, 20.0f, -20.0f, 88.0f, -88.0f, 100.0f,
+                                 -100.0f, 1e4f,   -1e4f,   1e9f, -1e9f, 1e14f, -1e14f, 1e30f, -1e30f};
+        std::memcpy(x.data(), numbers, sizeof numbers);
+        Guarded<float> weight(panel), bias(panel);
+        fill_with(weight, 1.0f);
+        fill_with(bias, 0.0f);
+        GemmProblem p{};
+        p.groups = 1, p.rows = x.size(), p.depth = 1, p.columns = 1;
+        p.a = x.data(), p.a_stride = 1;
+        p.weight = weight.data(), p.bias = bias.data();
+        p.y = y.data(), p.y_stride = 1;
+        for (Activation activation : activations) {
+            p.activation = activation;
+            CHECK(gemm(p, 1) == Status::ok);
+            for (int64_t i = 0; i < x.size(); ++i) {
+                const double expected = activate_exactly(activation, double{x[i]});
+                CHECK(std::fabs(double{y[i]} - expected) <= 1e-6 * std::fabs(expected) + 1e-28);
+            }
+        }
+        for (Activation activation : activations) {
+            p.activation = activation;
+            x[0] = NAN;
+            x[1] = inf;
+            CHECK(gemm(p, 1) == Status::ok);
+            CHECK(std::isnan(y[0]) && y[1] == inf);
+        }
+    });
+}
+
 TEST(gemm_refuses_what_it_cannot_do) {
     const Moments moments{0.0, 1.0};
     Moments collected;
