@@ -149,6 +149,32 @@ TEST(separable_attention_block_on_several_threads) {
     });
 }
 
+TEST(scores_of_minus_infinity_weigh_nothing) {
+    // The first block of positions has scores of -infinity alone, the second finite ones: as in a softmax over both.
+    on_every_isa([] {
+        const int64_t positions = 128, d = 2;
+        Guarded<float> x(positions * d), query(d), y(x.size());
+        for (int64_t n = 0; n < positions; ++n) {
+            x[n * d] = n < 64 ? 2.0f : 0.0f;
+            x[n * d + 1] = n < 64 ? 5.0f : -1.0f;
+        }
+        query[0] = -3e38f;
+        query[1] = 0.0f;
+        Weight weight(d, d);
+        const Moments moments{0.0, 1.0};
+        SeparableAttentionBlockProblem p{};
+        p.batch = 1, p.dim = d, p.height = 1, p.width = positions, p.patch_h = p.patch_w = 1;
+        p.query = query.data();
+        p.key_weight = p.value_weight = p.out_weight = weight.data();
+        p.key_bias = p.value_bias = p.out_bias = weight.bias_data();
+        p.moments = &moments;
+        p.x = x.data();
+        p.y = y.data();
+        CHECK(separable_attention_block(p, 1) == Status::ok);
+        for (int64_t i = 0; i < y.size(); ++i) CHECK(std::isfinite(y[i]));
+    });
+}
+
 TEST(separable_attention_block_refuses_what_it_cannot_walk) {
     const auto status = [](const auto& change) {
         SeparableAttentionBlockProblem p{};
