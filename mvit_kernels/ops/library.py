@@ -47,6 +47,8 @@ def register_autograd(op: Any, run: Callable[..., Any], setup: Callable[..., Non
         def forward(ctx: Any, kwargs: dict[str, Any], *args: Any) -> Any:
             with torch._C._AutoDispatchBelowAutograd():
                 result = op(*args, **kwargs)
+            if isinstance(result, tuple):  # y and its moments: these are constants, here and where they are used
+                ctx.mark_non_differentiable(*result[1:])
             setup(ctx, *args, **kwargs)
             return result
 
@@ -87,7 +89,9 @@ def is_channels_last(x: torch.Tensor) -> bool:
 
 
 def dense(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    """x itself where its memory is dense in the wanted format, else a copy."""
+    """x itself where its memory is dense in the wanted format, else a copy. Under torch.func, whose vmap knows one format, x itself."""
+    if torch._C._are_functorch_transforms_active():
+        return x
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -113,14 +117,18 @@ def empty_in_format(like: torch.Tensor, size: tuple[int, ...], channels_last: bo
     return like.new_empty(size)
 
 
+def wide_dtype(like: torch.Tensor) -> torch.dtype:
+    """What plain torch computes `like` in: 16-bit floats in float32, as the kernels do."""
+    return torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
+
+
 def wide(x: torch.Tensor) -> torch.Tensor:
-    """What plain torch computes 16-bit floats in, as the kernels do."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.to(wide_dtype(x))
 
 
 def widen(like: torch.Tensor, *tensors: torch.Tensor | None) -> list[Any]:
     """All in the dtype that plain torch computes `like` in."""
-    dtype = torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
+    dtype = wide_dtype(like)
     return [None if each is None else each.to(dtype) for each in tensors]
 
 
