@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/core/isa.h"
+#include "cpu/ops/ceiling.h"
 #include "cpu/ops/conv2d.h"
 #include "cpu/ops/depthwise_conv2d.h"
 #include "cpu/ops/feed_forward.h"
@@ -214,6 +215,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("isas_supported", [] { return isas(isa_supported); });
     m.def("isa", [] { return std::string(isa_name(isa_active())); });
     m.def("set_isa", set_isa);
+    m.def("fma_gflops", fma_gflops, py::call_guard<py::gil_scoped_release>());
 
     m.def("separable_attention", attention);
     m.def("separable_attention_backward", attention_backward);
