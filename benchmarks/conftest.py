@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from mvit_kernels.cli.output import print_table
 from mvit_kernels.cli.timing import Timing, interleaved
 from mvit_kernels.files import write_text
 from mvit_kernels.machine import conditions, machine_line
+from mvit_kernels.ops.backend import native as native_kernels
 
 FLOORS = ("copy", "kernel")
 """Contenders that do the least that the others of their group can get away with."""
@@ -32,6 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[_SUMMARY] = {}
+
+
+@functools.cache
+def ceiling() -> float | None:
+    """Billions of operations a second that registers allow, all threads together; None without kernels that could tell."""
+    return None if native_kernels is None else round(native_kernels.fma_gflops(torch.get_num_threads()), 1)
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +65,13 @@ def contender(request: pytest.FixtureRequest) -> str:
     if request.param == "cpu" and not mk.backends()["cpu"].usable:
         pytest.skip(mk.backends()["cpu"].reason)
     return request.param
+
+
+@pytest.fixture
+def native() -> None:
+    """Skips the test where there are no native kernels to time."""
+    if not mk.backends()["cpu"].usable:
+        pytest.skip(mk.backends()["cpu"].reason)
 
 
 @pytest.fixture
@@ -93,12 +108,17 @@ def alone(benchmark: Any, record: Record) -> Callable[[str, str, Callable[[], ob
 
 @pytest.fixture
 def in_turn(record: Record, smoke: bool) -> Callable[..., dict[str, Timing]]:
-    """in_turn(group, contenders, rounds, calls): time functions of one test against each other."""
+    """in_turn(group, contenders, rounds, calls): time functions of one test against each other. With `operations`, the floor is the time
+    that so many take where nothing but multiply-adds is to be done."""
 
-    def time(group: str, contenders: Mapping[str, Callable[[], object]], rounds: int, calls: int) -> dict[str, Timing]:
+    def time(
+        group: str, contenders: Mapping[str, Callable[[], object]], rounds: int = 25, calls: int = 1, operations: int | None = None
+    ) -> dict[str, Timing]:
         times = interleaved(contenders, rounds=1 if smoke else rounds, warmup=1, calls=1 if smoke else calls, label=group)
+        gflops = None if operations is None or smoke else ceiling()
+        floor = {} if operations is None or gflops is None else {"floor_us": round(operations / gflops / 1e3, 3)}
         for contender, timing in times.items():
-            record(group, contender, timing.median, timing.spread, timing.minimum)
+            record(group, contender, timing.median, timing.spread, timing.minimum, **floor)
         return times
 
     return time
@@ -108,12 +128,12 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
     """Print every time beside its floor and, where asked, write them with their conditions."""
     if config.getoption("benchmark_disable"):
         return
-    context = conditions(shlex.join(["python", "-m", "pytest", *config.invocation_params.args]))
+    context = conditions(shlex.join(["python", "-m", "pytest", *config.invocation_params.args])) | {"fma_gflops": ceiling()}
     folder: Path | None = config.getoption("results")
     for name, lines in config.stash[_SUMMARY].items():
         floors = {line["group"]: line["median_us"] for line in lines if line["contender"] in FLOORS}
         for line in lines:
-            line["floor_us"] = floors.get(line["group"])
+            line.setdefault("floor_us", floors.get(line["group"]))
         columns = ("group", "contender", "median\nus", "spread\nus", "min\nus", "floor\nus")
         keys = ("median_us", "spread_us", "min_us", "floor_us")
         rows = [[line["group"], line["contender"], *("" if line[k] is None else f"{line[k]:.2f}" for k in keys)] for line in lines]

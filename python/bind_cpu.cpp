@@ -7,7 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "cpu/core/fingerprint.h"
 #include "cpu/core/isa.h"
+#include "cpu/ops/ceiling.h"
 #include "cpu/ops/conv2d.h"
 #include "cpu/ops/depthwise_conv2d.h"
 #include "cpu/ops/feed_forward.h"
@@ -275,6 +277,8 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("isas_supported", [] { return isas(isa_supported); });
     m.def("isa", [] { return std::string(isa_name(isa_active())); });
     m.def("set_isa", set_isa);
+    m.def("fingerprint", [](uintptr_t data, int64_t bytes) { return fingerprint(pointer(data), bytes); });
+    m.def("fma_gflops", fma_gflops, py::call_guard<py::gil_scoped_release>());
 
     m.def("separable_attention", attention);
     m.def("separable_attention_backward", attention_backward);

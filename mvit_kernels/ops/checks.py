@@ -17,6 +17,12 @@ def is_tensor(op: str, name: str, x: object) -> None:
         raise TypeError(f"{op}: {name}: expected a tensor, got {type(x).__name__}")
 
 
+def all_tensors(op: str, **arguments: object) -> None:
+    for name, x in arguments.items():
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{op}: {name}: expected a tensor, got {type(x).__name__}")
+
+
 def tensors(op: str, **arguments: object) -> None:
     """Each is a tensor, or None where that is allowed: schema and size tell the rest."""
     for name, x in arguments.items():

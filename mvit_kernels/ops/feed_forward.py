@@ -21,6 +21,7 @@ from .library import (
     raise_status,
     register,
     register_autograd,
+    wide_dtype,
     widen,
 )
 from .packing import Packed, pack_matrix, pack_normed, packed
@@ -56,7 +57,8 @@ def feed_forward(
 
     Source: MobileViT, arXiv 2110.02178, section 3.1; MobileViTv2, arXiv 2206.02680, section 3.
     """
-    checks.tensors(OP, x=x, norm_w=norm_w, norm_b=norm_b, fc1_w=fc1_w, fc1_b=fc1_b, fc2_w=fc2_w, fc2_b=fc2_b, moments=moments)
+    checks.all_tensors(OP, x=x, norm_w=norm_w, norm_b=norm_b, fc1_w=fc1_w, fc1_b=fc1_b, fc2_w=fc2_w, fc2_b=fc2_b)
+    checks.tensors(OP, moments=moments)
     checks.backend(OP, backend)
     call = _call if type(eps) is float else _forward_op  # which converts what is like a number, and refuses the rest
     y, collected = call(x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b, moments, eps, norm, activation or "none", collect, backend=backend)
@@ -109,10 +111,12 @@ def _cpu_forward(
     channels_last, (batch, dim, height, width) = is_channels_last(x), x.shape
     x = dense(x, True)
     y = empty_in_format(x, (batch, dim, height, width), True)
+    if moments is not None:
+        moments = moments.contiguous()
     collected = empty_moments(batch if collect else 0, y)
     status = native.feed_forward(
         FLOAT_CODES[x.dtype], batch, height * width, dim, fc1_w.shape[0], first.weight.data_ptr(), first.bias.data_ptr(),
-        second.weight.data_ptr(), second.bias.data_ptr(), norm == "layer", 0 if moments is None else moments.contiguous().data_ptr(), eps,
+        second.weight.data_ptr(), second.bias.data_ptr(), norm == "layer", 0 if moments is None else moments.data_ptr(), eps,
         reference.ACTIVATIONS.index(activation), x.data_ptr(), y.data_ptr(), collected.data_ptr() if collect else 0,
         torch.get_num_threads(),
     )  # fmt: skip
@@ -147,7 +151,7 @@ def _composed_backward(
     dx, *gradients = reference.feed_forward_backward(
         *arguments, norm=norm, activation=activation, group_norm_backward=group_norm_backward
     )  # fmt: skip
-    return dense(dx.to(x.dtype), is_channels_last(x)), *(each.to(norm_w.dtype) for each in gradients)
+    return dense(dx.to(x.dtype), is_channels_last(x)), *gradients
 
 
 choose = Choice(
@@ -191,8 +195,7 @@ def _backward_fake(
     dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, *_: object
 ) -> tuple[Tensor, ...]:
     dx = empty_in_format(x, tuple(x.shape), is_channels_last(x))
-    like = [norm_w.new_empty(each.shape) for each in (norm_w, norm_b, fc1_w, fc1_b, fc2_w)]
-    return dx, *like, norm_w.new_empty(norm_w.shape)
+    return dx, *(x.new_empty(each.shape, dtype=wide_dtype(x)) for each in (norm_w, norm_b, fc1_w, fc1_b, fc2_w, norm_w))
 
 
 _forward_op = register(

@@ -10,7 +10,7 @@ from mvit_kernels import reference
 
 from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, empty_moments, raise_status, register, register_autograd, widen
+from .library import FLOAT_CODES, FLOAT_DTYPES, empty_moments, raise_status, register, register_autograd, wide_dtype, widen
 from .packing import pack_matrix, packed
 
 OP = "gemm"
@@ -45,7 +45,8 @@ def gemm(
     Raises:
         TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.
     """
-    checks.tensors(OP, a=a, weight=weight, bias=bias, second=second, moments=moments, residual=residual)
+    checks.all_tensors(OP, a=a, weight=weight)
+    checks.tensors(OP, bias=bias, second=second, moments=moments, residual=residual)
     checks.backend(OP, backend)
     call = _call if type(eps) is float else _forward_op  # which converts what is like a number, and refuses the rest
     y, collected = call(
@@ -62,7 +63,8 @@ def _check(
     rows, depth = a.shape
     checks.parameter(OP, "weight", weight, 2, a)
     if second is not None:
-        checks.like(OP, "second", second, a, (rows, *second.shape[1:2]))
+        checks.tensor(OP, "second", second, 2)
+        checks.like(OP, "second", second, a, (rows, second.shape[1]))
         depth += second.shape[1]
         if layer_norm or moments is not None:
             raise ValueError(f"{OP}: second: expected None together with a norm, got a tensor")
@@ -153,7 +155,9 @@ def _reference_backward(
     dtype = weight.dtype
     dy, x, weight, bias, beside = widen(a, dy, a, weight, bias, second)
     da, dweight, dbias, dsecond = reference.gemm_backward(dy, x, weight, bias, beside, moments, layer_norm, eps, activation)
-    return da.to(a.dtype), dweight.to(dtype), dbias.to(dtype), dsecond.to(a.dtype)
+    # The results of an op share no memory. The bias may have another dtype than the weight.
+    dsecond = dsecond.to(a.dtype).clone(memory_format=torch.contiguous_format)
+    return da.to(a.dtype).contiguous(), dweight.to(dtype).contiguous(), dbias, dsecond
 
 
 choose = Choice(
@@ -197,7 +201,8 @@ def _backward_fake(
     activation: str, backend: str | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     beside = 0 if second is None else second.shape[1]
-    return torch.empty_like(a), torch.empty_like(weight), weight.new_empty(weight.shape[0]), a.new_empty(a.shape[0], beside)
+    dbias = a.new_empty(weight.shape[0], dtype=wide_dtype(a))
+    return a.new_empty(a.shape), weight.new_empty(weight.shape), dbias, a.new_empty(a.shape[0], beside)
 
 
 _forward_op = register(

@@ -20,6 +20,7 @@ from .library import (
     raise_status,
     register,
     register_autograd,
+    wide_dtype,
     widen,
 )
 from .packing import Packed, pack_depthwise, pack_matrix, packed
@@ -56,10 +57,8 @@ def inverted_residual(
 
     Source: MobileNetV2, arXiv 1801.04381, section 3.3 and figure 3.
     """
-    checks.tensors(
-        OP, x=x, expand_w=expand_w, expand_b=expand_b, depthwise_w=depthwise_w, depthwise_b=depthwise_b, reduce_w=reduce_w,
-        reduce_b=reduce_b,
-    )  # fmt: skip
+    checks.all_tensors(OP, x=x, depthwise_w=depthwise_w, depthwise_b=depthwise_b, reduce_w=reduce_w)
+    checks.tensors(OP, expand_w=expand_w, expand_b=expand_b, reduce_b=reduce_b)
     checks.integer(OP, "stride", stride)
     checks.backend(OP, backend)
     y, collected = _call(
@@ -161,7 +160,7 @@ def _reference_backward(
 ) -> tuple[Tensor, ...]:  # fmt: skip
     arguments = widen(x, dy, x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w)
     dx, *gradients = reference.inverted_residual_backward(*arguments, stride=stride, residual=residual, activation=activation)
-    return dense(dx.to(x.dtype), is_channels_last(x)), *(each.to(depthwise_w.dtype).contiguous() for each in gradients)
+    return dense(dx.to(x.dtype), is_channels_last(x)), *(each.contiguous() for each in gradients)
 
 
 choose = Choice(
@@ -207,7 +206,7 @@ def _backward_fake(
     residual: bool, activation: str, backend: str | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     sizes = [(0,) if each is None else each.shape for each in (expand_w, expand_b, depthwise_w, depthwise_b, reduce_w)]
-    gradients = [depthwise_w.new_empty(size) for size in (*sizes, reduce_w.shape[:1])]
+    gradients = [x.new_empty(size, dtype=wide_dtype(x)) for size in (*sizes, reduce_w.shape[:1])]
     return empty_in_format(x, tuple(x.shape), is_channels_last(x)), *gradients
 
 

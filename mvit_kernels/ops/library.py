@@ -121,7 +121,9 @@ def is_channels_last(x: torch.Tensor) -> bool:
 
 
 def dense(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    """x itself where its memory is dense in the wanted format, else a copy."""
+    """x itself where its memory is dense in the wanted format, else a copy. Under torch.func, whose vmap knows one format, x itself."""
+    if torch._C._are_functorch_transforms_active():
+        return x
     return x.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
@@ -155,14 +157,18 @@ def empty_moments(groups: int, of: torch.Tensor) -> torch.Tensor:
     return torch.full((groups, 2), float("nan"), dtype=torch.float64)
 
 
+def wide_dtype(like: torch.Tensor) -> torch.dtype:
+    """What plain torch computes `like` in: 16-bit floats in float32, as the kernels do."""
+    return torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
+
+
 def wide(x: torch.Tensor) -> torch.Tensor:
-    """What plain torch computes 16-bit floats in, as the kernels do."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+    return x.to(wide_dtype(x))
 
 
 def widen(like: torch.Tensor, *tensors: torch.Tensor | None) -> list[Any]:
     """All in the dtype that plain torch computes `like` in."""
-    dtype = torch.float32 if like.dtype in (torch.bfloat16, torch.float16) else like.dtype
+    dtype = wide_dtype(like)
     return [None if each is None else each.to(dtype) for each in tensors]
 
 

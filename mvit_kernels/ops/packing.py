@@ -1,8 +1,11 @@
 """Weights in the form that the kernels read, kept as long as the tensors they came from live and stay what they are.
 
 A packed copy is found again by the identity of its source tensors, and used while none of them has changed: torch counts in-place changes
-(`_version`), and replaced memory shows in the address. An in-place change of `tensor.data` is one that torch does not count and nobody can
-see: change the tensor itself under `torch.no_grad()` instead.
+(`_version`), and memory or a shape given by assigning `tensor.data` shows in address, sizes and strides. The old memory is held until the
+weight is packed anew, or new memory might come to lie at its address. What torch does not count:
+- What fused optimizers do: after a step of any optimizer, everything is packed anew.
+- Changes of tensors made in inference mode: a fingerprint of what they hold stands in for the count.
+- In-place changes of `tensor.data`: nobody can see them. Change the tensor itself under `torch.no_grad()` instead.
 """
 
 from __future__ import annotations
@@ -13,9 +16,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import _disable_current_modes
 
 from mvit_kernels.reference.folding import fold_norm_affine
+
+from .backend import native
 
 PANEL = 32  # of csrc/cpu/core/tile.h
 LANES = 16  # of the widest vectors
@@ -89,20 +95,31 @@ def fold_norm(
 
 class _Entry(NamedTuple):
     sources: tuple[Callable[[], torch.Tensor | None] | None, ...]
-    state: tuple[tuple[int, int] | None, ...]
+    state: tuple[tuple[Any, ...] | None, ...]
+    memory: tuple[torch.UntypedStorage | None, ...]
     value: Any
 
 
 _entries: dict[tuple[Hashable, ...], _Entry] = {}
 
 
+def _forget_all(*_: object) -> None:
+    if not torch.compiler.is_compiling():  # the changes that a compiled step makes are counted
+        _entries.clear()
+
+
+register_optimizer_step_post_hook(_forget_all)
+
+
 def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None) -> Any:
     """recipe(*sources), made anew only after one of the sources has changed. The recipe is a function of a module, not a lambda."""
     key = (recipe, *map(id, sources))
     try:
-        state = tuple([None if each is None else (each._version, each.data_ptr()) for each in sources])
-    except RuntimeError:  # tensors of inference mode have no version: nothing tells whether they changed
-        return _made(recipe, sources)
+        state = tuple([None if x is None else (x._version, x.data_ptr(), x.shape, x.stride(), x.dtype) for x in sources])
+    except RuntimeError:  # tensors of inference mode have no version
+        if native is None:
+            return _made(recipe, sources)
+        state = tuple([None if x is None else (_content(x), x.data_ptr(), x.shape, x.stride(), x.dtype) for x in sources])
     entry = _entries.get(key)
     if entry is not None and entry.state == state:
         for reference, source in zip(entry.sources, sources, strict=True):
@@ -116,8 +133,17 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None) -> Any:
 
     value = _made(recipe, sources)
     references = tuple(None if each is None else weakref.ref(each, forget) for each in sources)
-    _entries[key] = _Entry(references, state, value)
+    memory = tuple(None if each is None else each.untyped_storage() for each in sources)
+    _entries[key] = _Entry(references, state, memory, value)
     return value
+
+
+def _content(x: torch.Tensor) -> int:
+    """What tells that x has changed."""
+    if not x.is_inference():
+        return x._version
+    storage = x.untyped_storage()
+    return native.fingerprint(storage.data_ptr(), storage.nbytes())
 
 
 def _made(recipe: Callable[..., Any], sources: tuple[torch.Tensor | None, ...]) -> Any:

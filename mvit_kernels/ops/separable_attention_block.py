@@ -21,6 +21,7 @@ from .library import (
     raise_status,
     register,
     register_autograd,
+    wide_dtype,
     widen,
 )
 from .packing import Packed, fold_norm, pack_matrix, packed
@@ -56,7 +57,8 @@ def separable_attention_block(
 
     Source: MobileViTv2, arXiv 2206.02680, section 3, equation 3 and figure 3.
     """
-    checks.tensors(OP, x=x, norm_w=norm_w, norm_b=norm_b, qkv_w=qkv_w, qkv_b=qkv_b, out_w=out_w, out_b=out_b, moments=moments)
+    checks.all_tensors(OP, x=x, norm_w=norm_w, norm_b=norm_b, qkv_w=qkv_w, qkv_b=qkv_b, out_w=out_w, out_b=out_b)
+    checks.tensors(OP, moments=moments)
     if patch_size is not None:
         checks.pair(OP, "patch_size", patch_size)
     checks.backend(OP, backend)
@@ -127,11 +129,13 @@ def _cpu_forward(
     channels_last, size = is_channels_last(x), x.shape
     x = dense(x, True)
     y = empty_in_format(x, tuple(size), True)
+    if moments is not None:
+        moments = moments.contiguous()
     collected = empty_moments(size[0] if collect else 0, y)
     status = native.separable_attention_block(
         FLOAT_CODES[x.dtype], size, patch, weights.query.data_ptr(), weights.key.weight.data_ptr(), weights.key.bias.data_ptr(),
         weights.value.weight.data_ptr(), weights.value.bias.data_ptr(), weights.out.weight.data_ptr(), weights.out.bias.data_ptr(),
-        0 if moments is None else moments.contiguous().data_ptr(), eps, x.data_ptr(), y.data_ptr(),
+        0 if moments is None else moments.data_ptr(), eps, x.data_ptr(), y.data_ptr(),
         collected.data_ptr() if collect else 0, torch.get_num_threads(),
     )  # fmt: skip
     if status:
@@ -169,7 +173,7 @@ def _composed_backward(
     arguments = [*widen(x, dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w), eps]
     patch = None if patch_size is None else (patch_size[0], patch_size[1])
     dx, *gradients = reference.separable_attention_block_backward(*arguments, patch_size=patch, **steps)
-    return dense(dx.to(x.dtype), is_channels_last(x)), *(each.to(norm_w.dtype) for each in gradients)
+    return dense(dx.to(x.dtype), is_channels_last(x)), *gradients
 
 
 choose = Choice(
@@ -213,8 +217,7 @@ def _backward_fake(
     dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, *_: object
 ) -> tuple[Tensor, ...]:
     dx = empty_in_format(x, tuple(x.shape), is_channels_last(x))
-    like = [norm_w.new_empty(each.shape) for each in (norm_w, norm_b, qkv_w, qkv_b, out_w)]
-    return dx, *like, norm_w.new_empty(norm_w.shape)
+    return dx, *(x.new_empty(each.shape, dtype=wide_dtype(x)) for each in (norm_w, norm_b, qkv_w, qkv_b, out_w, norm_w))
 
 
 _forward_op = register(

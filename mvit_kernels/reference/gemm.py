@@ -27,14 +27,20 @@ def operand(a: Tensor, second: Tensor | None, moments: Tensor | None, layer_norm
     if layer_norm:
         a = torch.nn.functional.layer_norm(a, a.shape[1:], eps=eps)
     if moments is not None:
-        mean, variance = (each.to(a.dtype).repeat_interleave(a.shape[0] // moments.shape[0])[:, None] for each in moments.unbind(1))
+        mean, variance = (_of_rows(each, a)[:, None] for each in moments.unbind(1))
         a = (a - mean) * torch.rsqrt(variance + eps)
     return a if second is None else torch.cat([a, second], dim=1)
 
 
+def _of_rows(values: Tensor, a: Tensor) -> Tensor:
+    """A value of each group as one of each row of a."""
+    groups = values.shape[0]
+    return values.to(a.dtype).repeat_interleave(a.shape[0] // groups if groups else 0)
+
+
 def moments_of(y: Tensor, groups: int) -> Tensor:
     """(G, 2) float64: mean and variance of each of `groups` groups of rows of y (M, N)."""
-    variance, mean = torch.var_mean(y.double().reshape(groups, -1), dim=1, correction=0)
+    variance, mean = torch.var_mean(y.double().reshape(groups, y.numel() // groups if groups else 0), dim=1, correction=0)
     return torch.stack([mean, variance], dim=1)
 
 

@@ -33,7 +33,7 @@ def inverted_residual_backward(
     filtered = depthwise_conv2d(expanded, depthwise_w, depthwise_b, stride, activation)
     dfiltered, dreduce_w, dreduce_b, _ = conv2d_backward(dy, filtered, reduce_w)
     dx, *ddepthwise = depthwise_conv2d_backward(dfiltered, expanded, depthwise_w, depthwise_b, stride, activation)
-    dexpand_w = dexpand_b = x.new_empty(0)
+    dexpand_w, dexpand_b = x.new_empty(0), x.new_empty(0)
     if expand_w is not None:
         dx, dexpand_w, dexpand_b, _ = conv2d_backward(dx, x, expand_w, expand_b, activation=activation)
     return dx + dy if residual else dx, dexpand_w, dexpand_b, *ddepthwise, dreduce_w, dreduce_b

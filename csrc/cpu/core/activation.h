@@ -7,9 +7,10 @@
 namespace mvit {
 namespace {
 
-// e^x within 2 ulp where the result is a normal number, 0 or tiny below, infinite or huge above; NaN stays NaN, infinities become NaN.
-// Reduced as in `exp` (simd.h), e^r to r^6.
+// e^x within 2 ulp where the result is a normal number, tiny below, infinite or huge above; NaN stays NaN, infinity becomes NaN.
+// Reduced as in `exp` (simd.h), e^r to r^6. Far below, r would be so large that r^6 overflows.
 inline F32 exp_quick(F32 x) {
+    x = max(F32::all(-104.0f), x);  // the second argument where x is NaN
     const F32 n = round(x * F32::all(1.44269504088896341f));
     F32 r = fma(n, F32::all(-0.693359375f), x);
     r = fma(n, F32::all(2.12194440e-4f), r);

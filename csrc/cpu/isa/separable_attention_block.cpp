@@ -110,7 +110,8 @@ void context(const ContextBlock& p) {
         each_vector_of(p.dim, [&](int64_t c, int n) { store(F32::all(0.0f), mixed + c, n); });
         for (int64_t b = 0; b < p.blocks; ++b) {
             const Partial& partial = p.partials[b * p.phases + f];
-            if (partial.sum == 0.0f) continue;  // none of its positions is of this phase
+            // None of its positions is of this phase, or all their scores are -infinity: nothing beside any other score.
+            if (partial.top == -__builtin_inff() && partial.top != top) continue;
             const F32 weight = exp(F32::all(partial.top - top));
             sum += first_lane(weight) * partial.sum;
             const float* from = p.sums + (b * p.phases + f) * stride;

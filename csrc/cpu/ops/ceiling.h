@@ -1,0 +1,20 @@
+// What the arithmetic of every product is held against: the multiply-adds that the processor does when nothing else is to be done.
+//
+// Each thread runs chains of multiply-adds that live in registers, enough of them that none waits for its own latency.
+#pragma once
+
+#include <cstdint>
+
+namespace mvit {
+
+// Billions of operations a second (a multiply-add is two), all threads together, on the active instruction set. Takes 0.3 s.
+double fma_gflops(int threads);
+
+// --- what isa/ceiling.cpp implements ---
+
+struct CeilingKernels {
+    float (*chains)(int64_t rounds, float factor, float term);  // what the chains come to, so that nothing can be left out
+    int64_t operations;                                         // of a round
+};
+
+}  // namespace mvit
