@@ -22,7 +22,7 @@ from mvit_kernels import reference
 
 # (batch, d, height, width, hidden): tails of vectors and panels, one and several blocks of rows, the shapes of the networks.
 SHAPES = [(1, 2, 1, 1, 1), (2, 3, 1, 7, 17), (2, 33, 5, 3, 16), (1, 17, 4, 33, 70), (1, 128, 8, 8, 256)]
-MANY_SHAPES = [(2, d, 3, width, hidden) for d in (2, 7, 16, 31, 65) for width in (1, 5, 22, 43) for hidden in (1, 16, 33, 257)]
+MANY_SHAPES = [(2, d, 3, width, hidden) for d in (7, 16, 31, 65) for width in (1, 5, 22, 43) for hidden in (1, 16, 33, 257)]
 NORMS = ("group", "layer")
 
 
@@ -37,9 +37,9 @@ def cpu(*inputs, **settings):
     return mk.ops.feed_forward(*inputs, backend="cpu", **settings)
 
 
-def compare(inputs, **settings) -> None:
+def compare(*draws, **settings) -> None:
     plain = {key: value for key, value in settings.items() if key != "moments"}
-    assert_forward_and_gradients(functools.partial(cpu, **settings), functools.partial(reference.feed_forward, **plain), inputs)
+    assert_forward_and_gradients(functools.partial(cpu, **settings), functools.partial(reference.feed_forward, **plain), *draws)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -57,8 +57,7 @@ def test_every_tail(shape, norm: str, dtype: torch.dtype, isa: str, poison) -> N
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("shape", MANY_SHAPES, ids=str)
 def test_many_tails(shape, norm: str, dtype: torch.dtype, isa: str, poison) -> None:
-    for activation in reference.ACTIVATIONS:
-        compare(make(shape, dtype, "nhwc"), norm=norm, activation=activation)
+    compare(*(make(shape, dtype, fmt) for fmt in FORMATS for _ in range(4)), norm=norm)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)

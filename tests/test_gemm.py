@@ -23,8 +23,8 @@ from mvit_kernels import reference
 # (M, K, N): tails of tiles and panels, depths of several chunks, few rows, the shapes of the networks.
 SHAPES = [(1, 1, 1), (3, 7, 5), (5, 2, 40), (13, 33, 17), (14, 16, 16), (65, 24, 31), (64, 32, 64), (2, 600, 33), (1, 512, 100)]
 MANY_SHAPES = [
-    *((rows, 9, columns) for rows in (*range(1, 16), 63, 130) for columns in (1, 15, 16, 17, 33, 48, 257)),
-    *((rows, depth, 48) for rows in (1, 15, 64) for depth in (255, 256, 257, 513, 768)),
+    *((rows, 9, columns) for rows in (1, 2, 13, 15, 63, 130) for columns in (1, 16, 33, 257)),
+    *((rows, depth, 48) for rows in (1, 15, 64) for depth in (256, 257, 768)),
 ]
 
 
@@ -43,8 +43,8 @@ def cpu_gemm(a, weight, bias=None, second=None, residual=None, activation="none"
     return mk.ops.gemm(a, weight, bias, second=second, residual=residual, activation=activation, backend="cpu", **settings)
 
 
-def compare(inputs, **settings) -> None:
-    assert_forward_and_gradients(functools.partial(cpu_gemm, **settings), functools.partial(plain_gemm, **settings), inputs)
+def compare(*draws, **settings) -> None:
+    assert_forward_and_gradients(functools.partial(cpu_gemm, **settings), functools.partial(plain_gemm, **settings), *draws)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -57,8 +57,8 @@ def test_every_tail(shape, dtype: torch.dtype, isa: str, poison) -> None:
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("shape", MANY_SHAPES, ids=str)
 def test_many_tails(shape, dtype: torch.dtype, isa: str, poison) -> None:
-    compare(make(shape, dtype))
-    compare(make(shape, dtype), layer_norm=True)
+    compare(*(make(shape, dtype) for _ in range(4)))
+    compare(*(make(shape, dtype) for _ in range(4)), layer_norm=True)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
