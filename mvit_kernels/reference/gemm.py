@@ -51,6 +51,8 @@ def gemm_backward(
     """The gradients of `gemm` with respect to a, weight, bias and second (empty without one); that of residual is dy. Moments are taken for
     those of a, and change with it."""
     depth = a.shape[1]
+    if moments is not None:
+        moments = moments_of(a, moments.shape[0])  # as functions of a, which a second derivative sees
     x = operand(a, second, moments, layer_norm, eps)
     if activation != "none":
         dy = activate_backward(dy, torch.nn.functional.linear(x, weight, bias), activation)
