@@ -145,9 +145,16 @@ def _cpu_forward(
 
 def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
     norm, attention = choose_group_norm.implementations["cpu"], choose_attention.implementations["cpu"]
+    attention_backward = attention.backward
+    assert attention_backward is not None
+
+    def readable(qkv: Tensor, patch: Any) -> Tensor:  # patches of any width only where it is channels_last
+        return qkv if attention.refuse(qkv, patch) is None else dense(qkv, channels_last=True)
+
     return _composed_backward(
-        dy, x, *parameters, group_norm=norm.forward, group_norm_backward=norm.backward, attention=attention.forward,
-        attention_backward=attention.backward,
+        dy, x, *parameters, group_norm=norm.forward, group_norm_backward=norm.backward,
+        attention=lambda qkv, patch: attention.forward(readable(qkv, patch), patch),
+        attention_backward=lambda dy, qkv, patch: attention_backward(dy, readable(qkv, patch), patch),
     )  # fmt: skip
 
 
