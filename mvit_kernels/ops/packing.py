@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Hashable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -94,9 +95,9 @@ def fold_norm(
 
 
 class _Entry(NamedTuple):
-    sources: tuple[Callable[[], torch.Tensor | None] | None, ...]
-    state: tuple[tuple[Any, ...] | None, ...]
-    memory: tuple[torch.UntypedStorage | None, ...]
+    sources: tuple[Callable[[], torch.Tensor | None], ...]
+    state: tuple[Any, ...]
+    memory: tuple[torch.UntypedStorage, ...]
     value: Any
 
 
@@ -111,19 +112,26 @@ def _forget_all(*_: object) -> None:
 register_optimizer_step_post_hook(_forget_all)
 
 
+_described = attrgetter("_version", "shape", "dtype")
+_address, _strides = torch.Tensor.data_ptr, torch.Tensor.stride
+
+
 def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None) -> Any:
-    """recipe(*sources), made anew only after one of the sources has changed. The recipe is a function of a module, not a lambda."""
+    """recipe(*sources), made anew only after one of the sources has changed. Equal recipes are the same one; a lambda equals no other."""
     key = (recipe, *map(id, sources))
+    tensors = [x for x in sources if x is not None]
+    # Mapped, as this stands before every call of every op: the loops are in C.
+    places = (*map(_address, tensors), *map(_strides, tensors))
     try:
-        state = tuple([None if x is None else (x._version, x.data_ptr(), x.shape, x.stride(), x.dtype) for x in sources])
+        state = (*map(_described, tensors), *places)
     except RuntimeError:  # tensors of inference mode have no version
         if native is None:
             return _made(recipe, sources)
-        state = tuple([None if x is None else (_content(x), x.data_ptr(), x.shape, x.stride(), x.dtype) for x in sources])
+        state = (*((_content(x), x.shape, x.dtype) for x in tensors), *places)
     entry = _entries.get(key)
     if entry is not None and entry.state == state:
-        for reference, source in zip(entry.sources, sources, strict=True):
-            if reference is not None and reference() is not source:  # a new tensor at an old address
+        for reference, source in zip(entry.sources, tensors, strict=True):
+            if reference() is not source:  # a new tensor at an old address
                 break
         else:
             return entry.value
@@ -132,8 +140,8 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None) -> Any:
         _entries.pop(key, None)
 
     value = _made(recipe, sources)
-    references = tuple(None if each is None else weakref.ref(each, forget) for each in sources)
-    memory = tuple(None if each is None else each.untyped_storage() for each in sources)
+    references = tuple(weakref.ref(x, forget) for x in tensors)
+    memory = tuple(x.untyped_storage() for x in tensors)
     _entries[key] = _Entry(references, state, memory, value)
     return value
 

@@ -83,19 +83,25 @@ def as_map(matrix: Tensor, like: Tensor) -> Tensor:
 
 
 def convolution(x: Tensor, part: Convolution, backend: str | None, second: Tensor | None = None) -> Tensor:
-    weight, bias = weights.convolution(part)
+    ((weight, bias),) = weights.convolutions(part)
     if part.depthwise:
         return ops.depthwise_conv2d(x, weight, bias, stride=part.stride, activation=part.activation, backend=backend)
     return ops.conv2d(x, weight, bias, second=second, stride=part.stride, activation=part.activation, backend=backend)
 
 
 def inverted_residual(x: Tensor, expand: Convolution, depthwise: Convolution, reduce: Convolution, residual: bool, backend: Any) -> Tensor:
-    y = ops.inverted_residual(
-        x, *weights.biased_convolution(expand), *weights.biased_convolution(depthwise), *weights.convolution(reduce),
-        stride=depthwise.stride, residual=residual, activation=depthwise.activation, backend=backend,
+    expanding, filtering, reducing = weights.convolutions(expand, depthwise, reduce)
+    y: Any = ops.inverted_residual(
+        x, *_biased(expanding), *_biased(filtering), *reducing, stride=depthwise.stride, residual=residual,
+        activation=depthwise.activation, backend=backend,
     )  # fmt: skip
-    assert isinstance(y, Tensor)
     return y
+
+
+def _biased(weight_and_bias: weights.Weights) -> tuple[Tensor, Tensor]:
+    """With zeros where there is no bias."""
+    weight, bias = weight_and_bias
+    return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias
 
 
 def is_inverted_residual(expand: Convolution, depthwise: Convolution, reduce: Convolution) -> bool:
@@ -114,9 +120,10 @@ def is_pointwise(part: Convolution) -> bool:
 
 def depthwise_and_pointwise(x: Tensor, depthwise: Convolution, pointwise: Convolution, backend: str | None) -> Any:
     """The map, and its moments."""
+    filtering, reducing = weights.convolutions(depthwise, pointwise)
     return ops.inverted_residual(
-        x, None, None, *weights.biased_convolution(depthwise), *weights.convolution(pointwise), stride=depthwise.stride,
-        activation=depthwise.activation, collect=True, backend=backend,
+        x, None, None, *_biased(filtering), *reducing, stride=depthwise.stride, activation=depthwise.activation, collect=True,
+        backend=backend,
     )  # fmt: skip
 
 

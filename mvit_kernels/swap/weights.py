@@ -46,12 +46,23 @@ def _rounded(weight: torch.Tensor, bias: torch.Tensor, like: torch.Tensor) -> We
 
 
 @dataclass(frozen=True)
-class _BatchNorm:
-    eps: float
+class _BatchNorms:
+    """Of several convolutions: the eps of each one's BatchNorm, or None where it has none."""
 
-    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None, *norm: torch.Tensor) -> Weights:
-        arguments = [*_exact(weight, bias, *norm), self.eps]
-        return _rounded(*fold_batch_norm(*arguments), weight)
+    eps: tuple[float | None, ...]
+
+    def __call__(self, *sources: torch.Tensor | None) -> tuple[Weights, ...]:
+        left, folded = list(sources), []
+        for eps in self.eps:
+            weight, bias = left.pop(0), left.pop(0)
+            assert weight is not None
+            if eps is None:
+                folded.append((weight, bias))
+            else:
+                arguments = [*_exact(weight, bias, *left[:4]), eps]
+                del left[:4]
+                folded.append(_rounded(*fold_batch_norm(*arguments), weight))
+        return tuple(folded)
 
 
 @dataclass(frozen=True)
@@ -92,18 +103,10 @@ def _batch_norm(norm: Any) -> tuple[torch.Tensor, ...]:
     return () if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)
 
 
-def convolution(part: Convolution) -> Weights:
-    """(weight, bias) of a convolution with its BatchNorm."""
-    conv, norm = part.conv, part.norm
-    if norm is None:
-        return conv.weight, conv.bias
-    return _kept(_BatchNorm(norm.eps), conv.weight, conv.bias, *_batch_norm(norm))
-
-
-def biased_convolution(part: Convolution) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same, with zeros where there is no bias."""
-    weight, bias = convolution(part)
-    return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias
+def convolutions(*parts: Convolution) -> tuple[Weights, ...]:
+    """(weight, bias) of each convolution with its BatchNorm."""
+    sources = [tensor for part in parts for tensor in (part.conv.weight, part.conv.bias, *_batch_norm(part.norm))]
+    return _kept(_BatchNorms(tuple([None if part.norm is None else part.norm.eps for part in parts])), *sources)
 
 
 def projection(norm: Any, part: Convolution) -> Weights:

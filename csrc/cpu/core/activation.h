@@ -24,7 +24,7 @@ inline F32 exp_quick(F32 x) {
     return times_pow2(p, n);
 }
 
-// 2^x within 2 ulp for -126 <= x <= 127; NaN stays NaN. x = n + r is exact; 2^r - 1 = r p(r), where p is the minimax fit of degree 4 for
+// 2^x within 2 ulp for -126 <= x <= 127, infinite or huge above; NaN stays NaN. x = n + r is exact; 2^r - 1 = r p(r), where p is the minimax fit of degree 4 for
 // |r| <= 1/2, relative error 9e-8.
 inline F32 exp2_quick(F32 x) {
     const F32 n = round(x);
@@ -38,8 +38,13 @@ inline F32 exp2_quick(F32 x) {
     return times_pow2(p, n);
 }
 
-// x / (1 + e^-x). Division is no bottleneck here: it has a unit of its own beside the multiply-adds of the exponential.
-inline F32 silu(F32 x) { return x / (F32::all(1.0f) + exp_quick(F32::all(0.0f) - x)); }
+// x / (1 + 2^(-x log2 e)). Rounding x log2 e costs the exponential |x| / 16 ulp at most, which only shows where x is far below zero and the
+// result tiny. Division is no bottleneck here: it has a unit of its own beside the multiply-adds of the exponential. Bounded from below, or
+// infinity would become NaN.
+inline F32 silu(F32 x) {
+    const F32 e = exp2_quick(max(F32::all(-126.0f), x * F32::all(-1.44269504088896341f)));  // the second argument where x is NaN
+    return x / (F32::all(1.0f) + e);
+}
 
 // x Phi(x) = max(x, 0) - |x| erfc(|x| / sqrt 2) / 2, with erfc(z) = e^(-z^2) t p(t), t = 1 / (1 + 0.34375 z); p is the Chebyshev fit of
 // degree 9 for 0 <= z <= 10, relative error 7e-9. Beyond |x| = 13 the second term is below the smallest number.
