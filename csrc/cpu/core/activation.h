@@ -7,44 +7,40 @@
 namespace mvit {
 namespace {
 
+// Coefficients of (2^s - 1) / s for |s| <= 1/2, the highest power first: the minimax fit of degree 4, relative error 9e-8.
+constexpr float exp2_fit[5] = {0.00132647273f, 0.00967151299f, 0.0555073358f, 0.240222424f, 0.693147004f};
+// The same of (e^r - 1) / r for |r| <= ln2 / 2: r = s ln2.
+constexpr float exp_fit[5] = {0.00829031478f, 0.0418979308f, 0.166676357f, 0.499991502f, 0.999999745f};
+
+// (1 + r fit(r)) 2^n
+inline F32 exp_of_parts(F32 r, F32 n, const float (&fit)[5]) {
+    F32 p = F32::all(fit[0]);
+    p = fma(p, r, F32::all(fit[1]));
+    p = fma(p, r, F32::all(fit[2]));
+    p = fma(p, r, F32::all(fit[3]));
+    p = fma(p, r, F32::all(fit[4]));
+    p = fma(p, r, F32::all(1.0f));
+    return times_pow2(p, n);
+}
+
 // e^x within 2 ulp where the result is a normal number, tiny below, infinite or huge above; NaN stays NaN, infinity becomes NaN.
-// Reduced as in `exp` (simd.h), e^r to r^6. Far below, r would be so large that r^6 overflows.
+// Reduced as in `exp` (simd.h): exact whether or not fma rounds once. Far below, r would be so large that its powers overflow.
 inline F32 exp_quick(F32 x) {
     x = max(F32::all(-104.0f), x);  // the second argument where x is NaN
     const F32 n = round(x * F32::all(1.44269504088896341f));
     F32 r = fma(n, F32::all(-0.693359375f), x);
     r = fma(n, F32::all(2.12194440e-4f), r);
-    F32 p = F32::all(1.0f / 720.0f);
-    p = fma(p, r, F32::all(1.0f / 120.0f));
-    p = fma(p, r, F32::all(1.0f / 24.0f));
-    p = fma(p, r, F32::all(1.0f / 6.0f));
-    p = fma(p, r, F32::all(0.5f));
-    p = fma(p, r, F32::all(1.0f));
-    p = fma(p, r, F32::all(1.0f));
-    return times_pow2(p, n);
+    return exp_of_parts(r, n, exp_fit);
 }
 
-// 2^x within 2 ulp for -126 <= x <= 127, infinite or huge above; NaN stays NaN. x = n + r is exact; 2^r - 1 = r p(r), where p is the minimax fit of degree 4 for
-// |r| <= 1/2, relative error 9e-8.
+// 2^x within 2 ulp for -126 <= x <= 127; NaN stays NaN. x = n + r is exact.
 inline F32 exp2_quick(F32 x) {
     const F32 n = round(x);
-    const F32 r = x - n;
-    F32 p = F32::all(0.00132647273f);
-    p = fma(p, r, F32::all(0.00967151299f));
-    p = fma(p, r, F32::all(0.0555073358f));
-    p = fma(p, r, F32::all(0.240222424f));
-    p = fma(p, r, F32::all(0.693147004f));
-    p = fma(p, r, F32::all(1.0f));
-    return times_pow2(p, n);
+    return exp_of_parts(x - n, n, exp2_fit);
 }
 
-// x / (1 + 2^(-x log2 e)). Rounding x log2 e costs the exponential |x| / 16 ulp at most, which only shows where x is far below zero and the
-// result tiny. Division is no bottleneck here: it has a unit of its own beside the multiply-adds of the exponential. Bounded from below, or
-// infinity would become NaN.
-inline F32 silu(F32 x) {
-    const F32 e = exp2_quick(max(F32::all(-126.0f), x * F32::all(-1.44269504088896341f)));  // the second argument where x is NaN
-    return x / (F32::all(1.0f) + e);
-}
+// x / (1 + e^-x). Division is no bottleneck here: it has a unit of its own beside the multiply-adds of the exponential.
+inline F32 silu(F32 x) { return x / (F32::all(1.0f) + exp_quick(F32::all(0.0f) - x)); }
 
 // x Phi(x) = max(x, 0) - |x| erfc(|x| / sqrt 2) / 2, with erfc(z) = e^(-z^2) t p(t), t = 1 / (1 + 0.34375 z); p is the Chebyshev fit of
 // degree 9 for 0 <= z <= 10, relative error 7e-9. Beyond |x| = 13 the second term is below the smallest number.
