@@ -186,3 +186,17 @@ def test_obstacles_of_v1(late):
 def test_compile():
     network = nn.Sequential(*v1_model(), v2_model()[1])
     checks.check_compile(network, image(), checks.V1_OPS | checks.V2_OPS)
+
+
+@pytest.mark.parametrize("name", ["conv_proj", "global_rep.0.pre_norm_ffn.3", "global_rep.0.pre_norm_attn.1.qkv_proj"])
+def test_modules_where_mobilevitv2_has_none(name):
+    for place in ("act", "extra"):
+        network = v2_model()
+        network[1].get_submodule(name).block.add_module(place, nn.ReLU())
+        checks.check_outputs(network, image())
+
+
+def test_another_last_norm():
+    for network in (v1_model(), v2_model()):
+        network[1].global_rep[-1] = nn.Identity()
+        checks.check_outputs(network, image())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
+import weakref
 
 import pytest
 import swap_checks as checks
@@ -15,6 +17,7 @@ from torch import nn
 
 import mvit_kernels as mk
 from mvit_kernels.models import MobileViTBlock, MobileViTv2Block, SeparableAttention, create_model
+from mvit_kernels.models.layers import ConvNormAct
 from mvit_kernels.models.mobilevitv2 import SeparableTransformerLayer
 
 NAMES = ["mobilevit_xxs", "mobilevitv2_050"]
@@ -439,3 +442,144 @@ def test_autocast(name):
             after = outputs(mk.accelerate(network), x)[0]
     assert after.dtype == before.dtype
     assert (after - exact).norm() <= (before - exact).norm()
+
+
+# --- what is kept from call to call ---
+
+
+def fresh(network: nn.Module, x: torch.Tensor) -> None:
+    """The accelerated network computes what a copy of it that is restored does."""
+    with torch.no_grad():
+        expected = outputs(mk.restore(copy.deepcopy(network)), x)[0]
+        torch.testing.assert_close(outputs(network, x)[0], expected, rtol=1e-4, atol=1e-5 * float(expected.max() - expected.min()))
+
+
+@torch.no_grad()
+def scale_a_weight(network):
+    network.stages[1][0].conv2_kxk.conv.weight[3] *= 3
+
+
+@torch.no_grad()
+def run_in_training(network):
+    network.train()
+    network(image() * 3 + 1)  # BatchNorm's statistics move, by a kernel that torch does not count
+    network.eval()
+
+
+def set_heads(network):
+    for module in network.modules():
+        if hasattr(module, "num_heads"):
+            module.num_heads = 2
+
+
+def add_an_activation(network):
+    network.stages[2][1].conv_proj.act = nn.ReLU()
+
+
+def set_eps(network):
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.BatchNorm2d):
+            module.eps = 0.1
+
+
+def dilate(network):
+    conv = network.stages[1][0].conv2_kxk.conv
+    conv.dilation, conv.padding = (2, 2), (2, 2)
+
+
+def replace_parameters(network):
+    for module in network.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(parameter.detach() * 1.1))
+
+
+def replace_a_convolution(network):
+    block = network.stages[1][0]
+    channels = block.conv2_kxk.conv.in_channels
+    block.conv2_kxk = lively(ConvNormAct(channels, channels, 3, stride=2, groups=channels))
+    block.conv2_kxk.act = nn.ReLU()
+
+
+CHANGES = [
+    scale_a_weight,
+    run_in_training,
+    set_heads,
+    add_an_activation,
+    set_eps,
+    dilate,
+    replace_parameters,
+    lambda network: network.load_state_dict({name: value * 1.1 for name, value in network.state_dict().items()}),
+    lambda network: network.load_state_dict({name: value * 1.1 for name, value in network.state_dict().items()}, assign=True),
+    lambda network: network.half().float(),
+    lambda network: network.stages[3][1].norm.register_forward_hook(lambda _m, _a, y: y * 2),
+    replace_a_convolution,
+]
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+@pytest.mark.parametrize("name", NAMES)
+def test_changes_between_calls_are_seen(name, change, inference):
+    network, x = mk.accelerate(model(name)), image()
+    fresh(network, x)
+    change(network)
+    fresh(network, x)
+    if inference:
+        with torch.inference_mode():
+            fresh(network, x)
+
+
+@torch.inference_mode()
+def test_a_network_made_in_inference_mode():
+    network, x = mk.accelerate(model()), image()
+    before = outputs(network, x)[0]
+    network.stages[2][1].transformer[0].mlp.fc1.weight.view(-1)[2050] += 5
+    after = outputs(network, x)[0]
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, outputs(mk.restore(network), x)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_accelerated_networks_are_freed():
+    network = mk.accelerate(model())
+    with torch.no_grad():
+        network(image())
+    kept = [weakref.ref(module) for module in network.modules()] + [weakref.ref(p) for p in network.parameters()]
+    del network
+    gc.collect()
+    assert [each() for each in kept if each() is not None] == []
+
+
+def test_gradients_of_an_evaluation_whose_backward_comes_later():
+    """In another mode, with frozen parameters, with hooks on parameters, outside autocast and use_backend."""
+    network, x = model(), image()
+    ours = mk.accelerate(copy.deepcopy(network))
+    found = []
+    for each in (network, ours):
+        for p in each.parameters():
+            p.register_hook(lambda grad: grad * 0.5)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = each(x).float().sum()
+        low.backward()
+        each.zero_grad()
+        with mk.use_backend("reference"):
+            y = each(x)
+        each.train()
+        y.square().sum().backward()
+        found.append([p.grad for p in each.parameters()] + list(each.buffers()))
+    for actual, expected in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * max(1.0, float(expected.abs().max())))
+
+
+def test_functional_call():
+    network, x = model(), image()
+    ours = mk.accelerate(copy.deepcopy(network))
+    parameters = {name: (p * 1.1).detach().requires_grad_() for name, p in network.named_parameters()}
+    gradients = []
+    for each in (network, ours):
+        y = torch.func.functional_call(each, parameters, (x,))
+        gradients.append(torch.autograd.grad(y.square().sum(), list(parameters.values())))
+        with torch.no_grad():
+            again = torch.func.functional_call(each, parameters, (x,))
+        torch.testing.assert_close(again, y, rtol=1e-4, atol=1e-4)
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * max(1.0, float(expected.abs().max())))

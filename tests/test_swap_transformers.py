@@ -195,3 +195,10 @@ def test_export_of_v1():
 @pytest.mark.parametrize(("make", "ops"), [(v2_model, {"conv2d", *checks.V2_OPS}), (v1_model, {"inverted_residual", *checks.V1_OPS})])
 def test_compile(make, ops):
     checks.check_compile(make(), image(), ops)
+
+
+def test_activations_where_mobilevitv2_has_none():
+    for name in ("ffn.conv2", "attention.qkv_proj", "attention.out_proj"):
+        block = v2_block()
+        block.transformer.layer[0].get_submodule(name).activation = nn.ReLU()
+        checks.check_outputs(nn.Sequential(block), torch.randn(2, 24, 8, 8))

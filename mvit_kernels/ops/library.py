@@ -31,9 +31,6 @@ _OUT_OF_MEMORY = 4
 _STATUS = {1: "unsupported dtype", 2: "impossible shape", 3: "unsupported layout"}
 
 
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
-
-
 def register(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
     """Define op `name`, with one Python function for every device and its fake; returns the callable overload."""
     LIBRARY.define(f"{name}{signature}", tags=(torch.Tag.pt2_compliant_tag,))

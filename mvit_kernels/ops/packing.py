@@ -4,14 +4,16 @@ A packed copy is found again by the identity of its source tensors, and used whi
 (`_version`), and memory or a shape given by assigning `tensor.data` shows in address, sizes and strides. The old memory is held until the
 weight is packed anew, or new memory might come to lie at its address. What torch does not count:
 - What fused optimizers do: after a step of any optimizer, everything is packed anew.
-- Changes of tensors made in inference mode: a fingerprint of what they hold stands in for the count.
-- In-place changes of `tensor.data`: nobody can see them. Change the tensor itself under `torch.no_grad()` instead.
+- Changes of tensors made in inference mode, and what batch_norm does to its statistics: a fingerprint of all they hold stands in for the
+  count.
+- In-place changes of `tensor.data`, through numpy, by collectives of torch.distributed or by another process: nobody can see them.
+  `forget_all` (and so `mk.accelerate`, called again) makes everything anew.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -104,20 +106,26 @@ class _Entry(NamedTuple):
 _entries: dict[tuple[Hashable, ...], _Entry] = {}
 
 
-def _forget_all(*_: object) -> None:
+def forget_all(*_: object) -> None:
+    """Make everything anew at its next use."""
     if not torch.compiler.is_compiling():  # the changes that a compiled step makes are counted
         _entries.clear()
 
 
-register_optimizer_step_post_hook(_forget_all)
+register_optimizer_step_post_hook(forget_all)
 
 
 _described = attrgetter("_version", "shape", "dtype")
 _address, _strides = torch.Tensor.data_ptr, torch.Tensor.stride
 
 
-def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None) -> Any:
-    """recipe(*sources), made anew only after one of the sources has changed. Equal recipes are the same one; a lambda equals no other."""
+def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: Sequence[torch.Tensor] = ()) -> Any:
+    """recipe(*sources), made anew only after one of the sources has changed. Equal recipes are the same one; a lambda equals no other.
+
+    contents: those of the sources whose changes torch does not count; what they hold is compared.
+    """
+    if native is None and contents:
+        return _made(recipe, sources)
     key = (recipe, *map(id, sources))
     tensors = [x for x in sources if x is not None]
     # Mapped, as this stands before every call of every op: the loops are in C.
@@ -127,7 +135,9 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None) -> Any:
     except RuntimeError:  # tensors of inference mode have no version
         if native is None:
             return _made(recipe, sources)
-        state = (*((_content(x), x.shape, x.dtype) for x in tensors), *places)
+        state = (*((_content(x) if x.is_inference() else x._version, x.shape, x.dtype) for x in tensors), *places)
+    if contents:
+        state = (*state, *map(_content, contents))
     entry = _entries.get(key)
     if entry is not None and entry.state == state:
         for reference, source in zip(entry.sources, tensors, strict=True):
@@ -136,8 +146,8 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None) -> Any:
         else:
             return entry.value
 
-    def forget(_: object) -> None:
-        _entries.pop(key, None)
+    def forget(_: object, entries: dict[Any, Any] = _entries) -> None:  # bound: at exit, globals go first
+        entries.pop(key, None)
 
     value = _made(recipe, sources)
     references = tuple(weakref.ref(x, forget) for x in tensors)
@@ -147,9 +157,7 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None) -> Any:
 
 
 def _content(x: torch.Tensor) -> int:
-    """What tells that x has changed."""
-    if not x.is_inference():
-        return x._version
+    """A fingerprint of all that the memory of x holds."""
     storage = x.untyped_storage()
     return native.fingerprint(storage.data_ptr(), storage.nbytes())
 

@@ -19,7 +19,6 @@ from mvit_kernels.ops.library import is_channels_last
 from . import fused
 from .fused import V1Layer, V1Parts, V2Layer, V2Parts
 from .obstacles import Obstacle, Place, Snapshot, helpers, inside, shadowed
-from .recompute import evaluate
 from .weights import Convolution
 
 Inner = Callable[[torch.Tensor], torch.Tensor]
@@ -82,6 +81,19 @@ class Replacement(nn.Module):
         """The modules that `_fused` runs, sorted by what they do."""
         raise NotImplementedError
 
+    def _prepared_for(self, x: torch.Tensor) -> Any:
+        """`_parts`, or None where a call with x does not run `_fused`.
+
+        Nor does it where a gradient is wanted: folded and packed weights, which are kept from call to call, know none. (A compiled or
+        exported graph holds the folding, too.)
+        """
+        if self._standing_back(x) or (torch.is_grad_enabled() and not torch.compiler.is_compiling() and self._wants_gradient(x)):
+            return None
+        return self._prepared()
+
+    def _wants_gradient(self, x: torch.Tensor) -> bool:
+        return x.requires_grad or any(each.requires_grad for each in self.parameters())
+
     def _prepared(self) -> Any:
         """`_parts`, or None where something is in the way. Found once, and again after something in the module has changed."""
         if self.training or torch.compiler.is_compiling():
@@ -120,9 +132,8 @@ class ConvLayer(Replacement):
         return ("depthwise_conv2d" if self._parts().depthwise else "conv2d",)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        part = None if self._standing_back(x) else self._prepared()
-        original = super().forward
-        return original(x) if part is None else evaluate(self, x, self._fused, original, part)
+        part = self._prepared_for(x)
+        return super().forward(x) if part is None else self._fused(x, part)
 
     def _fused(self, x: torch.Tensor, part: Convolution) -> torch.Tensor:
         return fused.convolution(fused.autocast(x), part, self._backend)
@@ -150,9 +161,8 @@ class InvertedResidual(Replacement):
         return ("inverted_residual",)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = None if self._standing_back(x) else self._prepared()
-        original = super().forward
-        return original(x) if parts is None else evaluate(self, x, self._fused, original, parts)
+        parts = self._prepared_for(x)
+        return super().forward(x) if parts is None else self._fused(x, parts)
 
     def _fused(self, x: torch.Tensor, parts: tuple[Convolution, Convolution, Convolution]) -> torch.Tensor:
         return fused.inverted_residual(fused.autocast(x), *parts, self._residual(), self._backend)
@@ -180,10 +190,6 @@ class Block(Replacement):
 
     def _fused_obstacle(self) -> Obstacle | None:
         return self._layer_obstacle() or self._conv_obstacle()
-
-    def _prepared_for(self, x: torch.Tensor) -> Any:
-        """The parts of the whole block, or None where it does not run on x as one."""
-        return None if self._standing_back(x) else self._prepared()
 
     def _fused(self, x: torch.Tensor, parts: Any) -> torch.Tensor:
         """The whole block, on a map of any size (V1) or of whole patches (V2)."""

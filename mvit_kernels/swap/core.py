@@ -11,6 +11,7 @@ from typing import TypeVar
 from torch import nn
 
 from mvit_kernels.ops import backends
+from mvit_kernels.ops.packing import forget_all
 
 from .blocks import ConvLayer, Replacement, Setting
 
@@ -78,13 +79,15 @@ def accelerate(
         norm: the norms of a block inside the ops that read what they normalise. Without it, blocks call their norms as modules.
         conv: in evaluation, convolutions with BatchNorm and activation as one op each, inverted residuals as one, and those of MobileViT
             blocks with the block. **Maps come in channels_last then**, as they do from a torch convolution with channels_last weights.
-            Folded weights are kept, and folded anew after any change of a parameter that torch can see (`mvit_kernels/ops/packing.py`).
-            In training these run as before.
         exclude: module names, fnmatch patterns of them ("stages.4.*"), or classes. They are left alone with everything inside.
 
     A module runs its original forward for a call, or less of itself on our ops, if something inside of it has hooks, parametrizations,
-    active dropout or another class than the library gives it there, or if it has a method of its own. In evaluation, gradients are those of
-    the original forward, which the backward runs again; in training, those of our ops.
+    active dropout or another class than the library gives it there, or if it has a method of its own. Folded convolutions know no gradient:
+    where one is wanted (no `torch.no_grad()`, and a parameter or the input requires it), convolutions run as before, and attention and
+    feed-forward on ops with gradients of their own.
+
+    Folded and packed weights are kept and made anew when a parameter changes. What torch cannot see is not seen: after changes in place of
+    `parameter.data`, through numpy or by torch.distributed collectives, call `accelerate` again.
 
     `restore` the model before torch.jit.script, torch.jit.trace or an export to ONNX: none of them knows our ops.
 
@@ -103,6 +106,7 @@ def accelerate(
     _check_exclude(exclude, model)
     table = replacements(model)
     _restore("accelerate", model, table)
+    forget_all()
 
     wanted = {"attention": attention, "patches": patches, "conv": conv}
     excluded: set[str] = set()

@@ -20,7 +20,8 @@ from .blocks import Block, V1Attention, V1Block, V2Attention, V2Block, round_up
 from .fused import V1Layer, V1Parts, V2Layer, V2Parts
 from .obstacles import (
     ACTIVATION,
-    CONV_NORM_ACT,
+    BATCH_NORM,
+    CONVOLUTION,
     GROUP_NORM,
     LINEAR,
     ORDER_FREE,
@@ -35,7 +36,6 @@ from .obstacles import (
     not_replaced,
     one_of,
 )
-from .recompute import evaluate
 from .weights import Convolution
 
 
@@ -64,7 +64,9 @@ _ConvLayer = layers.ConvLayer2d if hasattr(layers, "ConvLayer2d") else layers.Co
 
 
 _ACTIVATION = _and_derived(ACTIVATION)
-_CONV_PARTS = one_of(Kind(nn.Sequential, others=_and_derived(CONV_NORM_ACT)))
+_CONV_PARTS = one_of(
+    Kind(nn.Sequential, children={"conv": _and_derived(CONVOLUTION), "norm": _and_derived(BATCH_NORM), "act": _ACTIVATION})
+)
 _FOLDED = one_of(Kind(_ConvLayer, children={"block": _CONV_PARTS}))
 _LayerNorm = one_of(Kind(layers.LayerNorm, last_axis))
 _LINEAR: Place = {**_and_derived(LINEAR), **(one_of(Kind(layers.LinearLayer, _takes_tokens)) if hasattr(layers, "LinearLayer") else {})}
@@ -119,7 +121,10 @@ class _PatchSize(Block):
 
 
 _V1_ATTENTION = {"qkv_proj": _LINEAR, "out_proj": _LINEAR, "softmax": _SOFTMAX, "attn_dropout": _SKIPPED}
-_V1_MHA = one_of(Kind(MultiHeadAttention, children=_V1_ATTENTION), Kind(layers.MultiHeadAttention, not_replaced))
+_V1_MHA = one_of(
+    Kind(MultiHeadAttention, children=_V1_ATTENTION, watched=("training", "num_heads", "scaling")),
+    Kind(layers.MultiHeadAttention, not_replaced),
+)
 _V1_LAYER = one_of(
     Kind(
         transformer.TransformerEncoder,
@@ -141,7 +146,7 @@ class MobileViTBlock(_PatchSize, V1Block, mobilevit_block.MobileViTBlock):
     def forward_spatial(self, x: torch.Tensor) -> torch.Tensor:
         parts = self._prepared_for(x)
         if parts is not None:
-            return evaluate(self, x, self._fused, super().forward_spatial, parts)
+            return self._fused(x, parts)
         if self._obstacle() is not None:
             return super().forward_spatial(x)
         y = self.conv_proj(self._represented(self.local_rep(x), self.global_rep[-1], self._global_representation))
@@ -157,7 +162,8 @@ class MobileViTBlock(_PatchSize, V1Block, mobilevit_block.MobileViTBlock):
             return True
         # cvnets' LayerNorm takes as many tokens as channels for channels first.
         height, width = round_up((x.shape[2], x.shape[3]), self._patch_size())
-        return height * width // (self.patch_h * self.patch_w) == self.global_rep[-1].normalized_shape[0]
+        channels = getattr(self.global_rep[-1], "normalized_shape", (0,))[0]
+        return height * width // (self.patch_h * self.patch_w) == channels
 
     def _layer_obstacle(self) -> Obstacle | None:
         obstacle = super()._layer_obstacle()
@@ -211,9 +217,9 @@ class LinearSelfAttention(V2Attention, layers.LinearSelfAttention):
 _LEAF = _and_derived(ORDER_FREE)
 _GROUP_NORM = _and_derived(GROUP_NORM)
 _CONV_LAYER = one_of(Kind(_ConvLayer, children={"block": one_of(Kind(nn.Sequential, others=_LEAF))}))
-_POINTWISE = one_of(
-    Kind(_ConvLayer, children={"block": one_of(Kind(nn.Sequential, children={"conv": _and_derived(POINTWISE)}, others=_ACTIVATION))})
-)
+_BLOCK = {"conv": _and_derived(POINTWISE)}
+_POINTWISE = one_of(Kind(_ConvLayer, children={"block": one_of(Kind(nn.Sequential, children=_BLOCK))}))
+_ACTIVATED = one_of(Kind(_ConvLayer, children={"block": one_of(Kind(nn.Sequential, children={**_BLOCK, "act": _ACTIVATION}))}))
 
 
 def _v2_attention(projection: Place) -> Place:
@@ -223,20 +229,20 @@ def _v2_attention(projection: Place) -> Place:
     )
 
 
-def _v2_layers(leaf: Place, projection: Place) -> Place:
+def _v2_layers(leaf: Place, projection: Place, feed_forward: Place) -> Place:
     children = {
         "pre_norm_attn": one_of(Kind(nn.Sequential, others={**leaf, **_v2_attention(projection)})),
-        "pre_norm_ffn": one_of(Kind(nn.Sequential, others={**leaf, **projection})),
+        "pre_norm_ffn": one_of(Kind(nn.Sequential, others={**leaf, **feed_forward})),
     }
     return one_of(Kind(nn.Sequential, others={**leaf, **one_of(Kind(transformer.LinearAttnFFN, children=children))}))
 
 
-_V2_SEQUENCES = {"pre_norm_attn": (_GROUP_NORM, _v2_attention(_POINTWISE)), "pre_norm_ffn": (_GROUP_NORM, _POINTWISE, _POINTWISE)}
+_V2_SEQUENCES = {"pre_norm_attn": (_GROUP_NORM, _v2_attention(_POINTWISE)), "pre_norm_ffn": (_GROUP_NORM, _ACTIVATED, _ACTIVATED)}
 
 
 class MobileViTBlockv2(_PatchSize, V2Block, mobilevit_block.MobileViTBlockv2):
-    _places: ClassVar[Mapping[str, Place]] = {"global_rep": _v2_layers({**_LEAF, **_CONV_LAYER}, _CONV_LAYER)}
-    _layer_places: ClassVar[Mapping[str, Place]] = {"global_rep": _v2_layers({**_GROUP_NORM, **_SKIPPED}, _POINTWISE)}
+    _places: ClassVar[Mapping[str, Place]] = {"global_rep": _v2_layers({**_LEAF, **_CONV_LAYER}, _CONV_LAYER, _CONV_LAYER)}
+    _layer_places: ClassVar[Mapping[str, Place]] = {"global_rep": _v2_layers({**_GROUP_NORM, **_SKIPPED}, _POINTWISE, _ACTIVATED)}
     _conv_places: ClassVar[Mapping[str, Place]] = {"local_rep": one_of(Kind(nn.Sequential, others=_FOLDED)), "conv_proj": _FOLDED}
 
     def _obstacle(self) -> Obstacle | None:
@@ -246,6 +252,8 @@ class MobileViTBlockv2(_PatchSize, V2Block, mobilevit_block.MobileViTBlockv2):
         obstacle = self._for_coreml() or super()._layer_obstacle()
         if obstacle is None and not _is_stack(self.global_rep, transformer.LinearAttnFFN, _V2_SEQUENCES):
             return Obstacle(self, "is no stack of attention layers with a norm behind")
+        if obstacle is None and any("act" in _without_dropout(layer.pre_norm_ffn)[2].block._modules for layer in self.global_rep[:-1]):
+            return Obstacle(self, "has an activation behind a feed-forward")
         return obstacle
 
     def _for_coreml(self) -> Obstacle | None:
@@ -257,7 +265,7 @@ class MobileViTBlockv2(_PatchSize, V2Block, mobilevit_block.MobileViTBlockv2):
             return super().forward_spatial(x, *args, **kwargs)
         x = self.resize_input_if_needed(x)
         if parts is not None:
-            return evaluate(self, x, self._fused, super().forward_spatial, parts)
+            return self._fused(x, parts)
         x = self.local_rep(x)
         if not self._mvit_kernels_setting.attention:
             return self.conv_proj(self._on_patches(x, self.global_rep))

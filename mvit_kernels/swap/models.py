@@ -31,7 +31,6 @@ from .obstacles import (
     not_replaced,
     one_of,
 )
-from .recompute import evaluate
 from .weights import Convolution
 
 _CONV_PARTS: Mapping[str, Place] = {"conv": CONVOLUTION, "bn": BATCH_NORM, "act": ACTIVATION}
@@ -66,7 +65,7 @@ _V1_LAYER = one_of(
         mobilevit.TransformerLayer,
         children={
             "norm1": LAYER_NORM,
-            "attn": one_of(Kind(mobilevit.MultiHeadAttention, others=LINEAR)),
+            "attn": one_of(Kind(mobilevit.MultiHeadAttention, others=LINEAR, watched=("training", "num_heads"))),
             "norm2": LAYER_NORM,
             "mlp": one_of(Kind(mobilevit.FeedForward, children={"act": ACTIVATION}, others=LINEAR)),
         },
@@ -81,7 +80,7 @@ class MobileViTBlock(V1Block, mobilevit.MobileViTBlock):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = self._prepared_for(x)
-        return super().forward(x) if parts is None else evaluate(self, x, self._fused, super().forward, parts)
+        return super().forward(x) if parts is None else self._fused(x, parts)
 
     def global_representation(self, x: torch.Tensor) -> torch.Tensor:
         if self._obstacle() is not None:
@@ -139,7 +138,7 @@ class MobileViTv2Block(V2Block, mobilevitv2.MobileViTv2Block):
             return super().forward(x)
         if whole != size:
             x = F.interpolate(x, whole, mode="bilinear", align_corners=True)
-        return evaluate(self, x, self._fused, super().forward, parts)
+        return self._fused(x, parts)
 
     def global_representation(self, x: torch.Tensor) -> torch.Tensor:
         if self._obstacle() is not None:

@@ -28,7 +28,7 @@ class Kind:
     check: Callable[[Any], str | None] | None = None  # gives the reason why a module of the class will not do, or None
     children: Mapping[str, Place] = field(default_factory=dict)
     others: Place = field(default_factory=dict)  # for the children not named
-    watched: tuple[str, ...] = ("training",)  # attributes on which `check` depends and which somebody may set
+    watched: tuple[str, ...] = ("training",)  # attributes that `check` and whoever runs the parts depend on, and which somebody may set
     helpers: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -114,14 +114,14 @@ CONV = one_of(Kind(nn.Conv2d, pointwise))
 ORDER_FREE: Place = {**SKIPPED, **CONV, **one_of(*map(Kind, (nn.GroupNorm, nn.SiLU, nn.ReLU, nn.GELU, nn.Hardswish)))}
 
 # Parts of the fused ops.
-ACTIVATION = one_of(Kind(nn.SiLU), Kind(nn.ReLU), Kind(nn.GELU, exact_gelu), Kind(nn.Identity))
-CONVOLUTION = one_of(Kind(nn.Conv2d, fusable, watched=("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")))
+ACTIVATION = one_of(Kind(nn.SiLU), Kind(nn.ReLU), Kind(nn.GELU, exact_gelu, watched=("approximate",)), Kind(nn.Identity))
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+CONVOLUTION = one_of(Kind(nn.Conv2d, fusable, watched=_GEOMETRY))
 BATCH_NORM = one_of(Kind(nn.BatchNorm2d, evaluates))
-GROUP_NORM = one_of(Kind(nn.GroupNorm, one_group))
-LAYER_NORM = one_of(Kind(nn.LayerNorm, last_axis))
+GROUP_NORM = one_of(Kind(nn.GroupNorm, one_group, watched=("num_groups",)))
+LAYER_NORM = one_of(Kind(nn.LayerNorm, last_axis, watched=("normalized_shape",)))
 LINEAR = one_of(Kind(nn.Linear, has_bias))
-POINTWISE = one_of(Kind(nn.Conv2d, pointwise_with_bias))
-CONV_NORM_ACT: Place = {**CONVOLUTION, **BATCH_NORM, **ACTIVATION}
+POINTWISE = one_of(Kind(nn.Conv2d, pointwise_with_bias, watched=_GEOMETRY))
 
 # The names of activations; a library may add classes of its own.
 ACTIVATIONS: dict[type[nn.Module], str] = {nn.SiLU: "silu", nn.ReLU: "relu", nn.GELU: "gelu", nn.Identity: "none"}
@@ -185,8 +185,9 @@ class Snapshot:
     """
 
     def __init__(self, module: nn.Module, places: Mapping[str, Place]) -> None:
-        modules: list[nn.Module] = [module]
-        watched: list[tuple[str, ...]] = [("training",)]
+        # Nothing here holds the module itself, or neither would ever be freed.
+        modules: list[nn.Module] = []
+        watched: list[tuple[str, ...]] = []
         todo = [(module.__dict__["_modules"].get(name), place) for name, place in places.items()]
         for child, place in todo:  # which grows meanwhile
             if child is None:
@@ -196,11 +197,14 @@ class Snapshot:
             watched.append(kind.watched)
             todo += [(grandchild, kind.children.get(name, kind.others)) for name, grandchild in child._modules.items()]
         self._modules, self._types = modules, [type(each) for each in modules]
-        self._states = [each.__dict__ for each in modules]
+        inner = [each.__dict__ for each in modules]
+        self._states = [module.__dict__, *inner]
         self._sizes = [len(state) for state in self._states]  # an attribute more may be a method of its own
-        self._hooks = [state[name] for state in self._states[1:] for name in _HOOKS]
-        self._watched = [(itemgetter(*names), state) for names, state in zip(watched, self._states, strict=True)]
+        self._hooks = [state[name] for state in inner for name in _HOOKS]
+        self._watched = [(itemgetter(*names), state) for names, state in zip(watched, inner, strict=True)]
         self._values = [get(state) for get, state in self._watched]
+        self._tensors = [tensors for state in inner for tensors in (state["_parameters"], state["_buffers"]) if tensors]
+        self._lacking = [_lacks_one(tensors) for tensors in self._tensors]
         self._children = [state["_modules"] for state in self._states if state["_modules"]]
         self._held = [list(children.values()) for children in self._children]
 
@@ -211,8 +215,13 @@ class Snapshot:
             and [len(state) for state in self._states] == self._sizes
             and [get(state) for get, state in self._watched] == self._values
             and [list(children.values()) for children in self._children] == self._held
+            and [_lacks_one(tensors) for tensors in self._tensors] == self._lacking
             and not _has_any_global_hook()
         )
+
+
+def _lacks_one(tensors: Mapping[str, Any]) -> bool:
+    return any(tensor is None for tensor in tensors.values())
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -35,7 +35,6 @@ from .obstacles import (
     one_group,
     one_of,
 )
-from .recompute import evaluate
 from .weights import Convolution
 
 _SKIPPED: Place = {**SKIPPED, **one_of(Kind(DropPath, inactive("drop_prob")))}
@@ -78,7 +77,9 @@ class BottleneckBlock(blocks.InvertedResidual, byobnet.BottleneckBlock):
 
 _CONV_PLACES: Mapping[str, Place] = {"conv_kxk": _CONV_NORM_ACT, "conv_1x1": CONVOLUTION, "conv_proj": _CONV_NORM_ACT}
 
-_V1_ATTENTION = one_of(Kind(layers.Attention, children={"qkv": LINEAR, "proj": LINEAR}, others=SKIPPED))
+_V1_ATTENTION = one_of(
+    Kind(layers.Attention, children={"qkv": LINEAR, "proj": LINEAR}, others=SKIPPED, watched=("training", "num_heads", "head_dim"))
+)
 _V1_MLP = one_of(Kind(layers.Mlp, children={"fc1": LINEAR, "act": ACTIVATION, "fc2": LINEAR}, others=SKIPPED))
 _V1_LAYER = one_of(
     Kind(
@@ -96,7 +97,7 @@ class MobileVitBlock(V1Block, mobilevit.MobileVitBlock):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = self._prepared_for(x)
         if parts is not None:
-            return evaluate(self, x, self._fused, super().forward, parts)
+            return self._fused(x, parts)
         if self._obstacle() is not None:
             return super().forward(x)
         y = self.conv_1x1(self.conv_kxk(x))
@@ -141,7 +142,7 @@ def _v2_attention(projection: Place) -> Place:
     )
 
 
-_GROUP_NORM: Place = {**GROUP_NORM, **one_of(Kind(GroupNorm1, one_group))}
+_GROUP_NORM: Place = {**GROUP_NORM, **one_of(Kind(GroupNorm1, one_group, watched=("num_groups",)))}
 _FUSED_MLP = one_of(Kind(ConvMlp, children={"fc1": POINTWISE, "act": ACTIVATION, "fc2": POINTWISE}, others=SKIPPED))
 
 
@@ -171,7 +172,7 @@ class MobileVitV2Block(V2Block, mobilevit.MobileVitV2Block):
         if whole != size:
             x = F.interpolate(x, size=whole, mode="bilinear", align_corners=True)
         if parts is not None:
-            return evaluate(self, x, self._fused, super().forward, parts)
+            return self._fused(x, parts)
         x = self.conv_1x1(self.conv_kxk(x))
         return self.conv_proj(self._global(x, self.transformer, self.transformer, self.norm))
 

@@ -35,7 +35,6 @@ from .obstacles import (
     not_replaced,
     one_of,
 )
-from .recompute import evaluate
 from .weights import Convolution
 
 ACTIVATIONS[SiLUActivation] = "silu"
@@ -112,8 +111,10 @@ _V1_ATTENTION = one_of(
         mobilevit.MobileViTAttention,
         children={
             "attention": one_of(
-                Kind(MobileViTSelfAttention, others={**LINEAR, **SKIPPED}),
-                Kind(mobilevit.MobileViTSelfAttention, others={**LINEAR, **SKIPPED}),
+                *(
+                    Kind(kind, others={**LINEAR, **SKIPPED}, watched=("training", "num_attention_heads", "attention_head_size"))
+                    for kind in (MobileViTSelfAttention, mobilevit.MobileViTSelfAttention)
+                )
             ),
             "output": one_of(Kind(mobilevit.MobileViTSelfOutput, others={**LINEAR, **SKIPPED})),
         },
@@ -143,7 +144,7 @@ class MobileViTLayer(_Layer, V1Block, mobilevit.MobileViTLayer):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         parts = self._prepared_for(features)
         if parts is not None:
-            return evaluate(self, features, self._with_downsampling, super().forward, parts)
+            return self._with_downsampling(features, parts)
         if self._obstacle() is not None:
             return super().forward(features)
         if self.downsampling_layer is not None:
@@ -182,29 +183,32 @@ class MobileViTV2LinearSelfAttention(V2Attention, mobilevitv2.MobileViTV2LinearS
 _ORDER_FREE: Place = {**ORDER_FREE, **one_of(Kind(SiLUActivation))}
 
 
-def _v2_transformer(norm: Place, conv: Place) -> Place:
-    """`norm` and the children of convolutional layers, `conv`, where they stand."""
-    layer = one_of(Kind(mobilevitv2.MobileViTV2ConvLayer, others=conv))
+def _v2_transformer(norm: Place, conv: Place, activated: Place) -> Place:
+    """`norm`, and the children of convolutional layers, where they stand: `activated` in the first of a feed-forward, else `conv`."""
+    layer, first = (one_of(Kind(mobilevitv2.MobileViTV2ConvLayer, others=children)) for children in (conv, activated))
     attention = one_of(
         Kind(MobileViTV2LinearSelfAttention, children={"qkv_proj": layer, "out_proj": layer}, others=SKIPPED),
         Kind(mobilevitv2.MobileViTV2LinearSelfAttention, not_replaced),
     )
-    feed_forward = one_of(Kind(mobilevitv2.MobileViTV2FFN, children={"conv1": layer, "conv2": layer}, others=SKIPPED))
+    feed_forward = one_of(Kind(mobilevitv2.MobileViTV2FFN, children={"conv1": first, "conv2": layer}, others=SKIPPED))
     children = {"layernorm_before": norm, "attention": attention, "layernorm_after": norm, "ffn": feed_forward}
     layers = one_of(Kind(nn.ModuleList, others=one_of(Kind(mobilevitv2.MobileViTV2TransformerLayer, children=children, others=SKIPPED))))
     return one_of(Kind(mobilevitv2.MobileViTV2Transformer, children={"layer": layers}))
 
 
 class MobileViTV2Layer(_Layer, V2Block, mobilevitv2.MobileViTV2Layer):
-    _places: ClassVar[Mapping[str, Place]] = {"transformer": _v2_transformer(_ORDER_FREE, _ORDER_FREE), "layernorm": _ORDER_FREE}
-    _layer_places: ClassVar[Mapping[str, Place]] = {"transformer": _v2_transformer(GROUP_NORM, {**POINTWISE, **_ACTIVATION})}
+    _places: ClassVar[Mapping[str, Place]] = {
+        "transformer": _v2_transformer(_ORDER_FREE, _ORDER_FREE, _ORDER_FREE),
+        "layernorm": _ORDER_FREE,
+    }
+    _layer_places: ClassVar[Mapping[str, Place]] = {"transformer": _v2_transformer(GROUP_NORM, POINTWISE, {**POINTWISE, **_ACTIVATION})}
     _conv_places: ClassVar[Mapping[str, Place]] = {**_Layer._conv_places, "layernorm": GROUP_NORM}
     _branches = ("layernorm_before", "attention", "layernorm_after", "ffn")
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         parts = self._prepared_for(features) if self._divides(features) else None
         if parts is not None:
-            return evaluate(self, features, self._with_downsampling, super().forward, parts)
+            return self._with_downsampling(features, parts)
         if self._obstacle() is not None:
             return super().forward(features)
         if self.downsampling_layer is not None:

@@ -5,6 +5,7 @@ Where a gradient or a trace must see how a weight came about, it is folded anew.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -93,10 +94,12 @@ class _NormThenLinear:
         return _rounded(weight, bias, gamma)
 
 
-def _kept(recipe: Any, *sources: torch.Tensor | None) -> Any:
+def _kept(recipe: Any, sources: Sequence[torch.Tensor | None], *parts: Convolution) -> Any:
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in sources)):
         return recipe(*sources)
-    return packed(recipe, *sources)
+    # Torch does not count what batch_norm in training does to its statistics.
+    statistics = [tensor for part in parts if part.norm is not None for tensor in (part.norm.running_mean, part.norm.running_var)]
+    return packed(recipe, *sources, contents=statistics)
 
 
 def _batch_norm(norm: Any) -> tuple[torch.Tensor, ...]:
@@ -106,15 +109,16 @@ def _batch_norm(norm: Any) -> tuple[torch.Tensor, ...]:
 def convolutions(*parts: Convolution) -> tuple[Weights, ...]:
     """(weight, bias) of each convolution with its BatchNorm."""
     sources = [tensor for part in parts for tensor in (part.conv.weight, part.conv.bias, *_batch_norm(part.norm))]
-    return _kept(_BatchNorms(tuple([None if part.norm is None else part.norm.eps for part in parts])), *sources)
+    return _kept(_BatchNorms(tuple([None if part.norm is None else part.norm.eps for part in parts])), sources, *parts)
 
 
 def projection(norm: Any, part: Convolution) -> Weights:
     """(weight, bias) of the linear map that a 1x1 convolution with its BatchNorm makes behind a normalisation; weight is a matrix."""
     eps = 0.0 if part.norm is None else part.norm.eps
-    return _kept(_NormThenBatchNorm(eps), norm.weight, norm.bias, part.conv.weight, part.conv.bias, *_batch_norm(part.norm))
+    sources = (norm.weight, norm.bias, part.conv.weight, part.conv.bias, *_batch_norm(part.norm))
+    return _kept(_NormThenBatchNorm(eps), sources, part)
 
 
 def linears(norm: Any, *layers: nn.Linear) -> Weights:
     """(weight, bias) of linear layers side by side behind a normalisation."""
-    return _kept(_NormThenLinear(), norm.weight, norm.bias, *(tensor for layer in layers for tensor in (layer.weight, layer.bias)))
+    return _kept(_NormThenLinear(), (norm.weight, norm.bias, *(tensor for layer in layers for tensor in (layer.weight, layer.bias))))

@@ -72,7 +72,7 @@ Status product(const Conv2dProblem& p, int threads) {
 Status by_gathering(const Conv2dProblem& p, int threads) {
     const auto kernel = conv2d_table.active().block[static_cast<int>(p.dtype)];
     const int64_t depth = conv2d_depth(p), pixels = p.batch * ((p.height - 1) / p.stride + 1) * ((p.width - 1) / p.stride + 1);
-    const Cut cut = cut_evenly(pixels, scratch_stride(depth) * int64_t{sizeof(float)}, gathered_bytes, most_pixels);
+    const EvenCut cut = cut_evenly(pixels, scratch_stride(depth) * int64_t{sizeof(float)}, gathered_bytes, most_pixels);
     const int64_t all = panels(p.columns), pieces = ranges_of(all, cut.blocks, tasks_wanted);
     const int64_t bytes = pixels * depth * p.columns / 8;  // of a copy that takes about as long
 

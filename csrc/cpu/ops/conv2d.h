@@ -16,13 +16,13 @@
 namespace mvit {
 
 // A block of `height` rows each, the last with what is left.
-struct Cut {
+struct EvenCut {
     int64_t blocks, height;
 };
 
 // Rows of `row_bytes` into blocks of at most `most` rows that fit into `bytes`. Few blocks are a power of two and many a multiple of 8, so
 // that they divide evenly among the usual numbers of threads.
-inline Cut cut_evenly(int64_t rows, int64_t row_bytes, int64_t bytes, int64_t most) {
+inline EvenCut cut_evenly(int64_t rows, int64_t row_bytes, int64_t bytes, int64_t most) {
     const int64_t fitting = bytes / row_bytes < 1 ? 1 : bytes / row_bytes;
     const int64_t height = fitting < most ? fitting : most, needed = (rows + height - 1) / height;
     const int64_t wanted = needed <= 2 ? needed : needed <= 4 ? 4 : round_up(needed, 8), even = (rows + wanted - 1) / wanted;

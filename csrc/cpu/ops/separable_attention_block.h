@@ -54,7 +54,7 @@ struct ScoreBlock {
     float* sums;        // a phase, scratch_stride(dim) apart
     float* scratch;     // score_scratch floats
 };
-// Many phases make longer blocks: the partial sums are never more than a sixteenth of x.
+// Many phases make longer blocks: on maps of more than one block, the partial sums are at most a sixteenth of x.
 inline int64_t positions_a_block(int64_t phases) { return phases > 4 ? 16 * phases : 64; }
 inline int64_t score_scratch(int64_t phases) { return 3 * positions_a_block(phases) + phases; }
 

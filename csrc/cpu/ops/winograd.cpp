@@ -21,7 +21,7 @@ constexpr int64_t tasks_wanted = 4;                // few tiles: the columns are
 Status winograd(const Conv2dProblem& p, int threads) {
     const auto kernel = winograd_table.active().block[static_cast<int>(p.dtype)];
     const int64_t channels = p.x.channels + p.second.channels, tiles = p.batch * ((p.height + 1) / 2) * ((p.width + 1) / 2);
-    const Cut cut = cut_evenly(tiles, 16 * scratch_stride(channels) * int64_t{sizeof(float)}, transformed_bytes, most_tiles);
+    const EvenCut cut = cut_evenly(tiles, 16 * scratch_stride(channels) * int64_t{sizeof(float)}, transformed_bytes, most_tiles);
     const int64_t halves = (p.columns + half_panel - 1) / half_panel, pieces = ranges_of(halves, cut.blocks, tasks_wanted);
     const int64_t bytes = 2 * tiles * channels * p.columns;  // of a copy that takes about as long
 
