@@ -167,7 +167,7 @@ class MobileViTBlock(_PatchSize, V1Block, mobilevit_block.MobileViTBlock):
 
     def _layer_obstacle(self) -> Obstacle | None:
         obstacle = super()._layer_obstacle()
-        if obstacle is None and not _is_stack(self.global_rep, transformer.TransformerEncoder, _V1_SEQUENCES):
+        if obstacle is None and not _is_stack(self.global_rep, transformer.TransformerEncoder, _V1_SEQUENCES, _LayerNorm):
             return Obstacle(self, "is no stack of transformer layers with a norm behind")
         return obstacle
 
@@ -184,13 +184,17 @@ def _without_dropout(sequence: nn.Sequential) -> list[Any]:
     return [module for module in sequence if type(module) not in _SKIPPED]
 
 
-def _is_stack(stack: Any, kind: type, sequences: Mapping[str, tuple[Place, ...]]) -> bool:
-    """All of `stack` but the last are of the kind, and their sequences, without dropout, hold what is expected, in that order."""
-    return all(type(layer) is kind for layer in stack[:-1]) and all(
-        len(modules) == len(places) and all(type(m) in place for m, place in zip(modules, places, strict=True))
-        for layer in stack[:-1]
-        for name, places in sequences.items()
-        for modules in [_without_dropout(getattr(layer, name))]
+def _is_stack(stack: Any, kind: type, sequences: Mapping[str, tuple[Place, ...]], norm: Place) -> bool:
+    """All of `stack` but the last, a norm, are of the kind, and their sequences, without dropout, hold what is expected, in that order."""
+    return (
+        type(stack[-1]) in norm
+        and all(type(layer) is kind for layer in stack[:-1])
+        and all(
+            len(modules) == len(places) and all(type(m) in place for m, place in zip(modules, places, strict=True))
+            for layer in stack[:-1]
+            for name, places in sequences.items()
+            for modules in [_without_dropout(getattr(layer, name))]
+        )
     )
 
 
@@ -250,7 +254,7 @@ class MobileViTBlockv2(_PatchSize, V2Block, mobilevit_block.MobileViTBlockv2):
 
     def _layer_obstacle(self) -> Obstacle | None:
         obstacle = self._for_coreml() or super()._layer_obstacle()
-        if obstacle is None and not _is_stack(self.global_rep, transformer.LinearAttnFFN, _V2_SEQUENCES):
+        if obstacle is None and not _is_stack(self.global_rep, transformer.LinearAttnFFN, _V2_SEQUENCES, _GROUP_NORM):
             return Obstacle(self, "is no stack of attention layers with a norm behind")
         if obstacle is None and any("act" in _without_dropout(layer.pre_norm_ffn)[2].block._modules for layer in self.global_rep[:-1]):
             return Obstacle(self, "has an activation behind a feed-forward")
