@@ -47,7 +47,6 @@ VARIANTS = (
 )
 
 
-@torch.inference_mode()
 def compare(
     model: nn.Module,
     inputs: Sequence[Tensor],
@@ -64,21 +63,24 @@ def compare(
     Raises ValueError where logits are not finite.
     The difference is that of the logits from those of `model` itself, so with another dtype it contains the rounding of that dtype.
     """
-    expected = [model(x) for x in inputs]
+    with torch.inference_mode():
+        expected = [model(x) for x in inputs]
     variants = list(variants)
     networks, differences = {}, {}
     for variant in variants:
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
         network = variant.build(copy.deepcopy(model).to(dtype=dtype, memory_format=layout))  # type: ignore[call-overload]
         batches = [x.to(dtype, memory_format=layout) for x in inputs]
-        outputs = [network(x).float() for x in batches]
+        with torch.inference_mode():  # entered with a model that was made outside, as one loads it
+            outputs = [network(x).float() for x in batches]
         difference = float(torch.stack([(y - e).abs().max() for y, e in zip(outputs, expected, strict=True)]).max())
         if not math.isfinite(difference):
             raise ValueError(f"compare: {label or 'model'}: expected finite logits in both, got others in {variant.name} or PyTorch eager")
         differences[variant.name] = difference
         networks[variant.name] = lambda network=network, x=batches[0]: network(x)
 
-    times = interleaved(networks, rounds=rounds, warmup=warmup, label=label)
+    with torch.inference_mode():
+        times = interleaved(networks, rounds=rounds, warmup=warmup, label=label)
     fastest_eager = min(times[variant.name].median for variant in variants if variant.baseline)
     logit_range = max(float(e.max() - e.min()) for e in expected)
     return [
