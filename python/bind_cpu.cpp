@@ -19,6 +19,7 @@
 #include "cpu/ops/layer_norm.h"
 #include "cpu/ops/patch_attention.h"
 #include "cpu/ops/patches.h"
+#include "cpu/ops/qgemm.h"
 #include "cpu/ops/separable_attention.h"
 #include "cpu/ops/separable_attention_block.h"
 
@@ -110,6 +111,35 @@ int product(int dtype, int64_t groups, int64_t rows, int64_t depth, int64_t colu
     p.collected = static_cast<Moments*>(pointer(collected));
     py::gil_scoped_release release;
     return static_cast<int>(gemm(p, threads));
+}
+
+const int32_t* ints(uintptr_t address) { return static_cast<const int32_t*>(pointer(address)); }
+const uint8_t* bytes(uintptr_t address) { return static_cast<const uint8_t*>(pointer(address)); }
+
+// channels: the rows of QChannels, `stride` values apart.
+QChannels channels_at(uintptr_t address, int64_t stride) {
+    const int32_t* row = ints(address);
+    const auto as_floats = [&](int i) { return reinterpret_cast<const float*>(row + i * stride); };
+    return {row, as_floats(1), as_floats(2), as_floats(3), as_floats(4), as_floats(5), row + 6 * stride};
+}
+
+int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t weight, int64_t weight_bytes, uintptr_t channels,
+                      int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments, uintptr_t table,
+                      uintptr_t residual, int residual_type, int64_t residual_stride, float residual_scale, int32_t residual_zero_point,
+                      uintptr_t row_scale, uintptr_t row_zero_point, uintptr_t y, int64_t y_stride, int threads) {
+    QGemmProblem p{};
+    p.rows = rows, p.a = bytes(a), p.a_stride = a_stride;
+    if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
+    QEpilogue& e = p.epilogue;
+    e.channels = channels_at(channels, channels_stride);
+    e.type = static_cast<QType>(type), e.plain = plain;
+    e.activation = static_cast<QActivation>(activation), e.segments = floats(segments), e.table = bytes(table);
+    e.residual = pointer(residual), e.residual_type = static_cast<QType>(residual_type), e.residual_stride = residual_stride;
+    e.residual_scale = residual_scale, e.residual_zero_point = residual_zero_point;
+    e.row_scale = floats(row_scale), e.row_zero_point = ints(row_zero_point), e.column_sum = p.weight.sum;
+    e.y = pointer(y), e.y_stride = y_stride;
+    py::gil_scoped_release release;
+    return static_cast<int>(qgemm(p, threads));
 }
 
 int mlp(int dtype, int64_t groups, int64_t rows, int64_t dim, int64_t hidden, uintptr_t weight1, uintptr_t bias1, uintptr_t weight2,
@@ -288,6 +318,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("inverted_residual", residual_block);
     m.def("feed_forward", mlp);
     m.def("gemm", product);
+    m.def("qgemm", quantized_product);
     m.def("patch_attention", softmax_attention);
     m.def("patch_attention_backward", softmax_attention_backward);
     m.def("group_norm", group_normalize);

@@ -8,13 +8,17 @@ from .gemm import gemm
 from .group_norm import group_norm
 from .inverted_residual import inverted_residual
 from .layer_norm import layer_norm
+from .pack_weight import PackedWeight, pack_weight
 from .patch_attention import patch_attention
 from .patches import fold_patches, unfold_patches
+from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
 from .separable_attention import separable_attention
 from .separable_attention_block import separable_attention_block
 
 __all__ = [
     "BackendInfo",
+    "PackedWeight",
+    "QGemm",
     "backends",
     "conv2d",
     "depthwise_conv2d",
@@ -24,7 +28,11 @@ __all__ = [
     "group_norm",
     "inverted_residual",
     "layer_norm",
+    "pack_weight",
     "patch_attention",
+    "prepare_qgemm",
+    "qgemm",
+    "qgemm_accumulate",
     "separable_attention",
     "separable_attention_block",
     "unfold_patches",

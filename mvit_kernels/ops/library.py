@@ -28,7 +28,10 @@ FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # Status of csrc/cpu/core/types.h.
 _OUT_OF_MEMORY = 4
-_STATUS = {1: "unsupported dtype", 2: "impossible shape", 3: "unsupported layout"}
+_STATUS = {1: "unsupported dtype", 2: "impossible shape", 3: "unsupported layout", 5: "not a packed weight", 6: "int32 would overflow"}
+
+# QType of csrc/cpu/core/qepilogue_types.h.
+QTYPE_CODES = {torch.int32: 0, torch.uint8: 1, torch.int16: 2, torch.float32: 3, torch.bfloat16: 4, torch.float16: 5}
 
 
 def register(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -37,6 +40,34 @@ def register(name: str, signature: str, run: Callable[..., Any], fake: Callable[
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mvit_kernels::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.mvit_kernels, name).default
+
+
+def _watched() -> bool:
+    """Whether something between a caller and a kernel may want to see the call."""
+    return bool(
+        _compiling()
+        or _dispatch_modes()
+        or _function_modes()
+        or _jit_tracing() is not None
+        or _profiling()
+        or _transforming()
+        or forward_ad._current_level >= 0
+    )
+
+
+def direct(op: Any, run: Callable[..., Any], tensors: int = 1) -> Callable[..., Any]:
+    """How to call an op without gradients: `run` at once where nobody watches (see `register_autograd`), else `op`. The first `tensors`
+    positional arguments are its tensors, or None."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        if _watched():
+            return op(*args, **kwargs)
+        for x in args[:tensors]:
+            if x is not None and (type(x) not in _PLAIN or not x.is_cpu):
+                return op(*args, **kwargs)
+        return run(*args, **kwargs)
+
+    return call
 
 
 def register_autograd(
@@ -89,15 +120,7 @@ def register_autograd(
         return run(*args, backend="reference", **kwargs)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if (
-            _compiling()
-            or _dispatch_modes()
-            or _function_modes()
-            or _jit_tracing() is not None
-            or _profiling()
-            or _transforming()
-            or forward_ad._current_level >= 0
-        ):
+        if _watched():
             return op(*args, **kwargs)
         grad = _grad_enabled()
         for x in args[:tensors]:

@@ -11,11 +11,17 @@ from .layer_norm import layer_norm, layer_norm_backward
 from .patch_attention import patch_attention, patch_attention_backward, patch_attention_fused
 from .patches import fold_patches, unfold_patches
 from .pointwise import pointwise, pointwise_backward
+from .qgemm import OVERFLOW, QACTIVATIONS, Channels, epilogue, largest_sum, matmul, qactivate, qgemm, qgemm_accumulate, segments, wrap
+from .quantize import Rows, dequantize, quantize, quantize_rows
 from .separable_attention import separable_attention, separable_attention_backward
 from .separable_attention_block import separable_attention_block, separable_attention_block_backward, separable_attention_block_reduced
 
 __all__ = [
     "ACTIVATIONS",
+    "OVERFLOW",
+    "QACTIVATIONS",
+    "Channels",
+    "Rows",
     "activate",
     "activate_backward",
     "channel_norm",
@@ -24,6 +30,8 @@ __all__ = [
     "conv2d_backward",
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
+    "dequantize",
+    "epilogue",
     "feed_forward",
     "feed_forward_backward",
     "fold_patches",
@@ -34,19 +42,28 @@ __all__ = [
     "inverted_residual",
     "inverted_residual_backward",
     "inverted_residual_tiled",
+    "largest_sum",
     "layer_norm",
     "layer_norm_backward",
     "layer_norm_rows_backward",
+    "matmul",
     "moments_of",
     "patch_attention",
     "patch_attention_backward",
     "patch_attention_fused",
     "pointwise",
     "pointwise_backward",
+    "qactivate",
+    "qgemm",
+    "qgemm_accumulate",
+    "quantize",
+    "quantize_rows",
+    "segments",
     "separable_attention",
     "separable_attention_backward",
     "separable_attention_block",
     "separable_attention_block_backward",
     "separable_attention_block_reduced",
     "unfold_patches",
+    "wrap",
 ]

@@ -17,6 +17,16 @@
 //     times_pow2(x, n)                x * 2^n for integral n in [-126, 127]; beyond, anything between the nearest of these and the true
 //     value
 //     transpose(x)                    of x[width]: lane i of x[j] and lane j of x[i] change places
+//
+// and I32, as many int32 lanes:
+//
+//     I32::load(p), load_n(p, n)      p: int32_t*, int16_t* or uint8_t*; zero in the lanes that are not loaded
+//     store(p), store_n(p, n)         to int32_t*, int16_t* or uint8_t*: the low bits, so what does not fit must have been clamped
+//     I32::all(s), + - * (which wrap), max, min
+//     to_float(i)                     rounded to nearest even
+//     to_int(f)                       the nearest integer, ties to even; anything where that is no int32 or f is NaN
+//     truncated(f)                    the same towards zero
+//     pick(table, i)                  lane i of table[32]; 0 <= i < 32
 #pragma once
 
 #include "cpu/core/types.h"
@@ -42,6 +52,18 @@ inline F32 load(const T* p, int n, float fill) {
 }
 template <class T>
 inline void store(F32 x, T* p, int n) {
+    if (n == F32::width) {
+        x.store(p);
+    } else {
+        x.store_n(p, n);
+    }
+}
+template <class T>
+inline I32 load_ints(const T* p, int n) {
+    return n == F32::width ? I32::load(p) : I32::load_n(p, n);
+}
+template <class T>
+inline void store(I32 x, T* p, int n) {
     if (n == F32::width) {
         x.store(p);
     } else {

@@ -83,6 +83,61 @@ inline F32 where_not_below(F32 v, float bound, F32 x) {
     return {_mm256_and_ps(_mm256_cmp_ps(v.v, _mm256_set1_ps(bound), _CMP_NLT_UQ), x.v)};
 }
 
+struct I32 {
+    __m256i v;
+
+    static I32 all(int32_t s) { return {_mm256_set1_epi32(s)}; }
+
+    static I32 load(const int32_t* p) { return {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))}; }
+    static I32 load(const int16_t* p) { return {_mm256_cvtepi16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+    static I32 load(const uint8_t* p) { return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))}; }
+
+    static I32 load_n(const int32_t* p, int n) { return {_mm256_maskload_epi32(p, first(n))}; }
+    template <class T>
+    static I32 load_n(const T* p, int n) {
+        T buffer[8] = {};
+        for (int i = 0; i < n; ++i) buffer[i] = p[i];
+        return load(buffer);
+    }
+
+    void store(int32_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), v); }
+    void store(int16_t* p) const {
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                         _mm_unpacklo_epi64(gather<0x0D0C090805040100LL>(0), gather<0x0D0C090805040100LL>(1)));
+    }
+    void store(uint8_t* p) const {
+        const __m128i bytes = _mm_unpacklo_epi32(gather<0x0C080400LL>(0), gather<0x0C080400LL>(1));
+        _mm_storel_epi64(reinterpret_cast<__m128i*>(p), bytes);
+    }
+
+    void store_n(int32_t* p, int n) const { _mm256_maskstore_epi32(p, first(n), v); }
+    template <class T>
+    void store_n(T* p, int n) const {
+        T buffer[8];
+        store(buffer);
+        for (int i = 0; i < n; ++i) p[i] = buffer[i];
+    }
+
+  private:
+    static __m256i first(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(first_lanes + 8 - n)); }
+    // Bytes of one half, chosen by their numbers.
+    template <int64_t bytes>
+    __m128i gather(int half) const {
+        const __m128i from = half == 0 ? _mm256_castsi256_si128(v) : _mm256_extracti128_si256(v, 1);
+        return _mm_shuffle_epi8(from, _mm_cvtsi64_si128(bytes));
+    }
+};
+
+inline I32 operator+(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
+inline I32 operator-(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
+inline I32 operator*(I32 a, I32 b) { return {_mm256_mullo_epi32(a.v, b.v)}; }
+inline I32 max(I32 a, I32 b) { return {_mm256_max_epi32(a.v, b.v)}; }
+inline I32 min(I32 a, I32 b) { return {_mm256_min_epi32(a.v, b.v)}; }
+inline F32 to_float(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
+inline I32 to_int(F32 a) { return {_mm256_cvtps_epi32(a.v)}; }
+inline I32 truncated(F32 a) { return {_mm256_cvttps_epi32(a.v)}; }
+inline F32 pick(const float* table, I32 i) { return {_mm256_i32gather_ps(table, i.v, 4)}; }
+
 inline void transpose(F32 (&x)[8]) {
     __m256 a[8], b[8];
 #pragma GCC unroll 4

@@ -69,6 +69,41 @@ inline F32 where_not_below(F32 v, float bound, F32 x) {
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v.v, _mm512_set1_ps(bound), _CMP_NLT_UQ), x.v)};
 }
 
+struct I32 {
+    __m512i v;
+
+    static I32 all(int32_t s) { return {_mm512_set1_epi32(s)}; }
+
+    static I32 load(const int32_t* p) { return {_mm512_loadu_si512(p)}; }
+    static I32 load(const int16_t* p) { return {_mm512_cvtepi16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))}; }
+    static I32 load(const uint8_t* p) { return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))}; }
+
+    static I32 load_n(const int32_t* p, int n) { return {_mm512_maskz_loadu_epi32(first(n), p)}; }
+    static I32 load_n(const int16_t* p, int n) { return {_mm512_cvtepi16_epi32(_mm256_maskz_loadu_epi16(first(n), p))}; }
+    static I32 load_n(const uint8_t* p, int n) { return {_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first(n), p))}; }
+
+    void store(int32_t* p) const { _mm512_storeu_si512(p, v); }
+    void store(int16_t* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(v)); }
+    void store(uint8_t* p) const { _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(v)); }
+
+    void store_n(int32_t* p, int n) const { _mm512_mask_storeu_epi32(p, first(n), v); }
+    void store_n(int16_t* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtepi32_epi16(v)); }
+    void store_n(uint8_t* p, int n) const { _mm_mask_storeu_epi8(p, first(n), _mm512_cvtepi32_epi8(v)); }
+
+  private:
+    static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
+};
+
+inline I32 operator+(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+inline I32 operator-(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+inline I32 operator*(I32 a, I32 b) { return {_mm512_mullo_epi32(a.v, b.v)}; }
+inline I32 max(I32 a, I32 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+inline I32 min(I32 a, I32 b) { return {_mm512_min_epi32(a.v, b.v)}; }
+inline F32 to_float(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+inline I32 to_int(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
+inline I32 truncated(F32 a) { return {_mm512_cvttps_epi32(a.v)}; }
+inline F32 pick(const float* table, I32 i) { return {_mm512_permutex2var_ps(_mm512_loadu_ps(table), i.v, _mm512_loadu_ps(table + 16))}; }
+
 inline void transpose(F32 (&x)[16]) {
     __m512 a[16], b[16];
 #pragma GCC unroll 8

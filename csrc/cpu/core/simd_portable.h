@@ -134,6 +134,71 @@ inline F32 where_not_below(const F32& v, float bound, const F32& x) {
     return each_lane([&](int i) { return v.lane[i] < bound ? 0.0f : x.lane[i]; });
 }
 
+struct I32 {
+    int32_t lane[F32::width];
+
+    static I32 all(int32_t s) {
+        I32 r;
+        for (int32_t& x : r.lane) x = s;
+        return r;
+    }
+    template <class T>
+    static I32 load(const T* p) {
+        return load_n(p, F32::width);
+    }
+    template <class T>
+    static I32 load_n(const T* p, int n) {
+        I32 r = all(0);
+        for (int i = 0; i < n; ++i) r.lane[i] = p[i];
+        return r;
+    }
+    template <class T>
+    void store(T* p) const {
+        store_n(p, F32::width);
+    }
+    template <class T>
+    void store_n(T* p, int n) const {
+        for (int i = 0; i < n; ++i) p[i] = static_cast<T>(lane[i]);
+    }
+};
+
+template <class Function>
+inline I32 each_int_lane(Function function) {
+    I32 r;
+    for (int i = 0; i < F32::width; ++i) r.lane[i] = function(i);
+    return r;
+}
+// As unsigned numbers, whose overflow is defined.
+inline I32 operator+(const I32& a, const I32& b) {
+    return each_int_lane([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) + static_cast<uint32_t>(b.lane[i])); });
+}
+inline I32 operator-(const I32& a, const I32& b) {
+    return each_int_lane([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) - static_cast<uint32_t>(b.lane[i])); });
+}
+inline I32 operator*(const I32& a, const I32& b) {
+    return each_int_lane([&](int i) { return static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) * static_cast<uint32_t>(b.lane[i])); });
+}
+inline I32 max(const I32& a, const I32& b) {
+    return each_int_lane([&](int i) { return a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline I32 min(const I32& a, const I32& b) {
+    return each_int_lane([&](int i) { return a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i]; });
+}
+inline F32 to_float(const I32& a) {
+    return each_lane([&](int i) { return static_cast<float>(a.lane[i]); });
+}
+// The conversion of a float that is no int32 is undefined in C++.
+inline bool is_int(float x) { return x >= -0x1p31f && x < 0x1p31f; }
+inline I32 to_int(const F32& a) {
+    return each_int_lane([&](int i) { return is_int(a.lane[i]) ? static_cast<int32_t>(__builtin_rintf(a.lane[i])) : INT32_MIN; });
+}
+inline I32 truncated(const F32& a) {
+    return each_int_lane([&](int i) { return is_int(a.lane[i]) ? static_cast<int32_t>(a.lane[i]) : INT32_MIN; });
+}
+inline F32 pick(const float* table, const I32& i) {
+    return each_lane([&](int j) { return table[i.lane[j]]; });
+}
+
 inline void transpose(F32 (&x)[8]) {
     for (int i = 0; i < 8; ++i)
         for (int j = 0; j < i; ++j) {

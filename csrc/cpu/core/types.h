@@ -22,6 +22,6 @@ inline constexpr int64_t element_size(DType dtype) { return dtype == DType::f32 
 enum class Activation : int { none = 0, relu = 1, silu = 2, gelu = 3 };
 
 // What every entry point returns; no exception crosses into or out of the kernels.
-enum class Status : int { ok = 0, bad_dtype = 1, bad_shape = 2, bad_layout = 3, out_of_memory = 4 };
+enum class Status : int { ok = 0, bad_dtype = 1, bad_shape = 2, bad_layout = 3, out_of_memory = 4, bad_weight = 5, overflow = 6 };
 
 }  // namespace mvit

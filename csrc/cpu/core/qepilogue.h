@@ -1,0 +1,143 @@
+// From an exact int32 sum to what the network goes on with. Internal linkage.
+//
+// Every step is one correctly rounded operation of IEEE 754 in a fixed order, nothing is contracted: the bits are the same on every
+// instruction set, in torch and on a GPU. Three sequences (mvit_kernels/reference/qgemm.py defines them too):
+//
+//     plain       x = float(sum) * scale[n]                                       scale: s_a s_w / s_y for bytes, s_a s_w for floats
+//     with more   x = float(sum) * scale[n], x = x + residual, x = activation(x)  scale: s_a s_w
+//                 for bytes x = x * inverse[n]                                    inverse: 1 / s_y
+//     dynamic     sum = sum - z_a[m] sum_w[n]                                     modulo 2^32
+//                 x = float(sum) * (s_a[m] * scale[n]), x = x + bias[n]           scale: s_w
+//                 then as "with more"
+//
+//     bytes       q = rint(min(max(x, low[n]), high[n])) + zero_point[n]          ties to even; low, high: what 0 .. 2^bits - 1 allows
+//     int16       q = rint(min(max(x, -2^17), 2^17)) + residual, saturated        the residual stream: its scale is the output's
+//
+// The clamp comes before the conversion, which gives INT_MIN for whatever is too large.
+#pragma once
+
+#include "cpu/core/qepilogue_types.h"
+#include "cpu/core/qrows.h"
+
+namespace mvit {
+namespace {
+
+// max(x, 0) + e(|x|), as silu, gelu and hard-swish are, with e a quadratic polynomial on each of 32 segments and 0 from 16 on. Segments are
+// 1/4 wide up to 4, 1/2 up to 8 and 1 up to 16, so that the least of three lines says where |x| lies. NaN takes the last segment.
+inline F32 activate_segments(F32 x, const float* table) {
+    const F32 zero = F32::all(0.0f), size = max(x, zero - x);
+    const F32 line = min(min(size * F32::all(4.0f), size * F32::all(2.0f) + F32::all(8.0f)), size + F32::all(16.0f));
+    const I32 i = truncated(min(line, F32::all(31.0f)));
+    const F32 e = (pick(table + 64, i) * size + pick(table + 32, i)) * size + pick(table, i);
+    return max(x, zero) + where_not_below(F32::all(16.0f) - size, 0.0f, e);
+}
+
+inline F32 activate(F32 x, QActivation activation, const float* segments) {
+    if (activation == QActivation::relu) return max(x, F32::all(0.0f));
+    if (activation == QActivation::segments) return activate_segments(x, segments);
+    return x;
+}
+
+// rint(min(max(x, low), high)) + zero_point; NaN becomes low.
+inline I32 to_byte(F32 x, F32 low, F32 high, I32 zero_point) { return to_int(min(max(x, low), high)) + zero_point; }
+
+inline F32 load_residual(const QEpilogue& e, int64_t row, int64_t column, int lanes) {
+    const int64_t at = row * e.residual_stride + column;
+    switch (e.residual_type) {
+        case QType::u8: {
+            const I32 q = load_ints(static_cast<const uint8_t*>(e.residual) + at, lanes);
+            return to_float(q - I32::all(e.residual_zero_point)) * F32::all(e.residual_scale);
+        }
+        case QType::i16:
+            return to_float(load_ints(static_cast<const int16_t*>(e.residual) + at, lanes)) * F32::all(e.residual_scale);
+        case QType::bf16:
+            return load(static_cast<const bf16*>(e.residual) + at, lanes, 0.0f);
+        case QType::f16:
+            return load(static_cast<const f16*>(e.residual) + at, lanes, 0.0f);
+        default:
+            return load(static_cast<const float*>(e.residual) + at, lanes, 0.0f);
+    }
+}
+
+// One vector of sums of row `row`, columns from `column` on.
+inline void finish_vector(const QEpilogue& e, I32 sum, int64_t row, int64_t column, int lanes) {
+    const QChannels c = e.channels.from(column);
+    const int64_t at = row * e.y_stride + column;
+    if (e.row_zero_point) sum = sum - I32::all(e.row_zero_point[row]) * I32::load(e.column_sum + column);
+    if (e.type == QType::i32) return store(sum, static_cast<int32_t*>(e.y) + at, lanes);
+    F32 x = to_float(sum);
+    if (e.row_scale) {
+        x = x * (F32::all(e.row_scale[row]) * F32::load(c.scale)) + F32::load(c.bias);
+    } else {
+        x = x * F32::load(c.scale);
+    }
+    if (e.type == QType::i16) {
+        const F32 most = F32::all(0x1p17f);
+        I32 q = to_int(min(max(x, F32::all(0.0f) - most), most));
+        if (e.residual) q = q + load_ints(static_cast<const int16_t*>(e.residual) + row * e.residual_stride + column, lanes);
+        return store(min(max(q, I32::all(INT16_MIN)), I32::all(INT16_MAX)), static_cast<int16_t*>(e.y) + at, lanes);
+    }
+    if (!e.plain) {
+        if (e.residual) x = x + load_residual(e, row, column, lanes);
+        x = activate(x, e.activation, e.segments);
+    }
+    switch (e.type) {
+        case QType::u8:
+            if (!e.plain) x = x * F32::load(c.inverse);
+            return store(to_byte(x, F32::load(c.low), F32::load(c.high), I32::load(c.zero_point)), static_cast<uint8_t*>(e.y) + at, lanes);
+        case QType::bf16:
+            return store(x, static_cast<bf16*>(e.y) + at, lanes);
+        case QType::f16:
+            return store(x, static_cast<f16*>(e.y) + at, lanes);
+        default:
+            return store(x, static_cast<float*>(e.y) + at, lanes);
+    }
+}
+
+// Rows of sums [0, columns), which stand for the columns from `first` on; rows from `row` on.
+inline void finish_rows(const QEpilogue& e, const int32_t* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first, int64_t columns) {
+    for (int64_t r = 0; r < rows; ++r)
+        for (int64_t j = 0; j < columns; j += F32::width)
+            finish_vector(e, I32::load(c + r * c_stride + j), row + r, first + j, lanes_left(columns, j));
+}
+
+inline void look_up(const uint8_t* table, uint8_t* y, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) y[i] = table[y[i]];
+}
+
+inline constexpr int64_t qtile_scratch = qgroup * qpanel;  // int32 a row
+
+// Bytes of scratch for multiply_qpanels, after which come those of load_qrows.
+inline int64_t qmultiply_scratch(int64_t rows, int64_t depth, int bits) {
+    return round_up(qpanels_scratch(depth, bits), 64) + rows * qtile_scratch * int64_t{sizeof(int32_t)};
+}
+
+// Rows [row, row + rows) of y: the panels [begin, end) of a weight times rows that load_qrows made ready. init, with a stride, replaces
+// that of the channels where rows differ in it.
+inline void multiply_qpanels(const QTileKernels& tiles, const QOperand& a, int64_t row, int64_t rows, const QWeight& w, int64_t begin,
+                             int64_t end, const QEpilogue& e, const int32_t* init, int64_t init_stride, void* scratch) {
+    auto* sums = reinterpret_cast<int32_t*>(static_cast<char*>(scratch) + round_up(qpanels_scratch(w.depth, w.bits), 64));
+    const bool direct = tiles.requantize && e.plain && e.type == QType::u8 && !e.row_zero_point && !e.row_scale && !e.residual;
+    for (int64_t panel = begin; panel < end;) {
+        // 5 panels are 3 and 2, rather than 4 and one alone.
+        const int64_t left = end - panel, count = left == 5 ? 3 : left < qgroup ? left : qgroup;
+        const int64_t first = panel * qpanel;
+        const int64_t columns = w.columns - first < count * qpanel ? w.columns - first : count * qpanel;
+        const QOperand panels = load_qpanels(w, panel, count, scratch);
+        const QTile tile{a.data, a.stride,     rows,       w.depth, panels.data, panels.stride, static_cast<int>(count),
+                         w.bits, init + first, init_stride};
+        if (direct) {
+            tiles.requantize(tile, e.channels.from(first), static_cast<int>(columns), static_cast<uint8_t*>(e.y) + row * e.y_stride + first,
+                             e.y_stride);
+        } else {
+            tiles.accumulate(tile, sums, qtile_scratch);
+            finish_rows(e, sums, qtile_scratch, row, rows, first, columns);
+        }
+        if (e.table)
+            for (int64_t r = 0; r < rows; ++r) look_up(e.table, static_cast<uint8_t*>(e.y) + (row + r) * e.y_stride + first, columns);
+        panel += count;
+    }
+}
+
+}  // namespace
+}  // namespace mvit

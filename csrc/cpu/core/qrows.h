@@ -1,0 +1,79 @@
+// Rows of bytes and panels of a packed weight in the form that this instruction set multiplies. Internal linkage.
+//
+// AVX512-VNNI and plain C++ multiply bytes by bytes. AVX2 has no such instruction that keeps all bits: vpmaddubsw adds two products in a
+// saturating int16, which 2 * 255 * 127 overflows. With 8-bit weights both sides are therefore widened to int16 and multiplied by vpmaddwd.
+// With 6-bit weights two products are at most 2 * 255 * 32 = 16320 in size, and even two such pairs can be added: bytes it is.
+#pragma once
+
+#include "cpu/core/qtile.h"
+#include "cpu/core/simd.h"
+
+namespace mvit {
+namespace {
+
+#if defined(MVIT_ISA_AVX2)
+inline constexpr bool widens(int bits) { return bits == 8; }
+#else
+inline constexpr bool widens(int) { return false; }
+#endif
+
+struct QOperand {
+    const void* data;
+    int64_t stride;  // bytes
+};
+
+inline int64_t qrows_stride(int64_t depth, int bits) { return widens(bits) ? qblocks(depth) * 4 * 2 + 64 : 0; }
+inline int64_t qpanel_stride(int64_t depth, int bits) {
+    if (widens(bits)) return qblocks(depth) * qblock * 2;
+    return bits == 6 ? (depth + 15) / 16 * 4 * qblock : 0;
+}
+// Bytes of scratch for load_qrows and load_qpanels.
+inline int64_t qrows_scratch(int64_t rows, int64_t depth, int bits) { return rows * qrows_stride(depth, bits); }
+inline int64_t qpanels_scratch(int64_t depth, int bits) { return qgroup * qpanel_stride(depth, bits); }
+
+// The rows themselves, or int16 copies with zeros up to the next multiple of 4.
+inline QOperand load_qrows(const uint8_t* a, int64_t a_stride, int64_t rows, int64_t depth, int bits, void* scratch) {
+    if (!widens(bits)) return {a, a_stride};
+    const int64_t stride = qrows_stride(depth, bits);
+    for (int64_t r = 0; r < rows; ++r) {
+        auto* to = reinterpret_cast<int16_t*>(static_cast<char*>(scratch) + r * stride);
+        const uint8_t* from = a + r * a_stride;
+        for (int64_t k = 0; k < depth; ++k) to[k] = from[k];
+        for (int64_t k = depth; k < qblocks(depth) * 4; ++k) to[k] = 0;
+    }
+    return {scratch, stride};
+}
+
+// Three planes of a 6-bit panel as the four blocks that they hold.
+inline void unpack_planes(const uint8_t* planes, int8_t* blocks) {
+    const auto value = [](int bits) { return static_cast<int8_t>((bits ^ 32) - 32); };
+    for (int i = 0; i < qblock; ++i) {
+        const int p0 = planes[i], p1 = planes[qblock + i], p2 = planes[2 * qblock + i];
+        blocks[i] = value(p0 & 63);
+        blocks[qblock + i] = value(p1 & 63);
+        blocks[2 * qblock + i] = value(p2 & 63);
+        blocks[3 * qblock + i] = value(p0 >> 6 | (p1 >> 6) << 2 | (p2 >> 6) << 4);
+    }
+}
+
+inline QOperand load_qpanels(const QWeight& w, int64_t first, int64_t count, void* scratch) {
+    const int64_t bytes = qpanel_bytes(w.depth, w.bits);
+    const int8_t* from = w.panels + first * bytes;
+    if (w.bits == 8 && !widens(8)) return {from, bytes};
+    const int64_t stride = qpanel_stride(w.depth, w.bits);
+    for (int64_t p = 0; p < count; ++p) {
+        char* to = static_cast<char*>(scratch) + p * stride;
+        const int8_t* panel = from + p * bytes;
+        if (w.bits == 8) {
+            auto* wide = reinterpret_cast<int16_t*>(to);
+            for (int64_t i = 0; i < bytes; ++i) wide[i] = panel[i];
+        } else {
+            for (int64_t i = 0; i < (w.depth + 15) / 16; ++i)
+                unpack_planes(reinterpret_cast<const uint8_t*>(panel) + i * 3 * qblock, reinterpret_cast<int8_t*>(to) + i * 4 * qblock);
+        }
+    }
+    return {scratch, stride};
+}
+
+}  // namespace
+}  // namespace mvit

@@ -1,0 +1,296 @@
+// Register tiles of the integer multiplication in core/qtile.h. Compiled once an ISA.
+#include "cpu/core/qtile.h"
+
+#include <cstring>
+
+#include "cpu/core/isa.h"
+#include "cpu/core/simd.h"
+
+namespace mvit {
+namespace {
+
+// As few tiles as possible, all as high as possible: body(rows, first row).
+template <class Body>
+inline void each_tile(int64_t rows, int most, const Body& body) {
+    int64_t first = 0;
+    for (int64_t left = (rows + most - 1) / most; left > 0; --left) {
+        const int64_t height = (rows - first + left - 1) / left;
+        body(static_cast<int>(height), first);
+        first += height;
+    }
+}
+
+// The last one to three bytes of a row, and zeros.
+inline int32_t tail_of_row(const uint8_t* a, int64_t count) {
+    uint32_t bytes = 0;
+    for (int64_t i = 0; i < count; ++i) bytes |= static_cast<uint32_t>(a[i]) << (8 * i);
+    return static_cast<int32_t>(bytes);
+}
+
+#if defined(MVIT_ISA_AVX512VNNI)
+
+// sum += four products of bytes of a (unsigned) and w (signed) in each lane. The intrinsic makes gcc 12 keep sums on the stack, which
+// costs a factor of three.
+inline void dot(__m512i& sum, __m512i a, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w)); }
+
+template <int rows, int vectors>
+[[gnu::always_inline]] inline void multiply_tile(const QTile& t, int64_t first, __m512i (&sum)[rows][vectors]) {
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) sum[r][v] = _mm512_loadu_si512(t.init + (first + r) * t.init_stride + v * qpanel);
+
+    // A pointer for every third row: the two after it are one and two strides away, which an x86 address holds.
+    constexpr int groups = (rows + 2) / 3;
+    const int64_t stride = t.a_stride, panel_stride = t.w_stride;
+    const uint8_t* row[groups];
+#pragma GCC unroll 5
+    for (int g = 0; g < groups; ++g) row[g] = static_cast<const uint8_t*>(t.a) + (first + 3 * g) * stride;
+    const int8_t* w = static_cast<const int8_t*>(t.w);
+
+    for (int64_t block = t.depth / 4; block > 0; --block) {
+        __m512i column[vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) column[v] = _mm512_loadu_si512(w + v * panel_stride);
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; ++r) {
+            int32_t four;
+            std::memcpy(&four, row[r / 3] + (r % 3) * stride, sizeof four);
+            const __m512i x = _mm512_set1_epi32(four);
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) dot(sum[r][v], x, column[v]);
+        }
+#pragma GCC unroll 5
+        for (int g = 0; g < groups; ++g) row[g] += 4;
+        w += qblock;
+    }
+    if (const int64_t tail = t.depth % 4; tail != 0) {
+        __m512i column[vectors];
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) column[v] = _mm512_loadu_si512(w + v * panel_stride);
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; ++r) {
+            const __m512i x = _mm512_set1_epi32(tail_of_row(row[r / 3] + (r % 3) * stride, tail));
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) dot(sum[r][v], x, column[v]);
+        }
+    }
+}
+
+template <int rows, int vectors>
+void accumulate_tile(const QTile& t, int64_t first, int32_t* c, int64_t c_stride) {
+    __m512i sum[rows][vectors];
+    multiply_tile(t, first, sum);
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; ++v) _mm512_storeu_si512(c + (first + r) * c_stride + v * qpanel, sum[r][v]);
+}
+
+template <int rows, int vectors>
+void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride) {
+    __m512i sum[rows][vectors];
+    multiply_tile(t, first, sum);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+        const __m512 scale = _mm512_loadu_ps(channels.scale + v * qpanel);
+        const __m512 low = _mm512_loadu_ps(channels.low + v * qpanel), high = _mm512_loadu_ps(channels.high + v * qpanel);
+        const __m512i zero = _mm512_loadu_si512(channels.zero_point + v * qpanel);
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; ++r) {
+            const __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][v]), scale);
+            sum[r][v] = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(x, high), low)), zero);
+        }
+    }
+    y += first * y_stride;
+    if constexpr (vectors == 4) {
+        // Packing works inside 128-bit lanes: four groups of 4 columns end up side by side, a quarter of each vector.
+        const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        const __mmask64 mask = columns == 64 ? ~__mmask64{0} : (__mmask64{1} << columns) - 1;
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; ++r) {
+            const __m512i a = _mm512_packs_epi32(sum[r][0], sum[r][1]), b = _mm512_packs_epi32(sum[r][2], sum[r][3]);
+            const __m512i bytes = _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(a, b));
+            _mm512_mask_storeu_epi8(y + r * y_stride, mask, bytes);
+        }
+    } else {
+        const __mmask16 mask = static_cast<__mmask16>((1u << (columns - (vectors - 1) * qpanel)) - 1u);
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; ++r) {
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors - 1; ++v)
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(y + r * y_stride + v * qpanel), _mm512_cvtepi32_epi8(sum[r][v]));
+            _mm_mask_storeu_epi8(y + r * y_stride + (vectors - 1) * qpanel, mask, _mm512_cvtepi32_epi8(sum[r][vectors - 1]));
+        }
+    }
+}
+
+constexpr int most_rows[qgroup] = {14, 12, 8, 6};  // of 1, 2, 3, 4 panels: 24 sums, and columns and a row beside them
+
+using AccumulateTile = void (*)(const QTile&, int64_t, int32_t*, int64_t);
+using RequantizeTile = void (*)(const QTile&, int64_t, const QChannels&, int, uint8_t*, int64_t);
+
+#define MVIT_TILE(function, r, v) function<((r) <= most_rows[(v) - 1] ? (r) : 1), v>
+#define MVIT_TILES(function, r) {MVIT_TILE(function, r, 1), MVIT_TILE(function, r, 2), MVIT_TILE(function, r, 3), MVIT_TILE(function, r, 4)}
+#define MVIT_ALL_TILES(function)                                                                                                      \
+    {MVIT_TILES(function, 1),  MVIT_TILES(function, 2),  MVIT_TILES(function, 3),  MVIT_TILES(function, 4), MVIT_TILES(function, 5),  \
+     MVIT_TILES(function, 6),  MVIT_TILES(function, 7),  MVIT_TILES(function, 8),  MVIT_TILES(function, 9), MVIT_TILES(function, 10), \
+     MVIT_TILES(function, 11), MVIT_TILES(function, 12), MVIT_TILES(function, 13), MVIT_TILES(function, 14)}
+constexpr AccumulateTile accumulate_tiles[14][qgroup] = MVIT_ALL_TILES(accumulate_tile);
+constexpr RequantizeTile requantize_tiles[14][qgroup] = MVIT_ALL_TILES(requantize_tile);
+#undef MVIT_ALL_TILES
+#undef MVIT_TILES
+#undef MVIT_TILE
+
+void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
+    each_tile(t.rows, most_rows[t.panels - 1],
+              [&](int rows, int64_t first) { accumulate_tiles[rows - 1][t.panels - 1](t, first, c, c_stride); });
+}
+
+void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride) {
+    each_tile(t.rows, most_rows[t.panels - 1],
+              [&](int rows, int64_t first) { requantize_tiles[rows - 1][t.panels - 1](t, first, channels, columns, y, y_stride); });
+}
+
+#elif defined(MVIT_ISA_AVX2)
+
+inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+inline void store256(__m256i x, void* p) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
+
+// sum += products of pairs. As one piece, as the compiler would first do all multiplications and push sums out of the sixteen registers.
+inline void add_products(__m256i& sum, __m256i x, const int16_t* columns) {
+    __m256i products;
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
+        : "+x"(sum), "=&x"(products)
+        : "x"(x), "m"(*reinterpret_cast<const __m256i_u*>(columns)));
+}
+
+// int16 by int16 (see qrows.h): a vector has 4 columns x 4 k, and each sum two halves of a column side by side until the end.
+template <int rows>
+void wide_tile(const QTile& t, int64_t first, const int16_t* w, const int32_t* init, int32_t* c, int64_t c_stride) {
+    __m256i sum[rows][4];
+#pragma GCC unroll 3
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) sum[r][v] = _mm256_setzero_si256();
+    const char* a = static_cast<const char*>(t.a) + first * t.a_stride;
+    const int64_t stride = t.a_stride;
+    for (int64_t block = qblocks(t.depth); block > 0; --block) {
+#pragma GCC unroll 3
+        for (int r = 0; r < rows; ++r) {
+            int64_t four;
+            std::memcpy(&four, a + r * stride, sizeof four);
+            const __m256i x = _mm256_set1_epi64x(four);
+#pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) add_products(sum[r][v], x, w + 16 * v);
+        }
+        a += 8;
+        w += qblock;
+    }
+#pragma GCC unroll 3
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+        for (int half = 0; half < 2; ++half) {
+            const __m256i pairs = _mm256_hadd_epi32(sum[r][2 * half], sum[r][2 * half + 1]);
+            const __m256i columns = _mm256_permute4x64_epi64(pairs, 0xD8);
+            const __m256i start = load256(init + (first + r) * t.init_stride + 8 * half);
+            store256(_mm256_add_epi32(start, columns), c + (first + r) * c_stride + 8 * half);
+        }
+}
+
+// Bytes by 6-bit weights: two vpmaddubsw add up in int16 before they are widened.
+template <int rows>
+void narrow_tile(const QTile& t, int64_t first, const int8_t* w, const int32_t* init, int32_t* c, int64_t c_stride) {
+    __m256i sum[rows][2];
+    const __m256i ones = _mm256_set1_epi16(1);
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) sum[r][v] = load256(init + (first + r) * t.init_stride + 8 * v);
+    const uint8_t* a = static_cast<const uint8_t*>(t.a) + first * t.a_stride;
+    const int64_t stride = t.a_stride;
+    int64_t k = 0;
+    for (; k + 8 <= t.depth; k += 8) {
+        __m256i column[4];
+#pragma GCC unroll 4
+        for (int v = 0; v < 4; ++v) column[v] = load256(w + 32 * v);
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; ++r) {
+            int32_t four[2];
+            std::memcpy(four, a + r * stride + k, sizeof four);
+            const __m256i x = _mm256_set1_epi32(four[0]), y = _mm256_set1_epi32(four[1]);
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; ++v) {
+                const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(x, column[v]), _mm256_maddubs_epi16(y, column[2 + v]));
+                sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(pairs, ones));
+            }
+        }
+        w += 2 * qblock;
+    }
+    for (; k < t.depth; k += 4) {
+#pragma GCC unroll 4
+        for (int r = 0; r < rows; ++r) {
+            const int64_t left = t.depth - k;
+            const __m256i x = _mm256_set1_epi32(tail_of_row(a + r * stride + k, left < 4 ? left : 4));
+#pragma GCC unroll 2
+            for (int v = 0; v < 2; ++v)
+                sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(_mm256_maddubs_epi16(x, load256(w + 32 * v)), ones));
+        }
+        w += qblock;
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < 2; ++v) store256(sum[r][v], c + (first + r) * c_stride + 8 * v);
+}
+
+void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
+    using Wide = void (*)(const QTile&, int64_t, const int16_t*, const int32_t*, int32_t*, int64_t);
+    using Narrow = void (*)(const QTile&, int64_t, const int8_t*, const int32_t*, int32_t*, int64_t);
+    static constexpr Wide wide[3] = {wide_tile<1>, wide_tile<2>, wide_tile<3>};
+    static constexpr Narrow narrow[4] = {narrow_tile<1>, narrow_tile<2>, narrow_tile<3>, narrow_tile<4>};
+    for (int panel = 0; panel < t.panels; ++panel) {
+        const char* w = static_cast<const char*>(t.w) + panel * t.w_stride;
+        const int32_t* init = t.init + panel * qpanel;
+        int32_t* to = c + panel * qpanel;
+        if (t.bits == 8) {
+            each_tile(t.rows, 3,
+                      [&](int rows, int64_t first) { wide[rows - 1](t, first, reinterpret_cast<const int16_t*>(w), init, to, c_stride); });
+        } else {
+            each_tile(t.rows, 4,
+                      [&](int rows, int64_t first) { narrow[rows - 1](t, first, reinterpret_cast<const int8_t*>(w), init, to, c_stride); });
+        }
+    }
+}
+
+#else
+
+void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
+    for (int panel = 0; panel < t.panels; ++panel)
+        for (int64_t r = 0; r < t.rows; ++r) {
+            const uint8_t* a = static_cast<const uint8_t*>(t.a) + r * t.a_stride;
+            const int8_t* w = static_cast<const int8_t*>(t.w) + panel * t.w_stride;
+            uint32_t sum[qpanel];
+            for (int n = 0; n < qpanel; ++n) sum[n] = static_cast<uint32_t>(t.init[r * t.init_stride + panel * qpanel + n]);
+            for (int64_t k = 0; k < t.depth; k += 4) {
+                const auto four = static_cast<uint32_t>(tail_of_row(a + k, t.depth - k < 4 ? t.depth - k : 4));
+                for (int n = 0; n < qpanel; ++n)
+                    for (int i = 0; i < 4; ++i) sum[n] += static_cast<uint32_t>(static_cast<int>(four >> (8 * i) & 255u) * w[4 * n + i]);
+                w += qblock;
+            }
+            for (int n = 0; n < qpanel; ++n) c[r * c_stride + panel * qpanel + n] = static_cast<int32_t>(sum[n]);
+        }
+}
+
+#endif
+
+}  // namespace
+
+extern const QTileKernels MVIT_ISA_SYMBOL(qtile);
+#if defined(MVIT_ISA_AVX512VNNI)
+const QTileKernels MVIT_ISA_SYMBOL(qtile) = {accumulate, requantize};
+#else
+const QTileKernels MVIT_ISA_SYMBOL(qtile) = {accumulate, nullptr};
+#endif
+
+}  // namespace mvit

@@ -1,0 +1,61 @@
+#include "cpu/ops/qgemm.h"
+
+#include "cpu/core/isa.h"
+#include "cpu/core/scratch.h"
+
+namespace mvit {
+
+MVIT_ISA_TABLE(QGemmKernels, qgemm)
+
+namespace {
+
+constexpr int64_t products_of_a_task = 1 << 20;  // some microseconds: little to lose at the end, much more than a task costs
+constexpr int64_t rows_at_most = 384;            // rows and the columns that they meet stay in the second cache
+constexpr int64_t tasks_wanted = 8;              // few rows: the columns are cut too
+
+bool row_zero_points_fit(const QGemmProblem& p) {
+    int64_t most = 255;
+    for (int64_t m = 0; m < p.rows; ++m) {
+        const int64_t z = p.epilogue.row_zero_point[m], distance = z > 127 ? z : 255 - z;
+        most = distance > most ? distance : most;
+    }
+    return p.weight.largest * most <= INT32_MAX;
+}
+
+Status check(const QGemmProblem& p) {
+    if (p.rows < 0) return Status::bad_shape;
+    if (!known(p.epilogue.type)) return Status::bad_dtype;
+    if (p.epilogue.table && p.epilogue.type != QType::u8) return Status::bad_dtype;
+    if (p.epilogue.row_zero_point && !row_zero_points_fit(p)) return Status::overflow;
+    return Status::ok;
+}
+
+void run(const QGemmProblem& p, int threads) {
+    const QGemmKernels& kernels = qgemm_table.active();
+    const QWeight& w = p.weight;
+    const int64_t panels = qpanels(w.columns), depth = w.depth > 0 ? w.depth : 1;
+    const int64_t enough = round_up(products_of_a_task / (depth * panels * qpanel) + 1, kernels.height);
+    const int64_t share = round_up((p.rows + threads - 1) / (threads > 0 ? threads : 1), kernels.height);
+    const int64_t some = enough < rows_at_most ? enough : rows_at_most, height = some < share ? some : share;
+    const int64_t blocks = (p.rows + height - 1) / height;
+    const int64_t pieces = threads > 1 ? (tasks_wanted + blocks - 1) / blocks : 1;
+    const int64_t width = round_up((panels + pieces - 1) / pieces, qgroup), ranges = (panels + width - 1) / width;
+    const int64_t bytes = kernels.scratch(height < p.rows ? height : p.rows, w.depth, w.bits);
+
+    parallel_tasks(blocks * ranges, p.rows * depth * panels * qpanel / 32, bytes / int64_t{sizeof(float)}, threads,
+                   [&](int64_t task, float* scratch) {
+                       const int64_t row = task / ranges * height, begin = task % ranges * width;
+                       const int64_t end = begin + width < panels ? begin + width : panels;
+                       kernels.block({&p, row, p.rows - row < height ? p.rows - row : height, begin, end, scratch});
+                   });
+}
+
+}  // namespace
+
+Status qgemm(const QGemmProblem& p, int threads) {
+    if (const Status status = check(p); status != Status::ok) return status;
+    if (p.rows == 0 || p.weight.columns == 0) return Status::ok;
+    return caught([&] { run(p, threads); });
+}
+
+}  // namespace mvit

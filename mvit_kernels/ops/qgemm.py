@@ -1,0 +1,307 @@
+"""Integer matrix product with zero-points: schema, checks, fakes, backends, and what is prepared once for many calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .gemm import walkable_rows
+from .library import QTYPE_CODES, direct, raise_status, register
+from .pack_weight import PackedWeight, unpack_bytes
+from .qchannels import Settings, quantization, table_of, unpack_channels, zero_points
+
+OP = "qgemm"
+Tensor = torch.Tensor
+Optional = torch.Tensor | None
+SEGMENTS = {name: reference.segments(name) for name in reference.QACTIVATIONS if name not in ("none", "relu")}
+
+
+class QGemm:
+    """A product whose quantization is computed: call it with a (M, K) uint8, and with what `prepare_qgemm` left to the call."""
+
+    def __init__(self, weight: PackedWeight, channels: Tensor, settings: Settings, table: Optional, backend: str | None) -> None:
+        self.weight, self.channels, self.settings, self.table, self.backend = weight, channels, settings, table, backend
+        self._sizes = weight.columns, weight.depth, weight.bits
+
+    def __call__(
+        self, a: Tensor, residual: Optional = None, *, a_scale: Optional = None, a_zero_point: Optional = None
+    ) -> Tensor:  # fmt: skip
+        """y (M, N). a_scale (M,) float32 and a_zero_point (M,) int32: of rows, for what was prepared with a_scale=None."""
+        return _call(
+            a, self.weight.data, self.channels, residual, a_scale, a_zero_point, self.table, *self._sizes, *self.settings,
+            backend=self.backend,
+        )  # fmt: skip
+
+
+def prepare_qgemm(
+    weight: PackedWeight, a_scale: Any = None, a_zero_point: Any = None, w_scale: Any = 1.0, bias: Tensor | None = None, *,
+    activation: str | None = None, residual_scale: Any = None, residual_zero_point: Any = None, out_dtype: torch.dtype = torch.float32,
+    out_scale: Any = None, out_zero_point: Any = None, table: Tensor | None = None, a_bits: int = 8, out_bits: int = 8,
+    backend: str | None = None,
+) -> QGemm:  # fmt: skip
+    """Compute once what calls of `qgemm` with the same quantization need: multipliers, and the bias with zero-points folded in.
+
+    Arguments as of `qgemm`. Without a_scale it and a_zero_point, of each row, are given at the call. Where out_dtype is uint8, a residual
+    can only be given at the call if residual_scale is given here.
+    """
+    if not isinstance(weight, PackedWeight):
+        raise TypeError(f"{OP}: weight: expected a PackedWeight, got {type(weight).__name__}")
+    checks.backend(OP, backend)
+    settled = quantization(
+        OP, weight.unpack(), a_scale=a_scale, a_zero_point=a_zero_point, w_scale=w_scale, bias=bias, activation=activation,
+        residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
+        out_zero_point=out_zero_point, a_bits=a_bits, out_bits=out_bits,
+    )  # fmt: skip
+    return QGemm(weight, *settled, table_of(OP, table, out_dtype), backend)
+
+
+def qgemm(
+    a: Tensor, weight: PackedWeight, *, a_scale: Any, a_zero_point: Any, w_scale: Any, bias: Tensor | None = None,
+    activation: str | None = None, residual: Tensor | None = None, residual_scale: Any = None, residual_zero_point: Any = None,
+    out_dtype: torch.dtype = torch.float32, out_scale: Any = None, out_zero_point: Any = None, table: Tensor | None = None, a_bits: int = 8,
+    out_bits: int = 8, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """y = act(s_a s_w (a - z_a) w^T + bias + residual), exact in int32 and then in a pinned order of float32 operations.
+
+    Real values are scale * (q - zero_point). For many calls with the same quantization `prepare_qgemm` computes its part once.
+
+    Args:
+        a: (M, K) uint8, rows of stride 1 are read in place.
+        weight: (N, K) from `pack_weight`; zero-point 0.
+        a_scale, a_zero_point: a number each (the zero-point any int32, or (1, K) of them, one for each input channel), or a scale and a
+            zero-point of each row, (M,) float32 and (M,) int32.
+        w_scale: a number or (N,).
+        bias: (N,) real, or None; rounded to a multiple of a_scale w_scale, except with scales of rows.
+        activation: None, "relu", or "silu", "gelu" or "hard_swish" by `reference.qactivate`; after the residual.
+        residual: (M, N): uint8 with residual_scale and residual_zero_point; int16 with residual_scale; for out_dtype int16, int16 of the
+            scale of y; for floats of the same dtype.
+        out_dtype: uint8 or int16, which need an out_scale, or float32, bfloat16, float16.
+        out_scale, out_zero_point: a number or (N,) each; |out_zero_point| <= 2^20.
+        table: (256,) uint8, through which every byte of y goes last: an activation function on quantized values.
+        a_bits, out_bits: 8 or 6: bytes of a are at most 2^a_bits - 1, those of y are.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Raises:
+        TypeError, ValueError: wrong arguments, scales that are not positive and finite, an int32 that could overflow, or the requested
+            backend cannot take the call.
+    """
+    checks.all_tensors(OP, a=a)
+    checks.tensors(OP, residual=residual)
+    rows = isinstance(a_scale, Tensor) and a_scale.ndim == 1 and a_scale.shape[0] == a.shape[0] and a_scale.numel() != 1
+    prepared = prepare_qgemm(
+        weight, None if rows else a_scale, None if rows else a_zero_point, w_scale, bias, activation=activation,
+        residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
+        out_zero_point=out_zero_point, table=table, a_bits=a_bits, out_bits=out_bits, backend=backend,
+    )  # fmt: skip
+    return prepared(a, residual, a_scale=a_scale, a_zero_point=a_zero_point) if rows else prepared(a, residual)
+
+
+def qgemm_accumulate(a: Tensor, weight: PackedWeight, a_zero_point: Any, *, backend: str | None = None) -> Tensor:
+    """(M, N) int32: sum_k (a[m, k] - z) weight[n, k], exact.
+
+    Args:
+        a: (M, K) uint8.
+        weight: (N, K) from `pack_weight`.
+        a_zero_point: any int32: one, (M,) for one of each row, or (1, K) for one of each input channel.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, or a sum might not fit in int32.
+    """
+    checks.all_tensors(OP, a=a)
+    if not isinstance(weight, PackedWeight):
+        raise TypeError(f"{OP}_accumulate: weight: expected a PackedWeight, got {type(weight).__name__}")
+    checks.backend(OP, backend)
+    z = torch.as_tensor(a_zero_point)
+    rows = z.ndim == 1 and z.numel() != 1
+    if rows:
+        z = zero_points(f"{OP}_accumulate", "a_zero_point", z, a.shape[0])
+    else:
+        z = zero_points(f"{OP}_accumulate", "a_zero_point", z, weight.depth)[None, :]
+    most = reference.largest_sum(weight.unpack(), z[:, None] if rows else z, 8)
+    if most >= reference.OVERFLOW:
+        raise ValueError(f"{OP}_accumulate: a_zero_point: expected sums below 2^31, got up to {most} with K = {weight.depth}")
+    return _accumulate_call(a, weight.data, z.contiguous(), weight.columns, weight.depth, weight.bits, backend=backend)
+
+
+# --- checks ---
+
+
+def _check_a(op: str, a: Tensor, weight: Tensor, depth: int) -> None:
+    checks.tensor(op, "a", a, 2, (torch.uint8,))
+    if a.shape[1] != depth:
+        raise ValueError(f"{op}: a: expected shape (M, {depth}), got {tuple(a.shape)}")
+    if weight.device != a.device:
+        raise ValueError(f"{op}: weight: expected device {a.device}, got {weight.device}")
+
+
+def check_residual(op: str, residual: Tensor, size: tuple[int, ...], out_dtype: torch.dtype, plain: bool) -> None:
+    if residual.shape != size:
+        raise ValueError(f"{op}: residual: expected shape {size}, got {tuple(residual.shape)}")
+    allowed: tuple[torch.dtype, ...] = (torch.uint8, torch.int16) if out_dtype == torch.uint8 else (out_dtype, torch.uint8, torch.int16)
+    if out_dtype == torch.int16:
+        allowed = (torch.int16,)
+    if residual.dtype not in allowed:
+        raise TypeError(f"{op}: residual: expected dtype {', '.join(map(str, allowed))} for results of {out_dtype}, got {residual.dtype}")
+    if plain and out_dtype != torch.int16:
+        raise ValueError(f"{op}: residual: expected a residual_scale with it, got None")
+
+
+def _check(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, row_scale: Optional, row_zero_point: Optional, columns: int,
+    depth: int, out_dtype: torch.dtype, plain: bool,
+) -> None:  # fmt: skip
+    _check_a(OP, a, weight, depth)
+    rows = a.shape[0]
+    if residual is not None:
+        check_residual(OP, residual, (rows, columns), out_dtype, plain)
+    if row_scale is None and row_zero_point is None:
+        return
+    for name, x, dtype in (("a_scale", row_scale, torch.float32), ("a_zero_point", row_zero_point, torch.int32)):
+        if x is None:
+            raise ValueError(f"{OP}: {name}: expected both a_scale and a_zero_point of rows, or neither, got None")
+        checks.tensor(OP, name, x, 1, (dtype,))
+        if x.shape[0] != rows:
+            raise ValueError(f"{OP}: {name}: expected one value for each of {rows} rows, got {x.shape[0]}")
+    if plain:
+        raise ValueError(f"{OP}: a_scale: expected None, as it was given when the product was prepared, got a tensor")
+
+
+# --- backends ---
+
+
+def _cpu_refuse(a: Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    return None if a.is_cpu else f"a is on {a.device}"
+
+
+def _cpu_forward(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, row_scale: Optional, row_zero_point: Optional, table: Optional,
+    columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float,
+    residual_zero_point: int,
+) -> Tensor:  # fmt: skip
+    a = walkable_rows(a)
+    rows = a.shape[0]
+    y = torch.empty(rows, columns, dtype=out_dtype)
+    if residual is not None:
+        residual = walkable_rows(residual)
+    if row_scale is not None and row_zero_point is not None:
+        row_scale, row_zero_point = row_scale.contiguous(), row_zero_point.contiguous()
+    status = native.qgemm(
+        rows, a.data_ptr(), a.stride(0), weight.data_ptr(), weight.shape[0], channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype],
+        plain, *activation_code(activation), 0 if table is None else table.data_ptr(),
+        0 if residual is None else residual.data_ptr(), 0 if residual is None else QTYPE_CODES[residual.dtype],
+        0 if residual is None else residual.stride(0), residual_scale, residual_zero_point,
+        0 if row_scale is None else row_scale.data_ptr(), 0 if row_zero_point is None else row_zero_point.data_ptr(),
+        y.data_ptr(), columns, torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y
+
+
+def activation_code(activation: str) -> tuple[int, int]:
+    """(QActivation of csrc/cpu/core/qepilogue_types.h, address of the segments)."""
+    table = SEGMENTS.get(activation)
+    return (2, table.data_ptr()) if table is not None else (int(activation == "relu"), 0)
+
+
+def _reference_forward(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, row_scale: Optional, row_zero_point: Optional, table: Optional,
+    columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float,
+    residual_zero_point: int,
+) -> Tensor:  # fmt: skip
+    return reference.qgemm(
+        a, unpack_bytes(weight, columns, depth, bits), unpack_channels(channels, columns), plain=plain, activation=activation,
+        out_dtype=out_dtype, residual=residual, residual_scale=residual_scale, residual_zero_point=residual_zero_point, table=table,
+        row_scale=row_scale, row_zero_point=row_zero_point,
+    )  # fmt: skip
+
+
+def _cpu_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int) -> Tensor:
+    a = walkable_rows(a)
+    y = torch.empty(a.shape[0], columns, dtype=torch.int32)
+    rows = zero_point.ndim == 1
+    channels = torch.zeros(7, -(-columns // 16) * 16, dtype=torch.int32)
+    if not rows:
+        w = unpack_bytes(weight, columns, depth, bits)
+        channels[0, :columns] = reference.wrap(-(w.to(torch.int64) * zero_point).sum(1))
+    status = native.qgemm(
+        a.shape[0], a.data_ptr(), a.stride(0), weight.data_ptr(), weight.shape[0], channels.data_ptr(), channels.shape[1], 0, True, 0, 0, 0,
+        0, 0, 0, 1.0, 0, 0, zero_point.data_ptr() if rows else 0, y.data_ptr(), columns, torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(f"{OP}_accumulate", status)
+    return y
+
+
+def _reference_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int) -> Tensor:
+    z = zero_point[:, None] if zero_point.ndim == 1 else zero_point
+    return reference.qgemm_accumulate(a, unpack_bytes(weight, columns, depth, bits), z)
+
+
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), reference=Implementation(_reference_forward))
+choose_accumulate = Choice(
+    f"{OP}_accumulate", cpu=Implementation(_cpu_accumulate, refuse=_cpu_refuse), reference=Implementation(_reference_accumulate)
+)
+
+
+# --- registration ---
+
+
+def _forward(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, row_scale: Optional, row_zero_point: Optional, table: Optional,
+    columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0,
+    residual_zero_point: int = 0, *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check(a, weight, channels, residual, row_scale, row_zero_point, columns, depth, out_dtype, plain)
+    return choose(backend, a).forward(
+        a, weight, channels, residual, row_scale, row_zero_point, table, columns, depth, bits, out_dtype, activation, plain, residual_scale,
+        residual_zero_point,
+    )  # fmt: skip
+
+
+def _forward_fake(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, row_scale: Optional, row_zero_point: Optional, table: Optional,
+    columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0,
+    residual_zero_point: int = 0, *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check(a, weight, channels, residual, row_scale, row_zero_point, columns, depth, out_dtype, plain)
+    return a.new_empty(a.shape[0], columns, dtype=out_dtype)
+
+
+def _accumulate(
+    a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int, *, backend: str | None = None
+) -> Tensor:  # fmt: skip
+    _check_a(f"{OP}_accumulate", a, weight, depth)
+    return choose_accumulate(backend, a).forward(a, weight, zero_point, columns, depth, bits)
+
+
+def _accumulate_fake(
+    a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int, *, backend: str | None = None
+) -> Tensor:  # fmt: skip
+    _check_a(f"{OP}_accumulate", a, weight, depth)
+    return a.new_empty(a.shape[0], columns, dtype=torch.int32)
+
+
+_op = register(
+    OP,
+    "(Tensor a, Tensor weight, Tensor channels, Tensor? residual, Tensor? row_scale, Tensor? row_zero_point, Tensor? table, int columns,"
+    " int depth, int bits, ScalarType out_dtype, str activation, bool plain, float residual_scale=1.0, int residual_zero_point=0, *,"
+    " str? backend=None) -> Tensor",
+    _forward,
+    _forward_fake,
+)
+_call = direct(_op, _forward, tensors=7)
+_accumulate_op = register(
+    f"{OP}_accumulate",
+    "(Tensor a, Tensor weight, Tensor zero_point, int columns, int depth, int bits, *, str? backend=None) -> Tensor",
+    _accumulate,
+    _accumulate_fake,
+)
+_accumulate_call = direct(_accumulate_op, _accumulate, tensors=3)
