@@ -117,7 +117,7 @@ inline double finish_one(const QEpilogue& e, int64_t sum, int64_t row, int64_t n
         if (e.residual) {
             float r = 0.0f;
             if (e.residual_type == QType::u8) r = static_cast<float>(static_cast<const uint8_t*>(e.residual)[at] - e.residual_zero_point);
-            if (e.residual_type == QType::i16) r = static_cast<float>(static_cast<const int16_t*>(e.residual)[at]);
+            if (e.residual_type == QType::i16) r = static_cast<float>(static_cast<const int16_t*>(e.residual)[at] - e.residual_zero_point);
             if (e.residual_type == QType::f32) r = static_cast<const float*>(e.residual)[at];
             if (e.residual_type != QType::f32) r = r * e.residual_scale;
             x = x + r;
