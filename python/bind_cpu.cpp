@@ -309,6 +309,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("set_isa", set_isa);
     m.def("fingerprint", [](uintptr_t data, int64_t bytes) { return fingerprint(pointer(data), bytes); });
     m.def("fma_gflops", fma_gflops, py::call_guard<py::gil_scoped_release>());
+    m.def("dot_gops", dot_gops, py::call_guard<py::gil_scoped_release>());
 
     m.def("separable_attention", attention);
     m.def("separable_attention_backward", attention_backward);

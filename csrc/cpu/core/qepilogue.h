@@ -122,7 +122,7 @@ inline void multiply_qpanels(const QTileKernels& tiles, const QOperand& a, int64
         const int64_t left = end - panel, count = left == 5 ? 3 : left < qgroup ? left : qgroup;
         const int64_t first = panel * qpanel;
         const int64_t columns = w.columns - first < count * qpanel ? w.columns - first : count * qpanel;
-        const QOperand panels = load_qpanels(w, panel, count, scratch);
+        const QOperand panels = load_qpanels(w, panel, count, rows, scratch);
         const QTile tile{a.data, a.stride,     rows,       w.depth, panels.data, panels.stride, static_cast<int>(count),
                          w.bits, init + first, init_stride};
         if (direct) {
