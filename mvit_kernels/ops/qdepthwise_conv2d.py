@@ -14,11 +14,11 @@ from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import QTYPE_CODES, dense, direct, empty_in_format, in_format, raise_status, register
 from .pack_weight import MOST
 from .qchannels import Settings, quantization, table_of, unpack_channels, zero_points
-from .qgemm import activation_code, check_residual
+from .qgemm import SEGMENTS, activation_code, check_residual
 
 OP = "qdepthwise_conv2d"
 BLOCK = 64  # channels
-_BLOCK_BYTES = 5376  # QDepthwiseBlock of csrc/cpu/core/qdepthwise_types.h
+_BLOCK_BYTES = 5632  # QDepthwiseBlock of csrc/cpu/core/qdepthwise_types.h
 _NARROW = 2**14  # the largest zero-point of a result by narrow steps, see csrc/cpu/core/qdepthwise.h
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -33,13 +33,7 @@ class QDepthwiseConv2d:
         self.weight, self.zero_point, self.channels, self.settings = weight, zero_point, channels, settings
         self.stride, self.table, self.backend = stride, table, backend
         self.blocks = arrange(weight, zero_point, channels)
-        scale, out_zero_point = channels[1].view(torch.float32), channels[6]
-        self.narrow = (
-            settings.plain
-            and settings.out_dtype == torch.uint8
-            and bool((scale < 1).all())
-            and bool((out_zero_point.abs() <= _NARROW).all())
-        )
+        self.narrow = is_narrow(channels, settings)
 
     def __call__(self, x: Tensor, residual: Optional = None) -> Tensor:
         """y (B, C, ceil(H / stride), ceil(W / stride)), channels_last; residual of that size."""
@@ -133,7 +127,7 @@ def arrange(weight: Tensor, zero_point: Tensor, channels: Tensor) -> Tensor:
     qdepthwise_types.h."""
     count = weight.shape[0]
     beyond = -count % BLOCK
-    init, scale, _, _, low, high, out_zero_point = unpack_channels(channels, count)
+    init, scale, _, inverse, low, high, out_zero_point = unpack_channels(channels, count)
 
     def blocks(x: Tensor) -> Tensor:
         """(..., C) -> (blocks, ..., 64)."""
@@ -149,8 +143,18 @@ def arrange(weight: Tensor, zero_point: Tensor, channels: Tensor) -> Tensor:
     sums = torch.stack([torch.stack(row) for row in left_out]) + init
     words = blocks(out_zero_point.clamp(-_NARROW, _NARROW).to(torch.int16)).unflatten(-1, (4, 2, 8)).transpose(-3, -2)
     edges = [blocks((bound.to(torch.int64) + out_zero_point).to(torch.uint8)) for bound in (low, high)]
-    parts = (F.pad(taps.transpose(-2, -1), (0, 1)), positions(reference.wrap(sums)), positions(scale), words, *edges)
+    parts = (F.pad(taps.transpose(-2, -1), (0, 1)), positions(reference.wrap(sums)), positions(scale), positions(inverse), words, *edges)
     return torch.cat([part.contiguous().flatten(1).view(torch.uint8) for part in parts], dim=1)
+
+
+def is_narrow(channels: Tensor, settings: Settings) -> bool:
+    """Whether results without a residual can be had by the narrow steps of csrc/cpu/core/qdepthwise.h, which has the reasons."""
+    if settings.out_dtype != torch.uint8 or not bool((channels[6].abs() <= _NARROW).all()):
+        return False
+    scale, inverse = channels[1].view(torch.float32), channels[3].view(torch.float32)
+    if settings.plain:
+        return bool((scale < 1).all())
+    return settings.activation in SEGMENTS and bool(((scale.double() * inverse <= 0.5) & (inverse <= 2.0**20)).all())
 
 
 def sum_outside(taps: Tensor, rows: int, columns: int) -> Tensor:

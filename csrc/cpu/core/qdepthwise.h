@@ -15,12 +15,13 @@
 // AVX2 has no product of bytes that keeps all bits (see qrows.h): bytes become int16, pairs (row 0, row 2) and (row 1, 0) of them meet
 // vpmaddwd. 16 outputs: 7 (stride 2: 14) to load and interleave, 24 multiplications and additions, 16 for the rest.
 //
-// Narrow steps: where a result is a byte and no more is asked for (plain), clamping after the conversion to int32 gives the same, as long
-// as that conversion cannot overflow (scale < 1) and 16 bits hold zero-points (within 2^14) beside what saturates:
+// Narrow steps: where a result is a byte and nothing is added on the way, clamping after the conversion to int32 gives the same, as long as
+// that conversion cannot overflow and 16 bits hold zero-points (within 2^14) beside what saturates:
 //
 //     rint(min(max(x, low), high)) + z = min(max(sat8(sat16(sat16(rint(x)) + z)), low + z), high + z)
 //
-// since low, high and z are integers. It takes 7 instructions for 64 values instead of 15.
+// since low, high and z are integers. It takes 7 instructions for 64 values instead of 19. |sum| <= 2^31, so plain results need scale < 1;
+// behind segments, for which |activation(x)| <= |x| + 1, scale inverse <= 1/2 and inverse <= 2^20 are enough.
 //
 // Rows outside of the map are taken from their neighbour with weights of zero.
 #pragma once
@@ -62,7 +63,14 @@ struct QDepthwiseSums {
     }
 };
 
+// How a row is finished: by the epilogue, or by narrow steps, plain or behind segments.
+enum class QDepthwiseFinish { epilogue, plain, segments };
+
 #if defined(MVIT_ISA_AVX512VNNI)
+
+inline __m512i converted(__m512i sum, F32 scale, F32 inverse, const float* table) {
+    return to_int(activate_segments(to_float(I32{sum}) * scale, table) * inverse).v;
+}
 
 // 64 or 32 bytes, and what is done with them.
 struct Bytes64 {
@@ -78,8 +86,14 @@ struct Bytes64 {
     static Vector low16(Vector a, Vector b) { return _mm512_unpacklo_epi16(a, b); }
     static Vector high16(Vector a, Vector b) { return _mm512_unpackhi_epi16(a, b); }
     static Vector both(Vector a, Vector b) { return _mm512_and_si512(a, b); }
-    static Vector scaled(Vector sum, const float* scale) {
-        return _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), _mm512_loadu_ps(scale)));
+    template <bool segments>
+    static void convert(Vector (&sum)[4], const QDepthwiseBlock& block, const float* table) {
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+            const float *scale = block.scale + 16 * q, *inverse = block.inverse + 16 * q;
+            sum[q] = segments ? converted(sum[q], F32::load(scale), F32::load(inverse), table)
+                              : to_int(to_float(I32{sum[q]}) * F32::load(scale)).v;
+        }
     }
     static Vector to_words(Vector a, Vector b, Vector zero_point) { return _mm512_adds_epi16(_mm512_packs_epi32(a, b), zero_point); }
     static Vector to_bytes(Vector a, Vector b, Vector low, Vector high) {
@@ -109,9 +123,23 @@ struct Bytes32 {
     static Vector low16(Vector a, Vector b) { return _mm256_unpacklo_epi16(a, b); }
     static Vector high16(Vector a, Vector b) { return _mm256_unpackhi_epi16(a, b); }
     static Vector both(Vector a, Vector b) { return _mm256_and_si256(a, b); }
-    static Vector scaled(Vector sum, const float* scale) {
-        return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_loadu_ps(scale)));
+    template <bool segments>
+    static void convert(Vector (&sum)[4], const QDepthwiseBlock& block, const float* table) {
+        if constexpr (segments) {
+#pragma GCC unroll 2
+            for (int q = 0; q < 4; q += 2) {
+                const F32 scale = two(block.scale + 16 * q), inverse = two(block.inverse + 16 * q);
+                const __m512i pair = _mm512_inserti64x4(_mm512_castsi256_si512(sum[q]), sum[q + 1], 1);
+                const __m512i done = converted(pair, scale, inverse, table);
+                sum[q] = _mm512_castsi512_si256(done), sum[q + 1] = _mm512_extracti64x4_epi64(done, 1);
+            }
+        } else {
+#pragma GCC unroll 4
+            for (int q = 0; q < 4; ++q)
+                sum[q] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtepi32_ps(sum[q]), _mm256_loadu_ps(block.scale + 16 * q)));
+        }
     }
+    static F32 two(const float* p) { return {_mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(p)), _mm256_loadu_ps(p + 16), 1)}; }
     static Vector to_words(Vector a, Vector b, Vector zero_point) { return _mm256_adds_epi16(_mm256_packs_epi32(a, b), zero_point); }
     static Vector to_bytes(Vector a, Vector b, Vector low, Vector high) {
         return _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(a, b), low), high);
@@ -132,7 +160,7 @@ inline void dot(Vector& sum, Vector a, Vector w) {
 }
 
 // Channels [channel, channel + B::size) of a row or, unless `whole`, those of them that exist.
-template <int stride, class B, bool whole, bool narrow>
+template <int stride, class B, bool whole, QDepthwiseFinish finish>
 [[gnu::noinline]] void qdepthwise_channels(const QDepthwiseRow& r, const QEpilogue& e, const QDepthwiseTaps& taps, int64_t channel) {
     using Vector = typename B::Vector;
     const int64_t left = r.channels - channel, count = left < B::size ? left : B::size;
@@ -161,7 +189,7 @@ template <int stride, class B, bool whole, bool narrow>
         to.q[2] = B::low16(high, high2), to.q[3] = B::high16(high, high2);
     };
 
-    uint8_t* y = static_cast<uint8_t*>(e.y) + first * e.y_stride + channel;  // where narrow
+    uint8_t* y = static_cast<uint8_t*>(e.y) + first * e.y_stride + channel;  // by narrow steps
     const int64_t y_stride = e.y_stride;
     const Vector zero_point[2] = {B::load(block.zero_point), B::load(block.zero_point + 32)};
     const Vector low = B::load(block.low), high = B::load(block.high);
@@ -181,19 +209,19 @@ template <int stride, class B, bool whole, bool narrow>
         Vector sum[4];
 #pragma GCC unroll 4
         for (int q = 0; q < 4; ++q) {
-            sum[q] = B::load(init + 16 * q);
-            dot(sum[q], before.q[q], weight[0][q]);
-            dot(sum[q], here.q[q], weight[1][q]);
-            dot(sum[q], after.q[q], weight[2][q]);
+            Vector one = B::load(init + 16 * q);  // by itself: gcc 12 would write an array to memory
+            dot(one, before.q[q], weight[0][q]);
+            dot(one, here.q[q], weight[1][q]);
+            dot(one, after.q[q], weight[2][q]);
+            sum[q] = one;
         }
         if constexpr (stride == 1) {
             before = here, here = after;
         } else {
             before = after;
         }
-        if constexpr (narrow) {
-#pragma GCC unroll 4
-            for (int q = 0; q < 4; ++q) sum[q] = B::scaled(sum[q], block.scale + 16 * q);
+        if constexpr (finish != QDepthwiseFinish::epilogue) {
+            B::template convert<finish == QDepthwiseFinish::segments>(sum, block, e.segments);
             const Vector a = B::to_words(sum[0], sum[1], zero_point[0]), b = B::to_words(sum[2], sum[3], zero_point[1]);
             const Vector bytes = B::to_bytes(a, b, low, high);
             if constexpr (whole) {
@@ -210,17 +238,17 @@ template <int stride, class B, bool whole, bool narrow>
     }
 }
 
-template <int stride, bool narrow>
+template <int stride, QDepthwiseFinish finish>
 inline void qdepthwise_blocks(const QDepthwiseRow& r, const QEpilogue& e, const QDepthwiseTaps& taps) {
     int64_t c = 0;
-    for (; c + 64 <= r.channels; c += 64) qdepthwise_channels<stride, Bytes64, true, narrow>(r, e, taps, c);
+    for (; c + 64 <= r.channels; c += 64) qdepthwise_channels<stride, Bytes64, true, finish>(r, e, taps, c);
     const int64_t left = r.channels - c;
     if (left > 32) {
-        qdepthwise_channels<stride, Bytes64, false, narrow>(r, e, taps, c);
+        qdepthwise_channels<stride, Bytes64, false, finish>(r, e, taps, c);
     } else if (left == 32) {
-        qdepthwise_channels<stride, Bytes32, true, narrow>(r, e, taps, c);
+        qdepthwise_channels<stride, Bytes32, true, finish>(r, e, taps, c);
     } else if (left > 0) {
-        qdepthwise_channels<stride, Bytes32, false, narrow>(r, e, taps, c);
+        qdepthwise_channels<stride, Bytes32, false, finish>(r, e, taps, c);
     }
 }
 
@@ -242,12 +270,17 @@ inline __m256i words(const uint8_t* p, int64_t count) {
     return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
 }
 
-inline __m256i scaled(__m256i sum, __m256i scale) {
-    return _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_cvtepi32_ps(sum), _mm256_castsi256_ps(scale)));
+inline F32 two_quarters(const float* p) { return {_mm256_castsi256_ps(two_quarters(static_cast<const void*>(p), p + 32))}; }
+
+template <bool segments>
+inline __m256i converted(__m256i sum, const float* scale, const float* inverse, const float* table) {
+    F32 x = to_float(I32{sum}) * two_quarters(scale);
+    if constexpr (segments) x = activate_segments(x, table) * two_quarters(inverse);
+    return to_int(x).v;
 }
 
 // Channels [channel, channel + 16) of a row or, unless `whole`, those of them that exist.
-template <int stride, bool whole, bool narrow>
+template <int stride, bool whole, QDepthwiseFinish finish>
 [[gnu::noinline]] void qdepthwise_channels(const QDepthwiseRow& r, const QEpilogue& e, const QDepthwiseTaps& taps, int64_t channel) {
     const int64_t left = r.channels - channel, count = left < 16 ? left : 16;
     const QDepthwiseBlock& block = r.blocks[channel / qdepthwise_block];
@@ -288,15 +321,16 @@ template <int stride, bool whole, bool narrow>
             }
     };
 
-    uint8_t* y = static_cast<uint8_t*>(e.y) + first * e.y_stride + channel;  // where narrow
+    uint8_t* y = static_cast<uint8_t*>(e.y) + first * e.y_stride + channel;  // by narrow steps
     const int64_t y_stride = e.y_stride;
-    const float* scale = block.scale + position;
+    const float *scale = block.scale + position, *inverse = block.inverse + position;
     const int16_t* zero_point = block.zero_point + 8 * l;
     QDepthwiseSums sums;  // otherwise
     const auto leave = [&](const Sum& sum, int64_t x) {
-        if constexpr (narrow) {
-            const __m256i a = scaled(sum.half[0], two_quarters(scale, scale + 32));
-            const __m256i b = scaled(sum.half[1], two_quarters(scale + 16, scale + 48));
+        if constexpr (finish != QDepthwiseFinish::epilogue) {
+            constexpr bool segments = finish == QDepthwiseFinish::segments;
+            const __m256i a = converted<segments>(sum.half[0], scale, inverse, e.segments);
+            const __m256i b = converted<segments>(sum.half[1], scale + 16, inverse + 16, e.segments);
             const __m256i q = _mm256_adds_epi16(_mm256_packs_epi32(a, b), two_quarters(zero_point, zero_point + 32));
             const __m128i packed = _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi16(q, q), 0x08));
             const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.low + in_block));
@@ -360,16 +394,16 @@ template <int stride, bool whole, bool narrow>
     }
 }
 
-template <int stride, bool narrow>
+template <int stride, QDepthwiseFinish finish>
 inline void qdepthwise_blocks(const QDepthwiseRow& r, const QEpilogue& e, const QDepthwiseTaps& taps) {
     int64_t c = 0;
-    for (; c + 16 <= r.channels; c += 16) qdepthwise_channels<stride, true, narrow>(r, e, taps, c);
-    if (c < r.channels) qdepthwise_channels<stride, false, narrow>(r, e, taps, c);
+    for (; c + 16 <= r.channels; c += 16) qdepthwise_channels<stride, true, finish>(r, e, taps, c);
+    if (c < r.channels) qdepthwise_channels<stride, false, finish>(r, e, taps, c);
 }
 
 #else
 
-template <int stride, bool>
+template <int stride, QDepthwiseFinish>
 inline void qdepthwise_blocks(const QDepthwiseRow& r, const QEpilogue& e, const QDepthwiseTaps& taps) {
     const int64_t width = (r.width - 1) / stride + 1;
     for (int64_t channel = 0; channel < r.channels; channel += qdepthwise_block) {
@@ -399,10 +433,12 @@ inline void qdepthwise_blocks(const QDepthwiseRow& r, const QEpilogue& e, const 
 template <int stride>
 inline void qdepthwise_row(const QDepthwiseRow& r, const QEpilogue& e) {
     const QDepthwiseTaps taps(r);
-    if (r.narrow) {
-        qdepthwise_blocks<stride, true>(r, e, taps);
+    if (!r.narrow) {
+        qdepthwise_blocks<stride, QDepthwiseFinish::epilogue>(r, e, taps);
+    } else if (e.activation == QActivation::segments) {
+        qdepthwise_blocks<stride, QDepthwiseFinish::segments>(r, e, taps);
     } else {
-        qdepthwise_blocks<stride, false>(r, e, taps);
+        qdepthwise_blocks<stride, QDepthwiseFinish::plain>(r, e, taps);
     }
     if (e.table)
         for (int64_t x = 0; x < (r.width - 1) / stride + 1; ++x)

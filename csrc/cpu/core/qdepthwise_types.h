@@ -9,13 +9,13 @@ namespace mvit {
 // words inside 128-bit lanes leaves the channels of a vector q in this order, and packing them again restores their own. Whatever the
 // width of the vectors: the first two quarters of a vector are the first 32 channels.
 struct QDepthwiseBlock {
-    int8_t weight[3][64][4];    // [kx][position][ky], and a zero: what meets the three bytes of a column
-    int32_t init[4][4][64];     // [rows outside][columns outside][position]: what sums begin with, see below
-    float scale[64];            // [position]: as QChannels has it; what follows too, for results by narrow steps
-    int16_t zero_point[64];     // of channel 16 l + 8 h + i (i below 8) at 32 h + 8 l + i
-    uint8_t low[64], high[64];  // [channel]: low + zero_point and high + zero_point
+    int8_t weight[3][64][4];       // [kx][position][ky], and a zero: what meets the three bytes of a column
+    int32_t init[4][4][64];        // [rows outside][columns outside][position]: what sums begin with, see below
+    float scale[64], inverse[64];  // [position]: as QChannels has them; for results by narrow steps, as what follows
+    int16_t zero_point[64];        // of channel 16 l + 8 h + i (i below 8) at 32 h + 8 l + i
+    uint8_t low[64], high[64];     // [channel]: low + zero_point and high + zero_point
 };
-static_assert(sizeof(QDepthwiseBlock) == 5376);
+static_assert(sizeof(QDepthwiseBlock) == 5632);
 
 inline constexpr int qdepthwise_block = 64;  // channels
 
