@@ -20,6 +20,9 @@ OP = "qdepthwise_conv2d"
 BLOCK = 64  # channels
 _BLOCK_BYTES = 5632  # QDepthwiseBlock of csrc/cpu/core/qdepthwise_types.h
 _NARROW = 2**14  # the largest zero-point of a result by narrow steps, see csrc/cpu/core/qdepthwise.h
+# (4, 4, 9): which taps are outside of the map, by rows (1: the first, plus 2: the last) and columns.
+_EDGES = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]])
+_OUTSIDE = (_EDGES[:, None, :, None] | _EDGES[None, :, None, :]).flatten(2)
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 
@@ -139,8 +142,7 @@ def arrange(weight: Tensor, zero_point: Tensor, channels: Tensor) -> Tensor:
 
     taps = positions(weight[:, 0].permute(2, 1, 0))  # (blocks, kx, ky, 64)
     z_w = weight[:, 0].to(torch.int64).permute(1, 2, 0) * zero_point
-    left_out = [[sum_outside(z_w, rows, columns) for columns in range(4)] for rows in range(4)]
-    sums = torch.stack([torch.stack(row) for row in left_out]) + init
+    sums = init + _OUTSIDE @ z_w.flatten(0, 1)
     words = blocks(out_zero_point.clamp(-_NARROW, _NARROW).to(torch.int16)).unflatten(-1, (4, 2, 8)).transpose(-3, -2)
     edges = [blocks((bound.to(torch.int64) + out_zero_point).to(torch.uint8)) for bound in (low, high)]
     parts = (F.pad(taps.transpose(-2, -1), (0, 1)), positions(reference.wrap(sums)), positions(scale), positions(inverse), words, *edges)
@@ -155,12 +157,6 @@ def is_narrow(channels: Tensor, settings: Settings) -> bool:
     if settings.plain:
         return bool((scale < 1).all())
     return settings.activation in SEGMENTS and bool(((scale.double() * inverse <= 0.5) & (inverse <= 2.0**20)).all())
-
-
-def sum_outside(taps: Tensor, rows: int, columns: int) -> Tensor:
-    """The sum of those of (3, 3, C) that are outside of the map: rows 1 for the first, plus 2 for the last; columns likewise."""
-    out_y, out_x = (torch.tensor([bool(which & 1), False, bool(which & 2)]) for which in (rows, columns))
-    return taps[out_y[:, None] | out_x].sum(0)
 
 
 # --- checks ---
