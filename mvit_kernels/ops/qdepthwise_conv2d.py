@@ -174,6 +174,8 @@ def _check(
     count = weight.shape[0]
     if x.shape[1] != count:
         raise ValueError(f"{OP}: x: expected shape (B, {count}, H, W), got {tuple(x.shape)}")
+    if blocks.shape != (-(-count // BLOCK), _BLOCK_BYTES) or channels.shape[1] < count:
+        raise ValueError(f"{OP}: blocks: expected what is prepared for {count} channels, got {tuple(blocks.shape)}")
     if blocks.device != x.device:
         raise ValueError(f"{OP}: weight: expected device {x.device}, got {blocks.device}")
     checks.stride(OP, stride)
