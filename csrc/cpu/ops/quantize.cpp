@@ -107,7 +107,7 @@ void run_dequantize(const QuantizeProblem& p, int threads) {
 
 bool zero_points_fit(const QuantizeProblem& p) {
     for (int64_t c = 0; c < (p.zero_point_of_channel ? p.channels : 1); ++c)
-        if (p.zero_point[c] < -farthest_zero_point || p.zero_point[c] > farthest_zero_point) return false;
+        if (!writable(p.zero_point[c])) return false;
     return true;
 }
 

@@ -1,13 +1,12 @@
 // Bytes for real numbers and back (mvit_kernels/reference/quantize.py):
 //
-//     quantize      q = rint(min(max(x * inverse, -z), most - z)) + z     inverse = float32(1 / s), most = 2^bits - 1; NaN becomes 0
-//     dequantize    x = s * float(q - z)                                  (core/qreal.h)
+//     quantize      q = rint(min(max(x * float32(1 / s), -z), most - z)) + z     most = 2^bits - 1; NaN becomes 0
+//     dequantize    x = s * float(q - z)                                         (core/qreal.h has both)
 //     of rows       low = min(row, 0), high = max(row, 0), both without NaN
 //                   s = max(high * float32(1 / most) - low * float32(1 / most), 2^-100), z = rint(-low / s), then as above
 //
 // s and z are one number for all, or one for each channel: elements lie as (outer, channels, inner), which describes the axis of any dense
-// tensor. The clamp has integer bounds, so it may stand before the rounding; its bounds are exact, as |z| <= 2^20 is demanded of outputs.
-// Of rows, the range times 1 / most is a difference of two products: high - low itself may be infinite.
+// tensor. Of rows, the range times 1 / most is a difference of two products: high - low itself may be infinite.
 //
 // Floor: x and q once each, at the bandwidth of a copy. Rows are read twice, the second time from the first cache.
 #pragma once
@@ -16,8 +15,6 @@
 #include "cpu/core/types.h"
 
 namespace mvit {
-
-inline constexpr int32_t farthest_zero_point = 1 << 20;
 
 struct QuantizeProblem {
     DType dtype;  // of the floats
@@ -46,18 +43,7 @@ Status quantize_rows(const QuantizeRowsProblem& problem, int threads);
 
 // --- what isa/quantize.cpp implements ---
 
-// How a real number becomes a byte.
-struct QByte {
-    float inverse, low, high;
-    int32_t zero_point;
-};
-
-inline constexpr QByte qbyte(float scale, int32_t zero_point, int bits) {
-    return {static_cast<float>(1.0 / static_cast<double>(scale)), static_cast<float>(-zero_point),
-            static_cast<float>((1 << bits) - 1 - zero_point), zero_point};
-}
-
-// The same of many channels.
+// QByte and QReal of many channels.
 struct QByteChannels {
     const float *inverse, *low, *high;
     const int32_t* zero_point;
