@@ -24,6 +24,11 @@ struct QAvgPoolProblem {
     void* y;      // (batch, channels)
 };
 
+// s_a / (H W s_y), the product and the quotient in double; out_scale 1 for floats.
+inline float mean_scale(float a_scale, int64_t pixels, float out_scale) {
+    return static_cast<float>(static_cast<double>(a_scale) / (static_cast<double>(pixels) * static_cast<double>(out_scale)));
+}
+
 Status qavg_pool(const QAvgPoolProblem& problem, int threads);
 
 // --- what isa/qavg_pool.cpp implements ---
