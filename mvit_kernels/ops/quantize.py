@@ -171,8 +171,9 @@ def _run(
     axis: int, bits: int, channels_last: bool,
 ) -> Tensor:  # fmt: skip
     if x.numel():
+        one = scales is None and zero_points is None
         status = kernel(
-            code, _span(x, axis, channels_last), *_values(scales, scale), *_values(zero_points, zero_point), bits, x.data_ptr(),
+            code, (1, 1, x.numel()) if one else _span(x, axis, channels_last), *_values(scales, scale), *_values(zero_points, zero_point), bits, x.data_ptr(),
             y.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         if status:

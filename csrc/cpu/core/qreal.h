@@ -32,9 +32,11 @@ struct QByte {
     int32_t zero_point;
 };
 
+inline constexpr QByte qbyte_of_inverse(float inverse, int32_t zero_point, int bits) {
+    return {inverse, static_cast<float>(-zero_point), static_cast<float>((1 << bits) - 1 - zero_point), zero_point};
+}
 inline constexpr QByte qbyte(float scale, int32_t zero_point, int bits) {
-    return {static_cast<float>(1.0 / static_cast<double>(scale)), static_cast<float>(-zero_point),
-            static_cast<float>((1 << bits) - 1 - zero_point), zero_point};
+    return qbyte_of_inverse(static_cast<float>(1.0 / static_cast<double>(scale)), zero_point, bits);
 }
 
 }  // namespace mvit

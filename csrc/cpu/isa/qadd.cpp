@@ -15,7 +15,10 @@ void run(const QAddProblem& p, int64_t first, int64_t count) {
     const I32 zero_point = I32::all(p.out.zero_point);
     const uint8_t *a = p.a + first, *b = p.b + first;
     uint8_t* y = p.y + first;
-    const float* segments = p.segments;
+    // Of its own, as stores of bytes may reach any memory that others see: these stay in registers.
+    float segments[96];
+    if constexpr (activation == QActivation::segments)
+        for (int i = 0; i < 96; ++i) segments[i] = p.segments[i];
     each_vector(count, [&](int64_t i, int n) {
         const F32 sum = a_real(load_ints(a + i, n)) + b_real(load_ints(b + i, n));
         store(to_byte(activate(sum, activation, segments) * inverse, low, high, zero_point), y + i, n);

@@ -10,6 +10,11 @@ namespace {
 
 constexpr int W = F32::width;
 
+template <int n>
+struct Count {
+    static constexpr int value = n;
+};
+
 template <class T>
 void quantize_run(const void* x, uint8_t* q, int64_t count, const QByte& to) {
     const F32 inverse = F32::all(to.inverse), low = F32::all(to.low), high = F32::all(to.high);
@@ -19,16 +24,29 @@ void quantize_run(const void* x, uint8_t* q, int64_t count, const QByte& to) {
     });
 }
 
+// Runs body(first row, constant of how many rows) on [0, rows), four at a time.
+template <class Body>
+inline void each_four(int64_t rows, const Body& body) {
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) body(r, Count<4>{});
+    for (; r < rows; ++r) body(r, Count<1>{});
+}
+
+// What channels need is loaded once for four rows.
 template <class T>
 void quantize_channels(const void* x, uint8_t* q, int64_t rows, int64_t channels, const QByteChannels& to) {
-    for (int64_t r = 0; r < rows; ++r) {
+    each_four(rows, [&](int64_t r, auto count) {
         const T* from = static_cast<const T*>(x) + r * channels;
         each_vector(channels, [&](int64_t c, int n) {
-            const F32 t = load(from + c, n, 0.0f) * load(to.inverse + c, n, 0.0f);
+            const F32 inverse = load(to.inverse + c, n, 0.0f), low = load(to.low + c, n, 0.0f), high = load(to.high + c, n, 0.0f);
             const I32 zero_point = load_ints(to.zero_point + c, n);
-            store(to_byte(t, load(to.low + c, n, 0.0f), load(to.high + c, n, 0.0f), zero_point), q + r * channels + c, n);
+#pragma GCC unroll 4
+            for (int j = 0; j < count.value; ++j) {
+                const F32 t = load(from + j * channels + c, n, 0.0f) * inverse;
+                store(to_byte(t, low, high, zero_point), q + (r + j) * channels + c, n);
+            }
         });
-    }
+    });
 }
 
 template <class T>
@@ -39,23 +57,20 @@ void dequantize_run(const uint8_t* q, void* x, int64_t count, const QReal& of) {
 
 template <class T>
 void dequantize_channels(const uint8_t* q, void* x, int64_t rows, int64_t channels, const QRealChannels& of) {
-    for (int64_t r = 0; r < rows; ++r) {
+    each_four(rows, [&](int64_t r, auto count) {
         T* to = static_cast<T*>(x) + r * channels;
         each_vector(channels, [&](int64_t c, int n) {
             const QRealVector real{load(of.scale + c, n, 0.0f), load(of.high + c, n, 0.0f), load_ints(of.low + c, n)};
-            store(real(load_ints(q + r * channels + c, n)), to + c, n);
+#pragma GCC unroll 4
+            for (int j = 0; j < count.value; ++j) store(real(load_ints(q + (r + j) * channels + c, n)), to + j * channels + c, n);
         });
-    }
+    });
 }
 
-inline float smallest(F32 x) {
-    return first_lane(reduce_phases(x, 1, [](F32 a, F32 b) { return min(a, b); }));
-}
-inline float largest(F32 x) { return first_lane(max_phases(x, 1)); }
-
-// A row's low and high. min and max return their second argument where one is NaN: NaN counts as nothing.
+// A vector of the smallest values of a row and 0, one of the largest. min and max return their second argument where one is NaN: NaN counts
+// as nothing.
 template <class T>
-inline void range_of(const T* x, int64_t depth, float* low, float* high) {
+inline void range_of(const T* x, int64_t depth, F32* smallest, F32* largest) {
     F32 least[4], most[4];
 #pragma GCC unroll 4
     for (int j = 0; j < 4; ++j) least[j] = most[j] = F32::all(0.0f);
@@ -72,24 +87,39 @@ inline void range_of(const T* x, int64_t depth, float* low, float* high) {
         least[0] = min(v, least[0]);
         most[0] = max(v, most[0]);
     }
-    *low = smallest(min(min(least[0], least[1]), min(least[2], least[3])));
-    *high = largest(max(max(most[0], most[1]), max(most[2], most[3])));
+    *smallest = min(min(least[0], least[1]), min(least[2], least[3]));
+    *largest = max(max(most[0], most[1]), max(most[2], most[3]));
 }
 
+// As many rows at once as a vector has lanes: from their ranges on, lanes are rows.
 template <class T>
 void quantize_rows(const QuantizeRowsProblem& p, int64_t first, int64_t last) {
-    const int most = (1 << p.bits) - 1;
-    const float step = 1.0f / static_cast<float>(most);
-    for (int64_t r = first; r < last; ++r) {
-        const T* x = static_cast<const T*>(p.x) + r * p.x_stride;
-        float low, high;
-        range_of(x, p.depth, &low, &high);
-        const float range = high * step - low * step, scale = range > 0x1p-100f ? range : 0x1p-100f;
-        const float z = -low / scale;  // NaN where the range is infinite
-        const int32_t zero_point = z < static_cast<float>(most) ? static_cast<int32_t>(__builtin_rintf(z)) : z != z ? 0 : most;
-        p.scale[r] = scale;
-        p.zero_point[r] = zero_point;
-        quantize_run<T>(x, p.q + r * p.depth, p.depth, qbyte(scale, zero_point, p.bits));
+    const F32 zero = F32::all(0.0f), most = F32::all(static_cast<float>((1 << p.bits) - 1)), step = F32::all(1.0f) / most;
+    for (int64_t begin = first; begin < last; begin += W) {
+        const int rows = lanes_left(last, begin);
+        const T* x = static_cast<const T*>(p.x) + begin * p.x_stride;
+        F32 least[W], largest[W];
+        for (int r = 0; r < rows; ++r) range_of(x + r * p.x_stride, p.depth, least + r, largest + r);
+        for (int r = rows; r < W; ++r) least[r] = largest[r] = zero;
+        transpose(least);
+        transpose(largest);
+        F32 low = least[0], high = largest[0];
+        for (int j = 1; j < W; ++j) {
+            low = min(low, least[j]);
+            high = max(high, largest[j]);
+        }
+        const F32 scale = max(high * step - low * step, F32::all(0x1p-100f));
+        const F32 z = min(max((zero - low) / scale, zero), most);  // NaN, of an infinite range, becomes 0
+        const I32 zero_point = to_int(z);
+        // 1 / scale in float32 is what float64 would be rounded to: it has more than twice the bits.
+        float inverse[W];
+        int32_t zero_points[W];
+        (F32::all(1.0f) / scale).store(inverse);
+        zero_point.store(zero_points);
+        store(scale, p.scale + begin, rows);
+        store(zero_point, p.zero_point + begin, rows);
+        for (int r = 0; r < rows; ++r)
+            quantize_run<T>(x + r * p.x_stride, p.q + (begin + r) * p.depth, p.depth, qbyte_of_inverse(inverse[r], zero_points[r], p.bits));
     }
 }
 
