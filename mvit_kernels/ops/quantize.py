@@ -171,10 +171,10 @@ def _run(
     axis: int, bits: int, channels_last: bool,
 ) -> Tensor:  # fmt: skip
     if x.numel():
-        one = scales is None and zero_points is None
+        span = (1, 1, x.numel()) if scales is None and zero_points is None else _span(x, axis, channels_last)
         status = kernel(
-            code, (1, 1, x.numel()) if one else _span(x, axis, channels_last), *_values(scales, scale), *_values(zero_points, zero_point), bits, x.data_ptr(),
-            y.data_ptr(), torch.get_num_threads(),
+            code, span, *_values(scales, scale), *_values(zero_points, zero_point), bits, x.data_ptr(), y.data_ptr(),
+            torch.get_num_threads(),
         )  # fmt: skip
         if status:
             raise_status(op, status)
