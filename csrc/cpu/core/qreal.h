@@ -3,7 +3,7 @@
 // A byte as a real number is scale * float(q - zero_point), for any int32 zero-point.
 //
 // q - zero_point may take 33 bits. -zero_point = low + high with 0 <= low < 2^16: q + low, below 2^17, and high, 16 bits times 2^16, are
-// exact in float32, so that float(q + low) + high is q - zero_point rounded once.
+// exact in float32, so that float(q + low) + high is q - zero_point rounded once. A zero-point up to 2^23 is exact itself: low = 0.
 //
 // A real number as a byte is rint(min(max(x * inverse, -zero_point), most - zero_point)) + zero_point, inverse = float32(1 / scale),
 // most = 2^bits - 1; NaN becomes 0 (to_byte of qepilogue.h). The bounds are integers, so the clamp may stand before the rounding.
@@ -19,7 +19,7 @@ struct QReal {
 };
 
 inline constexpr QReal qreal(float scale, int32_t zero_point) {
-    const int64_t minus = -int64_t{zero_point}, low = minus & 0xFFFF;
+    const int64_t minus = -int64_t{zero_point}, low = minus >= -(1 << 23) && minus <= 1 << 23 ? 0 : minus & 0xFFFF;
     return {scale, static_cast<float>(minus - low), static_cast<int32_t>(low)};
 }
 

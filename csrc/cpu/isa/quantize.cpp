@@ -19,9 +19,8 @@ template <class T>
 void quantize_run(const void* x, uint8_t* q, int64_t count, const QByte& to) {
     const F32 inverse = F32::all(to.inverse), low = F32::all(to.low), high = F32::all(to.high);
     const I32 zero_point = I32::all(to.zero_point);
-    each_vector(count, [&](int64_t i, int n) {
-        store(to_byte(load(static_cast<const T*>(x) + i, n, 0.0f) * inverse, low, high, zero_point), q + i, n);
-    });
+    write_bytes(q, count,
+                [&](int64_t i, int n) { return to_byte(load(static_cast<const T*>(x) + i, n, 0.0f) * inverse, low, high, zero_point); });
 }
 
 // Runs body(first row, constant of how many rows) on [0, rows), four at a time.
@@ -49,10 +48,15 @@ void quantize_channels(const void* x, uint8_t* q, int64_t rows, int64_t channels
     });
 }
 
+template <class T, class Real>
+inline void dequantize_by(const Real& real, const uint8_t* q, void* x, int64_t count) {
+    each_vector(count, [&](int64_t i, int n) { store(real(load_ints(q + i, n)), static_cast<T*>(x) + i, n); });
+}
+
 template <class T>
 void dequantize_run(const uint8_t* q, void* x, int64_t count, const QReal& of) {
-    const QRealVector real(of);
-    each_vector(count, [&](int64_t i, int n) { store(real(load_ints(q + i, n)), static_cast<T*>(x) + i, n); });
+    if (of.low == 0) return dequantize_by<T>(QNearRealVector(of), q, x, count);
+    dequantize_by<T>(QRealVector(of), q, x, count);
 }
 
 template <class T>
