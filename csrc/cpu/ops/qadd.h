@@ -4,7 +4,8 @@
 //
 // The reals are those of core/qreal.h, the activation that of core/qepilogue.h.
 //
-// Floor: a and b read and y written once, at the bandwidth of a copy.
+// Floor: 16 operations on every vector of float32, which four units of 256 bits do in 8 cycles for 16 results; an activation takes twice as
+// many more. Memory waits for that: in the second cache a copy of the same bytes takes a quarter of the time.
 #pragma once
 
 #include "cpu/core/qepilogue_types.h"
