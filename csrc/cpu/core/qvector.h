@@ -68,8 +68,8 @@ struct QRealVector {
     F32 operator()(I32 q) const { return (to_float(q + low) + high) * scale; }
 };
 
-// The same where low is 0. 2^23 + q is made by an integer addition instead of a conversion, for which there are fewer units; it is exact, and
-// so is high - 2^23.
+// The same where low is 0. 2^23 + q is made by an integer addition instead of a conversion, for which there are fewer units; it is exact,
+// and so is high - 2^23.
 struct QNearRealVector {
     F32 scale, high;
 
