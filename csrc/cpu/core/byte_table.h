@@ -2,7 +2,7 @@
 //
 // Floor: every byte read and written once. AVX-512 with VBMI looks up 64 bytes with two vpermi2b, of 128 entries each, and takes one or the
 // other by the top bit: memory speed. Without VBMI there is vpshufb, which looks up a table of 16 by the low four bits and gives 0 where
-// the top bit is set: 16 steps, of three instructions each, and still three to four times as fast as a loop of loads.
+// the top bit is set: 16 steps, of three instructions each, and still two to four times as fast as a loop of loads.
 //
 // In step k the index is x - 16 k, so its low bits stay and its top bit says when a byte takes part. Let h = x / 16. Below 128, x takes
 // part in the steps 0 .. h; in step 8 it is negative, and from there on subtraction saturates, so that it remains so. From 128 on, x takes
