@@ -36,3 +36,18 @@ def copy_of(*tensors: torch.Tensor) -> Callable[[], torch.Tensor]:
     elements = sum(x.numel() for x in tensors) // 2
     source, target = torch.randn(elements), torch.empty(elements)
     return lambda: target.copy_(source)
+
+
+MAPS = [(1, 64, 128, 128), (1, 128, 64, 64), (1, 128, 32, 32), (1, 192, 16, 16), (8, 128, 32, 32)]
+"""(B, C, H, W) of maps of the networks, for ops on bytes."""
+
+
+def bytes_like(size: tuple[int, ...]) -> torch.Tensor:
+    """Random bytes, channels_last."""
+    return torch.randint(0, 256, size, dtype=torch.uint8).contiguous(memory_format=torch.channels_last)
+
+
+def copy_of_bytes(count: int) -> Callable[[], torch.Tensor]:
+    """torch's copy that reads and writes so many bytes together."""
+    source, target = torch.zeros(count // 2, dtype=torch.uint8), torch.empty(count // 2, dtype=torch.uint8)
+    return lambda: target.copy_(source)

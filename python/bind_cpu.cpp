@@ -19,8 +19,13 @@
 #include "cpu/ops/layer_norm.h"
 #include "cpu/ops/patch_attention.h"
 #include "cpu/ops/patches.h"
+#include "cpu/ops/qadd.h"
+#include "cpu/ops/qavg_pool.h"
 #include "cpu/ops/qdepthwise_conv2d.h"
 #include "cpu/ops/qgemm.h"
+#include "cpu/ops/qlookup.h"
+#include "cpu/ops/qresize.h"
+#include "cpu/ops/quantize.h"
 #include "cpu/ops/separable_attention.h"
 #include "cpu/ops/separable_attention_block.h"
 
@@ -163,6 +168,68 @@ int quantized_depthwise_convolution(const Sizes& size, int64_t stride, uintptr_t
     e.y = pointer(y), e.y_stride = p.channels;
     py::gil_scoped_release release;
     return static_cast<int>(qdepthwise_conv2d(p, threads));
+}
+
+uint8_t* writable_bytes(uintptr_t address) { return static_cast<uint8_t*>(pointer(address)); }
+
+// span: elements before, of and after the axis of the channels. An address of scales or zero-points, or 0 and the one of all channels.
+template <Status (*function)(const QuantizeProblem&, int)>
+int quantization(int dtype, std::array<int64_t, 3> span, uintptr_t scales, float scale, uintptr_t zero_points, int32_t zero_point, int bits,
+                 uintptr_t from, uintptr_t to, int threads) {
+    QuantizeProblem p{};
+    p.dtype = static_cast<DType>(dtype), p.bits = bits;
+    p.outer = span[0], p.channels = span[1], p.inner = span[2];
+    p.scale_of_channel = scales != 0, p.scale = scales ? floats(scales) : &scale;
+    p.zero_point_of_channel = zero_points != 0, p.zero_point = zero_points ? ints(zero_points) : &zero_point;
+    p.from = pointer(from), p.to = pointer(to);
+    py::gil_scoped_release release;
+    return static_cast<int>(function(p, threads));
+}
+
+int quantization_of_rows(int dtype, int64_t rows, int64_t depth, int64_t x_stride, int bits, uintptr_t x, uintptr_t q, uintptr_t scale,
+                         uintptr_t zero_point, int threads) {
+    QuantizeRowsProblem p{};
+    p.dtype = static_cast<DType>(dtype), p.bits = bits;
+    p.rows = rows, p.depth = depth, p.x_stride = x_stride;
+    p.x = pointer(x), p.q = writable_bytes(q);
+    p.scale = static_cast<float*>(pointer(scale)), p.zero_point = static_cast<int32_t*>(pointer(zero_point));
+    py::gil_scoped_release release;
+    return static_cast<int>(quantize_rows(p, threads));
+}
+
+int quantized_sum(int64_t count, uintptr_t a, uintptr_t b, float a_scale, int32_t a_zero_point, float b_scale, int32_t b_zero_point,
+                  int activation, uintptr_t segments, float out_scale, int32_t out_zero_point, int out_bits, uintptr_t y, int threads) {
+    QAddProblem p{};
+    p.count = count, p.a = bytes(a), p.b = bytes(b), p.y = writable_bytes(y);
+    p.a_real = qreal(a_scale, a_zero_point), p.b_real = qreal(b_scale, b_zero_point);
+    p.activation = static_cast<QActivation>(activation), p.segments = floats(segments);
+    p.out = qbyte(out_scale, out_zero_point, out_bits);
+    py::gil_scoped_release release;
+    return static_cast<int>(qadd(p, threads));
+}
+
+int quantized_mean(int64_t batch, int64_t channels, int64_t pixels, bool channels_last, uintptr_t x, float a_scale, int32_t a_zero_point,
+                   bool as_floats, float out_scale, int32_t out_zero_point, int out_bits, uintptr_t y, int threads) {
+    QAvgPoolProblem p{};
+    p.batch = batch, p.channels = channels, p.pixels = pixels, p.channels_last = channels_last;
+    p.x = bytes(x), p.y = pointer(y);
+    p.zero_point = a_zero_point, p.scale = mean_scale(a_scale, pixels, out_scale);
+    p.floats = as_floats, p.out = qbyte(out_scale, out_zero_point, out_bits);
+    py::gil_scoped_release release;
+    return static_cast<int>(qavg_pool(p, threads));
+}
+
+// size is (B, C, H, W) of x.
+int quantized_resize(const Sizes& size, std::array<int64_t, 2> out, bool align_corners, uintptr_t x, uintptr_t y, int threads) {
+    const QResizeProblem p{size[0], size[1], size[2], size[3], out[0], out[1], align_corners, bytes(x), writable_bytes(y)};
+    py::gil_scoped_release release;
+    return static_cast<int>(qresize(p, threads));
+}
+
+int lookup(int64_t count, uintptr_t table, uintptr_t x, uintptr_t y, int threads) {
+    const QLookupProblem p{count, bytes(table), bytes(x), writable_bytes(y)};
+    py::gil_scoped_release release;
+    return static_cast<int>(qlookup(p, threads));
 }
 
 int mlp(int dtype, int64_t groups, int64_t rows, int64_t dim, int64_t hidden, uintptr_t weight1, uintptr_t bias1, uintptr_t weight2,
@@ -344,6 +411,13 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("gemm", product);
     m.def("qdepthwise_conv2d", quantized_depthwise_convolution);
     m.def("qgemm", quantized_product);
+    m.def("quantize", quantization<quantize>);
+    m.def("dequantize", quantization<dequantize>);
+    m.def("quantize_rows", quantization_of_rows);
+    m.def("qadd", quantized_sum);
+    m.def("qavg_pool", quantized_mean);
+    m.def("qresize", quantized_resize);
+    m.def("qlookup", lookup);
     m.def("patch_attention", softmax_attention);
     m.def("patch_attention_backward", softmax_attention_backward);
     m.def("group_norm", group_normalize);

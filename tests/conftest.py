@@ -56,3 +56,17 @@ def isa(request):
     assert native.set_isa(request.param)
     yield request.param
     native.set_isa(before)
+
+
+@pytest.fixture(params=["reference", *_isas()])
+def backend(request):
+    """The name of a backend: plain torch, and the kernels on every instruction set of this machine."""
+    from mvit_kernels.ops.backend import native
+
+    if request.param == "reference":
+        yield "reference"
+        return
+    before = native.isa()
+    assert native.set_isa(request.param)
+    yield "cpu"
+    native.set_isa(before)

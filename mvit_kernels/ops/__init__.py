@@ -11,8 +11,13 @@ from .layer_norm import layer_norm
 from .pack_weight import PackedWeight, pack_weight
 from .patch_attention import patch_attention
 from .patches import fold_patches, unfold_patches
+from .qadd import qadd
+from .qavg_pool import qavg_pool
 from .qdepthwise_conv2d import QDepthwiseConv2d, prepare_qdepthwise_conv2d, qdepthwise_conv2d
 from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
+from .qlookup import qlookup
+from .qresize import qresize
+from .quantize import dequantize, quantize, quantize_rows
 from .separable_attention import separable_attention
 from .separable_attention_block import separable_attention_block
 
@@ -24,6 +29,7 @@ __all__ = [
     "backends",
     "conv2d",
     "depthwise_conv2d",
+    "dequantize",
     "feed_forward",
     "fold_patches",
     "gemm",
@@ -34,9 +40,15 @@ __all__ = [
     "patch_attention",
     "prepare_qdepthwise_conv2d",
     "prepare_qgemm",
+    "qadd",
+    "qavg_pool",
     "qdepthwise_conv2d",
     "qgemm",
     "qgemm_accumulate",
+    "qlookup",
+    "qresize",
+    "quantize",
+    "quantize_rows",
     "separable_attention",
     "separable_attention_block",
     "unfold_patches",

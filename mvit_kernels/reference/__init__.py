@@ -11,9 +11,13 @@ from .layer_norm import layer_norm, layer_norm_backward
 from .patch_attention import patch_attention, patch_attention_backward, patch_attention_fused
 from .patches import fold_patches, unfold_patches
 from .pointwise import pointwise, pointwise_backward
+from .qadd import qadd
+from .qavg_pool import qavg_pool
 from .qdepthwise_conv2d import qdepthwise_conv2d
 from .qgemm import OVERFLOW, QACTIVATIONS, Channels, epilogue, largest_sum, matmul, qactivate, qgemm, qgemm_accumulate, segments, wrap
-from .quantize import Rows, dequantize, quantize, quantize_rows
+from .qlookup import activation_table, exact_activation, qlookup
+from .qresize import qresize
+from .quantize import Rows, along, dequantize, quantize, quantize_rows
 from .separable_attention import separable_attention, separable_attention_backward
 from .separable_attention_block import separable_attention_block, separable_attention_block_backward, separable_attention_block_reduced
 
@@ -25,6 +29,8 @@ __all__ = [
     "Rows",
     "activate",
     "activate_backward",
+    "activation_table",
+    "along",
     "channel_norm",
     "channel_norm_backward",
     "conv2d",
@@ -33,6 +39,7 @@ __all__ = [
     "depthwise_conv2d_backward",
     "dequantize",
     "epilogue",
+    "exact_activation",
     "feed_forward",
     "feed_forward_backward",
     "fold_patches",
@@ -55,9 +62,13 @@ __all__ = [
     "pointwise",
     "pointwise_backward",
     "qactivate",
+    "qadd",
+    "qavg_pool",
     "qdepthwise_conv2d",
     "qgemm",
     "qgemm_accumulate",
+    "qlookup",
+    "qresize",
     "quantize",
     "quantize_rows",
     "segments",

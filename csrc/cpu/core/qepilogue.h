@@ -16,6 +16,7 @@
 // The clamp comes before the conversion, which gives INT_MIN for whatever is too large.
 #pragma once
 
+#include "cpu/core/byte_table.h"
 #include "cpu/core/qepilogue_types.h"
 #include "cpu/core/qrows.h"
 
@@ -33,7 +34,7 @@ inline F32 activate_segments(F32 x, const float* table) {
 }
 
 inline F32 activate(F32 x, QActivation activation, const float* segments) {
-    if (activation == QActivation::relu) return max(x, F32::all(0.0f));
+    if (activation == QActivation::relu) return max(F32::all(0.0f), x);  // in this order NaN stays NaN
     if (activation == QActivation::segments) return activate_segments(x, segments);
     return x;
 }
@@ -100,10 +101,6 @@ inline void finish_rows(const QEpilogue& e, const int32_t* c, int64_t c_stride, 
             finish_vector(e, I32::load(c + r * c_stride + j), row + r, first + j, lanes_left(columns, j));
 }
 
-inline void look_up(const uint8_t* table, uint8_t* y, int64_t count) {
-    for (int64_t i = 0; i < count; ++i) y[i] = table[y[i]];
-}
-
 inline constexpr int64_t qtile_scratch = qgroup * qpanel;  // int32 a row
 
 // Bytes of scratch for multiply_qpanels, after which come those of load_qrows.
@@ -133,7 +130,10 @@ inline void multiply_qpanels(const QTileKernels& tiles, const QOperand& a, int64
             finish_rows(e, sums, qtile_scratch, row, rows, first, columns);
         }
         if (e.table)
-            for (int64_t r = 0; r < rows; ++r) look_up(e.table, static_cast<uint8_t*>(e.y) + (row + r) * e.y_stride + first, columns);
+            for (int64_t r = 0; r < rows; ++r) {
+                uint8_t* y = static_cast<uint8_t*>(e.y) + (row + r) * e.y_stride + first;
+                look_up(e.table, y, y, columns);
+            }
         panel += count;
     }
 }

@@ -1,0 +1,52 @@
+#include "cpu/ops/qresize.h"
+
+#include <cmath>
+#include <vector>
+
+#include "cpu/core/isa.h"
+#include "cpu/core/scratch.h"
+
+namespace mvit {
+
+MVIT_ISA_TABLE(QResizeKernels, qresize)
+
+namespace {
+
+std::vector<QResizeTap> taps(int64_t in, int64_t out, bool align_corners) {
+    std::vector<QResizeTap> result(static_cast<size_t>(out));
+    const double inputs = static_cast<double>(in), outputs = static_cast<double>(out);
+    const double scale = !align_corners ? inputs / outputs : out > 1 ? (inputs - 1.0) / (outputs - 1.0) : 0.0;
+    for (int64_t i = 0; i < out; ++i) {
+        double at = static_cast<double>(i) * scale;
+        if (!align_corners) at = std::fmax((static_cast<double>(i) + 0.5) * scale - 0.5, 0.0);
+        const double floor = std::fmin(std::floor(at), inputs - 1.0);
+        const int64_t first = static_cast<int64_t>(floor), second = first + 1 < in ? first + 1 : first;
+        const double weight = std::nearbyint(std::fmin(at - floor, 1.0) * resize_one);
+        result[static_cast<size_t>(i)] = {first, second, static_cast<int32_t>(weight)};
+    }
+    return result;
+}
+
+void run(const QResizeProblem& p, int threads) {
+    const QResizeKernels& kernels = qresize_table.active();
+    const std::vector<QResizeTap> rows = taps(p.height, p.out_height, p.align_corners),
+                                  columns = taps(p.width, p.out_width, p.align_corners);
+    const int64_t row_bytes = p.width * p.channels, tasks = p.batch * p.out_height;
+    const int64_t bytes = 4 * tasks * p.out_width * p.channels;  // four loads an output
+    parallel_for(tasks, threads_for(bytes, tasks, threads), [&](int64_t task) {
+        const QResizeTap& tap = rows[static_cast<size_t>(task % p.out_height)];
+        const uint8_t* image = p.x + task / p.out_height * p.height * row_bytes;
+        kernels.row(image + tap.first * row_bytes, image + tap.second * row_bytes, tap.weight, columns.data(), p.out_width, p.channels,
+                    p.y + task * p.out_width * p.channels);
+    });
+}
+
+}  // namespace
+
+Status qresize(const QResizeProblem& p, int threads) {
+    if (p.batch < 0 || p.channels < 0 || p.height < 1 || p.width < 1 || p.out_height < 0 || p.out_width < 0) return Status::bad_shape;
+    if (p.batch == 0 || p.channels == 0 || p.out_height == 0 || p.out_width == 0) return Status::ok;
+    return caught([&] { run(p, threads); });
+}
+
+}  // namespace mvit

@@ -1,0 +1,123 @@
+"""The sum of two quantized maps, with an activation: schema, checks, fake and backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import dense, direct, raise_status, register
+from .qchannels import bit_count
+from .qgemm import activation_code
+from .qvalues import dense_bytes, empty_like_dense, in_format_of, one_scale, one_zero_point
+
+OP = "qadd"
+Tensor = torch.Tensor
+
+
+def qadd(
+    a: Tensor, b: Tensor, *, a_scale: Any, a_zero_point: Any, b_scale: Any, b_zero_point: Any, out_scale: Any, out_zero_point: Any,
+    activation: str | None = None, out_bits: int = 8, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """The byte of act(a_scale float(a - a_zero_point) + b_scale float(b - b_zero_point)): float32 operations in this order, each rounded
+    once, and then as `quantize` by out_scale and out_zero_point.
+
+    Args:
+        a, b: uint8 of the same shape. Dense NCHW and channels_last maps are read in place; b in another memory format than a is copied.
+        a_scale, b_scale, out_scale: a number each, between 2^-126 and 2^126.
+        a_zero_point, b_zero_point: any int32.
+        out_zero_point: |out_zero_point| <= 2^20.
+        activation: None, "relu", or "silu", "gelu" or "hard_swish" by `reference.qactivate`.
+        out_bits: 8 or 6.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        uint8, shape and memory format of a.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, or the requested backend cannot take them.
+    """
+    checks.all_tensors(OP, a=a, b=b)
+    checks.backend(OP, backend)
+    return _call(
+        a, b, one_scale(OP, "a_scale", a_scale), one_zero_point(OP, "a_zero_point", a_zero_point), one_scale(OP, "b_scale", b_scale),
+        one_zero_point(OP, "b_zero_point", b_zero_point), one_scale(OP, "out_scale", out_scale),
+        one_zero_point(OP, "out_zero_point", out_zero_point, output=True), activation or "none", bit_count(OP, "out_bits", out_bits),
+        backend=backend,
+    )  # fmt: skip
+
+
+def _check(a: Tensor, b: Tensor, activation: str) -> None:
+    checks.tensor(OP, "a", a, a.ndim, (torch.uint8,))
+    checks.tensor(OP, "b", b, b.ndim, (torch.uint8,))
+    if b.shape != a.shape or b.device != a.device:
+        raise ValueError(f"{OP}: b: expected shape {tuple(a.shape)} on {a.device}, got {tuple(b.shape)} on {b.device}")
+    if activation not in reference.QACTIVATIONS:
+        raise ValueError(f"{OP}: activation: expected one of {', '.join(reference.QACTIVATIONS)}, got {activation!r}")
+
+
+# --- backends ---
+
+
+def _cpu_refuse(a: Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    return None if a.is_cpu else f"a is on {a.device}"
+
+
+def _cpu_forward(
+    a: Tensor, b: Tensor, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int, out_scale: float, out_zero_point: int,
+    activation: str, out_bits: int,
+) -> Tensor:  # fmt: skip
+    y = empty_like_dense(a, torch.uint8)
+    a, channels_last = dense_bytes(a)
+    b = dense(b, channels_last)
+    status = native.qadd(
+        a.numel(), a.data_ptr(), b.data_ptr(), a_scale, a_zero_point, b_scale, b_zero_point, *activation_code(activation), out_scale,
+        out_zero_point, out_bits, y.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y
+
+
+def _reference_forward(a: Tensor, b: Tensor, *settings: Any) -> Tensor:
+    return in_format_of(a, reference.qadd(a, b, *settings))
+
+
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), reference=Implementation(_reference_forward))
+
+
+# --- registration ---
+
+
+def _forward(
+    a: Tensor, b: Tensor, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int, out_scale: float, out_zero_point: int,
+    activation: str, out_bits: int, *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check(a, b, activation)
+    return choose(backend, a).forward(
+        a, b, a_scale, a_zero_point, b_scale, b_zero_point, out_scale, out_zero_point, activation, out_bits
+    )  # fmt: skip
+
+
+def _forward_fake(
+    a: Tensor, b: Tensor, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int, out_scale: float, out_zero_point: int,
+    activation: str, out_bits: int, *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check(a, b, activation)
+    return empty_like_dense(a, torch.uint8)
+
+
+_op = register(
+    OP,
+    "(Tensor a, Tensor b, float a_scale, int a_zero_point, float b_scale, int b_zero_point, float out_scale, int out_zero_point,"
+    " str activation, int out_bits, *, str? backend=None) -> Tensor",
+    _forward,
+    _forward_fake,
+)
+_call = direct(_op, _forward, tensors=2)

@@ -1,0 +1,84 @@
+"""Any function of a quantized value, by a table of 256 bytes: schema, checks, fake and backends."""
+
+from __future__ import annotations
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import direct, raise_status, register
+from .qvalues import dense_bytes, empty_like_dense, in_format_of
+
+OP = "qlookup"
+Tensor = torch.Tensor
+
+
+def qlookup(x: Tensor, table: Tensor, *, backend: str | None = None) -> Tensor:
+    """y = table[x].
+
+    Args:
+        x: uint8 of any shape. Dense NCHW and channels_last maps are read in place, other strides are copied.
+        table: (256,) uint8; `reference.activation_table` makes that of an activation.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        uint8, shape and memory format of x.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, or the requested backend cannot take them.
+    """
+    checks.all_tensors(OP, x=x, table=table)
+    checks.backend(OP, backend)
+    return _call(x, table, backend=backend)
+
+
+def _check(x: Tensor, table: Tensor) -> None:
+    checks.tensor(OP, "x", x, x.ndim, (torch.uint8,))
+    checks.tensor(OP, "table", table, 1, (torch.uint8,))
+    if table.shape[0] != 256 or table.device != x.device:
+        raise ValueError(f"{OP}: table: expected shape (256,) on {x.device}, got {tuple(table.shape)} on {table.device}")
+
+
+# --- backends ---
+
+
+def _cpu_refuse(x: Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    return None if x.is_cpu else f"x is on {x.device}"
+
+
+def _cpu_forward(x: Tensor, table: Tensor) -> Tensor:
+    y = empty_like_dense(x, torch.uint8)
+    x, _ = dense_bytes(x)
+    table = table.contiguous()
+    status = native.qlookup(x.numel(), table.data_ptr(), x.data_ptr(), y.data_ptr(), torch.get_num_threads())
+    if status:
+        raise_status(OP, status)
+    return y
+
+
+def _reference_forward(x: Tensor, table: Tensor) -> Tensor:
+    return in_format_of(x, reference.qlookup(x, table))
+
+
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), reference=Implementation(_reference_forward))
+
+
+# --- registration ---
+
+
+def _forward(x: Tensor, table: Tensor, *, backend: str | None = None) -> Tensor:
+    _check(x, table)
+    return choose(backend, x).forward(x, table)
+
+
+def _forward_fake(x: Tensor, table: Tensor, *, backend: str | None = None) -> Tensor:
+    _check(x, table)
+    return empty_like_dense(x, torch.uint8)
+
+
+_op = register(OP, "(Tensor x, Tensor table, *, str? backend=None) -> Tensor", _forward, _forward_fake)
+_call = direct(_op, _forward, tensors=2)
