@@ -1,5 +1,7 @@
 """The ops, registered in the torch namespace `mvit_kernels`: one file an op, each with schema, checks, fake, backward and backends."""
 
+from mvit_kernels.reference import exponential_table
+
 from .backend import BackendInfo, backends, native, use_backend, warn_of_missing_kernels
 from .conv2d import conv2d
 from .depthwise_conv2d import depthwise_conv2d
@@ -12,6 +14,9 @@ from .pack_weight import PackedWeight, pack_weight
 from .patch_attention import patch_attention
 from .patches import fold_patches, unfold_patches
 from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
+from .qnorm import qnorm
+from .qnorm_gemm import QNormGemm, prepare_qnorm_gemm, qnorm_gemm
+from .qseparable_attention import qseparable_context, qseparable_gate
 from .separable_attention import separable_attention
 from .separable_attention_block import separable_attention_block
 
@@ -19,9 +24,11 @@ __all__ = [
     "BackendInfo",
     "PackedWeight",
     "QGemm",
+    "QNormGemm",
     "backends",
     "conv2d",
     "depthwise_conv2d",
+    "exponential_table",
     "feed_forward",
     "fold_patches",
     "gemm",
@@ -31,8 +38,13 @@ __all__ = [
     "pack_weight",
     "patch_attention",
     "prepare_qgemm",
+    "prepare_qnorm_gemm",
     "qgemm",
     "qgemm_accumulate",
+    "qnorm",
+    "qnorm_gemm",
+    "qseparable_context",
+    "qseparable_gate",
     "separable_attention",
     "separable_attention_block",
     "unfold_patches",

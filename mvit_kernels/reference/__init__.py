@@ -12,6 +12,8 @@ from .patch_attention import patch_attention, patch_attention_backward, patch_at
 from .patches import fold_patches, unfold_patches
 from .pointwise import pointwise, pointwise_backward
 from .qgemm import OVERFLOW, QACTIVATIONS, Channels, epilogue, largest_sum, matmul, qactivate, qgemm, qgemm_accumulate, segments, wrap
+from .qnorm import qnorm, stream_sums
+from .qseparable_attention import exponential_table, qseparable_context, qseparable_gate
 from .quantize import Rows, dequantize, quantize, quantize_rows
 from .separable_attention import separable_attention, separable_attention_backward
 from .separable_attention_block import separable_attention_block, separable_attention_block_backward, separable_attention_block_reduced
@@ -32,6 +34,7 @@ __all__ = [
     "depthwise_conv2d_backward",
     "dequantize",
     "epilogue",
+    "exponential_table",
     "feed_forward",
     "feed_forward_backward",
     "fold_patches",
@@ -56,6 +59,9 @@ __all__ = [
     "qactivate",
     "qgemm",
     "qgemm_accumulate",
+    "qnorm",
+    "qseparable_context",
+    "qseparable_gate",
     "quantize",
     "quantize_rows",
     "segments",
@@ -64,6 +70,7 @@ __all__ = [
     "separable_attention_block",
     "separable_attention_block_backward",
     "separable_attention_block_reduced",
+    "stream_sums",
     "unfold_patches",
     "wrap",
 ]
