@@ -169,8 +169,17 @@ QByte byte_of(int32_t zero_point, int bits) {
 QNorm norm_of(int64_t groups, int64_t rows, int64_t depth, uintptr_t x, int64_t x_stride, uintptr_t sums, double scale, double y_scale,
               int32_t zero_point, double eps, int bits) {
     const QByte byte = byte_of(zero_point, bits);
-    return {static_cast<const int16_t*>(pointer(x)), x_stride, depth, static_cast<const int64_t*>(pointer(sums)),
-            groups > 0 ? rows / groups : 0, scale, eps, y_scale, byte.low, byte.high, zero_point};
+    return {static_cast<const int16_t*>(pointer(x)),
+            x_stride,
+            depth,
+            static_cast<const int64_t*>(pointer(sums)),
+            groups > 0 ? rows / groups : 0,
+            scale,
+            eps,
+            y_scale,
+            byte.low,
+            byte.high,
+            zero_point};
 }
 
 int normalize_stream(int64_t rows, int64_t depth, uintptr_t x, int64_t x_stride, int64_t groups, uintptr_t sums, double scale,

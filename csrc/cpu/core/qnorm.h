@@ -35,10 +35,11 @@ inline QNormal normal_of(const QNorm& n, QSums sums, int64_t rows) {
 inline void normalize_row(const QNorm& n, const int16_t* x, QNormal normal, uint8_t* y) {
     const F32 mean = F32::all(normal.mean), factor = F32::all(normal.factor), low = F32::all(n.low), high = F32::all(n.high);
     const I32 zero = I32::all(n.zero_point);
+    const int64_t depth = n.depth;  // a byte stored could be one of n's, for all that the compiler knows
     int64_t k = 0;
-    for (; k + F32::width <= n.depth; k += F32::width) to_byte((to_float(I32::load(x + k)) - mean) * factor, low, high, zero).store(y + k);
-    if (k < n.depth) {
-        const int left = lanes_left(n.depth, k);
+    for (; k + F32::width <= depth; k += F32::width) to_byte((to_float(I32::load(x + k)) - mean) * factor, low, high, zero).store(y + k);
+    if (k < depth) {
+        const int left = lanes_left(depth, k);
         to_byte((to_float(I32::load_n(x + k, left)) - mean) * factor, low, high, zero).store_n(y + k, left);
     }
 }

@@ -7,9 +7,7 @@
 namespace mvit {
 namespace {
 
-void rows_of(const QNormProblem& p, int64_t row, int64_t rows) {
-    normalize_rows(p.norm, row, rows, p.y + row * p.y_stride, p.y_stride);
-}
+void rows_of(const QNormProblem& p, int64_t row, int64_t rows) { normalize_rows(p.norm, row, rows, p.y + row * p.y_stride, p.y_stride); }
 
 }  // namespace
 

@@ -9,8 +9,8 @@ namespace mvit {
 namespace {
 
 constexpr int W = F32::width;
-constexpr int64_t chunk = 64;   // channels at once
-constexpr int64_t terms = 256;  // e x is at most 2^16 * 255, and so many of them are less than 2^32
+constexpr int64_t chunk = 4 * W;  // channels at once
+constexpr int64_t terms = 256;    // e x is at most 2^16 * 255, and so many of them are less than 2^32
 
 // Calls body(pixel of the map) for each pixel of a phase, row by row.
 template <class Body>
@@ -26,11 +26,11 @@ inline int64_t exponentials(const QSeparableContextProblem& p, int64_t image, in
     int most = 0;
     each_pixel(p.size, p.scores, image, phase, [&](const uint8_t* score) { most = *score > most ? *score : most; });
     int64_t sum = 0;
-    each_pixel(p.size, p.scores, image, phase, [&](const uint8_t* score) { sum += *e++ = p.table[most - *score]; });
+    each_pixel(p.size, p.scores, image, phase, [&](const uint8_t* score) { sum += * e++ = p.table[most - *score]; });
     return sum;
 }
 
-// sums[c] = sum_n e_n x[n, c] of `count` <= 64 channels from x on; `vectors` whole ones of them, or one that has a tail.
+// sums[c] = sum_n e_n x[n, c] of `vectors` vectors of channels from `first` on, of the last `lanes`.
 template <int vectors>
 inline void weighted_sums(const QSeparableContextProblem& p, int64_t image, int64_t phase, const int32_t* e, int64_t first, int lanes,
                           int64_t* sums) {
@@ -56,7 +56,7 @@ inline void weighted_sums(const QSeparableContextProblem& p, int64_t image, int6
             for (; x < end; ++x, pixel += step) {
                 const I32 weight = I32::all(*e++);
 #pragma GCC unroll 8
-                for (int v = 0; v < vectors; ++v) part[v] = part[v] + weight * load_ints(pixel + v * W, lanes);
+                for (int v = 0; v < vectors; ++v) part[v] = part[v] + weight * load_ints(pixel + v * W, v + 1 < vectors ? W : lanes);
             }
             if (left == 0) {
                 carry();
@@ -69,27 +69,29 @@ inline void weighted_sums(const QSeparableContextProblem& p, int64_t image, int6
 
 // The contexts of `count` channels from their sums.
 inline void finish(const QSeparableContextProblem& p, const int64_t* sums, int64_t count, int64_t total, int64_t at) {
-    const double whole = static_cast<double>(total), low = double{p.byte.low}, high = double{p.byte.high};
+    const double whole = static_cast<double>(total), zero = p.x_zero_point, scale = p.scale;
+    const double low = double{p.byte.low}, high = double{p.byte.high};
     double t[chunk];
-    for (int64_t c = 0; c < count; ++c) t[c] = (static_cast<double>(sums[c]) / whole - p.x_zero_point) * p.scale;
+    for (int64_t c = 0; c < count; ++c) t[c] = (static_cast<double>(sums[c]) / whole - zero) * scale;
     if (!p.bytes) {
         for (int64_t c = 0; c < count; ++c) static_cast<float*>(p.y)[at + c] = static_cast<float>(t[c]);
         return;
     }
+    int32_t q[chunk];
     for (int64_t c = 0; c < count; ++c) {
-        const double clamped = t[c] < low ? low : t[c] > high ? high : t[c];
-        static_cast<uint8_t*>(p.y)[at + c] = static_cast<uint8_t>(static_cast<int32_t>(__builtin_rint(clamped)) + p.byte.zero_point);
+        const double above = t[c] > low ? t[c] : low;
+        q[c] = static_cast<int32_t>(__builtin_rint(above < high ? above : high)) + p.byte.zero_point;
     }
+    for (int64_t c = 0; c < count; ++c) static_cast<uint8_t*>(p.y)[at + c] = static_cast<uint8_t>(q[c]);
 }
 
 void context(const QSeparableContextProblem& p, int64_t image, int64_t phase, int64_t begin, int64_t end, void* scratch) {
-    constexpr int whole = chunk / W;
     auto* sums = static_cast<int64_t*>(scratch);
     auto* e = reinterpret_cast<int32_t*>(sums + chunk);
     const int64_t total = exponentials(p, image, phase, e), to = (image * p.size.phases() + phase) * p.size.dim;
     int64_t c = begin;
     for (; c + chunk <= end; c += chunk) {
-        weighted_sums<whole>(p, image, phase, e, c, W, sums);
+        weighted_sums<4>(p, image, phase, e, c, W, sums);
         finish(p, sums, chunk, total, to + c);
     }
     for (; c < end; c += W) {

@@ -12,8 +12,8 @@
 // Nothing overflows that matters: additions are modulo 2^32, so only the final value must fit, and |final| <= max_n sum_k |w[n, k]|
 // max(|z_a|, |a_max - z_a|) + |bias| is checked: for static zero-points where init is made, for those of rows here.
 //
-// a may be an int16 residual stream that a norm makes bytes while its rows are loaded, with the same result as ops/qnorm.h first. And where y
-// is such a stream, the sums that the next norm needs are taken while its rows are in the cache: integers, so no order of tasks shows.
+// a may be an int16 residual stream that a norm makes bytes while its rows are loaded, with the same result as ops/qnorm.h first. And where
+// y is such a stream, the sums that the next norm needs are taken while its rows are in the cache: integers, so no order of tasks shows.
 //
 // Floor: 2 M N K operations; a and w read once, y written once.
 #pragma once

@@ -9,7 +9,7 @@ MVIT_ISA_TABLE(QSeparableAttentionKernels, qseparable_attention)
 
 namespace {
 
-constexpr int64_t channels_a_task = 128;       // enough to make up for computing the exponentials once a task
+constexpr int64_t channels_a_task = 128;        // enough to make up for computing the exponentials once a task
 constexpr int64_t bytes_of_a_task = 32 * 1024;  // a few microseconds
 
 bool empty(const QPhases& s) { return s.batch == 0 || s.dim == 0 || s.height == 0 || s.width == 0; }

@@ -16,7 +16,8 @@
 //     m[c] = k[c] float(s_v / s_y),   t = float(max(v[n, c] - z_v, 0)) m[c]                float32, likewise
 //     y[n, c] = rint(min(max(t, -z_y), 2^bits - 1 - z_y)) + z_y                            NaN becomes 0
 //
-// mvit_kernels/reference/qseparable_attention.py defines the same. Floor: the context reads q and x once, the gate reads v and writes y once.
+// mvit_kernels/reference/qseparable_attention.py defines the same. Floor: the context reads q and x once, the gate reads v and writes y
+// once.
 #pragma once
 
 #include "cpu/core/types.h"
@@ -44,7 +45,7 @@ struct QByte {
 struct QSeparableContextProblem {
     QPhases size;
     QPhaseMap scores, x;
-    const int32_t* table;  // 256 values in [0, 2^16], the first not 0
+    const int32_t* table;        // 256 values in [0, 2^16], the first not 0
     double x_zero_point, scale;  // s_x or s_x / s_y
     bool bytes;
     QByte byte;
