@@ -223,7 +223,7 @@ def test_bad_input() -> None:
         (lambda: gate(v, k[:, :3]), ValueError, r"context: expected shape \(1, 4, 5\), got \(1, 3, 5\)"),
         (lambda: gate(v, k, patch_size=(0, 2)), ValueError, "patch_size: expected two positive integers"),
         (lambda: gate(v, k, v_zero_point=2**21), ValueError, r"v_zero_point: expected \|zero_point\| <= 2\^20"),
-        (lambda: gate(v, k, out_scale=1e-30), ValueError, "scales: expected ratios"),
+        (lambda: gate(v, k, out_scale=1e-30), ValueError, r"out_scale: expected v_scale / out_scale between 2\^-64 and 2\^64"),
     ):
         with pytest.raises(error, match=f"qseparable_gate: {message}"):
             call()

@@ -13,7 +13,8 @@ from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .gemm import walkable_rows
 from .library import direct, raise_status, register
-from .qchannels import bit_count, output_zero_points, scales
+from .qchannels import bit_count
+from .qscalars import scale_of, zero_point_of
 
 OP = "qnorm"
 Tensor = torch.Tensor
@@ -68,9 +69,9 @@ def norm_of(op: str, scale: Any, out_scale: Any, out_zero_point: Any, eps: float
     if not isinstance(eps, (int, float)) or not 0 < eps < math.inf:
         raise ValueError(f"{op}: eps: expected a positive finite number, got {eps!r}")
     return Norm(
-        float(scales(op, "scale", scale, 1)),
-        float(scales(op, f"{prefix}_scale", out_scale, 1)),
-        int(output_zero_points(op, f"{prefix}_zero_point", out_zero_point, 1)),
+        scale_of(op, "scale", scale),
+        scale_of(op, f"{prefix}_scale", out_scale),
+        zero_point_of(op, f"{prefix}_zero_point", out_zero_point),
         float(eps),
         bit_count(op, "bits" if prefix == "out" else f"{prefix}_bits", bits),
     )

@@ -12,10 +12,12 @@ from mvit_kernels import reference
 from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import direct, raise_status, register
-from .qchannels import bit_count, multipliers, output_zero_points, scales, whole
+from .qchannels import bit_count, whole
+from .qscalars import scale_of, zero_point_of
 
 CONTEXT, GATE = "qseparable_context", "qseparable_gate"
 Tensor = torch.Tensor
+SMALLEST, LARGEST = 2.0**-64, 2.0**64
 
 
 def qseparable_context(
@@ -51,9 +53,9 @@ def qseparable_context(
         raise ValueError(f"{CONTEXT}: out_zero_point: expected None without an out_scale, got {out_zero_point!r}")
     to, zero_point = None, 0
     if out_scale is not None:
-        to, zero_point = float(scales(CONTEXT, "out_scale", out_scale, 1)), _zero_point(CONTEXT, "out_zero_point", out_zero_point)
+        to, zero_point = scale_of(CONTEXT, "out_scale", out_scale), zero_point_of(CONTEXT, "out_zero_point", out_zero_point)
     return _context_call(
-        scores, x, table, patch_size, float(scales(CONTEXT, "x_scale", x_scale, 1)), whole(CONTEXT, "x_zero_point", x_zero_point), to,
+        scores, x, table, patch_size, scale_of(CONTEXT, "x_scale", x_scale), whole(CONTEXT, "x_zero_point", x_zero_point), to,
         zero_point, bit_count(CONTEXT, "out_bits", out_bits), backend=backend,
     )  # fmt: skip
 
@@ -80,16 +82,13 @@ def qseparable_gate(
     checks.all_tensors(GATE, v=v, context=context)
     checks.pair(GATE, "patch_size", patch_size)
     checks.backend(GATE, backend)
-    v_scale, out_scale = float(scales(GATE, "v_scale", v_scale, 1)), float(scales(GATE, "out_scale", out_scale, 1))
-    multipliers(GATE, torch.tensor([v_scale / out_scale]))
+    v_scale, out_scale = scale_of(GATE, "v_scale", v_scale), scale_of(GATE, "out_scale", out_scale)
+    if not SMALLEST <= v_scale / out_scale <= LARGEST:
+        raise ValueError(f"{GATE}: out_scale: expected v_scale / out_scale between 2^-64 and 2^64, got {v_scale / out_scale:g}")
     return _gate_call(
-        v, context, patch_size, v_scale, _zero_point(GATE, "v_zero_point", v_zero_point), out_scale,
-        _zero_point(GATE, "out_zero_point", out_zero_point), bit_count(GATE, "out_bits", out_bits), backend=backend,
+        v, context, patch_size, v_scale, zero_point_of(GATE, "v_zero_point", v_zero_point), out_scale,
+        zero_point_of(GATE, "out_zero_point", out_zero_point), bit_count(GATE, "out_bits", out_bits), backend=backend,
     )  # fmt: skip
-
-
-def _zero_point(op: str, name: str, value: Any) -> int:
-    return int(output_zero_points(op, name, value, 1))
 
 
 def _check_context(scores: Tensor, x: Tensor, table: Tensor, patch_size: list[int]) -> tuple[int, int]:
@@ -164,6 +163,7 @@ def _cpu_context(
         torch.get_num_threads(),
     )  # fmt: skip
     if status:
+        _check_table(table)  # the kernel looked at it
         raise_status(CONTEXT, status)
     return y
 
@@ -184,9 +184,12 @@ def _cpu_gate(
     return y
 
 
-choose_context = Choice(
-    CONTEXT, cpu=Implementation(_cpu_context, refuse=_cpu_refuse), reference=Implementation(reference.qseparable_context)
-)
+def _reference_context(scores: Tensor, x: Tensor, table: Tensor, *settings: Any) -> Tensor:
+    _check_table(table)
+    return reference.qseparable_context(scores, x, table, *settings)
+
+
+choose_context = Choice(CONTEXT, cpu=Implementation(_cpu_context, refuse=_cpu_refuse), reference=Implementation(_reference_context))
 choose_gate = Choice(GATE, cpu=Implementation(_cpu_gate, refuse=_cpu_refuse), reference=Implementation(reference.qseparable_gate))
 
 
@@ -198,7 +201,6 @@ def _context(
     out_zero_point: int, out_bits: int, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     patch = _check_context(scores, x, table, patch_size)
-    _check_table(table)
     forward = choose_context(backend, x).forward
     return forward(scores, x, table, patch, x_scale, x_zero_point, out_scale, out_zero_point, out_bits)
 

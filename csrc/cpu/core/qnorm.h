@@ -24,12 +24,14 @@ struct QNormal {
     float mean, factor;
 };
 
-inline QNormal normal_of(const QNorm& n, QSums sums, int64_t rows) {
-    const double count = static_cast<double>(rows * n.depth);
-    const double mean = static_cast<double>(sums.sum) / count, difference = static_cast<double>(sums.squares) / count - mean * mean;
-    const double variance = difference > 0.0 ? difference : 0.0;
-    const double factor = (n.scale / n.y_scale) / __builtin_sqrt(variance * (n.scale * n.scale) + n.eps);
-    return {static_cast<float>(mean), static_cast<float>(factor)};
+// Of `count` groups of `size` values each.
+inline void normals_of(const QNorm& n, const QSums* sums, int64_t count, int64_t size, QNormal* normals) {
+    const double each = static_cast<double>(size), ratio = n.scale / n.y_scale, power = n.scale * n.scale, eps = n.eps;
+    for (int64_t i = 0; i < count; ++i) {
+        const double mean = static_cast<double>(sums[i].sum) / each, difference = static_cast<double>(sums[i].squares) / each - mean * mean;
+        const double variance = difference > 0.0 ? difference : 0.0;
+        normals[i] = {static_cast<float>(mean), static_cast<float>(ratio / __builtin_sqrt(variance * power + eps))};
+    }
 }
 
 inline void normalize_row(const QNorm& n, const int16_t* x, QNormal normal, uint8_t* y) {
@@ -53,7 +55,8 @@ inline void normalize_rows(const QNorm& n, int64_t row, int64_t rows, uint8_t* y
         for (int64_t r = 0; r < rows; ++r) {
             if (const int64_t next = (row + r) / n.group_rows; next != group) {
                 group = next;
-                normal = normal_of(n, {n.sums[2 * group], n.sums[2 * group + 1]}, n.group_rows);
+                const QSums sums{n.sums[2 * group], n.sums[2 * group + 1]};
+                normals_of(n, &sums, 1, n.group_rows * n.depth, &normal);
             }
             normalize_row(n, x + r * n.x_stride, normal, y + r * y_stride);
         }
@@ -61,11 +64,14 @@ inline void normalize_rows(const QNorm& n, int64_t row, int64_t rows, uint8_t* y
     }
     // Some rows at a time, which stay in the first cache: from the loads of a row to its factor is a long chain, and many run side by side.
     constexpr int64_t some = 16;
-    QNormal normal[some];
+    QSums sums[some];
+    QNormal normals[some];
     for (int64_t begin = 0; begin < rows; begin += some) {
-        const int64_t end = rows - begin < some ? rows : begin + some;
-        for (int64_t r = begin; r < end; ++r) normal[r - begin] = normal_of(n, sums_of(x + r * n.x_stride, n.depth), 1);
-        for (int64_t r = begin; r < end; ++r) normalize_row(n, x + r * n.x_stride, normal[r - begin], y + r * y_stride);
+        const int64_t count = rows - begin < some ? rows - begin : some;
+        const int16_t* first = x + begin * n.x_stride;
+        for (int64_t r = 0; r < count; ++r) sums[r] = sums_of(first + r * n.x_stride, n.depth);
+        normals_of(n, sums, count, n.depth, normals);
+        for (int64_t r = 0; r < count; ++r) normalize_row(n, first + r * n.x_stride, normals[r], y + (begin + r) * y_stride);
     }
 }
 
