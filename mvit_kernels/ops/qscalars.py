@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import struct
 from typing import Any
 
 from .qchannels import FARTHEST, output_zero_points, scales
-
-_SINGLE = struct.Struct("f")
 
 
 def scale_of(op: str, name: str, value: Any) -> float:
     """A positive finite float32, from a number or a tensor of one."""
     if type(value) is float and 1e-30 < value < 1e30:
-        return _SINGLE.unpack(_SINGLE.pack(value))[0]
+        # Veltkamp's splitting: the nearest number of 24 bits. torch.compile knows multiplications, other ways to float32 it does not.
+        shifted = value * (2.0**29 + 1.0)
+        return shifted - (shifted - value)
     return float(scales(op, name, value, 1))
 
 
