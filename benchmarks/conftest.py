@@ -37,9 +37,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @functools.cache
-def ceiling() -> float | None:
-    """Billions of operations a second that registers allow, all threads together; None without kernels that could tell."""
-    return None if native_kernels is None else round(native_kernels.fma_gflops(torch.get_num_threads()), 1)
+def ceiling(integer: bool = False) -> float | None:
+    """Billions of operations a second that registers allow, all threads together, on floats or bytes; None without kernels."""
+    if native_kernels is None:
+        return None
+    measure = native_kernels.dot_gops if integer else native_kernels.fma_gflops
+    return round(measure(torch.get_num_threads()), 1)
 
 
 @pytest.fixture(autouse=True)
@@ -109,14 +112,15 @@ def alone(benchmark: Any, record: Record) -> Callable[[str, str, Callable[[], ob
 @pytest.fixture
 def in_turn(record: Record, smoke: bool) -> Callable[..., dict[str, Timing]]:
     """in_turn(group, contenders, rounds, calls): time functions of one test against each other. With `operations`, the floor is the time
-    that so many take where nothing but multiply-adds is to be done."""
+    that so many take where nothing but multiply-adds is to be done, of floats or (`integer`) of bytes."""
 
     def time(
-        group: str, contenders: Mapping[str, Callable[[], object]], rounds: int = 25, calls: int = 1, operations: int | None = None
-    ) -> dict[str, Timing]:
+        group: str, contenders: Mapping[str, Callable[[], object]], rounds: int = 25, calls: int = 1, operations: int | None = None,
+        integer: bool = False,
+    ) -> dict[str, Timing]:  # fmt: skip
         times = interleaved(contenders, rounds=1 if smoke else rounds, warmup=1, calls=1 if smoke else calls, label=group)
-        gflops = None if operations is None or smoke else ceiling()
-        floor = {} if operations is None or gflops is None else {"floor_us": round(operations / gflops / 1e3, 3)}
+        rate = None if operations is None or smoke else ceiling(integer)
+        floor = {} if operations is None or rate is None else {"floor_us": round(operations / rate / 1e3, 3)}
         for contender, timing in times.items():
             record(group, contender, timing.median, timing.spread, timing.minimum, **floor)
         return times
@@ -128,7 +132,10 @@ def pytest_terminal_summary(config: pytest.Config) -> None:
     """Print every time beside its floor and, where asked, write them with their conditions."""
     if config.getoption("benchmark_disable"):
         return
-    context = conditions(shlex.join(["python", "-m", "pytest", *config.invocation_params.args])) | {"fma_gflops": ceiling()}
+    context = conditions(shlex.join(["python", "-m", "pytest", *config.invocation_params.args])) | {
+        "fma_gflops": ceiling(),
+        "dot_gops": ceiling(integer=True),
+    }
     folder: Path | None = config.getoption("results")
     for name, lines in config.stash[_SUMMARY].items():
         floors = {line["group"]: line["median_us"] for line in lines if line["contender"] in FLOORS}

@@ -19,6 +19,7 @@
 #include "cpu/ops/layer_norm.h"
 #include "cpu/ops/patch_attention.h"
 #include "cpu/ops/patches.h"
+#include "cpu/ops/qdepthwise_conv2d.h"
 #include "cpu/ops/qgemm.h"
 #include "cpu/ops/qnorm.h"
 #include "cpu/ops/qseparable_attention.h"
@@ -142,6 +143,28 @@ int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t wei
     e.y = pointer(y), e.y_stride = y_stride;
     py::gil_scoped_release release;
     return static_cast<int>(qgemm(p, threads));
+}
+
+// Sizes are (B, C, H, W), of x; strides likewise. A residual is as dense as y.
+int quantized_depthwise_convolution(const Sizes& size, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t blocks, bool narrow,
+                                    uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments,
+                                    uintptr_t table, uintptr_t residual, int residual_type, float residual_scale,
+                                    int32_t residual_zero_point, uintptr_t y, int threads) {
+    QDepthwiseConv2dProblem p{};
+    p.batch = size[0], p.channels = size[1], p.height = size[2], p.width = size[3];
+    p.stride = stride;
+    p.x = bytes(x);
+    p.image_stride = x_stride[0], p.row_stride = x_stride[2], p.pixel_stride = x_stride[3];
+    p.blocks = static_cast<const QDepthwiseBlock*>(pointer(blocks)), p.narrow = narrow;
+    QEpilogue& e = p.epilogue;
+    e.channels = channels_at(channels, channels_stride);
+    e.type = static_cast<QType>(type), e.plain = plain;
+    e.activation = static_cast<QActivation>(activation), e.segments = floats(segments), e.table = bytes(table);
+    e.residual = pointer(residual), e.residual_type = static_cast<QType>(residual_type), e.residual_stride = p.channels;
+    e.residual_scale = residual_scale, e.residual_zero_point = residual_zero_point;
+    e.y = pointer(y), e.y_stride = p.channels;
+    py::gil_scoped_release release;
+    return static_cast<int>(qdepthwise_conv2d(p, threads));
 }
 
 // The same of bytes to an int16 stream, whose sums are collected.
@@ -405,6 +428,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("set_isa", set_isa);
     m.def("fingerprint", [](uintptr_t data, int64_t bytes) { return fingerprint(pointer(data), bytes); });
     m.def("fma_gflops", fma_gflops, py::call_guard<py::gil_scoped_release>());
+    m.def("dot_gops", dot_gops, py::call_guard<py::gil_scoped_release>());
 
     m.def("separable_attention", attention);
     m.def("separable_attention_backward", attention_backward);
@@ -414,6 +438,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("inverted_residual", residual_block);
     m.def("feed_forward", mlp);
     m.def("gemm", product);
+    m.def("qdepthwise_conv2d", quantized_depthwise_convolution);
     m.def("qgemm", quantized_product);
     m.def("qgemm_collect", collected_product);
     m.def("qnorm", normalize_stream);

@@ -7,11 +7,10 @@
 using namespace mvit;
 using namespace mvit::tests;
 
-TEST(the_ceiling_is_a_positive_number) {
+TEST(ceilings_are_positive_numbers) {
     on_every_isa([] {
         for (int threads : {0, 1, 2}) {
-            const double gflops = fma_gflops(threads);
-            CHECK(std::isfinite(gflops) && gflops > 0.0);
+            for (const double rate : {fma_gflops(threads), dot_gops(threads)}) CHECK(std::isfinite(rate) && rate > 0.0);
         }
     });
 }

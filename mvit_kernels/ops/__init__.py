@@ -13,6 +13,7 @@ from .layer_norm import layer_norm
 from .pack_weight import PackedWeight, pack_weight
 from .patch_attention import patch_attention
 from .patches import fold_patches, unfold_patches
+from .qdepthwise_conv2d import QDepthwiseConv2d, prepare_qdepthwise_conv2d, qdepthwise_conv2d
 from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
 from .qnorm import qnorm
 from .qnorm_gemm import QNormGemm, prepare_qnorm_gemm, qnorm_gemm
@@ -23,6 +24,7 @@ from .separable_attention_block import separable_attention_block
 __all__ = [
     "BackendInfo",
     "PackedWeight",
+    "QDepthwiseConv2d",
     "QGemm",
     "QNormGemm",
     "backends",
@@ -37,8 +39,10 @@ __all__ = [
     "layer_norm",
     "pack_weight",
     "patch_attention",
+    "prepare_qdepthwise_conv2d",
     "prepare_qgemm",
     "prepare_qnorm_gemm",
+    "qdepthwise_conv2d",
     "qgemm",
     "qgemm_accumulate",
     "qnorm",

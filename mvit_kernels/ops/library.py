@@ -162,12 +162,12 @@ def in_format(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
     return x if x.stride(1 if channels_last else 3) == 1 else dense(x, channels_last)
 
 
-def empty_in_format(like: torch.Tensor, size: tuple[int, ...], channels_last: bool) -> torch.Tensor:
-    """An uninitialized 4-D tensor with the dtype and device of `like`."""
+def empty_in_format(like: torch.Tensor, size: tuple[int, ...], channels_last: bool, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """An uninitialized 4-D tensor with the dtype (unless another is given) and device of `like`."""
     _, channels, height, width = size
     image = channels * height * width  # strides given, torch takes half the time that it needs to find them
     stride = (image, 1, width * channels, channels) if channels_last else (image, height * width, width, 1)
-    return like.new_empty_strided(size, stride)
+    return like.new_empty_strided(size, stride, dtype=dtype)
 
 
 def empty_moments(groups: int, of: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from mvit_kernels.reference.qgemm import FLOATS, OVERFLOW, QACTIVATIONS, Channels, largest_sum, wrap
+from mvit_kernels.reference.qgemm import FLOATS, OVERFLOW, QACTIVATIONS, Channels, wrap
 
 from .pack_weight import QPANEL
 
@@ -49,8 +49,10 @@ def unpack_channels(channels: Tensor, columns: int) -> Channels:
 def quantization(
     op: str, weight: Tensor, *, a_scale: Any, a_zero_point: Any, w_scale: Any, bias: Tensor | None, activation: str | None,
     residual_scale: Any, residual_zero_point: Any, out_dtype: torch.dtype, out_scale: Any, out_zero_point: Any, a_bits: int, out_bits: int,
+    depthwise: bool = False,
 ) -> Quantization:  # fmt: skip
-    """Checks all and computes it once. weight (N, K) int8, as a matrix; a_scale None: of each row, when the layer is called."""
+    """Checks all and computes it once. weight (N, K) int8, as a matrix; a_scale None: of each row, when the layer is called. depthwise:
+    an input channel, and its zero-point, meets the output channel of the same number alone."""
     columns, depth = weight.shape
     activation = activation or "none"
     if activation not in QACTIVATIONS:
@@ -75,7 +77,8 @@ def quantization(
         init, total = torch.zeros(columns, dtype=torch.int32), w_scale
     else:
         total = scales(op, "a_scale", a_scale, 1).double() * w_scale
-        init = _initial_sums(op, weight, total, real_bias, zero_points(op, "a_zero_point", a_zero_point, depth), a_most)
+        z = zero_points(op, "a_zero_point", a_zero_point, columns if depthwise else depth)
+        init = _initial_sums(op, weight, total, real_bias, z[:, None] if depthwise else z[None, :], a_most)
 
     residual = residual_scale is not None
     if residual and out_dtype == torch.int16:
@@ -109,7 +112,7 @@ def quantization(
 
 
 def _initial_sums(op: str, weight: Tensor, total: Tensor, bias: Tensor, a_zero_point: Tensor, a_most: int) -> Tensor:
-    """bias / (s_a s_w) - sum_k z_a w, modulo 2^32; nothing may overflow."""
+    """bias / (s_a s_w) - sum_k z_a w, modulo 2^32; nothing may overflow. a_zero_point (1, K), or (N, 1) of depthwise convolutions."""
     quantized = (bias / total).round()
     fits = quantized.abs() < OVERFLOW
     if not bool(fits.all()):
@@ -119,7 +122,8 @@ def _initial_sums(op: str, weight: Tensor, total: Tensor, bias: Tensor, a_zero_p
             f" channel {n}: a larger w_scale keeps it within int32"
         )
     z = a_zero_point.to(torch.int64)
-    most = largest_sum(weight, z[None, :], a_most.bit_length())
+    sums = (weight.to(torch.int64).abs() * torch.maximum(z.abs(), (a_most - z).abs())).sum(1)
+    most = int(sums.max()) if sums.numel() else 0
     if most + int(quantized.abs().max() if quantized.numel() else 0) >= OVERFLOW:
         raise ValueError(
             f"{op}: a_zero_point: expected sums below 2^31, got up to {most} with zero-points in [{int(z.min())}, {int(z.max())}] and"

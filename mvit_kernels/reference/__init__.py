@@ -11,6 +11,7 @@ from .layer_norm import layer_norm, layer_norm_backward
 from .patch_attention import patch_attention, patch_attention_backward, patch_attention_fused
 from .patches import fold_patches, unfold_patches
 from .pointwise import pointwise, pointwise_backward
+from .qdepthwise_conv2d import qdepthwise_conv2d
 from .qgemm import OVERFLOW, QACTIVATIONS, Channels, epilogue, largest_sum, matmul, qactivate, qgemm, qgemm_accumulate, segments, wrap
 from .qnorm import qnorm, stream_sums
 from .qseparable_attention import exponential_table, qseparable_context, qseparable_gate
@@ -57,6 +58,7 @@ __all__ = [
     "pointwise",
     "pointwise_backward",
     "qactivate",
+    "qdepthwise_conv2d",
     "qgemm",
     "qgemm_accumulate",
     "qnorm",

@@ -43,13 +43,12 @@ inline I32 to_byte(F32 x, F32 low, F32 high, I32 zero_point) { return to_int(min
 
 inline F32 load_residual(const QEpilogue& e, int64_t row, int64_t column, int lanes) {
     const int64_t at = row * e.residual_stride + column;
+    const auto real = [&](I32 q) { return to_float(q - I32::all(e.residual_zero_point)) * F32::all(e.residual_scale); };
     switch (e.residual_type) {
-        case QType::u8: {
-            const I32 q = load_ints(static_cast<const uint8_t*>(e.residual) + at, lanes);
-            return to_float(q - I32::all(e.residual_zero_point)) * F32::all(e.residual_scale);
-        }
+        case QType::u8:
+            return real(load_ints(static_cast<const uint8_t*>(e.residual) + at, lanes));
         case QType::i16:
-            return to_float(load_ints(static_cast<const int16_t*>(e.residual) + at, lanes)) * F32::all(e.residual_scale);
+            return real(load_ints(static_cast<const int16_t*>(e.residual) + at, lanes));
         case QType::bf16:
             return load(static_cast<const bf16*>(e.residual) + at, lanes, 0.0f);
         case QType::f16:
@@ -143,7 +142,7 @@ inline void multiply_qpanels(const QTileKernels& tiles, const QOperand& a, int64
         const int64_t left = end - panel, count = left == 5 ? 3 : left < qgroup ? left : qgroup;
         const int64_t first = panel * qpanel;
         const int64_t columns = w.columns - first < count * qpanel ? w.columns - first : count * qpanel;
-        const QOperand panels = load_qpanels(w, panel, count, scratch);
+        const QOperand panels = load_qpanels(w, panel, count, rows, scratch);
         const QTile tile{a.data, a.stride,     rows,       w.depth, panels.data, panels.stride, static_cast<int>(count),
                          w.bits, init + first, init_stride};
         if (direct) {

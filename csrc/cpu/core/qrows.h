@@ -17,6 +17,13 @@ inline constexpr bool widens(int bits) { return bits == 8; }
 inline constexpr bool widens(int) { return false; }
 #endif
 
+// A single row meets 6-bit weights as they are: there is nothing to share the unpacked ones with.
+#if defined(MVIT_ISA_AVX512VNNI)
+inline constexpr bool row_meets_planes = true;
+#else
+inline constexpr bool row_meets_planes = false;
+#endif
+
 struct QOperand {
     const void* data;
     int64_t stride;  // bytes
@@ -44,7 +51,48 @@ inline QOperand load_qrows(const uint8_t* a, int64_t a_stride, int64_t rows, int
     return {scratch, stride};
 }
 
-// Three planes of a 6-bit panel as the four blocks that they hold.
+// Three planes of a 6-bit panel as the four blocks that they hold. Flipping bit 5 and taking 32 away carries the sign up.
+#if defined(MVIT_ISA_AVX512VNNI)
+inline void unpack_planes(const uint8_t* planes, __m512i (&block)[4]) {
+    const __m512i low = _mm512_set1_epi8(63), sign = _mm512_set1_epi8(32);
+    const __m512i p0 = _mm512_loadu_si512(planes), p1 = _mm512_loadu_si512(planes + qblock), p2 = _mm512_loadu_si512(planes + 2 * qblock);
+    constexpr int and_xor = 0x6A, or_or = 0xFE;  // truth tables of (a & b) ^ c and a | b | c
+    block[0] = _mm512_ternarylogic_epi32(p0, low, sign, and_xor);
+    block[1] = _mm512_ternarylogic_epi32(p1, low, sign, and_xor);
+    block[2] = _mm512_ternarylogic_epi32(p2, low, sign, and_xor);
+    const __m512i a = _mm512_and_si512(_mm512_srli_epi16(p0, 6), _mm512_set1_epi8(3));
+    const __m512i b = _mm512_and_si512(_mm512_srli_epi16(p1, 4), _mm512_set1_epi8(12));
+    const __m512i c = _mm512_and_si512(_mm512_srli_epi16(p2, 2), _mm512_set1_epi8(48));
+    block[3] = _mm512_xor_si512(_mm512_ternarylogic_epi32(a, b, c, or_or), sign);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) block[i] = _mm512_sub_epi8(block[i], sign);
+}
+inline void unpack_planes(const uint8_t* planes, int8_t* blocks) {
+    __m512i block[4];
+    unpack_planes(planes, block);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) _mm512_storeu_si512(blocks + i * qblock, block[i]);
+}
+#elif defined(MVIT_ISA_AVX2)
+inline void unpack_planes(const uint8_t* planes, int8_t* blocks) {
+    const __m256i low = _mm256_set1_epi8(63), sign = _mm256_set1_epi8(32);
+    for (int half = 0; half < qblock; half += 32) {
+        const auto load = [&](int plane) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(planes + plane * qblock + half)); };
+        const auto store = [&](__m256i six_bits, int block) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(blocks + block * qblock + half),
+                                _mm256_sub_epi8(_mm256_xor_si256(six_bits, sign), sign));
+        };
+        const __m256i p0 = load(0), p1 = load(1), p2 = load(2);
+        store(_mm256_and_si256(p0, low), 0);
+        store(_mm256_and_si256(p1, low), 1);
+        store(_mm256_and_si256(p2, low), 2);
+        const __m256i a = _mm256_and_si256(_mm256_srli_epi16(p0, 6), _mm256_set1_epi8(3));
+        const __m256i b = _mm256_and_si256(_mm256_srli_epi16(p1, 4), _mm256_set1_epi8(12));
+        const __m256i c = _mm256_and_si256(_mm256_srli_epi16(p2, 2), _mm256_set1_epi8(48));
+        store(_mm256_or_si256(_mm256_or_si256(a, b), c), 3);
+    }
+}
+#else
 inline void unpack_planes(const uint8_t* planes, int8_t* blocks) {
     const auto value = [](int bits) { return static_cast<int8_t>((bits ^ 32) - 32); };
     for (int i = 0; i < qblock; ++i) {
@@ -55,11 +103,13 @@ inline void unpack_planes(const uint8_t* planes, int8_t* blocks) {
         blocks[3 * qblock + i] = value(p0 >> 6 | (p1 >> 6) << 2 | (p2 >> 6) << 4);
     }
 }
+#endif
 
-inline QOperand load_qpanels(const QWeight& w, int64_t first, int64_t count, void* scratch) {
+// Panels as they are, where that is how `rows` rows meet them, or in scratch.
+inline QOperand load_qpanels(const QWeight& w, int64_t first, int64_t count, int64_t rows, void* scratch) {
     const int64_t bytes = qpanel_bytes(w.depth, w.bits);
     const int8_t* from = w.panels + first * bytes;
-    if (w.bits == 8 && !widens(8)) return {from, bytes};
+    if ((w.bits == 8 && !widens(8)) || (rows == 1 && row_meets_planes)) return {from, bytes};
     const int64_t stride = qpanel_stride(w.depth, w.bits);
     for (int64_t p = 0; p < count; ++p) {
         char* to = static_cast<char*>(scratch) + p * stride;

@@ -20,9 +20,43 @@ float chains(int64_t rounds, float factor, float term) {
     return first_lane(((a + b) + (c + d)) + ((e + f) + (g + h)) + ((i + j) + (k + l)));
 }
 
+#if defined(MVIT_ISA_AVX512VNNI)
+using Dots = __m512i;
+inline void dot(Dots& sum, Dots x, Dots y) { asm volatile("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y)); }
+inline Dots dots_of(float x) { return _mm512_castps_si512(_mm512_set1_ps(x)); }
+inline float value_of(Dots x) { return _mm512_cvtss_f32(_mm512_castsi512_ps(x)); }
+constexpr int64_t products = 64;
+#elif defined(MVIT_ISA_AVX2)
+using Dots = __m256i;
+inline void dot(Dots& sum, Dots x, Dots y) {
+    Dots pairs;
+    asm volatile("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(pairs) : "x"(x), "x"(y));
+}
+inline Dots dots_of(float x) { return _mm256_castps_si256(_mm256_set1_ps(x)); }
+inline float value_of(Dots x) { return _mm256_cvtss_f32(_mm256_castsi256_ps(x)); }
+constexpr int64_t products = 16;
+#else
+using Dots = I32;
+inline void dot(Dots& sum, Dots x, Dots y) { sum = sum * x + y; }
+inline Dots dots_of(float x) { return I32::all(static_cast<int32_t>(x) + 3); }
+inline float value_of(Dots x) { return first_lane(to_float(x)); }
+constexpr int64_t products = F32::width;
+#endif
+
+float dots(int64_t rounds, float factor, float term) {
+    const Dots x = dots_of(factor), y = dots_of(term);
+    Dots a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y;
+    for (int64_t round = 0; round < rounds; ++round) {
+        dot(a, x, y), dot(b, x, y), dot(c, x, y), dot(d, x, y), dot(e, x, y);
+        dot(f, x, y), dot(g, x, y), dot(h, x, y), dot(i, x, y), dot(j, x, y);
+    }
+    return value_of(a) + value_of(b) + value_of(c) + value_of(d) + value_of(e) + value_of(f) + value_of(g) + value_of(h) + value_of(i) +
+           value_of(j);
+}
+
 }  // namespace
 
 extern const CeilingKernels MVIT_ISA_SYMBOL(ceiling);
-const CeilingKernels MVIT_ISA_SYMBOL(ceiling) = {chains, 2 * 12 * F32::width};
+const CeilingKernels MVIT_ISA_SYMBOL(ceiling) = {chains, 2 * 12 * F32::width, dots, 2 * 10 * products};
 
 }  // namespace mvit

@@ -4,7 +4,7 @@
 #include <cstring>
 
 #include "cpu/core/isa.h"
-#include "cpu/core/simd.h"
+#include "cpu/core/qrows.h"
 
 namespace mvit {
 namespace {
@@ -18,6 +18,12 @@ inline void each_tile(int64_t rows, int most, const Body& body) {
         body(static_cast<int>(height), first);
         first += height;
     }
+}
+
+inline int32_t four_of_row(const uint8_t* a) {
+    int32_t four;
+    std::memcpy(&four, a, sizeof four);
+    return four;
 }
 
 // The last one to three bytes of a row, and zeros.
@@ -54,9 +60,7 @@ template <int rows, int vectors>
         for (int v = 0; v < vectors; ++v) column[v] = _mm512_loadu_si512(w + v * panel_stride);
 #pragma GCC unroll 14
         for (int r = 0; r < rows; ++r) {
-            int32_t four;
-            std::memcpy(&four, row[r / 3] + (r % 3) * stride, sizeof four);
-            const __m512i x = _mm512_set1_epi32(four);
+            const __m512i x = _mm512_set1_epi32(four_of_row(row[r / 3] + (r % 3) * stride));
 #pragma GCC unroll 4
             for (int v = 0; v < vectors; ++v) dot(sum[r][v], x, column[v]);
         }
@@ -77,10 +81,63 @@ template <int rows, int vectors>
     }
 }
 
+// A single row meets every weight once: nothing is reused, so what counts is to read them in the order in which they lie, four blocks at a
+// time to hide the latency of the sums, and 6-bit weights as the planes that they are.
+constexpr int ahead = 1024;  // bytes
+
+[[gnu::always_inline]] inline __m512i row_by_panel(const QTile& t, const int8_t* w) {
+    const uint8_t* a = static_cast<const uint8_t*>(t.a);
+    const bool planes = t.bits == 6;
+    __m512i sum[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()}, block[4];
+    int64_t left = t.depth;
+    for (; left >= 16; left -= 16, a += 16) {
+        if (planes) {
+            unpack_planes(reinterpret_cast<const uint8_t*>(w), block);
+        } else {
+#pragma GCC unroll 4
+            for (int i = 0; i < 4; ++i) block[i] = _mm512_loadu_si512(w + i * qblock);
+        }
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            _mm_prefetch(w + ahead + i * qblock, _MM_HINT_T0);
+            dot(sum[i], _mm512_set1_epi32(four_of_row(a + 4 * i)), block[i]);
+        }
+        w += (planes ? 3 : 4) * qblock;
+    }
+    if (left > 0) {
+        if (planes) unpack_planes(reinterpret_cast<const uint8_t*>(w), block);
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) {
+            const int64_t some = left - 4 * i;
+            if (some <= 0) continue;
+            const int32_t four = some >= 4 ? four_of_row(a + 4 * i) : tail_of_row(a + 4 * i, some);
+            dot(sum[i], _mm512_set1_epi32(four), planes ? block[i] : _mm512_loadu_si512(w + i * qblock));
+        }
+    }
+    return _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
+}
+
+template <int vectors>
+[[gnu::always_inline]] inline void multiply_row(const QTile& t, __m512i (&sum)[1][vectors]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v)
+        sum[0][v] =
+            _mm512_add_epi32(_mm512_loadu_si512(t.init + v * qpanel), row_by_panel(t, static_cast<const int8_t*>(t.w) + v * t.w_stride));
+}
+
+template <int rows, int vectors>
+[[gnu::always_inline]] inline void multiply(const QTile& t, int64_t first, __m512i (&sum)[rows][vectors]) {
+    if constexpr (rows == 1) {  // tiles are as high as each other: one of a single row is all there is
+        multiply_row(t, sum);
+    } else {
+        multiply_tile(t, first, sum);
+    }
+}
+
 template <int rows, int vectors>
 void accumulate_tile(const QTile& t, int64_t first, int32_t* c, int64_t c_stride) {
     __m512i sum[rows][vectors];
-    multiply_tile(t, first, sum);
+    multiply(t, first, sum);
 #pragma GCC unroll 14
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 4
@@ -88,9 +145,8 @@ void accumulate_tile(const QTile& t, int64_t first, int32_t* c, int64_t c_stride
 }
 
 template <int rows, int vectors>
-void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride) {
-    __m512i sum[rows][vectors];
-    multiply_tile(t, first, sum);
+[[gnu::always_inline]] inline void requantize_sums(__m512i (&sum)[rows][vectors], const QChannels& channels, int columns, uint8_t* y,
+                                                   int64_t y_stride) {
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
         const __m512 scale = _mm512_loadu_ps(channels.scale + v * qpanel);
@@ -102,7 +158,6 @@ void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, i
             sum[r][v] = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(x, high), low)), zero);
         }
     }
-    y += first * y_stride;
     if constexpr (vectors == 4) {
         // Packing works inside 128-bit lanes: four groups of 4 columns end up side by side, a quarter of each vector.
         const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
@@ -123,6 +178,13 @@ void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, i
             _mm_mask_storeu_epi8(y + r * y_stride + (vectors - 1) * qpanel, mask, _mm512_cvtepi32_epi8(sum[r][vectors - 1]));
         }
     }
+}
+
+template <int rows, int vectors>
+void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride) {
+    __m512i sum[rows][vectors];
+    multiply(t, first, sum);
+    requantize_sums(sum, channels, columns, y + first * y_stride, y_stride);
 }
 
 constexpr int most_rows[qgroup] = {14, 12, 8, 6};  // of 1, 2, 3, 4 panels: 24 sums, and columns and a row beside them

@@ -10,11 +10,16 @@ namespace mvit {
 // Billions of operations a second (a multiply-add is two), all threads together, on the active instruction set. Takes 0.3 s.
 double fma_gflops(int threads);
 
+// The same of products of bytes that are added up in int32, by the instructions that integer products use (core/qtile.h).
+double dot_gops(int threads);
+
 // --- what isa/ceiling.cpp implements ---
 
 struct CeilingKernels {
     float (*chains)(int64_t rounds, float factor, float term);  // what the chains come to, so that nothing can be left out
     int64_t operations;                                         // of a round
+    float (*dots)(int64_t rounds, float factor, float term);    // the same of bytes
+    int64_t dot_operations;
 };
 
 }  // namespace mvit

@@ -1,0 +1,144 @@
+// Packed integer weights and the channels of an epilogue, for the tests of integer ops. Written from the layout that core/qweight.h
+// describes, value by value.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <memory>
+
+#include "cpu/core/qepilogue_types.h"
+#include "tests/check.h"
+
+namespace mvit::tests {
+
+inline int random_int(int low, int high) {
+    static std::mt19937 generator(7);
+    return std::uniform_int_distribution<int>(low, high)(generator);
+}
+
+// A matrix of `columns` x `depth` values, packed behind a guard page.
+class PackedMatrix {
+  public:
+    PackedMatrix(int64_t columns, int64_t depth, int bits, bool extreme = false)
+        : columns_(columns), depth_(depth), values_(static_cast<size_t>(columns * depth)), packed_(qweight_bytes(columns, depth, bits)) {
+        const int most = bits == 6 ? 31 : 127;
+        for (int8_t& v : values_) v = static_cast<int8_t>(extreme ? (random_int(0, 7) ? -most : most) : random_int(-most, most));
+        std::memset(packed_.data(), 0, static_cast<size_t>(packed_.size()));
+        QWeightHeader header{};
+        std::memcpy(header.magic, qweight_magic, sizeof header.magic);
+        header.version = qweight_version, header.bits = static_cast<uint32_t>(bits);
+        header.columns = columns, header.depth = depth, header.bytes = packed_.size();
+        auto* sums = reinterpret_cast<int32_t*>(packed_.data() + sizeof header);
+        uint8_t* panels = packed_.data() + sizeof header + 2 * qpanel * qpanels(columns) * int64_t{sizeof(int32_t)};
+        for (int64_t n = 0; n < columns; ++n) {
+            int32_t sum = 0, size = 0;
+            for (int64_t k = 0; k < depth; ++k) {
+                const int v = at(n, k);
+                sum += v, size += v < 0 ? -v : v;
+                uint8_t* panel = panels + n / qpanel * qpanel_bytes(depth, bits);
+                const int64_t inside = n % qpanel * 4 + k % 4;
+                if (bits == 8) {
+                    panel[k / 4 * qblock + inside] = static_cast<uint8_t>(v);
+                    continue;
+                }
+                uint8_t* planes = panel + k / 16 * 3 * qblock + inside;
+                const int block = static_cast<int>(k / 4 % 4);
+                if (block < 3) {
+                    planes[block * qblock] = static_cast<uint8_t>(planes[block * qblock] | (v & 63));
+                } else {
+                    for (int i = 0; i < 3; ++i) planes[i * qblock] = static_cast<uint8_t>(planes[i * qblock] | (v >> (2 * i) & 3) << 6);
+                }
+            }
+            sums[n] = sum, sums[qpanel * qpanels(columns) + n] = size;
+            header.largest = size > header.largest ? size : header.largest;
+        }
+        std::memcpy(packed_.data(), &header, sizeof header);
+        CHECK(read_qweight(packed_.data(), packed_.size(), &weight));
+    }
+    int at(int64_t n, int64_t k) const { return values_[static_cast<size_t>(n * depth_ + k)]; }
+    uint8_t* data() { return packed_.data(); }
+    int64_t size() const { return packed_.size(); }
+
+    QWeight weight;
+
+  private:
+    int64_t columns_, depth_;
+    std::vector<int8_t> values_;
+    Guarded<uint8_t> packed_;
+};
+
+// Random channels: bytes 0 .. most around zero-points of any size.
+struct RandomChannels {
+    explicit RandomChannels(int64_t columns, float scale, int most = 255)
+        : init(round_up(columns, qpanel)), zero_point(init.size()), values{make(), make(), make(), make(), make()} {
+        for (int64_t n = 0; n < init.size(); ++n) {
+            init[n] = random_int(-100000, 100000);
+            zero_point[n] = random_int(-300, 300);
+            (*values[0])[n] = scale * static_cast<float>(random_int(1, 1000)) / 1000.0f;
+            (*values[1])[n] = random_float();
+            (*values[2])[n] = static_cast<float>(random_int(1, 1000)) / 100.0f;
+            (*values[3])[n] = static_cast<float>(-zero_point[n]);
+            (*values[4])[n] = static_cast<float>(most - zero_point[n]);
+        }
+    }
+    QChannels channels() {
+        return {init.data(),       values[0]->data(), values[1]->data(), values[2]->data(),
+                values[3]->data(), values[4]->data(), zero_point.data()};
+    }
+
+    Guarded<int32_t> init, zero_point;
+    std::array<std::unique_ptr<Guarded<float>>, 5> values;
+
+  private:
+    std::unique_ptr<Guarded<float>> make() const { return std::make_unique<Guarded<float>>(init.size()); }
+};
+
+// One value by the sequences of core/qepilogue.h, in plain float arithmetic.
+inline double finish_one(const QEpilogue& e, int64_t sum, int64_t row, int64_t n) {
+    if (e.row_zero_point) sum -= int64_t{e.row_zero_point[row]} * e.column_sum[n];
+    const auto exact = static_cast<int32_t>(sum);
+    if (e.type == QType::i32) return exact;
+    float x = static_cast<float>(exact);
+    if (e.row_scale) {
+        const float scale = e.row_scale[row] * e.channels.scale[n];
+        x = x * scale;
+        x = x + e.channels.bias[n];
+    } else {
+        x = x * e.channels.scale[n];
+    }
+    const int64_t at = row * e.residual_stride + n;
+    if (e.type == QType::i16) {
+        const float far = std::fmin(std::fmax(x, -131072.0f), 131072.0f);
+        const long q = std::lrint(far) + (e.residual ? static_cast<const int16_t*>(e.residual)[at] : 0);
+        return static_cast<double>(q < -32768 ? -32768 : q > 32767 ? 32767 : q);
+    }
+    if (!e.plain) {
+        if (e.residual) {
+            float r = 0.0f;
+            if (e.residual_type == QType::u8) r = static_cast<float>(static_cast<const uint8_t*>(e.residual)[at] - e.residual_zero_point);
+            if (e.residual_type == QType::i16) r = static_cast<float>(static_cast<const int16_t*>(e.residual)[at] - e.residual_zero_point);
+            if (e.residual_type == QType::f32) r = static_cast<const float*>(e.residual)[at];
+            if (e.residual_type != QType::f32) r = r * e.residual_scale;
+            x = x + r;
+        }
+        if (e.activation == QActivation::relu) x = x > 0.0f ? x : 0.0f;
+        if (e.activation == QActivation::segments) {
+            const float size = std::fabs(x), line = std::fmin(std::fmin(size * 4.0f, size * 2.0f + 8.0f), size + 16.0f);
+            const int i = line >= 31.0f ? 31 : static_cast<int>(line);
+            const float* t = e.segments;
+            float curve = t[64 + i] * size;
+            curve = curve + t[32 + i];
+            curve = curve * size;
+            curve = curve + t[i];
+            x = (x > 0.0f ? x : 0.0f) + (size > 16.0f ? 0.0f : curve);
+        }
+    }
+    if (e.type != QType::u8) return x;
+    if (!e.plain) x = x * e.channels.inverse[n];
+    const float inside = std::fmin(std::fmax(x, e.channels.low[n]), e.channels.high[n]);
+    const long q = std::lrint(inside) + e.channels.zero_point[n];
+    return e.table ? e.table[q] : static_cast<double>(q);
+}
+
+}  // namespace mvit::tests

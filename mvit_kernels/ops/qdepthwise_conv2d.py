@@ -1,0 +1,260 @@
+"""Integer depthwise 3x3 convolution with zero-points: schema, checks, fake, backends, and what is prepared once for many calls."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import QTYPE_CODES, dense, direct, empty_in_format, in_format, raise_status, register
+from .pack_weight import MOST
+from .qchannels import Settings, quantization, table_of, unpack_channels, zero_points
+from .qgemm import SEGMENTS, activation_code, check_residual
+
+OP = "qdepthwise_conv2d"
+BLOCK = 64  # channels
+_BLOCK_BYTES = 5632  # QDepthwiseBlock of csrc/cpu/core/qdepthwise_types.h
+_NARROW = 2**14  # the largest zero-point of a result by narrow steps, see csrc/cpu/core/qdepthwise.h
+# (4, 4, 9): which taps are outside of the map, by rows (1: the first, plus 2: the last) and columns.
+_EDGES = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]])
+_OUTSIDE = (_EDGES[:, None, :, None] | _EDGES[None, :, None, :]).flatten(2)
+Tensor = torch.Tensor
+Optional = torch.Tensor | None
+
+
+class QDepthwiseConv2d:
+    """A depthwise convolution whose quantization is computed: call it with x (B, C, H, W) uint8."""
+
+    def __init__(
+        self, weight: Tensor, zero_point: Tensor, channels: Tensor, settings: Settings, stride: int, table: Optional, backend: str | None
+    ) -> None:
+        self.weight, self.zero_point, self.channels, self.settings = weight, zero_point, channels, settings
+        self.stride, self.table, self.backend = stride, table, backend
+        self.blocks = arrange(weight, zero_point, channels)
+        self.narrow = is_narrow(channels, settings)
+
+    def __call__(self, x: Tensor, residual: Optional = None) -> Tensor:
+        """y (B, C, ceil(H / stride), ceil(W / stride)), channels_last; residual of that size."""
+        return _call(
+            x, self.weight, self.zero_point, self.blocks, self.channels, residual, self.table, self.stride, self.narrow, *self.settings,
+            backend=self.backend,
+        )  # fmt: skip
+
+
+def prepare_qdepthwise_conv2d(
+    weight: Tensor, *, stride: int = 1, a_scale: Any, a_zero_point: Any, w_scale: Any = 1.0, bias: Tensor | None = None,
+    activation: str | None = None, residual_scale: Any = None, residual_zero_point: Any = None, out_dtype: torch.dtype = torch.float32,
+    out_scale: Any = None, out_zero_point: Any = None, table: Tensor | None = None, a_bits: int = 8, out_bits: int = 8,
+    backend: str | None = None,
+) -> QDepthwiseConv2d:  # fmt: skip
+    """Compute once what calls of `qdepthwise_conv2d` with the same quantization need: multipliers, the bias with zero-points folded in,
+    and the weights in the order of kernels.
+
+    Arguments as of `qdepthwise_conv2d`. Where out_dtype is uint8, a residual can only be given at the call if residual_scale is given here.
+    """
+    checks.is_tensor(OP, "weight", weight)
+    checks.tensors(OP, bias=bias)
+    checks.integer(OP, "stride", stride)
+    checks.backend(OP, backend)
+    checks.tensor(OP, "weight", weight, 4, (torch.int8,))
+    channels = weight.shape[0]
+    if channels == 0 or weight.shape[1:] != (1, 3, 3):
+        raise ValueError(f"{OP}: weight: expected shape (C, 1, 3, 3), got {tuple(weight.shape)}")
+    checks.stride(OP, stride)
+    if a_scale is None:
+        raise ValueError(f"{OP}: a_scale: expected a scale, got None")
+    weight = weight.detach().cpu().contiguous()
+    if int(weight.min()) < -MOST[8]:
+        raise ValueError(f"{OP}: weight: expected values in [-{MOST[8]}, {MOST[8]}], got {int(weight.min())}")
+    settled = quantization(
+        OP, weight.flatten(1), a_scale=a_scale, a_zero_point=a_zero_point, w_scale=w_scale, bias=bias, activation=activation,
+        residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
+        out_zero_point=out_zero_point, a_bits=a_bits, out_bits=out_bits, depthwise=True,
+    )  # fmt: skip
+    z = zero_points(OP, "a_zero_point", a_zero_point, channels).contiguous()
+    return QDepthwiseConv2d(weight, z, *settled, stride, table_of(OP, table, out_dtype), backend)
+
+
+def qdepthwise_conv2d(
+    x: Tensor, weight: Tensor, *, stride: int = 1, a_scale: Any, a_zero_point: Any, w_scale: Any = 1.0, bias: Tensor | None = None,
+    activation: str | None = None, residual: Tensor | None = None, residual_scale: Any = None, residual_zero_point: Any = None,
+    out_dtype: torch.dtype = torch.float32, out_scale: Any = None, out_zero_point: Any = None, table: Tensor | None = None, a_bits: int = 8,
+    out_bits: int = 8, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """y = act(s_a s_w conv2d(x - z_a, w, padding=1, groups=C) + bias + residual), exact in int32 and then in a pinned order of float32
+    operations (those of `qgemm`). Padding is real 0, the zero-point.
+
+    Real values are scale * (q - zero_point). For many calls with the same quantization `prepare_qdepthwise_conv2d` computes its part once.
+
+    Args:
+        x: (B, C, H, W) uint8, at least one channel and pixel. channels_last is read in place, other strides are copied to it first.
+        weight: (C, 1, 3, 3) int8 with values in [-127, 127]; zero-point 0.
+        stride: 1 or 2.
+        a_scale: a number.
+        a_zero_point: any int32, or one for each channel, (C,) or (1, C).
+        w_scale: a number or (C,).
+        bias: (C,) real, or None; rounded to a multiple of a_scale w_scale.
+        activation: None, "relu", or "silu", "gelu" or "hard_swish" by `reference.qactivate`; after the residual.
+        residual: of the size of y: uint8 with residual_scale and residual_zero_point; int16 with residual_scale; for out_dtype int16, int16
+            of the scale of y; for floats of the same dtype.
+        out_dtype: uint8 or int16, which need an out_scale, or float32, bfloat16, float16.
+        out_scale, out_zero_point: a number or (C,) each; |out_zero_point| <= 2^20.
+        table: (256,) uint8, through which every byte of y goes last: an activation function on quantized values.
+        a_bits, out_bits: 8 or 6: bytes of x are at most 2^a_bits - 1, those of y are.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (B, C, ceil(H / stride), ceil(W / stride)), always channels_last.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, scales that are not positive and finite, an int32 that could overflow, or the requested
+            backend cannot take the call.
+    """
+    checks.is_tensor(OP, "x", x)
+    checks.tensors(OP, residual=residual)
+    prepared = prepare_qdepthwise_conv2d(
+        weight, stride=stride, a_scale=a_scale, a_zero_point=a_zero_point, w_scale=w_scale, bias=bias, activation=activation,
+        residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
+        out_zero_point=out_zero_point, table=table, a_bits=a_bits, out_bits=out_bits, backend=backend,
+    )  # fmt: skip
+    return prepared(x, residual)
+
+
+def arrange(weight: Tensor, zero_point: Tensor, channels: Tensor) -> Tensor:
+    """weight (C, 1, 3, 3), zero_point (C,) and what `quantization` gives as (blocks, bytes): QDepthwiseBlock of csrc/cpu/core/
+    qdepthwise_types.h."""
+    count = weight.shape[0]
+    beyond = -count % BLOCK
+    init, scale, _, inverse, low, high, out_zero_point = unpack_channels(channels, count)
+
+    def blocks(x: Tensor) -> Tensor:
+        """(..., C) -> (blocks, ..., 64)."""
+        return F.pad(x, (0, beyond)).unflatten(-1, (-1, BLOCK)).movedim(-2, 0)
+
+    def positions(x: Tensor) -> Tensor:
+        """The same, channel 16 l + 4 q + j at 16 q + 4 l + j."""
+        return blocks(x).unflatten(-1, (4, 4, 4)).transpose(-3, -2).flatten(-3)
+
+    taps = positions(weight[:, 0].permute(2, 1, 0))  # (blocks, kx, ky, 64)
+    z_w = weight[:, 0].to(torch.int64).permute(1, 2, 0) * zero_point
+    sums = init + _OUTSIDE @ z_w.flatten(0, 1)
+    words = blocks(out_zero_point.clamp(-_NARROW, _NARROW).to(torch.int16)).unflatten(-1, (4, 2, 8)).transpose(-3, -2)
+    edges = [blocks((bound.to(torch.int64) + out_zero_point).to(torch.uint8)) for bound in (low, high)]
+    parts = (F.pad(taps.transpose(-2, -1), (0, 1)), positions(reference.wrap(sums)), positions(scale), positions(inverse), words, *edges)
+    return torch.cat([part.contiguous().flatten(1).view(torch.uint8) for part in parts], dim=1)
+
+
+def is_narrow(channels: Tensor, settings: Settings) -> bool:
+    """Whether results without a residual can be had by the narrow steps of csrc/cpu/core/qdepthwise.h, which has the reasons."""
+    if settings.out_dtype != torch.uint8 or not bool((channels[6].abs() <= _NARROW).all()):
+        return False
+    scale, inverse = channels[1].view(torch.float32), channels[3].view(torch.float32)
+    if settings.plain:
+        return bool((scale < 1).all())
+    return settings.activation in SEGMENTS and bool(((scale.double() * inverse <= 0.5) & (inverse <= 2.0**20)).all())
+
+
+# --- checks ---
+
+
+def _out_size(x: Tensor, stride: int) -> tuple[int, int, int, int]:
+    return x.shape[0], x.shape[1], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
+
+
+def _check(
+    x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, stride: int,
+    out_dtype: torch.dtype, plain: bool,
+) -> None:  # fmt: skip
+    checks.image(OP, "x", x, (torch.uint8,))
+    count = weight.shape[0]
+    if x.shape[1] != count:
+        raise ValueError(f"{OP}: x: expected shape (B, {count}, H, W), got {tuple(x.shape)}")
+    if blocks.shape != (-(-count // BLOCK), _BLOCK_BYTES) or channels.shape[1] < count:
+        raise ValueError(f"{OP}: blocks: expected what is prepared for {count} channels, got {tuple(blocks.shape)}")
+    if blocks.device != x.device:
+        raise ValueError(f"{OP}: weight: expected device {x.device}, got {blocks.device}")
+    checks.stride(OP, stride)
+    if residual is not None:
+        check_residual(OP, residual, _out_size(x, stride), out_dtype, plain)
+
+
+# --- backends ---
+
+
+def _cpu_refuse(x: Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    return None if x.is_cpu else f"x is on {x.device}"
+
+
+def _cpu_forward(
+    x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, table: Optional, stride: int,
+    narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
+) -> Tensor:  # fmt: skip
+    x = in_format(x, channels_last=True)
+    y = empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype)
+    if residual is not None:
+        residual = dense(residual, channels_last=True)
+    status = native.qdepthwise_conv2d(
+        x.shape, stride, x.data_ptr(), x.stride(), blocks.data_ptr(), narrow and residual is None, channels.data_ptr(), channels.shape[1],
+        QTYPE_CODES[out_dtype], plain, *activation_code(activation), 0 if table is None else table.data_ptr(),
+        0 if residual is None else residual.data_ptr(), 0 if residual is None else QTYPE_CODES[residual.dtype], residual_scale,
+        residual_zero_point, y.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y
+
+
+def _reference_forward(
+    x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, table: Optional, stride: int,
+    narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
+) -> Tensor:  # fmt: skip
+    y = reference.qdepthwise_conv2d(
+        x, weight, zero_point, unpack_channels(channels, weight.shape[0]), stride, plain=plain, activation=activation, out_dtype=out_dtype,
+        residual=residual, residual_scale=residual_scale, residual_zero_point=residual_zero_point, table=table,
+    )  # fmt: skip
+    return empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype).copy_(y)
+
+
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), reference=Implementation(_reference_forward))
+
+
+# --- registration ---
+
+
+def _forward(
+    x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, table: Optional, stride: int,
+    narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check(x, weight, zero_point, blocks, channels, residual, stride, out_dtype, plain)
+    return choose(backend, x).forward(
+        x, weight, zero_point, blocks, channels, residual, table, stride, narrow, out_dtype, activation, plain, residual_scale,
+        residual_zero_point,
+    )  # fmt: skip
+
+
+def _forward_fake(
+    x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, table: Optional, stride: int,
+    narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check(x, weight, zero_point, blocks, channels, residual, stride, out_dtype, plain)
+    return empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype)
+
+
+_op = register(
+    OP,
+    "(Tensor x, Tensor weight, Tensor zero_point, Tensor blocks, Tensor channels, Tensor? residual, Tensor? table, int stride, bool narrow,"
+    " ScalarType out_dtype, str activation, bool plain, float residual_scale=1.0, int residual_zero_point=0, *, str? backend=None)"
+    " -> Tensor",
+    _forward,
+    _forward_fake,
+)
+_call = direct(_op, _forward, tensors=7)
