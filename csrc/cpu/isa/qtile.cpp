@@ -144,9 +144,25 @@ void accumulate_tile(const QTile& t, int64_t first, int32_t* c, int64_t c_stride
         for (int v = 0; v < vectors; ++v) _mm512_storeu_si512(c + (first + r) * c_stride + v * qpanel, sum[r][v]);
 }
 
-template <int rows, int vectors>
-[[gnu::always_inline]] inline void requantize_sums(__m512i (&sum)[rows][vectors], const QChannels& channels, int columns, uint8_t* y,
-                                                   int64_t y_stride) {
+// Whether the clamp is what packing does anyway: 0 .. 255 in all columns, and products that stay below 2^30, so that neither the conversion
+// nor the zero-point can overflow. It is all of them except behind a ReLU, with 6 bits or at odd scales.
+inline bool packing_clamps(const QChannels& channels, int columns) {
+    __mmask16 other = 0;
+    for (int j = 0; j < columns; j += qpanel) {
+        const __mmask16 some = columns - j < qpanel ? static_cast<__mmask16>((1u << (columns - j)) - 1u) : static_cast<__mmask16>(0xFFFF);
+        const __m512 zero = _mm512_cvtepi32_ps(_mm512_loadu_si512(channels.zero_point + j));
+        const __m512 low = _mm512_add_ps(_mm512_loadu_ps(channels.low + j), zero);
+        const __m512 high = _mm512_add_ps(_mm512_loadu_ps(channels.high + j), zero);
+        other = static_cast<__mmask16>(other | _mm512_mask_cmp_ps_mask(some, low, _mm512_setzero_ps(), _CMP_NEQ_UQ));
+        other = static_cast<__mmask16>(other | _mm512_mask_cmp_ps_mask(some, high, _mm512_set1_ps(255.0f), _CMP_NEQ_UQ));
+        const __m512 scale = _mm512_loadu_ps(channels.scale + j);
+        other = static_cast<__mmask16>(other | _mm512_mask_cmp_ps_mask(some, scale, _mm512_set1_ps(0.5f), _CMP_NLE_UQ));
+    }
+    return other == 0;
+}
+
+template <bool clamps, int rows, int vectors>
+[[gnu::always_inline]] inline void round_sums(__m512i (&sum)[rows][vectors], const QChannels& channels) {
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
         const __m512 scale = _mm512_loadu_ps(channels.scale + v * qpanel);
@@ -154,43 +170,44 @@ template <int rows, int vectors>
         const __m512i zero = _mm512_loadu_si512(channels.zero_point + v * qpanel);
 #pragma GCC unroll 14
         for (int r = 0; r < rows; ++r) {
-            const __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][v]), scale);
-            sum[r][v] = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_max_ps(_mm512_min_ps(x, high), low)), zero);
-        }
-    }
-    if constexpr (vectors == 4) {
-        // Packing works inside 128-bit lanes: four groups of 4 columns end up side by side, a quarter of each vector.
-        const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-        const __mmask64 mask = columns == 64 ? ~__mmask64{0} : (__mmask64{1} << columns) - 1;
-#pragma GCC unroll 14
-        for (int r = 0; r < rows; ++r) {
-            const __m512i a = _mm512_packs_epi32(sum[r][0], sum[r][1]), b = _mm512_packs_epi32(sum[r][2], sum[r][3]);
-            const __m512i bytes = _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(a, b));
-            _mm512_mask_storeu_epi8(y + r * y_stride, mask, bytes);
-        }
-    } else {
-        const __mmask16 mask = static_cast<__mmask16>((1u << (columns - (vectors - 1) * qpanel)) - 1u);
-#pragma GCC unroll 14
-        for (int r = 0; r < rows; ++r) {
-#pragma GCC unroll 4
-            for (int v = 0; v < vectors - 1; ++v)
-                _mm_storeu_si128(reinterpret_cast<__m128i*>(y + r * y_stride + v * qpanel), _mm512_cvtepi32_epi8(sum[r][v]));
-            _mm_mask_storeu_epi8(y + r * y_stride + (vectors - 1) * qpanel, mask, _mm512_cvtepi32_epi8(sum[r][vectors - 1]));
+            __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][v]), scale);
+            if (clamps) x = _mm512_max_ps(_mm512_min_ps(x, high), low);
+            sum[r][v] = _mm512_add_epi32(_mm512_cvtps_epi32(x), zero);
         }
     }
 }
 
+// Packed with saturation: to int16, then to bytes. This works inside 128-bit lanes: four groups of 4 columns end up side by side, a quarter
+// of each vector. Where there are fewer vectors the last one stands in.
 template <int rows, int vectors>
-void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride) {
+[[gnu::always_inline]] inline void store_bytes(const __m512i (&sum)[rows][vectors], int columns, uint8_t* y, int64_t y_stride) {
+    constexpr int second = vectors > 1 ? 1 : 0, third = vectors > 2 ? 2 : 0, fourth = vectors > 3 ? 3 : third;
+    const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    const __mmask64 mask = columns == 64 ? ~__mmask64{0} : (__mmask64{1} << columns) - 1;
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r) {
+        const __m512i a = _mm512_packs_epi32(sum[r][0], sum[r][second]);
+        const __m512i b = vectors > 2 ? _mm512_packs_epi32(sum[r][third], sum[r][fourth]) : a;
+        _mm512_mask_storeu_epi8(y + r * y_stride, mask, _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(a, b)));
+    }
+}
+
+template <int rows, int vectors>
+void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, bool clamps, int columns, uint8_t* y, int64_t y_stride) {
     __m512i sum[rows][vectors];
     multiply(t, first, sum);
-    requantize_sums(sum, channels, columns, y + first * y_stride, y_stride);
+    if (clamps) {
+        round_sums<true>(sum, channels);
+    } else {
+        round_sums<false>(sum, channels);
+    }
+    store_bytes(sum, columns, y + first * y_stride, y_stride);
 }
 
 constexpr int most_rows[qgroup] = {14, 12, 8, 6};  // of 1, 2, 3, 4 panels: 24 sums, and columns and a row beside them
 
 using AccumulateTile = void (*)(const QTile&, int64_t, int32_t*, int64_t);
-using RequantizeTile = void (*)(const QTile&, int64_t, const QChannels&, int, uint8_t*, int64_t);
+using RequantizeTile = void (*)(const QTile&, int64_t, const QChannels&, bool, int, uint8_t*, int64_t);
 
 #define MVIT_TILE(function, r, v) function<((r) <= most_rows[(v) - 1] ? (r) : 1), v>
 #define MVIT_TILES(function, r) {MVIT_TILE(function, r, 1), MVIT_TILE(function, r, 2), MVIT_TILE(function, r, 3), MVIT_TILE(function, r, 4)}
@@ -210,8 +227,9 @@ void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
 }
 
 void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride) {
+    const bool clamps = !packing_clamps(channels, columns);
     each_tile(t.rows, most_rows[t.panels - 1],
-              [&](int rows, int64_t first) { requantize_tiles[rows - 1][t.panels - 1](t, first, channels, columns, y, y_stride); });
+              [&](int rows, int64_t first) { requantize_tiles[rows - 1][t.panels - 1](t, first, channels, clamps, columns, y, y_stride); });
 }
 
 #elif defined(MVIT_ISA_AVX2)
