@@ -24,7 +24,9 @@
 #include "cpu/ops/qdepthwise_conv2d.h"
 #include "cpu/ops/qgemm.h"
 #include "cpu/ops/qlookup.h"
+#include "cpu/ops/qnorm.h"
 #include "cpu/ops/qresize.h"
+#include "cpu/ops/qseparable_attention.h"
 #include "cpu/ops/quantize.h"
 #include "cpu/ops/separable_attention.h"
 #include "cpu/ops/separable_attention_block.h"
@@ -232,6 +234,100 @@ int lookup(int64_t count, uintptr_t table, uintptr_t x, uintptr_t y, int threads
     return static_cast<int>(qlookup(p, threads));
 }
 
+// The same of bytes to an int16 stream, whose sums are collected.
+int collected_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t weight, int64_t weight_bytes, uintptr_t channels,
+                      int64_t channels_stride, uintptr_t residual, int64_t residual_stride, uintptr_t y, int64_t y_stride, int64_t groups,
+                      uintptr_t collected, int threads) {
+    QGemmProblem p{};
+    p.rows = rows, p.a = bytes(a), p.a_stride = a_stride;
+    if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
+    QEpilogue& e = p.epilogue;
+    e.channels = channels_at(channels, channels_stride);
+    e.type = QType::i16, e.plain = true;
+    e.residual = pointer(residual), e.residual_type = QType::i16, e.residual_stride = residual_stride;
+    e.y = pointer(y), e.y_stride = y_stride;
+    p.collected = static_cast<int64_t*>(pointer(collected)), p.groups = groups;
+    py::gil_scoped_release release;
+    return static_cast<int>(qgemm(p, threads));
+}
+
+// What becomes a byte of `bits`.
+QByte byte_of(int32_t zero_point, int bits) {
+    return {zero_point, static_cast<float>(-zero_point), static_cast<float>((1 << bits) - 1 - zero_point)};
+}
+
+QNorm norm_of(int64_t groups, int64_t rows, int64_t depth, uintptr_t x, int64_t x_stride, uintptr_t sums, double scale, double y_scale,
+              int32_t zero_point, double eps, int bits) {
+    const QByte byte = byte_of(zero_point, bits);
+    return {static_cast<const int16_t*>(pointer(x)),
+            x_stride,
+            depth,
+            static_cast<const int64_t*>(pointer(sums)),
+            groups > 0 ? rows / groups : 0,
+            scale,
+            eps,
+            y_scale,
+            byte.low,
+            byte.high,
+            zero_point};
+}
+
+int normalize_stream(int64_t rows, int64_t depth, uintptr_t x, int64_t x_stride, int64_t groups, uintptr_t sums, double scale,
+                     double y_scale, int32_t zero_point, double eps, int bits, uintptr_t y, int64_t y_stride, int threads) {
+    const QNorm norm = norm_of(groups, rows, depth, x, x_stride, sums, scale, y_scale, zero_point, eps, bits);
+    const QNormProblem p{norm, rows, static_cast<uint8_t*>(pointer(y)), y_stride};
+    py::gil_scoped_release release;
+    return static_cast<int>(qnorm(p, threads));
+}
+
+int normalized_product(int64_t rows, uintptr_t x, int64_t x_stride, int64_t groups, uintptr_t sums, double scale, double a_scale,
+                       int32_t a_zero_point, double eps, int a_bits, uintptr_t weight, int64_t weight_bytes, uintptr_t channels,
+                       int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments, uintptr_t table, uintptr_t y,
+                       int64_t y_stride, int threads) {
+    QGemmProblem p{};
+    p.rows = rows;
+    if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
+    const QNorm norm = norm_of(groups, rows, p.weight.depth, x, x_stride, sums, scale, a_scale, a_zero_point, eps, a_bits);
+    p.norm = &norm;
+    QEpilogue& e = p.epilogue;
+    e.channels = channels_at(channels, channels_stride);
+    e.type = static_cast<QType>(type), e.plain = plain;
+    e.activation = static_cast<QActivation>(activation), e.segments = floats(segments), e.table = bytes(table);
+    e.y = pointer(y), e.y_stride = y_stride;
+    py::gil_scoped_release release;
+    return static_cast<int>(qgemm(p, threads));
+}
+
+// Sizes are (B, d, H, W); strides of a map from image to image, row to row and pixel to pixel.
+QPhases phases_of(const Sizes& size, std::array<int64_t, 2> patch) { return {size[0], size[1], size[2], size[3], patch[0], patch[1]}; }
+QPhaseMap phase_map(uintptr_t address, const std::array<int64_t, 3>& stride) { return {bytes(address), stride[0], stride[1], stride[2]}; }
+
+int separable_context(const Sizes& size, std::array<int64_t, 2> patch, uintptr_t scores, const std::array<int64_t, 3>& scores_stride,
+                      uintptr_t x, const std::array<int64_t, 3>& x_stride, uintptr_t table, int32_t x_zero_point, double scale,
+                      bool to_bytes, int32_t zero_point, int bits, uintptr_t y, int threads) {
+    QSeparableContextProblem p{};
+    p.size = phases_of(size, patch);
+    p.scores = phase_map(scores, scores_stride), p.x = phase_map(x, x_stride);
+    p.table = ints(table);
+    p.x_zero_point = x_zero_point, p.scale = scale;
+    p.bytes = to_bytes, p.byte = byte_of(zero_point, bits);
+    p.y = pointer(y);
+    py::gil_scoped_release release;
+    return static_cast<int>(qseparable_context(p, threads));
+}
+
+int separable_gate(const Sizes& size, std::array<int64_t, 2> patch, uintptr_t v, const std::array<int64_t, 3>& v_stride,
+                   int32_t v_zero_point, uintptr_t context, float scale, int32_t zero_point, int bits, uintptr_t y, int threads) {
+    QSeparableGateProblem p{};
+    p.size = phases_of(size, patch);
+    p.v = phase_map(v, v_stride), p.v_zero_point = v_zero_point;
+    p.context = floats(context), p.scale = scale;
+    p.byte = byte_of(zero_point, bits);
+    p.y = static_cast<uint8_t*>(pointer(y));
+    py::gil_scoped_release release;
+    return static_cast<int>(qseparable_gate(p, threads));
+}
+
 int mlp(int dtype, int64_t groups, int64_t rows, int64_t dim, int64_t hidden, uintptr_t weight1, uintptr_t bias1, uintptr_t weight2,
         uintptr_t bias2, bool layer_norm, uintptr_t moments, float eps, int activation, uintptr_t x, uintptr_t y, uintptr_t collected,
         int threads) {
@@ -418,6 +514,11 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("qavg_pool", quantized_mean);
     m.def("qresize", quantized_resize);
     m.def("qlookup", lookup);
+    m.def("qgemm_collect", collected_product);
+    m.def("qnorm", normalize_stream);
+    m.def("qnorm_gemm", normalized_product);
+    m.def("qseparable_context", separable_context);
+    m.def("qseparable_gate", separable_gate);
     m.def("patch_attention", softmax_attention);
     m.def("patch_attention_backward", softmax_attention_backward);
     m.def("group_norm", group_normalize);

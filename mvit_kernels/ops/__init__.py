@@ -1,5 +1,7 @@
 """The ops, registered in the torch namespace `mvit_kernels`: one file an op, each with schema, checks, fake, backward and backends."""
 
+from mvit_kernels.reference import exponential_table
+
 from .backend import BackendInfo, backends, native, use_backend, warn_of_missing_kernels
 from .conv2d import conv2d
 from .depthwise_conv2d import depthwise_conv2d
@@ -16,7 +18,10 @@ from .qavg_pool import qavg_pool
 from .qdepthwise_conv2d import QDepthwiseConv2d, prepare_qdepthwise_conv2d, qdepthwise_conv2d
 from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
 from .qlookup import qlookup
+from .qnorm import qnorm
+from .qnorm_gemm import QNormGemm, prepare_qnorm_gemm, qnorm_gemm
 from .qresize import qresize
+from .qseparable_attention import qseparable_context, qseparable_gate
 from .quantize import dequantize, quantize, quantize_rows
 from .separable_attention import separable_attention
 from .separable_attention_block import separable_attention_block
@@ -26,10 +31,12 @@ __all__ = [
     "PackedWeight",
     "QDepthwiseConv2d",
     "QGemm",
+    "QNormGemm",
     "backends",
     "conv2d",
     "depthwise_conv2d",
     "dequantize",
+    "exponential_table",
     "feed_forward",
     "fold_patches",
     "gemm",
@@ -40,13 +47,18 @@ __all__ = [
     "patch_attention",
     "prepare_qdepthwise_conv2d",
     "prepare_qgemm",
+    "prepare_qnorm_gemm",
     "qadd",
     "qavg_pool",
     "qdepthwise_conv2d",
     "qgemm",
     "qgemm_accumulate",
     "qlookup",
+    "qnorm",
+    "qnorm_gemm",
     "qresize",
+    "qseparable_context",
+    "qseparable_gate",
     "quantize",
     "quantize_rows",
     "separable_attention",

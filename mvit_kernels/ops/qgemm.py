@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 
@@ -28,10 +28,20 @@ class QGemm:
         self.weight, self.channels, self.settings, self.table, self.backend = weight, channels, settings, table, backend
         self._sizes = weight.columns, weight.depth, weight.bits
 
+    @overload
+    def __call__(self, a: Tensor, residual: Optional = None, *, a_scale: Optional = None, a_zero_point: Optional = None) -> Tensor: ...
+    @overload
+    def __call__(self, a: Tensor, residual: Optional = None, *, collect: int) -> tuple[Tensor, Tensor]: ...
     def __call__(
-        self, a: Tensor, residual: Optional = None, *, a_scale: Optional = None, a_zero_point: Optional = None
-    ) -> Tensor:  # fmt: skip
-        """y (M, N). a_scale (M,) float32 and a_zero_point (M,) int32: of rows, for what was prepared with a_scale=None."""
+        self, a: Tensor, residual: Optional = None, *, a_scale: Optional = None, a_zero_point: Optional = None, collect: int | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        """y (M, N), with `collect` (y, sums (collect, 2)). a_scale (M,) float32 and a_zero_point (M,) int32: of rows, for what was prepared
+        with a_scale=None."""
+        if collect is not None:
+            checks.integer(OP, "collect", collect)
+            if self.settings.out_dtype != torch.int16:
+                raise ValueError(f"{OP}: collect: expected None for out_dtype {self.settings.out_dtype}, got {collect}")
+            return _collect_call(a, self.weight.data, self.channels, residual, *self._sizes, collect, backend=self.backend)
         return _call(
             a, self.weight.data, self.channels, residual, a_scale, a_zero_point, self.table, *self._sizes, *self.settings,
             backend=self.backend,
@@ -64,8 +74,8 @@ def qgemm(
     a: Tensor, weight: PackedWeight, *, a_scale: Any, a_zero_point: Any, w_scale: Any, bias: Tensor | None = None,
     activation: str | None = None, residual: Tensor | None = None, residual_scale: Any = None, residual_zero_point: Any = None,
     out_dtype: torch.dtype = torch.float32, out_scale: Any = None, out_zero_point: Any = None, table: Tensor | None = None, a_bits: int = 8,
-    out_bits: int = 8, backend: str | None = None,
-) -> Tensor:  # fmt: skip
+    out_bits: int = 8, collect: int | None = None, backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """y = act(s_a s_w (a - z_a) w^T + bias + residual), exact in int32 and then in a pinned order of float32 operations.
 
     Real values are scale * (q - zero_point). For many calls with the same quantization `prepare_qgemm` computes its part once.
@@ -84,7 +94,11 @@ def qgemm(
         out_scale, out_zero_point: a number or (N,) each; |out_zero_point| <= 2^20.
         table: (256,) uint8, through which every byte of y goes last: an activation function on quantized values.
         a_bits, out_bits: 8 or 6: bytes of a are at most 2^a_bits - 1, those of y are.
+        collect: of an int16 y, how many groups of rows to give the sums of, for the norm that follows (`qnorm`).
         backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        y (M, N), out_dtype; with `collect`, (y, sums (collect, 2) int64): the exact sum and sum of squares of each group.
 
     Raises:
         TypeError, ValueError: wrong arguments, scales that are not positive and finite, an int32 that could overflow, or the requested
@@ -98,6 +112,8 @@ def qgemm(
         residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
         out_zero_point=out_zero_point, table=table, a_bits=a_bits, out_bits=out_bits, backend=backend,
     )  # fmt: skip
+    if collect is not None:
+        return prepared(a, residual, collect=collect)
     return prepared(a, residual, a_scale=a_scale, a_zero_point=a_zero_point) if rows else prepared(a, residual)
 
 
@@ -205,6 +221,34 @@ def _cpu_forward(
     return y
 
 
+def _cpu_collect(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, columns: int, depth: int, bits: int, collect: int
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    a = walkable_rows(a)
+    rows = a.shape[0]
+    y, sums = torch.empty(rows, columns, dtype=torch.int16), torch.empty(collect, 2, dtype=torch.int64)
+    if residual is not None:
+        residual = walkable_rows(residual)
+    status = native.qgemm_collect(
+        rows, a.data_ptr(), a.stride(0), weight.data_ptr(), weight.shape[0], channels.data_ptr(), channels.shape[1],
+        0 if residual is None else residual.data_ptr(), 0 if residual is None else residual.stride(0), y.data_ptr(), columns, collect,
+        sums.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(f"{OP}_collect", status)
+    return y, sums
+
+
+def _reference_collect(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, columns: int, depth: int, bits: int, collect: int
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    y = reference.qgemm(
+        a, unpack_bytes(weight, columns, depth, bits), unpack_channels(channels, columns), plain=True, activation="none",
+        out_dtype=torch.int16, residual=residual,
+    )  # fmt: skip
+    return y, reference.stream_sums(y, collect)
+
+
 def activation_code(activation: str) -> tuple[int, int]:
     """(QActivation of csrc/cpu/core/qepilogue_types.h, address of the segments)."""
     table = SEGMENTS.get(activation)
@@ -249,6 +293,7 @@ choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), refere
 choose_accumulate = Choice(
     f"{OP}_accumulate", cpu=Implementation(_cpu_accumulate, refuse=_cpu_refuse), reference=Implementation(_reference_accumulate)
 )
+choose_collect = Choice(f"{OP}_collect", cpu=Implementation(_cpu_collect, refuse=_cpu_refuse), reference=Implementation(_reference_collect))
 
 
 # --- registration ---
@@ -275,6 +320,24 @@ def _forward_fake(
     return a.new_empty(a.shape[0], columns, dtype=out_dtype)
 
 
+def _collect(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, columns: int, depth: int, bits: int, collect: int, *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _check(a, weight, channels, residual, None, None, columns, depth, torch.int16, True)
+    checks.whole_groups(OP, "collect", collect, a.shape[0])
+    return choose_collect(backend, a).forward(a, weight, channels, residual, columns, depth, bits, collect)
+
+
+def _collect_fake(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, columns: int, depth: int, bits: int, collect: int, *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    _check(a, weight, channels, residual, None, None, columns, depth, torch.int16, True)
+    checks.whole_groups(OP, "collect", collect, a.shape[0])
+    return a.new_empty(a.shape[0], columns, dtype=torch.int16), a.new_empty(collect, 2, dtype=torch.int64)
+
+
 def _accumulate(
     a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int, *, backend: str | None = None
 ) -> Tensor:  # fmt: skip
@@ -298,6 +361,14 @@ _op = register(
     _forward_fake,
 )
 _call = direct(_op, _forward, tensors=7)
+_collect_op = register(
+    f"{OP}_collect",
+    "(Tensor a, Tensor weight, Tensor channels, Tensor? residual, int columns, int depth, int bits, int collect, *, str? backend=None)"
+    " -> (Tensor, Tensor)",
+    _collect,
+    _collect_fake,
+)
+_collect_call = direct(_collect_op, _collect, tensors=4)
 _accumulate_op = register(
     f"{OP}_accumulate",
     "(Tensor a, Tensor weight, Tensor zero_point, int columns, int depth, int bits, *, str? backend=None) -> Tensor",

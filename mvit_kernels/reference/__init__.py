@@ -16,7 +16,9 @@ from .qavg_pool import qavg_pool
 from .qdepthwise_conv2d import qdepthwise_conv2d
 from .qgemm import OVERFLOW, QACTIVATIONS, Channels, epilogue, largest_sum, matmul, qactivate, qgemm, qgemm_accumulate, segments, wrap
 from .qlookup import activation_table, exact_activation, qlookup
+from .qnorm import qnorm, stream_sums
 from .qresize import qresize
+from .qseparable_attention import exponential_table, qseparable_context, qseparable_gate
 from .quantize import Rows, along, dequantize, quantize, quantize_rows
 from .separable_attention import separable_attention, separable_attention_backward
 from .separable_attention_block import separable_attention_block, separable_attention_block_backward, separable_attention_block_reduced
@@ -40,6 +42,7 @@ __all__ = [
     "dequantize",
     "epilogue",
     "exact_activation",
+    "exponential_table",
     "feed_forward",
     "feed_forward_backward",
     "fold_patches",
@@ -68,7 +71,10 @@ __all__ = [
     "qgemm",
     "qgemm_accumulate",
     "qlookup",
+    "qnorm",
     "qresize",
+    "qseparable_context",
+    "qseparable_gate",
     "quantize",
     "quantize_rows",
     "segments",
@@ -77,6 +83,7 @@ __all__ = [
     "separable_attention_block",
     "separable_attention_block_backward",
     "separable_attention_block_reduced",
+    "stream_sums",
     "unfold_patches",
     "wrap",
 ]

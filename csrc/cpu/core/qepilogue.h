@@ -59,6 +59,12 @@ inline F32 load_residual(const QEpilogue& e, int64_t row, int64_t column, int la
     }
 }
 
+// rint(min(max(x, -2^17), 2^17)) + residual, saturated.
+inline I32 add_to_stream(F32 x, I32 residual) {
+    const I32 q = to_int(min(max(x, F32::all(-0x1p17f)), F32::all(0x1p17f))) + residual;
+    return min(max(q, I32::all(INT16_MIN)), I32::all(INT16_MAX));
+}
+
 // One vector of sums of row `row`, columns from `column` on.
 inline void finish_vector(const QEpilogue& e, I32 sum, int64_t row, int64_t column, int lanes) {
     const QChannels c = e.channels.from(column);
@@ -72,10 +78,9 @@ inline void finish_vector(const QEpilogue& e, I32 sum, int64_t row, int64_t colu
         x = x * F32::load(c.scale);
     }
     if (e.type == QType::i16) {
-        const F32 most = F32::all(0x1p17f);
-        I32 q = to_int(min(max(x, F32::all(0.0f) - most), most));
-        if (e.residual) q = q + load_ints(static_cast<const int16_t*>(e.residual) + row * e.residual_stride + column, lanes);
-        return store(min(max(q, I32::all(INT16_MIN)), I32::all(INT16_MAX)), static_cast<int16_t*>(e.y) + at, lanes);
+        const auto* stream = static_cast<const int16_t*>(e.residual);
+        const I32 more = stream ? load_ints(stream + row * e.residual_stride + column, lanes) : I32::all(0);
+        return store(add_to_stream(x, more), static_cast<int16_t*>(e.y) + at, lanes);
     }
     if (!e.plain) {
         if (e.residual) x = x + load_residual(e, row, column, lanes);
@@ -94,8 +99,23 @@ inline void finish_vector(const QEpilogue& e, I32 sum, int64_t row, int64_t colu
     }
 }
 
+// finish_vector of results that are added to a stream, down the rows: pointers and scales are looked up once.
+inline void finish_stream(const QEpilogue& e, const int32_t* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first,
+                          int64_t columns) {
+    for (int64_t j = 0; j < columns; j += F32::width) {
+        const int lanes = lanes_left(columns, j);
+        const F32 scale = F32::load(e.channels.scale + first + j);
+        const int32_t* sum = c + j;
+        const auto* residual = static_cast<const int16_t*>(e.residual) + row * e.residual_stride + first + j;
+        auto* y = static_cast<int16_t*>(e.y) + row * e.y_stride + first + j;
+        for (int64_t r = 0; r < rows; ++r, sum += c_stride, residual += e.residual_stride, y += e.y_stride)
+            store(add_to_stream(to_float(I32::load(sum)) * scale, load_ints(residual, lanes)), y, lanes);
+    }
+}
+
 // Rows of sums [0, columns), which stand for the columns from `first` on; rows from `row` on.
 inline void finish_rows(const QEpilogue& e, const int32_t* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first, int64_t columns) {
+    if (e.type == QType::i16 && e.residual && !e.row_zero_point) return finish_stream(e, c, c_stride, row, rows, first, columns);
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t j = 0; j < columns; j += F32::width)
             finish_vector(e, I32::load(c + r * c_stride + j), row + r, first + j, lanes_left(columns, j));

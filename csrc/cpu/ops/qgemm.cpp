@@ -1,5 +1,7 @@
 #include "cpu/ops/qgemm.h"
 
+#include <atomic>
+
 #include "cpu/core/isa.h"
 #include "cpu/core/scratch.h"
 
@@ -26,8 +28,26 @@ Status check(const QGemmProblem& p) {
     if (p.rows < 0) return Status::bad_shape;
     if (!known(p.epilogue.type)) return Status::bad_dtype;
     if (p.epilogue.table && p.epilogue.type != QType::u8) return Status::bad_dtype;
+    if (p.norm && p.norm->depth != p.weight.depth) return Status::bad_shape;
+    if (p.collected && p.epilogue.type != QType::i16) return Status::bad_dtype;
+    if (p.collected && (p.groups < 0 || (p.groups == 0 ? p.rows > 0 : p.rows % p.groups != 0))) return Status::bad_shape;
     if (p.epilogue.row_zero_point && !row_zero_points_fit(p)) return Status::overflow;
     return Status::ok;
+}
+
+// Adds the sums of a block of y to those of the groups that it lies in.
+void collect(const QGemmProblem& p, const QGemmKernels& kernels, const QGemmBlock& b) {
+    const int64_t first = b.panel_begin * qpanel, last = b.panel_end * qpanel;
+    const int64_t columns = (last < p.weight.columns ? last : p.weight.columns) - first, end = b.row + b.rows;
+    const int64_t group_rows = p.rows / p.groups;
+    for (int64_t row = b.row; row < end;) {
+        const int64_t group = row / group_rows, beyond = (group + 1) * group_rows, stop = beyond < end ? beyond : end;
+        int64_t sums[2];
+        const auto* y = static_cast<const int16_t*>(p.epilogue.y) + row * p.epilogue.y_stride + first;
+        kernels.sums(y, p.epilogue.y_stride, stop - row, columns, sums);
+        for (int i = 0; i < 2; ++i) std::atomic_ref(p.collected[2 * group + i]).fetch_add(sums[i], std::memory_order_relaxed);
+        row = stop;
+    }
 }
 
 void run(const QGemmProblem& p, int threads) {
@@ -40,13 +60,15 @@ void run(const QGemmProblem& p, int threads) {
     const int64_t blocks = (p.rows + height - 1) / height;
     const int64_t pieces = threads > 1 ? (tasks_wanted + blocks - 1) / blocks : 1;
     const int64_t width = round_up((panels + pieces - 1) / pieces, qgroup), ranges = (panels + width - 1) / width;
-    const int64_t bytes = kernels.scratch(height < p.rows ? height : p.rows, w.depth, w.bits);
+    const int64_t bytes = kernels.scratch(p, height < p.rows ? height : p.rows);
 
     parallel_tasks(blocks * ranges, p.rows * depth * panels * qpanel / 32, bytes / int64_t{sizeof(float)}, threads,
                    [&](int64_t task, float* scratch) {
                        const int64_t row = task / ranges * height, begin = task % ranges * width;
                        const int64_t end = begin + width < panels ? begin + width : panels;
-                       kernels.block({&p, row, p.rows - row < height ? p.rows - row : height, begin, end, scratch});
+                       const QGemmBlock block{&p, row, p.rows - row < height ? p.rows - row : height, begin, end, scratch};
+                       kernels.block(block);
+                       if (p.collected) collect(p, kernels, block);
                    });
 }
 
@@ -54,6 +76,7 @@ void run(const QGemmProblem& p, int threads) {
 
 Status qgemm(const QGemmProblem& p, int threads) {
     if (const Status status = check(p); status != Status::ok) return status;
+    for (int64_t i = 0; p.collected && i < 2 * p.groups; ++i) p.collected[i] = 0;
     if (p.rows == 0 || p.weight.columns == 0) return Status::ok;
     return caught([&] { run(p, threads); });
 }

@@ -12,10 +12,14 @@
 // Nothing overflows that matters: additions are modulo 2^32, so only the final value must fit, and |final| <= max_n sum_k |w[n, k]|
 // max(|z_a|, |a_max - z_a|) + |bias| is checked: for static zero-points where init is made, for those of rows here.
 //
+// a may be an int16 residual stream that a norm makes bytes while its rows are loaded, with the same result as ops/qnorm.h first. And where
+// y is such a stream, the sums that the next norm needs are taken while its rows are in the cache: integers, so no order of tasks shows.
+//
 // Floor: 2 M N K operations; a and w read once, y written once.
 #pragma once
 
 #include "cpu/core/qepilogue_types.h"
+#include "cpu/core/qnorm_types.h"
 #include "cpu/core/types.h"
 
 namespace mvit {
@@ -24,8 +28,11 @@ struct QGemmProblem {
     int64_t rows;
     const uint8_t* a;
     int64_t a_stride;
+    const QNorm* norm;  // instead of a; or null
     QWeight weight;
     QEpilogue epilogue;
+    int64_t* collected;  // sum and sum of squares of each of `groups` groups of rows of y, which is int16; or null
+    int64_t groups;
 };
 
 Status qgemm(const QGemmProblem& problem, int threads);
@@ -40,8 +47,10 @@ struct QGemmBlock {
 
 struct QGemmKernels {
     void (*block)(const QGemmBlock&);
-    int64_t (*scratch)(int64_t rows, int64_t depth, int bits);  // bytes
-    int64_t height;                                             // rows of a block that tiles fill: a multiple of this
+    // sums[2]: of int16 rows `stride` values apart.
+    void (*sums)(const int16_t* y, int64_t stride, int64_t rows, int64_t columns, int64_t* sums);
+    int64_t (*scratch)(const QGemmProblem&, int64_t rows);  // bytes
+    int64_t height;                                         // rows of a block that tiles fill: a multiple of this
 };
 
 }  // namespace mvit

@@ -1,0 +1,145 @@
+"""Norms of an int16 residual stream, quantized: schema, checks, fake and backends."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .gemm import walkable_rows
+from .library import direct, raise_status, register
+from .qchannels import bit_count
+from .qscalars import scale_of, zero_point_of
+
+OP = "qnorm"
+Tensor = torch.Tensor
+Optional = torch.Tensor | None
+LARGEST_GROUP = 2**33  # values of int16 whose squares add up in int64
+
+
+class Norm(NamedTuple):
+    """A norm whose quantization is checked, as the schemas of the ops have it."""
+
+    scale: float
+    out_scale: float
+    out_zero_point: int
+    eps: float
+    bits: int
+
+
+def qnorm(
+    x: Tensor, sums: Tensor | None = None, *, scale: Any, out_scale: Any, out_zero_point: Any, eps: float = 1e-5, bits: int = 8,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """(x - mean) / sqrt(variance + eps) of an int16 residual stream, as bytes for the integer product behind the norm.
+
+    gamma and beta belong in weight and bias of that product. Where it is the only reader, `qnorm_gemm` does both at once.
+
+    Args:
+        x: (M, K) int16, real = scale * x; rows of stride 1 are read in place.
+        sums: (G, 2) int64, sum and sum of squares of each of G groups of M / G rows, as `qgemm(..., collect=G)` gives them: GroupNorm with
+            one group has a group an image. None: each row is normalised by itself, as LayerNorm does.
+        scale, out_scale: a positive number each.
+        out_zero_point: an integer, |out_zero_point| <= 2^20; real y = out_scale * (y - out_zero_point).
+        eps: added to the variance; positive.
+        bits: 8 or 6: bytes of y are at most 2^bits - 1.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (M, K) uint8; the same on every backend: see `reference.qnorm`.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, or the requested backend cannot take the call.
+
+    Source: GroupNorm, arXiv 1803.08494; LayerNorm, arXiv 1607.06450.
+    """
+    checks.all_tensors(OP, x=x)
+    checks.tensors(OP, sums=sums)
+    checks.backend(OP, backend)
+    return _call(x, sums, *norm_of(OP, scale, out_scale, out_zero_point, eps, bits), backend=backend)
+
+
+def norm_of(op: str, scale: Any, out_scale: Any, out_zero_point: Any, eps: float, bits: int, prefix: str = "out") -> Norm:
+    """Checks the quantization of a norm; the arguments of its result are called `prefix`_scale and so on."""
+    if not isinstance(eps, (int, float)) or not 0 < eps < math.inf:
+        raise ValueError(f"{op}: eps: expected a positive finite number, got {eps!r}")
+    return Norm(
+        scale_of(op, "scale", scale),
+        scale_of(op, f"{prefix}_scale", out_scale),
+        zero_point_of(op, f"{prefix}_zero_point", out_zero_point),
+        float(eps),
+        bit_count(op, "bits" if prefix == "out" else f"{prefix}_bits", bits),
+    )
+
+
+def check_stream(op: str, x: Tensor, sums: Optional) -> None:
+    checks.tensor(op, "x", x, 2, (torch.int16,))
+    group = x.shape[1]
+    if sums is not None:
+        checks.tensor(op, "sums", sums, 2, (torch.int64,))
+        if sums.shape[1] != 2 or sums.device != x.device:
+            raise ValueError(f"{op}: sums: expected shape (G, 2) on {x.device}, got {tuple(sums.shape)} on {sums.device}")
+        checks.whole_groups(op, "sums", sums.shape[0], x.shape[0])
+        group *= x.shape[0] // max(sums.shape[0], 1)
+    if group > LARGEST_GROUP:
+        raise ValueError(f"{op}: x: expected groups of at most 2^33 values, got {group}")
+
+
+# --- backends ---
+
+
+def cpu_refuse(x: Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    return None if x.is_cpu else f"x is on {x.device}"
+
+
+def _cpu_forward(
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int
+) -> Tensor:  # fmt: skip
+    x = walkable_rows(x)
+    rows, depth = x.shape
+    y = torch.empty(rows, depth, dtype=torch.uint8)
+    if sums is not None:
+        sums = sums.contiguous()
+    status = native.qnorm(
+        rows, depth, x.data_ptr(), x.stride(0), 0 if sums is None else sums.shape[0], 0 if sums is None else sums.data_ptr(), scale,
+        out_scale, out_zero_point, eps, bits, y.data_ptr(), depth, torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y
+
+
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=cpu_refuse), reference=Implementation(reference.qnorm))
+
+
+# --- registration ---
+
+
+def _forward(
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, *, backend: str | None = None
+) -> Tensor:
+    check_stream(OP, x, sums)
+    return choose(backend, x).forward(x, sums, scale, out_scale, out_zero_point, eps, bits)
+
+
+def _forward_fake(
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, *, backend: str | None = None
+) -> Tensor:
+    check_stream(OP, x, sums)
+    return x.new_empty(x.shape, dtype=torch.uint8)
+
+
+_op = register(
+    OP,
+    "(Tensor x, Tensor? sums, float scale, float out_scale, int out_zero_point, float eps, int bits, *, str? backend=None) -> Tensor",
+    _forward,
+    _forward_fake,
+)
+_call = direct(_op, _forward, tensors=2)

@@ -1,0 +1,160 @@
+"""Norm of an int16 residual stream and the integer product behind it in one pass: schema, checks, fake, backends, preparation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import Choice, Implementation, native
+from .gemm import walkable_rows
+from .library import QTYPE_CODES, direct, raise_status, register
+from .pack_weight import PackedWeight, unpack_bytes
+from .qchannels import Settings, quantization, table_of, unpack_channels
+from .qgemm import activation_code
+from .qnorm import Norm, check_stream, cpu_refuse, norm_of
+
+OP = "qnorm_gemm"
+Tensor = torch.Tensor
+Optional = torch.Tensor | None
+
+
+class QNormGemm:
+    """A norm and a product whose quantization is computed: call it with a stream x (M, K) int16 and the sums of its groups, or None."""
+
+    def __init__(
+        self, norm: Norm, weight: PackedWeight, channels: Tensor, settings: Settings, table: Optional, backend: str | None
+    ) -> None:  # fmt: skip
+        self.norm, self.weight, self.channels, self.settings, self.table, self.backend = norm, weight, channels, settings, table, backend
+        self._settled = *norm, weight.columns, weight.depth, weight.bits, settings.out_dtype, settings.activation, settings.plain
+
+    def __call__(self, x: Tensor, sums: Optional = None) -> Tensor:
+        """y (M, N)."""
+        return _call(x, self.weight.data, self.channels, sums, self.table, *self._settled, backend=self.backend)
+
+
+def prepare_qnorm_gemm(
+    weight: PackedWeight, w_scale: Any = 1.0, bias: Tensor | None = None, *, scale: Any, a_scale: Any, a_zero_point: Any, eps: float = 1e-5,
+    a_bits: int = 8, activation: str | None = None, out_dtype: torch.dtype = torch.float32, out_scale: Any = None,
+    out_zero_point: Any = None, table: Tensor | None = None, out_bits: int = 8, backend: str | None = None,
+) -> QNormGemm:  # fmt: skip
+    """Compute once what calls of `qnorm_gemm` with the same quantization need; arguments as there."""
+    if not isinstance(weight, PackedWeight):
+        raise TypeError(f"{OP}: weight: expected a PackedWeight, got {type(weight).__name__}")
+    checks.backend(OP, backend)
+    norm = norm_of(OP, scale, a_scale, a_zero_point, eps, a_bits, prefix="a")
+    settled = quantization(
+        OP, weight.unpack(), a_scale=norm.out_scale, a_zero_point=norm.out_zero_point, w_scale=w_scale, bias=bias, activation=activation,
+        residual_scale=None, residual_zero_point=None, out_dtype=out_dtype, out_scale=out_scale, out_zero_point=out_zero_point,
+        a_bits=a_bits, out_bits=out_bits,
+    )  # fmt: skip
+    return QNormGemm(norm, weight, *settled, table_of(OP, table, out_dtype), backend)
+
+
+def qnorm_gemm(
+    x: Tensor, weight: PackedWeight, sums: Tensor | None = None, *, scale: Any, a_scale: Any, a_zero_point: Any, eps: float = 1e-5,
+    a_bits: int = 8, w_scale: Any, bias: Tensor | None = None, activation: str | None = None, out_dtype: torch.dtype = torch.float32,
+    out_scale: Any = None, out_zero_point: Any = None, table: Tensor | None = None, out_bits: int = 8, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """`qgemm` of what `qnorm` makes of a residual stream, bit for bit, without its bytes in memory.
+
+    Args:
+        x, sums, scale, eps: as of `qnorm`; x (M, K) int16.
+        a_scale, a_zero_point, a_bits: of the normalised bytes, which `qnorm` calls out_scale and so on.
+        weight, w_scale, bias, activation, out_dtype, out_scale, out_zero_point, table, out_bits: as of `qgemm`, gamma and beta of the norm
+            being in weight and bias.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (M, N), out_dtype.
+
+    Raises:
+        TypeError, ValueError: as `qnorm` and `qgemm`.
+    """
+    checks.all_tensors(OP, x=x)
+    checks.tensors(OP, sums=sums)
+    prepared = prepare_qnorm_gemm(
+        weight, w_scale, bias, scale=scale, a_scale=a_scale, a_zero_point=a_zero_point, eps=eps, a_bits=a_bits, activation=activation,
+        out_dtype=out_dtype, out_scale=out_scale, out_zero_point=out_zero_point, table=table, out_bits=out_bits, backend=backend,
+    )  # fmt: skip
+    return prepared(x, sums)
+
+
+def _check(x: Tensor, weight: Tensor, sums: Optional, depth: int) -> None:
+    check_stream(OP, x, sums)
+    if x.shape[1] != depth:
+        raise ValueError(f"{OP}: x: expected shape (M, {depth}), got {tuple(x.shape)}")
+    if weight.device != x.device:
+        raise ValueError(f"{OP}: weight: expected device {x.device}, got {weight.device}")
+
+
+# --- backends ---
+
+
+def _cpu_forward(
+    x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, scale: float, a_scale: float, a_zero_point: int,
+    eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool,
+) -> Tensor:  # fmt: skip
+    x = walkable_rows(x)
+    rows = x.shape[0]
+    y = torch.empty(rows, columns, dtype=out_dtype)
+    if sums is not None:
+        sums = sums.contiguous()
+    status = native.qnorm_gemm(
+        rows, x.data_ptr(), x.stride(0), 0 if sums is None else sums.shape[0], 0 if sums is None else sums.data_ptr(), scale, a_scale,
+        a_zero_point, eps, a_bits, weight.data_ptr(), weight.shape[0], channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype],
+        plain, *activation_code(activation), 0 if table is None else table.data_ptr(), y.data_ptr(), columns, torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y
+
+
+def _reference_forward(
+    x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, scale: float, a_scale: float, a_zero_point: int,
+    eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool,
+) -> Tensor:  # fmt: skip
+    a = reference.qnorm(x, sums, scale, a_scale, a_zero_point, eps, a_bits)
+    return reference.qgemm(
+        a, unpack_bytes(weight, columns, depth, bits), unpack_channels(channels, columns), plain=plain, activation=activation,
+        out_dtype=out_dtype, table=table,
+    )  # fmt: skip
+
+
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=cpu_refuse), reference=Implementation(_reference_forward))
+
+
+# --- registration ---
+
+
+def _forward(
+    x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, scale: float, a_scale: float, a_zero_point: int,
+    eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, *,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check(x, weight, sums, depth)
+    return choose(backend, x).forward(
+        x, weight, channels, sums, table, scale, a_scale, a_zero_point, eps, a_bits, columns, depth, bits, out_dtype, activation, plain
+    )  # fmt: skip
+
+
+def _forward_fake(
+    x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, scale: float, a_scale: float, a_zero_point: int,
+    eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, *,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check(x, weight, sums, depth)
+    return x.new_empty(x.shape[0], columns, dtype=out_dtype)
+
+
+_op = register(
+    OP,
+    "(Tensor x, Tensor weight, Tensor channels, Tensor? sums, Tensor? table, float scale, float a_scale, int a_zero_point, float eps,"
+    " int a_bits, int columns, int depth, int bits, ScalarType out_dtype, str activation, bool plain, *, str? backend=None) -> Tensor",
+    _forward,
+    _forward_fake,
+)
+_call = direct(_op, _forward, tensors=5)

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+from op_checks import assert_same_bits_with_any_threads, needs_native
+
+import mvit_kernels as mk
+from mvit_kernels import reference
+from mvit_kernels.ops.backend import native
+from mvit_kernels.ops.qscalars import scale_of
+
+# Tails of every vector, several tasks, the shapes of the networks.
+SHAPES = [(1, 1), (2, 7), (3, 8), (4, 9), (6, 16), (2, 17), (2, 33), (6, 64), (4, 65), (70, 130), (400, 128), (64, 240)]
+QUANTIZATIONS = [
+    {"scale": 2.0**-9, "out_scale": 0.03, "out_zero_point": 121},
+    {"scale": 0.0071, "out_scale": 0.11, "out_zero_point": 30, "bits": 6, "eps": 1e-3},
+    {"scale": 0.02, "out_scale": 0.01, "out_zero_point": -1275},  # wide: what is above 12.75
+]
+
+
+def stream(rows: int, depth: int, most: int = 32767) -> torch.Tensor:
+    """Rows about different means, some of which reach both ends of int16."""
+    x = 40.0 * torch.randn(rows, depth) + 3000.0 * torch.randn(rows, 1)
+    x[::3] *= 50
+    return x.clamp(-most - 1, most).to(torch.int16)
+
+
+def groups_of(rows: int) -> list[int | None]:
+    return [None, 1, rows, *([2] if rows % 2 == 0 else [])]
+
+
+def sums_of(x: torch.Tensor, groups: int | None) -> torch.Tensor | None:
+    return None if groups is None else reference.stream_sums(x, groups)
+
+
+def oracle(x: torch.Tensor, groups: int | None, scale: float, out_scale: float, out_zero_point: int, eps: float = 1e-5, bits: int = 8):
+    """The formula value by value, in Python's integers and numpy's floats."""
+    rows, scale, out_scale = x.tolist(), float(np.float32(scale)), float(np.float32(out_scale))
+    size = 1 if groups is None else len(rows) // groups
+    y = []
+    for begin in range(0, len(rows), size):
+        values = [value for row in rows[begin : begin + size] for value in row]
+        mean = sum(values) / len(values)
+        variance = max(sum(value * value for value in values) / len(values) - mean * mean, 0.0)
+        factor = np.float32((scale / out_scale) / math.sqrt(variance * (scale * scale) + eps))
+        for row in rows[begin : begin + size]:
+            t = (np.array(row, np.float32) - np.float32(mean)) * factor
+            y.append(np.rint(np.clip(t, -out_zero_point, 2**bits - 1 - out_zero_point)).astype(np.int64) + out_zero_point)
+    return torch.from_numpy(np.stack(y)).to(torch.uint8)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_every_tail(shape, isa: str, poison) -> None:
+    x = stream(*shape)
+    for groups in groups_of(shape[0]):
+        for settings in QUANTIZATIONS:
+            y = mk.ops.qnorm(x, sums_of(x, groups), backend="cpu", **settings)
+            assert torch.equal(y, mk.ops.qnorm(x, sums_of(x, groups), backend="reference", **settings))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (6, 5), (4, 33), (70, 64)], ids=str)
+def test_reference_against_the_formula(shape) -> None:
+    x = stream(*shape)
+    for groups in groups_of(shape[0]):
+        for settings in QUANTIZATIONS:
+            assert torch.equal(mk.ops.qnorm(x, sums_of(x, groups), backend="reference", **settings), oracle(x, groups, **settings))
+
+
+def test_it_is_a_norm() -> None:
+    """Half a step of the bytes beside the norms of torch."""
+    x = stream(64, 96, 2000)
+    real, settings = x.double() * QUANTIZATIONS[0]["scale"], QUANTIZATIONS[0]
+    layer = torch.nn.functional.layer_norm(real, (96,))
+    group = torch.nn.functional.group_norm(real.reshape(2, 1, -1), 1).reshape(64, 96)
+    for exact, groups in ((layer, None), (group, 2)):
+        y = mk.ops.qnorm(x, sums_of(x, groups), **settings)
+        error = reference.dequantize(y, torch.tensor(0.03), torch.tensor(121)) - exact.clamp(-121 * 0.03, 134 * 0.03)
+        assert error.abs().max() <= 0.5001 * 0.03
+
+
+@needs_native
+def test_extremes(isa: str) -> None:
+    """Rows of one value, the ends of int16 alone, sums as large as they come, and sums that are nobody's."""
+    settings = QUANTIZATIONS[0]
+    for x in (
+        torch.full((5, 40), -32768, dtype=torch.int16),
+        torch.tensor([-32768, 32767], dtype=torch.int16).repeat(3, 50),
+        torch.full((2, 300_000), -32768, dtype=torch.int16),
+        torch.zeros(3, 9, dtype=torch.int16),
+    ):
+        for groups in (None, 1, x.shape[0]):
+            y = mk.ops.qnorm(x, sums_of(x, groups), backend="cpu", **settings)
+            assert torch.equal(y, mk.ops.qnorm(x, sums_of(x, groups), backend="reference", **settings))
+    x = stream(8, 20)
+    for value in (0, -1, 2**63 - 1, -(2**63)):
+        sums = torch.full((4, 2), value)
+        y = mk.ops.qnorm(x, sums, backend="cpu", **settings)
+        assert torch.equal(y, mk.ops.qnorm(x, sums, backend="reference", **settings))
+
+
+@needs_native
+def test_threads(threads) -> None:
+    x = stream(2000, 96)
+    sums = reference.stream_sums(x, 2)
+    assert_same_bits_with_any_threads(lambda: [mk.ops.qnorm(x, each, backend="cpu", **QUANTIZATIONS[0]) for each in (None, sums)], threads)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_any_strides_and_empty(backend: str) -> None:
+    if backend == "cpu" and native is None:
+        pytest.skip("the native kernels are not built")
+    norm = functools.partial(mk.ops.qnorm, backend=backend, **QUANTIZATIONS[0])
+    big = stream(40, 64)
+    for x in (big[::2], big[:, ::2], big.T, big[:, 3:40], big[:1].expand(6, -1)):
+        assert torch.equal(norm(x), norm(x.contiguous()))
+        sums = reference.stream_sums(x, 2)
+        assert torch.equal(norm(x, sums.T.contiguous().T), norm(x.contiguous(), sums))
+    assert norm(big[:0]).shape == (0, 64)
+    assert norm(big[:0], torch.empty(0, 2, dtype=torch.int64)).shape == (0, 64)
+    assert norm(big[:, :0]).shape == (40, 0)
+
+
+# --- the product behind it ---
+
+
+def product(columns: int, depth: int, bits: int = 8) -> mk.ops.PackedWeight:
+    most = 127 if bits == 8 else 31
+    return mk.ops.pack_weight(torch.randint(-most, most + 1, (columns, depth), dtype=torch.int8), bits=bits)
+
+
+def epilogues(columns: int) -> list[dict]:
+    byte = {"out_dtype": torch.uint8, "out_scale": 0.05 + torch.rand(columns), "out_zero_point": 100}
+    table = torch.randint(0, 256, (256,), dtype=torch.uint8)
+    return [
+        byte,
+        byte | {"activation": "silu", "table": table},
+        {"out_dtype": torch.float32, "activation": "gelu"},
+        {"out_dtype": torch.bfloat16},
+        {"out_dtype": torch.int16, "out_scale": 0.01},
+    ]
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (6, 7, 5), (26, 64, 33), (4, 130, 80), (60, 70, 32)], ids=str)
+@pytest.mark.parametrize("settings", QUANTIZATIONS, ids=["8", "6", "wide"])
+def test_norm_and_product_are_qnorm_and_qgemm(shape, settings: dict, isa: str, poison) -> None:
+    rows, depth, columns = shape
+    x, bias = stream(rows, depth), torch.randn(columns)
+    quantized = {"a_scale": settings["out_scale"], "a_zero_point": settings["out_zero_point"], "a_bits": settings.get("bits", 8)}
+    norm = {"scale": settings["scale"], "eps": settings.get("eps", 1e-5)}
+    for groups, bits in ((None, 8), (1, 6), (rows, 8), (2 if rows % 2 == 0 else 1, 8)):
+        sums, weight = sums_of(x, groups), product(columns, depth, bits)
+        apart = mk.ops.qnorm(x, sums, backend="cpu", **settings)
+        for epilogue in epilogues(columns):
+            common = {"w_scale": 0.004, "bias": bias, **quantized, **epilogue}
+            y = mk.ops.qnorm_gemm(x, weight, sums, backend="cpu", **norm, **common)
+            assert torch.equal(y, mk.ops.qgemm(apart, weight, backend="cpu", **common))
+            assert torch.equal(y, mk.ops.qnorm_gemm(x, weight, sums, backend="reference", **norm, **common))
+
+
+def prepared(depth: int = 20, columns: int = 9, **settings) -> mk.ops.QNormGemm:
+    common = {"scale": 0.01, "a_scale": 0.03, "a_zero_point": 120, "out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": 7}
+    return mk.ops.prepare_qnorm_gemm(product(columns, depth), 0.01, torch.randn(columns), **(common | settings))
+
+
+@needs_native
+def test_product_on_threads(threads) -> None:
+    x, handle = stream(2000, 96), prepared(96, 130, backend="cpu")
+    sums = reference.stream_sums(x, 4)
+    assert_same_bits_with_any_threads(lambda: [handle(x), handle(x, sums)], threads)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_product_of_any_strides_and_empty(backend: str) -> None:
+    if backend == "cpu" and native is None:
+        pytest.skip("the native kernels are not built")
+    handle, big = prepared(backend=backend), stream(40, 60)
+    for x in (big[::2, :20], big[:, ::3], big.T[:, :20], big[:, 7:27]):
+        assert torch.equal(handle(x), handle(x.contiguous()))
+    assert handle(big[:0, :20]).shape == (0, 9)
+    assert prepared(0, backend=backend)(big[:, :0]).shape == (40, 9)
+
+
+# --- the torch side ---
+
+
+def test_opcheck() -> None:
+    x = stream(6, 20)
+    sums = reference.stream_sums(x, 2)
+    handle = prepared()
+    for each in (None, sums):
+        torch.library.opcheck(torch.ops.mvit_kernels.qnorm.default, (x, each, 0.01, 0.03, 120, 1e-5, 8))
+        args = (x, handle.weight.data, handle.channels, each, None, *handle.norm, 9, 20, 8, torch.uint8, "none", True)
+        torch.library.opcheck(torch.ops.mvit_kernels.qnorm_gemm.default, args)
+
+
+def test_compile_and_export() -> None:
+    handle = prepared()
+
+    class Layer(torch.nn.Module):
+        def forward(self, x, sums):
+            return mk.ops.qnorm(x, sums, **QUANTIZATIONS[0]), handle(x, sums), handle(x)
+
+    layer = Layer()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (6, 10):
+        x = stream(rows, 20)
+        inputs = (x, reference.stream_sums(x, 2))
+        for a, b in zip(compiled(*inputs), layer(*inputs), strict=True):
+            assert torch.equal(a, b)
+    exported = torch.export.export(layer, inputs).module()
+    for a, b in zip(exported(*inputs), layer(*inputs), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_scales_are_float32() -> None:
+    """Whether they come as numbers or as tensors."""
+    for value in torch.rand(1000, dtype=torch.float64).log().neg().exp().tolist():
+        assert scale_of("op", "scale", value) == scale_of("op", "scale", torch.tensor(value)) == float(np.float32(value))
+
+
+def test_bad_input() -> None:
+    x, sums = stream(6, 20), torch.zeros(2, 2, dtype=torch.int64)
+    norm = functools.partial(mk.ops.qnorm, scale=0.01, out_scale=0.03, out_zero_point=120)
+    with pytest.raises(TypeError, match=r"qnorm: x: expected a tensor, got list"):
+        norm([1])
+    with pytest.raises(TypeError, match=r"qnorm: x: expected dtype int16, got float32"):
+        norm(x.float())
+    with pytest.raises(ValueError, match=r"qnorm: x: expected 2 dimensions"):
+        norm(x[0])
+    with pytest.raises(TypeError, match=r"qnorm: sums: expected dtype int64, got float64"):
+        norm(x, sums.double())
+    with pytest.raises(ValueError, match=r"qnorm: sums: expected shape \(G, 2\)"):
+        norm(x, sums[:, :1])
+    with pytest.raises(ValueError, match=r"qnorm: sums: expected a number of groups that divides 6 rows, got 4"):
+        norm(x, torch.zeros(4, 2, dtype=torch.int64))
+    for name, value in (
+        ("eps", 0.0),
+        ("eps", float("nan")),
+        ("scale", -1.0),
+        ("out_scale", 0.0),
+        ("out_zero_point", 2**20 + 1),
+        ("bits", 7),
+    ):
+        with pytest.raises(ValueError, match=rf"qnorm: {name}: expected"):
+            norm(x, **{name: value})
+    with pytest.raises(ValueError, match=r"backend 'triton' was requested"):
+        norm(x, backend="triton")
+    handle = prepared()
+    with pytest.raises(ValueError, match=r"qnorm_gemm: x: expected shape \(M, 20\), got \(6, 19\)"):
+        handle(x[:, :19])
+    with pytest.raises(TypeError, match=r"qnorm_gemm: x: expected dtype int16, got uint8"):
+        handle(x.to(torch.uint8))
+    with pytest.raises(TypeError, match=r"qnorm_gemm: weight: expected a PackedWeight, got Tensor"):
+        mk.ops.prepare_qnorm_gemm(x, scale=1.0, a_scale=1.0, a_zero_point=0)
+    for name, value in (("eps", -1.0), ("scale", float("inf")), ("a_scale", 0.0), ("a_zero_point", 2**21), ("a_bits", 5)):
+        with pytest.raises(ValueError, match=rf"qnorm_gemm: {name}: expected"):
+            prepared(**{name: value})
