@@ -19,6 +19,7 @@
 #include "cpu/ops/layer_norm.h"
 #include "cpu/ops/patch_attention.h"
 #include "cpu/ops/patches.h"
+#include "cpu/ops/qconv2d.h"
 #include "cpu/ops/qgemm.h"
 #include "cpu/ops/separable_attention.h"
 #include "cpu/ops/separable_attention_block.h"
@@ -123,6 +124,19 @@ QChannels channels_at(uintptr_t address, int64_t stride) {
     return {row, as_floats(1), as_floats(2), as_floats(3), as_floats(4), as_floats(5), row + 6 * stride};
 }
 
+QEpilogue epilogue(uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments, uintptr_t table,
+                   uintptr_t residual, int residual_type, int64_t residual_stride, float residual_scale, int32_t residual_zero_point,
+                   uintptr_t y, int64_t y_stride) {
+    QEpilogue e{};
+    e.channels = channels_at(channels, channels_stride);
+    e.type = static_cast<QType>(type), e.plain = plain;
+    e.activation = static_cast<QActivation>(activation), e.segments = floats(segments), e.table = bytes(table);
+    e.residual = pointer(residual), e.residual_type = static_cast<QType>(residual_type), e.residual_stride = residual_stride;
+    e.residual_scale = residual_scale, e.residual_zero_point = residual_zero_point;
+    e.y = pointer(y), e.y_stride = y_stride;
+    return e;
+}
+
 int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t weight, int64_t weight_bytes, uintptr_t channels,
                       int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments, uintptr_t table,
                       uintptr_t residual, int residual_type, int64_t residual_stride, float residual_scale, int32_t residual_zero_point,
@@ -130,16 +144,30 @@ int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t wei
     QGemmProblem p{};
     p.rows = rows, p.a = bytes(a), p.a_stride = a_stride;
     if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
-    QEpilogue& e = p.epilogue;
-    e.channels = channels_at(channels, channels_stride);
-    e.type = static_cast<QType>(type), e.plain = plain;
-    e.activation = static_cast<QActivation>(activation), e.segments = floats(segments), e.table = bytes(table);
-    e.residual = pointer(residual), e.residual_type = static_cast<QType>(residual_type), e.residual_stride = residual_stride;
-    e.residual_scale = residual_scale, e.residual_zero_point = residual_zero_point;
-    e.row_scale = floats(row_scale), e.row_zero_point = ints(row_zero_point), e.column_sum = p.weight.sum;
-    e.y = pointer(y), e.y_stride = y_stride;
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, residual_stride,
+                          residual_scale, residual_zero_point, y, y_stride);
+    p.epilogue.row_scale = floats(row_scale), p.epilogue.row_zero_point = ints(row_zero_point), p.epilogue.column_sum = p.weight.sum;
     py::gil_scoped_release release;
     return static_cast<int>(qgemm(p, threads));
+}
+
+// Sizes are (B, C, H, W), of x; strides likewise, in bytes.
+int quantized_convolution(const Sizes& size, int64_t kernel, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t second,
+                          int64_t second_channels, const Sizes& second_stride, uintptr_t zero_point, uintptr_t border, uintptr_t weight,
+                          int64_t weight_bytes, uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation,
+                          uintptr_t segments, uintptr_t table, uintptr_t residual, int residual_type, float residual_scale,
+                          int32_t residual_zero_point, uintptr_t y, int threads) {
+    QConv2dProblem p{};
+    p.batch = size[0], p.height = size[2], p.width = size[3];
+    p.kernel = kernel, p.stride = stride;
+    p.x = {bytes(x), size[1], x_stride[0], x_stride[2], x_stride[3]};
+    p.second = {bytes(second), second_channels, second_stride[0], second_stride[2], second_stride[3]};
+    p.zero_point = ints(zero_point), p.border = ints(border);
+    if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, p.weight.columns,
+                          residual_scale, residual_zero_point, y, p.weight.columns);
+    py::gil_scoped_release release;
+    return static_cast<int>(qconv2d(p, threads));
 }
 
 int mlp(int dtype, int64_t groups, int64_t rows, int64_t dim, int64_t hidden, uintptr_t weight1, uintptr_t bias1, uintptr_t weight2,
@@ -318,6 +346,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("inverted_residual", residual_block);
     m.def("feed_forward", mlp);
     m.def("gemm", product);
+    m.def("qconv2d", quantized_convolution);
     m.def("qgemm", quantized_product);
     m.def("patch_attention", softmax_attention);
     m.def("patch_attention_backward", softmax_attention_backward);

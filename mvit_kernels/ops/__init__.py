@@ -11,6 +11,7 @@ from .layer_norm import layer_norm
 from .pack_weight import PackedWeight, pack_weight
 from .patch_attention import patch_attention
 from .patches import fold_patches, unfold_patches
+from .qconv2d import QConv2d, prepare_qconv2d, qconv2d
 from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
 from .separable_attention import separable_attention
 from .separable_attention_block import separable_attention_block
@@ -18,6 +19,7 @@ from .separable_attention_block import separable_attention_block
 __all__ = [
     "BackendInfo",
     "PackedWeight",
+    "QConv2d",
     "QGemm",
     "backends",
     "conv2d",
@@ -30,7 +32,9 @@ __all__ = [
     "layer_norm",
     "pack_weight",
     "patch_attention",
+    "prepare_qconv2d",
     "prepare_qgemm",
+    "qconv2d",
     "qgemm",
     "qgemm_accumulate",
     "separable_attention",

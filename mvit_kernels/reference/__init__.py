@@ -11,6 +11,7 @@ from .layer_norm import layer_norm, layer_norm_backward
 from .patch_attention import patch_attention, patch_attention_backward, patch_attention_fused
 from .patches import fold_patches, unfold_patches
 from .pointwise import pointwise, pointwise_backward
+from .qconv2d import qconv2d, qconv2d_border, qconv2d_rows
 from .qgemm import OVERFLOW, QACTIVATIONS, Channels, epilogue, largest_sum, matmul, qactivate, qgemm, qgemm_accumulate, segments, wrap
 from .quantize import Rows, dequantize, quantize, quantize_rows
 from .separable_attention import separable_attention, separable_attention_backward
@@ -54,6 +55,9 @@ __all__ = [
     "pointwise",
     "pointwise_backward",
     "qactivate",
+    "qconv2d",
+    "qconv2d_border",
+    "qconv2d_rows",
     "qgemm",
     "qgemm_accumulate",
     "quantize",
