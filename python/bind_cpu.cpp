@@ -154,8 +154,8 @@ int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t wei
 // Sizes are (B, C, H, W), of x; strides likewise, in bytes.
 int quantized_convolution(const Sizes& size, int64_t kernel, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t second,
                           int64_t second_channels, const Sizes& second_stride, uintptr_t zero_point, uintptr_t border, uintptr_t weight,
-                          int64_t weight_bytes, uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation,
-                          uintptr_t segments, uintptr_t table, uintptr_t residual, int residual_type, float residual_scale,
+                          int64_t weight_bytes, uintptr_t filtered, uintptr_t channels, int64_t channels_stride, int type, bool plain,
+                          int activation, uintptr_t segments, uintptr_t table, uintptr_t residual, int residual_type, float residual_scale,
                           int32_t residual_zero_point, uintptr_t y, int threads) {
     QConv2dProblem p{};
     p.batch = size[0], p.height = size[2], p.width = size[3];
@@ -164,6 +164,7 @@ int quantized_convolution(const Sizes& size, int64_t kernel, int64_t stride, uin
     p.second = {bytes(second), second_channels, second_stride[0], second_stride[2], second_stride[3]};
     p.zero_point = ints(zero_point), p.border = ints(border);
     if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
+    p.filtered = static_cast<const int16_t*>(pointer(filtered));
     p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, p.weight.columns,
                           residual_scale, residual_zero_point, y, p.weight.columns);
     py::gil_scoped_release release;

@@ -261,7 +261,7 @@ def test_compile_and_export() -> None:
 def test_opcheck(zero_point: int) -> None:
     h = handle(zero_point, second_channels=8, stride=2, residual_scale=0.1, out_dtype=torch.uint8, out_scale=0.3, out_zero_point=11)
     table, residual = torch.arange(256).to(torch.uint8), torch.randint(0, 99, (2, 40, 3, 4)).to(torch.int16)
-    arguments = h.weight.data, h.channels, h.zero_point, h.border, table, *h._sizes, *h.settings
+    arguments = h.weight.data, h.channels, h.zero_point, h.border, h.filtered, table, *h._sizes, *h.settings
     torch.library.opcheck(torch.ops.mvit_kernels.qconv2d, (maps(2, 16, 5, 7), maps(2, 8, 5, 7), residual, *arguments))
 
 

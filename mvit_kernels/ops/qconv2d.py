@@ -17,6 +17,9 @@ from .qchannels import Settings, quantization, table_of, unpack_channels, zero_p
 from .qgemm import activation_code, check_residual
 
 OP = "qconv2d"
+FEWEST_CHANNELS = 32  # for minimal filtering: of each input and of the result
+FEWEST_TILES = 12  # of 4 x 4 pixels: each of the 36 matrices is read for so many rows
+LARGEST_SUM = 2**18  # of absolute weights, csrc/cpu/ops/qwinograd.h
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 
@@ -25,10 +28,11 @@ class QConv2d:
     """A convolution whose quantization is computed: call it with x (B, C, H, W) uint8, and with what `prepare_qconv2d` left to the call."""
 
     def __init__(
-        self, weight: PackedWeight, channels: Tensor, zero_point: Tensor, border: Optional, table: Optional, kernel_size: int, stride: int,
-        second_channels: int, settings: Settings, backend: str | None,
+        self, weight: PackedWeight, channels: Tensor, zero_point: Tensor, border: Optional, filtered: Optional, table: Optional,
+        kernel_size: int, stride: int, second_channels: int, settings: Settings, backend: str | None,
     ) -> None:  # fmt: skip
-        self.weight, self.channels, self.zero_point, self.border, self.table = weight, channels, zero_point, border, table
+        self.weight, self.channels, self.zero_point, self.table = weight, channels, zero_point, table
+        self.border, self.filtered = border, filtered
         self.kernel_size, self.stride, self.second_channels, self.settings = kernel_size, stride, second_channels, settings
         self.backend = backend
         self._sizes = weight.columns, weight.depth, weight.bits, kernel_size, stride, second_channels
@@ -36,8 +40,8 @@ class QConv2d:
     def __call__(self, x: Tensor, second: Optional = None, residual: Optional = None) -> Tensor:
         """y (B, N, ceil(H / stride), ceil(W / stride)), in channels_last memory."""
         return _call(
-            x, second, residual, self.weight.data, self.channels, self.zero_point, self.border, self.table, *self._sizes, *self.settings,
-            backend=self.backend,
+            x, second, residual, self.weight.data, self.channels, self.zero_point, self.border, self.filtered, self.table,
+            *self._sizes, *self.settings, backend=self.backend,
         )  # fmt: skip
 
 
@@ -88,8 +92,12 @@ def prepare_qconv2d(
     if kernel_size == 3 and bool(((zero_point < 0) | (zero_point > 255)).any()):
         border = reference.qconv2d_border(matrix, zero_point, channels[0, : weight.columns])
         border = F.pad(border, (0, -weight.columns % QPANEL)).contiguous()
+    filtered = None
+    fewest = min(weight.columns, both - second_channels, second_channels or both)
+    if kernel_size == 3 and stride == 1 and fewest >= FEWEST_CHANNELS and weight.largest < LARGEST_SUM:
+        filtered = _filter(matrix)
     table = table_of(OP, table, out_dtype)
-    return QConv2d(weight, channels, zero_point, border, table, kernel_size, stride, second_channels, settings, backend)
+    return QConv2d(weight, channels, zero_point, border, filtered, table, kernel_size, stride, second_channels, settings, backend)
 
 
 def qconv2d(
@@ -142,6 +150,15 @@ def qconv2d(
     return prepared(x, second, residual)
 
 
+def _filter(matrix: Tensor) -> Tensor:
+    """The 36 matrices G g G^T of csrc/cpu/ops/qwinograd.h, int16: (N / 16, 36, pairs of channels, 16, 2), of the weight (N, 9 C)."""
+    columns, depth = matrix.shape
+    g = torch.tensor([[1, 0, 0], [1, 1, 1], [1, -1, 1], [1, 2, 4], [1, -2, 4], [0, 0, 1]], dtype=torch.int32)
+    filtered = torch.einsum("ai,bj,nijc->nabc", g, g, matrix.to(torch.int32).reshape(columns, 3, 3, depth // 9)).to(torch.int16)
+    padded = F.pad(filtered.flatten(1, 2), (0, depth // 9 % 2, 0, 0, 0, -columns % QPANEL))
+    return padded.reshape(-1, QPANEL, 36, padded.shape[2] // 2, 2).permute(0, 2, 3, 1, 4).contiguous()
+
+
 # --- checks ---
 
 
@@ -184,7 +201,7 @@ def _cpu_refuse(x: Tensor, *_: object) -> str | None:
 
 def _cpu_forward(
     x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
-    table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int, out_dtype: torch.dtype,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int, out_dtype: torch.dtype,
     activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
     x = in_format(x, channels_last=True)
@@ -193,11 +210,13 @@ def _cpu_forward(
     if residual is not None:
         residual = dense(residual, channels_last=True)
     y = _empty(x, columns, stride, out_dtype)
-    x_stride = x.stride()
+    size, x_stride = x.shape, x.stride()
+    tiles = size[0] * ((size[2] + 3) // 4) * ((size[3] + 3) // 4)
+    filter_it = filtered is not None and tiles >= FEWEST_TILES and 12 * tiles <= size[0] * size[2] * size[3]
     status = native.qconv2d(
-        x.shape, kernel, stride, x.data_ptr(), x_stride, 0 if second is None else second.data_ptr(), second_channels,
+        size, kernel, stride, x.data_ptr(), x_stride, 0 if second is None else second.data_ptr(), second_channels,
         x_stride if second is None else second.stride(), zero_point.data_ptr(), 0 if border is None else border.data_ptr(),
-        weight.data_ptr(), weight.shape[0], channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype], plain,
+        weight.data_ptr(), weight.shape[0], filtered.data_ptr() if filter_it else 0, channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype], plain,
         *activation_code(activation), 0 if table is None else table.data_ptr(), 0 if residual is None else residual.data_ptr(),
         0 if residual is None else QTYPE_CODES[residual.dtype], residual_scale, residual_zero_point, y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
@@ -208,7 +227,7 @@ def _cpu_forward(
 
 def _reference_forward(
     x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
-    table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int, out_dtype: torch.dtype,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int, out_dtype: torch.dtype,
     activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
     y = reference.qconv2d(
@@ -227,19 +246,19 @@ choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), refere
 
 def _forward(
     x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
-    table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int, out_dtype: torch.dtype,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int, out_dtype: torch.dtype,
     activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, second, residual, weight, columns, depth, kernel, stride, second_channels, out_dtype, plain)
     return choose(backend, x).forward(
-        x, second, residual, weight, channels, zero_point, border, table, columns, depth, bits, kernel, stride, second_channels, out_dtype,
-        activation, plain, residual_scale, residual_zero_point,
+        x, second, residual, weight, channels, zero_point, border, filtered, table, columns, depth, bits, kernel, stride, second_channels,
+        out_dtype, activation, plain, residual_scale, residual_zero_point,
     )  # fmt: skip
 
 
 def _forward_fake(
     x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
-    table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int, out_dtype: torch.dtype,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int, out_dtype: torch.dtype,
     activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, second, residual, weight, columns, depth, kernel, stride, second_channels, out_dtype, plain)
@@ -248,10 +267,10 @@ def _forward_fake(
 
 _op = register(
     OP,
-    "(Tensor x, Tensor? second, Tensor? residual, Tensor weight, Tensor channels, Tensor zero_point, Tensor? border, Tensor? table,"
-    " int columns, int depth, int bits, int kernel, int stride, int second_channels, ScalarType out_dtype, str activation, bool plain,"
+    "(Tensor x, Tensor? second, Tensor? residual, Tensor weight, Tensor channels, Tensor zero_point, Tensor? border, Tensor? filtered,"
+    " Tensor? table, int columns, int depth, int bits, int kernel, int stride, int second_channels, ScalarType out_dtype, str activation, bool plain,"
     " float residual_scale=1.0, int residual_zero_point=0, *, str? backend=None) -> Tensor",
     _forward,
     _forward_fake,
 )
-_call = direct(_op, _forward, tensors=8)
+_call = direct(_op, _forward, tensors=9)

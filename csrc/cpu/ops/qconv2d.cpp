@@ -3,6 +3,7 @@
 #include "cpu/core/isa.h"
 #include "cpu/core/scratch.h"
 #include "cpu/ops/qgemm.h"
+#include "cpu/ops/qwinograd.h"
 
 namespace mvit {
 
@@ -68,6 +69,7 @@ Status qconv2d(const QConv2dProblem& p, int threads) {
     if (p.batch == 0 || p.height == 0 || p.width == 0 || p.weight.columns == 0) return Status::ok;
     if (p.kernel == 1 && p.stride == 1 && p.second.channels == 0 && matrix_stride(p) >= 0)
         return qgemm({p.batch * p.height * p.width, p.x.data, matrix_stride(p), p.weight, p.epilogue}, threads);
+    if (p.filtered) return qwinograd(p, threads);
     return caught([&] { run(p, threads); });
 }
 

@@ -41,6 +41,7 @@ struct QConv2dProblem {
     const int32_t* zero_point;  // of each channel of both
     const int32_t* border;      // k = 3: qborder_classes times all panels' columns; null where zero-points are bytes
     QWeight weight;             // columns in the order (ky, kx, c)
+    const int16_t* filtered;    // for ops/qwinograd.h: panels of [36][pairs of channels][16][2]; or null
     QEpilogue epilogue;         // y and residual dense: (B, H / s, W / s, N)
 };
 
