@@ -221,36 +221,54 @@ inline Words load(const int32_t* from) {
     return x;
 }
 
-// The sums of the 16 pixels of a tile from its 36 products, `step` apart: without bytes' 128 and init.
-inline void finish_tile(const int32_t* products, int64_t step, int columns, int32_t* sums) {
-    for (int n = 0; n < columns; n += words) {
-        Words columns_done[4][6];
+inline void store(Words x, int32_t* to) { std::memcpy(to, &x, sizeof x); }
+
+// The sums of the 16 pixels of a tile from its 36 products, `step` apart; `base` is what they begin with.
+inline void finish_tile(const int32_t* products, int64_t step, int64_t columns, const int32_t* base, int32_t* sums) {
+    for (int64_t n = 0; n < columns; n += words) {
+        Words half[4][6];
         for (int x = 0; x < 6; ++x) {
             Words m[6], y[4];
 #pragma GCC unroll 6
             for (int i = 0; i < 6; ++i) m[i] = load(products + (6 * i + x) * step + n);
             transform_output(m, y);
 #pragma GCC unroll 4
-            for (int i = 0; i < 4; ++i) columns_done[i][x] = y[i];
+            for (int i = 0; i < 4; ++i) half[i][x] = y[i];
         }
+        const Words start = load(base + n);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
             Words y[4];
-            transform_output(columns_done[i], y);
+            transform_output(half[i], y);
 #pragma GCC unroll 4
             for (int j = 0; j < 4; ++j) {
                 const Words exact = reinterpret_cast<Words>(reinterpret_cast<Signed>(y[j] * ninth) >> (shifts[i] + shifts[j]));
-                std::memcpy(sums + (4 * i + j) * width + n, &exact, sizeof exact);
+                store(exact + start, sums + (4 * i + j) * width + n);
             }
         }
     }
 }
 
-// sums += init + 128 sum_k w
-inline void begin_sums(int32_t* sums, const int32_t* init, const int32_t* column_sum, int columns) {
-    for (int n = 0; n < columns; n += words) {
-        const Words all = load(sums + n) + load(init + n) + 128 * load(column_sum + n);
-        std::memcpy(sums + n, &all, sizeof all);
+// What all sums begin with: init, and 128 for each byte.
+inline void begin_sums(const int32_t* init, const int32_t* column_sum, int64_t columns, int32_t* base) {
+    for (int64_t n = 0; n < columns; n += words) store(load(init + n) + 128 * load(column_sum + n), base + n);
+}
+
+// sums += of - instead_of
+inline void change_sums(const int32_t* of, const int32_t* instead_of, int64_t columns, int32_t* sums) {
+    for (int64_t n = 0; n < columns; n += words) store(load(sums + n) + load(of + n) - load(instead_of + n), sums + n);
+}
+
+// finish_rows where nothing is to be decided of each vector.
+inline void finish_bytes(const QEpilogue& e, const int32_t* sums, int64_t pixel, int64_t pixels, int64_t first, int64_t columns) {
+    for (int64_t n = 0; n < columns; n += F32::width) {
+        const QChannels c = e.channels.from(first + n);
+        const F32 scale = F32::load(c.scale), low = F32::load(c.low), high = F32::load(c.high);
+        const I32 zero_point = I32::load(c.zero_point);
+        const int lanes = lanes_left(columns, n);
+        uint8_t* y = static_cast<uint8_t*>(e.y) + pixel * e.y_stride + first + n;
+        for (int64_t i = 0; i < pixels; ++i)
+            store(to_byte(to_float(I32::load(sums + i * width + n)) * scale, low, high, zero_point), y + i * e.y_stride, lanes);
     }
 }
 
@@ -258,12 +276,16 @@ inline int64_t taps_outside(int64_t at, int64_t size) { return (at == 0 ? 1 : 0)
 
 void block(const QWinogradBlock& b) {
     const QConv2dProblem& p = *b.problem;
+    const QEpilogue& e = p.epilogue;
+    const bool bytes = e.plain && e.type == QType::u8 && !e.residual;
+    const int32_t* usual = p.border ? p.border : e.channels.init;  // where all taps are inside
     const int64_t pairs = qwinograd_pairs(p), depth = 2 * pairs, step = b.tiles * depth, channels = p.x.channels + p.second.channels;
     const int64_t across = qwinograd_tiles(p.width), down = qwinograd_tiles(p.height), all = qpanels(p.weight.columns) * qpanel;
     auto* matrices = static_cast<int16_t*>(b.scratch);
     auto* products = reinterpret_cast<int32_t*>(matrices + qtile_positions * step);
     int32_t* sums = products + qtile_positions * b.tiles * width;
-    auto* padding = reinterpret_cast<uint8_t*>(sums + 16 * width);
+    int32_t* base = sums + 16 * width;
+    auto* padding = reinterpret_cast<uint8_t*>(base + width);
     for (int64_t c = 0; c < channels; ++c) padding[c] = p.border ? uint8_t{0} : static_cast<uint8_t>(p.zero_point[c]);
 
     for (int64_t t = 0; t < b.tiles; ++t) {
@@ -276,26 +298,29 @@ void block(const QWinogradBlock& b) {
     }
     for (int64_t panel = b.panel_begin; panel < b.panel_end;) {
         const int64_t left = b.panel_end - panel, count = left == 5 ? 3 : left < qgroup ? left : qgroup, first = panel * qpanel;
-        const int columns = static_cast<int>(p.weight.columns - first < count * qpanel ? p.weight.columns - first : count * qpanel);
+        const int64_t columns = p.weight.columns - first < count * qpanel ? p.weight.columns - first : count * qpanel;
         for (int64_t i = 0; i < qtile_positions; ++i)
             multiply({matrices + i * step, depth, b.tiles, pairs, p.filtered + (panel * qtile_positions + i) * depth * qpanel,
                       qtile_positions * depth * qpanel, static_cast<int>(count), products + i * b.tiles * width});
+        begin_sums(usual + first, p.weight.sum + first, count * qpanel, base);
         for (int64_t t = 0; t < b.tiles; ++t) {
             const int64_t tile = b.first + t, image = tile / (across * down), top = tile / across % down * 4, start = tile % across * 4;
-            finish_tile(products + t * width, b.tiles * width, static_cast<int>(count) * qpanel, sums);
+            finish_tile(products + t * width, b.tiles * width, count * qpanel, base, sums);
             const int64_t inside = p.width - start < 4 ? p.width - start : 4;
             for (int64_t y = top; y < top + 4 && y < p.height; ++y) {
                 int32_t* row = sums + (y - top) * 4 * width;
-                for (int64_t x = start; x < start + inside; ++x) {
-                    const int64_t outside = 4 * taps_outside(y, p.height) + taps_outside(x, p.width);
-                    begin_sums(row + (x - start) * width, (p.border ? p.border + outside * all : p.epilogue.channels.init) + first,
-                               p.weight.sum + first, static_cast<int>(count) * qpanel);
-                }
                 const int64_t pixel = (image * p.height + y) * p.width + start;
-                finish_rows(p.epilogue, row, width, pixel, inside, first, columns);
-                if (p.epilogue.table)
+                for (int64_t x = 0; p.border && x < inside; ++x)
+                    if (const int64_t outside = 4 * taps_outside(y, p.height) + taps_outside(start + x, p.width); outside != 0)
+                        change_sums(p.border + outside * all + first, usual + first, count * qpanel, row + x * width);
+                if (bytes) {
+                    finish_bytes(e, row, pixel, inside, first, columns);
+                } else {
+                    finish_rows(e, row, width, pixel, inside, first, columns);
+                }
+                if (e.table)
                     for (int64_t x = 0; x < inside; ++x)
-                        look_up(p.epilogue.table, static_cast<uint8_t*>(p.epilogue.y) + (pixel + x) * p.epilogue.y_stride + first, columns);
+                        look_up(e.table, static_cast<uint8_t*>(e.y) + (pixel + x) * e.y_stride + first, columns);
             }
         }
         panel += count;

@@ -52,7 +52,7 @@ struct QWinogradKernels {
 
 inline int64_t qwinograd_scratch(const QConv2dProblem& p, int64_t tiles) {
     const int64_t rows = tiles * qtile_positions * (qwinograd_pairs(p) * 4 + qgroup * qpanel * 4);
-    return rows + 16 * qgroup * qpanel * 4 + round_up(p.x.channels + p.second.channels, 64) + 64;
+    return rows + 17 * qgroup * qpanel * 4 + round_up(p.x.channels + p.second.channels, 64) + 64;
 }
 
 }  // namespace mvit
