@@ -18,7 +18,7 @@ from .qgemm import activation_code, check_residual
 
 OP = "qconv2d"
 FEWEST_CHANNELS = 32  # for minimal filtering: of each input and of the result
-FEWEST_TILES = 12  # of 4 x 4 pixels: each of the 36 matrices is read for so many rows
+FEWEST_TILES = 12  # of 4 x 4 pixels: the 36 matrices are 8 times the bytes of the weight, read for so many rows from the third cache
 LARGEST_SUM = 2**18  # of absolute weights, csrc/cpu/ops/qwinograd.h
 Tensor = torch.Tensor
 Optional = torch.Tensor | None

@@ -24,8 +24,8 @@ using Halves [[gnu::vector_size(vector_bytes)]] = int16_t;
 using Words [[gnu::vector_size(vector_bytes)]] = uint32_t;
 using Signed [[gnu::vector_size(vector_bytes)]] = int32_t;
 
-constexpr int width = qgroup * qpanel;  // columns of the products at once
-constexpr uint32_t ninth = 0x38E38E39;  // 9 * ninth = 1 modulo 2^32
+constexpr int width = qgroup * qpanel;   // columns of the products at once
+constexpr uint32_t ninth = 0x38E38E39;   // 9 * ninth = 1 modulo 2^32
 constexpr int shifts[4] = {3, 2, 1, 1};  // 24, 12, 6 and 6 are 3 times these powers of two
 
 // B^T d
@@ -141,8 +141,9 @@ constexpr int most_rows[qgroup] = {12, 12, 8, 6};
 using MultiplyTile = void (*)(const Product&, int64_t);
 #define MVIT_TILE(r, v) multiply_tile<((r) <= most_rows[(v) - 1] ? (r) : 1), v>
 #define MVIT_TILES(r) {MVIT_TILE(r, 1), MVIT_TILE(r, 2), MVIT_TILE(r, 3), MVIT_TILE(r, 4)}
-constexpr MultiplyTile multiply_tiles[12][qgroup] = {MVIT_TILES(1), MVIT_TILES(2), MVIT_TILES(3),  MVIT_TILES(4),  MVIT_TILES(5),  MVIT_TILES(6),
-                                                     MVIT_TILES(7), MVIT_TILES(8), MVIT_TILES(9), MVIT_TILES(10), MVIT_TILES(11), MVIT_TILES(12)};
+constexpr MultiplyTile multiply_tiles[12][qgroup] = {MVIT_TILES(1), MVIT_TILES(2),  MVIT_TILES(3),  MVIT_TILES(4),
+                                                     MVIT_TILES(5), MVIT_TILES(6),  MVIT_TILES(7),  MVIT_TILES(8),
+                                                     MVIT_TILES(9), MVIT_TILES(10), MVIT_TILES(11), MVIT_TILES(12)};
 #undef MVIT_TILES
 #undef MVIT_TILE
 

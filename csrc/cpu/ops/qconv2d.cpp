@@ -47,9 +47,11 @@ void run(const QConv2dProblem& p, int threads) {
     const int64_t depth = p.weight.depth > 0 ? p.weight.depth : 1, of_a_pixel = depth * all * qpanel;
     const int64_t wanted = products_of_a_task / of_a_pixel, pixels = wanted > fewest_pixels ? wanted : fewest_pixels;
     const int64_t fitting = most_bytes / (p.stride * p.width * (channels(p) + 1)) + 1, enough = (pixels + width - 1) / width;
-    const int64_t share = (p.batch * height + threads - 1) / (threads > 0 ? threads : 1);
+    const int64_t share = (p.batch * height + threads - 1) / threads;
     const int64_t some = enough < fitting ? enough : fitting, most = some < share ? some : share;
-    const int64_t blocks = (height + most - 1) / most, rows = (height + blocks - 1) / blocks;  // of an image
+    const int64_t needed = (height + most - 1) / most;  // blocks of an image; as many for each thread
+    const int64_t even = needed > threads && p.batch % threads != 0 ? needed / threads * threads : needed;
+    const int64_t rows = (height + even - 1) / even, blocks = (height + rows - 1) / rows;
     const int64_t pieces = threads > 1 ? (tasks_wanted + p.batch * blocks - 1) / (p.batch * blocks) : 1;
     const int64_t panels = round_up((all + pieces - 1) / pieces, qgroup), ranges = (all + panels - 1) / panels;
     const int64_t bytes = kernels.scratch(p, rows);
@@ -58,7 +60,7 @@ void run(const QConv2dProblem& p, int threads) {
                    [&](int64_t task, float* scratch) {
                        const int64_t block = task / ranges, row = block % blocks * rows, begin = task % ranges * panels;
                        const int64_t end = begin + panels < all ? begin + panels : all, count = height - row < rows ? height - row : rows;
-                       if (count > 0) kernels.block({&p, block / blocks, row, count, begin, end, scratch});
+                       kernels.block({&p, block / blocks, row, count, begin, end, scratch});
                    });
 }
 
@@ -70,7 +72,7 @@ Status qconv2d(const QConv2dProblem& p, int threads) {
     if (p.kernel == 1 && p.stride == 1 && p.second.channels == 0 && matrix_stride(p) >= 0)
         return qgemm({p.batch * p.height * p.width, p.x.data, matrix_stride(p), p.weight, p.epilogue}, threads);
     if (p.filtered) return qwinograd(p, threads);
-    return caught([&] { run(p, threads); });
+    return caught([&] { run(p, threads > 0 ? threads : 1); });
 }
 
 }  // namespace mvit

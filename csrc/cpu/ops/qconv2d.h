@@ -6,13 +6,14 @@
 // concatenation is made. It is ops/qgemm.h on rows of k k C bytes, what each pixel of y sees, and zero-points fold into init as there. One
 // for each channel may differ from the next.
 //
-// Outside of the map real values are 0, so bytes are the zero-point z[c] of their channel, and what such a tap adds, z w, is what init takes
-// away. A zero-point that is no byte cannot be written there: then bytes outside are 0, and a sum begins with
+// Outside of the map real values are 0, so bytes are the zero-point z[c] of their channel, and what such a tap adds, z w, is what init
+// takes away. A zero-point that is no byte cannot be written there: then bytes outside are 0, and a sum begins with
 //
 //     border[class][n] = init[n] + sum_{taps outside, c} z[c] w[n, tap, c]        modulo 2^32
 //
-// instead, where the class says which taps are outside: those above (1) and below (2), times 4, and those to the left (1) and right (2). Maps
-// of one pixel have all of them outside but the middle one. Either way a final sum is that of the taps inside, within the bound of ops/qgemm.h.
+// instead, where the class says which taps are outside: those above (1) and below (2), times 4, and those to the left (1) and right (2).
+// Maps of one pixel have all of them outside but the middle one. Either way a final sum is that of the taps inside, within the bound of
+// ops/qgemm.h.
 //
 // The lines of the map that a block of rows of y sees are copied once, with their padding and both inputs side by side; then rows of k k C
 // bytes are three runs of 3 C bytes each, which lie side by side in a line. Gathering moves 9 C bytes a pixel and the product takes

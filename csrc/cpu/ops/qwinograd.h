@@ -15,8 +15,8 @@
 //           [0  4  0 -5  0  1]        [0  0  1]
 //
 // and what comes out is y times 9 and a power of two: 64 or less. Everything is computed modulo 2^32. Multiplying by the inverse of 9 there
-// is dividing by 9, and a shift divides the rest, which is exact where |64 y| < 2^31. Bytes are taken minus 128, which init makes up for, so
-// |y| <= 128 sum |w| and the condition is sum |w| < 2^18 of every output channel: K up to 2064 whatever the weights, and much more with
+// is dividing by 9, and a shift divides the rest, which is exact where |64 y| < 2^31. Bytes are taken minus 128, which init makes up for,
+// so |y| <= 128 sum |w| and the condition is sum |w| < 2^18 of every output channel: K up to 2064 whatever the weights, and much more with
 // weights that are not all at their ends. B^T d B is at most 100 * 128 in size and G g G^T 49 * 127: both are int16, of which two products
 // are one instruction on 32 bits.
 //
