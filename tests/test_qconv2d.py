@@ -18,6 +18,12 @@ SIZES = [(1, 1), (2, 2), (3, 3), (5, 7), (1, 4), (9, 1)]
 LAST = torch.channels_last
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(threads) -> None:
+    """Maps are small, and threads that wait for each other are slower than one."""
+    threads(1)
+
+
 def maps(batch: int, channels: int, height: int, width: int, most: int = 255) -> torch.Tensor:
     return torch.randint(0, most + 1, (batch, channels, height, width), dtype=torch.uint8).contiguous(memory_format=LAST)
 
@@ -79,15 +85,23 @@ def test_every_tail_and_zero_point(kernel: int, channels: int, isa: str) -> None
             check(maps(2, channels, height, width), weight, zero_point, stride, bits=bits)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("size", SIZES, ids=str)
-def test_the_border_of_constant_maps(size: tuple[int, int], backend: str, isa: str) -> None:
+def check_the_border(size: tuple[int, int], backend: str) -> None:
     """A map of one value tells real zeros outside of it from anything else: sums differ at its border only."""
     for stride in (1, 2):
         for zero_point in ZERO_POINTS:
-            for value in (0, 255, min(max(zero_point, 0), 255)):
+            for value in {0, 255, min(max(zero_point, 0), 255)}:
                 x = torch.full((1, 5, *size), value, dtype=torch.uint8)
                 check(x, weights(9, 5, 3), zero_point, stride, backends=(backend,))
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_border_of_constant_maps(size: tuple[int, int], isa: str) -> None:
+    check_the_border(size, "cpu")
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_the_border_of_constant_maps_in_the_reference(size: tuple[int, int]) -> None:
+    check_the_border(size, "reference")
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -135,6 +149,61 @@ def test_larger_maps(shape: tuple[int, ...], isa: str) -> None:
         check(full, torch.full((columns, channels, 3, 3), sign * 31, dtype=torch.int8), 0, stride, bits=6)
 
 
+# Large enough for minimal filtering: C, C2, N, H, W.
+FILTERED = [(32, 0, 32, 16, 16), (33, 0, 81, 13, 20), (48, 0, 48, 15, 16), (40, 37, 70, 16, 14), (64, 64, 64, 24, 9)]
+
+
+def is_filtered(weight: torch.Tensor, bits: int = 8, **options) -> bool:
+    prepared = mk.ops.prepare_qconv2d(mk.ops.pack_weight(weight, bits=bits), 0.1, 0, kernel_size=3, **options)
+    return prepared.filtered is not None
+
+
+@pytest.mark.parametrize("zero_point", [0, 200, 300, -1275])
+@pytest.mark.parametrize("shape", FILTERED, ids=str)
+def test_minimal_filtering(shape: tuple[int, ...], zero_point: int, isa: str) -> None:
+    channels, beside, columns, height, width = shape
+    second = maps(2, beside, height, width) if beside else None
+    for out_dtype, bits in ((torch.uint8, 8), (torch.float32, 6)):
+        weight = weights(columns, channels + beside, 3, bits)
+        assert is_filtered(weight, bits, second_channels=beside)
+        check(maps(2, channels, height, width), weight, zero_point, 1, second=second, out_dtype=out_dtype, bits=bits)
+
+
+def test_minimal_filtering_at_the_ends_of_what_it_holds(isa: str) -> None:
+    """The largest sums that fit, 127 * 9 * 229 < 2^18, and one channel more, which is summed directly."""
+    for value in (0, 255):
+        x = torch.full((1, 230, 16, 12), value, dtype=torch.uint8).contiguous(memory_format=LAST)
+        x[..., 7:, 5:] = torch.randint(0, 2, (1, 230, 9, 7)) * 255
+        for weight in (
+            torch.full((32, 230, 3, 3), 127, dtype=torch.int8),
+            torch.randint(0, 2, (32, 230, 3, 3)).mul(254).sub(127).to(torch.int8),
+        ):
+            assert is_filtered(weight[:, :229])
+            assert not is_filtered(weight)
+            for z in (0, 255, 300):
+                check(x[:, :229], weight[:, :229], z, 1)
+            check(x, weight, 0, 1)
+
+
+def test_minimal_filtering_with_every_epilogue(isa: str) -> None:
+    x, residual, table = maps(2, 32, 13, 16), torch.randint(0, 256, (2, 40, 13, 16), dtype=torch.uint8), torch.randperm(256).to(torch.uint8)
+    for options in (
+        {"out_dtype": torch.uint8, "out_scale": 0.7, "out_zero_point": torch.arange(40), "table": table},
+        {"out_dtype": torch.uint8, "out_scale": 0.7, "out_zero_point": 9, "activation": "silu", "residual_scale": 0.1},
+        {"out_dtype": torch.int16, "out_scale": 0.01},
+        {"activation": "relu", "residual_scale": 0.1, "residual_zero_point": 30},
+        {"out_dtype": torch.bfloat16, "activation": "gelu"},
+    ):
+        weight, bias = mk.ops.pack_weight(weights(40, 32, 3)), torch.randn(40)
+        y, right = (
+            mk.ops.prepare_qconv2d(weight, 0.02, -70, 0.003, bias, kernel_size=3, backend=backend, **options)(
+                x, residual=residual if "residual_scale" in options else None
+            )
+            for backend in ("cpu", "reference")
+        )
+        assert torch.equal(y, right)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("zero_point", ZERO_POINTS)
 def test_every_size_and_depth(zero_point: int, isa: str) -> None:
@@ -157,13 +226,12 @@ RESIDUALS = {
 
 @pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu", "hard_swish"])
 @pytest.mark.parametrize("out_dtype", OUT_DTYPES, ids=str)
-@pytest.mark.parametrize("kernel", [1, 3])
-def test_epilogues_are_the_references(kernel: int, out_dtype: torch.dtype, activation: str | None, isa: str) -> None:
+def test_epilogues_are_the_references(out_dtype: torch.dtype, activation: str | None, isa: str) -> None:
     if out_dtype == torch.int16 and activation:
         return
-    x, weight = maps(2, 20, 7, 10), mk.ops.pack_weight(weights(37, 20, kernel))
-    narrow = out_dtype in (torch.uint8, torch.int16)
-    for zero_point, stride in ((5, 1), (300, 1), (-7, 2)):
+    x, narrow = maps(2, 20, 7, 10), out_dtype in (torch.uint8, torch.int16)
+    for kernel, zero_point, stride in ((3, 300, 1), (3, 5, 2), (1, -7, 2)):
+        weight = mk.ops.pack_weight(weights(37, 20, kernel))
         for dtype in (None, *RESIDUALS[out_dtype]):
             size = (2, 37, 7, 10) if stride == 1 else (2, 37, 4, 5)
             residual = None if dtype is None else torch.randn(size).to(dtype) if dtype.is_floating_point else torch.randint(0, 256, size)
@@ -194,6 +262,9 @@ def test_any_strides(kernel: int, isa: str) -> None:
     x, one = big[:, 3:4], big[:, 4:5].contiguous()
     check(x, weights(5, 1, kernel), 9, 1)
     check(one, weights(5, 2, kernel), 9, 2, second=x)
+    if kernel == 3:
+        many = maps(3, 90, 16, 18)[:, 3:85, :, 1:17]
+        check(many[:, :40], weights(35, 82, 3), 9, 1, second=many[:, 40:])
 
 
 def test_six_bits_of_activations(isa: str) -> None:
@@ -206,7 +277,9 @@ def test_six_bits_of_activations(isa: str) -> None:
         for backend in ("cpu", "reference")
     )  # fmt: skip
     assert torch.equal(y, right)
-    assert torch.equal(y, expected(sums(x, weight, 70, 1), torch.tensor([0.1]).double() * torch.tensor([0.02]).double(), torch.uint8, 2.0, 20, 63))
+    assert torch.equal(
+        y, expected(sums(x, weight, 70, 1), torch.tensor([0.1]).double() * torch.tensor([0.02]).double(), torch.uint8, 2.0, 20, 63)
+    )
 
 
 def handle(zero_point: int = 300, **options) -> mk.ops.QConv2d:
@@ -216,12 +289,14 @@ def handle(zero_point: int = 300, **options) -> mk.ops.QConv2d:
 
 @needs_native
 @pytest.mark.parametrize("zero_point", [7, 300])
-@pytest.mark.parametrize("size", [(2, 17, 16), (1, 32, 32), (1, 4, 4)], ids=str)
+@pytest.mark.parametrize("size", [(2, 17, 16), (1, 32, 32), (1, 4, 4), (5, 8, 8)], ids=str)
 def test_same_bits_on_any_number_of_threads_and_from_several(size, zero_point: int, threads) -> None:
     batch, height, width = size
     prepared = handle(zero_point, second_channels=8, activation="silu", backend="cpu")
     x, second = maps(batch, 16, height, width), maps(batch, 8, height, width)
-    assert_same_bits_with_any_threads(lambda: [prepared(x, second)], threads)
+    many = mk.ops.prepare_qconv2d(mk.ops.pack_weight(weights(40, 72, 3)), 0.02, zero_point, kernel_size=3, backend="cpu")
+    other = maps(batch, 72, height, width)
+    assert_same_bits_with_any_threads(lambda: [prepared(x, second), many(other)], threads)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -253,7 +328,6 @@ def test_compile_and_export() -> None:
     module, inputs = Module(), (maps(2, 16, 9, 8), maps(2, 8, 9, 8))
     right = module(*inputs)
     assert torch.equal(torch.compile(module, fullgraph=True, backend="aot_eager")(*inputs), right)
-    assert torch.equal(torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)(*inputs), right)
     assert torch.equal(torch.export.export(module, inputs).module()(*inputs), right)
 
 
@@ -281,14 +355,14 @@ GOOD = {"kernel_size": 3, "a_scale": 0.1, "a_zero_point": 3, "w_scale": 0.1}
         ((X, W), {"kernel_size": 2}, ValueError, "qconv2d: kernel_size: expected 1 or 3, got 2"),
         ((X, W), {"kernel_size": "3"}, TypeError, "qconv2d: kernel_size: expected an integer, got '3'"),
         ((X, W), {"stride": 3}, ValueError, "qconv2d: stride: expected 1 or 2, got 3"),
-        ((X, mk.ops.pack_weight(torch.ones(2, 3, 1, 1, dtype=torch.int8))), {}, ValueError, "weight: expected a depth of 9 times the channels"),
+        ((X, mk.ops.pack_weight(torch.ones(2, 3, 1, 1, dtype=torch.int8))), {}, ValueError, "weight: expected a depth of 9 times"),
         ((X, W), {"second": X}, ValueError, "second_channels: expected between 0 and 2 of 3 channels, got 3"),
         ((X[:, :2], W), {"second": X[:, :1, :2]}, ValueError, "second: expected torch.uint8 of shape (1, 1, 4, 4) on cpu, got"),
         ((X[:, :2], W), {"second": X[:, :1], "second_scale": 0.2}, ValueError, "qconv2d: second_scale: expected that of x, 0.1, got 0.2"),
         ((X[:, :2], W), {"second": X[:, :1], "second_zero_point": 4}, ValueError, "second_zero_point: expected that of x, 3, got 4"),
         ((X, W), {"a_scale": None}, ValueError, "qconv2d: a_scale: expected a scale, got None"),
+        ((X, W), {"a_zero_point": None}, ValueError, "qconv2d: a_zero_point: expected a zero-point, got None"),
         ((X, W), {"a_scale": 0.0}, ValueError, "qconv2d: a_scale: expected positive finite values, got 0.0"),
-        ((X, W), {"a_zero_point": None}, (ValueError, TypeError, RuntimeError), ""),
         ((X, W), {"a_zero_point": torch.zeros(4, dtype=torch.int32)}, ValueError, "a_zero_point: expected an integer or 3 of them"),
         ((X, W), {"a_zero_point": 2**30}, ValueError, "qconv2d: a_zero_point: expected sums below 2^31, got up to"),
         ((X, W), {"residual": X}, ValueError, "qconv2d: residual: expected shape (1, 2, 4, 4), got (1, 3, 4, 4)"),

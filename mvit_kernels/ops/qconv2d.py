@@ -54,8 +54,8 @@ def prepare_qconv2d(
     """Compute once what calls of `qconv2d` with the same quantization need: multipliers, the bias with zero-points folded in, and what sums
     begin with at the border of a map where zero-points are no bytes.
 
-    Arguments as of `qconv2d`. second_channels: how many of the weight's channels are those of `second`. Where out_dtype is uint8, a residual
-    can only be given at the call if residual_scale is given here.
+    Arguments as of `qconv2d`. second_channels: how many of the weight's channels are those of `second`. Where out_dtype is uint8, a
+    residual can only be given at the call if residual_scale is given here.
     """
     if not isinstance(weight, PackedWeight):
         raise TypeError(f"{OP}: weight: expected a PackedWeight, got {type(weight).__name__}")
@@ -71,15 +71,13 @@ def prepare_qconv2d(
     both = weight.depth // taps
     if not 0 <= second_channels < both:
         raise ValueError(f"{OP}: second_channels: expected between 0 and {both - 1} of {both} channels, got {second_channels}")
-    if a_scale is None:
-        raise ValueError(f"{OP}: a_scale: expected a scale, got None")
-    for name, value, second, value_of_second in (
-        ("scale", a_scale, second_scale, float), ("zero_point", a_zero_point, second_zero_point, int)
-    ):  # fmt: skip
-        if second is not None and value_of_second(second) != value_of_second(value):
+    for name, value, of_second in (("scale", a_scale, second_scale), ("zero_point", a_zero_point, second_zero_point)):
+        if value is None:
+            raise ValueError(f"{OP}: a_{name}: expected a {name.replace('_', '-')}, got None")
+        if of_second is not None and not torch.equal(*(torch.as_tensor(each).double().flatten().cpu() for each in (of_second, value))):
             raise ValueError(
-                f"{OP}: second_{name}: expected that of x, {value}, got {second}: the weights of one input can absorb the ratio of scales,"
-                " and zero-points of channels are given as one a_zero_point for both inputs"
+                f"{OP}: second_{name}: expected that of x, {value}, got {of_second}: the weights of one input can absorb the ratio of"
+                " scales, and zero-points of channels are given as one a_zero_point for both inputs"
             )
     zero_point = zero_points(OP, "a_zero_point", a_zero_point, both).contiguous()
     matrix = weight.unpack()
@@ -201,8 +199,8 @@ def _cpu_refuse(x: Tensor, *_: object) -> str | None:
 
 def _cpu_forward(
     x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
-    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int, out_dtype: torch.dtype,
-    activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
     x = in_format(x, channels_last=True)
     if second is not None:
@@ -211,14 +209,17 @@ def _cpu_forward(
         residual = dense(residual, channels_last=True)
     y = _empty(x, columns, stride, out_dtype)
     size, x_stride = x.shape, x.stride()
-    tiles = size[0] * ((size[2] + 3) // 4) * ((size[3] + 3) // 4)
-    filter_it = filtered is not None and tiles >= FEWEST_TILES and 12 * tiles <= size[0] * size[2] * size[3]
+    if filtered is not None:
+        tiles = size[0] * ((size[2] + 3) // 4) * ((size[3] + 3) // 4)
+        if tiles < FEWEST_TILES or 12 * tiles > size[0] * size[2] * size[3]:  # 12 of the 16 pixels of a tile in the map at least
+            filtered = None
     status = native.qconv2d(
         size, kernel, stride, x.data_ptr(), x_stride, 0 if second is None else second.data_ptr(), second_channels,
         x_stride if second is None else second.stride(), zero_point.data_ptr(), 0 if border is None else border.data_ptr(),
-        weight.data_ptr(), weight.shape[0], filtered.data_ptr() if filter_it else 0, channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype], plain,
-        *activation_code(activation), 0 if table is None else table.data_ptr(), 0 if residual is None else residual.data_ptr(),
-        0 if residual is None else QTYPE_CODES[residual.dtype], residual_scale, residual_zero_point, y.data_ptr(), torch.get_num_threads(),
+        weight.data_ptr(), weight.shape[0], 0 if filtered is None else filtered.data_ptr(), channels.data_ptr(), channels.shape[1],
+        QTYPE_CODES[out_dtype], plain, *activation_code(activation), 0 if table is None else table.data_ptr(),
+        0 if residual is None else residual.data_ptr(), 0 if residual is None else QTYPE_CODES[residual.dtype], residual_scale,
+        residual_zero_point, y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if status:
         raise_status(OP, status)
@@ -227,8 +228,8 @@ def _cpu_forward(
 
 def _reference_forward(
     x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
-    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int, out_dtype: torch.dtype,
-    activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
     y = reference.qconv2d(
         x, unpack_bytes(weight, columns, depth, bits), zero_point, unpack_channels(channels, columns), kernel=kernel, stride=stride,
@@ -246,8 +247,8 @@ choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), refere
 
 def _forward(
     x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
-    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int, out_dtype: torch.dtype,
-    activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *, backend: str | None = None,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, second, residual, weight, columns, depth, kernel, stride, second_channels, out_dtype, plain)
     return choose(backend, x).forward(
@@ -258,8 +259,8 @@ def _forward(
 
 def _forward_fake(
     x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
-    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int, out_dtype: torch.dtype,
-    activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *, backend: str | None = None,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, second, residual, weight, columns, depth, kernel, stride, second_channels, out_dtype, plain)
     return _empty(x, columns, stride, out_dtype)
@@ -268,8 +269,8 @@ def _forward_fake(
 _op = register(
     OP,
     "(Tensor x, Tensor? second, Tensor? residual, Tensor weight, Tensor channels, Tensor zero_point, Tensor? border, Tensor? filtered,"
-    " Tensor? table, int columns, int depth, int bits, int kernel, int stride, int second_channels, ScalarType out_dtype, str activation, bool plain,"
-    " float residual_scale=1.0, int residual_zero_point=0, *, str? backend=None) -> Tensor",
+    " Tensor? table, int columns, int depth, int bits, int kernel, int stride, int second_channels, ScalarType out_dtype, str activation,"
+    " bool plain, float residual_scale=1.0, int residual_zero_point=0, *, str? backend=None) -> Tensor",
     _forward,
     _forward_fake,
 )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from .qgemm import Channels, epilogue, matmul, wrap
 
@@ -11,8 +10,8 @@ Tensor = torch.Tensor
 
 
 def qconv2d_rows(x: Tensor, zero_point: Tensor, kernel: int, stride: int) -> Tensor:
-    """(B Ho Wo, k k C) int64: what each output pixel sees, columns in the order (ky, kx, c); outside of the map, where real values are 0, the
-    zero-point of each channel.
+    """(B Ho Wo, k k C) int64: what each output pixel sees, columns in the order (ky, kx, c); outside of the map, where real values are 0,
+    the zero-point of each channel.
 
     x (B, C, H, W) uint8, zero_point (C,), any int32; Ho = ceil(H / stride), padding k // 2.
     """
@@ -41,14 +40,15 @@ def qconv2d(
 
 
 def qconv2d_border(weight: Tensor, zero_point: Tensor, init: Tensor) -> Tensor:
-    """(16, N) int32, modulo 2^32: what sums begin with where bytes outside of the map are 0: init + sum z w over the taps outside, by class.
+    """(16, N) int32, modulo 2^32: what sums begin with where bytes outside of the map are 0: init + sum z w over the taps outside.
 
-    Classes are those of csrc/cpu/ops/qconv2d.h. weight (N, 9 C), zero_point (C,), init (N,).
+    The classes of the first axis are those of csrc/cpu/ops/qconv2d.h. weight (N, 9 C), zero_point (C,), init (N,).
     """
-    taps = (weight.to(torch.int64).reshape(len(weight), 9, -1) * zero_point.to(torch.int64)).sum(2)
-    tap, rows = torch.arange(3), []
-    for outside in range(16):
-        above, below, left, right = (bool(outside & bit) for bit in (4, 8, 1, 2))
-        y, x = ((tap == 0) & before | (tap == 2) & behind for before, behind in ((above, below), (left, right)))
-        rows.append((taps * (y[:, None] | x[None, :]).flatten()).sum(1) + init.to(torch.int64))
-    return wrap(torch.stack(rows))
+    taps = (weight.to(torch.int64).reshape(weight.shape[0], 9, -1) * zero_point.to(torch.int64)).sum(2)
+    classes, tap = torch.arange(16), torch.arange(3)
+
+    def outside(bits: Tensor) -> Tensor:  # (16, 3): the first tap where bit 0 is set, the last where bit 1 is
+        return (bits[:, None] & 1 > 0) & (tap == 0) | (bits[:, None] & 2 > 0) & (tap == 2)
+
+    beyond = outside(classes >> 2)[:, :, None] | outside(classes)[:, None, :]
+    return wrap(beyond.flatten(1).to(torch.int64) @ taps.T + init.to(torch.int64))
