@@ -248,19 +248,21 @@ choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), refere
 def _forward(
     x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
     filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
-    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *, backend: str | None = None,
+    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
+    backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, second, residual, weight, columns, depth, kernel, stride, second_channels, out_dtype, plain)
     return choose(backend, x).forward(
-        x, second, residual, weight, channels, zero_point, border, filtered, table, columns, depth, bits, kernel, stride, second_channels,
-        out_dtype, activation, plain, residual_scale, residual_zero_point,
+        x, second, residual, weight, channels, zero_point, border, filtered, table, columns, depth, bits, kernel, stride,
+        second_channels, out_dtype, activation, plain, residual_scale, residual_zero_point,
     )  # fmt: skip
 
 
 def _forward_fake(
     x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
     filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
-    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *, backend: str | None = None,
+    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
+    backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, second, residual, weight, columns, depth, kernel, stride, second_channels, out_dtype, plain)
     return _empty(x, columns, stride, out_dtype)
