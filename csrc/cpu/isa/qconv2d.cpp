@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t most_pixels = 96, whole_tiles = 12;  // gathered at once; what tiles of the usual weights divide
 constexpr int64_t gathered_bytes = 96 * 1024;          // of them: a part of the second cache
-constexpr int64_t chunk = 64;                          // runs are copied in chunks, and those may end in the next run
+constexpr int64_t chunk = 64;                          // bytes: see gather_windows
 
 // Where everything is in the scratch memory of a block.
 struct Layout {
@@ -73,14 +73,14 @@ inline void load_lines(const QConv2dProblem& p, const Layout& l, int64_t image, 
     }
 }
 
-// Three runs of three pixels each make a row. Chunks may write beyond their run, into what the next run overwrites, and read beyond it,
-// into the next pixel or the next line.
-template <int64_t bytes>
+// Three runs of three pixels each make a row. Runs are copied in chunks, a short one as a single chunk. They may write beyond their run,
+// into what the next run overwrites, and read beyond it, into the next pixel or the next line.
+template <int64_t bytes, bool single>
 inline void gather_windows(const uint8_t* lines, int64_t line, int64_t step, int64_t run, int64_t count, uint8_t* to, int64_t stride) {
     for (int64_t j = 0; j < count; ++j, lines += step, to += stride) {
 #pragma GCC unroll 3
         for (int ky = 0; ky < 3; ++ky)
-            for (int64_t i = 0; i < run; i += bytes) std::memcpy(to + ky * run + i, lines + ky * line + i, bytes);
+            for (int64_t i = 0; i < (single ? bytes : run); i += bytes) std::memcpy(to + ky * run + i, lines + ky * line + i, bytes);
     }
 }
 
@@ -128,7 +128,7 @@ void block(const QConv2dBlock& b) {
             if (p.kernel == 1) {
                 load_pixels(p, b.image, (b.row + i) * p.stride, j * p.stride, some, p.stride, to, l.depth);
             } else {
-                const auto gather = 3 * l.channels <= 16 ? gather_windows<16> : gather_windows<chunk>;
+                const auto gather = 3 * l.channels <= 16 ? gather_windows<16, true> : gather_windows<chunk, false>;
                 gather(lines + i * p.stride * l.line + j * p.stride * l.channels, l.line, p.stride * l.channels, 3 * l.channels, some, to,
                        l.depth);
             }

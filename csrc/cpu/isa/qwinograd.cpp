@@ -19,7 +19,6 @@ constexpr int vector_bytes = 16;
 constexpr int halves = vector_bytes / 2, words = vector_bytes / 4;  // lanes
 
 // Integer vectors of the compiler: additions, shifts and multiplications are those of int16 and, modulo 2^32, of uint32.
-using Bytes [[gnu::vector_size(vector_bytes / 2)]] = uint8_t;
 using Halves [[gnu::vector_size(vector_bytes)]] = int16_t;
 using Words [[gnu::vector_size(vector_bytes)]] = uint32_t;
 using Signed [[gnu::vector_size(vector_bytes)]] = int32_t;
@@ -27,6 +26,19 @@ using Signed [[gnu::vector_size(vector_bytes)]] = int32_t;
 constexpr int width = qgroup * qpanel;   // columns of the products at once
 constexpr uint32_t ninth = 0x38E38E39;   // 9 * ninth = 1 modulo 2^32
 constexpr int shifts[4] = {3, 2, 1, 1};  // 24, 12, 6 and 6 are 3 times these powers of two
+
+// As many bytes as there are halves. The compiler's own conversion goes by way of two half vectors.
+inline Halves load_bytes(const uint8_t* from) {
+#if defined(MVIT_ISA_AVX512VNNI)
+    return reinterpret_cast<Halves>(_mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+#elif defined(MVIT_ISA_AVX2)
+    return reinterpret_cast<Halves>(_mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+#else
+    Halves x;
+    for (int i = 0; i < halves; ++i) x[i] = from[i];
+    return x;
+#endif
+}
 
 // B^T d
 inline void transform_input(const Halves (&d)[6], Halves (&v)[6]) {
@@ -54,11 +66,7 @@ inline void transform_vector(const uint8_t* const (&pixel)[6][6], int64_t c, int
     for (int x = 0; x < 6; ++x) {
         Halves d[6], v[6];
 #pragma GCC unroll 6
-        for (int y = 0; y < 6; ++y) {
-            Bytes bytes;
-            std::memcpy(&bytes, pixel[y][x] + c, sizeof bytes);
-            d[y] = __builtin_convertvector(bytes, Halves) - 128;
-        }
+        for (int y = 0; y < 6; ++y) d[y] = load_bytes(pixel[y][x] + c) - 128;
         transform_input(d, v);
 #pragma GCC unroll 6
         for (int y = 0; y < 6; ++y) rows[y][x] = v[y];

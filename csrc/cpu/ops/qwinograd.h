@@ -20,8 +20,8 @@
 // weights that are not all at their ends. B^T d B is at most 100 * 128 in size and G g G^T 49 * 127: both are int16, of which two products
 // are one instruction on 32 bits.
 //
-// Floor: 36 / 144 of the multiply-adds of the direct sum, at half the rate of bytes: half the time. Transforms add about 250 C / W and
-// 330 N / W instructions a tile, W = 32 and 16 lanes, to its 36 C N / 32.
+// Floor: 36 / 144 of the multiply-adds of the direct sum, at half the rate of bytes: half the time. Transforms add about 400 C / W and
+// 470 N / W instructions a tile, W = 32 and 16 lanes, to its 36 C N / 32.
 #pragma once
 
 #include "cpu/ops/qconv2d.h"
