@@ -21,6 +21,7 @@
 #include "cpu/ops/patches.h"
 #include "cpu/ops/qadd.h"
 #include "cpu/ops/qavg_pool.h"
+#include "cpu/ops/qconv2d.h"
 #include "cpu/ops/qdepthwise_conv2d.h"
 #include "cpu/ops/qgemm.h"
 #include "cpu/ops/qlookup.h"
@@ -131,6 +132,19 @@ QChannels channels_at(uintptr_t address, int64_t stride) {
     return {row, as_floats(1), as_floats(2), as_floats(3), as_floats(4), as_floats(5), row + 6 * stride};
 }
 
+QEpilogue epilogue(uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments, uintptr_t table,
+                   uintptr_t residual, int residual_type, int64_t residual_stride, float residual_scale, int32_t residual_zero_point,
+                   uintptr_t y, int64_t y_stride) {
+    QEpilogue e{};
+    e.channels = channels_at(channels, channels_stride);
+    e.type = static_cast<QType>(type), e.plain = plain;
+    e.activation = static_cast<QActivation>(activation), e.segments = floats(segments), e.table = bytes(table);
+    e.residual = pointer(residual), e.residual_type = static_cast<QType>(residual_type), e.residual_stride = residual_stride;
+    e.residual_scale = residual_scale, e.residual_zero_point = residual_zero_point;
+    e.y = pointer(y), e.y_stride = y_stride;
+    return e;
+}
+
 int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t weight, int64_t weight_bytes, uintptr_t channels,
                       int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments, uintptr_t table,
                       uintptr_t residual, int residual_type, int64_t residual_stride, float residual_scale, int32_t residual_zero_point,
@@ -138,14 +152,9 @@ int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t wei
     QGemmProblem p{};
     p.rows = rows, p.a = bytes(a), p.a_stride = a_stride;
     if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
-    QEpilogue& e = p.epilogue;
-    e.channels = channels_at(channels, channels_stride);
-    e.type = static_cast<QType>(type), e.plain = plain;
-    e.activation = static_cast<QActivation>(activation), e.segments = floats(segments), e.table = bytes(table);
-    e.residual = pointer(residual), e.residual_type = static_cast<QType>(residual_type), e.residual_stride = residual_stride;
-    e.residual_scale = residual_scale, e.residual_zero_point = residual_zero_point;
-    e.row_scale = floats(row_scale), e.row_zero_point = ints(row_zero_point), e.column_sum = p.weight.sum;
-    e.y = pointer(y), e.y_stride = y_stride;
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, residual_stride,
+                          residual_scale, residual_zero_point, y, y_stride);
+    p.epilogue.row_scale = floats(row_scale), p.epilogue.row_zero_point = ints(row_zero_point), p.epilogue.column_sum = p.weight.sum;
     py::gil_scoped_release release;
     return static_cast<int>(qgemm(p, threads));
 }
@@ -161,13 +170,8 @@ int quantized_depthwise_convolution(const Sizes& size, int64_t stride, uintptr_t
     p.x = bytes(x);
     p.image_stride = x_stride[0], p.row_stride = x_stride[2], p.pixel_stride = x_stride[3];
     p.blocks = static_cast<const QDepthwiseBlock*>(pointer(blocks)), p.narrow = narrow;
-    QEpilogue& e = p.epilogue;
-    e.channels = channels_at(channels, channels_stride);
-    e.type = static_cast<QType>(type), e.plain = plain;
-    e.activation = static_cast<QActivation>(activation), e.segments = floats(segments), e.table = bytes(table);
-    e.residual = pointer(residual), e.residual_type = static_cast<QType>(residual_type), e.residual_stride = p.channels;
-    e.residual_scale = residual_scale, e.residual_zero_point = residual_zero_point;
-    e.y = pointer(y), e.y_stride = p.channels;
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, p.channels,
+                          residual_scale, residual_zero_point, y, p.channels);
     py::gil_scoped_release release;
     return static_cast<int>(qdepthwise_conv2d(p, threads));
 }
@@ -241,20 +245,15 @@ int collected_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t wei
     QGemmProblem p{};
     p.rows = rows, p.a = bytes(a), p.a_stride = a_stride;
     if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
-    QEpilogue& e = p.epilogue;
-    e.channels = channels_at(channels, channels_stride);
-    e.type = QType::i16, e.plain = true;
-    e.residual = pointer(residual), e.residual_type = QType::i16, e.residual_stride = residual_stride;
-    e.y = pointer(y), e.y_stride = y_stride;
+    constexpr int i16 = static_cast<int>(QType::i16);
+    p.epilogue = epilogue(channels, channels_stride, i16, true, 0, 0, 0, residual, i16, residual_stride, 1.0f, 0, y, y_stride);
     p.collected = static_cast<int64_t*>(pointer(collected)), p.groups = groups;
     py::gil_scoped_release release;
     return static_cast<int>(qgemm(p, threads));
 }
 
-// What becomes a byte of `bits`.
-QByte byte_of(int32_t zero_point, int bits) {
-    return {zero_point, static_cast<float>(-zero_point), static_cast<float>((1 << bits) - 1 - zero_point)};
-}
+// What already is in units of its scale.
+QByte byte_of(int32_t zero_point, int bits) { return qbyte_of_inverse(1.0f, zero_point, bits); }
 
 QNorm norm_of(int64_t groups, int64_t rows, int64_t depth, uintptr_t x, int64_t x_stride, uintptr_t sums, double scale, double y_scale,
               int32_t zero_point, double eps, int bits) {
@@ -289,11 +288,7 @@ int normalized_product(int64_t rows, uintptr_t x, int64_t x_stride, int64_t grou
     if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
     const QNorm norm = norm_of(groups, rows, p.weight.depth, x, x_stride, sums, scale, a_scale, a_zero_point, eps, a_bits);
     p.norm = &norm;
-    QEpilogue& e = p.epilogue;
-    e.channels = channels_at(channels, channels_stride);
-    e.type = static_cast<QType>(type), e.plain = plain;
-    e.activation = static_cast<QActivation>(activation), e.segments = floats(segments), e.table = bytes(table);
-    e.y = pointer(y), e.y_stride = y_stride;
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, 0, 0, 0, 1.0f, 0, y, y_stride);
     py::gil_scoped_release release;
     return static_cast<int>(qgemm(p, threads));
 }
@@ -326,6 +321,26 @@ int separable_gate(const Sizes& size, std::array<int64_t, 2> patch, uintptr_t v,
     p.y = static_cast<uint8_t*>(pointer(y));
     py::gil_scoped_release release;
     return static_cast<int>(qseparable_gate(p, threads));
+}
+
+// Sizes are (B, C, H, W), of x; strides likewise, in bytes.
+int quantized_convolution(const Sizes& size, int64_t kernel, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t second,
+                          int64_t second_channels, const Sizes& second_stride, uintptr_t zero_point, uintptr_t border, uintptr_t weight,
+                          int64_t weight_bytes, uintptr_t filtered, uintptr_t channels, int64_t channels_stride, int type, bool plain,
+                          int activation, uintptr_t segments, uintptr_t table, uintptr_t residual, int residual_type, float residual_scale,
+                          int32_t residual_zero_point, uintptr_t y, int threads) {
+    QConv2dProblem p{};
+    p.batch = size[0], p.height = size[2], p.width = size[3];
+    p.kernel = kernel, p.stride = stride;
+    p.x = {bytes(x), size[1], x_stride[0], x_stride[2], x_stride[3]};
+    p.second = {bytes(second), second_channels, second_stride[0], second_stride[2], second_stride[3]};
+    p.zero_point = ints(zero_point), p.border = ints(border);
+    if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
+    p.filtered = static_cast<const int16_t*>(pointer(filtered));
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, p.weight.columns,
+                          residual_scale, residual_zero_point, y, p.weight.columns);
+    py::gil_scoped_release release;
+    return static_cast<int>(qconv2d(p, threads));
 }
 
 int mlp(int dtype, int64_t groups, int64_t rows, int64_t dim, int64_t hidden, uintptr_t weight1, uintptr_t bias1, uintptr_t weight2,
@@ -506,6 +521,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("feed_forward", mlp);
     m.def("gemm", product);
     m.def("qdepthwise_conv2d", quantized_depthwise_convolution);
+    m.def("qconv2d", quantized_convolution);
     m.def("qgemm", quantized_product);
     m.def("quantize", quantization<quantize>);
     m.def("dequantize", quantization<dequantize>);

@@ -15,7 +15,7 @@ int random_int(int low, int high) {
     return std::uniform_int_distribution<int>(low, high)(generator);
 }
 
-constexpr QByte byte{40, -40.0f, 215.0f};
+constexpr QByte byte = qbyte_of_inverse(1.0f, 40, 8);
 const float v_ratio = 0.83f;
 
 // A map of 1 + dim channels, of which the first has scores, as a projection gives it.

@@ -15,6 +15,7 @@ from .patch_attention import patch_attention
 from .patches import fold_patches, unfold_patches
 from .qadd import qadd
 from .qavg_pool import qavg_pool
+from .qconv2d import QConv2d, prepare_qconv2d, qconv2d
 from .qdepthwise_conv2d import QDepthwiseConv2d, prepare_qdepthwise_conv2d, qdepthwise_conv2d
 from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
 from .qlookup import qlookup
@@ -29,6 +30,7 @@ from .separable_attention_block import separable_attention_block
 __all__ = [
     "BackendInfo",
     "PackedWeight",
+    "QConv2d",
     "QDepthwiseConv2d",
     "QGemm",
     "QNormGemm",
@@ -45,11 +47,13 @@ __all__ = [
     "layer_norm",
     "pack_weight",
     "patch_attention",
+    "prepare_qconv2d",
     "prepare_qdepthwise_conv2d",
     "prepare_qgemm",
     "prepare_qnorm_gemm",
     "qadd",
     "qavg_pool",
+    "qconv2d",
     "qdepthwise_conv2d",
     "qgemm",
     "qgemm_accumulate",

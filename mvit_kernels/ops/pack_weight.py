@@ -80,10 +80,14 @@ class PackedWeight:
 def pack_weight(weight: torch.Tensor, *, bits: int = 8) -> PackedWeight:
     """weight (N, K) int8 with values in [-127, 127], or [-31, 31] for bits=6, as `PackedWeight`.
 
+    The weight of a convolution, (N, C, k, k), becomes the matrix (N, k k C) of what an output pixel sees: columns in the order (ky, kx, c).
+
     Raises:
         TypeError, ValueError: another dtype, rank, number of bits, or values beyond the range.
     """
     checks.is_tensor(OP, "weight", weight)
+    if weight.ndim == 4:
+        weight = weight.permute(0, 2, 3, 1).flatten(1)
     checks.tensor(OP, "weight", weight, 2, (torch.int8,))
     if bits not in MOST:
         raise ValueError(f"{OP}: bits: expected 8 or 6, got {bits!r}")

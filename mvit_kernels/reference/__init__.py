@@ -13,6 +13,7 @@ from .patches import fold_patches, unfold_patches
 from .pointwise import pointwise, pointwise_backward
 from .qadd import qadd
 from .qavg_pool import qavg_pool
+from .qconv2d import qconv2d, qconv2d_border, qconv2d_rows
 from .qdepthwise_conv2d import qdepthwise_conv2d
 from .qgemm import OVERFLOW, QACTIVATIONS, Channels, epilogue, largest_sum, matmul, qactivate, qgemm, qgemm_accumulate, segments, wrap
 from .qlookup import activation_table, exact_activation, qlookup
@@ -67,6 +68,9 @@ __all__ = [
     "qactivate",
     "qadd",
     "qavg_pool",
+    "qconv2d",
+    "qconv2d_border",
+    "qconv2d_rows",
     "qdepthwise_conv2d",
     "qgemm",
     "qgemm_accumulate",

@@ -20,6 +20,7 @@
 // once.
 #pragma once
 
+#include "cpu/core/qreal.h"
 #include "cpu/core/types.h"
 
 namespace mvit {
@@ -34,12 +35,6 @@ struct QPhaseMap {
 struct QPhases {
     int64_t batch, dim, height, width, patch_h, patch_w;
     int64_t phases() const { return patch_h * patch_w; }
-};
-
-// What float64 or float32 values need to become bytes.
-struct QByte {
-    int32_t zero_point;
-    float low, high;  // -zero_point, 2^bits - 1 - zero_point
 };
 
 struct QSeparableContextProblem {

@@ -1,0 +1,279 @@
+"""Convolution of bytes with zero-points, 1x1 or 3x3, of one or two inputs: schema, checks, fake, backends, and what is prepared once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import QTYPE_CODES, dense, direct, in_format, raise_status, register
+from .pack_weight import QPANEL, PackedWeight, unpack_bytes
+from .qchannels import Settings, quantization, table_of, unpack_channels, zero_points
+from .qgemm import activation_code, check_residual
+
+OP = "qconv2d"
+FEWEST_CHANNELS = 32  # for minimal filtering: of each input and of the result
+FEWEST_TILES = 12  # of 4 x 4 pixels: the 36 matrices are 8 times the bytes of the weight, read for so many rows from the third cache
+LARGEST_SUM = 2**18  # of absolute weights, csrc/cpu/ops/qwinograd.h
+Tensor = torch.Tensor
+Optional = torch.Tensor | None
+
+
+class QConv2d:
+    """A convolution whose quantization is computed: call it with x (B, C, H, W) uint8, and with what `prepare_qconv2d` left to the call."""
+
+    def __init__(
+        self, weight: PackedWeight, channels: Tensor, zero_point: Tensor, border: Optional, filtered: Optional, table: Optional,
+        kernel_size: int, stride: int, second_channels: int, settings: Settings, backend: str | None,
+    ) -> None:  # fmt: skip
+        self.weight, self.channels, self.zero_point, self.table = weight, channels, zero_point, table
+        self.border, self.filtered = border, filtered
+        self.kernel_size, self.stride, self.second_channels, self.settings = kernel_size, stride, second_channels, settings
+        self.backend = backend
+        self._sizes = weight.columns, weight.depth, weight.bits, kernel_size, stride, second_channels
+
+    def __call__(self, x: Tensor, second: Optional = None, residual: Optional = None) -> Tensor:
+        """y (B, N, ceil(H / stride), ceil(W / stride)), in channels_last memory."""
+        return _call(
+            x, second, residual, self.weight.data, self.channels, self.zero_point, self.border, self.filtered, self.table,
+            *self._sizes, *self.settings, backend=self.backend,
+        )  # fmt: skip
+
+
+def prepare_qconv2d(
+    weight: PackedWeight, a_scale: Any, a_zero_point: Any, w_scale: Any = 1.0, bias: Tensor | None = None, *, kernel_size: int,
+    stride: int = 1, second_channels: int = 0, second_scale: Any = None, second_zero_point: Any = None, activation: str | None = None,
+    residual_scale: Any = None, residual_zero_point: Any = None, out_dtype: torch.dtype = torch.float32, out_scale: Any = None,
+    out_zero_point: Any = None, table: Tensor | None = None, a_bits: int = 8, out_bits: int = 8, backend: str | None = None,
+) -> QConv2d:  # fmt: skip
+    """Compute once what calls of `qconv2d` with the same quantization need: multipliers, the bias with zero-points folded in, and what sums
+    begin with at the border of a map where zero-points are no bytes.
+
+    Arguments as of `qconv2d`. second_channels: how many of the weight's channels are those of `second`. Where out_dtype is uint8, a
+    residual can only be given at the call if residual_scale is given here.
+    """
+    if not isinstance(weight, PackedWeight):
+        raise TypeError(f"{OP}: weight: expected a PackedWeight, got {type(weight).__name__}")
+    checks.backend(OP, backend)
+    for name, value in (("kernel_size", kernel_size), ("stride", stride), ("second_channels", second_channels)):
+        checks.integer(OP, name, value)
+    checks.stride(OP, stride)
+    if kernel_size not in (1, 3):
+        raise ValueError(f"{OP}: kernel_size: expected 1 or 3, got {kernel_size}")
+    taps = kernel_size * kernel_size
+    if weight.depth % taps or weight.depth == 0:
+        raise ValueError(f"{OP}: weight: expected a depth of {taps} times the channels, got {weight.depth}")
+    both = weight.depth // taps
+    if not 0 <= second_channels < both:
+        raise ValueError(f"{OP}: second_channels: expected between 0 and {both - 1} of {both} channels, got {second_channels}")
+    for name, value, of_second in (("scale", a_scale, second_scale), ("zero_point", a_zero_point, second_zero_point)):
+        if value is None:
+            raise ValueError(f"{OP}: a_{name}: expected a {name.replace('_', '-')}, got None")
+        if of_second is not None and not torch.equal(*(torch.as_tensor(each).double().flatten().cpu() for each in (of_second, value))):
+            raise ValueError(
+                f"{OP}: second_{name}: expected that of x, {value}, got {of_second}: the weights of one input can absorb the ratio of"
+                " scales, and zero-points of channels are given as one a_zero_point for both inputs"
+            )
+    zero_point = zero_points(OP, "a_zero_point", a_zero_point, both).contiguous()
+    matrix = weight.unpack()
+    channels, settings = quantization(
+        OP, matrix, a_scale=a_scale, a_zero_point=zero_point.repeat(taps), w_scale=w_scale, bias=bias, activation=activation,
+        residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
+        out_zero_point=out_zero_point, a_bits=a_bits, out_bits=out_bits,
+    )  # fmt: skip
+    border = None
+    if kernel_size == 3 and bool(((zero_point < 0) | (zero_point > 255)).any()):
+        border = reference.qconv2d_border(matrix, zero_point, channels[0, : weight.columns])
+        border = F.pad(border, (0, -weight.columns % QPANEL)).contiguous()
+    filtered = None
+    fewest = min(weight.columns, both - second_channels, second_channels or both)
+    if kernel_size == 3 and stride == 1 and fewest >= FEWEST_CHANNELS and weight.largest < LARGEST_SUM:
+        filtered = _filter(matrix)
+    table = table_of(OP, table, out_dtype)
+    return QConv2d(weight, channels, zero_point, border, filtered, table, kernel_size, stride, second_channels, settings, backend)
+
+
+def qconv2d(
+    x: Tensor, weight: PackedWeight, *, kernel_size: int, a_scale: Any, a_zero_point: Any, w_scale: Any, bias: Tensor | None = None,
+    stride: int = 1, second: Tensor | None = None, second_scale: Any = None, second_zero_point: Any = None, activation: str | None = None,
+    residual: Tensor | None = None, residual_scale: Any = None, residual_zero_point: Any = None, out_dtype: torch.dtype = torch.float32,
+    out_scale: Any = None, out_zero_point: Any = None, table: Tensor | None = None, a_bits: int = 8, out_bits: int = 8,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """y = act(conv2d(s_a (cat(x, second) - z_a), s_w w, padding=k // 2) + bias + residual), exact in int32 and then in a pinned order of
+    float32 operations.
+
+    Real values are scale * (q - zero_point); outside of the map they are 0. For many calls with the same quantization `prepare_qconv2d`
+    computes its part once.
+
+    Args:
+        x: (B, C, H, W) uint8, at least one channel and pixel; channels_last is read in place, other strides are copied to it first.
+        weight: `pack_weight` of (N, C + C2, k, k), or of the matrix (N, k k (C + C2)) with columns in the order (ky, kx, c); zero-point 0.
+        kernel_size, stride: 1 or 3, and 1 or 2.
+        a_scale: a number.
+        a_zero_point: any int32, or one of each input channel (of both inputs): (C + C2,) or (1, C + C2).
+        w_scale: a number or (N,).
+        bias: (N,) real, or None; rounded to a multiple of a_scale w_scale.
+        second: (B, C2, H, W) uint8, as if its channels stood behind those of x; no concatenation is made.
+        second_scale, second_zero_point: None, or the numbers that x has: an error where they differ.
+        activation: None, "relu", or "silu", "gelu" or "hard_swish" by `reference.qactivate`; after the residual.
+        residual: (B, N, ceil(H / stride), ceil(W / stride)): uint8 with residual_scale and residual_zero_point; int16 with residual_scale;
+            for out_dtype int16, int16 of the scale of y; for floats of the same dtype.
+        out_dtype: uint8 or int16, which need an out_scale, or float32, bfloat16, float16.
+        out_scale, out_zero_point: a number or (N,) each; |out_zero_point| <= 2^20.
+        table: (256,) uint8, through which every byte of y goes last: an activation function on quantized values.
+        a_bits, out_bits: 8 or 6: bytes of x are at most 2^a_bits - 1, those of y are.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (B, N, ceil(H / stride), ceil(W / stride)) of out_dtype, always in channels_last memory.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, scales that are not positive and finite, an int32 that could overflow, or the requested
+            backend cannot take the call.
+    """
+    checks.all_tensors(OP, x=x)
+    checks.tensors(OP, second=second, residual=residual)
+    prepared = prepare_qconv2d(
+        weight, a_scale, a_zero_point, w_scale, bias, kernel_size=kernel_size, stride=stride,
+        second_channels=0 if second is None else second.shape[1], second_scale=second_scale, second_zero_point=second_zero_point,
+        activation=activation, residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype,
+        out_scale=out_scale, out_zero_point=out_zero_point, table=table, a_bits=a_bits, out_bits=out_bits, backend=backend,
+    )  # fmt: skip
+    return prepared(x, second, residual)
+
+
+def _filter(matrix: Tensor) -> Tensor:
+    """The 36 matrices G g G^T of csrc/cpu/ops/qwinograd.h, int16: (N / 16, 36, pairs of channels, 16, 2), of the weight (N, 9 C)."""
+    columns, depth = matrix.shape
+    g = torch.tensor([[1, 0, 0], [1, 1, 1], [1, -1, 1], [1, 2, 4], [1, -2, 4], [0, 0, 1]], dtype=torch.int32)
+    filtered = torch.einsum("ai,bj,nijc->nabc", g, g, matrix.to(torch.int32).reshape(columns, 3, 3, depth // 9)).to(torch.int16)
+    padded = F.pad(filtered.flatten(1, 2), (0, depth // 9 % 2, 0, 0, 0, -columns % QPANEL))
+    return padded.reshape(-1, QPANEL, 36, padded.shape[2] // 2, 2).permute(0, 2, 3, 1, 4).contiguous()
+
+
+# --- checks ---
+
+
+def _out_size(x: Tensor, columns: int, stride: int) -> tuple[int, int, int, int]:
+    return x.shape[0], columns, (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
+
+
+def _empty(x: Tensor, columns: int, stride: int, dtype: torch.dtype) -> Tensor:
+    size = _, _, height, width = _out_size(x, columns, stride)
+    return x.new_empty_strided(size, (columns * height * width, 1, width * columns, columns), dtype=dtype)
+
+
+def _check(
+    x: Tensor, second: Optional, residual: Optional, weight: Tensor, columns: int, depth: int, kernel: int, stride: int,
+    second_channels: int, out_dtype: torch.dtype, plain: bool,
+) -> None:  # fmt: skip
+    checks.image(OP, "x", x, (torch.uint8,))
+    channels = depth // (kernel * kernel) - second_channels
+    if x.shape[1] != channels:
+        raise ValueError(f"{OP}: x: expected {channels} channels, got shape {tuple(x.shape)}")
+    if (second is not None) != (second_channels > 0):
+        expected = f"{second_channels} channels" if second_channels else "None"
+        raise ValueError(f"{OP}: second: expected {expected}, got {None if second is None else tuple(second.shape)}")
+    if second is not None:
+        checks.like(OP, "second", second, x, (x.shape[0], second_channels, x.shape[2], x.shape[3]))
+    if weight.device != x.device:
+        raise ValueError(f"{OP}: weight: expected device {x.device}, got {weight.device}")
+    if residual is not None:
+        check_residual(OP, residual, _out_size(x, columns, stride), out_dtype, plain)
+
+
+# --- backends ---
+
+
+def _cpu_refuse(x: Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    return None if x.is_cpu else f"x is on {x.device}"
+
+
+def _cpu_forward(
+    x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
+) -> Tensor:  # fmt: skip
+    x = in_format(x, channels_last=True)
+    if second is not None:
+        second = in_format(second, channels_last=True)
+    if residual is not None:
+        residual = dense(residual, channels_last=True)
+    y = _empty(x, columns, stride, out_dtype)
+    size, x_stride = x.shape, x.stride()
+    if filtered is not None:
+        tiles = size[0] * ((size[2] + 3) // 4) * ((size[3] + 3) // 4)
+        if tiles < FEWEST_TILES or 12 * tiles > size[0] * size[2] * size[3]:  # 12 of the 16 pixels of a tile in the map at least
+            filtered = None
+    status = native.qconv2d(
+        size, kernel, stride, x.data_ptr(), x_stride, 0 if second is None else second.data_ptr(), second_channels,
+        x_stride if second is None else second.stride(), zero_point.data_ptr(), 0 if border is None else border.data_ptr(),
+        weight.data_ptr(), weight.shape[0], 0 if filtered is None else filtered.data_ptr(), channels.data_ptr(), channels.shape[1],
+        QTYPE_CODES[out_dtype], plain, *activation_code(activation), 0 if table is None else table.data_ptr(),
+        0 if residual is None else residual.data_ptr(), 0 if residual is None else QTYPE_CODES[residual.dtype], residual_scale,
+        residual_zero_point, y.data_ptr(), torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y
+
+
+def _reference_forward(
+    x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
+) -> Tensor:  # fmt: skip
+    y = reference.qconv2d(
+        x, unpack_bytes(weight, columns, depth, bits), zero_point, unpack_channels(channels, columns), kernel=kernel, stride=stride,
+        second=second, residual=residual, plain=plain, activation=activation, out_dtype=out_dtype, residual_scale=residual_scale,
+        residual_zero_point=residual_zero_point, table=table,
+    )  # fmt: skip
+    return _empty(x, columns, stride, out_dtype).copy_(y)
+
+
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), reference=Implementation(_reference_forward))
+
+
+# --- registration ---
+
+
+def _forward(
+    x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check(x, second, residual, weight, columns, depth, kernel, stride, second_channels, out_dtype, plain)
+    return choose(backend, x).forward(
+        x, second, residual, weight, channels, zero_point, border, filtered, table, columns, depth, bits, kernel, stride,
+        second_channels, out_dtype, activation, plain, residual_scale, residual_zero_point,
+    )  # fmt: skip
+
+
+def _forward_fake(
+    x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check(x, second, residual, weight, columns, depth, kernel, stride, second_channels, out_dtype, plain)
+    return _empty(x, columns, stride, out_dtype)
+
+
+_op = register(
+    OP,
+    "(Tensor x, Tensor? second, Tensor? residual, Tensor weight, Tensor channels, Tensor zero_point, Tensor? border, Tensor? filtered,"
+    " Tensor? table, int columns, int depth, int bits, int kernel, int stride, int second_channels, ScalarType out_dtype, str activation,"
+    " bool plain, float residual_scale=1.0, int residual_zero_point=0, *, str? backend=None) -> Tensor",
+    _forward,
+    _forward_fake,
+)
+_call = direct(_op, _forward, tensors=9)
