@@ -9,7 +9,7 @@ from torch import nn
 
 from mvit_kernels import ops
 
-from .layer import QLayer, quantize_weight
+from .layer import QLayer, check_bits, quantize_weight
 
 Tensor = torch.Tensor
 
@@ -42,6 +42,7 @@ class QConv2d(QLayer):
             raise ValueError(
                 f"QConv2d: conv: expected 1x1, 3x3 with padding 1 or depthwise 3x3 with padding 1, stride 1 or 2, got {reason}"
             )
+        check_bits("QConv2d", weight_bits=weight_bits)
         weight, scale = quantize_weight(conv.weight, weight_scale, weight_bits, conv.bias, input_scale)
         return cls(
             weight, scale, conv.bias, input_scale, input_zero_point, weight_bits, activation_bits, conv.stride[0], conv.groups > 1

@@ -41,9 +41,7 @@ class QLayer(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         name = type(self).__name__
-        for argument, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
-            if bits not in MOST:
-                raise ValueError(f"{name}: {argument}: expected 8 or 6, got {bits!r}")
+        check_bits(name, weight_bits=weight_bits, activation_bits=activation_bits)
         if (input_scale is None) != (input_zero_point is None):
             raise ValueError(
                 f"{name}: input_zero_point: expected both input_scale and input_zero_point, or neither, got {input_zero_point!r}"
@@ -118,6 +116,12 @@ class QLayer(nn.Module):
         self.prepare()
 
 
+def check_bits(name: str, **bits: int) -> None:
+    for argument, value in bits.items():
+        if value not in MOST:
+            raise ValueError(f"{name}: {argument}: expected 8 or 6, got {value!r}")
+
+
 def quantize_weight(
     weight: Tensor, scale: Tensor | None, bits: int, bias: Tensor | None = None, input_scale: float | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -128,7 +132,7 @@ def quantize_weight(
     rows = weight.detach().double().flatten(1)
     if scale is None:
         scale = (rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])) / MOST[bits]
-        if bias is not None and input_scale is not None:
+        if bias is not None and input_scale is not None and input_scale > 0:
             scale = torch.maximum(scale, bias.detach().double().abs() / (input_scale * _FAR))
         scale = scale.clamp_min(_TINY)
     scale = scale.detach().float().reshape(-1).expand(rows.shape[0])

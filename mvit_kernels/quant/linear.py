@@ -9,7 +9,7 @@ from torch import nn
 
 from mvit_kernels import ops
 
-from .layer import QLayer, quantize_weight
+from .layer import QLayer, check_bits, quantize_weight
 
 Tensor = torch.Tensor
 
@@ -29,6 +29,7 @@ class QLinear(QLayer):
         """weight_scale (N,): that of the largest weight of each row, if None."""
         if not isinstance(linear, nn.Linear):
             raise TypeError(f"QLinear: linear: expected an nn.Linear, got {type(linear).__name__}")
+        check_bits("QLinear", weight_bits=weight_bits)
         weight, scale = quantize_weight(linear.weight, weight_scale, weight_bits, linear.bias, input_scale)
         return cls(weight, scale, linear.bias, input_scale, input_zero_point, weight_bits, activation_bits)
 
