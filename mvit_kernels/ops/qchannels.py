@@ -13,12 +13,14 @@ import torch.nn.functional as F
 
 from mvit_kernels.reference.qgemm import FLOATS, OVERFLOW, QACTIVATIONS, Channels, wrap
 
+from . import checks
 from .pack_weight import QPANEL
 
 Tensor = torch.Tensor
 Number = float | Tensor
 
 OUT_DTYPES = (torch.uint8, torch.int16, *FLOATS)
+_FAR = 2**30  # zero-points of residuals: what is left once they are subtracted is an int32
 FARTHEST = 2**20  # zero-points of outputs: in float32 they and what they are added to are exact
 _SMALLEST, _LARGEST = 2.0**-64, 2.0**64  # multipliers: products with int32 stay normal numbers
 
@@ -29,7 +31,7 @@ class Settings(NamedTuple):
     out_dtype: torch.dtype
     activation: str
     plain: bool
-    residual_scale: float
+    residual_scale: float  # 0: none was given
     residual_zero_point: int
 
 
@@ -100,14 +102,17 @@ def quantization(
         low, high = -zero.double(), out_most - zero.double()
         if plain and activation == "relu":
             low = torch.minimum(torch.maximum(low, torch.zeros_like(low)), high)
-    elif out_zero_point not in (None, 0):
+    elif out_zero_point is not None and bool(_tensor(op, "out_zero_point", out_zero_point).count_nonzero()):
         raise ValueError(f"{op}: out_zero_point: expected None or 0 for out_dtype {out_dtype}, got {out_zero_point!r}")
     multipliers(op, total)
     multipliers(op, inverse)
     rows = (init, *(each.float().view(torch.int32) for each in (total, real_bias, inverse, low, high)), zero)
     channels = F.pad(torch.stack(rows), (0, -columns % QPANEL))
-    scale = float(scales(op, "residual_scale", residual_scale, 1)) if residual else 1.0
-    settings = Settings(out_dtype, activation, plain, scale, whole(op, "residual_zero_point", residual_zero_point or 0))
+    scale = float(scales(op, "residual_scale", residual_scale, 1)) if residual else 0.0
+    zero_point = 0 if residual_zero_point is None else whole(op, "residual_zero_point", residual_zero_point)
+    if abs(zero_point) > _FAR:
+        raise ValueError(f"{op}: residual_zero_point: expected |zero_point| <= 2^30, got {zero_point}")
+    settings = Settings(out_dtype, activation, plain, scale, zero_point)
     return Quantization(channels.contiguous(), settings)
 
 
@@ -132,7 +137,33 @@ def _initial_sums(op: str, weight: Tensor, total: Tensor, bias: Tensor, a_zero_p
     return wrap(quantized.to(torch.int64) - (weight.to(torch.int64) * z).sum(1))
 
 
+def check_channels(
+    op: str, channels: Tensor, table: Tensor | None, columns: int, out_dtype: torch.dtype, activation: str, device: torch.device
+) -> None:  # fmt: skip
+    """What `quantization` computed is what kernels read without a look at it."""
+    checks.prepared(op, "channels", channels, torch.int32, (7, columns + -columns % QPANEL), device)
+    if out_dtype not in OUT_DTYPES:
+        raise TypeError(f"{op}: out_dtype: expected one of {', '.join(map(str, OUT_DTYPES))}, got {out_dtype}")
+    if activation not in QACTIVATIONS:
+        raise ValueError(f"{op}: activation: expected one of {', '.join(QACTIVATIONS)}, got {activation!r}")
+    if table is not None:
+        checks.prepared(op, "table", table, torch.uint8, (256,), device)
+        if out_dtype != torch.uint8:
+            raise ValueError(f"{op}: table: expected None for out_dtype {out_dtype}, got a table")
+
+
 # --- arguments ---
+
+
+def _tensor(op: str, name: str, value: Any) -> Tensor:
+    """On the CPU; Python's floats as float64, whatever the default dtype is."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    try:
+        x = torch.as_tensor(value, device="cpu")
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu") if x.is_floating_point() else x
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{op}: {name}: expected a number or a tensor, got {value!r}") from None
 
 
 def bit_count(op: str, name: str, bits: Any) -> int:
@@ -152,7 +183,7 @@ def whole(op: str, name: str, value: Any) -> int:
 
 def vector(op: str, name: str, value: Any, count: int) -> Tensor:
     """(count,) float32 on the CPU, from a number or a tensor of one value or of `count`; finite."""
-    x = torch.as_tensor(value).detach().cpu()
+    x = _tensor(op, name, value)
     if x.numel() not in (1, count) or x.ndim > 1:
         raise ValueError(f"{op}: {name}: expected one value or {count}, got shape {tuple(x.shape)}")
     x = x.to(torch.float32)
@@ -163,7 +194,7 @@ def vector(op: str, name: str, value: Any, count: int) -> Tensor:
 
 def scales(op: str, name: str, value: Any, count: int) -> Tensor:
     """(count,) float32, positive and finite."""
-    x = torch.as_tensor(value).detach().cpu()
+    x = _tensor(op, name, value)
     if x.numel() not in (1, count) or x.ndim > 1:
         raise ValueError(f"{op}: {name}: expected one value or {count}, got shape {tuple(x.shape)}")
     x = x.to(torch.float32).reshape(-1)
@@ -175,7 +206,7 @@ def scales(op: str, name: str, value: Any, count: int) -> Tensor:
 
 def zero_points(op: str, name: str, value: Any, count: int) -> Tensor:
     """(count,) int32 from an integer or a tensor of one or of `count` ((count,) or (1, count))."""
-    x = torch.as_tensor(value).detach().cpu()
+    x = _tensor(op, name, value)
     if (
         x.is_floating_point()
         or x.dtype == torch.bool
@@ -217,4 +248,4 @@ def table_of(op: str, table: Tensor | None, out_dtype: torch.dtype) -> Tensor | 
         raise ValueError(f"{op}: table: expected uint8 of shape (256,), got {got}")
     if out_dtype != torch.uint8:
         raise ValueError(f"{op}: table: expected None for out_dtype {out_dtype}, got a table")
-    return table.contiguous()
+    return table.detach().clone(memory_format=torch.contiguous_format)

@@ -12,8 +12,8 @@ from . import checks
 from .backend import Choice, Implementation, native
 from .gemm import walkable_rows
 from .library import QTYPE_CODES, direct, raise_status, register
-from .pack_weight import PackedWeight, unpack_bytes
-from .qchannels import Settings, quantization, table_of, unpack_channels
+from .pack_weight import PackedWeight, check_packed, unpack_bytes
+from .qchannels import Settings, bit_count, check_channels, quantization, table_of, unpack_channels
 from .qgemm import activation_code
 from .qnorm import Norm, check_stream, cpu_refuse, norm_of
 
@@ -83,12 +83,16 @@ def qnorm_gemm(
     return prepared(x, sums)
 
 
-def _check(x: Tensor, weight: Tensor, sums: Optional, depth: int) -> None:
+def _check(
+    x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, a_bits: int, columns: int, depth: int, bits: int,
+    out_dtype: torch.dtype, activation: str,
+) -> None:  # fmt: skip
+    bit_count(OP, "a_bits", a_bits)
     check_stream(OP, x, sums)
     if x.shape[1] != depth:
         raise ValueError(f"{OP}: x: expected shape (M, {depth}), got {tuple(x.shape)}")
-    if weight.device != x.device:
-        raise ValueError(f"{OP}: weight: expected device {x.device}, got {weight.device}")
+    check_packed(OP, weight, columns, depth, bits, x.device)
+    check_channels(OP, channels, table, columns, out_dtype, activation, x.device)
 
 
 # --- backends ---
@@ -105,7 +109,8 @@ def _cpu_forward(
         sums = sums.contiguous()
     status = native.qnorm_gemm(
         rows, x.data_ptr(), x.stride(0), 0 if sums is None else sums.shape[0], 0 if sums is None else sums.data_ptr(), scale, a_scale,
-        a_zero_point, eps, a_bits, weight.data_ptr(), weight.shape[0], channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype],
+        a_zero_point, eps, a_bits, weight.data_ptr(), weight.shape[0],
+        (columns, depth, bits), channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype],
         plain, *activation_code(activation), 0 if table is None else table.data_ptr(), y.data_ptr(), columns, torch.get_num_threads(),
     )  # fmt: skip
     if status:
@@ -135,7 +140,7 @@ def _forward(
     eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, weight, sums, depth)
+    _check(x, weight, channels, sums, table, a_bits, columns, depth, bits, out_dtype, activation)
     return choose(backend, x).forward(
         x, weight, channels, sums, table, scale, a_scale, a_zero_point, eps, a_bits, columns, depth, bits, out_dtype, activation, plain
     )  # fmt: skip
@@ -146,7 +151,7 @@ def _forward_fake(
     eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, weight, sums, depth)
+    _check(x, weight, channels, sums, table, a_bits, columns, depth, bits, out_dtype, activation)
     return x.new_empty(x.shape[0], columns, dtype=out_dtype)
 
 
