@@ -274,7 +274,7 @@ def _cpu_collect(
         sums.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if status:
-        raise_status(f"{OP}_collect", status)
+        raise_status(OP, status)
     return y, sums
 
 
