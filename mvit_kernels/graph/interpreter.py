@@ -66,6 +66,17 @@ def _separable_attention(node: Node, qkv: Tensor) -> Tensor:
     return reference.fold_patches(y, (qkv.shape[2], qkv.shape[3]), patch)
 
 
+def _separable_context(node: Node, scores: Tensor, x: Tensor) -> Tensor:
+    patch = node.settings["patch"]
+    weights = torch.softmax(reference.unfold_patches(scores[:, :1], patch), dim=-1)
+    return (reference.unfold_patches(x, patch) * weights).sum(-1).unflatten(2, patch)
+
+
+def _separable_gate(node: Node, values: Tensor, context: Tensor) -> Tensor:
+    patches = (values.shape[2] // context.shape[2], values.shape[3] // context.shape[3])
+    return torch.relu(values[:, 1:]) * context.repeat(1, 1, *patches)
+
+
 def _patch_attention(node: Node, qkv: Tensor) -> Tensor:
     settings = node.settings
     return reference.patch_attention(qkv, settings["heads"], settings["patch"], settings["scale"])
@@ -100,6 +111,8 @@ _EVALUATE: dict[str, Callable[..., Tensor]] = {
     "group_norm": _group_norm,
     "layer_norm": _layer_norm,
     "separable_attention": _separable_attention,
+    "separable_context": _separable_context,
+    "separable_gate": _separable_gate,
     "patch_attention": _patch_attention,
     "avg_pool": lambda node, x: x.mean((2, 3)),
     "resize": lambda node, x: F.interpolate(x, node.size[1:], mode="bilinear", align_corners=node.settings["align_corners"]),

@@ -26,6 +26,8 @@ KINDS = {
     "group_norm": "of a whole image, one group; weight (C,), bias (C,) or none of both; eps",
     "layer_norm": "over the channels of each pixel; weight (C,), bias (C,) or none of both; eps",
     "separable_attention": "of MobileViTv2; a map of 1 + 2 d channels, q|k|v; patch",
+    "separable_context": "sum of the softmax of a map's first channel times another map, for each phase of pixels: (C, ph, pw); patch",
+    "separable_gate": "relu of a map's other channels times a vector (C, ph, pw) for each phase of pixels; patch",
     "patch_attention": "of MobileViT; a map of 3 d channels, q|k|v; heads, patch, scale",
     "avg_pool": "over all pixels: a map to a vector",
     "resize": "bilinear, to the size of the node; align_corners",

@@ -6,12 +6,14 @@
 from __future__ import annotations
 
 from ..program import Program
+from .cancel_constants import cancel_constants
+from .elide_keys import elide_keys
 from .fold_affine import fold_affine
 from .fold_norm import fold_norm
 from .merge_convolutions import merge_convolutions
 from .pool_first import pool_first
 
-PASSES = (fold_affine, fold_norm, pool_first, merge_convolutions)
+PASSES = (fold_affine, fold_norm, elide_keys, cancel_constants, pool_first, merge_convolutions)
 
 
 def optimize(program: Program) -> Program:
@@ -21,4 +23,4 @@ def optimize(program: Program) -> Program:
     return program
 
 
-__all__ = ["PASSES", "fold_affine", "fold_norm", "merge_convolutions", "optimize", "pool_first"]
+__all__ = ["PASSES", "cancel_constants", "elide_keys", "fold_affine", "fold_norm", "merge_convolutions", "optimize", "pool_first"]

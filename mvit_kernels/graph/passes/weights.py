@@ -18,10 +18,10 @@ def matrix(node: Node) -> Tensor:
 
 
 def bias(node: Node) -> Tensor:
-    """(N,) float64, zeros where there is none."""
+    """(N,) float64, zeros where there is none; a copy."""
     weight = node.weights["weight"]
     held = node.weights.get("bias")
-    return weight.new_zeros(weight.shape[0], dtype=torch.float64) if held is None else held.double()
+    return weight.new_zeros(weight.shape[0], dtype=torch.float64) if held is None else held.to(torch.float64, copy=True)
 
 
 def with_weights(node: Node, **weights: Tensor) -> Node:
