@@ -84,7 +84,7 @@ def test_tensors_are_checked(op, name):
     if name not in ("residual", "row_scale", "row_zero_point"):  # which may have any strides
         bad.append(torch.stack([x, x], -1)[..., 0])
     shown = f"a_{name[4:]}" if name.startswith("row_") else f"(a_)?{name}"
-    message = f"{op.removesuffix('_collect')}: ({shown}|x: expected shape)"  # a depthwise weight tells how many channels x has
+    message = f"{op.removesuffix('_collect')}: ({shown}|zero_point)"  # a depthwise weight tells how many channels there are
     for each in bad:
         with pytest.raises((TypeError, ValueError), match=message):
             getattr(REGISTERED, op)(*good[:at], each, *good[at + 1 :], backend="reference" if each.is_meta else None)

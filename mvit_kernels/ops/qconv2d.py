@@ -182,12 +182,11 @@ def _empty(x: Tensor, columns: int, stride: int, dtype: torch.dtype) -> Tensor:
     return x.new_empty_strided(size, (columns * height * width, 1, width * columns, columns), dtype=dtype)
 
 
-def _check(
+def _check_prepared(
     x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
     filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
-    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float,
+    out_dtype: torch.dtype, activation: str, *_: object, **__: object,
 ) -> None:  # fmt: skip
-    checks.image(OP, "x", x, (torch.uint8,))
     checks.stride(OP, stride)
     _check_kernel(kernel)
     device = x.device
@@ -199,6 +198,14 @@ def _check(
         checks.prepared(OP, "border", border, torch.int32, (16, panels * QPANEL), device)
     if filtered is not None:
         checks.prepared(OP, "filtered", filtered, torch.int16, (panels, 36, (both + 1) // 2, QPANEL, 2), device)
+
+
+def _check(
+    x: Tensor, second: Optional, residual: Optional, columns: int, depth: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, plain: bool, residual_scale: float,
+) -> None:  # fmt: skip
+    checks.image(OP, "x", x, (torch.uint8,))
+    both = depth // (kernel * kernel)
     if x.shape[1] != both - second_channels:
         raise ValueError(f"{OP}: x: expected {both - second_channels} channels, got shape {tuple(x.shape)}")
     if (second is not None) != (second_channels > 0):
@@ -207,7 +214,7 @@ def _check(
     if second is not None:
         checks.like(OP, "second", second, x, (x.shape[0], second_channels, x.shape[2], x.shape[3]))
     if residual is not None:
-        check_residual(OP, residual, _out_size(x, columns, stride), out_dtype, plain, residual_scale, device)
+        check_residual(OP, residual, _out_size(x, columns, stride), out_dtype, plain, residual_scale, x.device)
 
 
 # --- backends ---
@@ -274,10 +281,7 @@ def _forward(
     out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(
-        x, second, residual, weight, channels, zero_point, border, filtered, table, columns, depth, bits, kernel, stride, second_channels,
-        out_dtype, activation, plain, residual_scale,
-    )  # fmt: skip
+    _check(x, second, residual, columns, depth, kernel, stride, second_channels, out_dtype, plain, residual_scale)
     return choose(backend, x).forward(
         x, second, residual, weight, channels, zero_point, border, filtered, table, columns, depth, bits, kernel, stride,
         second_channels, out_dtype, activation, plain, residual_scale, residual_zero_point,
@@ -290,10 +294,7 @@ def _forward_fake(
     out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(
-        x, second, residual, weight, channels, zero_point, border, filtered, table, columns, depth, bits, kernel, stride, second_channels,
-        out_dtype, activation, plain, residual_scale,
-    )  # fmt: skip
+    _check(x, second, residual, columns, depth, kernel, stride, second_channels, out_dtype, plain, residual_scale)
     return _empty(x, columns, stride, out_dtype)
 
 
@@ -304,5 +305,6 @@ _op = register(
     " bool plain, float residual_scale=1.0, int residual_zero_point=0, *, str? backend=None) -> Tensor",
     _forward,
     _forward_fake,
+    _check_prepared,
 )
 _call = direct(_op, _forward, tensors=9)

@@ -166,21 +166,27 @@ def _out_size(x: Tensor, stride: int) -> tuple[int, int, int, int]:
     return x.shape[0], x.shape[1], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
 
 
-def _check(
+def _check_prepared(
     x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, table: Optional, stride: int,
-    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float,
+    narrow: bool, out_dtype: torch.dtype, activation: str, *_: object, **__: object,
 ) -> None:  # fmt: skip
-    checks.image(OP, "x", x, (torch.uint8,))
+    checks.tensor(OP, "weight", weight, 4)
     count, device = weight.shape[0], x.device
-    if x.shape[1] != count:
-        raise ValueError(f"{OP}: x: expected shape (B, {count}, H, W), got {tuple(x.shape)}")
     checks.prepared(OP, "weight", weight, torch.int8, (count, 1, 3, 3), device)
     checks.prepared(OP, "zero_point", zero_point, torch.int32, (count,), device)
     checks.prepared(OP, "blocks", blocks, torch.uint8, (-(-count // BLOCK), _BLOCK_BYTES), device)
     check_channels(OP, channels, table, count, out_dtype, activation, device)
     checks.stride(OP, stride)
+
+
+def _check(
+    x: Tensor, weight: Tensor, residual: Optional, stride: int, out_dtype: torch.dtype, plain: bool, residual_scale: float
+) -> None:  # fmt: skip
+    checks.image(OP, "x", x, (torch.uint8,))
+    if x.shape[1] != weight.shape[0]:
+        raise ValueError(f"{OP}: x: expected shape (B, {weight.shape[0]}, H, W), got {tuple(x.shape)}")
     if residual is not None:
-        check_residual(OP, residual, _out_size(x, stride), out_dtype, plain, residual_scale, device)
+        check_residual(OP, residual, _out_size(x, stride), out_dtype, plain, residual_scale, x.device)
 
 
 # --- backends ---
@@ -233,7 +239,7 @@ def _forward(
     narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, weight, zero_point, blocks, channels, residual, table, stride, out_dtype, activation, plain, residual_scale)
+    _check(x, weight, residual, stride, out_dtype, plain, residual_scale)
     return choose(backend, x).forward(
         x, weight, zero_point, blocks, channels, residual, table, stride, narrow, out_dtype, activation, plain, residual_scale,
         residual_zero_point,
@@ -245,7 +251,7 @@ def _forward_fake(
     narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, weight, zero_point, blocks, channels, residual, table, stride, out_dtype, activation, plain, residual_scale)
+    _check(x, weight, residual, stride, out_dtype, plain, residual_scale)
     return empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype)
 
 
@@ -256,5 +262,6 @@ _op = register(
     " -> Tensor",
     _forward,
     _forward_fake,
+    _check_prepared,
 )
 _call = direct(_op, _forward, tensors=7)

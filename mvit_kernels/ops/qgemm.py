@@ -162,11 +162,10 @@ def qgemm_accumulate(a: Tensor, weight: PackedWeight, a_zero_point: Any, *, back
 # --- checks ---
 
 
-def _check_a(op: str, a: Tensor, weight: Tensor, columns: int, depth: int, bits: int) -> None:
+def _check_a(op: str, a: Tensor, depth: int) -> None:
     checks.tensor(op, "a", a, 2, (torch.uint8,))
     if a.shape[1] != depth:
         raise ValueError(f"{op}: a: expected shape (M, {depth}), got {tuple(a.shape)}")
-    check_packed(op, weight, columns, depth, bits, a.device)
 
 
 def check_residual(
@@ -186,12 +185,25 @@ def check_residual(
         raise ValueError(f"{op}: residual: expected device {device}, got {residual.device}")
 
 
-def _check(
+def _check_prepared(
     a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, row_scale: Optional, row_zero_point: Optional, table: Optional,
-    columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float,
+    columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, *_: object, **__: object,
 ) -> None:  # fmt: skip
-    _check_a(OP, a, weight, columns, depth, bits)
+    check_packed(OP, weight, columns, depth, bits, a.device)
     check_channels(OP, channels, table, columns, out_dtype, activation, a.device)
+
+
+def _check_collect_prepared(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, columns: int, depth: int, bits: int, *_: object, **__: object
+) -> None:
+    _check_prepared(a, weight, channels, residual, None, None, None, columns, depth, bits, torch.int16, "none")
+
+
+def _check(
+    a: Tensor, residual: Optional, row_scale: Optional, row_zero_point: Optional, columns: int, depth: int, out_dtype: torch.dtype,
+    plain: bool, residual_scale: float,
+) -> None:  # fmt: skip
+    _check_a(OP, a, depth)
     rows = a.shape[0]
     if residual is not None:
         check_residual(OP, residual, (rows, columns), out_dtype, plain, residual_scale, a.device)
@@ -211,7 +223,8 @@ def _check(
 
 def _check_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int) -> None:
     op = f"{OP}_accumulate"
-    _check_a(op, a, weight, columns, depth, bits)
+    _check_a(op, a, depth)
+    check_packed(op, weight, columns, depth, bits, a.device)
     size = (a.shape[0],) if zero_point.ndim == 1 else (1, 1) if zero_point.numel() == 1 else (1, depth)
     checks.prepared(op, "a_zero_point", zero_point, torch.int32, size, a.device)
 
@@ -350,9 +363,7 @@ def _forward(
     columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0,
     residual_zero_point: int = 0, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(
-        a, weight, channels, residual, row_scale, row_zero_point, table, columns, depth, bits, out_dtype, activation, plain, residual_scale
-    )  # fmt: skip
+    _check(a, residual, row_scale, row_zero_point, columns, depth, out_dtype, plain, residual_scale)
     return choose(backend, a).forward(
         a, weight, channels, residual, row_scale, row_zero_point, table, columns, depth, bits, out_dtype, activation, plain, residual_scale,
         residual_zero_point,
@@ -364,9 +375,7 @@ def _forward_fake(
     columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0,
     residual_zero_point: int = 0, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(
-        a, weight, channels, residual, row_scale, row_zero_point, table, columns, depth, bits, out_dtype, activation, plain, residual_scale
-    )  # fmt: skip
+    _check(a, residual, row_scale, row_zero_point, columns, depth, out_dtype, plain, residual_scale)
     return a.new_empty(a.shape[0], columns, dtype=out_dtype)
 
 
@@ -374,7 +383,7 @@ def _collect(
     a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, columns: int, depth: int, bits: int, collect: int, *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    _check(a, weight, channels, residual, None, None, None, columns, depth, bits, torch.int16, "none", True, 1.0)
+    _check(a, residual, None, None, columns, depth, torch.int16, True, 1.0)
     checks.whole_groups(OP, "collect", collect, a.shape[0])
     return choose_collect(backend, a).forward(a, weight, channels, residual, columns, depth, bits, collect)
 
@@ -383,7 +392,7 @@ def _collect_fake(
     a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, columns: int, depth: int, bits: int, collect: int, *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    _check(a, weight, channels, residual, None, None, None, columns, depth, bits, torch.int16, "none", True, 1.0)
+    _check(a, residual, None, None, columns, depth, torch.int16, True, 1.0)
     checks.whole_groups(OP, "collect", collect, a.shape[0])
     return a.new_empty(a.shape[0], columns, dtype=torch.int16), a.new_empty(collect, 2, dtype=torch.int64)
 
@@ -409,6 +418,7 @@ _op = register(
     " str? backend=None) -> Tensor",
     _forward,
     _forward_fake,
+    _check_prepared,
 )
 _call = direct(_op, _forward, tensors=7)
 _collect_op = register(
@@ -417,6 +427,7 @@ _collect_op = register(
     " -> (Tensor, Tensor)",
     _collect,
     _collect_fake,
+    _check_collect_prepared,
 )
 _collect_call = direct(_collect_op, _collect, tensors=4)
 _accumulate_op = register(

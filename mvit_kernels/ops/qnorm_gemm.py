@@ -83,16 +83,19 @@ def qnorm_gemm(
     return prepared(x, sums)
 
 
-def _check(
-    x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, a_bits: int, columns: int, depth: int, bits: int,
-    out_dtype: torch.dtype, activation: str,
+def _check_prepared(
+    x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, scale: float, a_scale: float, a_zero_point: int,
+    eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, *_: object, **__: object,
 ) -> None:  # fmt: skip
     bit_count(OP, "a_bits", a_bits)
+    check_packed(OP, weight, columns, depth, bits, x.device)
+    check_channels(OP, channels, table, columns, out_dtype, activation, x.device)
+
+
+def _check(x: Tensor, sums: Optional, depth: int) -> None:
     check_stream(OP, x, sums)
     if x.shape[1] != depth:
         raise ValueError(f"{OP}: x: expected shape (M, {depth}), got {tuple(x.shape)}")
-    check_packed(OP, weight, columns, depth, bits, x.device)
-    check_channels(OP, channels, table, columns, out_dtype, activation, x.device)
 
 
 # --- backends ---
@@ -140,7 +143,7 @@ def _forward(
     eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, weight, channels, sums, table, a_bits, columns, depth, bits, out_dtype, activation)
+    _check(x, sums, depth)
     return choose(backend, x).forward(
         x, weight, channels, sums, table, scale, a_scale, a_zero_point, eps, a_bits, columns, depth, bits, out_dtype, activation, plain
     )  # fmt: skip
@@ -151,7 +154,7 @@ def _forward_fake(
     eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, weight, channels, sums, table, a_bits, columns, depth, bits, out_dtype, activation)
+    _check(x, sums, depth)
     return x.new_empty(x.shape[0], columns, dtype=out_dtype)
 
 
@@ -161,5 +164,6 @@ _op = register(
     " int a_bits, int columns, int depth, int bits, ScalarType out_dtype, str activation, bool plain, *, str? backend=None) -> Tensor",
     _forward,
     _forward_fake,
+    _check_prepared,
 )
 _call = direct(_op, _forward, tensors=5)
