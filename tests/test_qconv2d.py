@@ -362,7 +362,7 @@ GOOD = {"kernel_size": 3, "a_scale": 0.1, "a_zero_point": 3, "w_scale": 0.1}
         ((X[:, :2], W), {"second": X[:, :1], "second_zero_point": 4}, ValueError, "second_zero_point: expected that of x, 3, got 4"),
         ((X, W), {"a_scale": None}, ValueError, "qconv2d: a_scale: expected a scale, got None"),
         ((X, W), {"a_zero_point": None}, ValueError, "qconv2d: a_zero_point: expected a zero-point, got None"),
-        ((X, W), {"a_scale": 0.0}, ValueError, "qconv2d: a_scale: expected positive finite values, got 0.0"),
+        ((X, W), {"a_scale": 0.0}, ValueError, "qconv2d: a_scale: expected a positive finite value between 2^-126 and 2^126, got 0.0"),
         ((X, W), {"a_zero_point": torch.zeros(4, dtype=torch.int32)}, ValueError, "a_zero_point: expected an integer or 3 of them"),
         ((X, W), {"a_zero_point": 2**30}, ValueError, "qconv2d: a_zero_point: expected sums below 2^31, got up to"),
         ((X, W), {"residual": X}, ValueError, "qconv2d: residual: expected shape (1, 2, 4, 4), got (1, 3, 4, 4)"),

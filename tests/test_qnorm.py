@@ -11,7 +11,6 @@ from op_checks import assert_same_bits_with_any_threads, needs_native
 import mvit_kernels as mk
 from mvit_kernels import reference
 from mvit_kernels.ops.backend import native
-from mvit_kernels.ops.qscalars import scale_of
 
 # Tails of every vector, several tasks, the shapes of the networks.
 SHAPES = [(1, 1), (2, 7), (3, 8), (4, 9), (6, 16), (2, 17), (2, 33), (6, 64), (4, 65), (70, 130), (400, 128), (64, 240)]
@@ -214,12 +213,6 @@ def test_compile_and_export() -> None:
     exported = torch.export.export(layer, inputs).module()
     for a, b in zip(exported(*inputs), layer(*inputs), strict=True):
         assert torch.equal(a, b)
-
-
-def test_scales_are_float32() -> None:
-    """Whether they come as numbers or as tensors."""
-    for value in torch.rand(1000, dtype=torch.float64).log().neg().exp().tolist():
-        assert scale_of("op", "scale", value) == scale_of("op", "scale", torch.tensor(value)) == float(np.float32(value))
 
 
 def test_bad_input() -> None:

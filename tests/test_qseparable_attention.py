@@ -210,9 +210,9 @@ def test_bad_input() -> None:
         (lambda: context(scores[:, :0], x[:, :0], table), ValueError, "x: expected at least one pixel"),
         (lambda: context(scores, x, table, out_scale=1.0), ValueError, "out_zero_point: expected an integer"),
         (lambda: context(scores, x, table, out_zero_point=3), ValueError, "out_zero_point: expected None without an out_scale, got 3"),
-        (lambda: context(scores, x, table, out_scale=0.0, out_zero_point=3), ValueError, "out_scale: expected positive"),
+        (lambda: context(scores, x, table, out_scale=0.0, out_zero_point=3), ValueError, "out_scale: expected a positive"),
         (lambda: context(scores, x, table, out_bits=4), ValueError, "out_bits: expected 8 or 6"),
-        (lambda: context(scores, x, table, x_scale=-1.0), ValueError, "x_scale: expected positive"),
+        (lambda: context(scores, x, table, x_scale=-1.0), ValueError, "x_scale: expected a positive"),
         (lambda: context(scores, x, table, x_zero_point=2**31), ValueError, "x_zero_point: expected an int32"),
     ):
         with pytest.raises(error, match=f"qseparable_context: {message}"):

@@ -8,14 +8,14 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
-from .backend import Choice, Implementation, native
+from . import checks, qchecks
+from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import QTYPE_CODES, direct, raise_status, register
 from .pack_weight import PackedWeight, unpack_bytes
-from .qchannels import Settings, quantization, table_of, unpack_channels
+from .qchannels import Settings, quantization, unpack_channels
 from .qgemm import activation_code
-from .qnorm import Norm, check_stream, cpu_refuse, norm_of
+from .qnorm import Norm, check_stream, norm_of
 
 OP = "qnorm_gemm"
 Tensor = torch.Tensor
@@ -51,7 +51,7 @@ def prepare_qnorm_gemm(
         residual_scale=None, residual_zero_point=None, out_dtype=out_dtype, out_scale=out_scale, out_zero_point=out_zero_point,
         a_bits=a_bits, out_bits=out_bits,
     )  # fmt: skip
-    return QNormGemm(norm, weight, *settled, table_of(OP, table, out_dtype), backend)
+    return QNormGemm(norm, weight, *settled, qchecks.table(OP, table, out_dtype), backend)
 
 
 def qnorm_gemm(
@@ -124,7 +124,7 @@ def _reference_forward(
     )  # fmt: skip
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=cpu_refuse), reference=Implementation(_reference_forward))
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
 
 
 # --- registration ---
