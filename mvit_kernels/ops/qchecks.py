@@ -20,8 +20,8 @@ Tensor = torch.Tensor
 
 SMALLEST, LARGEST = 2.0**-126, 2.0**126
 FARTHEST = 2**20
-_NUMBERS: tuple[type, ...] = (int, float, torch.SymFloat, torch.SymInt, Real)
-_INTEGERS: tuple[type, ...] = (int, torch.SymInt, Integral)
+_NUMBERS: tuple[Any, ...] = (int, float, torch.SymFloat, torch.SymInt, Real)
+_INTEGERS: tuple[Any, ...] = (int, torch.SymInt, Integral)
 
 # --- one number, or a tensor of one ---
 
