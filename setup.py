@@ -74,7 +74,7 @@ class BuildNative(build_ext):
         objects = Path(self.get_finalized_command("build").build_base).resolve() / "csrc"
         build = Path(self.build_temp).resolve()
         sources = [(path, objects / path.relative_to(CSRC).with_suffix(".o"), []) for path in sorted(CSRC.glob("cpu/[co]*/*.cpp"))]
-        sources += [(ROOT / "python/bind_cpu.cpp", build / "bind_cpu.o", python)]
+        sources += [(path, build / f"{path.stem}.o", python) for path in sorted(ROOT.glob("python/*.cpp"))]
         for isa, flags in isa_flags().items():
             define = [f"-DMVIT_ISA={isa}", f"-DMVIT_ISA_{isa.upper()}", *flags]
             for path in sorted(CSRC.glob("cpu/isa/*.cpp")):
