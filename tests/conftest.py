@@ -41,6 +41,12 @@ def threads():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def one_thread(threads) -> None:
+    """For tests of many small calls: threads that wait for each other take several times as long as one."""
+    threads(1)
+
+
 def _isas() -> list[str]:
     from mvit_kernels.ops.backend import native
 

@@ -7,6 +7,7 @@ import pickle
 
 import pytest
 import torch
+from q_checks import random_weight
 from safetensors.torch import load_file, save_file
 
 from mvit_kernels import ops
@@ -15,14 +16,10 @@ SIZES = [(1, 1), (16, 4), (17, 5), (257, 128), (33, 63), (0, 4), (3, 0), (80, 14
 MOST = {8: 127, 6: 31}
 
 
-def random_weight(columns: int, depth: int, bits: int = 8) -> torch.Tensor:
-    return torch.randint(-MOST[bits], MOST[bits] + 1, (columns, depth), dtype=torch.int8)
-
-
 @pytest.mark.parametrize("bits", [8, 6])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_value_comes_back(size, bits):
-    weight = random_weight(*size, bits)
+    weight = random_weight(*size, bits=bits)
     packed = ops.pack_weight(weight, bits=bits)
     assert torch.equal(packed.unpack(), weight)
     assert (packed.columns, packed.depth, packed.bits) == (*size, bits)
@@ -32,7 +29,7 @@ def test_every_value_comes_back(size, bits):
 
 
 def test_six_bits_take_three_bytes_for_four_values():
-    small, large = ops.pack_weight(random_weight(64, 512, 6), bits=6), ops.pack_weight(random_weight(64, 512), bits=8)
+    small, large = ops.pack_weight(random_weight(64, 512, bits=6), bits=6), ops.pack_weight(random_weight(64, 512), bits=8)
     beside = 64 + 2 * 4 * 64  # header and sums
     assert large.data.numel() - beside == 64 * 512
     assert small.data.numel() - beside == 64 * 512 * 3 // 4
@@ -51,7 +48,7 @@ def test_all_quads_of_six_bits():
 
 
 def test_copies_and_files(tmp_path):
-    packed = ops.pack_weight(random_weight(33, 63, 6), bits=6)
+    packed = ops.pack_weight(random_weight(33, 63, bits=6), bits=6)
     save_file({"weight": packed.data}, tmp_path / "w.safetensors")
     torch.save(packed, tmp_path / "w.pt")
     for other in (

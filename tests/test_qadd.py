@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from op_checks import FORMATS, assert_same_bits_with_any_threads, needs_native
+from q_checks import assert_compiles_and_exports, axes, random_bytes
 
 from mvit_kernels import ops, reference
 
@@ -73,14 +74,14 @@ SOME = dict(zip(NAMES, NUMBERS[0], strict=True))
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_any_shape_and_strides(fmt: str, backend: str, poison) -> None:
     for size in ((), (1,), (3, 5), (2, 0, 4, 4), (2, 3, 4, 5), (1, 65, 3, 3), (2, 3, 4, 5, 6)):
-        a, b = (torch.randint(0, 256, size, dtype=torch.uint8) for _ in range(2))
+        a, b = (random_bytes(*size) for _ in range(2))
         expected = oracle(a, b, NUMBERS[0], "none", 8)
         if len(size) == 4:
             a = a.contiguous(memory_format=FORMATS[fmt])
         y = ops.qadd(a, b, **SOME, backend=backend)
         assert torch.equal(y, expected)
         assert len(size) != 4 or y.is_contiguous(memory_format=FORMATS[fmt])
-    big = torch.randint(0, 256, (4, 6, 8, 10), dtype=torch.uint8)
+    big = random_bytes(4, 6, 8, 10)
     for a, b in ((big[:, :, ::2], big[:, :, 1::2]), (big[..., :8].transpose(2, 3), big[..., 2:])):
         assert torch.equal(ops.qadd(a, b, **SOME, backend=backend), oracle(a, b, NUMBERS[0], "none", 8))
 
@@ -113,31 +114,20 @@ def test_bytes_of_activations_are_near_the_exact_ones(activation: str, isa: str)
 
 @needs_native
 def test_same_bits_with_any_threads(threads) -> None:
-    a, b = (torch.randint(0, 256, (300_001,), dtype=torch.uint8) for _ in range(2))
+    a, b = (random_bytes(300_001) for _ in range(2))
     assert_same_bits_with_any_threads(lambda: [ops.qadd(a, b, **SOME, activation="gelu", backend="cpu")], threads)
 
 
 def test_opcheck() -> None:
-    a = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    a = random_bytes(2, 3, 4, 5)
     for x in (a, a.contiguous(memory_format=torch.channels_last), a[..., ::2]):
         torch.library.opcheck(torch.ops.mvit_kernels.qadd, (x, x.clone(), *NUMBERS[0], "silu", 8))
 
 
 def test_compiles_and_exports() -> None:
-    class Module(torch.nn.Module):
-        def forward(self, a: Tensor, b: Tensor) -> Tensor:
-            return ops.qadd(a, b, **SOME, activation="silu")
-
-    def draw(batch: int) -> tuple[Tensor, Tensor]:
-        return tuple(torch.randint(0, 256, (batch, 3, 4, 5), dtype=torch.uint8) for _ in range(2))
-
-    compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager", dynamic=True)
-    batch = {0: torch.export.Dim("batch", min=2)}
-    exported = torch.export.export(Module(), draw(2), dynamic_shapes=(batch, batch)).module()
-    for size in (2, 5):
-        inputs = draw(size)
-        assert torch.equal(compiled(*inputs), Module()(*inputs))
-        assert torch.equal(exported(*inputs), Module()(*inputs))
+    draws = [(random_bytes(batch, 3, 4, 5), random_bytes(batch, 3, 4, 5)) for batch in (2, 5)]
+    batch = axes(0)
+    assert_compiles_and_exports(functools.partial(ops.qadd, **SOME, activation="silu"), *draws, dynamic=(batch, batch))
 
 
 def bad(**changes: object):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 from op_checks import FORMATS, assert_same_bits_with_any_threads, needs_native
+from q_checks import assert_compiles_and_exports, axes, random_bytes
 
 from mvit_kernels import ops
 
@@ -28,7 +31,7 @@ def oracle(
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_pool(size, fmt: str, backend: str, poison) -> None:
-    x = torch.randint(0, 256, size, dtype=torch.uint8).contiguous(memory_format=FORMATS[fmt])
+    x = random_bytes(*size).contiguous(memory_format=FORMATS[fmt])
     for a_zero_point in (0, 117, -300, 2**31 // size[2] // size[3] - 1, -(2**31) // size[2] // size[3] + 256):
         for out_zero_point, bits in ((0, 8), (100, 6), (-(2**20), 8)):
             y = ops.qavg_pool(
@@ -40,20 +43,20 @@ def test_pool(size, fmt: str, backend: str, poison) -> None:
 
 
 def test_is_the_mean() -> None:
-    x = torch.randint(0, 256, (2, 5, 6, 7), dtype=torch.uint8)
+    x = random_bytes(2, 5, 6, 7)
     y = ops.qavg_pool(x, a_scale=0.1, a_zero_point=30, out_dtype=torch.float32)
     torch.testing.assert_close(y, (0.1 * (x.float() - 30)).mean((2, 3)))
 
 
 def test_any_strides(backend: str) -> None:
-    big = torch.randint(0, 256, (4, 6, 8, 10), dtype=torch.uint8)
+    big = random_bytes(4, 6, 8, 10)
     for x in (big[1:, ::2], big[..., ::2], big.transpose(2, 3), big.permute(0, 3, 1, 2), big[:, :1].expand(-1, 3, -1, -1)):
         assert torch.equal(ops.qavg_pool(x, a_scale=0.1, a_zero_point=5, out_dtype=torch.float32, backend=backend), oracle(x, 0.1, 5))
 
 
 @needs_native
 def test_same_bits_with_any_threads(threads) -> None:
-    x = torch.randint(0, 256, (3, 200, 30, 30), dtype=torch.uint8)
+    x = random_bytes(3, 200, 30, 30)
     last = x.contiguous(memory_format=torch.channels_last)
     assert_same_bits_with_any_threads(
         lambda: [ops.qavg_pool(each, a_scale=0.1, a_zero_point=3, out_dtype=torch.float32, backend="cpu") for each in (x, last)], threads
@@ -61,24 +64,15 @@ def test_same_bits_with_any_threads(threads) -> None:
 
 
 def test_opcheck() -> None:
-    x = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    x = random_bytes(2, 3, 4, 5)
     for each in (x, x.contiguous(memory_format=torch.channels_last)):
         torch.library.opcheck(torch.ops.mvit_kernels.qavg_pool, (each, 0.1, 3, 0.2, 5, torch.uint8, 8))
         torch.library.opcheck(torch.ops.mvit_kernels.qavg_pool, (each, 0.1, 3, 1.0, 0, torch.float32, 8))
 
 
 def test_compiles_and_exports() -> None:
-    class Module(torch.nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return ops.qavg_pool(x, a_scale=0.1, a_zero_point=7, out_scale=0.05, out_zero_point=3)
-
-    compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager", dynamic=True)
-    example = torch.zeros(2, 3, 4, 5, dtype=torch.uint8)
-    exported = torch.export.export(Module(), (example,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},)).module()
-    for batch in (2, 5):
-        x = torch.randint(0, 256, (batch, 3, 4, 5), dtype=torch.uint8)
-        assert torch.equal(compiled(x), Module()(x))
-        assert torch.equal(exported(x), Module()(x))
+    pool = functools.partial(ops.qavg_pool, a_scale=0.1, a_zero_point=7, out_scale=0.05, out_zero_point=3)
+    assert_compiles_and_exports(pool, [random_bytes(2, 3, 4, 5)], [random_bytes(5, 3, 4, 5)], dynamic=[axes(0)])
 
 
 def bad(**changes: object):

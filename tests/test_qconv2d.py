@@ -8,29 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from op_checks import assert_same_bits_with_any_threads, needs_native
+from q_checks import assert_compiles_and_exports, both_backends, byte_map, random_bytes, random_weight
 
 import mvit_kernels as mk
-from mvit_kernels.ops.backend import native
 
 ZERO_POINTS = [0, 1, 127, 128, 255, -1, -255, 300, -1275]
 OUT_DTYPES = [torch.uint8, torch.int16, torch.float32, torch.bfloat16, torch.float16]
 SIZES = [(1, 1), (2, 2), (3, 3), (5, 7), (1, 4), (9, 1)]
 LAST = torch.channels_last
 
-
-@pytest.fixture(autouse=True)
-def _one_thread(threads) -> None:
-    """Maps are small, and threads that wait for each other are slower than one."""
-    threads(1)
-
-
-def maps(batch: int, channels: int, height: int, width: int, most: int = 255) -> torch.Tensor:
-    return torch.randint(0, most + 1, (batch, channels, height, width), dtype=torch.uint8).contiguous(memory_format=LAST)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def weights(columns: int, channels: int, kernel: int, bits: int = 8) -> torch.Tensor:
-    most = {8: 127, 6: 31}[bits]
-    return torch.randint(-most, most + 1, (columns, channels, kernel, kernel), dtype=torch.int8)
+    return random_weight(columns, channels, kernel, kernel, bits=bits)
 
 
 def sums(x: torch.Tensor, weight: torch.Tensor, zero_point: int | torch.Tensor, stride: int) -> torch.Tensor:
@@ -82,7 +73,7 @@ def test_every_tail_and_zero_point(kernel: int, channels: int, isa: str) -> None
         weight = weights(columns, channels, kernel, bits)
         for stride in (1, 2):
             height, width = SIZES[(number + stride) % len(SIZES)]
-            check(maps(2, channels, height, width), weight, zero_point, stride, bits=bits)
+            check(byte_map(2, channels, height, width), weight, zero_point, stride, bits=bits)
 
 
 def check_the_border(size: tuple[int, int], backend: str) -> None:
@@ -109,7 +100,7 @@ def test_the_border_of_constant_maps_in_the_reference(size: tuple[int, int]) -> 
 def test_zero_points_of_channels(kernel: int, stride: int, isa: str) -> None:
     for z in (torch.randint(0, 256, (9,)), torch.randint(-1500, 1500, (1, 9)), torch.tensor([0, 255, 256, -1, 3, 300, 128, -1275, 7])):
         for height, width in SIZES:
-            check(maps(2, 9, height, width), weights(20, 9, kernel), z, stride, backends=("cpu", "reference"))
+            check(byte_map(2, 9, height, width), weights(20, 9, kernel), z, stride, backends=("cpu", "reference"))
 
 
 @pytest.mark.parametrize("out_dtype", OUT_DTYPES, ids=str)
@@ -119,7 +110,7 @@ def test_every_result(kernel: int, out_dtype: torch.dtype, isa: str) -> None:
         for zero_point in (3, -300):
             for stride in (1, 2):
                 check(
-                    maps(2, 17, 9, 6), weights(37, 17, kernel, bits), zero_point, stride, out_dtype=out_dtype, bits=bits,
+                    byte_map(2, 17, 9, 6), weights(37, 17, kernel, bits), zero_point, stride, out_dtype=out_dtype, bits=bits,
                     backends=("cpu", "reference"),
                 )  # fmt: skip
 
@@ -130,7 +121,7 @@ def test_two_inputs(kernel: int, stride: int, isa: str) -> None:
     for channels, beside in ((1, 1), (3, 16), (16, 16), (33, 5)):
         for zero_point in (7, 300, torch.arange(channels + beside) * 20 - 100):
             for height, width in SIZES:
-                x, second = maps(2, channels, height, width), maps(2, beside, height, width)
+                x, second = byte_map(2, channels, height, width), byte_map(2, beside, height, width)
                 check(x, weights(19, channels + beside, kernel), zero_point, stride, second=second, backends=("cpu", "reference"))
 
 
@@ -142,7 +133,7 @@ def test_larger_maps(shape: tuple[int, ...], isa: str) -> None:
     batch, channels, columns, stride, height, width = shape
     for bits in (8, 6):
         for zero_point in (128, -1275):
-            check(maps(batch, channels, height, width), weights(columns, channels, 3, bits), zero_point, stride, bits=bits)
+            check(byte_map(batch, channels, height, width), weights(columns, channels, 3, bits), zero_point, stride, bits=bits)
     for sign in (-1, 1):
         full = torch.full((batch, channels, height, width), 255, dtype=torch.uint8)
         check(full, torch.full((columns, channels, 3, 3), sign * 127, dtype=torch.int8), 0, stride)
@@ -162,11 +153,11 @@ def is_filtered(weight: torch.Tensor, bits: int = 8, **options) -> bool:
 @pytest.mark.parametrize("shape", FILTERED, ids=str)
 def test_minimal_filtering(shape: tuple[int, ...], zero_point: int, isa: str) -> None:
     channels, beside, columns, height, width = shape
-    second = maps(2, beside, height, width) if beside else None
+    second = byte_map(2, beside, height, width) if beside else None
     for out_dtype, bits in ((torch.uint8, 8), (torch.float32, 6)):
         weight = weights(columns, channels + beside, 3, bits)
         assert is_filtered(weight, bits, second_channels=beside)
-        check(maps(2, channels, height, width), weight, zero_point, 1, second=second, out_dtype=out_dtype, bits=bits)
+        check(byte_map(2, channels, height, width), weight, zero_point, 1, second=second, out_dtype=out_dtype, bits=bits)
 
 
 def test_minimal_filtering_at_the_ends_of_what_it_holds(isa: str) -> None:
@@ -186,7 +177,7 @@ def test_minimal_filtering_at_the_ends_of_what_it_holds(isa: str) -> None:
 
 
 def test_minimal_filtering_with_every_epilogue(isa: str) -> None:
-    x, residual, table = maps(2, 32, 13, 16), torch.randint(0, 256, (2, 40, 13, 16), dtype=torch.uint8), torch.randperm(256).to(torch.uint8)
+    x, residual, table = byte_map(2, 32, 13, 16), random_bytes(2, 40, 13, 16), torch.randperm(256).to(torch.uint8)
     for options in (
         {"out_dtype": torch.uint8, "out_scale": 0.7, "out_zero_point": torch.arange(40), "table": table},
         {"out_dtype": torch.uint8, "out_scale": 0.7, "out_zero_point": 9, "activation": "silu", "residual_scale": 0.1},
@@ -212,7 +203,7 @@ def test_every_size_and_depth(zero_point: int, isa: str) -> None:
             channels, columns = (height * 7 + width * 3) % 70 + 1, (height * 11 + width) % 90 + 1
             for stride in (1, 2):
                 for bits in (8, 6):
-                    check(maps(1, channels, height, width), weights(columns, channels, 3, bits), zero_point, stride, bits=bits)
+                    check(byte_map(1, channels, height, width), weights(columns, channels, 3, bits), zero_point, stride, bits=bits)
 
 
 RESIDUALS = {
@@ -229,7 +220,7 @@ RESIDUALS = {
 def test_epilogues_are_the_references(out_dtype: torch.dtype, activation: str | None, isa: str) -> None:
     if out_dtype == torch.int16 and activation:
         return
-    x, narrow = maps(2, 20, 7, 10), out_dtype in (torch.uint8, torch.int16)
+    x, narrow = byte_map(2, 20, 7, 10), out_dtype in (torch.uint8, torch.int16)
     for kernel, zero_point, stride in ((3, 300, 1), (3, 5, 2), (1, -7, 2)):
         weight = mk.ops.pack_weight(weights(37, 20, kernel))
         for dtype in (None, *RESIDUALS[out_dtype]):
@@ -252,10 +243,10 @@ def test_epilogues_are_the_references(out_dtype: torch.dtype, activation: str | 
 
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_any_strides(kernel: int, isa: str) -> None:
-    big, weight = torch.randint(0, 256, (3, 12, 9, 14), dtype=torch.uint8), weights(19, 12, kernel)
+    big, weight = random_bytes(3, 12, 9, 14), weights(19, 12, kernel)
     last = big.contiguous(memory_format=LAST)
     views = [big, big[1:], big[:, :, 2:6], big[..., ::2], big.transpose(2, 3), big[:1].expand(3, -1, -1, -1)]
-    for x in (*views, last[..., 3:9], last[:, :, ::2], maps(3, 20, 9, 14)[:, 3:15]):
+    for x in (*views, last[..., 3:9], last[:, :, ::2], byte_map(3, 20, 9, 14)[:, 3:15]):
         for stride in (1, 2):
             check(x, weight, 9, stride)
             check(x[:, :5], weight, 300, stride, second=x[:, 5:])
@@ -263,12 +254,12 @@ def test_any_strides(kernel: int, isa: str) -> None:
     check(x, weights(5, 1, kernel), 9, 1)
     check(one, weights(5, 2, kernel), 9, 2, second=x)
     if kernel == 3:
-        many = maps(3, 90, 16, 18)[:, 3:85, :, 1:17]
+        many = byte_map(3, 90, 16, 18)[:, 3:85, :, 1:17]
         check(many[:, :40], weights(35, 82, 3), 9, 1, second=many[:, 40:])
 
 
 def test_six_bits_of_activations(isa: str) -> None:
-    x, weight = maps(1, 20, 8, 8, most=63), weights(20, 20, 3, bits=6)
+    x, weight = byte_map(1, 20, 8, 8, most=63), weights(20, 20, 3, bits=6)
     y, right = (
         mk.ops.qconv2d(
             x, mk.ops.pack_weight(weight, bits=6), kernel_size=3, a_scale=0.1, a_zero_point=70, w_scale=0.02, out_dtype=torch.uint8,
@@ -293,19 +284,19 @@ def handle(zero_point: int = 300, **options) -> mk.ops.QConv2d:
 def test_same_bits_on_any_number_of_threads_and_from_several(size, zero_point: int, threads) -> None:
     batch, height, width = size
     prepared = handle(zero_point, second_channels=8, activation="silu", backend="cpu")
-    x, second = maps(batch, 16, height, width), maps(batch, 8, height, width)
+    x, second = byte_map(batch, 16, height, width), byte_map(batch, 8, height, width)
     many = mk.ops.prepare_qconv2d(mk.ops.pack_weight(weights(40, 72, 3)), 0.02, zero_point, kernel_size=3, backend="cpu")
-    other = maps(batch, 72, height, width)
+    other = byte_map(batch, 72, height, width)
     assert_same_bits_with_any_threads(lambda: [prepared(x, second), many(other)], threads)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@both_backends
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_empty_batch(kernel: int, backend: str) -> None:
-    if backend == "cpu" and native is None:
-        pytest.skip("the native kernels are not built")
     weight = mk.ops.pack_weight(weights(6, 5, kernel))
-    y = mk.ops.qconv2d(maps(0, 5, 5, 4), weight, kernel_size=kernel, stride=2, a_scale=1.0, a_zero_point=3, w_scale=1.0, backend=backend)
+    y = mk.ops.qconv2d(
+        byte_map(0, 5, 5, 4), weight, kernel_size=kernel, stride=2, a_scale=1.0, a_zero_point=3, w_scale=1.0, backend=backend
+    )
     assert y.shape == (0, 6, 3, 2)
 
 
@@ -315,20 +306,10 @@ def test_a_weight_of_four_axes_is_packed_by_taps() -> None:
     assert torch.equal(packed.unpack(), weight.permute(0, 2, 3, 1).reshape(5, 63))
 
 
-class Module(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.convolution = handle(second_channels=8, out_dtype=torch.uint8, out_scale=0.3, out_zero_point=11)
-
-    def forward(self, x: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        return self.convolution(x + 1, second)
-
-
-def test_compile_and_export() -> None:
-    module, inputs = Module(), (maps(2, 16, 9, 8), maps(2, 8, 9, 8))
-    right = module(*inputs)
-    assert torch.equal(torch.compile(module, fullgraph=True, backend="aot_eager")(*inputs), right)
-    assert torch.equal(torch.export.export(module, inputs).module()(*inputs), right)
+def test_compiles_and_exports() -> None:
+    convolution = handle(second_channels=8, out_dtype=torch.uint8, out_scale=0.3, out_zero_point=11)
+    draws = [(byte_map(batch, 16, 9, 8), byte_map(batch, 8, 9, 8)) for batch in (3, 2)]
+    assert_compiles_and_exports(lambda x, second: convolution(x + 1, second), *draws)
 
 
 @pytest.mark.parametrize("zero_point", [7, 300])
@@ -336,7 +317,7 @@ def test_opcheck(zero_point: int) -> None:
     h = handle(zero_point, second_channels=8, stride=2, residual_scale=0.1, out_dtype=torch.uint8, out_scale=0.3, out_zero_point=11)
     table, residual = torch.arange(256).to(torch.uint8), torch.randint(0, 99, (2, 40, 3, 4)).to(torch.int16)
     arguments = h.weight.data, h.channels, h.zero_point, h.border, h.filtered, table, *h._sizes, *h.settings
-    torch.library.opcheck(torch.ops.mvit_kernels.qconv2d, (maps(2, 16, 5, 7), maps(2, 8, 5, 7), residual, *arguments))
+    torch.library.opcheck(torch.ops.mvit_kernels.qconv2d, (byte_map(2, 16, 5, 7), byte_map(2, 8, 5, 7), residual, *arguments))
 
 
 X, W = torch.ones(1, 3, 4, 4, dtype=torch.uint8), mk.ops.pack_weight(torch.ones(2, 3, 3, 3, dtype=torch.int8))
@@ -362,7 +343,7 @@ GOOD = {"kernel_size": 3, "a_scale": 0.1, "a_zero_point": 3, "w_scale": 0.1}
         ((X[:, :2], W), {"second": X[:, :1], "second_zero_point": 4}, ValueError, "second_zero_point: expected that of x, 3, got 4"),
         ((X, W), {"a_scale": None}, ValueError, "qconv2d: a_scale: expected a scale, got None"),
         ((X, W), {"a_zero_point": None}, ValueError, "qconv2d: a_zero_point: expected a zero-point, got None"),
-        ((X, W), {"a_scale": 0.0}, ValueError, "qconv2d: a_scale: expected positive finite values, got 0.0"),
+        ((X, W), {"a_scale": 0.0}, ValueError, "qconv2d: a_scale: expected a positive finite value between 2^-126 and 2^126, got 0.0"),
         ((X, W), {"a_zero_point": torch.zeros(4, dtype=torch.int32)}, ValueError, "a_zero_point: expected an integer or 3 of them"),
         ((X, W), {"a_zero_point": 2**30}, ValueError, "qconv2d: a_zero_point: expected sums below 2^31, got up to"),
         ((X, W), {"residual": X}, ValueError, "qconv2d: residual: expected shape (1, 2, 4, 4), got (1, 3, 4, 4)"),
@@ -380,6 +361,6 @@ def test_bad_input(arguments, options, error, message: str) -> None:
 
 def test_second_is_what_was_prepared() -> None:
     with pytest.raises(ValueError, match="qconv2d: second: expected 8 channels, got None"):
-        handle(second_channels=8)(maps(1, 16, 4, 4))
+        handle(second_channels=8)(byte_map(1, 16, 4, 4))
     with pytest.raises(ValueError, match="qconv2d: second: expected None, got"):
-        handle()(maps(1, 24, 4, 4), maps(1, 8, 4, 4))
+        handle()(byte_map(1, 24, 4, 4), byte_map(1, 8, 4, 4))

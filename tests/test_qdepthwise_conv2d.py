@@ -1,14 +1,12 @@
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
-from op_checks import needs_native
+from op_checks import assert_same_bits_with_any_threads, needs_native
+from q_checks import assert_compiles_and_exports, both_backends, byte_map, random_bytes, random_weight
 
 import mvit_kernels as mk
 from mvit_kernels import reference
-from mvit_kernels.ops.backend import native
 
 ZERO_POINTS = [0, 1, 127, 128, 255, -1, -255, 300, -1275, "each"]
 CHANNELS = [1, 3, 16, 17, 24, 64, 65, 130]
@@ -16,17 +14,15 @@ SIZES = [(1, 1), (2, 2), (3, 3), (5, 7)]
 DTYPES = [torch.uint8, torch.int16, torch.float32, torch.bfloat16, torch.float16]
 CL = torch.channels_last
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 def zero_points(z, channels: int):
     return torch.randint(-1300, 400, (channels,)) if z == "each" else z
 
 
-def bytes_like(*size: int) -> torch.Tensor:
-    return torch.randint(0, 256, size, dtype=torch.uint8).contiguous(memory_format=CL)
-
-
-def weights(channels: int, most: int = 127) -> torch.Tensor:
-    return torch.randint(-most, most + 1, (channels, 1, 3, 3), dtype=torch.int8)
+def weights(channels: int, bits: int = 8) -> torch.Tensor:
+    return random_weight(channels, 1, 3, 3, bits=bits)
 
 
 def to(dtype: torch.dtype, channels: int) -> dict[str, object]:
@@ -66,7 +62,7 @@ def test_exact_sums(stride: int, z, isa: str, poison) -> None:
         weight, each = weights(channels), zero_points(z, channels)
         prepared = mk.ops.prepare_qdepthwise_conv2d(weight, stride=stride, a_scale=1.0, a_zero_point=each, backend="cpu")
         for height, width in SIZES:
-            x = bytes_like(2, channels, height, width)
+            x = byte_map(2, channels, height, width)
             assert torch.equal(prepared(x).to(torch.int64), exact_sums(x, weight, each, stride))
 
 
@@ -89,9 +85,7 @@ def test_every_dtype_and_tail(stride: int, dtype: torch.dtype, isa: str, poison)
         for height, width in SIZES:
             arguments = {"a_scale": 0.02, "w_scale": torch.rand(channels) * 0.02 + 1e-3, "bias": torch.randn(channels)}
             z = zero_points("each", channels)
-            both(
-                bytes_like(2, channels, height, width), weights(channels), stride=stride, a_zero_point=z, **arguments, **to(dtype, channels)
-            )
+            both(byte_map(2, channels, height, width), weights(channels), stride=stride, a_zero_point=z, **arguments, **to(dtype, channels))
 
 
 @pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu", "hard_swish"])
@@ -104,7 +98,7 @@ def test_activations(dtype: torch.dtype, activation: str | None, isa: str) -> No
             "bias": torch.randn(channels),
             "activation": activation,
         }
-        y = both(bytes_like(2, channels, 5, 19), weights(channels), a_zero_point=100, **arguments, **to(dtype, channels))
+        y = both(byte_map(2, channels, 5, 19), weights(channels), a_zero_point=100, **arguments, **to(dtype, channels))
         assert y.unique().numel() > 20
 
 
@@ -123,7 +117,7 @@ def test_residual(activation: str | None, dtype: torch.dtype, residual: torch.dt
         integers = not residual.is_floating_point and dtype != torch.int16
         scales = {"residual_scale": 0.01, "residual_zero_point": 7 if residual == torch.uint8 else None} if integers else {}
         arguments = {"a_scale": 0.02, "w_scale": 0.01, "a_zero_point": -200, "activation": activation, "stride": stride, **scales}
-        both(bytes_like(2, channels, 5, 6), weights(channels), r, **arguments, **to(dtype, channels))
+        both(byte_map(2, channels, 5, 6), weights(channels), r, **arguments, **to(dtype, channels))
 
 
 @pytest.mark.parametrize("activation", [None, "silu"])
@@ -133,7 +127,7 @@ def test_residual(activation: str | None, dtype: torch.dtype, residual: torch.dt
 def test_results_beyond_narrow_steps(a_scale: float, out_scale: float, out_zero_point: int, activation: str | None, isa: str) -> None:
     """Multipliers and zero-points that 16 bits or the conversion to int32 would not take."""
     arguments = {"a_scale": a_scale, "out_scale": out_scale, "out_zero_point": out_zero_point, "out_dtype": torch.uint8}
-    both(bytes_like(1, 70, 4, 5), weights(70), a_zero_point=100, activation=activation, **arguments)
+    both(byte_map(1, 70, 4, 5), weights(70), a_zero_point=100, activation=activation, **arguments)
 
 
 def test_ties_round_to_even(isa: str) -> None:
@@ -147,7 +141,7 @@ def test_table_and_bits(isa: str) -> None:
     table = torch.randperm(256).to(torch.uint8)
     for channels in (17, 64):
         arguments = {"a_scale": 0.02, "w_scale": 0.03, "a_zero_point": 30, **to(torch.uint8, channels)}
-        x, weight = bytes_like(2, channels, 4, 9), weights(channels, 31)  # int6 weights are int8 that are small
+        x, weight = byte_map(2, channels, 4, 9), weights(channels, bits=6)  # int6 weights are int8 that are small
         y = both(x, weight, **arguments)
         assert torch.equal(both(x, weight, **arguments, table=table), table[y.long()])
         six = both(x & 63, weight, **arguments | {"out_zero_point": 20}, a_bits=6, out_bits=6)
@@ -155,7 +149,7 @@ def test_table_and_bits(isa: str) -> None:
 
 
 def test_relu_is_a_clamp(isa: str) -> None:
-    x, weight = bytes_like(1, 20, 5, 5), weights(20)
+    x, weight = byte_map(1, 20, 5, 5), weights(20)
     arguments = {"a_scale": 0.01, "w_scale": 0.01, "a_zero_point": 128, "out_dtype": torch.uint8, "out_scale": 0.05, "out_zero_point": 60}
     assert torch.equal(both(x, weight, **arguments, activation="relu"), both(x, weight, **arguments).clamp(min=60))
 
@@ -178,7 +172,7 @@ def test_extremes(sign: int, isa: str) -> None:
 def test_zero_points_meet_the_bound_of_their_own_channel() -> None:
     weight = torch.zeros(2, 1, 3, 3, dtype=torch.int8)
     weight[0] = 127
-    x = bytes_like(1, 2, 3, 3)
+    x = byte_map(1, 2, 3, 3)
     far = torch.tensor([[5, 2**31 - 1]])
     y = mk.ops.qdepthwise_conv2d(x, weight, a_scale=1.0, a_zero_point=far)
     assert torch.equal(y.double(), exact_sums(x, weight, far[0], 1))
@@ -196,14 +190,14 @@ def test_real_values_are_near_the_float_convolution() -> None:
     assert (y - expected).abs().max() < 0.15
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@both_backends
 def test_any_strides(backend: str, isa: str) -> None:
-    big = torch.randint(0, 256, (3, 11, 8, 14), dtype=torch.uint8)
+    big = random_bytes(3, 11, 8, 14)
     last, weight = big.contiguous(memory_format=CL), weights(11)
     prepared = mk.ops.prepare_qdepthwise_conv2d(weight, stride=2, a_scale=1.0, a_zero_point=9, backend=backend)
     for x in (big[1:], big[:, :, 2:6], big[..., ::2], big.transpose(2, 3), big[:1].expand(3, -1, -1, -1), last[..., 3:9], last[:, :, ::2]):
         assert torch.equal(prepared(x).double(), exact_sums(x, weight, 9, 2))
-    wide = torch.randint(0, 256, (2, 22, 5, 5), dtype=torch.uint8).contiguous(memory_format=CL)[:, 3:14]  # a slice of channels
+    wide = byte_map(2, 22, 5, 5)[:, 3:14]  # a slice of channels
     assert torch.equal(prepared(wide).double(), exact_sums(wide, weight, 9, 2))
     r = torch.randn(3, 11, 7, 4).transpose(2, 3)  # a residual of another layout
     assert torch.equal(prepared(big, r), prepared(last) + r)
@@ -211,29 +205,21 @@ def test_any_strides(backend: str, isa: str) -> None:
 
 @needs_native
 def test_same_bits_on_any_number_of_threads_and_from_several(threads) -> None:
-    x = bytes_like(2, 72, 40, 40)
+    x = byte_map(2, 72, 40, 40)
     arguments = {"a_scale": 0.02, "a_zero_point": -3, "w_scale": 0.02, **to(torch.uint8, 72)}
     prepared = mk.ops.prepare_qdepthwise_conv2d(weights(72), activation="silu", **arguments, backend="cpu")
-    threads(1)
-    expected = prepared(x)
-    for count in (2, 3, 7):
-        threads(count)
-        assert torch.equal(prepared(x), expected)
-    threads(2)
-    with ThreadPoolExecutor(4) as pool:
-        assert all(torch.equal(y, expected) for y in pool.map(lambda _: prepared(x), range(8)))
+    assert_same_bits_with_any_threads(lambda: [prepared(x)], threads)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@both_backends
 def test_empty_batch(backend: str) -> None:
-    if backend == "cpu" and native is None:
-        pytest.skip("the native kernels are not built")
     x = torch.empty(0, 3, 5, 4, dtype=torch.uint8)
-    assert mk.ops.qdepthwise_conv2d(x, weights(3), stride=2, a_scale=1.0, a_zero_point=0, backend=backend).shape == (0, 3, 3, 2)
+    y = mk.ops.qdepthwise_conv2d(x, weights(3), stride=2, a_scale=1.0, a_zero_point=0, backend=backend)
+    assert y.shape == (0, 3, 3, 2)
 
 
 def test_opcheck() -> None:
-    x, r = bytes_like(2, 5, 4, 6), torch.randint(0, 256, (2, 5, 2, 3), dtype=torch.uint8)
+    x, r = byte_map(2, 5, 4, 6), random_bytes(2, 5, 2, 3)
     table = torch.arange(256, dtype=torch.uint8)
     arguments = {"a_scale": 0.02, "a_zero_point": -3, "stride": 2, "residual_scale": 0.1, "residual_zero_point": 5}
     h = mk.ops.prepare_qdepthwise_conv2d(weights(5), activation="silu", **arguments, **to(torch.uint8, 5), table=table)
@@ -242,52 +228,42 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.mvit_kernels.qdepthwise_conv2d, (*common, None, None, 1, h.narrow, *h.settings))
 
 
-class Module(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        arguments = {"a_scale": 0.02, "a_zero_point": 70, "w_scale": 0.02, **to(torch.uint8, 5)}
-        self.prepared = mk.ops.prepare_qdepthwise_conv2d(weights(5), stride=2, **arguments)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.prepared(x.flip(3)).float() + 1
+def test_compiles_and_exports() -> None:
+    arguments = {"a_scale": 0.02, "a_zero_point": 70, "w_scale": 0.02, **to(torch.uint8, 5)}
+    prepared = mk.ops.prepare_qdepthwise_conv2d(weights(5), stride=2, **arguments)
+    assert_compiles_and_exports(lambda x: prepared(x.flip(3)).float() + 1, *([byte_map(batch, 5, 9, 8)] for batch in (3, 2)))
 
 
-def test_compile_and_export() -> None:
-    module, x = Module(), bytes_like(2, 5, 9, 8)
-    expected = module(x)
-    assert torch.equal(torch.compile(module, fullgraph=True, backend="aot_eager")(x), expected)
-    assert torch.equal(torch.export.export(module, (x,)).module()(x), expected)
-
-
+X, W = torch.zeros(1, 3, 4, 4, dtype=torch.uint8), torch.ones(3, 1, 3, 3, dtype=torch.int8)
 GOOD = {"a_scale": 1.0, "a_zero_point": 0}
 
 
 @pytest.mark.parametrize(
     ("arguments", "options", "error", "message"),
     [
-        ((None, weights(3)), GOOD, TypeError, "qdepthwise_conv2d: x: expected a tensor, got NoneType"),
-        ((bytes_like(1, 3, 4, 4)[0], weights(3)), GOOD, ValueError, r"x: expected 4 dimensions, got shape \(3, 4, 4\)"),
-        ((bytes_like(1, 3, 4, 4).int(), weights(3)), GOOD, TypeError, "x: expected dtype uint8, got int32"),
-        ((torch.empty(1, 3, 0, 4, dtype=torch.uint8), weights(3)), GOOD, ValueError, "x: expected at least one channel and one pixel"),
-        ((bytes_like(1, 3, 4, 4), weights(4)), GOOD, ValueError, r"x: expected shape \(B, 4, H, W\), got \(1, 3, 4, 4\)"),
-        ((bytes_like(1, 3, 4, 4), weights(3)[:, 0]), GOOD, ValueError, r"weight: expected 4 dimensions, got shape \(3, 3, 3\)"),
-        ((bytes_like(1, 3, 4, 4), weights(3)[..., :2]), GOOD, ValueError, r"weight: expected shape \(C, 1, 3, 3\), got \(3, 1, 3, 2\)"),
-        ((bytes_like(1, 3, 4, 4), weights(3).float()), GOOD, TypeError, "weight: expected dtype int8, got float32"),
-        ((bytes_like(1, 3, 4, 4), weights(3).fill_(-128)), GOOD, ValueError, r"weight: expected values in \[-127, 127\], got -128"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"stride": 3}, ValueError, "stride: expected 1 or 2, got 3"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"stride": 1.0}, TypeError, "stride: expected an integer, got 1.0"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"a_scale": None}, ValueError, "a_scale: expected a scale, got None"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"a_zero_point": torch.ones(9)}, ValueError, "a_zero_point: expected an integer"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"a_zero_point": 2**31}, ValueError, "a_zero_point: expected int32 values"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"w_scale": torch.ones(4)}, ValueError, "w_scale: expected one value or 3"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"bias": torch.full((3,), 1e10)}, ValueError, "bias: expected .bias. < 2.31"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"activation": "tanh"}, ValueError, "activation: expected one of none, relu"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"out_dtype": torch.uint8}, ValueError, "out_scale: expected a scale for out_dtype"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"table": torch.zeros(256)}, ValueError, "table: expected uint8 of shape"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"residual": torch.ones(1, 3, 4, 5)}, ValueError, "residual: expected shape"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"residual": torch.ones(1, 3, 4, 4).double()}, TypeError, "residual: expected dtype"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"backend": "triton"}, ValueError, "backend 'triton' was requested"),
-        ((bytes_like(1, 3, 4, 4), weights(3)), GOOD | {"backend": 3}, TypeError, "backend: expected a name or None, got 3"),
+        ((None, W), GOOD, TypeError, "qdepthwise_conv2d: x: expected a tensor, got NoneType"),
+        ((X[0], W), GOOD, ValueError, r"x: expected 4 dimensions, got shape \(3, 4, 4\)"),
+        ((X.int(), W), GOOD, TypeError, "x: expected dtype uint8, got int32"),
+        ((torch.empty(1, 3, 0, 4, dtype=torch.uint8), W), GOOD, ValueError, "x: expected at least one channel and one pixel"),
+        ((X, weights(4)), GOOD, ValueError, r"x: expected shape \(B, 4, H, W\), got \(1, 3, 4, 4\)"),
+        ((X, W[:, 0]), GOOD, ValueError, r"weight: expected 4 dimensions, got shape \(3, 3, 3\)"),
+        ((X, W[..., :2]), GOOD, ValueError, r"weight: expected shape \(C, 1, 3, 3\), got \(3, 1, 3, 2\)"),
+        ((X, W.float()), GOOD, TypeError, "weight: expected dtype int8, got float32"),
+        ((X, torch.full_like(W, -128)), GOOD, ValueError, r"weight: expected values in \[-127, 127\], got -128"),
+        ((X, W), GOOD | {"stride": 3}, ValueError, "stride: expected 1 or 2, got 3"),
+        ((X, W), GOOD | {"stride": 1.0}, TypeError, "stride: expected an integer, got 1.0"),
+        ((X, W), GOOD | {"a_scale": None}, ValueError, "a_scale: expected a scale, got None"),
+        ((X, W), GOOD | {"a_zero_point": torch.ones(9)}, ValueError, "a_zero_point: expected an integer"),
+        ((X, W), GOOD | {"a_zero_point": 2**31}, ValueError, "a_zero_point: expected an int32, got 2147483648"),
+        ((X, W), GOOD | {"w_scale": torch.ones(4)}, ValueError, "w_scale: expected one value or 3"),
+        ((X, W), GOOD | {"bias": torch.full((3,), 1e10)}, ValueError, "bias: expected .bias. < 2.31"),
+        ((X, W), GOOD | {"activation": "tanh"}, ValueError, "activation: expected one of none, relu"),
+        ((X, W), GOOD | {"out_dtype": torch.uint8}, ValueError, "out_scale: expected a scale for out_dtype"),
+        ((X, W), GOOD | {"table": torch.zeros(256)}, ValueError, "table: expected uint8 of shape"),
+        ((X, W), GOOD | {"residual": torch.ones(1, 3, 4, 5)}, ValueError, "residual: expected shape"),
+        ((X, W), GOOD | {"residual": torch.ones(1, 3, 4, 4).double()}, TypeError, "residual: expected dtype"),
+        ((X, W), GOOD | {"backend": "triton"}, ValueError, "backend 'triton' was requested"),
+        ((X, W), GOOD | {"backend": 3}, TypeError, "backend: expected a name or None, got 3"),
     ],
 )  # fmt: skip
 def test_bad_input(arguments, options, error, message: str) -> None:

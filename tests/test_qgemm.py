@@ -7,19 +7,16 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from op_checks import assert_same_bits_with_any_threads, needs_native
-from test_pack_weight import random_weight
+from op_checks import FLOATS, assert_same_bits_with_any_threads, needs_native
+from q_checks import assert_compiles_and_exports, axes, random_bytes, random_weight
 from torch.library import opcheck
 
 from mvit_kernels import ops, reference
 
 ZERO_POINTS = [0, 1, 127, 128, 255, -1, -255, 300, -1275]
-FLOATS = [torch.float32, torch.bfloat16, torch.float16]
 Tensor = torch.Tensor
 
-
-def bytes_like(*size: int) -> Tensor:
-    return torch.randint(0, 256, size, dtype=torch.uint8)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def f32(x) -> np.ndarray:
@@ -50,7 +47,7 @@ def random_call(rows: int, columns: int, depth: int, bits: int = 8, **changes):
         "out_scale": torch.rand(columns) * 0.02 * max(depth, 1) ** 0.5 + 0.01,
         "out_zero_point": torch.randint(-100, 300, (columns,)),
     }
-    return bytes_like(rows, depth), random_weight(columns, depth, bits), settings | changes
+    return random_bytes(rows, depth), random_weight(columns, depth, bits=bits), settings | changes
 
 
 def both(a: Tensor, weight: Tensor, bits: int = 8, **settings) -> tuple[Tensor, Tensor]:
@@ -92,7 +89,7 @@ def test_sums_of_extremes(isa, bits):
 
 
 def test_sums_with_zero_points_of_rows_and_of_channels(isa):
-    a, weight = bytes_like(9, 21), random_weight(18, 21)
+    a, weight = random_bytes(9, 21), random_weight(18, 21)
     packed = ops.pack_weight(weight)
     rows, channels = torch.randint(-1300, 300, (9,)), torch.randint(-1300, 300, (1, 21))
     for z, wide in ((rows, rows[:, None]), (channels, channels), (-1275, torch.tensor(-1275))):
@@ -119,7 +116,7 @@ def test_ties_large_sums_and_both_ends_of_the_clamp(isa):
 @pytest.mark.parametrize("dtype", [torch.uint8, *FLOATS], ids=str)
 def test_epilogues_of_kernel_and_reference_are_the_same_bits(isa, dtype, activation):
     outputs = {"out_dtype": dtype} | ({} if dtype == torch.uint8 else {"out_scale": None, "out_zero_point": None})
-    residuals = [None, bytes_like(13, 37), torch.randint(-32768, 32768, (13, 37)).to(torch.int16)]
+    residuals = [None, random_bytes(13, 37), torch.randint(-32768, 32768, (13, 37)).to(torch.int16)]
     residuals += [] if dtype == torch.uint8 else [torch.randn(13, 37).to(dtype)]
     for residual, of_rows, bits in itertools.product(residuals, (False, True), (8, 6)):
         scaled = residual is not None and not residual.is_floating_point()
@@ -127,7 +124,7 @@ def test_epilogues_of_kernel_and_reference_are_the_same_bits(isa, dtype, activat
         if of_rows:
             more |= {"a_scale": torch.rand(13) + 0.01, "a_zero_point": torch.randint(-300, 300, (13,), dtype=torch.int32)}
         if dtype == torch.uint8:
-            more["table"] = bytes_like(256)
+            more["table"] = random_bytes(256)
         a, weight, settings = random_call(13, 37, 21, bits, activation=activation, **outputs, **more)
         y, plain = both(a, weight, bits, **settings)
         assert y.dtype == dtype
@@ -203,31 +200,24 @@ def test_operator_compiles_and_exports():
     sizes = prepared.weight.columns, prepared.weight.depth, prepared.weight.bits
     opcheck(op, (a, prepared.weight.data, prepared.channels, None, None, None, None, *sizes, *prepared.settings))
     opcheck(torch.ops.mvit_kernels.qgemm_accumulate.default, (a, prepared.weight.data, torch.tensor([[3]], dtype=torch.int32), *sizes))
-    compiled = torch.compile(prepared, fullgraph=True, backend="aot_eager", dynamic=True)
-    for rows in (7, 5):
-        assert torch.equal(compiled(a[:rows]), prepared(a[:rows]))
-
-    class Module(torch.nn.Module):
-        def forward(self, a):
-            return prepared(a)
-
-    exported = torch.export.export(Module(), (a,), dynamic_shapes={"a": {0: torch.export.Dim("rows", min=2)}})
-    assert torch.equal(exported.module()(a[:4]), prepared(a[:4]))
+    assert_compiles_and_exports(prepared, [a], [a[:5]], dynamic=[axes(0)])
 
 
 BAD = [
-    ({"a_scale": 0.0}, "a_scale: expected positive finite values, got 0.0"),
-    ({"a_scale": float("nan")}, "a_scale: expected positive finite"),
-    ({"w_scale": -1.0}, "w_scale: expected positive finite values, got -1.0"),
+    ({"a_scale": 0.0}, r"a_scale: expected a positive finite value between 2\^-126 and 2\^126, got 0.0"),
+    ({"a_scale": float("nan")}, "a_scale: expected a positive finite value"),
+    ({"w_scale": -1.0}, "w_scale: expected a positive finite value .* got -1.0"),
+    ({"w_scale": torch.tensor(4 * [1.0] + [0.0] + 4 * [2.0])}, "w_scale: expected positive finite values .* got 0 to 2"),
+    ({"w_scale": 1e-39}, "w_scale: expected a positive finite value .* got 1.*e-39"),
     ({"w_scale": torch.ones(3)}, r"w_scale: expected one value or 9, got shape \(3,\)"),
-    ({"out_scale": float("inf")}, "out_scale: expected positive finite"),
+    ({"out_scale": float("inf")}, "out_scale: expected a positive finite value"),
     ({"out_scale": None}, "out_scale: expected a scale for out_dtype torch.uint8"),
     ({"out_dtype": torch.float32}, "out_scale: expected None for out_dtype torch.float32"),
     ({"out_dtype": torch.float64}, "out_dtype: expected one of"),
     ({"out_zero_point": None}, "out_zero_point: expected an integer"),
     ({"out_zero_point": 2**20 + 1}, r"out_zero_point: expected \|zero_point\| <= 2\^20, got 1048577"),
     ({"a_zero_point": 0.5}, "a_zero_point: expected an integer"),
-    ({"a_zero_point": 2**31}, "a_zero_point: expected int32 values, got 2147483648"),
+    ({"a_zero_point": 2**31}, "a_zero_point: expected an int32, got 2147483648"),
     ({"a_zero_point": -(2**31)}, r"a_zero_point: expected sums below 2\^31"),
     ({"bias": torch.full((9,), 1e9)}, r"bias: expected \|bias\| < 2\^31 a_scale w_scale, got 1e\+09"),
     ({"bias": torch.full((9,), float("nan"))}, "bias: expected finite values, got nan"),

@@ -7,34 +7,31 @@ import math
 import pytest
 import torch
 from op_checks import FORMATS, assert_same_bits_with_any_threads, needs_native
+from q_checks import assert_compiles_and_exports, axes, random_bytes
 
 from mvit_kernels import ops, reference
 
 Tensor = torch.Tensor
 
 
-def random_table() -> Tensor:
-    return torch.randint(0, 256, (256,), dtype=torch.uint8)
-
-
 def test_every_tail(backend: str, poison) -> None:
-    table = random_table()
+    table = random_bytes(256)
     for count in (*range(130), 255, 256, 1000, 70_001):
-        x = torch.randint(0, 256, (count,), dtype=torch.uint8)
+        x = random_bytes(count)
         assert ops.qlookup(x, table, backend=backend).tolist() == [table.tolist()[i] for i in x.tolist()]
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_any_shape_and_strides(fmt: str, backend: str) -> None:
-    table = random_table()
+    table = random_bytes(256)
     for size in ((), (2, 0, 3), (2, 3, 4, 5), (1, 65, 3, 3), (2, 3, 4, 5, 6)):
-        x = torch.randint(0, 256, size, dtype=torch.uint8)
+        x = random_bytes(*size)
         if len(size) == 4:
             x = x.contiguous(memory_format=FORMATS[fmt])
         y = ops.qlookup(x, table, backend=backend)
         assert torch.equal(y, table[x.long()])
         assert len(size) != 4 or y.is_contiguous(memory_format=FORMATS[fmt])
-    big = torch.randint(0, 256, (4, 6, 8, 10), dtype=torch.uint8)
+    big = random_bytes(4, 6, 8, 10)
     for x in (big[..., ::2], big.transpose(2, 3), big[:, :1].expand(-1, 3, -1, -1)):
         assert torch.equal(ops.qlookup(x, table.flip(0).flip(0)[:], backend=backend), table[x.long()])
     assert torch.equal(ops.qlookup(big, table.repeat_interleave(2)[::2], backend=backend), table[big.long()])
@@ -71,29 +68,19 @@ def test_an_unknown_activation() -> None:
 
 @needs_native
 def test_same_bits_with_any_threads(threads) -> None:
-    x, table = torch.randint(0, 256, (500_001,), dtype=torch.uint8), random_table()
+    x, table = random_bytes(500_001), random_bytes(256)
     assert_same_bits_with_any_threads(lambda: [ops.qlookup(x, table, backend="cpu")], threads)
 
 
 def test_opcheck() -> None:
-    x = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    x = random_bytes(2, 3, 4, 5)
     for each in (x, x.contiguous(memory_format=torch.channels_last), x[..., ::2], x[0]):
-        torch.library.opcheck(torch.ops.mvit_kernels.qlookup, (each, random_table()))
+        torch.library.opcheck(torch.ops.mvit_kernels.qlookup, (each, random_bytes(256)))
 
 
 def test_compiles_and_exports() -> None:
-    class Module(torch.nn.Module):
-        def forward(self, x: Tensor, table: Tensor) -> Tensor:
-            return ops.qlookup(x, table)
-
-    table = random_table()
-    compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager", dynamic=True)
-    example = (torch.zeros(2, 3, 4, 5, dtype=torch.uint8), table)
-    exported = torch.export.export(Module(), example, dynamic_shapes=({0: torch.export.Dim("batch", min=2)}, None)).module()
-    for batch in (2, 5):
-        x = torch.randint(0, 256, (batch, 3, 4, 5), dtype=torch.uint8)
-        assert torch.equal(compiled(x, table), table[x.long()])
-        assert torch.equal(exported(x, table), table[x.long()])
+    draws = [(random_bytes(batch, 3, 4, 5), random_bytes(256)) for batch in (2, 5)]
+    assert_compiles_and_exports(ops.qlookup, *draws, dynamic=(axes(0), None))
 
 
 X, TABLE = torch.zeros(2, 3, dtype=torch.uint8), torch.zeros(256, dtype=torch.uint8)

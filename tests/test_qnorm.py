@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from op_checks import assert_same_bits_with_any_threads, needs_native
+from q_checks import assert_compiles_and_exports, both_backends, random_bytes, random_packed_weight
 
 import mvit_kernels as mk
 from mvit_kernels import reference
-from mvit_kernels.ops.backend import native
-from mvit_kernels.ops.qscalars import scale_of
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Tails of every vector, several tasks, the shapes of the networks.
 SHAPES = [(1, 1), (2, 7), (3, 8), (4, 9), (6, 16), (2, 17), (2, 33), (6, 64), (4, 65), (70, 130), (400, 128), (64, 240)]
@@ -109,10 +110,8 @@ def test_threads(threads) -> None:
     assert_same_bits_with_any_threads(lambda: [mk.ops.qnorm(x, each, backend="cpu", **QUANTIZATIONS[0]) for each in (None, sums)], threads)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@both_backends
 def test_any_strides_and_empty(backend: str) -> None:
-    if backend == "cpu" and native is None:
-        pytest.skip("the native kernels are not built")
     norm = functools.partial(mk.ops.qnorm, backend=backend, **QUANTIZATIONS[0])
     big = stream(40, 64)
     for x in (big[::2], big[:, ::2], big.T, big[:, 3:40], big[:1].expand(6, -1)):
@@ -127,14 +126,9 @@ def test_any_strides_and_empty(backend: str) -> None:
 # --- the product behind it ---
 
 
-def product(columns: int, depth: int, bits: int = 8) -> mk.ops.PackedWeight:
-    most = 127 if bits == 8 else 31
-    return mk.ops.pack_weight(torch.randint(-most, most + 1, (columns, depth), dtype=torch.int8), bits=bits)
-
-
 def epilogues(columns: int) -> list[dict]:
     byte = {"out_dtype": torch.uint8, "out_scale": 0.05 + torch.rand(columns), "out_zero_point": 100}
-    table = torch.randint(0, 256, (256,), dtype=torch.uint8)
+    table = random_bytes(256)
     return [
         byte,
         byte | {"activation": "silu", "table": table},
@@ -152,7 +146,7 @@ def test_norm_and_product_are_qnorm_and_qgemm(shape, settings: dict, isa: str, p
     quantized = {"a_scale": settings["out_scale"], "a_zero_point": settings["out_zero_point"], "a_bits": settings.get("bits", 8)}
     norm = {"scale": settings["scale"], "eps": settings.get("eps", 1e-5)}
     for groups, bits in ((None, 8), (1, 6), (rows, 8), (2 if rows % 2 == 0 else 1, 8)):
-        sums, weight = sums_of(x, groups), product(columns, depth, bits)
+        sums, weight = sums_of(x, groups), random_packed_weight(columns, depth, bits)
         apart = mk.ops.qnorm(x, sums, backend="cpu", **settings)
         for epilogue in epilogues(columns):
             common = {"w_scale": 0.004, "bias": bias, **quantized, **epilogue}
@@ -163,7 +157,7 @@ def test_norm_and_product_are_qnorm_and_qgemm(shape, settings: dict, isa: str, p
 
 def prepared(depth: int = 20, columns: int = 9, **settings) -> mk.ops.QNormGemm:
     common = {"scale": 0.01, "a_scale": 0.03, "a_zero_point": 120, "out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": 7}
-    return mk.ops.prepare_qnorm_gemm(product(columns, depth), 0.01, torch.randn(columns), **(common | settings))
+    return mk.ops.prepare_qnorm_gemm(random_packed_weight(columns, depth), 0.01, torch.randn(columns), **(common | settings))
 
 
 @needs_native
@@ -173,10 +167,8 @@ def test_product_on_threads(threads) -> None:
     assert_same_bits_with_any_threads(lambda: [handle(x), handle(x, sums)], threads)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@both_backends
 def test_product_of_any_strides_and_empty(backend: str) -> None:
-    if backend == "cpu" and native is None:
-        pytest.skip("the native kernels are not built")
     handle, big = prepared(backend=backend), stream(40, 60)
     for x in (big[::2, :20], big[:, ::3], big.T[:, :20], big[:, 7:27]):
         assert torch.equal(handle(x), handle(x.contiguous()))
@@ -200,26 +192,11 @@ def test_opcheck() -> None:
 def test_compile_and_export() -> None:
     handle = prepared()
 
-    class Layer(torch.nn.Module):
-        def forward(self, x, sums):
-            return mk.ops.qnorm(x, sums, **QUANTIZATIONS[0]), handle(x, sums), handle(x)
+    def layer(x: torch.Tensor, sums: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return mk.ops.qnorm(x, sums, **QUANTIZATIONS[0]), handle(x, sums), handle(x)
 
-    layer = Layer()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
-    for rows in (6, 10):
-        x = stream(rows, 20)
-        inputs = (x, reference.stream_sums(x, 2))
-        for a, b in zip(compiled(*inputs), layer(*inputs), strict=True):
-            assert torch.equal(a, b)
-    exported = torch.export.export(layer, inputs).module()
-    for a, b in zip(exported(*inputs), layer(*inputs), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_scales_are_float32() -> None:
-    """Whether they come as numbers or as tensors."""
-    for value in torch.rand(1000, dtype=torch.float64).log().neg().exp().tolist():
-        assert scale_of("op", "scale", value) == scale_of("op", "scale", torch.tensor(value)) == float(np.float32(value))
+    streams = stream(6, 20), stream(10, 20)
+    assert_compiles_and_exports(layer, *((x, reference.stream_sums(x, 2)) for x in streams))
 
 
 def test_bad_input() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from op_checks import FORMATS, assert_same_bits_with_any_threads, needs_native
+from q_checks import assert_compiles_and_exports, axes, random_bytes
 
 from mvit_kernels import ops
 
@@ -55,7 +56,7 @@ def oracle(x: Tensor, output_size: tuple[int, int], align_corners: bool) -> Tens
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize(("size", "output_size"), SIZES, ids=str)
 def test_resize(size, output_size, fmt: str, align_corners: bool, backend: str, poison) -> None:
-    x = torch.randint(0, 256, size, dtype=torch.uint8).contiguous(memory_format=FORMATS[fmt])
+    x = random_bytes(*size).contiguous(memory_format=FORMATS[fmt])
     y = ops.qresize(x, output_size, align_corners=align_corners, backend=backend)
     assert torch.equal(y, oracle(x, output_size, align_corners))
     assert y.is_contiguous(memory_format=torch.channels_last)
@@ -68,35 +69,28 @@ def test_resize(size, output_size, fmt: str, align_corners: bool, backend: str, 
 
 
 def test_any_strides(backend: str) -> None:
-    big = torch.randint(0, 256, (4, 6, 8, 10), dtype=torch.uint8)
+    big = random_bytes(4, 6, 8, 10)
     for x in (big[1:, ::2], big[..., ::2], big.transpose(2, 3), big.permute(0, 3, 1, 2), big[:, :1].expand(-1, 3, -1, -1)):
         assert torch.equal(ops.qresize(x, (9, 9), backend=backend), oracle(x, (9, 9), False))
 
 
 @needs_native
 def test_same_bits_with_any_threads(threads) -> None:
-    x = torch.randint(0, 256, (3, 50, 31, 31), dtype=torch.uint8)
+    x = random_bytes(3, 50, 31, 31)
     assert_same_bits_with_any_threads(lambda: [ops.qresize(x, (32, 32), backend="cpu")], threads)
 
 
 def test_opcheck() -> None:
-    x = torch.randint(0, 256, (2, 3, 4, 5), dtype=torch.uint8)
+    x = random_bytes(2, 3, 4, 5)
     for each in (x, x.contiguous(memory_format=torch.channels_last)):
         torch.library.opcheck(torch.ops.mvit_kernels.qresize, (each, [5, 6], True))
 
 
 def test_compiles_and_exports() -> None:
-    class Module(torch.nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return ops.qresize(x, (x.shape[2] + 1, x.shape[3] + 1), align_corners=True)
+    def larger(x: Tensor) -> Tensor:
+        return ops.qresize(x, (x.shape[2] + 1, x.shape[3] + 1), align_corners=True)
 
-    compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager", dynamic=True)
-    dims = {0: torch.export.Dim("batch", min=2), 2: torch.export.Dim("height", min=2), 3: torch.export.Dim("width", min=2)}
-    exported = torch.export.export(Module(), (torch.zeros(2, 3, 4, 5, dtype=torch.uint8),), dynamic_shapes=(dims,)).module()
-    for size in ((2, 3, 4, 5), (5, 3, 7, 9)):
-        x = torch.randint(0, 256, size, dtype=torch.uint8)
-        assert torch.equal(compiled(x), Module()(x))
-        assert torch.equal(exported(x), Module()(x))
+    assert_compiles_and_exports(larger, [random_bytes(2, 3, 4, 5)], [random_bytes(5, 3, 7, 9)], dynamic=[axes(0, 2, 3)])
 
 
 X = torch.zeros(1, 2, 4, 4, dtype=torch.uint8)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from op_checks import assert_same_bits_with_any_threads, needs_native
+from q_checks import assert_compiles_and_exports, both_backends, random_bytes
 
 import mvit_kernels as mk
 from mvit_kernels import reference
-from mvit_kernels.ops.backend import native
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # (B, H, W, d), patch: tails of every vector, several tasks, phases in one or both directions, a phase of one pixel, and of many.
 MAPS = [
@@ -30,8 +32,8 @@ GATE = {"v_scale": 0.017, "v_zero_point": 90, "out_scale": 0.02, "out_zero_point
 def draw(size, most: int = 255) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scores and values of one projection, and a context."""
     batch, height, width, dim = size
-    qv = torch.randint(0, most + 1, (batch, height, width, 1 + dim), dtype=torch.uint8)
-    return qv[..., 0], qv[..., 1:], torch.randint(0, most + 1, size, dtype=torch.uint8)
+    qv = random_bytes(batch, height, width, 1 + dim, most=most)
+    return qv[..., 0], qv[..., 1:], random_bytes(*size, most=most)
 
 
 def oracle_context(scores, x, table, patch, x_scale, x_zero_point, out_scale=None, out_zero_point=0, out_bits=8):
@@ -147,10 +149,8 @@ def test_threads(threads) -> None:
     assert_same_bits_with_any_threads(both, threads)
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@both_backends
 def test_any_strides_and_empty(backend: str) -> None:
-    if backend == "cpu" and native is None:
-        pytest.skip("the native kernels are not built")
     context = functools.partial(mk.ops.qseparable_context, backend=backend, **CONTEXT)
     gate = functools.partial(mk.ops.qseparable_gate, backend=backend, **GATE)
     table = mk.ops.exponential_table(0.03)
@@ -177,17 +177,11 @@ def test_opcheck() -> None:
 def test_compile_and_export() -> None:
     table = mk.ops.exponential_table(0.03)
 
-    class Attention(torch.nn.Module):
-        def forward(self, qv, x):
-            k = mk.ops.qseparable_context(qv[..., 0], x, table, **CONTEXT)
-            return mk.ops.qseparable_gate(qv[..., 1:], k, **GATE)
+    def attention(qv: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        k = mk.ops.qseparable_context(qv[..., 0], x, table, **CONTEXT)
+        return mk.ops.qseparable_gate(qv[..., 1:], k, **GATE)
 
-    attention = Attention()
-    compiled = torch.compile(attention, fullgraph=True, backend="aot_eager", dynamic=True)
-    for batch in (2, 3):
-        inputs = [torch.randint(0, 256, (batch, 4, 6, c), dtype=torch.uint8) for c in (10, 9)]
-        assert torch.equal(compiled(*inputs), attention(*inputs))
-    assert torch.equal(torch.export.export(attention, tuple(inputs)).module()(*inputs), attention(*inputs))
+    assert_compiles_and_exports(attention, *([random_bytes(batch, 4, 6, c) for c in (10, 9)] for batch in (2, 3)))
 
 
 def test_bad_input() -> None:
@@ -210,9 +204,9 @@ def test_bad_input() -> None:
         (lambda: context(scores[:, :0], x[:, :0], table), ValueError, "x: expected at least one pixel"),
         (lambda: context(scores, x, table, out_scale=1.0), ValueError, "out_zero_point: expected an integer"),
         (lambda: context(scores, x, table, out_zero_point=3), ValueError, "out_zero_point: expected None without an out_scale, got 3"),
-        (lambda: context(scores, x, table, out_scale=0.0, out_zero_point=3), ValueError, "out_scale: expected positive"),
+        (lambda: context(scores, x, table, out_scale=0.0, out_zero_point=3), ValueError, "out_scale: expected a positive"),
         (lambda: context(scores, x, table, out_bits=4), ValueError, "out_bits: expected 8 or 6"),
-        (lambda: context(scores, x, table, x_scale=-1.0), ValueError, "x_scale: expected positive"),
+        (lambda: context(scores, x, table, x_scale=-1.0), ValueError, "x_scale: expected a positive"),
         (lambda: context(scores, x, table, x_zero_point=2**31), ValueError, "x_zero_point: expected an int32"),
     ):
         with pytest.raises(error, match=f"qseparable_context: {message}"):

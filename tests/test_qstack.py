@@ -7,27 +7,20 @@ import functools
 import pytest
 import torch
 from op_checks import assert_same_bits_with_any_threads, needs_native
+from q_checks import assert_compiles_and_exports, both_backends, random_bytes, random_packed_weight
 
 import mvit_kernels as mk
 from mvit_kernels import reference
-from mvit_kernels.ops.backend import native
 
 Tensor = torch.Tensor
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # --- the int16 residual stream ---
 
 
 def stream(*size: int) -> Tensor:
     return torch.randint(-32768, 32768, size, dtype=torch.int16)
-
-
-def random_bytes(*size: int, most: int = 255) -> Tensor:
-    return torch.randint(0, most + 1, size, dtype=torch.uint8)
-
-
-def weight_of(columns: int, depth: int, bits: int = 8) -> mk.ops.PackedWeight:
-    most = 127 if bits == 8 else 31
-    return mk.ops.pack_weight(torch.randint(-most, most + 1, (columns, depth), dtype=torch.int8), bits=bits)
 
 
 STREAM = {"a_scale": 0.1, "a_zero_point": 117, "w_scale": 0.01, "out_dtype": torch.int16, "out_scale": 0.004}
@@ -39,7 +32,7 @@ def test_sums_of_results(shape, isa: str, poison, threads) -> None:
     rows, depth, columns = shape
     a, residual = random_bytes(rows, depth), stream(rows, columns)
     for bits in (8, 6):
-        product = functools.partial(mk.ops.qgemm, a, weight_of(columns, depth, bits), **STREAM)
+        product = functools.partial(mk.ops.qgemm, a, random_packed_weight(columns, depth, bits), **STREAM)
         for groups in {1, 2, 3, rows}:
             if rows % groups:
                 continue
@@ -68,40 +61,30 @@ def test_largest_sums(isa: str) -> None:
         assert sums.tolist() == [[90000 * value, 90000 * value**2]] * 2
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@both_backends
 def test_sums_of_nothing(backend: str) -> None:
-    if backend == "cpu" and native is None:
-        pytest.skip("the native kernels are not built")
     collect = functools.partial(mk.ops.qgemm, backend=backend, **STREAM)
     for a, columns, groups in ((random_bytes(0, 8), 5, 0), (random_bytes(0, 8), 5, 3), (random_bytes(6, 8), 0, 3)):
-        y, sums = collect(a, weight_of(columns, 8), collect=groups)
+        y, sums = collect(a, random_packed_weight(columns, 8), collect=groups)
         assert y.shape == (a.shape[0], columns)
         assert torch.equal(sums, torch.zeros(groups, 2, dtype=torch.int64))
-    y, sums = collect(random_bytes(6, 16)[:, ::2], weight_of(5, 8), residual=stream(6, 10)[:, ::2], collect=2)
+    y, sums = collect(random_bytes(6, 16)[:, ::2], random_packed_weight(5, 8), residual=stream(6, 10)[:, ::2], collect=2)
     assert torch.equal(sums, reference.stream_sums(y, 2))
 
 
 def test_collect_opcheck_compile_and_export() -> None:
-    handle = mk.ops.prepare_qgemm(weight_of(9, 20), 0.1, 117, 0.01, out_dtype=torch.int16, out_scale=0.004)
+    handle = mk.ops.prepare_qgemm(random_packed_weight(9, 20), 0.1, 117, 0.01, out_dtype=torch.int16, out_scale=0.004)
     args = (random_bytes(6, 20), handle.weight.data, handle.channels, stream(6, 9), 9, 20, 8, 2)
     torch.library.opcheck(torch.ops.mvit_kernels.qgemm_collect.default, args)
 
-    class Layer(torch.nn.Module):
-        def forward(self, a, residual):
-            return handle(a, residual, collect=2)
+    def layer(a: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        return handle(a, residual, collect=2)
 
-    layer = Layer()
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=True)
-    for rows in (6, 8):
-        inputs = random_bytes(rows, 20), stream(rows, 9)
-        for a, b in zip(compiled(*inputs), layer(*inputs), strict=True):
-            assert torch.equal(a, b)
-    for a, b in zip(torch.export.export(layer, inputs).module()(*inputs), layer(*inputs), strict=True):
-        assert torch.equal(a, b)
+    assert_compiles_and_exports(layer, *((random_bytes(rows, 20), stream(rows, 9)) for rows in (6, 8)))
 
 
 def test_collect_bad_input() -> None:
-    a, weight = random_bytes(6, 20), weight_of(9, 20)
+    a, weight = random_bytes(6, 20), random_packed_weight(9, 20)
     with pytest.raises(ValueError, match=r"qgemm: collect: expected a number of groups that divides 6 rows, got 4"):
         mk.ops.qgemm(a, weight, collect=4, **STREAM)
     with pytest.raises(TypeError, match=r"qgemm: collect: expected an integer, got 'all'"):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from op_checks import FLOATS, FORMATS, assert_same_bits_with_any_threads, needs_native
+from q_checks import assert_compiles_and_exports, axes, random_bytes, random_weight
 
 import mvit_kernels as mk
 from mvit_kernels import ops, reference
@@ -82,7 +83,7 @@ def test_any_strides(backend: str) -> None:
     big, scale = torch.randn(4, 6, 8, 10), torch.rand(6) + 0.01
     for x in (big[1:], big[..., ::2], big.transpose(2, 3), big[:, :, 1:, 3:], big[:, :1].expand(-1, 6, -1, -1)):
         assert torch.equal(ops.quantize(x, scale, 5, backend=backend), oracle(x, scale, 5, 8, 1))
-    q = torch.randint(0, 256, (4, 6, 8, 10), dtype=torch.uint8)
+    q = random_bytes(4, 6, 8, 10)
     assert torch.equal(
         ops.dequantize(q.permute(0, 3, 1, 2), 0.1, 5, backend=backend), real_oracle(q.permute(0, 3, 1, 2), 0.1, 5, torch.float32, 1)
     )
@@ -153,7 +154,7 @@ def test_rows(dtype: torch.dtype, bits: int, backend: str) -> None:
 
 
 def test_rows_feed_qgemm() -> None:
-    x, w = torch.randn(9, 32) + 3, torch.randint(-127, 128, (5, 32), dtype=torch.int8)
+    x, w = torch.randn(9, 32) + 3, random_weight(5, 32)
     q, scale, zero_point = ops.quantize_rows(x)
     y = ops.qgemm(q, ops.pack_weight(w), a_scale=scale, a_zero_point=zero_point, w_scale=0.01)
     exact = x.double() @ (0.01 * w.double()).T
@@ -199,24 +200,13 @@ def test_opcheck() -> None:
 
 
 def test_compiles_and_exports() -> None:
+    def there_and_back(x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        q = ops.quantize(x, scale, zero_point)
+        return q, ops.dequantize(q, 0.3, 12, torch.float16), ops.dequantize(q, scale, zero_point), *ops.quantize_rows(x.flatten(1))
+
     scale, zero_point = torch.rand(3) + 0.1, torch.randint(0, 255, (3,), dtype=torch.int32)
-
-    class Module(torch.nn.Module):
-        def forward(self, x: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            q = ops.quantize(x, scale, zero_point)
-            rows = ops.quantize_rows(x.flatten(1))
-            return q, ops.dequantize(q, 0.3, 12, torch.float16), ops.dequantize(q, scale, zero_point), rows.q, rows.scale, rows.zero_point
-
-    compiled = torch.compile(Module(), fullgraph=True, backend="aot_eager", dynamic=True)
-    batch = {0: torch.export.Dim("batch", min=2)}
-    exported = torch.export.export(Module(), (torch.randn(2, 3, 4, 5), scale, zero_point), dynamic_shapes=(batch, None, None)).module()
-    for size in (2, 5):
-        x = torch.randn(size, 3, 4, 5)
-        for ours, theirs, expected in zip(
-            compiled(x, scale, zero_point), exported(x, scale, zero_point), Module()(x, scale, zero_point), strict=True
-        ):
-            assert torch.equal(ours, expected)
-            assert torch.equal(theirs, expected)
+    draws = [(torch.randn(batch, 3, 4, 5), scale, zero_point) for batch in (2, 5)]
+    assert_compiles_and_exports(there_and_back, *draws, dynamic=(axes(0), None, None))
 
 
 X, Q = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4, dtype=torch.uint8)

@@ -92,4 +92,9 @@ inline float random_float() {
     return normal(generator);
 }
 
+inline int random_int(int low, int high) {
+    static std::mt19937 generator(2);
+    return std::uniform_int_distribution<int>(low, high)(generator);
+}
+
 }  // namespace mvit::tests

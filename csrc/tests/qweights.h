@@ -12,18 +12,16 @@
 
 namespace mvit::tests {
 
-inline int random_int(int low, int high) {
-    static std::mt19937 generator(7);
-    return std::uniform_int_distribution<int>(low, high)(generator);
-}
-
-// A matrix of `columns` x `depth` values, packed behind a guard page.
+// A matrix of `columns` x `depth` values, a quarter of them at the ends (all where `extreme`), packed behind a guard page.
 class PackedMatrix {
   public:
     PackedMatrix(int64_t columns, int64_t depth, int bits, bool extreme = false)
         : columns_(columns), depth_(depth), values_(static_cast<size_t>(columns * depth)), packed_(qweight_bytes(columns, depth, bits)) {
         const int most = bits == 6 ? 31 : 127;
-        for (int8_t& v : values_) v = static_cast<int8_t>(extreme ? (random_int(0, 7) ? -most : most) : random_int(-most, most));
+        for (int8_t& v : values_) {
+            const bool at_end = extreme || random_int(0, 3) == 0;
+            v = static_cast<int8_t>(!at_end ? random_int(-most, most) : random_int(0, extreme ? 7 : 1) ? -most : most);
+        }
         std::memset(packed_.data(), 0, static_cast<size_t>(packed_.size()));
         QWeightHeader header{};
         std::memcpy(header.magic, qweight_magic, sizeof header.magic);

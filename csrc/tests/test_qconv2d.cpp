@@ -2,7 +2,7 @@
 #include "cpu/core/tile.h"
 #include "cpu/ops/qconv2d.h"
 #include "cpu/ops/qwinograd.h"
-#include "tests/check.h"
+#include "tests/qweights.h"
 
 using namespace mvit;
 using namespace mvit::tests;
@@ -16,52 +16,15 @@ struct Case {
     int bits;
 };
 
-int64_t random_int(int64_t low, int64_t high) {
-    static std::mt19937 generator(2);
-    return std::uniform_int_distribution<int64_t>(low, high)(generator);
-}
-
-// A packed weight without its header: kernels are given pointers.
+// A packed weight, and its matrices for minimal filtering.
 struct Weight {
-    Guarded<int8_t> w, panels;
-    Guarded<int32_t> sum;
+    PackedMatrix packed;
     Guarded<int16_t> filtered;
-    QWeight packed;
 
     Weight(const Case& t, int64_t channels)
-        : w(t.columns * t.kernel * t.kernel * channels),
-          panels(qpanels(t.columns) * qpanel_bytes(t.kernel * t.kernel * channels, t.bits)),
-          sum(qpanels(t.columns) * qpanel),
+        : packed(t.columns, t.kernel * t.kernel * channels, t.bits),
           filtered(t.filtered ? qpanels(t.columns) * qtile_positions * ((channels + 1) / 2) * 2 * qpanel : 0) {
-        const int64_t depth = t.kernel * t.kernel * channels, bytes = qpanel_bytes(depth, t.bits), most = t.bits == 6 ? 31 : 127;
-        std::memset(panels.data(), 0, static_cast<size_t>(panels.size()));
-        std::memset(sum.data(), 0, static_cast<size_t>(sum.size()) * sizeof(int32_t));
-        int64_t largest = 0;
-        for (int64_t n = 0; n < t.columns; ++n) {
-            int64_t all = 0;
-            for (int64_t k = 0; k < depth; ++k) {
-                const int64_t value = random_int(0, 3) ? random_int(-most, most) : random_int(0, 1) ? most : -most;
-                w[n * depth + k] = static_cast<int8_t>(value);
-                sum[n] += static_cast<int32_t>(value);
-                all += value < 0 ? -value : value;
-                auto* panel = reinterpret_cast<uint8_t*>(panels.data() + n / qpanel * bytes);
-                const int64_t block = k / 4, at = n % qpanel * 4 + k % 4;
-                const auto bits = static_cast<unsigned>(value);
-                if (t.bits == 8) {
-                    panel[block * qblock + at] = static_cast<uint8_t>(bits);
-                } else {
-                    uint8_t* planes = panel + block / 4 * 3 * qblock + at;
-                    if (block % 4 < 3) {
-                        planes[block % 4 * qblock] |= static_cast<uint8_t>(bits & 63u);
-                    } else {
-                        for (unsigned i = 0; i < 3; ++i) planes[i * qblock] |= static_cast<uint8_t>((bits >> 2 * i & 3u) << 6);
-                    }
-                }
-            }
-            largest = all > largest ? all : largest;
-        }
         if (t.filtered) filter(t, channels);
-        packed = {panels.data(), t.columns, depth, t.bits, sum.data(), static_cast<int32_t>(largest)};
     }
 
     void filter(const Case& t, int64_t channels) {
@@ -73,7 +36,7 @@ struct Weight {
                 for (int a = 0; a < 6; ++a)
                     for (int b = 0; b < 6; ++b) {
                         int value = 0;
-                        for (int k = 0; k < 9; ++k) value += g[a][k / 3] * g[b][k % 3] * w[(n * 9 + k) * channels + c];
+                        for (int k = 0; k < 9; ++k) value += g[a][k / 3] * g[b][k % 3] * packed.at(n, k * channels + c);
                         const int64_t matrix = n / qpanel * qtile_positions + 6 * a + b;
                         filtered[((matrix * pairs + c / 2) * qpanel + n % qpanel) * 2 + c % 2] = static_cast<int16_t>(value);
                     }
@@ -87,9 +50,9 @@ void compare(const Case& t) {
     Guarded<int32_t> zero_point(channels), init(padded), y(t.batch * height * width * t.columns);
     for (Guarded<uint8_t>* each : {&x, &second})
         for (int64_t i = 0; i < each->size(); ++i) (*each)[i] = static_cast<uint8_t>(random_int(0, 3) ? random_int(0, 255) : 255);
-    for (int64_t c = 0; c < channels; ++c) zero_point[c] = static_cast<int32_t>(t.wide ? random_int(-1500, 1500) : random_int(0, 255));
+    for (int64_t c = 0; c < channels; ++c) zero_point[c] = t.wide ? random_int(-1500, 1500) : random_int(0, 255);
     Weight weight(t, channels);
-    for (int64_t n = 0; n < padded; ++n) init[n] = static_cast<int32_t>(random_int(-1000000, 1000000));
+    for (int64_t n = 0; n < padded; ++n) init[n] = random_int(-1000000, 1000000);
     Guarded<int32_t> border(t.wide && t.kernel == 3 ? qborder_classes * padded : 0);
     for (int64_t outside = 0; outside * padded < border.size(); ++outside)
         for (int64_t n = 0; n < padded; ++n) {
@@ -98,7 +61,7 @@ void compare(const Case& t) {
                 const bool above = k / 3 == 0 && outside & 4, below = k / 3 == 2 && outside & 8;
                 const bool before = k % 3 == 0 && outside & 1, behind = k % 3 == 2 && outside & 2;
                 if (!(above || below || before || behind)) continue;
-                for (int64_t c = 0; c < channels; ++c) sum += int64_t{zero_point[c]} * weight.w[(n * taps + k) * channels + c];
+                for (int64_t c = 0; c < channels; ++c) sum += int64_t{zero_point[c]} * weight.packed.at(n, k * channels + c);
             }
             border[outside * padded + n] = static_cast<int32_t>(sum);
         }
@@ -108,7 +71,7 @@ void compare(const Case& t) {
     p.x = {x.data(), t.channels, pixels * t.channels, t.width * t.channels, t.channels};
     p.second = {second.data(), t.second, pixels * t.second, t.width * t.second, t.second};
     p.zero_point = zero_point.data(), p.border = border.size() ? border.data() : nullptr;
-    p.weight = weight.packed, p.filtered = t.filtered ? weight.filtered.data() : nullptr;
+    p.weight = weight.packed.weight, p.filtered = t.filtered ? weight.filtered.data() : nullptr;
     p.epilogue.channels.init = init.data();
     p.epilogue.type = QType::i32;
     p.epilogue.y = y.data(), p.epilogue.y_stride = t.columns;
@@ -126,7 +89,7 @@ void compare(const Case& t) {
             for (int64_t c = 0; c < channels; ++c) {
                 const QMap& map = c < t.channels ? p.x : p.second;
                 const int64_t at = image * map.image + v * map.row + u * map.pixel + (c < t.channels ? c : c - t.channels);
-                sum += (inside ? map.data[at] : zero_point[c]) * int64_t{weight.w[(n * taps + k) * channels + c]};
+                sum += (inside ? map.data[at] : zero_point[c]) * int64_t{weight.packed.at(n, k * channels + c)};
             }
         }
         CHECK(y[i] == static_cast<int32_t>(sum));

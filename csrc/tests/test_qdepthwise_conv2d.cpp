@@ -1,7 +1,6 @@
 // Every tail of channels and pixels against a plain loop in int64, with guard pages behind each buffer, and all ways to finish.
 #include <algorithm>
 #include <cmath>
-#include <random>
 #include <vector>
 
 #include "cpu/ops/qdepthwise_conv2d.h"
@@ -11,11 +10,6 @@ using namespace mvit;
 using namespace mvit::tests;
 
 namespace {
-
-int64_t random_int(int64_t low, int64_t high) {
-    static std::mt19937 generator(2);
-    return std::uniform_int_distribution<int64_t>(low, high)(generator);
-}
 
 int64_t position(int64_t c) { return 16 * (c / 4 % 4) + 4 * (c % 64 / 16) + c % 4; }
 
@@ -65,7 +59,7 @@ struct Layer {
                 b.init[rows][columns][at] = static_cast<int32_t>(sum);
             }
         const float scale = 1.0f / static_cast<float>(random_int(50, 400)), inverse = 20.0f;
-        const auto zero = static_cast<int32_t>(random_int(0, 255));
+        const int32_t zero = random_int(0, 255);
         const int32_t values[7] = {
             b.init[0][0][at], bits(scale), 0, bits(inverse), bits(static_cast<float>(-zero)), bits(static_cast<float>(255 - zero)), zero};
         for (int64_t i = 0; i < 7; ++i) init[i * padded() + c] = values[i];

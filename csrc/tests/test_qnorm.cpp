@@ -11,11 +11,6 @@ using namespace mvit::tests;
 
 namespace {
 
-int random_int(int low, int high) {
-    static std::mt19937 generator(2);
-    return std::uniform_int_distribution<int>(low, high)(generator);
-}
-
 // A stream of rows of which some reach the ends of int16, and how it becomes bytes of 6 bits.
 struct Stream {
     Guarded<int16_t> x;

@@ -10,11 +10,6 @@ using namespace mvit::tests;
 
 namespace {
 
-int random_int(int low, int high) {
-    static std::mt19937 generator(3);
-    return std::uniform_int_distribution<int>(low, high)(generator);
-}
-
 constexpr QByte byte = qbyte_of_inverse(1.0f, 40, 8);
 const float v_ratio = 0.83f;
 

@@ -113,6 +113,13 @@ class Implementation:
     refuse: Callable[..., str | None] = lambda *_: None
 
 
+def refuse_off_cpu(x: torch.Tensor, *_: object) -> str | None:
+    """Why the kernels cannot take a call whose dtypes and shapes they all take: the `refuse` of the integer ops."""
+    if native is None:
+        return NATIVE_REASON
+    return None if x.is_cpu else f"the tensor is on {x.device}"
+
+
 class Choice:
     """The implementations of one op by backend, and the choice among them."""
 

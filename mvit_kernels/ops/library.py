@@ -181,6 +181,23 @@ def empty_in_format(like: torch.Tensor, size: tuple[int, ...], channels_last: bo
     return like.new_empty_strided(size, stride, dtype=dtype)
 
 
+def dense_in_own_format(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """(x, or a dense copy in its memory format; whether that is channels_last) of any rank: 4-D tensors may be, others are contiguous."""
+    channels_last = x.ndim == 4 and is_channels_last(x)
+    return dense(x, channels_last), channels_last
+
+
+def empty_in_own_format(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """An uninitialized tensor of that dtype in what memory `dense_in_own_format` gives x."""
+    channels_last = x.ndim == 4 and is_channels_last(x)
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def in_format_of(x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
+    """What plain torch made of x, in the memory that kernels give it."""
+    return dense(result, x.ndim == 4 and is_channels_last(x))
+
+
 def empty_moments(groups: int, of: torch.Tensor) -> torch.Tensor:
     """(groups, 2) float64 for a kernel to fill; where `of` holds nothing, whose moments are NaN, no kernel will."""
     if of.numel():

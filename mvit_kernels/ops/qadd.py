@@ -8,12 +8,10 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
-from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import dense, direct, raise_status, register
-from .qchannels import bit_count
+from . import checks, qchecks
+from .backend import Choice, Implementation, native, refuse_off_cpu
+from .library import dense, dense_in_own_format, direct, empty_in_own_format, in_format_of, raise_status, register
 from .qgemm import activation_code
-from .qvalues import dense_bytes, empty_like_dense, in_format_of, one_scale, one_zero_point
 
 OP = "qadd"
 Tensor = torch.Tensor
@@ -44,38 +42,31 @@ def qadd(
     checks.all_tensors(OP, a=a, b=b)
     checks.backend(OP, backend)
     return _call(
-        a, b, one_scale(OP, "a_scale", a_scale), one_zero_point(OP, "a_zero_point", a_zero_point), one_scale(OP, "b_scale", b_scale),
-        one_zero_point(OP, "b_zero_point", b_zero_point), one_scale(OP, "out_scale", out_scale),
-        one_zero_point(OP, "out_zero_point", out_zero_point, output=True), activation or "none", bit_count(OP, "out_bits", out_bits),
-        backend=backend,
+        a, b, qchecks.scale(OP, "a_scale", a_scale), qchecks.zero_point(OP, "a_zero_point", a_zero_point),
+        qchecks.scale(OP, "b_scale", b_scale), qchecks.zero_point(OP, "b_zero_point", b_zero_point),
+        qchecks.scale(OP, "out_scale", out_scale), qchecks.zero_point(OP, "out_zero_point", out_zero_point, near=True),
+        activation or "none", qchecks.bits(OP, "out_bits", out_bits), backend=backend,
     )  # fmt: skip
 
 
 def _check(a: Tensor, b: Tensor, activation: str, out_bits: int) -> None:
-    bit_count(OP, "out_bits", out_bits)
+    qchecks.bits(OP, "out_bits", out_bits)
     checks.tensor(OP, "a", a, a.ndim, (torch.uint8,))
     checks.tensor(OP, "b", b, b.ndim, (torch.uint8,))
     if b.shape != a.shape or b.device != a.device:
         raise ValueError(f"{OP}: b: expected shape {tuple(a.shape)} on {a.device}, got {tuple(b.shape)} on {b.device}")
-    if activation not in reference.QACTIVATIONS:
-        raise ValueError(f"{OP}: activation: expected one of {', '.join(reference.QACTIVATIONS)}, got {activation!r}")
+    qchecks.activation(OP, activation)
 
 
 # --- backends ---
-
-
-def _cpu_refuse(a: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    return None if a.is_cpu else f"a is on {a.device}"
 
 
 def _cpu_forward(
     a: Tensor, b: Tensor, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int, out_scale: float, out_zero_point: int,
     activation: str, out_bits: int,
 ) -> Tensor:  # fmt: skip
-    y = empty_like_dense(a, torch.uint8)
-    a, channels_last = dense_bytes(a)
+    y = empty_in_own_format(a, torch.uint8)
+    a, channels_last = dense_in_own_format(a)
     b = dense(b, channels_last)
     status = native.qadd(
         a.numel(), a.data_ptr(), b.data_ptr(), a_scale, a_zero_point, b_scale, b_zero_point, *activation_code(activation), out_scale,
@@ -90,7 +81,7 @@ def _reference_forward(a: Tensor, b: Tensor, *settings: Any) -> Tensor:
     return in_format_of(a, reference.qadd(a, b, *settings))
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), reference=Implementation(_reference_forward))
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
 
 
 # --- registration ---
@@ -111,7 +102,7 @@ def _forward_fake(
     activation: str, out_bits: int, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(a, b, activation, out_bits)
-    return empty_like_dense(a, torch.uint8)
+    return empty_in_own_format(a, torch.uint8)
 
 
 _op = register(

@@ -8,11 +8,9 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
-from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import direct, raise_status, register
-from .qchannels import bit_count
-from .qvalues import dense_bytes, one_scale, one_zero_point
+from . import checks, qchecks
+from .backend import Choice, Implementation, native, refuse_off_cpu
+from .library import dense_in_own_format, direct, raise_status, register
 
 OP = "qavg_pool"
 Tensor = torch.Tensor
@@ -40,10 +38,10 @@ def qavg_pool(
     """
     checks.is_tensor(OP, "x", x)
     checks.backend(OP, backend)
-    a_scale, a_zero_point = one_scale(OP, "a_scale", a_scale), one_zero_point(OP, "a_zero_point", a_zero_point)
+    a_scale, a_zero_point = qchecks.scale(OP, "a_scale", a_scale), qchecks.zero_point(OP, "a_zero_point", a_zero_point)
     if out_dtype == torch.uint8:
-        out_scale = one_scale(OP, "out_scale", out_scale)
-        out_zero_point = one_zero_point(OP, "out_zero_point", out_zero_point, output=True)
+        out_scale = qchecks.scale(OP, "out_scale", out_scale)
+        out_zero_point = qchecks.zero_point(OP, "out_zero_point", out_zero_point, near=True)
     elif out_dtype == torch.float32:
         for name, value in (("out_scale", out_scale), ("out_zero_point", out_zero_point)):
             if value is not None:
@@ -51,12 +49,12 @@ def qavg_pool(
         out_scale, out_zero_point = 1.0, 0
     else:
         raise TypeError(f"{OP}: out_dtype: expected torch.uint8 or torch.float32, got {out_dtype}")
-    bits = bit_count(OP, "out_bits", out_bits)
+    bits = qchecks.bits(OP, "out_bits", out_bits)
     return _call(x, a_scale, a_zero_point, out_scale, out_zero_point, out_dtype, bits, backend=backend)
 
 
 def _check(x: Tensor, a_zero_point: int, out_dtype: torch.dtype, out_bits: int) -> None:
-    bit_count(OP, "out_bits", out_bits)
+    qchecks.bits(OP, "out_bits", out_bits)
     checks.image(OP, "x", x, (torch.uint8,))
     if out_dtype not in (torch.uint8, torch.float32):
         raise TypeError(f"{OP}: out_dtype: expected torch.uint8 or torch.float32, got {out_dtype}")
@@ -69,16 +67,10 @@ def _check(x: Tensor, a_zero_point: int, out_dtype: torch.dtype, out_bits: int) 
 # --- backends ---
 
 
-def _cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    return None if x.is_cpu else f"x is on {x.device}"
-
-
 def _cpu_forward(
     x: Tensor, a_scale: float, a_zero_point: int, out_scale: float, out_zero_point: int, out_dtype: torch.dtype, out_bits: int
 ) -> Tensor:  # fmt: skip
-    x, channels_last = dense_bytes(x)
+    x, channels_last = dense_in_own_format(x)
     batch, channels, height, width = x.shape
     y = torch.empty(batch, channels, dtype=out_dtype)
     status = native.qavg_pool(
@@ -90,7 +82,7 @@ def _cpu_forward(
     return y
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), reference=Implementation(reference.qavg_pool))
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(reference.qavg_pool))
 
 
 # --- registration ---

@@ -11,17 +11,15 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from mvit_kernels.reference.qgemm import FLOATS, OVERFLOW, QACTIVATIONS, Channels, wrap
+from mvit_kernels.reference.qgemm import FLOATS, OVERFLOW, Channels, wrap
 
-from . import checks
+from . import checks, qchecks
 from .pack_weight import QPANEL
 
 Tensor = torch.Tensor
-Number = float | Tensor
 
 OUT_DTYPES = (torch.uint8, torch.int16, *FLOATS)
 _FAR = 2**30  # zero-points of residuals: what is left once they are subtracted is an int32
-FARTHEST = 2**20  # zero-points of outputs: in float32 they and what they are added to are exact
 _SMALLEST, _LARGEST = 2.0**-64, 2.0**64  # multipliers: products with int32 stay normal numbers
 
 
@@ -57,12 +55,11 @@ def quantization(
     an input channel, and its zero-point, meets the output channel of the same number alone."""
     columns, depth = weight.shape
     activation = activation or "none"
-    if activation not in QACTIVATIONS:
-        raise ValueError(f"{op}: activation: expected one of {', '.join(QACTIVATIONS)}, got {activation!r}")
+    qchecks.activation(op, activation)
     if out_dtype not in OUT_DTYPES:
         raise ValueError(f"{op}: out_dtype: expected one of {', '.join(map(str, OUT_DTYPES))}, got {out_dtype}")
-    a_most, out_most = 2 ** bit_count(op, "a_bits", a_bits) - 1, 2 ** bit_count(op, "out_bits", out_bits) - 1
-    w_scale = scales(op, "w_scale", w_scale, columns).double()
+    a_most, out_most = 2 ** qchecks.bits(op, "a_bits", a_bits) - 1, 2 ** qchecks.bits(op, "out_bits", out_bits) - 1
+    w_scale = qchecks.scales(op, "w_scale", w_scale, columns).double()
     dynamic = a_scale is None
     narrow = out_dtype in (torch.uint8, torch.int16)
     if narrow != (out_scale is not None):
@@ -72,14 +69,14 @@ def quantization(
 
     if bias is None:
         bias = torch.zeros(columns)
-    real_bias = vector(op, "bias", bias, columns).double()
+    real_bias = qchecks.reals(op, "bias", bias, columns).double()
     if dynamic:
         if a_zero_point is not None:
             raise ValueError(f"{op}: a_zero_point: expected None where a_scale is None (both are given at the call), got {a_zero_point!r}")
         init, total = torch.zeros(columns, dtype=torch.int32), w_scale
     else:
-        total = scales(op, "a_scale", a_scale, 1).double() * w_scale
-        z = zero_points(op, "a_zero_point", a_zero_point, columns if depthwise else depth)
+        total = qchecks.scale(op, "a_scale", a_scale) * w_scale
+        z = qchecks.zero_points(op, "a_zero_point", a_zero_point, columns if depthwise else depth)
         init = _initial_sums(op, weight, total, real_bias, z[:, None] if depthwise else z[None, :], a_most)
 
     residual = residual_scale is not None
@@ -92,24 +89,26 @@ def quantization(
     low = high = torch.zeros(columns, dtype=torch.float64)
     zero = torch.zeros(columns, dtype=torch.int32)
     if narrow:
-        y_scale = scales(op, "out_scale", out_scale, columns).double()
+        y_scale = qchecks.scales(op, "out_scale", out_scale, columns).double()
         if plain:
             total = total / y_scale
         else:
             inverse = 1.0 / y_scale
     if out_dtype == torch.uint8:
-        zero = output_zero_points(op, "out_zero_point", out_zero_point, columns)
+        if out_zero_point is None:
+            raise ValueError(f"{op}: out_zero_point: expected an integer or {columns} of them for out_dtype uint8, got None")
+        zero = qchecks.zero_points(op, "out_zero_point", out_zero_point, columns, near=True)
         low, high = -zero.double(), out_most - zero.double()
         if plain and activation == "relu":
             low = torch.minimum(torch.maximum(low, torch.zeros_like(low)), high)
-    elif out_zero_point is not None and bool(_tensor(op, "out_zero_point", out_zero_point).count_nonzero()):
+    elif out_zero_point is not None and bool(qchecks.tensor(op, "out_zero_point", out_zero_point).count_nonzero()):
         raise ValueError(f"{op}: out_zero_point: expected None or 0 for out_dtype {out_dtype}, got {out_zero_point!r}")
-    multipliers(op, total)
-    multipliers(op, inverse)
+    _check_ratios(op, total)
+    _check_ratios(op, inverse)
     rows = (init, *(each.float().view(torch.int32) for each in (total, real_bias, inverse, low, high)), zero)
     channels = F.pad(torch.stack(rows), (0, -columns % QPANEL))
-    scale = float(scales(op, "residual_scale", residual_scale, 1)) if residual else 0.0
-    zero_point = 0 if residual_zero_point is None else whole(op, "residual_zero_point", residual_zero_point)
+    scale = qchecks.scale(op, "residual_scale", residual_scale) if residual else 0.0
+    zero_point = 0 if residual_zero_point is None else qchecks.zero_point(op, "residual_zero_point", residual_zero_point)
     if abs(zero_point) > _FAR:
         raise ValueError(f"{op}: residual_zero_point: expected |zero_point| <= 2^30, got {zero_point}")
     settings = Settings(out_dtype, activation, plain, scale, zero_point)
@@ -144,108 +143,14 @@ def check_channels(
     checks.prepared(op, "channels", channels, torch.int32, (7, columns + -columns % QPANEL), device)
     if out_dtype not in OUT_DTYPES:
         raise TypeError(f"{op}: out_dtype: expected one of {', '.join(map(str, OUT_DTYPES))}, got {out_dtype}")
-    if activation not in QACTIVATIONS:
-        raise ValueError(f"{op}: activation: expected one of {', '.join(QACTIVATIONS)}, got {activation!r}")
+    qchecks.activation(op, activation)
     if table is not None:
         checks.prepared(op, "table", table, torch.uint8, (256,), device)
         if out_dtype != torch.uint8:
             raise ValueError(f"{op}: table: expected None for out_dtype {out_dtype}, got a table")
 
 
-# --- arguments ---
-
-
-def _tensor(op: str, name: str, value: Any) -> Tensor:
-    """On the CPU; Python's floats as float64, whatever the default dtype is."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    try:
-        x = torch.as_tensor(value, device="cpu")
-        return torch.as_tensor(value, dtype=torch.float64, device="cpu") if x.is_floating_point() else x
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{op}: {name}: expected a number or a tensor, got {value!r}") from None
-
-
-def bit_count(op: str, name: str, bits: Any) -> int:
-    if bits not in (8, 6):
-        raise ValueError(f"{op}: {name}: expected 8 or 6, got {bits!r}")
-    return int(bits)
-
-
-def whole(op: str, name: str, value: Any) -> int:
-    """An int32."""
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_floating_point():
-        value = int(value)
-    if not isinstance(value, int) or not -OVERFLOW <= value < OVERFLOW:
-        raise ValueError(f"{op}: {name}: expected an int32, got {value!r}")
-    return value
-
-
-def vector(op: str, name: str, value: Any, count: int) -> Tensor:
-    """(count,) float32 on the CPU, from a number or a tensor of one value or of `count`; finite."""
-    x = _tensor(op, name, value)
-    if x.numel() not in (1, count) or x.ndim > 1:
-        raise ValueError(f"{op}: {name}: expected one value or {count}, got shape {tuple(x.shape)}")
-    x = x.to(torch.float32)
-    if not bool(x.isfinite().all()):
-        raise ValueError(f"{op}: {name}: expected finite values, got {_example(x, x.isfinite())}")
-    return x.reshape(-1).expand(count)
-
-
-def scales(op: str, name: str, value: Any, count: int) -> Tensor:
-    """(count,) float32, positive and finite."""
-    x = _tensor(op, name, value)
-    if x.numel() not in (1, count) or x.ndim > 1:
-        raise ValueError(f"{op}: {name}: expected one value or {count}, got shape {tuple(x.shape)}")
-    x = x.to(torch.float32).reshape(-1)
-    good = x.isfinite() & (x > 0)
-    if not bool(good.all()):
-        raise ValueError(f"{op}: {name}: expected positive finite values, got {_example(x, good)}")
-    return x.expand(count)
-
-
-def zero_points(op: str, name: str, value: Any, count: int) -> Tensor:
-    """(count,) int32 from an integer or a tensor of one or of `count` ((count,) or (1, count))."""
-    x = _tensor(op, name, value)
-    if (
-        x.is_floating_point()
-        or x.dtype == torch.bool
-        or x.numel() not in (1, count)
-        or x.shape not in ((), (1,), (count,), (1, count), (1, 1))
-    ):
-        raise ValueError(f"{op}: {name}: expected an integer or {count} of them, got {x.dtype} of shape {tuple(x.shape)}")
-    x = x.to(torch.int64).reshape(-1)
-    if x.numel() and (int(x.min()) < -OVERFLOW or int(x.max()) >= OVERFLOW):
-        raise ValueError(f"{op}: {name}: expected int32 values, got {int(x[x.abs().argmax()])}")
-    return x.to(torch.int32).expand(count)
-
-
-def output_zero_points(op: str, name: str, value: Any, count: int) -> Tensor:
-    if value is None:
-        raise ValueError(f"{op}: {name}: expected an integer or {count} of them for out_dtype uint8, got None")
-    x = zero_points(op, name, value, count)
-    if x.numel() and int(x.to(torch.int64).abs().max()) > FARTHEST:
-        raise ValueError(f"{op}: {name}: expected |zero_point| <= 2^20, got {int(x[x.to(torch.int64).abs().argmax()])}")
-    return x
-
-
-def multipliers(op: str, values: Tensor) -> None:
+def _check_ratios(op: str, values: Tensor) -> None:
     good = (values >= _SMALLEST) & (values <= _LARGEST)
     if not bool(good.all()):
-        raise ValueError(f"{op}: scales: expected ratios of scales between 2^-64 and 2^64, got {_example(values, good)}")
-
-
-def _example(x: Tensor, good: Tensor) -> float:
-    return float(x.reshape(-1)[(~good).reshape(-1).nonzero()[0]])
-
-
-def table_of(op: str, table: Tensor | None, out_dtype: torch.dtype) -> Tensor | None:
-    """A table of 256 bytes for results that are bytes."""
-    if table is None:
-        return None
-    if not isinstance(table, Tensor) or table.dtype != torch.uint8 or table.shape != (256,):
-        got = f"{table.dtype} of shape {tuple(table.shape)}" if isinstance(table, Tensor) else repr(table)
-        raise ValueError(f"{op}: table: expected uint8 of shape (256,), got {got}")
-    if out_dtype != torch.uint8:
-        raise ValueError(f"{op}: table: expected None for out_dtype {out_dtype}, got a table")
-    return table.detach().clone(memory_format=torch.contiguous_format)
+        raise ValueError(f"{op}: scales: expected ratios of scales between 2^-64 and 2^64, got {float(values[~good][0])}")

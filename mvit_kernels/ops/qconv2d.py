@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from . import checks
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from . import checks, qchecks
+from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import QTYPE_CODES, dense, direct, in_format, raise_status, register
 from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
-from .qchannels import Settings, check_channels, quantization, table_of, unpack_channels, zero_points
+from .qchannels import Settings, check_channels, quantization, unpack_channels
 from .qgemm import activation_code, check_residual
 
 OP = "qconv2d"
@@ -78,7 +78,7 @@ def prepare_qconv2d(
                 f"{OP}: second_{name}: expected that of x, {value}, got {of_second}: the weights of one input can absorb the ratio of"
                 " scales, and zero-points of channels are given as one a_zero_point for both inputs"
             )
-    zero_point = zero_points(OP, "a_zero_point", a_zero_point, both).contiguous()
+    zero_point = qchecks.zero_points(OP, "a_zero_point", a_zero_point, both).contiguous()
     matrix = weight.unpack()
     channels, settings = quantization(
         OP, matrix, a_scale=a_scale, a_zero_point=zero_point.repeat(taps), w_scale=w_scale, bias=bias, activation=activation,
@@ -93,7 +93,7 @@ def prepare_qconv2d(
     fewest = min(weight.columns, both - second_channels, second_channels or both)
     if kernel_size == 3 and stride == 1 and fewest >= FEWEST_CHANNELS and weight.largest < LARGEST_SUM:
         filtered = _filtered_of(weight, matrix)
-    table = table_of(OP, table, out_dtype)
+    table = qchecks.table(OP, table, out_dtype)
     return QConv2d(weight, channels, zero_point, border, filtered, table, kernel_size, stride, second_channels, settings, backend)
 
 
@@ -220,12 +220,6 @@ def _check(
 # --- backends ---
 
 
-def _cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    return None if x.is_cpu else f"x is on {x.device}"
-
-
 def _cpu_forward(
     x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
     filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
@@ -269,7 +263,7 @@ def _reference_forward(
     return _empty(x, columns, stride, out_dtype).copy_(y)
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), reference=Implementation(_reference_forward))
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
 
 
 # --- registration ---

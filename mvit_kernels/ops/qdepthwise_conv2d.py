@@ -9,11 +9,11 @@ import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from . import checks
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from . import checks, qchecks
+from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import QTYPE_CODES, dense, direct, empty_in_format, in_format, raise_status, register
 from .pack_weight import MOST
-from .qchannels import Settings, check_channels, quantization, table_of, unpack_channels, zero_points
+from .qchannels import Settings, check_channels, quantization, unpack_channels
 from .qgemm import SEGMENTS, activation_code, check_residual
 
 OP = "qdepthwise_conv2d"
@@ -76,8 +76,8 @@ def prepare_qdepthwise_conv2d(
         residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
         out_zero_point=out_zero_point, a_bits=a_bits, out_bits=out_bits, depthwise=True,
     )  # fmt: skip
-    z = zero_points(OP, "a_zero_point", a_zero_point, channels).contiguous()
-    return QDepthwiseConv2d(weight, z, *settled, stride, table_of(OP, table, out_dtype), backend)
+    z = qchecks.zero_points(OP, "a_zero_point", a_zero_point, channels).contiguous()
+    return QDepthwiseConv2d(weight, z, *settled, stride, qchecks.table(OP, table, out_dtype), backend)
 
 
 def qdepthwise_conv2d(
@@ -192,12 +192,6 @@ def _check(
 # --- backends ---
 
 
-def _cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    return None if x.is_cpu else f"x is on {x.device}"
-
-
 def _cpu_forward(
     x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, table: Optional, stride: int,
     narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
@@ -228,7 +222,7 @@ def _reference_forward(
     return empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype).copy_(y)
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), reference=Implementation(_reference_forward))
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
 
 
 # --- registration ---

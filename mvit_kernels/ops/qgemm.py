@@ -8,12 +8,12 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from . import checks, qchecks
+from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import OVERFLOWED, QTYPE_CODES, direct, raise_status, register
 from .pack_weight import PackedWeight, check_packed, unpack_bytes
-from .qchannels import Settings, check_channels, quantization, table_of, unpack_channels, zero_points
+from .qchannels import Settings, check_channels, quantization, unpack_channels
 
 OP = "qgemm"
 Tensor = torch.Tensor
@@ -82,7 +82,7 @@ def prepare_qgemm(
         residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
         out_zero_point=out_zero_point, a_bits=a_bits, out_bits=out_bits,
     )  # fmt: skip
-    return QGemm(weight, *settled, table_of(OP, table, out_dtype), backend, a_scale is None)
+    return QGemm(weight, *settled, qchecks.table(OP, table, out_dtype), backend, a_scale is None)
 
 
 def qgemm(
@@ -150,9 +150,9 @@ def qgemm_accumulate(a: Tensor, weight: PackedWeight, a_zero_point: Any, *, back
     z = torch.as_tensor(a_zero_point)
     rows = z.ndim == 1 and z.numel() != 1
     if rows:
-        z = zero_points(f"{OP}_accumulate", "a_zero_point", z, a.shape[0])
+        z = qchecks.zero_points(f"{OP}_accumulate", "a_zero_point", z, a.shape[0])
     else:
-        z = zero_points(f"{OP}_accumulate", "a_zero_point", z, weight.depth)[None, :]
+        z = qchecks.zero_points(f"{OP}_accumulate", "a_zero_point", z, weight.depth)[None, :]
     most = reference.largest_sum(weight.unpack(), z[:, None] if rows else z, 8)
     if most >= reference.OVERFLOW:
         raise ValueError(f"{OP}_accumulate: a_zero_point: expected sums below 2^31, got up to {most} with K = {weight.depth}")
@@ -237,12 +237,6 @@ def _check_row_zero_points(op: str, weight: Tensor, zero_point: Tensor, columns:
 
 
 # --- backends ---
-
-
-def _cpu_refuse(a: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    return None if a.is_cpu else f"a is on {a.device}"
 
 
 def _cpu_forward(
@@ -348,11 +342,13 @@ def _reference_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns
     return reference.qgemm_accumulate(a, unpack_bytes(weight, columns, depth, bits), z)
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), reference=Implementation(_reference_forward))
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
 choose_accumulate = Choice(
-    f"{OP}_accumulate", cpu=Implementation(_cpu_accumulate, refuse=_cpu_refuse), reference=Implementation(_reference_accumulate)
+    f"{OP}_accumulate", cpu=Implementation(_cpu_accumulate, refuse=refuse_off_cpu), reference=Implementation(_reference_accumulate)
 )
-choose_collect = Choice(f"{OP}_collect", cpu=Implementation(_cpu_collect, refuse=_cpu_refuse), reference=Implementation(_reference_collect))
+choose_collect = Choice(
+    f"{OP}_collect", cpu=Implementation(_cpu_collect, refuse=refuse_off_cpu), reference=Implementation(_reference_collect)
+)
 
 
 # --- registration ---

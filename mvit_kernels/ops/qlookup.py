@@ -7,9 +7,8 @@ import torch
 from mvit_kernels import reference
 
 from . import checks
-from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import direct, raise_status, register
-from .qvalues import dense_bytes, empty_like_dense, in_format_of
+from .backend import Choice, Implementation, native, refuse_off_cpu
+from .library import dense_in_own_format, direct, empty_in_own_format, in_format_of, raise_status, register
 
 OP = "qlookup"
 Tensor = torch.Tensor
@@ -44,15 +43,9 @@ def _check(x: Tensor, table: Tensor) -> None:
 # --- backends ---
 
 
-def _cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    return None if x.is_cpu else f"x is on {x.device}"
-
-
 def _cpu_forward(x: Tensor, table: Tensor) -> Tensor:
-    y = empty_like_dense(x, torch.uint8)
-    x, _ = dense_bytes(x)
+    y = empty_in_own_format(x, torch.uint8)
+    x, _ = dense_in_own_format(x)
     table = table.contiguous()
     status = native.qlookup(x.numel(), table.data_ptr(), x.data_ptr(), y.data_ptr(), torch.get_num_threads())
     if status:
@@ -64,7 +57,7 @@ def _reference_forward(x: Tensor, table: Tensor) -> Tensor:
     return in_format_of(x, reference.qlookup(x, table))
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), reference=Implementation(_reference_forward))
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
 
 
 # --- registration ---
@@ -77,7 +70,7 @@ def _forward(x: Tensor, table: Tensor, *, backend: str | None = None) -> Tensor:
 
 def _forward_fake(x: Tensor, table: Tensor, *, backend: str | None = None) -> Tensor:
     _check(x, table)
-    return empty_like_dense(x, torch.uint8)
+    return empty_in_own_format(x, torch.uint8)
 
 
 _op = register(OP, "(Tensor x, Tensor table, *, str? backend=None) -> Tensor", _forward, _forward_fake)

@@ -9,12 +9,10 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from . import checks, qchecks
+from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import direct, raise_status, register
-from .qchannels import bit_count
-from .qscalars import scale_of, zero_point_of
 
 OP = "qnorm"
 Tensor = torch.Tensor
@@ -69,11 +67,11 @@ def norm_of(op: str, scale: Any, out_scale: Any, out_zero_point: Any, eps: float
     if not isinstance(eps, (int, float)) or not 0 < eps < math.inf:
         raise ValueError(f"{op}: eps: expected a positive finite number, got {eps!r}")
     return Norm(
-        scale_of(op, "scale", scale),
-        scale_of(op, f"{prefix}_scale", out_scale),
-        zero_point_of(op, f"{prefix}_zero_point", out_zero_point),
+        qchecks.scale(op, "scale", scale),
+        qchecks.scale(op, f"{prefix}_scale", out_scale),
+        qchecks.zero_point(op, f"{prefix}_zero_point", out_zero_point, near=True),
         float(eps),
-        bit_count(op, "bits" if prefix == "out" else f"{prefix}_bits", bits),
+        qchecks.bits(op, "bits" if prefix == "out" else f"{prefix}_bits", bits),
     )
 
 
@@ -93,12 +91,6 @@ def check_stream(op: str, x: Tensor, sums: Optional) -> None:
 # --- backends ---
 
 
-def cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    return None if x.is_cpu else f"x is on {x.device}"
-
-
 def _cpu_forward(
     x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int
 ) -> Tensor:  # fmt: skip
@@ -116,7 +108,7 @@ def _cpu_forward(
     return y
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=cpu_refuse), reference=Implementation(reference.qnorm))
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(reference.qnorm))
 
 
 # --- registration ---
@@ -126,7 +118,7 @@ def _forward(
     x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, *, backend: str | None = None
 ) -> Tensor:
     check_stream(OP, x, sums)
-    bit_count(OP, "bits", bits)
+    qchecks.bits(OP, "bits", bits)
     return choose(backend, x).forward(x, sums, scale, out_scale, out_zero_point, eps, bits)
 
 
@@ -134,7 +126,7 @@ def _forward_fake(
     x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, *, backend: str | None = None
 ) -> Tensor:
     check_stream(OP, x, sums)
-    bit_count(OP, "bits", bits)
+    qchecks.bits(OP, "bits", bits)
     return x.new_empty(x.shape, dtype=torch.uint8)
 
 

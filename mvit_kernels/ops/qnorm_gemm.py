@@ -8,14 +8,14 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
-from .backend import Choice, Implementation, native
+from . import checks, qchecks
+from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import QTYPE_CODES, direct, raise_status, register
 from .pack_weight import PackedWeight, check_packed, unpack_bytes
-from .qchannels import Settings, bit_count, check_channels, quantization, table_of, unpack_channels
+from .qchannels import Settings, check_channels, quantization, unpack_channels
 from .qgemm import activation_code
-from .qnorm import Norm, check_stream, cpu_refuse, norm_of
+from .qnorm import Norm, check_stream, norm_of
 
 OP = "qnorm_gemm"
 Tensor = torch.Tensor
@@ -51,7 +51,7 @@ def prepare_qnorm_gemm(
         residual_scale=None, residual_zero_point=None, out_dtype=out_dtype, out_scale=out_scale, out_zero_point=out_zero_point,
         a_bits=a_bits, out_bits=out_bits,
     )  # fmt: skip
-    return QNormGemm(norm, weight, *settled, table_of(OP, table, out_dtype), backend)
+    return QNormGemm(norm, weight, *settled, qchecks.table(OP, table, out_dtype), backend)
 
 
 def qnorm_gemm(
@@ -87,7 +87,7 @@ def _check_prepared(
     x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, scale: float, a_scale: float, a_zero_point: int,
     eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, *_: object, **__: object,
 ) -> None:  # fmt: skip
-    bit_count(OP, "a_bits", a_bits)
+    qchecks.bits(OP, "a_bits", a_bits)
     check_packed(OP, weight, columns, depth, bits, x.device)
     check_channels(OP, channels, table, columns, out_dtype, activation, x.device)
 
@@ -132,7 +132,7 @@ def _reference_forward(
     )  # fmt: skip
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=cpu_refuse), reference=Implementation(_reference_forward))
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
 
 
 # --- registration ---

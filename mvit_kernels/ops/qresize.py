@@ -9,7 +9,7 @@ import torch
 from mvit_kernels import reference
 
 from . import checks
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import dense, direct, empty_in_format, raise_status, register
 
 OP = "qresize"
@@ -54,12 +54,6 @@ def _check(x: Tensor, output_size: Sequence[int]) -> tuple[int, int, int, int]:
 # --- backends ---
 
 
-def _cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    return None if x.is_cpu else f"x is on {x.device}"
-
-
 def _cpu_forward(x: Tensor, output_size: tuple[int, int], align_corners: bool) -> Tensor:
     x = dense(x, channels_last=True)
     y = empty_in_format(x, (x.shape[0], x.shape[1], *output_size), channels_last=True)
@@ -73,7 +67,7 @@ def _reference_forward(x: Tensor, output_size: tuple[int, int], align_corners: b
     return dense(reference.qresize(x, output_size, align_corners), channels_last=True)
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=_cpu_refuse), reference=Implementation(_reference_forward))
+choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
 
 
 # --- registration ---

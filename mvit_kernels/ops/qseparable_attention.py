@@ -9,11 +9,9 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from . import checks, qchecks
+from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import direct, raise_status, register
-from .qchannels import bit_count, whole
-from .qscalars import scale_of, zero_point_of
 
 CONTEXT, GATE = "qseparable_context", "qseparable_gate"
 Tensor = torch.Tensor
@@ -49,14 +47,18 @@ def qseparable_context(
     checks.all_tensors(CONTEXT, scores=scores, x=x, table=table)
     checks.pair(CONTEXT, "patch_size", patch_size)
     checks.backend(CONTEXT, backend)
-    if out_scale is None and (isinstance(out_zero_point, Tensor) or out_zero_point not in (None, 0)):
-        raise ValueError(f"{CONTEXT}: out_zero_point: expected None without an out_scale, got {out_zero_point!r}")
     to, zero_point = None, 0
-    if out_scale is not None:
-        to, zero_point = scale_of(CONTEXT, "out_scale", out_scale), zero_point_of(CONTEXT, "out_zero_point", out_zero_point)
+    if out_scale is None:
+        if isinstance(out_zero_point, Tensor) or out_zero_point not in (None, 0):
+            raise ValueError(f"{CONTEXT}: out_zero_point: expected None without an out_scale, got {out_zero_point!r}")
+    else:
+        if out_zero_point is None:
+            raise ValueError(f"{CONTEXT}: out_zero_point: expected an integer with an out_scale, got None")
+        to = qchecks.scale(CONTEXT, "out_scale", out_scale)
+        zero_point = qchecks.zero_point(CONTEXT, "out_zero_point", out_zero_point, near=True)
     return _context_call(
-        scores, x, table, patch_size, scale_of(CONTEXT, "x_scale", x_scale), whole(CONTEXT, "x_zero_point", x_zero_point), to,
-        zero_point, bit_count(CONTEXT, "out_bits", out_bits), backend=backend,
+        scores, x, table, patch_size, qchecks.scale(CONTEXT, "x_scale", x_scale), qchecks.zero_point(CONTEXT, "x_zero_point", x_zero_point),
+        to, zero_point, qchecks.bits(CONTEXT, "out_bits", out_bits), backend=backend,
     )  # fmt: skip
 
 
@@ -82,12 +84,12 @@ def qseparable_gate(
     checks.all_tensors(GATE, v=v, context=context)
     checks.pair(GATE, "patch_size", patch_size)
     checks.backend(GATE, backend)
-    v_scale, out_scale = scale_of(GATE, "v_scale", v_scale), scale_of(GATE, "out_scale", out_scale)
+    v_scale, out_scale = qchecks.scale(GATE, "v_scale", v_scale), qchecks.scale(GATE, "out_scale", out_scale)
     if not SMALLEST <= v_scale / out_scale <= LARGEST:
         raise ValueError(f"{GATE}: out_scale: expected v_scale / out_scale between 2^-64 and 2^64, got {v_scale / out_scale:g}")
     return _gate_call(
-        v, context, patch_size, v_scale, zero_point_of(GATE, "v_zero_point", v_zero_point), out_scale,
-        zero_point_of(GATE, "out_zero_point", out_zero_point), bit_count(GATE, "out_bits", out_bits), backend=backend,
+        v, context, patch_size, v_scale, qchecks.zero_point(GATE, "v_zero_point", v_zero_point, near=True), out_scale,
+        qchecks.zero_point(GATE, "out_zero_point", out_zero_point, near=True), qchecks.bits(GATE, "out_bits", out_bits), backend=backend,
     )  # fmt: skip
 
 
@@ -138,12 +140,6 @@ def _on_device(op: str, x: Tensor, **tensors: Tensor) -> None:
 # --- backends ---
 
 
-def _cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    return None if x.is_cpu else f"x is on {x.device}"
-
-
 def _walkable(x: Tensor) -> Tensor:
     """x (B, H, W, d) itself where the channels of a pixel stand side by side, else a copy."""
     return x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()
@@ -189,8 +185,8 @@ def _reference_context(scores: Tensor, x: Tensor, table: Tensor, *settings: Any)
     return reference.qseparable_context(scores, x, table, *settings)
 
 
-choose_context = Choice(CONTEXT, cpu=Implementation(_cpu_context, refuse=_cpu_refuse), reference=Implementation(_reference_context))
-choose_gate = Choice(GATE, cpu=Implementation(_cpu_gate, refuse=_cpu_refuse), reference=Implementation(reference.qseparable_gate))
+choose_context = Choice(CONTEXT, cpu=Implementation(_cpu_context, refuse=refuse_off_cpu), reference=Implementation(_reference_context))
+choose_gate = Choice(GATE, cpu=Implementation(_cpu_gate, refuse=refuse_off_cpu), reference=Implementation(reference.qseparable_gate))
 
 
 # --- registration ---
@@ -201,7 +197,7 @@ def _context(
     out_zero_point: int, out_bits: int, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     patch = _check_context(scores, x, table, patch_size)
-    bit_count(CONTEXT, "out_bits", out_bits)
+    qchecks.bits(CONTEXT, "out_bits", out_bits)
     forward = choose_context(backend, x).forward
     return forward(scores, x, table, patch, x_scale, x_zero_point, out_scale, out_zero_point, out_bits)
 
@@ -211,7 +207,7 @@ def _context_fake(
     out_zero_point: int, out_bits: int, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     patch = _check_context(scores, x, table, patch_size)
-    bit_count(CONTEXT, "out_bits", out_bits)
+    qchecks.bits(CONTEXT, "out_bits", out_bits)
     return x.new_empty(x.shape[0], patch[0] * patch[1], x.shape[3], dtype=torch.float32 if out_scale is None else torch.uint8)
 
 
@@ -220,7 +216,7 @@ def _gate(
     out_bits: int, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     patch = _check_gate(v, context, patch_size)
-    bit_count(GATE, "out_bits", out_bits)
+    qchecks.bits(GATE, "out_bits", out_bits)
     return choose_gate(backend, v).forward(v, context, patch, v_scale, v_zero_point, out_scale, out_zero_point, out_bits)
 
 

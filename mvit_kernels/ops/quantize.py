@@ -9,12 +9,10 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from . import checks, qchecks
+from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
-from .library import FLOAT_CODES, direct, raise_status, register
-from .qchannels import bit_count
-from .qvalues import LARGEST, SMALLEST, dense_bytes, empty_like_dense, in_format_of, one_scale, one_zero_point
+from .library import FLOAT_CODES, dense_in_own_format, direct, empty_in_own_format, in_format_of, raise_status, register
 
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -41,9 +39,9 @@ def quantize(x: Tensor, scale: Any, zero_point: Any, *, bits: int = 8, axis: int
     op = "quantize"
     checks.is_tensor(op, "x", x)
     scales, scale = _split_scale(op, scale)
-    zero_points, zero_point = _split_zero_point(op, zero_point, output=True)
+    zero_points, zero_point = _split_zero_point(op, zero_point, near=True)
     checks.backend(op, backend)
-    return _quantize_call(x, scales, zero_points, scale, zero_point, _axis(op, x, axis), bit_count(op, "bits", bits), backend=backend)
+    return _quantize_call(x, scales, zero_points, scale, zero_point, _axis(op, x, axis), qchecks.bits(op, "bits", bits), backend=backend)
 
 
 def dequantize(
@@ -59,7 +57,7 @@ def dequantize(
     op = "dequantize"
     checks.is_tensor(op, "q", q)
     scales, scale = _split_scale(op, scale)
-    zero_points, zero_point = _split_zero_point(op, zero_point, output=False)
+    zero_points, zero_point = _split_zero_point(op, zero_point, near=False)
     checks.backend(op, backend)
     return _dequantize_call(q, scales, zero_points, scale, zero_point, _axis(op, q, axis), dtype, backend=backend)
 
@@ -82,7 +80,7 @@ def quantize_rows(x: Tensor, *, bits: int = 8, backend: str | None = None) -> re
     op = "quantize_rows"
     checks.is_tensor(op, "x", x)
     checks.backend(op, backend)
-    return reference.Rows(*_rows_call(x, bit_count(op, "bits", bits), backend=backend))
+    return reference.Rows(*_rows_call(x, qchecks.bits(op, "bits", bits), backend=backend))
 
 
 # --- arguments ---
@@ -90,11 +88,11 @@ def quantize_rows(x: Tensor, *, bits: int = 8, backend: str | None = None) -> re
 
 def _split_scale(op: str, scale: Any) -> tuple[Optional, Any]:
     """(a tensor, or None for one number; the number): what is in a tensor can only be looked at when the op runs."""
-    return (scale, 1.0) if isinstance(scale, Tensor) else (None, one_scale(op, "scale", scale))
+    return (scale, 1.0) if isinstance(scale, Tensor) else (None, qchecks.scale(op, "scale", scale))
 
 
-def _split_zero_point(op: str, zero_point: Any, output: bool) -> tuple[Optional, Any]:
-    return (zero_point, 0) if isinstance(zero_point, Tensor) else (None, one_zero_point(op, "zero_point", zero_point, output))
+def _split_zero_point(op: str, zero_point: Any, near: bool) -> tuple[Optional, Any]:
+    return (zero_point, 0) if isinstance(zero_point, Tensor) else (None, qchecks.zero_point(op, "zero_point", zero_point, near))
 
 
 def _axis(op: str, x: Tensor, axis: int | None) -> int:
@@ -129,28 +127,20 @@ def _check_float(op: str, dtype: torch.dtype) -> None:
         raise TypeError(f"{op}: dtype: expected float32, bfloat16 or float16, got {dtype}")
 
 
-def _check_values(op: str, scales: Optional, zero_points: Optional, output: bool) -> tuple[Optional, Optional]:
+def _check_values(op: str, scales: Optional, zero_points: Optional, near: bool) -> tuple[Optional, Optional]:
     """The tensors as float32 and int32, after a look at what is in them."""
     if scales is not None and scales.numel():
         scales = scales.detach().to(torch.float32).contiguous()
-        least, most = map(float, torch.aminmax(scales))
-        if not (least >= SMALLEST and most <= LARGEST):  # false of NaN too
-            raise ValueError(f"{op}: scale: expected positive finite values between 2^-126 and 2^126, got {least:g} to {most:g}")
+        qchecks.in_range(op, "scale", scales)
     if zero_points is not None and zero_points.numel():
         low, high = map(int, torch.aminmax(zero_points))
-        one_zero_point(op, "zero_point", low, output)
-        one_zero_point(op, "zero_point", high, output)
+        qchecks.zero_point(op, "zero_point", low, near)
+        qchecks.zero_point(op, "zero_point", high, near)
         zero_points = zero_points.to(torch.int32).contiguous()
     return scales, zero_points
 
 
 # --- backends ---
-
-
-def _cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    return None if x.is_cpu else f"the tensor is on {x.device}"
 
 
 def _span(x: Tensor, axis: int, channels_last: bool) -> tuple[int, int, int]:
@@ -189,8 +179,8 @@ def _run(
 def _cpu_quantize(
     x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int
 ) -> Tensor:  # fmt: skip
-    y = empty_like_dense(x, torch.uint8)
-    x, channels_last = dense_bytes(x)
+    y = empty_in_own_format(x, torch.uint8)
+    x, channels_last = dense_in_own_format(x)
     code = FLOAT_CODES[x.dtype]
     return _run("quantize", native.quantize, x, y, code, scales, zero_points, scale, zero_point, axis, bits, channels_last)
 
@@ -198,8 +188,8 @@ def _cpu_quantize(
 def _cpu_dequantize(
     q: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, dtype: torch.dtype
 ) -> Tensor:  # fmt: skip
-    y = empty_like_dense(q, dtype)
-    q, channels_last = dense_bytes(q)
+    y = empty_in_own_format(q, dtype)
+    q, channels_last = dense_in_own_format(q)
     return _run("dequantize", native.dequantize, q, y, FLOAT_CODES[dtype], scales, zero_points, scale, zero_point, axis, 8, channels_last)
 
 
@@ -245,11 +235,13 @@ def _reference_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     return q.contiguous(), scale, zero_point
 
 
-choose_quantize = Choice("quantize", cpu=Implementation(_cpu_quantize, refuse=_cpu_refuse), reference=Implementation(_reference_quantize))
-choose_dequantize = Choice(
-    "dequantize", cpu=Implementation(_cpu_dequantize, refuse=_cpu_refuse), reference=Implementation(_reference_dequantize)
+choose_quantize = Choice(
+    "quantize", cpu=Implementation(_cpu_quantize, refuse=refuse_off_cpu), reference=Implementation(_reference_quantize)
 )
-choose_rows = Choice("quantize_rows", cpu=Implementation(_cpu_rows, refuse=_cpu_refuse), reference=Implementation(_reference_rows))
+choose_dequantize = Choice(
+    "dequantize", cpu=Implementation(_cpu_dequantize, refuse=refuse_off_cpu), reference=Implementation(_reference_dequantize)
+)
+choose_rows = Choice("quantize_rows", cpu=Implementation(_cpu_rows, refuse=refuse_off_cpu), reference=Implementation(_reference_rows))
 
 
 # --- registration ---
@@ -259,8 +251,8 @@ def _quantize(
     x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int, *, backend: str | None = None
 ) -> Tensor:
     _check("quantize", x, "x", FLOATS, scales, zero_points, axis)
-    bit_count("quantize", "bits", bits)
-    scales, zero_points = _check_values("quantize", scales, zero_points, output=True)
+    qchecks.bits("quantize", "bits", bits)
+    scales, zero_points = _check_values("quantize", scales, zero_points, near=True)
     return choose_quantize(backend, x).forward(x, scales, zero_points, scale, zero_point, axis, bits)
 
 
@@ -268,8 +260,8 @@ def _quantize_fake(
     x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int, *, backend: str | None = None
 ) -> Tensor:
     _check("quantize", x, "x", FLOATS, scales, zero_points, axis)
-    bit_count("quantize", "bits", bits)
-    return empty_like_dense(x, torch.uint8)
+    qchecks.bits("quantize", "bits", bits)
+    return empty_in_own_format(x, torch.uint8)
 
 
 def _dequantize(
@@ -278,7 +270,7 @@ def _dequantize(
 ) -> Tensor:  # fmt: skip
     _check("dequantize", q, "q", (torch.uint8,), scales, zero_points, axis)
     _check_float("dequantize", dtype)
-    scales, zero_points = _check_values("dequantize", scales, zero_points, output=False)
+    scales, zero_points = _check_values("dequantize", scales, zero_points, near=False)
     return choose_dequantize(backend, q).forward(q, scales, zero_points, scale, zero_point, axis, dtype)
 
 
@@ -288,18 +280,18 @@ def _dequantize_fake(
 ) -> Tensor:  # fmt: skip
     _check("dequantize", q, "q", (torch.uint8,), scales, zero_points, axis)
     _check_float("dequantize", dtype)
-    return empty_like_dense(q, dtype)
+    return empty_in_own_format(q, dtype)
 
 
 def _rows(x: Tensor, bits: int, *, backend: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
     checks.tensor("quantize_rows", "x", x, 2, FLOATS)
-    bit_count("quantize_rows", "bits", bits)
+    qchecks.bits("quantize_rows", "bits", bits)
     return choose_rows(backend, x).forward(x, bits)
 
 
 def _rows_fake(x: Tensor, bits: int, *, backend: str | None = None) -> tuple[Tensor, ...]:
     checks.tensor("quantize_rows", "x", x, 2, FLOATS)
-    bit_count("quantize_rows", "bits", bits)
+    qchecks.bits("quantize_rows", "bits", bits)
     return tuple(x.new_empty(size, dtype=dtype) for size, dtype in _rows_results(*x.shape))
 
 

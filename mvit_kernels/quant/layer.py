@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mvit_kernels.ops.pack_weight import MOST
-from mvit_kernels.ops.qchannels import scales, zero_points
+from mvit_kernels.ops.qchecks import scales, zero_points
 from mvit_kernels.reference.int6 import pack_int6, unpack_int6
 
 Tensor = torch.Tensor

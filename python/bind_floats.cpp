@@ -1,0 +1,263 @@
+// The ops on floats, and patches of elements of any kind.
+#include "bind.h"
+#include "cpu/ops/conv2d.h"
+#include "cpu/ops/depthwise_conv2d.h"
+#include "cpu/ops/feed_forward.h"
+#include "cpu/ops/gemm.h"
+#include "cpu/ops/group_norm.h"
+#include "cpu/ops/inverted_residual.h"
+#include "cpu/ops/layer_norm.h"
+#include "cpu/ops/patch_attention.h"
+#include "cpu/ops/patches.h"
+#include "cpu/ops/separable_attention.h"
+#include "cpu/ops/separable_attention_block.h"
+
+namespace py = pybind11;
+using namespace mvit;
+
+namespace {
+
+Tensor4 tensor4(uintptr_t address, const Sizes& stride) { return {pointer(address), {stride[0], stride[1], stride[2], stride[3]}}; }
+
+SeparableAttentionProblem problem(int dtype, const Sizes& size, std::array<int64_t, 2> patch) {
+    return {static_cast<DType>(dtype), size[0], (size[1] - 1) / 2, {size[2], size[3]}, patch[0], patch[1], {}, {}, {}};
+}
+
+int attention(int dtype, const Sizes& qkv_size, std::array<int64_t, 2> patch, uintptr_t qkv, const Sizes& qkv_stride, uintptr_t y,
+              const Sizes& y_stride, int threads) {
+    SeparableAttentionProblem p = problem(dtype, qkv_size, patch);
+    p.qkv = tensor4(qkv, qkv_stride);
+    p.y = tensor4(y, y_stride);
+    py::gil_scoped_release release;
+    return static_cast<int>(separable_attention(p, threads));
+}
+
+int attention_backward(int dtype, const Sizes& qkv_size, std::array<int64_t, 2> patch, uintptr_t qkv, const Sizes& qkv_stride, uintptr_t dy,
+                       const Sizes& dy_stride, uintptr_t dqkv, const Sizes& dqkv_stride, int threads) {
+    SeparableAttentionProblem p = problem(dtype, qkv_size, patch);
+    p.qkv = tensor4(qkv, qkv_stride);
+    p.y = tensor4(dy, dy_stride);
+    p.dqkv = tensor4(dqkv, dqkv_stride);
+    py::gil_scoped_release release;
+    return static_cast<int>(separable_attention_backward(p, threads));
+}
+
+template <Status (*function)(const PatchesProblem&, int)>
+int patches(int element_size, const Sizes& map_size, std::array<int64_t, 2> patch, bool channels_last, uintptr_t from, uintptr_t to,
+            int threads) {
+    const PatchesProblem p{element_size, map_size[0], map_size[1],   map_size[2],   map_size[3],
+                           patch[0],     patch[1],    channels_last, pointer(from), pointer(to)};
+    py::gil_scoped_release release;
+    return static_cast<int>(function(p, threads));
+}
+
+int group_normalize(int dtype, bool channels_last, const Sizes& size, uintptr_t x, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
+                    int threads) {
+    GroupNormProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.channels_last = channels_last;
+    p.batch = size[0], p.channels = size[1], p.positions = size[2] * size[3];
+    p.eps = eps;
+    p.weight = floats(weight), p.bias = floats(bias);
+    p.x = pointer(x), p.y = pointer(y);
+    py::gil_scoped_release release;
+    return static_cast<int>(group_norm(p, threads));
+}
+
+int group_normalize_backward(int dtype, bool channels_last, const Sizes& size, uintptr_t dy, uintptr_t x, uintptr_t weight, float eps,
+                             uintptr_t dx, uintptr_t dweight, uintptr_t dbias, int threads) {
+    GroupNormProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.channels_last = channels_last;
+    p.batch = size[0], p.channels = size[1], p.positions = size[2] * size[3];
+    p.eps = eps;
+    p.weight = floats(weight);
+    p.x = pointer(x), p.dy = pointer(dy), p.dx = pointer(dx);
+    p.dweight = static_cast<float*>(pointer(dweight)), p.dbias = static_cast<float*>(pointer(dbias));
+    py::gil_scoped_release release;
+    return static_cast<int>(group_norm_backward(p, threads));
+}
+
+int product(int dtype, int64_t groups, int64_t rows, int64_t depth, int64_t columns, uintptr_t a, int64_t a_stride, uintptr_t second,
+            int64_t second_depth, int64_t second_stride, uintptr_t weight, uintptr_t bias, uintptr_t moments, bool layer_norm, float eps,
+            int activation, uintptr_t residual, int64_t residual_stride, uintptr_t y, int64_t y_stride, uintptr_t collected, int threads) {
+    GemmProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.groups = groups, p.rows = rows, p.depth = depth, p.columns = columns;
+    p.a = pointer(a), p.a_stride = a_stride;
+    p.second = pointer(second), p.second_depth = second_depth, p.second_stride = second_stride;
+    p.weight = floats(weight), p.bias = floats(bias);
+    p.moments = static_cast<const Moments*>(pointer(moments)), p.layer_norm = layer_norm, p.eps = eps;
+    p.activation = static_cast<Activation>(activation);
+    p.residual = pointer(residual), p.residual_stride = residual_stride;
+    p.y = pointer(y), p.y_stride = y_stride;
+    p.collected = static_cast<Moments*>(pointer(collected));
+    py::gil_scoped_release release;
+    return static_cast<int>(gemm(p, threads));
+}
+
+int mlp(int dtype, int64_t groups, int64_t rows, int64_t dim, int64_t hidden, uintptr_t weight1, uintptr_t bias1, uintptr_t weight2,
+        uintptr_t bias2, bool layer_norm, uintptr_t moments, float eps, int activation, uintptr_t x, uintptr_t y, uintptr_t collected,
+        int threads) {
+    FeedForwardProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.groups = groups, p.rows = rows, p.dim = dim, p.hidden = hidden;
+    p.weight1 = floats(weight1), p.bias1 = floats(bias1), p.weight2 = floats(weight2), p.bias2 = floats(bias2);
+    p.layer_norm = layer_norm, p.moments = static_cast<const Moments*>(pointer(moments)), p.eps = eps;
+    p.activation = static_cast<Activation>(activation);
+    p.x = pointer(x), p.y = pointer(y);
+    p.collected = static_cast<Moments*>(pointer(collected));
+    py::gil_scoped_release release;
+    return static_cast<int>(feed_forward(p, threads));
+}
+
+int attention_block(int dtype, const Sizes& size, std::array<int64_t, 2> patch, uintptr_t query, uintptr_t key_weight, uintptr_t key_bias,
+                    uintptr_t value_weight, uintptr_t value_bias, uintptr_t out_weight, uintptr_t out_bias, uintptr_t moments, float eps,
+                    uintptr_t x, uintptr_t y, uintptr_t collected, int threads) {
+    SeparableAttentionBlockProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.batch = size[0], p.dim = size[1], p.height = size[2], p.width = size[3];
+    p.patch_h = patch[0], p.patch_w = patch[1];
+    p.query = floats(query);
+    p.key_weight = floats(key_weight), p.key_bias = floats(key_bias);
+    p.value_weight = floats(value_weight), p.value_bias = floats(value_bias);
+    p.out_weight = floats(out_weight), p.out_bias = floats(out_bias);
+    p.moments = static_cast<const Moments*>(pointer(moments)), p.eps = eps;
+    p.x = pointer(x), p.y = pointer(y);
+    p.collected = static_cast<Moments*>(pointer(collected));
+    py::gil_scoped_release release;
+    return static_cast<int>(separable_attention_block(p, threads));
+}
+
+int residual_block(int dtype, const Sizes& size, int64_t hidden, int64_t columns, int stride, uintptr_t expand_weight,
+                   uintptr_t expand_bias, uintptr_t depthwise_weight, uintptr_t depthwise_bias, uintptr_t reduce_weight,
+                   uintptr_t reduce_bias, int activation, bool residual, uintptr_t x, uintptr_t y, uintptr_t collected, int threads) {
+    InvertedResidualProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.batch = size[0], p.channels = size[1], p.height = size[2], p.width = size[3];
+    p.hidden = hidden, p.columns = columns, p.stride = stride;
+    p.expand_weight = floats(expand_weight), p.expand_bias = floats(expand_bias);
+    p.depthwise_weight = floats(depthwise_weight), p.depthwise_bias = floats(depthwise_bias);
+    p.reduce_weight = floats(reduce_weight), p.reduce_bias = floats(reduce_bias);
+    p.activation = static_cast<Activation>(activation), p.residual = residual;
+    p.x = pointer(x), p.y = pointer(y);
+    p.collected = static_cast<Moments*>(pointer(collected));
+    py::gil_scoped_release release;
+    return static_cast<int>(inverted_residual(p, threads));
+}
+
+InputMap input_map(uintptr_t address, int64_t channels, const Sizes& stride) {
+    return {pointer(address), channels, stride[0], stride[1], stride[2], stride[3]};
+}
+
+// Sizes are (B, C, H, W), of x; strides likewise.
+int convolution(int dtype, const Sizes& size, int64_t columns, int64_t kernel, int64_t stride, int method, uintptr_t x,
+                const Sizes& x_stride, uintptr_t second, int64_t second_channels, const Sizes& second_stride, uintptr_t weight,
+                uintptr_t bias, int activation, uintptr_t residual, uintptr_t y, int threads) {
+    Conv2dProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.batch = size[0], p.height = size[2], p.width = size[3];
+    p.columns = columns, p.kernel = kernel, p.stride = stride;
+    p.method = static_cast<Conv2dMethod>(method);
+    p.x = input_map(x, size[1], x_stride);
+    p.second = input_map(second, second_channels, second_stride);
+    p.weight = floats(weight), p.bias = floats(bias);
+    p.activation = static_cast<Activation>(activation);
+    p.residual = pointer(residual), p.y = pointer(y);
+    py::gil_scoped_release release;
+    return static_cast<int>(conv2d(p, threads));
+}
+
+int depthwise_convolution(int dtype, const Sizes& size, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t weight,
+                          int64_t weight_stride, uintptr_t bias, int activation, uintptr_t y, int threads) {
+    DepthwiseConv2dProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.batch = size[0], p.channels = size[1], p.height = size[2], p.width = size[3];
+    p.stride = stride;
+    p.x = pointer(x);
+    p.image_stride = x_stride[0], p.row_stride = x_stride[2], p.pixel_stride = x_stride[3];
+    p.weight = floats(weight), p.weight_stride = weight_stride, p.bias = floats(bias);
+    p.activation = static_cast<Activation>(activation);
+    p.y = pointer(y);
+    py::gil_scoped_release release;
+    return static_cast<int>(depthwise_conv2d(p, threads));
+}
+
+PatchAttentionProblem problem(int dtype, const Sizes& size, int64_t heads, std::array<int64_t, 2> patch, float scale) {
+    PatchAttentionProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.batch = size[0], p.dim = size[1] / 3, p.heads = heads;
+    p.height = size[2], p.width = size[3], p.patch_h = patch[0], p.patch_w = patch[1];
+    p.scale = scale;
+    return p;
+}
+
+void leave_out_channels(const Sizes& stride, int64_t (&to)[3]) { to[0] = stride[0], to[1] = stride[2], to[2] = stride[3]; }
+
+int softmax_attention(int dtype, const Sizes& qkv_size, int64_t heads, std::array<int64_t, 2> patch, float scale, uintptr_t qkv,
+                      const Sizes& qkv_stride, uintptr_t y, const Sizes& y_stride, int threads) {
+    PatchAttentionProblem p = problem(dtype, qkv_size, heads, patch, scale);
+    p.qkv = pointer(qkv), p.y = pointer(y);
+    leave_out_channels(qkv_stride, p.qkv_stride);
+    leave_out_channels(y_stride, p.y_stride);
+    py::gil_scoped_release release;
+    return static_cast<int>(patch_attention(p, threads));
+}
+
+int softmax_attention_backward(int dtype, const Sizes& qkv_size, int64_t heads, std::array<int64_t, 2> patch, float scale, uintptr_t qkv,
+                               const Sizes& qkv_stride, uintptr_t dy, const Sizes& dy_stride, uintptr_t dqkv, const Sizes& dqkv_stride,
+                               int threads) {
+    PatchAttentionProblem p = problem(dtype, qkv_size, heads, patch, scale);
+    p.qkv = pointer(qkv), p.y = pointer(dy), p.dqkv = pointer(dqkv);
+    leave_out_channels(qkv_stride, p.qkv_stride);
+    leave_out_channels(dy_stride, p.y_stride);
+    leave_out_channels(dqkv_stride, p.dqkv_stride);
+    py::gil_scoped_release release;
+    return static_cast<int>(patch_attention_backward(p, threads));
+}
+
+int layer_normalize(int dtype, int64_t rows, int64_t channels, uintptr_t x, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
+                    int threads) {
+    LayerNormProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.rows = rows, p.channels = channels;
+    p.eps = eps;
+    p.weight = floats(weight), p.bias = floats(bias);
+    p.x = pointer(x), p.y = pointer(y);
+    py::gil_scoped_release release;
+    return static_cast<int>(layer_norm(p, threads));
+}
+
+int layer_normalize_backward(int dtype, int64_t rows, int64_t channels, uintptr_t dy, uintptr_t x, uintptr_t weight, float eps,
+                             uintptr_t dx, uintptr_t dweight, uintptr_t dbias, int threads) {
+    LayerNormProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.rows = rows, p.channels = channels;
+    p.eps = eps;
+    p.weight = floats(weight);
+    p.x = pointer(x), p.dy = pointer(dy), p.dx = pointer(dx);
+    p.dweight = static_cast<float*>(pointer(dweight)), p.dbias = static_cast<float*>(pointer(dbias));
+    py::gil_scoped_release release;
+    return static_cast<int>(layer_norm_backward(p, threads));
+}
+
+}  // namespace
+
+void mvit::bind_floats(py::module_& m) {
+    m.def("separable_attention", attention);
+    m.def("separable_attention_backward", attention_backward);
+    m.def("separable_attention_block", attention_block);
+    m.def("conv2d", convolution);
+    m.def("depthwise_conv2d", depthwise_convolution);
+    m.def("inverted_residual", residual_block);
+    m.def("feed_forward", mlp);
+    m.def("gemm", product);
+    m.def("patch_attention", softmax_attention);
+    m.def("patch_attention_backward", softmax_attention_backward);
+    m.def("group_norm", group_normalize);
+    m.def("group_norm_backward", group_normalize_backward);
+    m.def("layer_norm", layer_normalize);
+    m.def("layer_norm_backward", layer_normalize_backward);
+    m.def("unfold_patches", patches<unfold_patches>);
+    m.def("fold_patches", patches<fold_patches>);
+}

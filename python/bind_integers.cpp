@@ -1,0 +1,266 @@
+// The ops on integers.
+#include "bind.h"
+#include "cpu/ops/qadd.h"
+#include "cpu/ops/qavg_pool.h"
+#include "cpu/ops/qconv2d.h"
+#include "cpu/ops/qdepthwise_conv2d.h"
+#include "cpu/ops/qgemm.h"
+#include "cpu/ops/qlookup.h"
+#include "cpu/ops/qnorm.h"
+#include "cpu/ops/qresize.h"
+#include "cpu/ops/qseparable_attention.h"
+#include "cpu/ops/quantize.h"
+
+namespace py = pybind11;
+using namespace mvit;
+
+namespace {
+
+const int32_t* ints(uintptr_t address) { return static_cast<const int32_t*>(pointer(address)); }
+const uint8_t* bytes(uintptr_t address) { return static_cast<const uint8_t*>(pointer(address)); }
+
+// channels: the rows of QChannels, `stride` values apart.
+QChannels channels_at(uintptr_t address, int64_t stride) {
+    const int32_t* row = ints(address);
+    const auto as_floats = [&](int i) { return reinterpret_cast<const float*>(row + i * stride); };
+    return {row, as_floats(1), as_floats(2), as_floats(3), as_floats(4), as_floats(5), row + 6 * stride};
+}
+
+QEpilogue epilogue(uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments, uintptr_t table,
+                   uintptr_t residual, int residual_type, int64_t residual_stride, float residual_scale, int32_t residual_zero_point,
+                   uintptr_t y, int64_t y_stride) {
+    QEpilogue e{};
+    e.channels = channels_at(channels, channels_stride);
+    e.type = static_cast<QType>(type), e.plain = plain;
+    e.activation = static_cast<QActivation>(activation), e.segments = floats(segments), e.table = bytes(table);
+    e.residual = pointer(residual), e.residual_type = static_cast<QType>(residual_type), e.residual_stride = residual_stride;
+    e.residual_scale = residual_scale, e.residual_zero_point = residual_zero_point;
+    e.y = pointer(y), e.y_stride = y_stride;
+    return e;
+}
+
+// What the caller believes a packed weight to be: columns, depth and bits. Its tensors have these sizes, the kernel those of the header.
+using Form = std::array<int64_t, 3>;
+
+bool read_weight(uintptr_t address, int64_t bytes, const Form& form, QWeight* weight) {
+    return read_qweight(pointer(address), bytes, weight) && Form{weight->columns, weight->depth, weight->bits} == form;
+}
+
+int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t weight, int64_t weight_bytes, const Form& form,
+                      uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments,
+                      uintptr_t table, uintptr_t residual, int residual_type, int64_t residual_stride, float residual_scale,
+                      int32_t residual_zero_point, uintptr_t row_scale, uintptr_t row_zero_point, uintptr_t y, int64_t y_stride,
+                      int threads) {
+    QGemmProblem p{};
+    p.rows = rows, p.a = bytes(a), p.a_stride = a_stride;
+    if (!read_weight(weight, weight_bytes, form, &p.weight)) return static_cast<int>(Status::bad_weight);
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, residual_stride,
+                          residual_scale, residual_zero_point, y, y_stride);
+    p.epilogue.row_scale = floats(row_scale), p.epilogue.row_zero_point = ints(row_zero_point), p.epilogue.column_sum = p.weight.sum;
+    py::gil_scoped_release release;
+    return static_cast<int>(qgemm(p, threads));
+}
+
+// The same of bytes to an int16 stream, whose sums are collected.
+int collected_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t weight, int64_t weight_bytes, const Form& form,
+                      uintptr_t channels, int64_t channels_stride, uintptr_t residual, int64_t residual_stride, uintptr_t y,
+                      int64_t y_stride, int64_t groups, uintptr_t collected, int threads) {
+    QGemmProblem p{};
+    p.rows = rows, p.a = bytes(a), p.a_stride = a_stride;
+    if (!read_weight(weight, weight_bytes, form, &p.weight)) return static_cast<int>(Status::bad_weight);
+    constexpr int i16 = static_cast<int>(QType::i16);
+    p.epilogue = epilogue(channels, channels_stride, i16, true, 0, 0, 0, residual, i16, residual_stride, 1.0f, 0, y, y_stride);
+    p.collected = static_cast<int64_t*>(pointer(collected)), p.groups = groups;
+    py::gil_scoped_release release;
+    return static_cast<int>(qgemm(p, threads));
+}
+
+// Sizes are (B, C, H, W), of x; strides likewise. A residual is as dense as y.
+int quantized_depthwise_convolution(const Sizes& size, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t blocks, bool narrow,
+                                    uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments,
+                                    uintptr_t table, uintptr_t residual, int residual_type, float residual_scale,
+                                    int32_t residual_zero_point, uintptr_t y, int threads) {
+    QDepthwiseConv2dProblem p{};
+    p.batch = size[0], p.channels = size[1], p.height = size[2], p.width = size[3];
+    p.stride = stride;
+    p.x = bytes(x);
+    p.image_stride = x_stride[0], p.row_stride = x_stride[2], p.pixel_stride = x_stride[3];
+    p.blocks = static_cast<const QDepthwiseBlock*>(pointer(blocks)), p.narrow = narrow;
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, p.channels,
+                          residual_scale, residual_zero_point, y, p.channels);
+    py::gil_scoped_release release;
+    return static_cast<int>(qdepthwise_conv2d(p, threads));
+}
+
+uint8_t* writable_bytes(uintptr_t address) { return static_cast<uint8_t*>(pointer(address)); }
+
+// span: elements before, of and after the axis of the channels. An address of scales or zero-points, or 0 and the one of all channels.
+template <Status (*function)(const QuantizeProblem&, int)>
+int quantization(int dtype, std::array<int64_t, 3> span, uintptr_t scales, float scale, uintptr_t zero_points, int32_t zero_point, int bits,
+                 uintptr_t from, uintptr_t to, int threads) {
+    QuantizeProblem p{};
+    p.dtype = static_cast<DType>(dtype), p.bits = bits;
+    p.outer = span[0], p.channels = span[1], p.inner = span[2];
+    p.scale_of_channel = scales != 0, p.scale = scales ? floats(scales) : &scale;
+    p.zero_point_of_channel = zero_points != 0, p.zero_point = zero_points ? ints(zero_points) : &zero_point;
+    p.from = pointer(from), p.to = pointer(to);
+    py::gil_scoped_release release;
+    return static_cast<int>(function(p, threads));
+}
+
+int quantization_of_rows(int dtype, int64_t rows, int64_t depth, int64_t x_stride, int bits, uintptr_t x, uintptr_t q, uintptr_t scale,
+                         uintptr_t zero_point, int threads) {
+    QuantizeRowsProblem p{};
+    p.dtype = static_cast<DType>(dtype), p.bits = bits;
+    p.rows = rows, p.depth = depth, p.x_stride = x_stride;
+    p.x = pointer(x), p.q = writable_bytes(q);
+    p.scale = static_cast<float*>(pointer(scale)), p.zero_point = static_cast<int32_t*>(pointer(zero_point));
+    py::gil_scoped_release release;
+    return static_cast<int>(quantize_rows(p, threads));
+}
+
+int quantized_sum(int64_t count, uintptr_t a, uintptr_t b, float a_scale, int32_t a_zero_point, float b_scale, int32_t b_zero_point,
+                  int activation, uintptr_t segments, float out_scale, int32_t out_zero_point, int out_bits, uintptr_t y, int threads) {
+    QAddProblem p{};
+    p.count = count, p.a = bytes(a), p.b = bytes(b), p.y = writable_bytes(y);
+    p.a_real = qreal(a_scale, a_zero_point), p.b_real = qreal(b_scale, b_zero_point);
+    p.activation = static_cast<QActivation>(activation), p.segments = floats(segments);
+    p.out = qbyte(out_scale, out_zero_point, out_bits);
+    py::gil_scoped_release release;
+    return static_cast<int>(qadd(p, threads));
+}
+
+int quantized_mean(int64_t batch, int64_t channels, int64_t pixels, bool channels_last, uintptr_t x, float a_scale, int32_t a_zero_point,
+                   bool as_floats, float out_scale, int32_t out_zero_point, int out_bits, uintptr_t y, int threads) {
+    QAvgPoolProblem p{};
+    p.batch = batch, p.channels = channels, p.pixels = pixels, p.channels_last = channels_last;
+    p.x = bytes(x), p.y = pointer(y);
+    p.zero_point = a_zero_point, p.scale = mean_scale(a_scale, pixels, out_scale);
+    p.floats = as_floats, p.out = qbyte(out_scale, out_zero_point, out_bits);
+    py::gil_scoped_release release;
+    return static_cast<int>(qavg_pool(p, threads));
+}
+
+// size is (B, C, H, W) of x.
+int quantized_resize(const Sizes& size, std::array<int64_t, 2> out, bool align_corners, uintptr_t x, uintptr_t y, int threads) {
+    const QResizeProblem p{size[0], size[1], size[2], size[3], out[0], out[1], align_corners, bytes(x), writable_bytes(y)};
+    py::gil_scoped_release release;
+    return static_cast<int>(qresize(p, threads));
+}
+
+int lookup(int64_t count, uintptr_t table, uintptr_t x, uintptr_t y, int threads) {
+    const QLookupProblem p{count, bytes(table), bytes(x), writable_bytes(y)};
+    py::gil_scoped_release release;
+    return static_cast<int>(qlookup(p, threads));
+}
+
+// What already is in units of its scale.
+QByte byte_of(int32_t zero_point, int bits) { return qbyte_of_inverse(1.0f, zero_point, bits); }
+
+QNorm norm_of(int64_t groups, int64_t rows, int64_t depth, uintptr_t x, int64_t x_stride, uintptr_t sums, double scale, double y_scale,
+              int32_t zero_point, double eps, int bits) {
+    const QByte byte = byte_of(zero_point, bits);
+    return {static_cast<const int16_t*>(pointer(x)),
+            x_stride,
+            depth,
+            static_cast<const int64_t*>(pointer(sums)),
+            groups > 0 ? rows / groups : 0,
+            scale,
+            eps,
+            y_scale,
+            byte.low,
+            byte.high,
+            zero_point};
+}
+
+int normalize_stream(int64_t rows, int64_t depth, uintptr_t x, int64_t x_stride, int64_t groups, uintptr_t sums, double scale,
+                     double y_scale, int32_t zero_point, double eps, int bits, uintptr_t y, int64_t y_stride, int threads) {
+    const QNorm norm = norm_of(groups, rows, depth, x, x_stride, sums, scale, y_scale, zero_point, eps, bits);
+    const QNormProblem p{norm, rows, static_cast<uint8_t*>(pointer(y)), y_stride};
+    py::gil_scoped_release release;
+    return static_cast<int>(qnorm(p, threads));
+}
+
+int normalized_product(int64_t rows, uintptr_t x, int64_t x_stride, int64_t groups, uintptr_t sums, double scale, double a_scale,
+                       int32_t a_zero_point, double eps, int a_bits, uintptr_t weight, int64_t weight_bytes, const Form& form,
+                       uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments,
+                       uintptr_t table, uintptr_t y, int64_t y_stride, int threads) {
+    QGemmProblem p{};
+    p.rows = rows;
+    if (!read_weight(weight, weight_bytes, form, &p.weight)) return static_cast<int>(Status::bad_weight);
+    const QNorm norm = norm_of(groups, rows, p.weight.depth, x, x_stride, sums, scale, a_scale, a_zero_point, eps, a_bits);
+    p.norm = &norm;
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, 0, 0, 0, 1.0f, 0, y, y_stride);
+    py::gil_scoped_release release;
+    return static_cast<int>(qgemm(p, threads));
+}
+
+// Sizes are (B, d, H, W); strides of a map from image to image, row to row and pixel to pixel.
+QPhases phases_of(const Sizes& size, std::array<int64_t, 2> patch) { return {size[0], size[1], size[2], size[3], patch[0], patch[1]}; }
+QPhaseMap phase_map(uintptr_t address, const std::array<int64_t, 3>& stride) { return {bytes(address), stride[0], stride[1], stride[2]}; }
+
+int separable_context(const Sizes& size, std::array<int64_t, 2> patch, uintptr_t scores, const std::array<int64_t, 3>& scores_stride,
+                      uintptr_t x, const std::array<int64_t, 3>& x_stride, uintptr_t table, int32_t x_zero_point, double scale,
+                      bool to_bytes, int32_t zero_point, int bits, uintptr_t y, int threads) {
+    QSeparableContextProblem p{};
+    p.size = phases_of(size, patch);
+    p.scores = phase_map(scores, scores_stride), p.x = phase_map(x, x_stride);
+    p.table = ints(table);
+    p.x_zero_point = x_zero_point, p.scale = scale;
+    p.bytes = to_bytes, p.byte = byte_of(zero_point, bits);
+    p.y = pointer(y);
+    py::gil_scoped_release release;
+    return static_cast<int>(qseparable_context(p, threads));
+}
+
+int separable_gate(const Sizes& size, std::array<int64_t, 2> patch, uintptr_t v, const std::array<int64_t, 3>& v_stride,
+                   int32_t v_zero_point, uintptr_t context, float scale, int32_t zero_point, int bits, uintptr_t y, int threads) {
+    QSeparableGateProblem p{};
+    p.size = phases_of(size, patch);
+    p.v = phase_map(v, v_stride), p.v_zero_point = v_zero_point;
+    p.context = floats(context), p.scale = scale;
+    p.byte = byte_of(zero_point, bits);
+    p.y = static_cast<uint8_t*>(pointer(y));
+    py::gil_scoped_release release;
+    return static_cast<int>(qseparable_gate(p, threads));
+}
+
+// Sizes are (B, C, H, W), of x; strides likewise, in bytes.
+int quantized_convolution(const Sizes& size, int64_t kernel, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t second,
+                          int64_t second_channels, const Sizes& second_stride, uintptr_t zero_point, uintptr_t border, uintptr_t weight,
+                          int64_t weight_bytes, const Form& form, uintptr_t filtered, uintptr_t channels, int64_t channels_stride, int type,
+                          bool plain, int activation, uintptr_t segments, uintptr_t table, uintptr_t residual, int residual_type,
+                          float residual_scale, int32_t residual_zero_point, uintptr_t y, int threads) {
+    QConv2dProblem p{};
+    p.batch = size[0], p.height = size[2], p.width = size[3];
+    p.kernel = kernel, p.stride = stride;
+    p.x = {bytes(x), size[1], x_stride[0], x_stride[2], x_stride[3]};
+    p.second = {bytes(second), second_channels, second_stride[0], second_stride[2], second_stride[3]};
+    p.zero_point = ints(zero_point), p.border = ints(border);
+    if (!read_weight(weight, weight_bytes, form, &p.weight)) return static_cast<int>(Status::bad_weight);
+    p.filtered = static_cast<const int16_t*>(pointer(filtered));
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, p.weight.columns,
+                          residual_scale, residual_zero_point, y, p.weight.columns);
+    py::gil_scoped_release release;
+    return static_cast<int>(qconv2d(p, threads));
+}
+
+}  // namespace
+
+void mvit::bind_integers(py::module_& m) {
+    m.def("qdepthwise_conv2d", quantized_depthwise_convolution);
+    m.def("qconv2d", quantized_convolution);
+    m.def("qgemm", quantized_product);
+    m.def("quantize", quantization<quantize>);
+    m.def("dequantize", quantization<dequantize>);
+    m.def("quantize_rows", quantization_of_rows);
+    m.def("qadd", quantized_sum);
+    m.def("qavg_pool", quantized_mean);
+    m.def("qresize", quantized_resize);
+    m.def("qlookup", lookup);
+    m.def("qgemm_collect", collected_product);
+    m.def("qnorm", normalize_stream);
+    m.def("qnorm_gemm", normalized_product);
+    m.def("qseparable_context", separable_context);
+    m.def("qseparable_gate", separable_gate);
+}
