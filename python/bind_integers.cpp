@@ -39,13 +39,21 @@ QEpilogue epilogue(uintptr_t channels, int64_t channels_stride, int type, bool p
     return e;
 }
 
-int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t weight, int64_t weight_bytes, uintptr_t channels,
-                      int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments, uintptr_t table,
-                      uintptr_t residual, int residual_type, int64_t residual_stride, float residual_scale, int32_t residual_zero_point,
-                      uintptr_t row_scale, uintptr_t row_zero_point, uintptr_t y, int64_t y_stride, int threads) {
+// What the caller believes a packed weight to be: columns, depth and bits. Its tensors have these sizes, the kernel those of the header.
+using Form = std::array<int64_t, 3>;
+
+bool read_weight(uintptr_t address, int64_t bytes, const Form& form, QWeight* weight) {
+    return read_qweight(pointer(address), bytes, weight) && Form{weight->columns, weight->depth, weight->bits} == form;
+}
+
+int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t weight, int64_t weight_bytes, const Form& form,
+                      uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments,
+                      uintptr_t table, uintptr_t residual, int residual_type, int64_t residual_stride, float residual_scale,
+                      int32_t residual_zero_point, uintptr_t row_scale, uintptr_t row_zero_point, uintptr_t y, int64_t y_stride,
+                      int threads) {
     QGemmProblem p{};
     p.rows = rows, p.a = bytes(a), p.a_stride = a_stride;
-    if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
+    if (!read_weight(weight, weight_bytes, form, &p.weight)) return static_cast<int>(Status::bad_weight);
     p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, residual_stride,
                           residual_scale, residual_zero_point, y, y_stride);
     p.epilogue.row_scale = floats(row_scale), p.epilogue.row_zero_point = ints(row_zero_point), p.epilogue.column_sum = p.weight.sum;
@@ -54,12 +62,12 @@ int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t wei
 }
 
 // The same of bytes to an int16 stream, whose sums are collected.
-int collected_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t weight, int64_t weight_bytes, uintptr_t channels,
-                      int64_t channels_stride, uintptr_t residual, int64_t residual_stride, uintptr_t y, int64_t y_stride, int64_t groups,
-                      uintptr_t collected, int threads) {
+int collected_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t weight, int64_t weight_bytes, const Form& form,
+                      uintptr_t channels, int64_t channels_stride, uintptr_t residual, int64_t residual_stride, uintptr_t y,
+                      int64_t y_stride, int64_t groups, uintptr_t collected, int threads) {
     QGemmProblem p{};
     p.rows = rows, p.a = bytes(a), p.a_stride = a_stride;
-    if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
+    if (!read_weight(weight, weight_bytes, form, &p.weight)) return static_cast<int>(Status::bad_weight);
     constexpr int i16 = static_cast<int>(QType::i16);
     p.epilogue = epilogue(channels, channels_stride, i16, true, 0, 0, 0, residual, i16, residual_stride, 1.0f, 0, y, y_stride);
     p.collected = static_cast<int64_t*>(pointer(collected)), p.groups = groups;
@@ -174,12 +182,12 @@ int normalize_stream(int64_t rows, int64_t depth, uintptr_t x, int64_t x_stride,
 }
 
 int normalized_product(int64_t rows, uintptr_t x, int64_t x_stride, int64_t groups, uintptr_t sums, double scale, double a_scale,
-                       int32_t a_zero_point, double eps, int a_bits, uintptr_t weight, int64_t weight_bytes, uintptr_t channels,
-                       int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments, uintptr_t table, uintptr_t y,
-                       int64_t y_stride, int threads) {
+                       int32_t a_zero_point, double eps, int a_bits, uintptr_t weight, int64_t weight_bytes, const Form& form,
+                       uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments,
+                       uintptr_t table, uintptr_t y, int64_t y_stride, int threads) {
     QGemmProblem p{};
     p.rows = rows;
-    if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
+    if (!read_weight(weight, weight_bytes, form, &p.weight)) return static_cast<int>(Status::bad_weight);
     const QNorm norm = norm_of(groups, rows, p.weight.depth, x, x_stride, sums, scale, a_scale, a_zero_point, eps, a_bits);
     p.norm = &norm;
     p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, 0, 0, 0, 1.0f, 0, y, y_stride);
@@ -220,16 +228,16 @@ int separable_gate(const Sizes& size, std::array<int64_t, 2> patch, uintptr_t v,
 // Sizes are (B, C, H, W), of x; strides likewise, in bytes.
 int quantized_convolution(const Sizes& size, int64_t kernel, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t second,
                           int64_t second_channels, const Sizes& second_stride, uintptr_t zero_point, uintptr_t border, uintptr_t weight,
-                          int64_t weight_bytes, uintptr_t filtered, uintptr_t channels, int64_t channels_stride, int type, bool plain,
-                          int activation, uintptr_t segments, uintptr_t table, uintptr_t residual, int residual_type, float residual_scale,
-                          int32_t residual_zero_point, uintptr_t y, int threads) {
+                          int64_t weight_bytes, const Form& form, uintptr_t filtered, uintptr_t channels, int64_t channels_stride, int type,
+                          bool plain, int activation, uintptr_t segments, uintptr_t table, uintptr_t residual, int residual_type,
+                          float residual_scale, int32_t residual_zero_point, uintptr_t y, int threads) {
     QConv2dProblem p{};
     p.batch = size[0], p.height = size[2], p.width = size[3];
     p.kernel = kernel, p.stride = stride;
     p.x = {bytes(x), size[1], x_stride[0], x_stride[2], x_stride[3]};
     p.second = {bytes(second), second_channels, second_stride[0], second_stride[2], second_stride[3]};
     p.zero_point = ints(zero_point), p.border = ints(border);
-    if (!read_qweight(pointer(weight), weight_bytes, &p.weight)) return static_cast<int>(Status::bad_weight);
+    if (!read_weight(weight, weight_bytes, form, &p.weight)) return static_cast<int>(Status::bad_weight);
     p.filtered = static_cast<const int16_t*>(pointer(filtered));
     p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, p.weight.columns,
                           residual_scale, residual_zero_point, y, p.weight.columns);

@@ -172,3 +172,10 @@ def test_bad_input():
         QLinear.from_float(nn.Linear(3, 4))(torch.randn(2, 5))
     with pytest.raises(ValueError, match="QConv2d: x: expected"):
         QConv2d.from_float(nn.Conv2d(3, 4, 1))(torch.randn(3, 5, 5))
+
+
+def test_a_state_that_does_not_mention_a_layer_leaves_its_quantization():
+    layer = QLinear.from_float(nn.Linear(8, 4), input_scale=0.1, input_zero_point=3)
+    layer.load_state_dict({}, strict=False)
+    assert float(layer.input_scale) == pytest.approx(0.1)
+    assert int(layer.input_zero_point) == 3

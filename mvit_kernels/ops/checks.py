@@ -88,6 +88,18 @@ def channelwise(op: str, name: str, value: torch.Tensor, x: torch.Tensor, channe
     raise ValueError(f"{op}: {name}: expected device {x.device}, got {value.device}")
 
 
+def prepared(op: str, name: str, x: torch.Tensor, dtype: torch.dtype, size: tuple[int, ...], device: torch.device) -> None:
+    """x is what a kernel reads as it lies in memory."""
+    if x.dtype is dtype and x.shape == size and x.is_contiguous() and x.device == device:
+        return
+    tensor(op, name, x, len(size), (dtype,))
+    if x.shape != size:
+        raise ValueError(f"{op}: {name}: expected shape {size}, got {tuple(x.shape)}")
+    if x.device != device:
+        raise ValueError(f"{op}: {name}: expected device {device}, got {x.device}")
+    raise ValueError(f"{op}: {name}: expected contiguous memory, got strides {x.stride()}")
+
+
 def like(op: str, name: str, x: torch.Tensor, other: torch.Tensor, size: Sequence[int]) -> None:
     """x is of that size, with the dtype and device of `other`."""
     if x.shape != tuple(size) or x.dtype != other.dtype or x.device != other.device:

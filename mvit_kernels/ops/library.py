@@ -27,19 +27,30 @@ FLOAT_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 # Status of csrc/cpu/core/types.h.
-_OUT_OF_MEMORY = 4
-_STATUS = {1: "unsupported dtype", 2: "impossible shape", 3: "unsupported layout", 5: "not a packed weight", 6: "int32 would overflow"}
+_OUT_OF_MEMORY, _BAD_WEIGHT, OVERFLOWED = 4, 5, 6
+_STATUS = {1: "unsupported dtype", 2: "impossible shape", 3: "unsupported layout", 6: "int32 would overflow"}
 
 # QType of csrc/cpu/core/qepilogue_types.h.
 QTYPE_CODES = {torch.int32: 0, torch.uint8: 1, torch.int16: 2, torch.float32: 3, torch.bfloat16: 4, torch.float16: 5}
 
 
-def register(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any]) -> Any:
-    """Define op `name`, with one Python function for every device and its fake; returns the callable overload."""
+def register(name: str, signature: str, run: Callable[..., Any], fake: Callable[..., Any], check: Callable[..., None] | None = None) -> Any:
+    """Define op `name`, with one Python function for every device and its fake; returns the callable overload. `check`: of what was
+    prepared, which only callers of the op itself can get wrong. `direct` spares it, a third of a small call."""
+    if check is not None:
+        run, fake = _after(check, run), _after(check, fake)
     LIBRARY.define(f"{name}{signature}", tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, run, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mvit_kernels::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.mvit_kernels, name).default
+
+
+def _after(check: Callable[..., None], run: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        check(*args, **kwargs)
+        return run(*args, **kwargs)
+
+    return checked
 
 
 def _watched() -> bool:
@@ -63,7 +74,7 @@ def direct(op: Any, run: Callable[..., Any], tensors: int = 1) -> Callable[..., 
         if _watched():
             return op(*args, **kwargs)
         for x in args[:tensors]:
-            if x is not None and (type(x) not in _PLAIN or not x.is_cpu):
+            if x is not None and (type(x) not in _PLAIN or not x.is_cpu or x.is_neg() or x._is_zerotensor()):
                 return op(*args, **kwargs)
         return run(*args, **kwargs)
 
@@ -215,7 +226,10 @@ def single(x: torch.Tensor) -> torch.Tensor:
 
 
 def raise_status(op: str, status: int) -> NoReturn:
-    """Raise what a kernel's return value says. The ops check their arguments first: anything but out of memory is a bug."""
+    """Raise what a kernel's return value says. The ops check their arguments first, except for what is in a packed weight: anything but
+    this and out of memory is a bug."""
     if status == _OUT_OF_MEMORY:
         raise MemoryError(f"{op}: out of memory")
+    if status == _BAD_WEIGHT:
+        raise ValueError(f"{op}: weight: expected the bytes of a PackedWeight of these columns, depth and bits, got others")
     raise RuntimeError(f"{op}: the kernel refused the call: {_STATUS.get(status, status)}")

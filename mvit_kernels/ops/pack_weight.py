@@ -36,6 +36,8 @@ class PackedWeight:
     def __init__(self, data: torch.Tensor) -> None:
         checks.tensor("PackedWeight", "data", data, 1, (torch.uint8,))
         data = data.contiguous()
+        if data.data_ptr() % 4 or data.storage_offset() % 4:  # a part of a file: sums are read as int32
+            data = data.clone()
         raw = _raw(data)
         if len(raw) < _HEADER.size:
             raise ValueError(f"PackedWeight: data: expected at least {_HEADER.size} bytes, got {len(raw)}")
@@ -50,6 +52,7 @@ class PackedWeight:
         if checksum != zlib.crc32(raw[_HEADER.size :]):
             raise ValueError(f"PackedWeight: data: expected checksum {checksum}, got {zlib.crc32(raw[_HEADER.size :])}: it is damaged")
         self.data, self.columns, self.depth, self.bits, self.largest = data, columns, depth, bits, largest
+        self.filtered: torch.Tensor | None = None  # what `qconv2d` made of it
 
     @property
     def sum(self) -> torch.Tensor:
@@ -110,6 +113,13 @@ def pack_weight(weight: torch.Tensor, *, bits: int = 8) -> PackedWeight:
         _MAGIC, _VERSION, bits, columns, depth, _HEADER.size + body.numel(), largest, zlib.crc32(_raw(body))
     )  # fmt: skip
     return PackedWeight(torch.cat([torch.frombuffer(bytearray(header), dtype=torch.uint8), body]))
+
+
+def check_packed(op: str, weight: torch.Tensor, columns: int, depth: int, bits: int, device: torch.device) -> None:
+    """weight has the size of such a packed weight. Whether it is one is what its header says, at which the kernel looks."""
+    if bits not in MOST or columns < 0 or depth < 0:
+        raise ValueError(f"{op}: weight: expected 8 or 6 bits and sizes of at least 0, got {columns} x {depth} values of {bits} bits")
+    checks.prepared(op, "weight", weight, torch.uint8, (_size(columns, depth, bits),), device)
 
 
 def unpack_bytes(data: torch.Tensor, columns: int, depth: int, bits: int) -> torch.Tensor:

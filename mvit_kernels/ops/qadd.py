@@ -49,7 +49,8 @@ def qadd(
     )  # fmt: skip
 
 
-def _check(a: Tensor, b: Tensor, activation: str) -> None:
+def _check(a: Tensor, b: Tensor, activation: str, out_bits: int) -> None:
+    qchecks.bits(OP, "out_bits", out_bits)
     checks.tensor(OP, "a", a, a.ndim, (torch.uint8,))
     checks.tensor(OP, "b", b, b.ndim, (torch.uint8,))
     if b.shape != a.shape or b.device != a.device:
@@ -90,7 +91,7 @@ def _forward(
     a: Tensor, b: Tensor, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int, out_scale: float, out_zero_point: int,
     activation: str, out_bits: int, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(a, b, activation)
+    _check(a, b, activation, out_bits)
     return choose(backend, a).forward(
         a, b, a_scale, a_zero_point, b_scale, b_zero_point, out_scale, out_zero_point, activation, out_bits
     )  # fmt: skip
@@ -100,7 +101,7 @@ def _forward_fake(
     a: Tensor, b: Tensor, a_scale: float, a_zero_point: int, b_scale: float, b_zero_point: int, out_scale: float, out_zero_point: int,
     activation: str, out_bits: int, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(a, b, activation)
+    _check(a, b, activation, out_bits)
     return empty_in_own_format(a, torch.uint8)
 
 

@@ -53,8 +53,11 @@ def qavg_pool(
     return _call(x, a_scale, a_zero_point, out_scale, out_zero_point, out_dtype, bits, backend=backend)
 
 
-def _check(x: Tensor, a_zero_point: int) -> None:
+def _check(x: Tensor, a_zero_point: int, out_dtype: torch.dtype, out_bits: int) -> None:
+    qchecks.bits(OP, "out_bits", out_bits)
     checks.image(OP, "x", x, (torch.uint8,))
+    if out_dtype not in (torch.uint8, torch.float32):
+        raise TypeError(f"{OP}: out_dtype: expected torch.uint8 or torch.float32, got {out_dtype}")
     pixels = x.shape[2] * x.shape[3]
     most = pixels * (a_zero_point if a_zero_point > 127 else 255 - a_zero_point)
     if most >= reference.OVERFLOW:
@@ -89,7 +92,7 @@ def _forward(
     x: Tensor, a_scale: float, a_zero_point: int, out_scale: float, out_zero_point: int, out_dtype: torch.dtype, out_bits: int, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, a_zero_point)
+    _check(x, a_zero_point, out_dtype, out_bits)
     return choose(backend, x).forward(x, a_scale, a_zero_point, out_scale, out_zero_point, out_dtype, out_bits)
 
 
@@ -97,7 +100,7 @@ def _forward_fake(
     x: Tensor, a_scale: float, a_zero_point: int, out_scale: float, out_zero_point: int, out_dtype: torch.dtype, out_bits: int, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, a_zero_point)
+    _check(x, a_zero_point, out_dtype, out_bits)
     return x.new_empty(x.shape[0], x.shape[1], dtype=out_dtype)
 
 

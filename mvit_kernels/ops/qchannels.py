@@ -13,12 +13,13 @@ import torch.nn.functional as F
 
 from mvit_kernels.reference.qgemm import FLOATS, OVERFLOW, Channels, wrap
 
-from . import qchecks
+from . import checks, qchecks
 from .pack_weight import QPANEL
 
 Tensor = torch.Tensor
 
 OUT_DTYPES = (torch.uint8, torch.int16, *FLOATS)
+_FAR = 2**30  # zero-points of residuals: what is left once they are subtracted is an int32
 _SMALLEST, _LARGEST = 2.0**-64, 2.0**64  # multipliers: products with int32 stay normal numbers
 
 
@@ -28,7 +29,7 @@ class Settings(NamedTuple):
     out_dtype: torch.dtype
     activation: str
     plain: bool
-    residual_scale: float
+    residual_scale: float  # 0: none was given
     residual_zero_point: int
 
 
@@ -98,14 +99,17 @@ def quantization(
         low, high = -zero.double(), out_most - zero.double()
         if plain and activation == "relu":
             low = torch.minimum(torch.maximum(low, torch.zeros_like(low)), high)
-    elif out_zero_point not in (None, 0):
+    elif out_zero_point is not None and bool(qchecks.tensor(op, "out_zero_point", out_zero_point).count_nonzero()):
         raise ValueError(f"{op}: out_zero_point: expected None or 0 for out_dtype {out_dtype}, got {out_zero_point!r}")
     _check_ratios(op, total)
     _check_ratios(op, inverse)
     rows = (init, *(each.float().view(torch.int32) for each in (total, real_bias, inverse, low, high)), zero)
     channels = F.pad(torch.stack(rows), (0, -columns % QPANEL))
-    scale = qchecks.scale(op, "residual_scale", residual_scale) if residual else 1.0
-    settings = Settings(out_dtype, activation, plain, scale, qchecks.zero_point(op, "residual_zero_point", residual_zero_point or 0))
+    scale = qchecks.scale(op, "residual_scale", residual_scale) if residual else 0.0
+    zero_point = 0 if residual_zero_point is None else qchecks.zero_point(op, "residual_zero_point", residual_zero_point)
+    if abs(zero_point) > _FAR:
+        raise ValueError(f"{op}: residual_zero_point: expected |zero_point| <= 2^30, got {zero_point}")
+    settings = Settings(out_dtype, activation, plain, scale, zero_point)
     return Quantization(channels.contiguous(), settings)
 
 
@@ -128,6 +132,20 @@ def _initial_sums(op: str, weight: Tensor, total: Tensor, bias: Tensor, a_zero_p
             f" K = {weight.shape[1]}, and a bias up to {int(quantized.abs().max())}"
         )
     return wrap(quantized.to(torch.int64) - (weight.to(torch.int64) * z).sum(1))
+
+
+def check_channels(
+    op: str, channels: Tensor, table: Tensor | None, columns: int, out_dtype: torch.dtype, activation: str, device: torch.device
+) -> None:  # fmt: skip
+    """What `quantization` computed is what kernels read without a look at it."""
+    checks.prepared(op, "channels", channels, torch.int32, (7, columns + -columns % QPANEL), device)
+    if out_dtype not in OUT_DTYPES:
+        raise TypeError(f"{op}: out_dtype: expected one of {', '.join(map(str, OUT_DTYPES))}, got {out_dtype}")
+    qchecks.activation(op, activation)
+    if table is not None:
+        checks.prepared(op, "table", table, torch.uint8, (256,), device)
+        if out_dtype != torch.uint8:
+            raise ValueError(f"{op}: table: expected None for out_dtype {out_dtype}, got a table")
 
 
 def _check_ratios(op: str, values: Tensor) -> None:

@@ -69,6 +69,17 @@ def bits(op: str, name: str, value: Any) -> int:
 # --- one for each channel, or one for all: numbers or tensors ---
 
 
+def tensor(op: str, name: str, value: Any) -> Tensor:
+    """On the CPU; Python's floats as float64, whatever the default dtype is."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    try:
+        x = torch.as_tensor(value, device="cpu")
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu") if x.is_floating_point() else x
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{op}: {name}: expected a number or a tensor, got {value!r}") from None
+
+
 def scales(op: str, name: str, value: Any, count: int) -> Tensor:
     """(count,) float32 on the CPU."""
     x = _of_channels(op, name, value, count)
@@ -90,7 +101,7 @@ def in_range(op: str, name: str, x: Tensor) -> None:
 
 def zero_points(op: str, name: str, value: Any, count: int, near: bool = False) -> Tensor:
     """(count,) int32 on the CPU, from (1, count) too."""
-    x = torch.as_tensor(value).detach().cpu() if value is not None else torch.empty(0)
+    x = tensor(op, name, value) if value is not None else torch.empty(0)
     if x.ndim == 2 and x.shape[0] == 1:
         x = x[0]
     if not _is_integral(x) or x.ndim > 1 or x.numel() not in (1, count):
@@ -111,7 +122,7 @@ def reals(op: str, name: str, value: Any, count: int) -> Tensor:
 
 
 def _of_channels(op: str, name: str, value: Any, count: int) -> Tensor:
-    x = torch.as_tensor(value).detach().cpu()
+    x = tensor(op, name, value)
     if x.numel() not in (1, count) or x.ndim > 1:
         raise ValueError(f"{op}: {name}: expected one value or {count}, got shape {tuple(x.shape)}")
     return x.reshape(-1)
@@ -138,4 +149,4 @@ def table(op: str, value: Tensor | None, out_dtype: torch.dtype) -> Tensor | Non
         raise ValueError(f"{op}: table: expected uint8 of shape (256,), got {got}")
     if out_dtype != torch.uint8:
         raise ValueError(f"{op}: table: expected None for out_dtype {out_dtype}, got a table")
-    return value.contiguous()
+    return value.detach().clone(memory_format=torch.contiguous_format)

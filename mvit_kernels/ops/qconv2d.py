@@ -12,8 +12,8 @@ from mvit_kernels import reference
 from . import checks, qchecks
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import QTYPE_CODES, dense, direct, in_format, raise_status, register
-from .pack_weight import QPANEL, PackedWeight, unpack_bytes
-from .qchannels import Settings, quantization, unpack_channels
+from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
+from .qchannels import Settings, check_channels, quantization, unpack_channels
 from .qgemm import activation_code, check_residual
 
 OP = "qconv2d"
@@ -63,8 +63,7 @@ def prepare_qconv2d(
     for name, value in (("kernel_size", kernel_size), ("stride", stride), ("second_channels", second_channels)):
         checks.integer(OP, name, value)
     checks.stride(OP, stride)
-    if kernel_size not in (1, 3):
-        raise ValueError(f"{OP}: kernel_size: expected 1 or 3, got {kernel_size}")
+    _check_kernel(kernel_size)
     taps = kernel_size * kernel_size
     if weight.depth % taps or weight.depth == 0:
         raise ValueError(f"{OP}: weight: expected a depth of {taps} times the channels, got {weight.depth}")
@@ -93,7 +92,7 @@ def prepare_qconv2d(
     filtered = None
     fewest = min(weight.columns, both - second_channels, second_channels or both)
     if kernel_size == 3 and stride == 1 and fewest >= FEWEST_CHANNELS and weight.largest < LARGEST_SUM:
-        filtered = _filter(matrix)
+        filtered = _filtered_of(weight, matrix)
     table = qchecks.table(OP, table, out_dtype)
     return QConv2d(weight, channels, zero_point, border, filtered, table, kernel_size, stride, second_channels, settings, backend)
 
@@ -139,6 +138,8 @@ def qconv2d(
     """
     checks.all_tensors(OP, x=x)
     checks.tensors(OP, second=second, residual=residual)
+    if second is not None:
+        checks.tensor(OP, "second", second, 4, (torch.uint8,))
     prepared = prepare_qconv2d(
         weight, a_scale, a_zero_point, w_scale, bias, kernel_size=kernel_size, stride=stride,
         second_channels=0 if second is None else second.shape[1], second_scale=second_scale, second_zero_point=second_zero_point,
@@ -146,6 +147,13 @@ def qconv2d(
         out_scale=out_scale, out_zero_point=out_zero_point, table=table, a_bits=a_bits, out_bits=out_bits, backend=backend,
     )  # fmt: skip
     return prepared(x, second, residual)
+
+
+def _filtered_of(weight: PackedWeight, matrix: Tensor) -> Tensor:
+    """`_filter`, which has eight times the bytes of the weight: once for all convolutions that are prepared from it."""
+    if weight.filtered is None:
+        weight.filtered = _filter(matrix)
+    return weight.filtered
 
 
 def _filter(matrix: Tensor) -> Tensor:
@@ -160,6 +168,11 @@ def _filter(matrix: Tensor) -> Tensor:
 # --- checks ---
 
 
+def _check_kernel(kernel: int) -> None:
+    if kernel not in (1, 3):
+        raise ValueError(f"{OP}: kernel_size: expected 1 or 3, got {kernel}")
+
+
 def _out_size(x: Tensor, columns: int, stride: int) -> tuple[int, int, int, int]:
     return x.shape[0], columns, (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
 
@@ -169,23 +182,39 @@ def _empty(x: Tensor, columns: int, stride: int, dtype: torch.dtype) -> Tensor:
     return x.new_empty_strided(size, (columns * height * width, 1, width * columns, columns), dtype=dtype)
 
 
+def _check_prepared(
+    x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, activation: str, *_: object, **__: object,
+) -> None:  # fmt: skip
+    checks.stride(OP, stride)
+    _check_kernel(kernel)
+    device = x.device
+    check_packed(OP, weight, columns, depth, bits, device)
+    check_channels(OP, channels, table, columns, out_dtype, activation, device)
+    both, panels = depth // (kernel * kernel), -(-columns // QPANEL)
+    checks.prepared(OP, "zero_point", zero_point, torch.int32, (both,), device)
+    if border is not None:
+        checks.prepared(OP, "border", border, torch.int32, (16, panels * QPANEL), device)
+    if filtered is not None:
+        checks.prepared(OP, "filtered", filtered, torch.int16, (panels, 36, (both + 1) // 2, QPANEL, 2), device)
+
+
 def _check(
-    x: Tensor, second: Optional, residual: Optional, weight: Tensor, columns: int, depth: int, kernel: int, stride: int,
-    second_channels: int, out_dtype: torch.dtype, plain: bool,
+    x: Tensor, second: Optional, residual: Optional, columns: int, depth: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, plain: bool, residual_scale: float,
 ) -> None:  # fmt: skip
     checks.image(OP, "x", x, (torch.uint8,))
-    channels = depth // (kernel * kernel) - second_channels
-    if x.shape[1] != channels:
-        raise ValueError(f"{OP}: x: expected {channels} channels, got shape {tuple(x.shape)}")
+    both = depth // (kernel * kernel)
+    if x.shape[1] != both - second_channels:
+        raise ValueError(f"{OP}: x: expected {both - second_channels} channels, got shape {tuple(x.shape)}")
     if (second is not None) != (second_channels > 0):
         expected = f"{second_channels} channels" if second_channels else "None"
         raise ValueError(f"{OP}: second: expected {expected}, got {None if second is None else tuple(second.shape)}")
     if second is not None:
         checks.like(OP, "second", second, x, (x.shape[0], second_channels, x.shape[2], x.shape[3]))
-    if weight.device != x.device:
-        raise ValueError(f"{OP}: weight: expected device {x.device}, got {weight.device}")
     if residual is not None:
-        check_residual(OP, residual, _out_size(x, columns, stride), out_dtype, plain)
+        check_residual(OP, residual, _out_size(x, columns, stride), out_dtype, plain, residual_scale, x.device)
 
 
 # --- backends ---
@@ -210,7 +239,8 @@ def _cpu_forward(
     status = native.qconv2d(
         size, kernel, stride, x.data_ptr(), x_stride, 0 if second is None else second.data_ptr(), second_channels,
         x_stride if second is None else second.stride(), zero_point.data_ptr(), 0 if border is None else border.data_ptr(),
-        weight.data_ptr(), weight.shape[0], 0 if filtered is None else filtered.data_ptr(), channels.data_ptr(), channels.shape[1],
+        weight.data_ptr(), weight.shape[0],
+        (columns, depth, bits), 0 if filtered is None else filtered.data_ptr(), channels.data_ptr(), channels.shape[1],
         QTYPE_CODES[out_dtype], plain, *activation_code(activation), 0 if table is None else table.data_ptr(),
         0 if residual is None else residual.data_ptr(), 0 if residual is None else QTYPE_CODES[residual.dtype], residual_scale,
         residual_zero_point, y.data_ptr(), torch.get_num_threads(),
@@ -245,7 +275,7 @@ def _forward(
     out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, second, residual, weight, columns, depth, kernel, stride, second_channels, out_dtype, plain)
+    _check(x, second, residual, columns, depth, kernel, stride, second_channels, out_dtype, plain, residual_scale)
     return choose(backend, x).forward(
         x, second, residual, weight, channels, zero_point, border, filtered, table, columns, depth, bits, kernel, stride,
         second_channels, out_dtype, activation, plain, residual_scale, residual_zero_point,
@@ -258,7 +288,7 @@ def _forward_fake(
     out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, second, residual, weight, columns, depth, kernel, stride, second_channels, out_dtype, plain)
+    _check(x, second, residual, columns, depth, kernel, stride, second_channels, out_dtype, plain, residual_scale)
     return _empty(x, columns, stride, out_dtype)
 
 
@@ -269,5 +299,6 @@ _op = register(
     " bool plain, float residual_scale=1.0, int residual_zero_point=0, *, str? backend=None) -> Tensor",
     _forward,
     _forward_fake,
+    _check_prepared,
 )
 _call = direct(_op, _forward, tensors=9)

@@ -13,7 +13,7 @@ from . import checks, qchecks
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import QTYPE_CODES, dense, direct, empty_in_format, in_format, raise_status, register
 from .pack_weight import MOST
-from .qchannels import Settings, quantization, unpack_channels
+from .qchannels import Settings, check_channels, quantization, unpack_channels
 from .qgemm import SEGMENTS, activation_code, check_residual
 
 OP = "qdepthwise_conv2d"
@@ -68,7 +68,7 @@ def prepare_qdepthwise_conv2d(
     checks.stride(OP, stride)
     if a_scale is None:
         raise ValueError(f"{OP}: a_scale: expected a scale, got None")
-    weight = weight.detach().cpu().contiguous()
+    weight = weight.detach().cpu().clone(memory_format=torch.contiguous_format)
     if int(weight.min()) < -MOST[8]:
         raise ValueError(f"{OP}: weight: expected values in [-{MOST[8]}, {MOST[8]}], got {int(weight.min())}")
     settled = quantization(
@@ -166,21 +166,27 @@ def _out_size(x: Tensor, stride: int) -> tuple[int, int, int, int]:
     return x.shape[0], x.shape[1], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
 
 
+def _check_prepared(
+    x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, table: Optional, stride: int,
+    narrow: bool, out_dtype: torch.dtype, activation: str, *_: object, **__: object,
+) -> None:  # fmt: skip
+    checks.tensor(OP, "weight", weight, 4)
+    count, device = weight.shape[0], x.device
+    checks.prepared(OP, "weight", weight, torch.int8, (count, 1, 3, 3), device)
+    checks.prepared(OP, "zero_point", zero_point, torch.int32, (count,), device)
+    checks.prepared(OP, "blocks", blocks, torch.uint8, (-(-count // BLOCK), _BLOCK_BYTES), device)
+    check_channels(OP, channels, table, count, out_dtype, activation, device)
+    checks.stride(OP, stride)
+
+
 def _check(
-    x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, stride: int,
-    out_dtype: torch.dtype, plain: bool,
+    x: Tensor, weight: Tensor, residual: Optional, stride: int, out_dtype: torch.dtype, plain: bool, residual_scale: float
 ) -> None:  # fmt: skip
     checks.image(OP, "x", x, (torch.uint8,))
-    count = weight.shape[0]
-    if x.shape[1] != count:
-        raise ValueError(f"{OP}: x: expected shape (B, {count}, H, W), got {tuple(x.shape)}")
-    if blocks.shape != (-(-count // BLOCK), _BLOCK_BYTES) or channels.shape[1] < count:
-        raise ValueError(f"{OP}: blocks: expected what is prepared for {count} channels, got {tuple(blocks.shape)}")
-    if blocks.device != x.device:
-        raise ValueError(f"{OP}: weight: expected device {x.device}, got {blocks.device}")
-    checks.stride(OP, stride)
+    if x.shape[1] != weight.shape[0]:
+        raise ValueError(f"{OP}: x: expected shape (B, {weight.shape[0]}, H, W), got {tuple(x.shape)}")
     if residual is not None:
-        check_residual(OP, residual, _out_size(x, stride), out_dtype, plain)
+        check_residual(OP, residual, _out_size(x, stride), out_dtype, plain, residual_scale, x.device)
 
 
 # --- backends ---
@@ -227,7 +233,7 @@ def _forward(
     narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, weight, zero_point, blocks, channels, residual, stride, out_dtype, plain)
+    _check(x, weight, residual, stride, out_dtype, plain, residual_scale)
     return choose(backend, x).forward(
         x, weight, zero_point, blocks, channels, residual, table, stride, narrow, out_dtype, activation, plain, residual_scale,
         residual_zero_point,
@@ -239,7 +245,7 @@ def _forward_fake(
     narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0, residual_zero_point: int = 0, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, weight, zero_point, blocks, channels, residual, stride, out_dtype, plain)
+    _check(x, weight, residual, stride, out_dtype, plain, residual_scale)
     return empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype)
 
 
@@ -250,5 +256,6 @@ _op = register(
     " -> Tensor",
     _forward,
     _forward_fake,
+    _check_prepared,
 )
 _call = direct(_op, _forward, tensors=7)

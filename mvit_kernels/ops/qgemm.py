@@ -11,9 +11,9 @@ from mvit_kernels import reference
 from . import checks, qchecks
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
-from .library import QTYPE_CODES, direct, raise_status, register
-from .pack_weight import PackedWeight, unpack_bytes
-from .qchannels import Settings, quantization, unpack_channels
+from .library import OVERFLOWED, QTYPE_CODES, direct, raise_status, register
+from .pack_weight import PackedWeight, check_packed, unpack_bytes
+from .qchannels import Settings, check_channels, quantization, unpack_channels
 
 OP = "qgemm"
 Tensor = torch.Tensor
@@ -24,8 +24,11 @@ SEGMENTS = {name: reference.segments(name) for name in reference.QACTIVATIONS if
 class QGemm:
     """A product whose quantization is computed: call it with a (M, K) uint8, and with what `prepare_qgemm` left to the call."""
 
-    def __init__(self, weight: PackedWeight, channels: Tensor, settings: Settings, table: Optional, backend: str | None) -> None:
+    def __init__(
+        self, weight: PackedWeight, channels: Tensor, settings: Settings, table: Optional, backend: str | None, dynamic: bool
+    ) -> None:
         self.weight, self.channels, self.settings, self.table, self.backend = weight, channels, settings, table, backend
+        self.dynamic = dynamic  # scales and zero-points of rows come with the call
         self._sizes = weight.columns, weight.depth, weight.bits
 
     @overload
@@ -41,11 +44,23 @@ class QGemm:
             checks.integer(OP, "collect", collect)
             if self.settings.out_dtype != torch.int16:
                 raise ValueError(f"{OP}: collect: expected None for out_dtype {self.settings.out_dtype}, got {collect}")
+            if a_scale is not None or a_zero_point is not None:
+                raise ValueError(f"{OP}: a_scale: expected None with collect, got {type(a_scale).__name__}")
             return _collect_call(a, self.weight.data, self.channels, residual, *self._sizes, collect, backend=self.backend)
+        if self.dynamic or a_scale is not None or a_zero_point is not None:
+            self._check_rows(a_scale, a_zero_point)
         return _call(
             a, self.weight.data, self.channels, residual, a_scale, a_zero_point, self.table, *self._sizes, *self.settings,
             backend=self.backend,
         )  # fmt: skip
+
+    def _check_rows(self, a_scale: object, a_zero_point: object) -> None:
+        for name, x in (("a_scale", a_scale), ("a_zero_point", a_zero_point)):
+            if not self.dynamic and x is not None:
+                raise ValueError(f"{OP}: {name}: expected None, as it was given when the product was prepared, got {type(x).__name__}")
+            if self.dynamic and x is None:
+                raise ValueError(f"{OP}: {name}: expected both a_scale and a_zero_point of rows, as none were prepared, got None")
+            checks.tensors(OP, **{name: x})
 
 
 def prepare_qgemm(
@@ -67,7 +82,7 @@ def prepare_qgemm(
         residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
         out_zero_point=out_zero_point, a_bits=a_bits, out_bits=out_bits,
     )  # fmt: skip
-    return QGemm(weight, *settled, qchecks.table(OP, table, out_dtype), backend)
+    return QGemm(weight, *settled, qchecks.table(OP, table, out_dtype), backend, a_scale is None)
 
 
 def qgemm(
@@ -147,15 +162,16 @@ def qgemm_accumulate(a: Tensor, weight: PackedWeight, a_zero_point: Any, *, back
 # --- checks ---
 
 
-def _check_a(op: str, a: Tensor, weight: Tensor, depth: int) -> None:
+def _check_a(op: str, a: Tensor, depth: int) -> None:
     checks.tensor(op, "a", a, 2, (torch.uint8,))
     if a.shape[1] != depth:
         raise ValueError(f"{op}: a: expected shape (M, {depth}), got {tuple(a.shape)}")
-    if weight.device != a.device:
-        raise ValueError(f"{op}: weight: expected device {a.device}, got {weight.device}")
 
 
-def check_residual(op: str, residual: Tensor, size: tuple[int, ...], out_dtype: torch.dtype, plain: bool) -> None:
+def check_residual(
+    op: str, residual: Tensor, size: tuple[int, ...], out_dtype: torch.dtype, plain: bool, scale: float, device: torch.device
+) -> None:  # fmt: skip
+    checks.tensor(op, "residual", residual, residual.ndim)
     if residual.shape != size:
         raise ValueError(f"{op}: residual: expected shape {size}, got {tuple(residual.shape)}")
     allowed: tuple[torch.dtype, ...] = (torch.uint8, torch.int16) if out_dtype == torch.uint8 else (out_dtype, torch.uint8, torch.int16)
@@ -163,18 +179,34 @@ def check_residual(op: str, residual: Tensor, size: tuple[int, ...], out_dtype: 
         allowed = (torch.int16,)
     if residual.dtype not in allowed:
         raise TypeError(f"{op}: residual: expected dtype {', '.join(map(str, allowed))} for results of {out_dtype}, got {residual.dtype}")
-    if plain and out_dtype != torch.int16:
+    if (plain or (scale == 0 and not residual.is_floating_point())) and out_dtype != torch.int16:
         raise ValueError(f"{op}: residual: expected a residual_scale with it, got None")
+    if residual.device != device:
+        raise ValueError(f"{op}: residual: expected device {device}, got {residual.device}")
+
+
+def _check_prepared(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, row_scale: Optional, row_zero_point: Optional, table: Optional,
+    columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, *_: object, **__: object,
+) -> None:  # fmt: skip
+    check_packed(OP, weight, columns, depth, bits, a.device)
+    check_channels(OP, channels, table, columns, out_dtype, activation, a.device)
+
+
+def _check_collect_prepared(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, columns: int, depth: int, bits: int, *_: object, **__: object
+) -> None:
+    _check_prepared(a, weight, channels, residual, None, None, None, columns, depth, bits, torch.int16, "none")
 
 
 def _check(
-    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, row_scale: Optional, row_zero_point: Optional, columns: int,
-    depth: int, out_dtype: torch.dtype, plain: bool,
+    a: Tensor, residual: Optional, row_scale: Optional, row_zero_point: Optional, columns: int, depth: int, out_dtype: torch.dtype,
+    plain: bool, residual_scale: float,
 ) -> None:  # fmt: skip
-    _check_a(OP, a, weight, depth)
+    _check_a(OP, a, depth)
     rows = a.shape[0]
     if residual is not None:
-        check_residual(OP, residual, (rows, columns), out_dtype, plain)
+        check_residual(OP, residual, (rows, columns), out_dtype, plain, residual_scale, a.device)
     if row_scale is None and row_zero_point is None:
         return
     for name, x, dtype in (("a_scale", row_scale, torch.float32), ("a_zero_point", row_zero_point, torch.int32)):
@@ -183,8 +215,25 @@ def _check(
         checks.tensor(OP, name, x, 1, (dtype,))
         if x.shape[0] != rows:
             raise ValueError(f"{OP}: {name}: expected one value for each of {rows} rows, got {x.shape[0]}")
+        if x.device != a.device:
+            raise ValueError(f"{OP}: {name}: expected device {a.device}, got {x.device}")
     if plain:
         raise ValueError(f"{OP}: a_scale: expected None, as it was given when the product was prepared, got a tensor")
+
+
+def _check_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int) -> None:
+    op = f"{OP}_accumulate"
+    _check_a(op, a, depth)
+    check_packed(op, weight, columns, depth, bits, a.device)
+    size = (a.shape[0],) if zero_point.ndim == 1 else (1, 1) if zero_point.numel() == 1 else (1, depth)
+    checks.prepared(op, "a_zero_point", zero_point, torch.int32, size, a.device)
+
+
+def _check_row_zero_points(op: str, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int) -> None:
+    """What the kernel checks too, which therefore calls this only where sums do not fit."""
+    most = reference.largest_sum(unpack_bytes(weight, columns, depth, bits), zero_point[:, None], 8)
+    if most >= reference.OVERFLOW:
+        raise ValueError(f"{op}: a_zero_point: expected sums below 2^31, got up to {most} with K = {depth}")
 
 
 # --- backends ---
@@ -203,13 +252,16 @@ def _cpu_forward(
     if row_scale is not None and row_zero_point is not None:
         row_scale, row_zero_point = row_scale.contiguous(), row_zero_point.contiguous()
     status = native.qgemm(
-        rows, a.data_ptr(), a.stride(0), weight.data_ptr(), weight.shape[0], channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype],
+        rows, a.data_ptr(), a.stride(0), weight.data_ptr(), weight.shape[0],
+        (columns, depth, bits), channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype],
         plain, *activation_code(activation), 0 if table is None else table.data_ptr(),
         0 if residual is None else residual.data_ptr(), 0 if residual is None else QTYPE_CODES[residual.dtype],
         0 if residual is None else residual.stride(0), residual_scale, residual_zero_point,
         0 if row_scale is None else row_scale.data_ptr(), 0 if row_zero_point is None else row_zero_point.data_ptr(),
         y.data_ptr(), columns, torch.get_num_threads(),
     )  # fmt: skip
+    if status == OVERFLOWED and row_zero_point is not None:
+        _check_row_zero_points(OP, weight, row_zero_point, columns, depth, bits)
     if status:
         raise_status(OP, status)
     return y
@@ -224,12 +276,12 @@ def _cpu_collect(
     if residual is not None:
         residual = walkable_rows(residual)
     status = native.qgemm_collect(
-        rows, a.data_ptr(), a.stride(0), weight.data_ptr(), weight.shape[0], channels.data_ptr(), channels.shape[1],
+        rows, a.data_ptr(), a.stride(0), weight.data_ptr(), weight.shape[0], (columns, depth, bits), channels.data_ptr(), channels.shape[1],
         0 if residual is None else residual.data_ptr(), 0 if residual is None else residual.stride(0), y.data_ptr(), columns, collect,
         sums.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if status:
-        raise_status(f"{OP}_collect", status)
+        raise_status(OP, status)
     return y, sums
 
 
@@ -254,6 +306,8 @@ def _reference_forward(
     columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float,
     residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
+    if row_zero_point is not None:
+        _check_row_zero_points(OP, weight, row_zero_point, columns, depth, bits)
     return reference.qgemm(
         a, unpack_bytes(weight, columns, depth, bits), unpack_channels(channels, columns), plain=plain, activation=activation,
         out_dtype=out_dtype, residual=residual, residual_scale=residual_scale, residual_zero_point=residual_zero_point, table=table,
@@ -270,15 +324,20 @@ def _cpu_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns: int,
         w = unpack_bytes(weight, columns, depth, bits)
         channels[0, :columns] = reference.wrap(-(w.to(torch.int64) * zero_point).sum(1))
     status = native.qgemm(
-        a.shape[0], a.data_ptr(), a.stride(0), weight.data_ptr(), weight.shape[0], channels.data_ptr(), channels.shape[1], 0, True, 0, 0, 0,
+        a.shape[0], a.data_ptr(), a.stride(0), weight.data_ptr(), weight.shape[0],
+        (columns, depth, bits), channels.data_ptr(), channels.shape[1], 0, True, 0, 0, 0,
         0, 0, 0, 1.0, 0, 0, zero_point.data_ptr() if rows else 0, y.data_ptr(), columns, torch.get_num_threads(),
     )  # fmt: skip
+    if status == OVERFLOWED and rows:
+        _check_row_zero_points(f"{OP}_accumulate", weight, zero_point, columns, depth, bits)
     if status:
         raise_status(f"{OP}_accumulate", status)
     return y
 
 
 def _reference_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int) -> Tensor:
+    if zero_point.ndim == 1:
+        _check_row_zero_points(f"{OP}_accumulate", weight, zero_point, columns, depth, bits)
     z = zero_point[:, None] if zero_point.ndim == 1 else zero_point
     return reference.qgemm_accumulate(a, unpack_bytes(weight, columns, depth, bits), z)
 
@@ -300,7 +359,7 @@ def _forward(
     columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0,
     residual_zero_point: int = 0, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(a, weight, channels, residual, row_scale, row_zero_point, columns, depth, out_dtype, plain)
+    _check(a, residual, row_scale, row_zero_point, columns, depth, out_dtype, plain, residual_scale)
     return choose(backend, a).forward(
         a, weight, channels, residual, row_scale, row_zero_point, table, columns, depth, bits, out_dtype, activation, plain, residual_scale,
         residual_zero_point,
@@ -312,7 +371,7 @@ def _forward_fake(
     columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float = 1.0,
     residual_zero_point: int = 0, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(a, weight, channels, residual, row_scale, row_zero_point, columns, depth, out_dtype, plain)
+    _check(a, residual, row_scale, row_zero_point, columns, depth, out_dtype, plain, residual_scale)
     return a.new_empty(a.shape[0], columns, dtype=out_dtype)
 
 
@@ -320,7 +379,7 @@ def _collect(
     a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, columns: int, depth: int, bits: int, collect: int, *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    _check(a, weight, channels, residual, None, None, columns, depth, torch.int16, True)
+    _check(a, residual, None, None, columns, depth, torch.int16, True, 1.0)
     checks.whole_groups(OP, "collect", collect, a.shape[0])
     return choose_collect(backend, a).forward(a, weight, channels, residual, columns, depth, bits, collect)
 
@@ -329,7 +388,7 @@ def _collect_fake(
     a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, columns: int, depth: int, bits: int, collect: int, *,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    _check(a, weight, channels, residual, None, None, columns, depth, torch.int16, True)
+    _check(a, residual, None, None, columns, depth, torch.int16, True, 1.0)
     checks.whole_groups(OP, "collect", collect, a.shape[0])
     return a.new_empty(a.shape[0], columns, dtype=torch.int16), a.new_empty(collect, 2, dtype=torch.int64)
 
@@ -337,14 +396,14 @@ def _collect_fake(
 def _accumulate(
     a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int, *, backend: str | None = None
 ) -> Tensor:  # fmt: skip
-    _check_a(f"{OP}_accumulate", a, weight, depth)
+    _check_accumulate(a, weight, zero_point, columns, depth, bits)
     return choose_accumulate(backend, a).forward(a, weight, zero_point, columns, depth, bits)
 
 
 def _accumulate_fake(
     a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int, *, backend: str | None = None
 ) -> Tensor:  # fmt: skip
-    _check_a(f"{OP}_accumulate", a, weight, depth)
+    _check_accumulate(a, weight, zero_point, columns, depth, bits)
     return a.new_empty(a.shape[0], columns, dtype=torch.int32)
 
 
@@ -355,6 +414,7 @@ _op = register(
     " str? backend=None) -> Tensor",
     _forward,
     _forward_fake,
+    _check_prepared,
 )
 _call = direct(_op, _forward, tensors=7)
 _collect_op = register(
@@ -363,6 +423,7 @@ _collect_op = register(
     " -> (Tensor, Tensor)",
     _collect,
     _collect_fake,
+    _check_collect_prepared,
 )
 _collect_call = direct(_collect_op, _collect, tensors=4)
 _accumulate_op = register(

@@ -118,6 +118,7 @@ def _forward(
     x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, *, backend: str | None = None
 ) -> Tensor:
     check_stream(OP, x, sums)
+    qchecks.bits(OP, "bits", bits)
     return choose(backend, x).forward(x, sums, scale, out_scale, out_zero_point, eps, bits)
 
 
@@ -125,6 +126,7 @@ def _forward_fake(
     x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, *, backend: str | None = None
 ) -> Tensor:
     check_stream(OP, x, sums)
+    qchecks.bits(OP, "bits", bits)
     return x.new_empty(x.shape, dtype=torch.uint8)
 
 

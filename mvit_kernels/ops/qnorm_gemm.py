@@ -12,8 +12,8 @@ from . import checks, qchecks
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import QTYPE_CODES, direct, raise_status, register
-from .pack_weight import PackedWeight, unpack_bytes
-from .qchannels import Settings, quantization, unpack_channels
+from .pack_weight import PackedWeight, check_packed, unpack_bytes
+from .qchannels import Settings, check_channels, quantization, unpack_channels
 from .qgemm import activation_code
 from .qnorm import Norm, check_stream, norm_of
 
@@ -83,12 +83,19 @@ def qnorm_gemm(
     return prepared(x, sums)
 
 
-def _check(x: Tensor, weight: Tensor, sums: Optional, depth: int) -> None:
+def _check_prepared(
+    x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, scale: float, a_scale: float, a_zero_point: int,
+    eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, *_: object, **__: object,
+) -> None:  # fmt: skip
+    qchecks.bits(OP, "a_bits", a_bits)
+    check_packed(OP, weight, columns, depth, bits, x.device)
+    check_channels(OP, channels, table, columns, out_dtype, activation, x.device)
+
+
+def _check(x: Tensor, sums: Optional, depth: int) -> None:
     check_stream(OP, x, sums)
     if x.shape[1] != depth:
         raise ValueError(f"{OP}: x: expected shape (M, {depth}), got {tuple(x.shape)}")
-    if weight.device != x.device:
-        raise ValueError(f"{OP}: weight: expected device {x.device}, got {weight.device}")
 
 
 # --- backends ---
@@ -105,7 +112,8 @@ def _cpu_forward(
         sums = sums.contiguous()
     status = native.qnorm_gemm(
         rows, x.data_ptr(), x.stride(0), 0 if sums is None else sums.shape[0], 0 if sums is None else sums.data_ptr(), scale, a_scale,
-        a_zero_point, eps, a_bits, weight.data_ptr(), weight.shape[0], channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype],
+        a_zero_point, eps, a_bits, weight.data_ptr(), weight.shape[0],
+        (columns, depth, bits), channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype],
         plain, *activation_code(activation), 0 if table is None else table.data_ptr(), y.data_ptr(), columns, torch.get_num_threads(),
     )  # fmt: skip
     if status:
@@ -135,7 +143,7 @@ def _forward(
     eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, weight, sums, depth)
+    _check(x, sums, depth)
     return choose(backend, x).forward(
         x, weight, channels, sums, table, scale, a_scale, a_zero_point, eps, a_bits, columns, depth, bits, out_dtype, activation, plain
     )  # fmt: skip
@@ -146,7 +154,7 @@ def _forward_fake(
     eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, *,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(x, weight, sums, depth)
+    _check(x, sums, depth)
     return x.new_empty(x.shape[0], columns, dtype=out_dtype)
 
 
@@ -156,5 +164,6 @@ _op = register(
     " int a_bits, int columns, int depth, int bits, ScalarType out_dtype, str activation, bool plain, *, str? backend=None) -> Tensor",
     _forward,
     _forward_fake,
+    _check_prepared,
 )
 _call = direct(_op, _forward, tensors=5)

@@ -44,6 +44,7 @@ def qresize(x: Tensor, output_size: tuple[int, int], *, align_corners: bool = Fa
 
 def _check(x: Tensor, output_size: Sequence[int]) -> tuple[int, int, int, int]:
     checks.image(OP, "x", x, (torch.uint8,))
+    checks.pair(OP, "output_size", output_size)
     height, width = output_size
     if height < 1 or width < 1:
         raise ValueError(f"{OP}: output_size: expected two positive integers, got {(height, width)}")

@@ -49,7 +49,7 @@ def qseparable_context(
     checks.backend(CONTEXT, backend)
     to, zero_point = None, 0
     if out_scale is None:
-        if out_zero_point not in (None, 0):
+        if isinstance(out_zero_point, Tensor) or out_zero_point not in (None, 0):
             raise ValueError(f"{CONTEXT}: out_zero_point: expected None without an out_scale, got {out_zero_point!r}")
     else:
         if out_zero_point is None:
@@ -197,6 +197,7 @@ def _context(
     out_zero_point: int, out_bits: int, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     patch = _check_context(scores, x, table, patch_size)
+    qchecks.bits(CONTEXT, "out_bits", out_bits)
     forward = choose_context(backend, x).forward
     return forward(scores, x, table, patch, x_scale, x_zero_point, out_scale, out_zero_point, out_bits)
 
@@ -206,6 +207,7 @@ def _context_fake(
     out_zero_point: int, out_bits: int, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     patch = _check_context(scores, x, table, patch_size)
+    qchecks.bits(CONTEXT, "out_bits", out_bits)
     return x.new_empty(x.shape[0], patch[0] * patch[1], x.shape[3], dtype=torch.float32 if out_scale is None else torch.uint8)
 
 
@@ -214,6 +216,7 @@ def _gate(
     out_bits: int, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     patch = _check_gate(v, context, patch_size)
+    qchecks.bits(GATE, "out_bits", out_bits)
     return choose_gate(backend, v).forward(v, context, patch, v_scale, v_zero_point, out_scale, out_zero_point, out_bits)
 
 

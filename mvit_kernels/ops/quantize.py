@@ -59,8 +59,6 @@ def dequantize(
     scales, scale = _split_scale(op, scale)
     zero_points, zero_point = _split_zero_point(op, zero_point, near=False)
     checks.backend(op, backend)
-    if dtype not in FLOATS:
-        raise TypeError(f"{op}: dtype: expected float32, bfloat16 or float16, got {dtype}")
     return _dequantize_call(q, scales, zero_points, scale, zero_point, _axis(op, q, axis), dtype, backend=backend)
 
 
@@ -109,6 +107,8 @@ def _axis(op: str, x: Tensor, axis: int | None) -> int:
 def _check(op: str, x: Tensor, name: str, dtypes: tuple[torch.dtype, ...], scales: Optional, zero_points: Optional, axis: int) -> None:
     """What a fake can check too."""
     checks.tensor(op, name, x, x.ndim, dtypes)
+    if (scales is not None or zero_points is not None) and x.ndim and not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"{op}: axis: expected an axis of shape {tuple(x.shape)}, got {axis}")
     for what, values in (("scale", scales), ("zero_point", zero_points)):
         if values is None:
             continue
@@ -120,6 +120,11 @@ def _check(op: str, x: Tensor, name: str, dtypes: tuple[torch.dtype, ...], scale
             raise ValueError(f"{op}: {what}: expected one value or {channels} of axis {axis}, got shape {tuple(values.shape)}")
         if values.device != x.device:
             raise ValueError(f"{op}: {what}: expected device {x.device}, got {values.device}")
+
+
+def _check_float(op: str, dtype: torch.dtype) -> None:
+    if dtype not in FLOATS:
+        raise TypeError(f"{op}: dtype: expected float32, bfloat16 or float16, got {dtype}")
 
 
 def _check_values(op: str, scales: Optional, zero_points: Optional, near: bool) -> tuple[Optional, Optional]:
@@ -246,6 +251,7 @@ def _quantize(
     x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int, *, backend: str | None = None
 ) -> Tensor:
     _check("quantize", x, "x", FLOATS, scales, zero_points, axis)
+    qchecks.bits("quantize", "bits", bits)
     scales, zero_points = _check_values("quantize", scales, zero_points, near=True)
     return choose_quantize(backend, x).forward(x, scales, zero_points, scale, zero_point, axis, bits)
 
@@ -254,6 +260,7 @@ def _quantize_fake(
     x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int, *, backend: str | None = None
 ) -> Tensor:
     _check("quantize", x, "x", FLOATS, scales, zero_points, axis)
+    qchecks.bits("quantize", "bits", bits)
     return empty_in_own_format(x, torch.uint8)
 
 
@@ -262,6 +269,7 @@ def _dequantize(
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check("dequantize", q, "q", (torch.uint8,), scales, zero_points, axis)
+    _check_float("dequantize", dtype)
     scales, zero_points = _check_values("dequantize", scales, zero_points, near=False)
     return choose_dequantize(backend, q).forward(q, scales, zero_points, scale, zero_point, axis, dtype)
 
@@ -271,16 +279,19 @@ def _dequantize_fake(
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check("dequantize", q, "q", (torch.uint8,), scales, zero_points, axis)
+    _check_float("dequantize", dtype)
     return empty_in_own_format(q, dtype)
 
 
 def _rows(x: Tensor, bits: int, *, backend: str | None = None) -> tuple[Tensor, Tensor, Tensor]:
     checks.tensor("quantize_rows", "x", x, 2, FLOATS)
+    qchecks.bits("quantize_rows", "bits", bits)
     return choose_rows(backend, x).forward(x, bits)
 
 
 def _rows_fake(x: Tensor, bits: int, *, backend: str | None = None) -> tuple[Tensor, ...]:
     checks.tensor("quantize_rows", "x", x, 2, FLOATS)
+    qchecks.bits("quantize_rows", "bits", bits)
     return tuple(x.new_empty(size, dtype=dtype) for size, dtype in _rows_results(*x.shape))
 
 

@@ -108,5 +108,5 @@ def _range_of(x: Tensor, bits: int) -> tuple[float, int]:
     low, high, most = min(low, 0.0), max(high, 0.0), 2**bits - 1
     if not high - low < float("inf"):
         raise ValueError(f"QConv2d: x: expected finite values, got [{low}, {high}]")
-    scale = float(torch.tensor(max((high - low) / most, 2.0**-100)).float())
+    scale = float(torch.tensor(max((high - low) / most, 2.0**-100), dtype=torch.float32))
     return scale, min(max(round(-low / scale), 0), most)

@@ -103,7 +103,7 @@ class QLayer(nn.Module):
             saved, own = state_dict.get(prefix + name), getattr(self, name)
             if saved is not None and (own is None or own.shape != saved.shape):
                 setattr(self, name, torch.empty_like(saved, device=self.weight.device))
-            elif saved is None and name != "bias":
+            elif saved is None and name != "bias" and prefix + "weight" in state_dict:
                 setattr(self, name, None)
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.prepare()

@@ -26,7 +26,8 @@ def qnorm(
 
         mean = S1 / n,  variance = max(S2 / n - mean mean, 0),  factor = (scale / out_scale) / sqrt(variance (scale scale) + eps)
 
-    then in float32 t = (float(x) - float(mean)) float(factor), and y = rint(min(max(t, -z), 2^bits - 1 - z)) + z, ties to even.
+    then in float32 t = (float(x) - float(mean)) float(factor), and y = rint(min(max(t, -z), 2^bits - 1 - z)) + z, ties to even;
+    where t is NaN, which takes an infinite factor, y is 0.
     """
     rows = x.shape[0]
     groups = rows if sums is None else sums.shape[0]
@@ -39,4 +40,5 @@ def qnorm(
     factor = ratio / (variance * (scale * scale) + eps).sqrt()
     mean, factor = (each.float().repeat_interleave(rows // groups if groups else 0)[:, None] for each in (mean, factor))
     t = (x.float() - mean) * factor
-    return (t.clamp(-out_zero_point, 2**bits - 1 - out_zero_point).round().to(torch.int64) + out_zero_point).to(torch.uint8)
+    t = t.nan_to_num(float(-out_zero_point)).clamp(-out_zero_point, 2**bits - 1 - out_zero_point)
+    return (t.round().to(torch.int64) + out_zero_point).to(torch.uint8).contiguous()

@@ -32,7 +32,7 @@ def map_of(x: Tensor, height: int, width: int, patch_size: tuple[int, int]) -> T
     """The inverse of `phases_of`."""
     (batch, _, _), (ph, pw), rest = x.shape[:3], patch_size, x.shape[3:]
     split = x.reshape(batch, ph, pw, height // ph, width // pw, *rest)
-    return split.movedim((1, 2), (2, 4)).reshape(batch, height, width, *rest)
+    return split.movedim((1, 2), (2, 4)).reshape(batch, height, width, *rest).contiguous()
 
 
 def qseparable_context(

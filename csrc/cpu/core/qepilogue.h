@@ -113,9 +113,55 @@ inline void finish_stream(const QEpilogue& e, const int32_t* c, int64_t c_stride
     }
 }
 
+// Two vectors of integers in 0 .. 255, side by side.
+inline void store_pair(I32 a, I32 b, uint8_t* p) {
+#if defined(MVIT_ISA_AVX2)
+    const __m256i shorts = _mm256_permute4x64_epi64(_mm256_packs_epi32(a.v, b.v), 0xD8);  // packing works inside 128-bit lanes
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm_packus_epi16(_mm256_castsi256_si128(shorts), _mm256_extracti128_si256(shorts, 1)));
+#else
+    a.store(p);
+    b.store(p + F32::width);
+#endif
+}
+
+// finish_vector of plain bytes, down the rows.
+inline void finish_bytes(const QEpilogue& e, const int32_t* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first,
+                         int64_t columns) {
+    constexpr int W = F32::width;
+    const auto byte_of = [](const int32_t* sum, F32 scale, F32 low, F32 high, I32 zero_point) {
+        return to_byte(to_float(I32::load(sum)) * scale, low, high, zero_point);
+    };
+    for (int64_t j = 0; j < columns; j += 2 * W) {
+        const QChannels k = e.channels.from(first + j);
+        const F32 scale = F32::load(k.scale), low = F32::load(k.low), high = F32::load(k.high);
+        const I32 zero_point = I32::load(k.zero_point);
+        const int32_t* sum = c + j;
+        uint8_t* y = static_cast<uint8_t*>(e.y) + row * e.y_stride + first + j;
+        if (columns - j >= 2 * W) {
+            const F32 scale2 = F32::load(k.scale + W), low2 = F32::load(k.low + W), high2 = F32::load(k.high + W);
+            const I32 zero_point2 = I32::load(k.zero_point + W);
+            for (int64_t r = 0; r < rows; ++r, sum += c_stride, y += e.y_stride)
+                store_pair(byte_of(sum, scale, low, high, zero_point), byte_of(sum + W, scale2, low2, high2, zero_point2), y);
+            continue;
+        }
+        const int lanes = lanes_left(columns, j);
+        for (int64_t r = 0; r < rows; ++r) store(byte_of(sum + r * c_stride, scale, low, high, zero_point), y + r * e.y_stride, lanes);
+        if (columns - j <= W) continue;
+        const QChannels rest = k.from(W);
+        const F32 scale2 = F32::load(rest.scale), low2 = F32::load(rest.low), high2 = F32::load(rest.high);
+        const I32 zero_point2 = I32::load(rest.zero_point);
+        const int more = lanes_left(columns, j + W);
+        for (int64_t r = 0; r < rows; ++r)
+            store(byte_of(sum + W + r * c_stride, scale2, low2, high2, zero_point2), y + W + r * e.y_stride, more);
+    }
+}
+
 // Rows of sums [0, columns), which stand for the columns from `first` on; rows from `row` on.
 inline void finish_rows(const QEpilogue& e, const int32_t* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first, int64_t columns) {
-    if (e.type == QType::i16 && e.residual && !e.row_zero_point) return finish_stream(e, c, c_stride, row, rows, first, columns);
+    if (!e.row_zero_point && !e.row_scale) {
+        if (e.type == QType::i16 && e.residual) return finish_stream(e, c, c_stride, row, rows, first, columns);
+        if (e.type == QType::u8 && e.plain) return finish_bytes(e, c, c_stride, row, rows, first, columns);
+    }
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t j = 0; j < columns; j += F32::width)
             finish_vector(e, I32::load(c + r * c_stride + j), row + r, first + j, lanes_left(columns, j));

@@ -33,7 +33,8 @@ struct QByte {
 };
 
 inline constexpr QByte qbyte_of_inverse(float inverse, int32_t zero_point, int bits) {
-    return {inverse, static_cast<float>(-zero_point), static_cast<float>((1 << bits) - 1 - zero_point), zero_point};
+    const int64_t z = zero_point;
+    return {inverse, static_cast<float>(-z), static_cast<float>((1 << bits) - 1 - z), zero_point};
 }
 inline constexpr QByte qbyte(float scale, int32_t zero_point, int bits) {
     return qbyte_of_inverse(static_cast<float>(1.0 / static_cast<double>(scale)), zero_point, bits);

@@ -238,44 +238,41 @@ inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<co
 inline void store256(__m256i x, void* p) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
 
 // sum += products of pairs. As one piece, as the compiler would first do all multiplications and push sums out of the sixteen registers.
-inline void add_products(__m256i& sum, __m256i x, const int16_t* columns) {
+inline void add_products(__m256i& sum, __m256i x, __m256i columns) {
     __m256i products;
-    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0"
-        : "+x"(sum), "=&x"(products)
-        : "x"(x), "m"(*reinterpret_cast<const __m256i_u*>(columns)));
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(x), "x"(columns));
 }
 
-// int16 by int16 (see qrows.h): a vector has 4 columns x 4 k, and each sum two halves of a column side by side until the end.
+// int16 by int16 (see qrows.h), 8 columns: a vector has 4 columns x 4 k, and each sum two halves of a column side by side until the end.
 template <int rows>
 void wide_tile(const QTile& t, int64_t first, const int16_t* w, const int32_t* init, int32_t* c, int64_t c_stride) {
-    __m256i sum[rows][4];
-#pragma GCC unroll 3
-    for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) sum[r][v] = _mm256_setzero_si256();
-    const char* a = static_cast<const char*>(t.a) + first * t.a_stride;
+    __m256i sum[rows][2];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
     const int64_t stride = t.a_stride;
+    constexpr int groups = (rows + 2) / 3;
+    const char* row[groups];
+#pragma GCC unroll 2
+    for (int g = 0; g < groups; ++g) row[g] = static_cast<const char*>(t.a) + (first + 3 * g) * stride;
     for (int64_t block = qblocks(t.depth); block > 0; --block) {
-#pragma GCC unroll 3
+        const __m256i columns[2] = {load256(w), load256(w + 16)};
+#pragma GCC unroll 6
         for (int r = 0; r < rows; ++r) {
             int64_t four;
-            std::memcpy(&four, a + r * stride, sizeof four);
+            std::memcpy(&four, row[r / 3] + (r % 3) * stride, sizeof four);
             const __m256i x = _mm256_set1_epi64x(four);
-#pragma GCC unroll 4
-            for (int v = 0; v < 4; ++v) add_products(sum[r][v], x, w + 16 * v);
+            add_products(sum[r][0], x, columns[0]);
+            add_products(sum[r][1], x, columns[1]);
         }
-        a += 8;
+#pragma GCC unroll 2
+        for (int g = 0; g < groups; ++g) row[g] += 8;
         w += qblock;
     }
-#pragma GCC unroll 3
-    for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half) {
-            const __m256i pairs = _mm256_hadd_epi32(sum[r][2 * half], sum[r][2 * half + 1]);
-            const __m256i columns = _mm256_permute4x64_epi64(pairs, 0xD8);
-            const __m256i start = load256(init + (first + r) * t.init_stride + 8 * half);
-            store256(_mm256_add_epi32(start, columns), c + (first + r) * c_stride + 8 * half);
-        }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r) {
+        const __m256i ordered = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[r][0], sum[r][1]), 0xD8);
+        store256(_mm256_add_epi32(load256(init + (first + r) * t.init_stride), ordered), c + (first + r) * c_stride);
+    }
 }
 
 // Bytes by 6-bit weights: two vpmaddubsw add up in int16 before they are widened.
@@ -327,15 +324,18 @@ void narrow_tile(const QTile& t, int64_t first, const int8_t* w, const int32_t* 
 void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
     using Wide = void (*)(const QTile&, int64_t, const int16_t*, const int32_t*, int32_t*, int64_t);
     using Narrow = void (*)(const QTile&, int64_t, const int8_t*, const int32_t*, int32_t*, int64_t);
-    static constexpr Wide wide[3] = {wide_tile<1>, wide_tile<2>, wide_tile<3>};
+    static constexpr Wide wide[6] = {wide_tile<1>, wide_tile<2>, wide_tile<3>, wide_tile<4>, wide_tile<5>, wide_tile<6>};
     static constexpr Narrow narrow[4] = {narrow_tile<1>, narrow_tile<2>, narrow_tile<3>, narrow_tile<4>};
     for (int panel = 0; panel < t.panels; ++panel) {
         const char* w = static_cast<const char*>(t.w) + panel * t.w_stride;
         const int32_t* init = t.init + panel * qpanel;
         int32_t* to = c + panel * qpanel;
         if (t.bits == 8) {
-            each_tile(t.rows, 3,
-                      [&](int rows, int64_t first) { wide[rows - 1](t, first, reinterpret_cast<const int16_t*>(w), init, to, c_stride); });
+            for (int half = 0; half < 2; ++half)
+                each_tile(t.rows, 6, [&](int rows, int64_t first) {
+                    const auto* columns = reinterpret_cast<const int16_t*>(w) + 32 * half;
+                    wide[rows - 1](t, first, columns, init + 8 * half, to + 8 * half, c_stride);
+                });
         } else {
             each_tile(t.rows, 4,
                       [&](int rows, int64_t first) { narrow[rows - 1](t, first, reinterpret_cast<const int8_t*>(w), init, to, c_stride); });

@@ -268,25 +268,11 @@ inline void change_sums(const int32_t* of, const int32_t* instead_of, int64_t co
     for (int64_t n = 0; n < columns; n += words) store(load(sums + n) + load(of + n) - load(instead_of + n), sums + n);
 }
 
-// finish_rows where nothing is to be decided of each vector.
-inline void finish_bytes(const QEpilogue& e, const int32_t* sums, int64_t pixel, int64_t pixels, int64_t first, int64_t columns) {
-    for (int64_t n = 0; n < columns; n += F32::width) {
-        const QChannels c = e.channels.from(first + n);
-        const F32 scale = F32::load(c.scale), low = F32::load(c.low), high = F32::load(c.high);
-        const I32 zero_point = I32::load(c.zero_point);
-        const int lanes = lanes_left(columns, n);
-        uint8_t* y = static_cast<uint8_t*>(e.y) + pixel * e.y_stride + first + n;
-        for (int64_t i = 0; i < pixels; ++i)
-            store(to_byte(to_float(I32::load(sums + i * width + n)) * scale, low, high, zero_point), y + i * e.y_stride, lanes);
-    }
-}
-
 inline int64_t taps_outside(int64_t at, int64_t size) { return (at == 0 ? 1 : 0) | (at + 1 == size ? 2 : 0); }
 
 void block(const QWinogradBlock& b) {
     const QConv2dProblem& p = *b.problem;
     const QEpilogue& e = p.epilogue;
-    const bool bytes = e.plain && e.type == QType::u8 && !e.residual;
     const int32_t* usual = p.border ? p.border : e.channels.init;  // where all taps are inside
     const int64_t pairs = qwinograd_pairs(p), depth = 2 * pairs, step = b.tiles * depth, channels = p.x.channels + p.second.channels;
     const int64_t across = qwinograd_tiles(p.width), down = qwinograd_tiles(p.height), all = qpanels(p.weight.columns) * qpanel;
@@ -322,11 +308,7 @@ void block(const QWinogradBlock& b) {
                 for (int64_t x = 0; p.border && x < inside; ++x)
                     if (const int64_t outside = 4 * taps_outside(y, p.height) + taps_outside(start + x, p.width); outside != 0)
                         change_sums(p.border + outside * all + first, usual + first, count * qpanel, row + x * width);
-                if (bytes) {
-                    finish_bytes(e, row, pixel, inside, first, columns);
-                } else {
-                    finish_rows(e, row, width, pixel, inside, first, columns);
-                }
+                finish_rows(e, row, width, pixel, inside, first, columns);
                 if (e.table)
                     for (int64_t x = 0; x < inside; ++x) {
                         auto* bytes = static_cast<uint8_t*>(e.y) + (pixel + x) * e.y_stride + first;

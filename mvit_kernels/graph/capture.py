@@ -1,0 +1,158 @@
+"""From a model to a program.
+
+The model is accelerated first (a copy of it), so that modules of every library have become the same few ops on maps, without unfolds and
+folds, and then exported. What does not depend on the image (folded BatchNorms, ...) is computed; every op becomes the nodes that it is made
+of; what no rule knows becomes a node of kind "torch".
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from mvit_kernels.swap import accelerate
+
+from .expand import RULES, Builder, Map, Moments, Pixels, Pooled, Rows, Vector
+from .program import Program
+
+Tensor = torch.Tensor
+
+
+def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:
+    """The program of a model in evaluation, for images of `size` (channels, height, width); any batch.
+
+    The model is left as it is. Weights are those of the model, on the CPU; where a norm was folded into them, new ones.
+
+    Raises:
+        TypeError, ValueError: model is no module, is in training, or takes anything but one batch of images.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"capture: model: expected a torch.nn.Module, got {type(model).__name__}")
+    if model.training:
+        raise ValueError("capture: model: expected a model in evaluation (call model.eval()), got one in training")
+    if len(size) != 3 or any(not isinstance(each, int) or each < 1 for each in size):
+        raise ValueError(f"capture: size: expected (channels, height, width), got {size!r}")
+    model = accelerate(copy.deepcopy(model).cpu().float(), backend="reference")
+    batch = torch.export.Dim("batch", min=1)
+    with torch.no_grad():
+        exported = torch.export.export(model, (torch.zeros(2, *size),), dynamic_shapes=({0: batch},), strict=False)
+    return _Translator(exported, size).program()
+
+
+class _Translator:
+    def __init__(self, exported: torch.export.ExportedProgram, size: tuple[int, int, int]) -> None:
+        self.graph = exported.graph
+        self.build = Builder()
+        signature = exported.graph_signature
+        names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+        constants = {**exported.state_dict, **exported.constants}
+        constant_names = {**names, **signature.inputs_to_lifted_tensor_constants}
+        self.values: dict[fx.Node, Any] = {}
+        self.origin: dict[fx.Node, str] = {}  # of constants: the parameter that they are made of
+        user_inputs = [node for node in self.graph.nodes if node.op == "placeholder" and node.name in signature.user_inputs]
+        if len(user_inputs) != 1:
+            raise ValueError(f"capture: model: expected one batch of images as its input, got {len(user_inputs)} inputs")
+        for node in self.graph.nodes:
+            if node.op == "placeholder" and node not in user_inputs:
+                self.values[node] = constants[constant_names[node.name]].detach()
+                self.origin[node] = names.get(node.name, constant_names[node.name])
+        self.values[user_inputs[0]] = Map(self.build.add("input", (), size, "input"))
+        self.spec = exported.call_spec.out_spec
+
+    def program(self) -> Program:
+        outputs: Any = None
+        for node in self.graph.nodes:
+            if node.op == "call_function":
+                self.values[node] = self.call(node)
+            elif node.op == "output":
+                outputs = node.args[0]
+        leaves = [self.build.plain(self.values[each]) for each in outputs]
+        single = self.spec is None or (len(leaves) == 1 and self.spec.is_leaf())
+        return Program(self.build.nodes, leaves, None if single else self.spec)
+
+    def call(self, node: fx.Node) -> Any:
+        inputs = node.all_input_nodes
+        moving = [each for each in inputs if self.moves(self.values[each])]
+        if not moving:  # the same for every image
+            known = [self.origin[each] for each in inputs if each in self.origin]
+            if known:
+                self.origin[node] = known[0]
+            if any(isinstance(self.values[each], _Batch) for each in inputs) or node.target is torch.ops.aten.sym_size.int:
+                return _Batch()
+            args, kwargs = self.arguments(node)
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.target is torch.ops.aten.sym_size.int:
+            return _Batch()
+        if node.target is operator.getitem and isinstance(self.values[inputs[0]], tuple):
+            return self.values[inputs[0]][node.args[1]]
+        rule: Callable[..., Any] | None = RULES.get(node.target)
+        if rule is not None:
+            result = rule(self.build, self.named(node), self.name_of(node))
+            if result is not None:
+                return result
+        return self.as_torch(node)
+
+    def moves(self, value: Any) -> bool:
+        if isinstance(value, tuple):
+            return any(map(self.moves, value))
+        return isinstance(value, (Map, Pixels, Rows, Vector, Pooled, Moments))
+
+    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return fx.node.map_arg((node.args, node.kwargs), lambda each: self.values[each])
+
+    def named(self, node: fx.Node) -> Mapping[str, Any]:
+        """Arguments by the names of the schema, defaults included; "_origin" has those of the weights among them."""
+        args, kwargs = self.arguments(node)
+        parameters = node.target._schema.arguments  # type: ignore[union-attr]
+        named = {each.name: each.default_value for each in parameters if each.has_default_value()}
+        named |= {parameter.name: value for parameter, value in zip(parameters, args, strict=False)} | kwargs
+        origin = {}
+        for parameter, arg in zip(parameters, node.args, strict=False):
+            if isinstance(arg, fx.Node) and arg in self.origin:
+                origin[parameter.name] = self.origin[arg].rpartition(".")[0]
+        return named | {"_origin": origin, "_size": _size_of(node)}
+
+    def name_of(self, node: fx.Node) -> str:
+        """The path of the module that called the op."""
+        stack = node.meta.get("nn_module_stack") or {}
+        return [path for path, _ in stack.values()][-1] if stack else ""
+
+    def as_torch(self, node: fx.Node) -> Any:
+        """A node that torch runs."""
+        inputs: list[str] = []
+        weights: dict[str, Tensor] = {}
+
+        def hold(each: fx.Node) -> Any:
+            value = self.values[each]
+            if self.moves(value):
+                inputs.append(self.build.plain(value))
+                return ("input", len(inputs) - 1)
+            if isinstance(value, Tensor):
+                weights[f"w{len(weights)}"] = value
+                return ("weight", f"w{len(weights) - 1}")
+            if isinstance(value, _Batch):
+                raise ValueError(f"capture: {node.name}: expected no arithmetic on the size of the batch, got {node.format_node()}")
+            return value
+
+        arguments = fx.node.map_arg((node.args, node.kwargs), hold)
+        size = _size_of(node)
+        settings = {"target": node.target, "arguments": arguments}
+        name = self.build.add("torch", tuple(inputs), size, self.name_of(node) + "." + node.name, settings, weights)
+        return Map(name) if len(size) == 3 else Vector(name)
+
+
+class _Batch:
+    """The number of images, wherever it is asked for."""
+
+
+def _size_of(node: fx.Node) -> tuple[int, ...]:
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, (tuple, list)) else value
+    if not isinstance(first, torch.Tensor):
+        return ()
+    return tuple(each if isinstance(each, int) else -1 for each in first.shape[1:])

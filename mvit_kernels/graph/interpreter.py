@@ -1,0 +1,121 @@
+"""Runs a program in plain torch, node by node: what every engine is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch.utils import _pytree as pytree
+
+from mvit_kernels import reference
+
+from .program import Node, Program
+
+Tensor = torch.Tensor
+
+
+def run(program: Program, x: Tensor, watch: Callable[[Node, Tensor], None] | None = None) -> object:
+    """The results for images x (B, C, H, W), as the model returned them. `watch` sees the result of every node."""
+    values: dict[str, Tensor] = {}
+    last_use = {name: node.name for node in program for name in node.inputs}
+    for node in program:
+        values[node.name] = y = x if node.kind == "input" else evaluate(node, [values[name] for name in node.inputs])
+        if watch is not None:
+            watch(node, y)
+        for name in set(node.inputs):
+            if last_use[name] == node.name and name not in program.outputs:
+                del values[name]
+    results = [values[name] for name in program.outputs]
+    return results[0] if program.structure is None else pytree.tree_unflatten(results, program.structure)
+
+
+def evaluate(node: Node, inputs: list[Tensor]) -> Tensor:
+    """The result of one node."""
+    return _EVALUATE[node.kind](node, *inputs)
+
+
+def _weights(node: Node, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    weight, bias = node.weights.get("weight"), node.weights.get("bias")
+    return (None if weight is None else weight.to(like.dtype)), (None if bias is None else bias.to(like.dtype))
+
+
+def _channels(node: Node, name: str, like: Tensor) -> Tensor:
+    return node.weights[name].to(like.dtype)[:, None, None]
+
+
+def _conv2d(node: Node, x: Tensor) -> Tensor:
+    weight, bias = _weights(node, x)
+    assert weight is not None
+    groups = x.shape[1] if node.kind == "depthwise_conv2d" else 1
+    return F.conv2d(x, weight, bias, node.settings["stride"], weight.shape[-1] // 2, groups=groups)
+
+
+def _group_norm(node: Node, x: Tensor) -> Tensor:
+    return F.group_norm(x, 1, *_weights(node, x), node.settings["eps"])
+
+
+def _layer_norm(node: Node, x: Tensor) -> Tensor:
+    weight, bias = _weights(node, x)
+    return F.layer_norm(x.movedim(1, -1), x.shape[1:2], weight, bias, node.settings["eps"]).movedim(-1, 1)
+
+
+def _separable_attention(node: Node, qkv: Tensor) -> Tensor:
+    patch = node.settings["patch"]
+    y = reference.separable_attention(reference.unfold_patches(qkv, patch))
+    return reference.fold_patches(y, (qkv.shape[2], qkv.shape[3]), patch)
+
+
+def _separable_context(node: Node, scores: Tensor, x: Tensor) -> Tensor:
+    patch = node.settings["patch"]
+    weights = torch.softmax(reference.unfold_patches(scores[:, :1], patch), dim=-1)
+    return (reference.unfold_patches(x, patch) * weights).sum(-1).unflatten(2, patch)
+
+
+def _separable_gate(node: Node, values: Tensor, context: Tensor) -> Tensor:
+    patches = (values.shape[2] // context.shape[2], values.shape[3] // context.shape[3])
+    return torch.relu(values[:, 1:]) * context.repeat(1, 1, *patches)
+
+
+def _patch_attention(node: Node, qkv: Tensor) -> Tensor:
+    settings = node.settings
+    return reference.patch_attention(qkv, settings["heads"], settings["patch"], settings["scale"])
+
+
+def _linear(node: Node, x: Tensor) -> Tensor:
+    weight, bias = _weights(node, x)
+    assert weight is not None
+    return F.linear(x, weight, bias)
+
+
+def _torch(node: Node, *inputs: Tensor) -> Tensor:
+    """Arguments hold ("input", i) in the places of tensors, and ("weight", name) in those of weights."""
+
+    def fill(x: object) -> object:
+        if isinstance(x, tuple) and len(x) == 2 and x[0] == "input":
+            return inputs[x[1]]
+        return node.weights[x[1]].to(inputs[0].dtype) if isinstance(x, tuple) and len(x) == 2 and x[0] == "weight" else x
+
+    is_leaf = lambda x: isinstance(x, tuple) and len(x) == 2 and x[0] in ("input", "weight")  # noqa: E731
+    args, kwargs = pytree.tree_map(fill, node.settings["arguments"], is_leaf=is_leaf)
+    return node.settings["target"](*args, **kwargs)
+
+
+_EVALUATE: dict[str, Callable[..., Tensor]] = {
+    "conv2d": _conv2d,
+    "depthwise_conv2d": _conv2d,
+    "affine": lambda node, x: x * _channels(node, "scale", x) + _channels(node, "shift", x),
+    "activation": lambda node, x: reference.activate(x, node.settings["function"]),
+    "add": lambda node, a, b: a + b,
+    "cat": lambda node, *inputs: torch.cat(inputs, dim=1),
+    "group_norm": _group_norm,
+    "layer_norm": _layer_norm,
+    "separable_attention": _separable_attention,
+    "separable_context": _separable_context,
+    "separable_gate": _separable_gate,
+    "patch_attention": _patch_attention,
+    "avg_pool": lambda node, x: x.mean((2, 3)),
+    "resize": lambda node, x: F.interpolate(x, node.size[1:], mode="bilinear", align_corners=node.settings["align_corners"]),
+    "linear": _linear,
+    "torch": _torch,
+}

@@ -1,0 +1,26 @@
+"""Rewrites of a program, each exact in real arithmetic: a function from a program to a program.
+
+`optimize` runs all of them. `print(program)` before and after shows what one did.
+"""
+
+from __future__ import annotations
+
+from ..program import Program
+from .cancel_constants import cancel_constants
+from .elide_keys import elide_keys
+from .fold_affine import fold_affine
+from .fold_norm import fold_norm
+from .merge_convolutions import merge_convolutions
+from .pool_first import pool_first
+
+PASSES = (fold_affine, fold_norm, elide_keys, cancel_constants, pool_first, merge_convolutions)
+
+
+def optimize(program: Program) -> Program:
+    """All passes, in the order in which they find most to do."""
+    for rewrite in PASSES:
+        program = rewrite(program)
+    return program
+
+
+__all__ = ["PASSES", "cancel_constants", "elide_keys", "fold_affine", "fold_norm", "merge_convolutions", "optimize", "pool_first"]

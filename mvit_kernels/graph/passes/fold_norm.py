@@ -1,0 +1,28 @@
+"""gamma and beta of a norm go into the 1x1 convolution behind it: W (gamma x + beta) + b = (W diag(gamma)) x + (W beta + b).
+
+What is left of the norm is two numbers an image (GroupNorm with one group) or a pixel (LayerNorm), which kernels apply while they load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..program import Node, Program
+from .weights import bias, is_pointwise, matrix, only_user, with_weights
+
+
+def fold_norm(program: Program) -> Program:
+    """Where a 1x1 convolution is all that takes the norm's result."""
+    changed: dict[str, Node | None] = {}
+    users = program.users()
+    for node in program:
+        if node.kind not in ("group_norm", "layer_norm") or "weight" not in node.weights:
+            continue
+        conv = only_user(program, users, node.name)
+        if conv is None or not is_pointwise(conv):
+            continue
+        gamma, beta = node.weights["weight"].double(), node.weights["bias"].double()
+        weight = matrix(conv)
+        changed[conv.name] = with_weights(conv, weight=weight * gamma, bias=bias(conv) + weight @ beta)
+        changed[node.name] = replace(node, weights={})
+    return program.rewritten(changed)

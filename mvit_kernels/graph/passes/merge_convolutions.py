@@ -1,0 +1,32 @@
+"""Two linear maps in a row are one: W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..program import Node, Program
+from .weights import bias, is_pointwise, matrix, only_user, with_weights
+
+
+def merge_convolutions(program: Program) -> Program:
+    """1x1 convolutions, and linear maps of vectors, where nobody else takes what is between them and the product of the two costs less."""
+    changed: dict[str, Node | None] = {}
+    users = program.users()
+    for node in program:
+        first = changed.get(node.name, node)
+        if first is None or not _is_linear(first):
+            continue
+        second = only_user(program, users, node.name)
+        if second is None or second.kind != first.kind or not _is_linear(second):
+            continue
+        a, b = matrix(first), matrix(second)
+        if b.shape[0] * a.shape[1] > a.numel() + b.numel():
+            continue
+        merged = with_weights(second, weight=b @ a, bias=b @ bias(first) + bias(second))
+        changed[second.name] = replace(merged, inputs=first.inputs)
+        changed[node.name] = None
+    return program.rewritten(changed)
+
+
+def _is_linear(node: Node) -> bool:
+    return node.kind == "linear" or is_pointwise(node)

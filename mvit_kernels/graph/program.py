@@ -1,0 +1,127 @@
+"""A network as a list of nodes: what passes rewrite, quantizers decide about, and engines run.
+
+Nodes stand in the order in which they run. A node has a name that stays the same at other resolutions (the path of the module whose
+weights it holds, or its producer's name and its kind), the names of its inputs, and the size of its result for one image: (C, H, W) of a
+map or (C,) of a vector. The batch is free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+
+KINDS = {
+    "input": "the image",
+    "conv2d": "weight (N, C, k, k), bias (N,) or none; stride; padding k // 2; k 1 or 3",
+    "depthwise_conv2d": "weight (C, 1, 3, 3), bias (C,) or none; stride; padding 1",
+    "affine": "scale (C,), shift (C,), float64: a BatchNorm in evaluation",
+    "activation": "function: relu, silu or gelu",
+    "add": "of two of the same size",
+    "cat": "of channels",
+    "group_norm": "of a whole image, one group; weight (C,), bias (C,) or none of both; eps",
+    "layer_norm": "over the channels of each pixel; weight (C,), bias (C,) or none of both; eps",
+    "separable_attention": "of MobileViTv2; a map of 1 + 2 d channels, q|k|v; patch",
+    "separable_context": "sum of the softmax of a map's first channel times another map, for each phase of pixels: (C, ph, pw); patch",
+    "separable_gate": "relu of a map's other channels times a vector (C, ph, pw) for each phase of pixels; patch",
+    "patch_attention": "of MobileViT; a map of 3 d channels, q|k|v; heads, patch, scale",
+    "avg_pool": "over all pixels: a map to a vector",
+    "resize": "bilinear, to the size of the node; align_corners",
+    "linear": "weight (N, K), bias (N,) or none; of a vector",
+    "torch": "anything else, as torch runs it: target, arguments",
+}
+
+
+@dataclass(frozen=True)
+class Node:
+    """One step. `inputs` are names of nodes before it."""
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    size: tuple[int, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def macs(self) -> int:
+        """Multiply-adds for one image."""
+        weight = self.weights.get("weight")
+        if weight is None or self.kind.endswith("norm"):
+            return 0
+        pixels = self.size[1] * self.size[2] if len(self.size) == 3 else 1
+        return weight.numel() * pixels
+
+    def __str__(self) -> str:
+        what = ", ".join(f"{key}={value}" for key, value in self.settings.items())
+        shapes = ", ".join(f"{key} {'x'.join(map(str, value.shape))}" for key, value in self.weights.items())
+        details = "; ".join(each for each in (what, shapes) if each)
+        return f"{self.name}: {'x'.join(map(str, self.size))} = {self.kind}({', '.join(self.inputs)}){f'  [{details}]' if details else ''}"
+
+
+class Program:
+    """Nodes in order, and the names of those that are results. Passes give a new program; nodes and weights are never changed in place."""
+
+    def __init__(self, nodes: Iterable[Node], outputs: Iterable[str], structure: Any = None) -> None:
+        self._nodes: dict[str, Node] = {}
+        for node in nodes:
+            if node.kind not in KINDS:
+                raise ValueError(f"Program: node {node.name}: expected one of the kinds {', '.join(KINDS)}, got {node.kind!r}")
+            missing = [name for name in node.inputs if name not in self._nodes]
+            if missing or node.name in self._nodes:
+                got = f"{missing[0]!r}, which no node before it has" if missing else "its name a second time"
+                raise ValueError(f"Program: node {node.name}: expected names of earlier nodes as inputs and a name of its own, got {got}")
+            self._nodes[node.name] = node
+        self.outputs = tuple(outputs)
+        self.structure = structure  # how the model returned its outputs: a torch.utils._pytree spec, or None for one tensor
+        for name in self.outputs:
+            if name not in self._nodes:
+                raise ValueError(f"Program: outputs: expected names of nodes, got {name!r}")
+
+    def __iter__(self) -> Iterator[Node]:
+        return iter(self._nodes.values())
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __getitem__(self, name: str) -> Node:
+        return self._nodes[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._nodes
+
+    def users(self) -> dict[str, list[str]]:
+        """The names of the nodes that take the result of each node; a result of the program is taken by "" too."""
+        users: dict[str, list[str]] = {node.name: [] for node in self}
+        for node in self:
+            for name in node.inputs:
+                users[name].append(node.name)
+        for name in self.outputs:
+            users[name].append("")
+        return users
+
+    def macs(self) -> int:
+        """Multiply-adds of convolutions and linear maps for one image."""
+        return sum(node.macs() for node in self)
+
+    def rewritten(self, changed: Mapping[str, Node | None], instead: Mapping[str, str] | None = None) -> Program:
+        """A program with other nodes in the place of some (None: without them), whose users take the result of `instead` of theirs."""
+        instead = instead or {}
+
+        def name_of(name: str) -> str:
+            while name in instead:
+                name = instead[name]
+            return name
+
+        nodes = []
+        for node in self:
+            new = changed.get(node.name, node)
+            if new is not None:
+                nodes.append(replace(new, inputs=tuple(map(name_of, new.inputs))))
+        return Program(nodes, map(name_of, self.outputs), self.structure)
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self), f"return {', '.join(self.outputs)}"])

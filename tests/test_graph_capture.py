@@ -1,0 +1,170 @@
+"""A captured program computes what the model does, and is made of the nodes that it should be."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import mvit_kernels as mk
+from mvit_kernels.graph import Program, capture, run
+
+
+def random_statistics(model: nn.Module) -> nn.Module:
+    """In evaluation, with norms that are not the identity."""
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def assert_the_same(model: nn.Module, size: tuple[int, int, int], batches: tuple[int, ...] = (1, 3)) -> Program:
+    program = capture(model, size)
+    model = model.double()
+    for batch in batches:
+        x = torch.randn(batch, *size, dtype=torch.float64)
+        with torch.no_grad():
+            expected, actual = model(x), run(program, x)
+        assert type(actual) is type(expected)
+        pairs = zip(pytree.tree_leaves(actual), pytree.tree_leaves(expected), strict=True)
+        for y, exact in ((y, exact) for y, exact in pairs if exact is not None):
+            assert y.shape == exact.shape
+            assert (y - exact).abs().max() <= 1e-5 * exact.abs().max()  # folded weights are float32
+    return program
+
+
+def kinds(program: Program) -> Counter[str]:
+    return Counter(node.kind for node in program)
+
+
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050"])
+def test_our_models(name):
+    program = assert_the_same(random_statistics(mk.create_model(name, num_classes=7)), (3, 64, 96))
+    count = kinds(program)
+    assert count["torch"] == count["affine"] == 0
+    assert count["patch_attention" if name == "mobilevit_xxs" else "separable_attention"] == 9
+    assert "stages.3.1.transformer.0.attn.out_proj" in program or "stages.3.1.transformer.0.attn.proj" in program
+    assert program["input"].size == (3, 64, 96)
+
+
+def test_names_stay_at_other_resolutions():
+    model = mk.create_model("mobilevitv2_050", num_classes=7).eval()
+    small, large = capture(model, (3, 64, 64)), capture(model, (3, 96, 128))
+    names = [node.name for node in large]
+    assert [node.name for node in small] == [name for name in names if not name.endswith("resize")]
+    assert len(names) > len(small)  # 3 rows are resized to 4
+
+
+def test_odd_maps_are_resized():
+    """MobileViT resizes maps that its patches do not divide, and resizes them back."""
+    program = assert_the_same(random_statistics(mk.create_model("mobilevit_xxs", num_classes=7)), (3, 112, 96))
+    assert kinds(program)["resize"] == 4
+    assert kinds(program)["torch"] == 0
+
+
+def test_feature_pyramids():
+    program = assert_the_same(random_statistics(mk.create_model("mobilevitv2_050", features_only=True)), (3, 64, 64))
+    assert len(program.outputs) == 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mk.list_models())
+def test_every_model(name):
+    size = (3, 256, 256)
+    model = random_statistics(mk.create_model(name))
+    program = assert_the_same(model, size, (1,))
+    assert kinds(program)["torch"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050", "mobilevitv2_050 112"])
+def test_timm(name):
+    timm = pytest.importorskip("timm")
+    name, _, side = name.partition(" ")
+    side = int(side or 128)
+    program = assert_the_same(random_statistics(timm.create_model(name, num_classes=7)), (3, side, side))
+    assert kinds(program)["torch"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", [1, 2])
+def test_transformers(version):
+    transformers = pytest.importorskip("transformers")
+    if version == 1:
+        config = transformers.MobileViTConfig(
+            hidden_sizes=[64, 80, 96], neck_hidden_sizes=[16, 16, 24, 48, 64, 80, 320], expand_ratio=2.0
+        )  # fmt: skip
+        model = transformers.MobileViTForImageClassification(config)
+    else:
+        model = transformers.MobileViTV2ForImageClassification(transformers.MobileViTV2Config(width_multiplier=0.5))
+    program = capture(random_statistics(model), (3, 128, 128))
+    x = torch.randn(2, 3, 128, 128, dtype=torch.float64)
+    with torch.no_grad():
+        actual, expected = run(program, x), model.double()(x)
+    assert type(actual) is type(expected)
+    assert (actual.logits - expected.logits).abs().max() <= 1e-5 * expected.logits.abs().max()
+    assert kinds(program)["torch"] == 0
+
+
+class Plain(nn.Module):
+    """A CNN with what programs know and some that they do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 7, 2, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1))
+        self.conv = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.GELU())
+        self.depthwise = nn.Conv2d(8, 8, 3, 2, 1, groups=8)
+        self.norm = nn.BatchNorm2d(16)
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.3), nn.Linear(16, 5))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        x = self.stem(x)
+        x = x + self.conv(x)
+        both = torch.cat([self.depthwise(x), torch.tanh(x[:, :, ::2, ::2])], dim=1)
+        return self.head(self.norm(both)), {"features": both}
+
+
+def test_what_no_rule_knows_runs_through_torch():
+    program = assert_the_same(random_statistics(Plain()), (3, 32, 48))
+    count = kinds(program)
+    assert (count["conv2d"], count["depthwise_conv2d"], count["affine"], count["add"], count["cat"], count["linear"]) == (1, 1, 3, 1, 1, 1)
+    targets = {str(node.settings["target"]) for node in program if node.kind == "torch"}
+    assert {"aten.conv2d.default", "aten.max_pool2d.default", "aten.tanh.default"} <= targets
+    assert "tanh" in str(program)
+
+
+def test_the_model_is_left_as_it_is():
+    model = mk.create_model("mobilevitv2_050", num_classes=7).eval()
+    before = {name: (value, value._version) for name, value in model.state_dict(keep_vars=True).items()}
+    classes = [type(module) for module in model.modules()]
+    program = capture(model, (3, 64, 64))
+    assert [type(module) for module in model.modules()] == classes
+    for name, value in model.state_dict(keep_vars=True).items():
+        assert value is before[name][0]
+        assert value._version == before[name][1]
+    assert all(node.weights is not None for node in program)
+
+
+def test_a_program_prints_and_counts():
+    program = capture(mk.create_model("mobilevitv2_100").eval(), (3, 256, 256))
+    assert round(program.macs() / 1e6) == 1812  # 1813 of the paper, less the products of separable attention
+    text = str(program)
+    assert len(text.splitlines()) == len(program) + 1
+    assert "head.fc: 1000 = linear(stages.4.1.conv_proj.conv.avg_pool)  [weight 1000x512, bias 1000]" in text
+
+
+def test_bad_input():
+    model = mk.create_model("mobilevitv2_050", num_classes=7)
+    with pytest.raises(ValueError, match="capture: model: expected a model in evaluation"):
+        capture(model, (3, 64, 64))
+    with pytest.raises(TypeError, match=r"capture: model: expected a torch.nn.Module, got int"):
+        capture(3, (3, 64, 64))
+    with pytest.raises(ValueError, match=r"capture: size: expected \(channels, height, width\), got \(3, 64\)"):
+        capture(model.eval(), (3, 64))

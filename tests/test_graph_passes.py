@@ -1,0 +1,189 @@
+"""Every rewrite is exact: in float64 its program differs from the one before by roundings only."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from test_graph_capture import random_statistics
+from torch import nn
+
+import mvit_kernels as mk
+from mvit_kernels.graph import Node, Program, capture, optimize, run
+from mvit_kernels.graph.passes import cancel_constants, elide_keys, fold_affine, fold_norm, merge_convolutions, pool_first
+
+
+def double(program: Program) -> Program:
+    """With float64 weights, so that what passes compute is not rounded."""
+    nodes = [replace(node, weights={name: value.double() for name, value in node.weights.items()}) for node in program]
+    return Program(nodes, program.outputs, program.structure)
+
+
+def captured(model: nn.Module, size: tuple[int, int, int]) -> Program:
+    return double(capture(random_statistics(model), size))
+
+
+@functools.cache
+def network(name: str) -> Program:
+    """Of one of our models, with random biases: those of attention are 0 otherwise."""
+    torch.manual_seed(0)
+    model = mk.create_model(name, num_classes=7)
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("bias"):
+            nn.init.uniform_(parameter, -1, 1)
+    return captured(model, (3, 64, 64))
+
+
+def assert_exact(before: Program, after: Program) -> None:
+    x = torch.randn(2, *before["input"].size, dtype=torch.float64)
+    expected, actual = run(before, x), run(after, x)
+    for y, exact in zip(torch.utils._pytree.tree_leaves(actual), torch.utils._pytree.tree_leaves(expected), strict=True):
+        assert (y - exact).abs().max() <= 1e-10 * exact.abs().max()
+
+
+def kinds(program: Program) -> Counter[str]:
+    return Counter(node.kind for node in program)
+
+
+def conv(channels: int, out: int, kernel: int = 1, **settings: object) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, kernel, padding=kernel // 2, **settings)
+
+
+def test_batch_norms_go_into_convolutions():
+    model = nn.Sequential(conv(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), conv(8, 8, 3, groups=8), nn.BatchNorm2d(8))
+    before = captured(model, (3, 9, 8))
+    after = fold_affine(before)
+    assert kinds(before)["affine"] == 2
+    assert kinds(after)["affine"] == 0
+    assert_exact(before, after)
+
+
+class TwoUsers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.second = conv(3, 6), nn.BatchNorm2d(6), conv(6, 2)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.conv(x)
+        return self.norm(y), self.second(y)
+
+
+def test_what_others_need_stays():
+    """Neither folded nor merged: the result of the first convolution has two users."""
+    before = captured(TwoUsers(), (3, 8, 8))
+    for rewrite in (fold_affine, merge_convolutions):
+        assert str(rewrite(before)) == str(before)
+
+
+def test_a_result_of_the_program_stays():
+    before = captured(nn.Sequential(conv(16, 4), conv(4, 16)), (16, 8, 8))
+    first = next(node.name for node in before if node.kind == "conv2d")
+    both = Program(before, (first, *before.outputs))
+    assert len(merge_convolutions(both)) == len(both)
+
+
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050"])
+def test_norms_go_into_the_convolutions_behind_them(name):
+    before = network(name)
+    after = fold_norm(before)
+    norms = [node for node in after if node.kind in ("group_norm", "layer_norm")]
+    assert norms
+    assert not any(node.weights for node in norms)
+    assert_exact(before, after)
+
+
+def test_convolutions_in_a_row_merge_where_that_costs_less():
+    for channels, merged in (((4, 32, 4), 1), ((32, 4, 32), 2), ((8, 8, 8), 1)):
+        a, b, c = channels
+        before = captured(nn.Sequential(conv(a, b), conv(b, c)), (a, 8, 8))
+        after = merge_convolutions(before)
+        assert kinds(after)["conv2d"] == merged
+        assert after.macs() <= before.macs()
+        assert_exact(before, after)
+
+
+def test_three_in_a_row_and_what_does_not_merge():
+    before = captured(nn.Sequential(conv(4, 16), conv(16, 16), conv(16, 4)), (4, 8, 8))
+    after = merge_convolutions(before)
+    assert kinds(after)["conv2d"] == 1
+    assert_exact(before, after)
+    for other in (nn.ReLU(), conv(16, 16, 3), conv(16, 16, 1, stride=2)):
+        before = captured(nn.Sequential(conv(4, 16), other, conv(16, 4)), (4, 8, 8))
+        assert kinds(merge_convolutions(before)) == kinds(before)
+
+
+def test_pooling_before_the_last_projection():
+    model = nn.Sequential(conv(4, 16), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    before = captured(model, (4, 8, 8))
+    after = pool_first(before)
+    assert [node.kind for node in after] == ["input", "avg_pool", "linear", "linear"]
+    assert_exact(before, after)
+    merged = merge_convolutions(after)
+    assert [node.kind for node in merged] == ["input", "avg_pool", "linear"]
+    assert_exact(before, merged)
+
+
+def test_pooling_of_what_has_other_users_stays():
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = conv(4, 6)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = self.conv(x)
+            return y, y.mean((2, 3))
+
+    before = captured(Pooled(), (4, 8, 8))
+    assert str(pool_first(before)) == str(before)
+
+
+def test_keys_need_not_exist():
+    before = network("mobilevitv2_050")
+    after = elide_keys(before)
+    assert kinds(after)["separable_attention"] == 0
+    assert kinds(after)["separable_gate"] == kinds(after)["separable_context"] == 9
+    assert_exact(before, after)
+
+
+def test_biases_that_softmax_takes_away():
+    before = network("mobilevit_xxs")
+    after = cancel_constants(before)
+    biases = [node.weights["bias"] for node in after if node.name.endswith("qkv")]
+    assert len(biases) == 9
+    for b in biases:
+        assert not b[b.shape[0] // 3 :].any()
+        assert b.any()
+    assert_exact(before, after)
+
+
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050"])
+def test_all_passes(name):
+    before = network(name)
+    text = str(before)
+    after = optimize(before)
+    assert str(before) == text
+    assert after.macs() <= before.macs()
+    assert_exact(before, after)
+
+
+def test_what_passes_save():
+    """Merging takes 233 million of MobileViTv2-1.0's multiply-adds (8 of them by pooling first), keys that do not exist 82 million."""
+    before = capture(mk.create_model("mobilevitv2_100").eval(), (3, 256, 256))
+    merged = merge_convolutions(pool_first(before))
+    assert round((before.macs() - merged.macs()) / 1e6) == 233
+    assert round((merged.macs() - optimize(before).macs()) / 1e6) == 82
+
+
+def test_programs_refuse_what_makes_no_sense():
+    image = Node("input", "input", (), (3, 8, 8))
+    with pytest.raises(ValueError, match=r"node y: expected one of the kinds .*, got 'sum'"):
+        Program([image, Node("y", "sum", ("input",), (3, 8, 8))], ["y"])
+    with pytest.raises(ValueError, match=r"node y: expected names of earlier nodes .*, got 'z'"):
+        Program([image, Node("y", "add", ("input", "z"), (3, 8, 8))], ["y"])
+    with pytest.raises(ValueError, match=r"node input: expected .* got its name a second time"):
+        Program([image, image], ["input"])
+    with pytest.raises(ValueError, match="outputs: expected names of nodes, got 'y'"):
+        Program([image], ["y"])
