@@ -101,12 +101,13 @@ def in_range(op: str, name: str, x: Tensor) -> None:
 
 def zero_points(op: str, name: str, value: Any, count: int, near: bool = False) -> Tensor:
     """(count,) int32 on the CPU, from (1, count) too."""
-    x = tensor(op, name, value) if value is not None else torch.empty(0)
+    if near and value is None:
+        raise ValueError(f"{op}: {name}: expected an integer or {count} of them for these results, got None")
+    x = tensor(op, name, value)
     if x.ndim == 2 and x.shape[0] == 1:
         x = x[0]
     if not _is_integral(x) or x.ndim > 1 or x.numel() not in (1, count):
-        got = value if value is None else f"{x.dtype} of shape {tuple(x.shape)}"
-        raise ValueError(f"{op}: {name}: expected an integer or {count} of them, got {got}")
+        raise ValueError(f"{op}: {name}: expected an integer or {count} of them, got {x.dtype} of shape {tuple(x.shape)}")
     if x.numel():
         for end in map(int, torch.aminmax(x)):
             zero_point(op, name, end, near)
