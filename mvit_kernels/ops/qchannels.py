@@ -95,8 +95,6 @@ def quantization(
         else:
             inverse = 1.0 / y_scale
     if out_dtype == torch.uint8:
-        if out_zero_point is None:
-            raise ValueError(f"{op}: out_zero_point: expected an integer or {columns} of them for out_dtype uint8, got None")
         zero = qchecks.zero_points(op, "out_zero_point", out_zero_point, columns, near=True)
         low, high = -zero.double(), out_most - zero.double()
         if plain and activation == "relu":

@@ -69,6 +69,17 @@ def bits(op: str, name: str, value: Any) -> int:
 # --- one for each channel, or one for all: numbers or tensors ---
 
 
+def tensor(op: str, name: str, value: Any) -> Tensor:
+    """On the CPU; Python's floats as float64, whatever the default dtype is."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    try:
+        x = torch.as_tensor(value, device="cpu")
+        return torch.as_tensor(value, dtype=torch.float64, device="cpu") if x.is_floating_point() else x
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"{op}: {name}: expected a number or a tensor, got {value!r}") from None
+
+
 def scales(op: str, name: str, value: Any, count: int) -> Tensor:
     """(count,) float32 on the CPU."""
     x = _of_channels(op, name, value, count)
@@ -90,6 +101,8 @@ def in_range(op: str, name: str, x: Tensor) -> None:
 
 def zero_points(op: str, name: str, value: Any, count: int, near: bool = False) -> Tensor:
     """(count,) int32 on the CPU, from (1, count) too."""
+    if near and value is None:
+        raise ValueError(f"{op}: {name}: expected an integer or {count} of them for these results, got None")
     x = tensor(op, name, value)
     if x.ndim == 2 and x.shape[0] == 1:
         x = x[0]
@@ -107,17 +120,6 @@ def reals(op: str, name: str, value: Any, count: int) -> Tensor:
     if not bool(x.isfinite().all()):
         raise ValueError(f"{op}: {name}: expected finite values, got {float(x[~x.isfinite()][0])}")
     return x.expand(count)
-
-
-def tensor(op: str, name: str, value: Any) -> Tensor:
-    """On the CPU; Python's floats as float64, whatever the default dtype is."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu()
-    try:
-        x = torch.as_tensor(value, device="cpu")
-        return torch.as_tensor(value, dtype=torch.float64, device="cpu") if x.is_floating_point() else x
-    except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{op}: {name}: expected a number or a tensor, got {value!r}") from None
 
 
 def _of_channels(op: str, name: str, value: Any, count: int) -> Tensor:
