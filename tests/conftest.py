@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+import gc
 import importlib.util
+import os
 
 import pytest
+
+# Set before torch loads OpenMP: a thread at the end of one of the many small parallel regions sleeps until the others are there. Waiting
+# actively it would keep a core from them, and on a machine with other work the tests take several times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 # timm imports torchvision for its transforms only. The torchvision wheel's C++ ops do not load beside a CPU-only torch, and registering
@@ -18,6 +25,13 @@ def _skip_torchvision_ops(op, *args, **kwargs):
 
 if importlib.util.find_spec("torchvision") is not None:
     torch.library.register_fake = _skip_torchvision_ops
+
+
+def pytest_collection_finish() -> None:
+    """The million objects of the imported libraries stay: no collection of garbage should look through them again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000)
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,12 @@ from dataclasses import MISSING, fields
 import numpy as np
 import pytest
 import torch
+from marks import slow
 from PIL import Image
 
 import mvit_kernels as mk
 from mvit_kernels import checkpoints
-from mvit_kernels.cli import SUBCOMMANDS, main
+from mvit_kernels.cli import SUBCOMMANDS, demo, main
 from mvit_kernels.cli.compare import VARIANTS, Variant, compare
 from mvit_kernels.cli.timing import Timing, interleaved
 from mvit_kernels.data import evaluation_view, read_image
@@ -325,7 +326,9 @@ def test_train_names_a_broken_picture(capsys, tmp_path, photograph):
 # --- demo ---
 
 
-def test_demo(capsys, tmp_path):
+@pytest.mark.parametrize("full_size", [("mobilevit_xs", "mobilevitv2_075"), slow(demo.FULL_SIZE)])
+def test_demo(capsys, monkeypatch, tmp_path, full_size):
+    monkeypatch.setattr(demo, "FULL_SIZE", full_size)
     document = _json(capsys, "demo", "--images", 20, "--rounds", 1, "--out", tmp_path)
     assert json.loads((tmp_path / "demo.json").read_text()) == document
     with Image.open(tmp_path / "demo.png") as picture:

@@ -215,8 +215,10 @@ def test_folder_names_a_broken_picture_in_one_line_also_from_a_worker(folder):
     broken = folder / "train" / "cat" / "0.PNG"
     broken.write_text("hello")
     for workers in (0, 1):
+        batches = iter(DataLoader(ImageFolder(folder / "train", 32), 2, num_workers=workers))
         with pytest.raises(ValueError, match=rf"^read_image: path: expected an image that Pillow reads, got '{broken}' \(.*\)$"):
-            next(iter(DataLoader(ImageFolder(folder / "train", 32), 2, num_workers=workers)))
+            next(batches)
+        assert len(list(batches)) == 2  # and the worker ends: one of a broken iterator is waited for
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from marks import slow
 from tolerance import assert_float_rule
 
 import mvit_kernels as mk
@@ -117,7 +118,7 @@ def test_any_strides(backend: str, isa: str) -> None:
 def test_long_sums_stay_exact(mean: float) -> None:
     for seed in range(2):
         torch.manual_seed(seed)
-        qkv = torch.randn(1, 12, 64, 64)
+        qkv = torch.randn(1, 12, 40, 64)
         qkv[:, 8:] += mean
         exact = reference.patch_attention(qkv.double(), 1, (1, 1))
         assert_float_rule(mk.ops.patch_attention(qkv, 1, (1, 1), backend="cpu"), reference.patch_attention(qkv, 1, (1, 1)), exact)
@@ -281,7 +282,7 @@ def test_second_derivative() -> None:
     assert torch.allclose(single.grad.double(), qkv.grad, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", [slow("nchw"), "nhwc"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_opcheck(dtype: torch.dtype, fmt: str) -> None:
     qkv, heads, patch = make((2, 5, 2, 4, 6, (2, 2)), dtype, fmt)

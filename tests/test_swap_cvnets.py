@@ -184,7 +184,7 @@ def test_obstacles_of_v1(late):
 
 
 def test_compile():
-    network = nn.Sequential(*v1_model(), v2_model()[1])
+    network = nn.Sequential(*v1_model(n_transformer_blocks=1), v2_model(n_attn_blocks=1)[1])
     checks.check_compile(network, image(), checks.V1_OPS | checks.V2_OPS)
 
 

@@ -7,6 +7,7 @@ import copy
 import pytest
 import swap_checks as checks
 import torch
+from marks import slow
 from swap_checks import BACKENDS, OPTIONS, SETTINGS, V1_SETTINGS, lively, reason, replaced
 from torch import nn
 
@@ -34,7 +35,7 @@ def image(height: int = 64, width: int = 64, batch: int = 2) -> torch.Tensor:
     return torch.rand(batch, 3, height, width)
 
 
-@pytest.mark.parametrize("size", [(128, 64), (97, 97)])
+@pytest.mark.parametrize("size", [(128, 64), slow((97, 97))])
 @pytest.mark.parametrize(
     ("name", "options"),
     [*(("mobilevit_xxs", options) for options in V1_SETTINGS), *(("mobilevitv2_050", options) for options in SETTINGS)],
@@ -202,5 +203,6 @@ def test_export():
 
 
 def test_compile():
-    network = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), v2_block(), lively(MobileVitBlock(24, transformer_dim=16, patch_size=2)))
+    v1_block = lively(MobileVitBlock(24, transformer_dim=16, transformer_depth=1, patch_size=2))
+    network = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), v2_block(transformer_depth=1), v1_block)
     checks.check_compile(network, image(8, 6), checks.V1_OPS | checks.V2_OPS)
