@@ -168,6 +168,11 @@ def test_bad_input():
         QLinear.from_float(nn.Linear(3, 4), input_scale=float("nan"), input_zero_point=0)
     with pytest.raises(ValueError, match="QLinear: weight_bits: expected 8 or 6, got 4"):
         QLinear.from_float(nn.Linear(3, 4), weight_bits=4)
+    weight, scale = torch.full((4, 3), 40, dtype=torch.int8), torch.ones(4)
+    with pytest.raises(ValueError, match=r"QLinear: weight: expected values in \[-31, 31\], got one of size 40"):
+        QLinear(weight, scale, None, None, None, 6, 8)
+    with pytest.raises(TypeError, match=r"QLinear: weight: expected int8, got torch.float32"):
+        QLinear(weight.float(), scale, None, None, None, 8, 8)
     with pytest.raises(ValueError, match=r"QLinear: x: expected float32, .*got torch.float32 of shape \(2, 5\)"):
         QLinear.from_float(nn.Linear(3, 4))(torch.randn(2, 5))
     with pytest.raises(ValueError, match="QConv2d: x: expected"):

@@ -46,8 +46,10 @@ class QLayer(nn.Module):
             raise ValueError(
                 f"{name}: input_zero_point: expected both input_scale and input_zero_point, or neither, got {input_zero_point!r}"
             )
-        if weight.dtype != torch.int8 or (weight.numel() and int(weight.to(torch.int16).abs().max()) > MOST[weight_bits]):
-            raise ValueError(f"{name}: weight: expected int8 values in [-{MOST[weight_bits]}, {MOST[weight_bits]}], got {weight.dtype}")
+        if weight.dtype != torch.int8:
+            raise TypeError(f"{name}: weight: expected int8, got {weight.dtype}")
+        if weight.numel() and (most := int(weight.to(torch.int16).abs().max())) > MOST[weight_bits]:
+            raise ValueError(f"{name}: weight: expected values in [-{MOST[weight_bits]}, {MOST[weight_bits]}], got one of size {most}")
         self.weight_bits, self.activation_bits, self.weight_shape = weight_bits, activation_bits, tuple(weight.shape)
         rows = weight.detach().flatten(1)
         self.register_buffer("weight", pack_int6(rows) if weight_bits == 6 else weight.detach().clone())
