@@ -77,7 +77,7 @@ def test_feature_pyramids():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", mk.list_models())
 def test_every_model(name):
-    size = (3, 256, 256)
+    size = (3, 128, 128)
     model = random_statistics(mk.create_model(name))
     program = assert_the_same(model, size, (1,))
     assert kinds(program)["torch"] == 0
