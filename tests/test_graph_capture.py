@@ -160,7 +160,14 @@ def test_a_program_prints_and_counts():
     assert "head.fc: 1000 = linear(stages.4.1.conv_proj.conv.avg_pool)  [weight 1000x512, bias 1000]" in text
 
 
+class Constant(nn.Module):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x * 2, torch.ones(3)
+
+
 def test_bad_input():
+    with pytest.raises(ValueError, match="capture: model: expected results that depend on the image, got ones"):
+        capture(Constant().eval(), (3, 8, 8))
     model = mk.create_model("mobilevitv2_050", num_classes=7)
     with pytest.raises(ValueError, match="capture: model: expected a model in evaluation"):
         capture(model, (3, 64, 64))

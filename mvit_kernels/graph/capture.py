@@ -71,6 +71,9 @@ class _Translator:
                 self.values[node] = self.call(node)
             elif node.op == "output":
                 outputs = node.args[0]
+        for each in outputs:
+            if not isinstance(each, fx.Node) or not self.moves(self.values[each]):
+                raise ValueError(f"capture: model: expected results that depend on the image, got {each}")
         leaves = [self.build.plain(self.values[each]) for each in outputs]
         single = self.spec is None or (len(leaves) == 1 and self.spec.is_leaf())
         return Program(self.build.nodes, leaves, None if single else self.spec)
