@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from mvit_kernels.swap import accelerate
 
-from .expand import RULES, Builder, Map, Moments, Pixels, Pooled, Rows, Vector
+from .expand import RULES, Builder, Map, Moments, Value, Vector
 from .program import Program
 
 Tensor = torch.Tensor
@@ -103,7 +103,7 @@ class _Translator:
     def moves(self, value: Any) -> bool:
         if isinstance(value, tuple):
             return any(map(self.moves, value))
-        return isinstance(value, (Map, Pixels, Rows, Vector, Pooled, Moments))
+        return isinstance(value, (Value, Moments))
 
     def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return fx.node.map_arg((node.args, node.kwargs), lambda each: self.values[each])

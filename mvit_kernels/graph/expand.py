@@ -19,38 +19,30 @@ Named = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Map:
+class Value:
+    """The result of a node, as torch has it or as a view."""
+
+    name: str
+
+
+class Map(Value):
     """(B, C, H, W)."""
 
-    name: str
 
-
-@dataclass(frozen=True)
-class Pixels:
+class Pixels(Value):
     """(B, H, W, C) of a map."""
 
-    name: str
 
-
-@dataclass(frozen=True)
-class Rows:
+class Rows(Value):
     """(B H W, C) of a map."""
 
-    name: str
 
-
-@dataclass(frozen=True)
-class Vector:
+class Vector(Value):
     """(B, C)."""
 
-    name: str
 
-
-@dataclass(frozen=True)
-class Pooled:
+class Pooled(Value):
     """(B, C, 1, 1) of a vector."""
-
-    name: str
 
 
 @dataclass(frozen=True)

@@ -440,11 +440,7 @@ inline void qdepthwise_row(const QDepthwiseRow& r, const QEpilogue& e) {
     } else {
         qdepthwise_blocks<stride, QDepthwiseFinish::plain>(r, e, taps);
     }
-    if (e.table)
-        for (int64_t x = 0; x < (r.width - 1) / stride + 1; ++x) {
-            auto* bytes = static_cast<uint8_t*>(e.y) + (r.first + x) * e.y_stride;
-            look_up(e.table, bytes, bytes, r.channels);
-        }
+    look_up_rows(e, r.first, (r.width - 1) / stride + 1, 0, r.channels);
 }
 
 }  // namespace

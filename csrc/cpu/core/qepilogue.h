@@ -167,6 +167,15 @@ inline void finish_rows(const QEpilogue& e, const int32_t* c, int64_t c_stride, 
             finish_vector(e, I32::load(c + r * c_stride + j), row + r, first + j, lanes_left(columns, j));
 }
 
+// Bytes that are done go through the table, if there is one.
+inline void look_up_rows(const QEpilogue& e, int64_t row, int64_t rows, int64_t first, int64_t columns) {
+    if (!e.table) return;
+    for (int64_t r = row; r < row + rows; ++r) {
+        uint8_t* y = static_cast<uint8_t*>(e.y) + r * e.y_stride + first;
+        look_up(e.table, y, y, columns);
+    }
+}
+
 inline constexpr int64_t qtile_scratch = qgroup * qpanel;  // int32 a row
 
 // Bytes of scratch for multiply_qpanels, after which come those of load_qrows.
@@ -195,11 +204,7 @@ inline void multiply_qpanels(const QTileKernels& tiles, const QOperand& a, int64
             tiles.accumulate(tile, sums, qtile_scratch);
             finish_rows(e, sums, qtile_scratch, row, rows, first, columns);
         }
-        if (e.table)
-            for (int64_t r = 0; r < rows; ++r) {
-                uint8_t* y = static_cast<uint8_t*>(e.y) + (row + r) * e.y_stride + first;
-                look_up(e.table, y, y, columns);
-            }
+        look_up_rows(e, row, rows, first, columns);
         panel += count;
     }
 }

@@ -5,19 +5,13 @@
 #include <utility>
 
 #include "cpu/core/isa.h"
+#include "cpu/core/vector_bytes.h"
 
 namespace mvit {
 namespace {
 
 using Plane = PatchesPlane;
 
-#if defined(MVIT_ISA_AVX512VNNI)
-constexpr int vector_bytes = 64;
-#elif defined(MVIT_ISA_AVX2)
-constexpr int vector_bytes = 32;
-#else
-constexpr int vector_bytes = 16;
-#endif
 constexpr int64_t chunk = 64;  // bytes that `move` copies at once
 
 // After vectors of so many lanes come vectors of half as many, down to 8 bytes, and then single elements.

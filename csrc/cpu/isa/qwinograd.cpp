@@ -5,17 +5,11 @@
 
 #include "cpu/core/isa.h"
 #include "cpu/core/qepilogue.h"
+#include "cpu/core/vector_bytes.h"
 
 namespace mvit {
 namespace {
 
-#if defined(MVIT_ISA_AVX512VNNI)
-constexpr int vector_bytes = 64;
-#elif defined(MVIT_ISA_AVX2)
-constexpr int vector_bytes = 32;
-#else
-constexpr int vector_bytes = 16;
-#endif
 constexpr int halves = vector_bytes / 2, words = vector_bytes / 4;  // lanes
 
 // Integer vectors of the compiler: additions, shifts and multiplications are those of int16 and, modulo 2^32, of uint32.
@@ -309,11 +303,7 @@ void block(const QWinogradBlock& b) {
                     if (const int64_t outside = 4 * taps_outside(y, p.height) + taps_outside(start + x, p.width); outside != 0)
                         change_sums(p.border + outside * all + first, usual + first, count * qpanel, row + x * width);
                 finish_rows(e, row, width, pixel, inside, first, columns);
-                if (e.table)
-                    for (int64_t x = 0; x < inside; ++x) {
-                        auto* bytes = static_cast<uint8_t*>(e.y) + (pixel + x) * e.y_stride + first;
-                        look_up(e.table, bytes, bytes, columns);
-                    }
+                look_up_rows(e, pixel, inside, first, columns);
             }
         }
         panel += count;
