@@ -14,5 +14,7 @@ def assert_float_rule(actual: torch.Tensor, plain: torch.Tensor, exact: torch.Te
     if exact.numel() == 0:
         return
     ours, theirs = (actual.double() - exact).abs().max().item(), (plain.double() - exact).abs().max().item()
+    if exact.isfinite().all() and not plain.isfinite().all():
+        theirs = 0.0  # torch's own bfloat16 convolutions do that on some processors: it is no measure then
     cap = _ROUNDINGS[actual.dtype] * exact.abs().max().item()
     assert ours <= 2 * theirs + cap, f"error {ours:.3g}, plain torch has {theirs:.3g}, cap {cap:.3g}"
