@@ -13,7 +13,16 @@ from torch import nn
 
 import mvit_kernels as mk
 from mvit_kernels.graph import Node, Program, capture, optimize, run
-from mvit_kernels.graph.passes import cancel_constants, elide_keys, fold_affine, fold_norm, merge_convolutions, pool_first
+from mvit_kernels.graph.passes import (
+    cancel_constants,
+    elide_keys,
+    fold_affine,
+    fold_norm,
+    fuse_epilogues,
+    merge_convolutions,
+    pool_first,
+    split_cat,
+)
 
 
 def double(program: Program) -> Program:
@@ -187,3 +196,53 @@ def test_programs_refuse_what_makes_no_sense():
         Program([image, image], ["input"])
     with pytest.raises(ValueError, match="outputs: expected names of nodes, got 'y'"):
         Program([image], ["y"])
+
+
+class Residual(nn.Module):
+    """A sum of a convolution and something before it, and one of a convolution and something after."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = conv(4, 4, 3), conv(4, 4), conv(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.silu(self.a(x))
+        x = x + self.b(x)
+        y = self.c(x)
+        return y + nn.functional.relu(x)
+
+
+def test_epilogues_go_into_products():
+    before = captured(Residual(), (4, 8, 8))
+    after = fuse_epilogues(before)
+    assert kinds(after) == {"input": 1, "conv2d": 3, "activation": 1, "add": 1}
+    assert [node.settings.get("activation") for node in after if node.kind == "conv2d"] == ["silu", None, None]
+    assert [node.settings.get("residual") for node in after if node.kind == "conv2d"] == [None, True, None]
+    assert_exact(before, after)
+
+
+def test_an_activation_behind_a_residual_stays():
+    """Kernels add the residual last."""
+    model = nn.Sequential(conv(4, 4, 3), nn.ReLU(), conv(4, 4, 3), nn.SiLU())
+    before = captured(model, (4, 8, 8))
+    nodes = list(before)
+    y = next(node for node in nodes if node.inputs == (nodes[2].name,))
+    added = Node("sum", "add", (y.name, nodes[2].name), y.size)
+    tail = replace(nodes[-1], inputs=("sum",))
+    both = Program([*nodes[:-1], added, tail], before.outputs)
+    assert kinds(fuse_epilogues(both)) == {"input": 1, "conv2d": 2, "activation": 1}
+    assert_exact(both, fuse_epilogues(both))
+
+
+def test_a_concatenation_need_not_exist():
+    before = network("mobilevit_xxs")
+    after = split_cat(before)
+    assert kinds(before)["cat"] == 3
+    assert kinds(after)["cat"] == 0
+    assert_exact(before, after)
+
+
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050"])
+def test_passes_find_nothing_in_what_they_made(name):
+    once = optimize(network(name))
+    assert str(optimize(once)) == str(once)

@@ -44,11 +44,15 @@ def _channels(node: Node, name: str, like: Tensor) -> Tensor:
     return node.weights[name].to(like.dtype)[:, None, None]
 
 
-def _conv2d(node: Node, x: Tensor) -> Tensor:
+def _conv2d(node: Node, *inputs: Tensor) -> Tensor:
+    maps = inputs[:2] if node.settings.get("second") else inputs[:1]
+    x = torch.cat(maps, dim=1) if len(maps) == 2 else maps[0]
     weight, bias = _weights(node, x)
     assert weight is not None
     groups = x.shape[1] if node.kind == "depthwise_conv2d" else 1
-    return F.conv2d(x, weight, bias, node.settings["stride"], weight.shape[-1] // 2, groups=groups)
+    y = F.conv2d(x, weight, bias, node.settings["stride"], weight.shape[-1] // 2, groups=groups)
+    y = reference.activate(y, node.settings.get("activation", "none"))
+    return y + inputs[-1] if node.settings.get("residual") else y
 
 
 def _group_norm(node: Node, x: Tensor) -> Tensor:
@@ -85,7 +89,7 @@ def _patch_attention(node: Node, qkv: Tensor) -> Tensor:
 def _linear(node: Node, x: Tensor) -> Tensor:
     weight, bias = _weights(node, x)
     assert weight is not None
-    return F.linear(x, weight, bias)
+    return reference.activate(F.linear(x, weight, bias), node.settings.get("activation", "none"))
 
 
 def _torch(node: Node, *inputs: Tensor) -> Tensor:

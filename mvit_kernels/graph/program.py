@@ -17,8 +17,9 @@ Tensor = torch.Tensor
 
 KINDS = {
     "input": "the image",
-    "conv2d": "weight (N, C, k, k), bias (N,) or none; stride; padding k // 2; k 1 or 3",
-    "depthwise_conv2d": "weight (C, 1, 3, 3), bias (C,) or none; stride; padding 1",
+    "conv2d": "weight (N, C, k, k), bias (N,) or none; stride; padding k // 2; k 1 or 3; second: of two maps side by side; activation; "
+    "residual: the last input is added at the end",
+    "depthwise_conv2d": "weight (C, 1, 3, 3), bias (C,) or none; stride; padding 1; activation",
     "affine": "scale (C,), shift (C,), float64: a BatchNorm in evaluation",
     "activation": "function: relu, silu or gelu",
     "add": "of two of the same size",
@@ -31,7 +32,7 @@ KINDS = {
     "patch_attention": "of MobileViT; a map of 3 d channels, q|k|v; heads, patch, scale",
     "avg_pool": "over all pixels: a map to a vector",
     "resize": "bilinear, to the size of the node; align_corners",
-    "linear": "weight (N, K), bias (N,) or none; of a vector",
+    "linear": "weight (N, K), bias (N,) or none; activation; of a vector",
     "torch": "anything else, as torch runs it: target, arguments",
 }
 

@@ -10,10 +10,12 @@ from .cancel_constants import cancel_constants
 from .elide_keys import elide_keys
 from .fold_affine import fold_affine
 from .fold_norm import fold_norm
+from .fuse_epilogues import fuse_epilogues
 from .merge_convolutions import merge_convolutions
 from .pool_first import pool_first
+from .split_cat import split_cat
 
-PASSES = (fold_affine, fold_norm, elide_keys, cancel_constants, pool_first, merge_convolutions)
+PASSES = (fold_affine, fold_norm, elide_keys, cancel_constants, pool_first, merge_convolutions, split_cat, fuse_epilogues)
 
 
 def optimize(program: Program) -> Program:
@@ -23,4 +25,15 @@ def optimize(program: Program) -> Program:
     return program
 
 
-__all__ = ["PASSES", "cancel_constants", "elide_keys", "fold_affine", "fold_norm", "merge_convolutions", "optimize", "pool_first"]
+__all__ = [
+    "PASSES",
+    "cancel_constants",
+    "elide_keys",
+    "fold_affine",
+    "fold_norm",
+    "fuse_epilogues",
+    "merge_convolutions",
+    "optimize",
+    "pool_first",
+    "split_cat",
+]

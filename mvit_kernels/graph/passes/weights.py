@@ -36,10 +36,16 @@ def with_weights(node: Node, **weights: Tensor) -> Node:
 
 
 def is_pointwise(node: Node) -> bool:
-    """A 1x1 convolution of every pixel."""
-    return node.kind == "conv2d" and node.weights["weight"].shape[2:] == (1, 1) and node.settings["stride"] == 1
+    """A 1x1 convolution of every pixel and nothing else."""
+    plain = node.kind == "conv2d" and len(node.inputs) == 1 and not has_epilogue(node)
+    return plain and node.weights["weight"].shape[2:] == (1, 1) and node.settings["stride"] == 1
 
 
 def only_user(program: Program, users: Mapping[str, list[str]], name: str) -> Node | None:
     """The one node that takes a result, where there is exactly one and the result leaves the program nowhere."""
     return program[users[name][0]] if len(users[name]) == 1 and users[name][0] else None
+
+
+def has_epilogue(node: Node) -> bool:
+    """An activation or a residual."""
+    return "activation" in node.settings or "residual" in node.settings

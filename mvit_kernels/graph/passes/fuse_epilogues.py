@@ -1,0 +1,50 @@
+"""What kernels do to a product before they write it: an activation, a residual. act(W x + b), or W x + b + residual, is one node."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ..program import Node, Program
+from .weights import has_epilogue, only_user
+
+_PRODUCTS = ("conv2d", "depthwise_conv2d", "linear")
+
+
+def fuse_epilogues(program: Program) -> Program:
+    """An activation goes into the product before it; the sum of a convolution and something earlier into the convolution."""
+    return _fuse_residuals(_fuse_activations(program))
+
+
+def _fuse_activations(program: Program) -> Program:
+    changed: dict[str, Node | None] = {}
+    instead: dict[str, str] = {}
+    users = program.users()
+    for node in program:
+        if node.kind != "activation":
+            continue
+        product = program[node.inputs[0]]
+        if product.kind not in _PRODUCTS or has_epilogue(product) or only_user(program, users, product.name) is not node:
+            continue
+        changed[product.name] = replace(product, settings={**product.settings, "activation": node.settings["function"]})
+        changed[node.name], instead[node.name] = None, product.name
+    return program.rewritten(changed, instead)
+
+
+def _fuse_residuals(program: Program) -> Program:
+    changed: dict[str, Node | None] = {}
+    instead: dict[str, str] = {}
+    users = program.users()
+    place = {node.name: i for i, node in enumerate(program)}
+    for node in program:
+        if node.kind != "add":
+            continue
+        for name, other in (node.inputs, node.inputs[::-1]):
+            product = program[name]
+            if product.kind != "conv2d" or has_epilogue(product) or only_user(program, users, name) is not node:
+                continue
+            if place[other] > place[name]:
+                continue
+            changed[name] = replace(product, inputs=(*product.inputs, other), settings={**product.settings, "residual": True})
+            changed[node.name], instead[node.name] = None, name
+            break
+    return program.rewritten(changed, instead)
