@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml csrc/flags.txt csrc/cpu/isa/flags.txt \
-	$(shell find csrc/cpu python -name '*.cpp' -o -name '*.h')
+	$(shell find csrc/cpu csrc/engine python -name '*.cpp' -o -name '*.h')
 
 .PHONY: demo build test test-all lint asan bench clean
 

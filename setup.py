@@ -73,7 +73,8 @@ class BuildNative(build_ext):
 
         objects = Path(self.get_finalized_command("build").build_base).resolve() / "csrc"
         build = Path(self.build_temp).resolve()
-        sources = [(path, objects / path.relative_to(CSRC).with_suffix(".o"), []) for path in sorted(CSRC.glob("cpu/[co]*/*.cpp"))]
+        plain = sorted(path for pattern in ("cpu/core/*.cpp", "cpu/ops/*.cpp", "engine/*.cpp") for path in CSRC.glob(pattern))
+        sources = [(path, objects / path.relative_to(CSRC).with_suffix(".o"), []) for path in plain]
         sources += [(path, build / f"{path.stem}.o", python) for path in sorted(ROOT.glob("python/*.cpp"))]
         for isa, flags in isa_flags().items():
             define = [f"-DMVIT_ISA={isa}", f"-DMVIT_ISA_{isa.upper()}", *flags]

@@ -16,5 +16,6 @@ inline const float* floats(uintptr_t address) { return static_cast<const float*>
 
 void bind_floats(pybind11::module_& m);
 void bind_integers(pybind11::module_& m);
+void bind_engine(pybind11::module_& m);
 
 }  // namespace mvit

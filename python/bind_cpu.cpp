@@ -39,4 +39,5 @@ PYBIND11_MODULE(_cpu, m) {
 
     bind_floats(m);
     bind_integers(m);
+    bind_engine(m);
 }

@@ -4,36 +4,27 @@
 
 #include <cstdint>
 
+#include "cpu/core/crew.h"
+
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
 namespace mvit {
 
-// Below this many bytes touched, waking a second thread costs more than it saves (a fork and join is 2 to 5 us).
-inline constexpr int64_t bytes_worth_a_thread = 64 * 1024;
+// Below this many bytes touched, a second thread costs more than it saves: a fork and join is 2 to 5 us, an order to a crew 0.3.
+inline constexpr int64_t bytes_worth_a_thread = 64 * 1024, bytes_worth_an_order = 8 * 1024;
 
 // One thread or all of them: libgomp ends and starts threads whenever the size of the team changes from one region to the next.
 inline int threads_for(int64_t bytes, int64_t tasks, int threads) {
-    return tasks > 1 && bytes >= 2 * bytes_worth_a_thread && threads > 1 ? threads : 1;
-}
-
-// Runs body(task) for every task in [0, tasks).
-template <class Body>
-void parallel_for(int64_t tasks, int threads, const Body& body) {
-    if (threads <= 1) {
-        for (int64_t task = 0; task < tasks; ++task) body(task);
-        return;
-    }
-#ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) schedule(static)
-#endif
-    for (int64_t task = 0; task < tasks; ++task) body(task);
+    if (tasks <= 1 || threads <= 1 || bytes < 2 * bytes_worth_an_order) return 1;
+    return bytes >= 2 * bytes_worth_a_thread || Crew::led() ? threads : 1;
 }
 
 // A thread of a parallel region with several phases: waiting for the others costs a fraction of leaving the region and entering the next.
 struct Team {
     int index, size;
+    Crew* crew = nullptr;
 
     // body(first, last) on this thread's run of [0, tasks).
     template <class Body>
@@ -42,6 +33,7 @@ struct Team {
         if (first < last) body(first, last);
     }
     void wait() const {
+        if (crew) return crew->barrier();
 #ifdef _OPENMP
 #pragma omp barrier
 #endif
@@ -51,14 +43,25 @@ struct Team {
 // Runs body(team) on every thread.
 template <class Body>
 void parallel_region(int threads, const Body& body) {
-#ifdef _OPENMP
     if (threads > 1) {
+        if (Crew* crew = Crew::led()) return crew->share([&](int index) { body(Team{index, crew->size(), crew}); });
+#ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
         body(Team{omp_get_thread_num(), omp_get_num_threads()});
         return;
-    }
 #endif
+    }
     body(Team{0, 1});
+}
+
+// Runs body(task) for every task in [0, tasks).
+template <class Body>
+void parallel_for(int64_t tasks, int threads, const Body& body) {
+    parallel_region(threads, [&](const Team& team) {
+        team.share(tasks, [&](int64_t first, int64_t last) {
+            for (int64_t task = first; task < last; ++task) body(task);
+        });
+    });
 }
 
 }  // namespace mvit

@@ -1,0 +1,1 @@
+"""Runs a whole network in native code."""

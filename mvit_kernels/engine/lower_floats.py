@@ -1,0 +1,392 @@
+"""From a float program to steps: which nodes one kernel runs together, and what it is told.
+
+Kernels take whole blocks where they find them: the attention and the feed-forward half of a transformer layer, inverted residuals. A norm in
+front of 1x1 convolutions is done while these load their rows; the moments of a GroupNorm are collected by whatever wrote its input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+from mvit_kernels.graph import Node, Program
+from mvit_kernels.ops.conv2d import FEWEST_CHANNELS, MOST_PLANES
+from mvit_kernels.ops.library import FLOAT_CODES
+from mvit_kernels.ops.packing import pack_convolution, pack_convolution_by_planes, pack_depthwise, pack_matrix, pack_winograd
+
+from .steps import Lowered, Ref, TorchStep, Value
+
+Tensor = torch.Tensor
+_GATHERED, _PLANES, _WINOGRAD = range(3)
+
+
+def lower_floats(program: Program, dtype: torch.dtype = torch.float32) -> Lowered:
+    """Steps for one image; values are stored as dtype: float32, bfloat16 or float16."""
+    return _Lowering(program, dtype).lowered()
+
+
+class _Lowering:
+    def __init__(self, program: Program, dtype: torch.dtype) -> None:
+        self.program, self.dtype = program, dtype
+        self.users = program.users()
+        self.out = Lowered(outputs=program.outputs, structure=program.structure)
+        self.groups: dict[str, tuple[Callable[..., None], tuple[Node, ...]]] = {}  # by their last node
+        self.grouped: set[str] = set()
+        self.normed = {node.inputs[0] for node in program if node.kind == "group_norm"}
+        for node in program:
+            for find, emit in ((_find_attention, self.attention), (_find_mlp, self.mlp), (_find_inverted, self.inverted)):
+                nodes = None if node.name in self.grouped else find(self, node)
+                if nodes is not None:
+                    self.groups[nodes[-1].name] = emit, nodes
+                    self.grouped.update(each.name for each in nodes)
+        # Norms that nobody but products that do it themselves takes.
+        self.absorbed = {node.name for node in program if node.kind in ("group_norm", "layer_norm") and self.absorbs(node)}
+
+    def lowered(self) -> Lowered:
+        for node in self.program:
+            if node.name in self.groups:
+                emit, nodes = self.groups[node.name]
+                emit(*nodes)
+            elif node.name not in self.grouped and node.name not in self.absorbed:
+                self.single(node)
+        return self.out
+
+    # --- what passes know ---
+
+    def only_user(self, name: str) -> Node | None:
+        users = self.users[name]
+        return self.program[users[0]] if len(users) == 1 and users[0] else None
+
+    def absorbs(self, norm: Node) -> bool:
+        users = self.users[norm.name]
+        return (
+            norm.name not in self.grouped
+            and not norm.weights
+            and bool(users)
+            and all(each and _is_pointwise(self.program[each]) and each not in self.grouped for each in users)
+            and all(self.program[each].inputs.count(norm.name) == 1 and self.program[each].inputs[0] == norm.name for each in users)
+        )
+
+    def value(self, node: Node) -> Ref:
+        """Memory for the result of a node."""
+        self.out.values[node.name] = Value(node.size, self.dtype)
+        return Ref(node.name)
+
+    def ref(self, name: str) -> Ref:
+        """The result of an earlier node, channels last."""
+        value = self.out.values[name]
+        if value.channels_last or len(value.size) != 3:
+            return Ref(name)
+        last = f"{name}.channels_last"
+        if last not in self.out.values:
+            self.out.values[last] = value._replace(channels_last=True)
+            channels, height, width = value.size
+            fields = {"element_size": self.dtype.itemsize, "batch": 1, "channels": channels, "pixels": height * width}
+            self.out.add("channels_last", (self.program[name],), {**fields, "from": Ref(name), "to": Ref(last)})
+        return Ref(last)
+
+    def collected(self, node: Node) -> dict[str, Ref]:
+        """Where a producer leaves its moments, if a norm wants them."""
+        if node.name not in self.normed:
+            return {}
+        self.out.values[f"{node.name}.moments"] = Value((2,), torch.float64)
+        return {"collected": Ref(f"{node.name}.moments")}
+
+    def moments(self, name: str) -> Ref:
+        """Those of an earlier result, computed if nobody collected them."""
+        key = f"{name}.moments"
+        if key not in self.out.values:
+            channels, rows = _rows(self.program[name].size)
+            x = self.ref(name)
+            self.out.values[key] = Value((2,), torch.float64)
+            fields = {**self.code(), "groups": 1, "rows": rows, "depth": channels, "x": x, "y": Ref(key)}
+            self.out.add("moments", (self.program[name],), fields)
+        return Ref(key)
+
+    def code(self) -> dict[str, int]:
+        return {"dtype": FLOAT_CODES[self.dtype]}
+
+    # --- blocks ---
+
+    def attention(self, norm: Node, conv: Node, context: Node, key: Node, gate: Node, out: Node) -> None:
+        x, (dim, height, width), (patch_h, patch_w) = norm.inputs[0], norm.size, context.settings["patch"]
+        weight, bias = conv.weights["weight"].flatten(1), conv.weights["bias"]
+        keys, values, outs = _packed(key), pack_matrix(weight[1:], bias[1:]), _packed(out)
+        fields = {
+            **self.code(), "batch": 1, "dim": dim, "height": height, "width": width, "patch_h": patch_h, "patch_w": patch_w,
+            "query": weight[0].float().contiguous(), "key_weight": keys.weight, "key_bias": keys.bias, "value_weight": values.weight,
+            "value_bias": values.bias, "out_weight": outs.weight, "out_bias": outs.bias, "moments": self.moments(x),
+            "eps": norm.settings["eps"], "x": self.ref(x), "y": self.value(out), **self.collected(out),
+        }  # fmt: skip
+        self.out.add("separable_attention_block", (norm, conv, context, key, gate, out), fields)
+
+    def mlp(self, norm: Node, first: Node, second: Node) -> None:
+        x, (dim, rows), layer_norm = norm.inputs[0], _rows(norm.size), norm.kind == "layer_norm"
+        one, two = _packed(first), _packed(second)
+        fields = {
+            **self.code(), "groups": 1, "rows": rows, "dim": dim, "hidden": first.size[0], "weight1": one.weight, "bias1": one.bias,
+            "weight2": two.weight, "bias2": two.bias, "layer_norm": layer_norm, "eps": norm.settings["eps"],
+            "activation": _activation(first), "x": self.ref(x), "y": self.value(second), **self.collected(second),
+        }  # fmt: skip
+        if not layer_norm:
+            fields["moments"] = self.moments(x)
+        self.out.add("feed_forward", (norm, first, second), fields)
+
+    def inverted(self, *nodes: Node) -> None:
+        first, depthwise, reduce = nodes[0], nodes[-2], nodes[-1]
+        x = first.inputs[0]
+        channels, height, width = self.program[x].size
+        taps, last = pack_depthwise(depthwise.weights["weight"], depthwise.weights.get("bias")), _packed(reduce)
+        fields = {
+            **self.code(), "batch": 1, "height": height, "width": width, "channels": channels, "hidden": depthwise.size[0],
+            "columns": reduce.size[0], "stride": depthwise.settings["stride"], "depthwise_weight": taps.weight,
+            "depthwise_bias": taps.bias, "reduce_weight": last.weight, "reduce_bias": last.bias, "activation": _activation(depthwise),
+            "residual": "residual" in reduce.settings, "x": self.ref(x), "y": self.value(reduce), **self.collected(reduce),
+        }  # fmt: skip
+        if len(nodes) == 3:
+            expand = _packed(first)
+            fields |= {"expand_weight": expand.weight, "expand_bias": expand.bias}
+        self.out.add("inverted_residual", nodes, fields)
+
+    # --- single nodes ---
+
+    def single(self, node: Node) -> None:
+        emit = getattr(self, f"_{node.kind}", None)
+        if emit is None:
+            reason = "no kernel for it" if node.kind == "torch" else f"no kernel for {node.kind} outside of a block"
+            for name in node.inputs:
+                self.ref(name)
+            self.out.values[node.name] = Value(node.size, self.dtype)
+            self.out.steps.append(TorchStep(node, reason))
+        else:
+            emit(node)
+
+    def _input(self, node: Node) -> None:
+        self.out.values[node.name] = Value(node.size, self.dtype, channels_last=False)
+
+    def _conv2d(self, node: Node) -> None:
+        norm = self.program[node.inputs[0]]
+        if _is_pointwise(node) or (_kernel(node) == 1 and node.settings["stride"] == 1):
+            return self.product(node, norm if norm.name in self.absorbed else None)
+        weight, bias, stride = node.weights["weight"], node.weights.get("bias"), node.settings["stride"]
+        columns, both, kernel, _ = weight.shape
+        source = self.out.values[node.inputs[0]]
+        channels, height, width = source.size
+        second = node.inputs[1] if "second" in node.settings else None
+        tiles = ((height + 1) // 2) * ((width + 1) // 2)
+        if kernel == 3 and second is None and 1 < channels <= MOST_PLANES and not source.channels_last:
+            method, packed = _PLANES, pack_convolution_by_planes(weight, bias)
+            x: dict[str, Any] = {
+                "x.data": Ref(node.inputs[0]), "x.channel": height * width, "x.row": width, "x.pixel": 1,
+            }  # fmt: skip
+        else:
+            filtered = kernel == 3 and stride == 1 and min(both, columns) >= FEWEST_CHANNELS and 16 * tiles <= 7 * height * width
+            method, packed = (_WINOGRAD, pack_winograd(weight, bias)) if filtered else (_GATHERED, pack_convolution(weight, bias))
+            x = {"x.data": self.ref(node.inputs[0]), "x.channel": 1, "x.row": width * channels, "x.pixel": channels}
+        if second is not None:
+            size = self.program[second].size[0]
+            x |= {"second.data": self.ref(second), "second.channels": size, "second.channel": 1}
+            x |= {"second.row": width * size, "second.pixel": size}
+        if "residual" in node.settings:
+            x["residual"] = self.ref(node.inputs[-1])
+        fields = {
+            **self.code(), "batch": 1, "height": height, "width": width, "columns": columns, "kernel": kernel, "stride": stride,
+            "method": method, "x.channels": channels, **x, "weight": packed.weight, "bias": packed.bias,
+            "activation": _activation(node), "y": self.value(node),
+        }  # fmt: skip
+        self.out.add("conv2d", (node,), fields)
+
+    def product(self, node: Node, norm: Node | None = None) -> None:
+        """A 1x1 convolution or a linear map, by way of a norm."""
+        source = node.inputs[0] if norm is None else norm.inputs[0]
+        depth, rows = _rows(self.program[source].size)
+        packed, columns = _packed(node), node.size[0]
+        fields = {
+            **self.code(), "groups": 1, "rows": rows, "depth": depth, "columns": columns, "a": self.ref(source), "a_stride": depth,
+            "weight": packed.weight, "bias": packed.bias, "activation": _activation(node),
+        }  # fmt: skip
+        if "second" in node.settings:
+            second = self.program[node.inputs[1]].size[0]
+            fields |= {"second": self.ref(node.inputs[1]), "second_depth": second, "second_stride": second}
+        if norm is not None:
+            fields["eps"] = norm.settings["eps"]
+            fields |= {"layer_norm": True} if norm.kind == "layer_norm" else {"moments": self.moments(source)}
+        if "residual" in node.settings:
+            fields |= {"residual": self.ref(node.inputs[-1]), "residual_stride": columns}
+        fields |= {"y": self.value(node), "y_stride": columns, **self.collected(node)}
+        self.out.add("gemm", (node,) if norm is None else (norm, node), fields)
+
+    def _linear(self, node: Node) -> None:
+        self.product(node)
+
+    def _depthwise_conv2d(self, node: Node) -> None:
+        channels, height, width = self.program[node.inputs[0]].size
+        packed = pack_depthwise(node.weights["weight"], node.weights.get("bias"))
+        fields = {
+            **self.code(), "batch": 1, "height": height, "width": width, "channels": channels, "stride": node.settings["stride"],
+            "x": self.ref(node.inputs[0]), "row_stride": width * channels, "pixel_stride": channels, "weight": packed.weight,
+            "bias": packed.bias, "weight_stride": packed.weight.shape[1], "activation": _activation(node), "y": self.value(node),
+        }  # fmt: skip
+        self.out.add("depthwise_conv2d", (node,), fields)
+
+    def _patch_attention(self, node: Node) -> None:
+        (dim, height, width), (patch_h, patch_w) = node.size, node.settings["patch"]
+        fields = {
+            **self.code(), "batch": 1, "dim": dim, "heads": node.settings["heads"], "height": height, "width": width,
+            "patch_h": patch_h, "patch_w": patch_w, "scale": node.settings["scale"], "qkv": self.ref(node.inputs[0]),
+            "qkv_stride[1]": 3 * dim * width, "qkv_stride[2]": 3 * dim, "y": self.value(node), "y_stride[1]": dim * width,
+            "y_stride[2]": dim,
+        }  # fmt: skip
+        self.out.add("patch_attention", (node,), fields)
+
+    def _separable_attention(self, node: Node) -> None:
+        (dim, height, width), (patch_h, patch_w) = node.size, node.settings["patch"]
+        depth = 1 + 2 * dim
+        fields = {
+            **self.code(), "batch": 1, "dim": dim, "size[0]": height, "size[1]": width, "patch_h": patch_h, "patch_w": patch_w,
+            "qkv.data": self.ref(node.inputs[0]), "qkv.stride[1]": 1, "qkv.stride[2]": depth * width, "qkv.stride[3]": depth,
+            "y.data": self.value(node), "y.stride[1]": 1, "y.stride[2]": dim * width, "y.stride[3]": dim,
+        }  # fmt: skip
+        self.out.add("separable_attention", (node,), fields)
+
+    def _group_norm(self, node: Node) -> None:
+        channels, positions = _rows(node.size)
+        weight, bias = _scale_and_shift(node)
+        fields = {
+            **self.code(), "channels_last": True, "batch": 1, "channels": channels, "positions": positions,
+            "eps": node.settings["eps"], "weight": weight, "bias": bias, "x": self.ref(node.inputs[0]), "y": self.value(node),
+        }  # fmt: skip
+        self.out.add("group_norm", (node,), fields)
+
+    def _layer_norm(self, node: Node) -> None:
+        channels, rows = _rows(node.size)
+        weight, bias = _scale_and_shift(node)
+        fields = {
+            **self.code(), "rows": rows, "channels": channels, "eps": node.settings["eps"], "weight": weight, "bias": bias,
+            "x": self.ref(node.inputs[0]), "y": self.value(node),
+        }  # fmt: skip
+        self.out.add("layer_norm", (node,), fields)
+
+    def _avg_pool(self, node: Node) -> None:
+        channels, pixels = _rows(self.program[node.inputs[0]].size)
+        fields = {**self.code(), "batch": 1, "pixels": pixels, "channels": channels, "x": self.ref(node.inputs[0]), "y": self.value(node)}
+        self.out.add("avg_pool", (node,), fields)
+
+    def _resize(self, node: Node) -> None:
+        channels, height, width = self.program[node.inputs[0]].size
+        fields = {
+            **self.code(), "batch": 1, "channels": channels, "height": height, "width": width, "out_height": node.size[1],
+            "out_width": node.size[2], "align_corners": node.settings["align_corners"], "x": self.ref(node.inputs[0]),
+            "y": self.value(node),
+        }  # fmt: skip
+        self.out.add("resize", (node,), fields)
+
+    def _add(self, node: Node) -> None:
+        a, b = map(self.ref, node.inputs)
+        channels, rows = _rows(node.size)
+        self.out.add("add", (node,), {**self.code(), "count": channels * rows, "a": a, "b": b, "y": self.value(node)})
+
+    def _activation(self, node: Node) -> None:
+        channels, rows = _rows(node.size)
+        code = reference.ACTIVATIONS.index(node.settings["function"])
+        fields = {**self.code(), "count": channels * rows, "activation": code, "a": self.ref(node.inputs[0]), "y": self.value(node)}
+        self.out.add("add", (node,), fields)
+
+    def _cat(self, node: Node) -> None:
+        (a, rows), (b, _) = (_rows(self.program[name].size) for name in node.inputs)
+        size = self.dtype.itemsize
+        fields: Mapping[str, Any] = {
+            "rows": rows, "a_bytes": a * size, "b_bytes": b * size, "a": self.ref(node.inputs[0]), "b": self.ref(node.inputs[1]),
+            "y": self.value(node),
+        }  # fmt: skip
+        self.out.add("cat", (node,), fields)
+
+
+# --- blocks, found by their first node ---
+
+
+def _find_attention(low: _Lowering, norm: Node) -> tuple[Node, ...] | None:
+    if norm.kind != "group_norm" or norm.weights or len(low.users[norm.name]) != 2 or "" in low.users[norm.name]:
+        return None
+    conv, context = (low.program[name] for name in low.users[norm.name])
+    if not _is_plain_pointwise(conv) or context.kind != "separable_context" or context.inputs != (conv.name, norm.name):
+        return None
+    key = low.only_user(context.name)
+    gate = None if key is None else low.only_user(key.name)
+    out = None if gate is None else low.only_user(gate.name)
+    if key is None or gate is None or out is None or not _is_plain_pointwise(key) or gate.kind != "separable_gate":
+        return None
+    if gate.inputs != (conv.name, key.name) or sorted(low.users[conv.name]) != sorted((context.name, gate.name)):
+        return None
+    return (norm, conv, context, key, gate, out) if _adds(out, gate, norm.inputs[0]) else None
+
+
+def _find_mlp(low: _Lowering, norm: Node) -> tuple[Node, ...] | None:
+    if norm.kind not in ("group_norm", "layer_norm") or norm.weights:
+        return None
+    first = low.only_user(norm.name)
+    if first is None or not _is_pointwise(first) or "residual" in first.settings:
+        return None
+    second = low.only_user(first.name)
+    return (norm, first, second) if second is not None and _adds(second, first, norm.inputs[0]) else None
+
+
+def _find_inverted(low: _Lowering, first: Node) -> tuple[Node, ...] | None:
+    depthwise: Node | None = first
+    nodes: tuple[Node, ...] = ()
+    if _is_pointwise(first) and "activation" in first.settings and "residual" not in first.settings:
+        source = low.program[first.inputs[0]]
+        if source.kind in ("group_norm", "layer_norm") and not source.weights:
+            return None  # the product takes the norm
+        depthwise, nodes = low.only_user(first.name), (first,)
+    if depthwise is None or depthwise.kind != "depthwise_conv2d" or _activation(depthwise) != _activation(first):
+        return None
+    reduce = low.only_user(depthwise.name)
+    if reduce is None or not _is_pointwise(reduce) or "activation" in reduce.settings or reduce.inputs[0] != depthwise.name:
+        return None
+    if "residual" in reduce.settings and (not nodes or reduce.inputs[-1] != first.inputs[0] or depthwise.settings["stride"] != 1):
+        return None
+    return (*nodes, depthwise, reduce)
+
+
+def _adds(node: Node, product_of: Node, residual: str) -> bool:
+    """A 1x1 convolution of one node's result to which that of another is added."""
+    plain = _is_pointwise(node) and "activation" not in node.settings
+    return plain and "residual" in node.settings and node.inputs == (product_of.name, residual)
+
+
+def _is_pointwise(node: Node) -> bool:
+    return node.kind == "conv2d" and _kernel(node) == 1 and node.settings["stride"] == 1 and "second" not in node.settings
+
+
+def _is_plain_pointwise(node: Node) -> bool:
+    return _is_pointwise(node) and "activation" not in node.settings and "residual" not in node.settings
+
+
+def _kernel(node: Node) -> int:
+    return node.weights["weight"].shape[-1]
+
+
+def _activation(node: Node) -> int:
+    return reference.ACTIVATIONS.index(node.settings.get("activation", "none"))
+
+
+def _packed(node: Node) -> Any:
+    return pack_matrix(node.weights["weight"].flatten(1), node.weights.get("bias"))
+
+
+def _scale_and_shift(node: Node) -> tuple[Tensor, Tensor]:
+    channels = node.size[0]
+    weight, bias = node.weights.get("weight"), node.weights.get("bias")
+    return (
+        torch.ones(channels) if weight is None else weight.float().contiguous(),
+        torch.zeros(channels) if bias is None else bias.float().contiguous(),
+    )
+
+
+def _rows(size: tuple[int, ...]) -> tuple[int, int]:
+    """(channels, pixels); of a vector one pixel."""
+    return size[0], size[1] * size[2] if len(size) == 3 else 1

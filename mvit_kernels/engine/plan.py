@@ -1,0 +1,198 @@
+"""A plan: steps whose pointers are offsets, weights in one block of memory, and for what torch must run, nodes between.
+
+It is data and nothing else (`describe`, `from_description`), so a file can hold it. What it holds is for any number of images of one size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mvit_kernels.graph import evaluate
+from mvit_kernels.ops.backend import native
+from mvit_kernels.ops.library import raise_status
+
+from .arena import Lifetime, place
+from .steps import Lowered, Ref, Step, TorchStep, Value
+
+Tensor = torch.Tensor
+_ARENA, _WEIGHTS, _INPUT, _OUTPUT = 1, 2, 3, 4  # Space of csrc/engine/plan.h
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class NativeStep:
+    """A step as the executor takes it, and what a report says of it."""
+
+    op: str
+    nodes: tuple[str, ...]
+    fields: Mapping[str, Any]  # numbers, and (space, index, offset) of pointers
+    macs: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Steps that run in native code without a break; inputs and outputs are names of values."""
+
+    steps: tuple[NativeStep, ...]
+    arena_bytes: int
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+class Plan:
+    """Segments and nodes of torch in order. `values` are those that pass between them, images and results of the network included."""
+
+    def __init__(
+        self, parts: Sequence[Segment | TorchStep], values: Mapping[str, Value], weights: Tensor, outputs: Sequence[str], structure: Any
+    ) -> None:
+        self.parts, self.values, self.weights = tuple(parts), dict(values), weights
+        self.outputs, self.structure = tuple(outputs), structure
+        self._native = {
+            id(part): native.Plan(
+                [(step.op, dict(step.fields)) for step in part.steps], part.arena_bytes,
+                [values[name].bytes for name in part.inputs], [values[name].bytes for name in part.outputs],
+            )
+            for part in self.parts if isinstance(part, Segment)
+        }  # fmt: skip
+        last: dict[str, int] = {}
+        for i, part in enumerate(self.parts):
+            for name in part.inputs if isinstance(part, Segment) else part.node.inputs:
+                last[name] = i
+        self._done = [[name for name in last if last[name] == i and name not in self.outputs] for i in range(len(self.parts))]
+
+    @property
+    def input(self) -> Value:
+        return self.values["input"]
+
+    @property
+    def arena_bytes(self) -> int:
+        """Of the largest segment: what one image takes beside the results."""
+        return max((part.arena_bytes for part in self.parts if isinstance(part, Segment)), default=0)
+
+    def run(self, x: Tensor, threads: int, timing: Callable[[Segment | TorchStep, Any], None] | None = None) -> list[Tensor]:
+        """x (B, C, H, W), contiguous, of the dtype of the plan's input."""
+        tensors = {"input": x}
+        for part, done in zip(self.parts, self._done, strict=True):
+            if isinstance(part, Segment):
+                self._run_segment(part, tensors, x.shape[0], threads, timing)
+            else:
+                y = evaluate(part.node, [tensors[name] for name in part.node.inputs])
+                tensors[part.node.name] = _in_order(y, self.values[part.node.name])
+                if timing is not None:
+                    timing(part, None)
+            for name in done:
+                del tensors[name]
+        return [tensors[name] for name in self.outputs]
+
+    def _run_segment(self, part: Segment, tensors: dict[str, Tensor], batch: int, threads: int, timing: Any) -> None:
+        for name in part.outputs:
+            tensors[name] = _empty(self.values[name], batch)
+        inputs = [tensors[name].data_ptr() for name in part.inputs]
+        outputs = [tensors[name].data_ptr() for name in part.outputs]
+        plan, weights = self._native[id(part)], self.weights.data_ptr()
+        if timing is None:
+            status = plan.run(weights, inputs, outputs, batch, threads)
+        else:
+            status, seconds = plan.profile(weights, inputs, outputs, batch, threads)
+            timing(part, seconds)
+        if status:
+            raise_status("CompiledModel", status)
+
+
+def _empty(value: Value, batch: int) -> Tensor:
+    size = (batch, *value.size)
+    last = len(value.size) == 3 and value.channels_last
+    return torch.empty(size, dtype=value.dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
+
+
+def _in_order(y: Tensor, value: Value) -> Tensor:
+    """The result of a torch node as native code reads it."""
+    if len(value.size) == 3 and value.channels_last:
+        return y.to(value.dtype).contiguous(memory_format=torch.channels_last)
+    return y.to(value.dtype).contiguous()
+
+
+def assemble(lowered: Lowered) -> Plan:
+    """Cuts steps into segments and gives every value and weight its place."""
+    groups: list[list[Step] | TorchStep] = []
+    for step in lowered.steps:
+        if isinstance(step, TorchStep):
+            groups.append(step)
+        elif groups and isinstance(groups[-1], list):
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    made: dict[str, int] = {"input": -1}  # by which group
+    used: dict[str, set[int]] = {}
+    for i, group in enumerate(groups):
+        names = group.values() if isinstance(group, TorchStep) else [name for step in group for name in step.values()]
+        for name in names:
+            made.setdefault(name, i)
+            used.setdefault(name, set()).add(i)
+    crossing = {name for name in made if name in lowered.outputs or used.get(name, set()) - {made[name]}}
+    blob = _Blob()
+    parts: list[Segment | TorchStep] = []
+    for i, group in enumerate(groups):
+        parts.append(group if isinstance(group, TorchStep) else _segment(group, i, made, crossing, lowered.values, blob))
+    values = {name: lowered.values[name] for name in {"input", *crossing}}
+    return Plan(parts, values, blob.joined(), lowered.outputs, lowered.structure)
+
+
+def _segment(
+    steps: list[Step], index: int, made: Mapping[str, int], crossing: set[str], values: Mapping[str, Value], blob: _Blob
+) -> Segment:
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for i, step in enumerate(steps):
+        for name in step.values():
+            first.setdefault(name, i)
+            last[name] = i
+    inputs = tuple(name for name in first if made[name] != index)
+    outputs = tuple(name for name in first if made[name] == index and name in crossing)
+    inside = {name: Lifetime(first[name], last[name], values[name].bytes) for name in first if name not in inputs + outputs}
+    offsets, arena_bytes = place(inside)
+
+    def located(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return (_WEIGHTS, 0, blob.add(x))
+        if not isinstance(x, Ref):
+            return x
+        if x.value in offsets:
+            return (_ARENA, 0, offsets[x.value] + x.offset)
+        return (_INPUT, inputs.index(x.value), x.offset) if x.value in inputs else (_OUTPUT, outputs.index(x.value), x.offset)
+
+    native_steps = tuple(
+        NativeStep(step.op, step.nodes, {key: located(value) for key, value in step.fields.items()}, step.macs, step.bytes)
+        for step in steps
+    )
+    return Segment(native_steps, arena_bytes, inputs, outputs)
+
+
+class _Blob:
+    """Tensors behind each other, each once, at multiples of 64 bytes."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.offsets: dict[int, int] = {}
+        self.bytes = 0
+
+    def add(self, x: Tensor) -> int:
+        if id(x) not in self.offsets:
+            self.tensors.append(x)  # and so it lives, and no other tensor gets its id
+            self.offsets[id(x)] = self.bytes
+            self.bytes += -(-x.nbytes // _ALIGNMENT) * _ALIGNMENT
+        return self.offsets[id(x)]
+
+    def joined(self) -> Tensor:
+        memory = torch.zeros(self.bytes + _ALIGNMENT, dtype=torch.uint8)
+        start = -memory.data_ptr() % _ALIGNMENT
+        memory = memory[start : start + self.bytes]
+        for x in self.tensors:
+            at = self.offsets[id(x)]
+            memory[at : at + x.nbytes] = x.detach().contiguous().reshape(-1).view(torch.uint8)
+        return memory

@@ -1,0 +1,81 @@
+"""What a program becomes before it is a plan: steps of the native executor, whose pointers are still names of values and weights.
+
+A value is what a step leaves for others: a map in memory order (H, W, C), a vector, or a few numbers beside these (moments, sums).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+
+from mvit_kernels.graph import Node
+
+Tensor = torch.Tensor
+
+
+class Value(NamedTuple):
+    """Of one image. channels_last: a map lies as (H, W, C), else as (C, H, W)."""
+
+    size: tuple[int, ...]
+    dtype: torch.dtype
+    channels_last: bool = True
+
+    @property
+    def bytes(self) -> int:
+        count = self.dtype.itemsize
+        for each in self.size:
+            count *= each
+        return count
+
+
+class Ref(NamedTuple):
+    """A pointer into a value, `offset` bytes from its beginning."""
+
+    value: str
+    offset: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One op of csrc/engine: `fields` are members of its struct, numbers or pointers (a Ref, or a tensor among the weights)."""
+
+    op: str
+    nodes: tuple[str, ...]  # of the program, the last one names the step
+    fields: Mapping[str, Any]
+    macs: int = 0
+    bytes: int = 0  # that it reads and writes at least, for one image, weights included
+
+    def values(self) -> list[str]:
+        return [each.value for each in self.fields.values() if isinstance(each, Ref)]
+
+
+@dataclass(frozen=True)
+class TorchStep:
+    """A node that torch runs, and why."""
+
+    node: Node
+    reason: str
+
+    def values(self) -> list[str]:
+        return [*self.node.inputs, self.node.name]
+
+
+@dataclass
+class Lowered:
+    """Steps in order, and everything that they leave."""
+
+    steps: list[Step | TorchStep] = field(default_factory=list)
+    values: dict[str, Value] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    structure: Any = None
+
+    def add(self, op: str, nodes: tuple[Node, ...], fields: Mapping[str, Any]) -> None:
+        """`bytes` of a step: its values, and the weights among its fields."""
+        touched = {each.value for each in fields.values() if isinstance(each, Ref)}
+        weights = {id(each): each.nbytes for each in fields.values() if isinstance(each, Tensor)}
+        size = sum(self.values[name].bytes for name in touched) + sum(weights.values())
+        names = tuple(node.name for node in nodes)
+        self.steps.append(Step(op, names, fields, sum(node.macs() for node in nodes), size))

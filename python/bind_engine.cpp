@@ -1,0 +1,90 @@
+// Plans: from names and values to structs, once; then addresses in, a status out.
+#include <pybind11/stl.h>
+
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "bind.h"
+#include "engine/plan.h"
+
+namespace py = pybind11;
+using namespace mvit;
+
+namespace {
+
+using Entry = std::pair<std::string, py::dict>;  // the kind of a step, and what its fields are
+using PlaceTuple = std::tuple<int, int64_t, int64_t>;
+
+template <class T>
+void put(std::vector<char>& arguments, int64_t at, T value) {
+    std::memcpy(arguments.data() + at, &value, sizeof(value));
+}
+
+PlanStep read_step(const Entry& entry) {
+    const StepKind* kind = find_step_kind(entry.first.c_str());
+    if (!kind) throw py::value_error("Plan: steps: expected the kind of a step, got '" + entry.first + "'");
+    PlanStep step{kind, std::vector<char>(static_cast<size_t>(kind->bytes), 0), {}};
+    for (const auto& [key, value] : entry.second) {
+        const auto name = key.cast<std::string>();
+        const Field* field = kind->find(name.c_str());
+        if (!field) throw py::value_error("Plan: steps: expected a field of " + entry.first + ", got '" + name + "'");
+        switch (field->type) {
+            case FieldType::i64:
+                put(step.arguments, field->offset, value.cast<int64_t>());
+                break;
+            case FieldType::i32:
+                put(step.arguments, field->offset, value.cast<int32_t>());
+                break;
+            case FieldType::f32:
+                put(step.arguments, field->offset, value.cast<float>());
+                break;
+            case FieldType::f64:
+                put(step.arguments, field->offset, value.cast<double>());
+                break;
+            case FieldType::boolean:
+                put(step.arguments, field->offset, value.cast<bool>());
+                break;
+            case FieldType::pointer: {
+                const auto [space, index, offset] = value.cast<PlaceTuple>();
+                step.pointers.push_back({field->offset, {static_cast<Space>(space), index, offset}});
+            }
+        }
+    }
+    return step;
+}
+
+std::unique_ptr<Plan> make_plan(const std::vector<Entry>& entries, int64_t arena_bytes, const std::vector<int64_t>& inputs,
+                                const std::vector<int64_t>& outputs) {
+    std::vector<PlanStep> steps;
+    for (const Entry& entry : entries) steps.push_back(read_step(entry));
+    return std::make_unique<Plan>(std::move(steps), arena_bytes, inputs, outputs);
+}
+
+std::vector<void*> pointers(const std::vector<uintptr_t>& addresses) {
+    std::vector<void*> result;
+    for (const uintptr_t address : addresses) result.push_back(pointer(address));
+    return result;
+}
+
+int run(Plan& plan, uintptr_t weights, const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs, int64_t batch,
+        int threads) {
+    const auto from = pointers(inputs), to = pointers(outputs);
+    py::gil_scoped_release release;
+    return static_cast<int>(plan.run(static_cast<const char*>(pointer(weights)), from.data(), to.data(), batch, threads, nullptr));
+}
+
+std::pair<int, std::vector<double>> profile(Plan& plan, uintptr_t weights, const std::vector<uintptr_t>& inputs,
+                                            const std::vector<uintptr_t>& outputs, int64_t batch, int threads) {
+    const auto from = pointers(inputs), to = pointers(outputs);
+    std::vector<double> seconds(plan.steps().size(), 0.0);
+    py::gil_scoped_release release;
+    const Status status = plan.run(static_cast<const char*>(pointer(weights)), from.data(), to.data(), batch, threads, seconds.data());
+    return {static_cast<int>(status), std::move(seconds)};
+}
+
+}  // namespace
+
+void mvit::bind_engine(py::module_& m) { py::class_<Plan>(m, "Plan").def(py::init(&make_plan)).def("run", run).def("profile", profile); }
