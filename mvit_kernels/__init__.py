@@ -9,6 +9,7 @@ from . import ops
 from .ops import BackendInfo, backends, use_backend
 
 if TYPE_CHECKING:
+    from .engine import CompiledModel, compile, load
     from .models import create_model, list_models, load_checkpoint, save_checkpoint
     from .swap import Report, accelerate, report, restore
 
@@ -16,6 +17,9 @@ __version__ = "0.1.0"
 
 # Imported at first use: `import mvit_kernels` should cost little more than `import torch`.
 _LAZY = {
+    "CompiledModel": "engine",
+    "compile": "engine",
+    "load": "engine",
     "create_model": "models",
     "list_models": "models",
     "load_checkpoint": "models",
@@ -28,11 +32,14 @@ _LAZY = {
 
 __all__ = [
     "BackendInfo",
+    "CompiledModel",
     "Report",
     "accelerate",
     "backends",
+    "compile",
     "create_model",
     "list_models",
+    "load",
     "load_checkpoint",
     "ops",
     "report",

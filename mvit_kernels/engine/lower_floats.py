@@ -1,7 +1,7 @@
 """From a float program to steps: which nodes one kernel runs together, and what it is told.
 
-Kernels take whole blocks where they find them: the attention and the feed-forward half of a transformer layer, inverted residuals. A norm in
-front of 1x1 convolutions is done while these load their rows; the moments of a GroupNorm are collected by whatever wrote its input.
+Kernels take whole blocks: the attention and the feed-forward half of a transformer layer, inverted residuals. A norm in front of 1x1
+convolutions is done while these load their rows; the moments of a GroupNorm are collected by whatever wrote its input.
 """
 
 from __future__ import annotations
