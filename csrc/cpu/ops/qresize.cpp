@@ -3,6 +3,7 @@
 #include <cmath>
 #include <vector>
 
+#include "cpu/core/between.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/scratch.h"
 
@@ -14,15 +15,10 @@ namespace {
 
 std::vector<QResizeTap> taps(int64_t in, int64_t out, bool align_corners) {
     std::vector<QResizeTap> result(static_cast<size_t>(out));
-    const double inputs = static_cast<double>(in), outputs = static_cast<double>(out);
-    const double scale = !align_corners ? inputs / outputs : out > 1 ? (inputs - 1.0) / (outputs - 1.0) : 0.0;
+    const BetweenInputs inputs(in, out, align_corners);
     for (int64_t i = 0; i < out; ++i) {
-        double at = static_cast<double>(i) * scale;
-        if (!align_corners) at = std::fmax((static_cast<double>(i) + 0.5) * scale - 0.5, 0.0);
-        const double floor = std::fmin(std::floor(at), inputs - 1.0);
-        const int64_t first = static_cast<int64_t>(floor), second = first + 1 < in ? first + 1 : first;
-        const double weight = std::nearbyint(std::fmin(at - floor, 1.0) * resize_one);
-        result[static_cast<size_t>(i)] = {first, second, static_cast<int32_t>(weight)};
+        const Between at = inputs[i];
+        result[static_cast<size_t>(i)] = {at.first, at.second, static_cast<int32_t>(std::nearbyint(at.weight * resize_one))};
     }
     return result;
 }

@@ -1,11 +1,7 @@
 // A map of bytes in another size, bilinearly; scale and zero-point stay (mvit_kernels/reference/qresize.py).
 //
-// Coordinates are those of torch.nn.functional.interpolate, in float64: output i lies at
-//
-//     at = i (in - 1) / (out - 1) (0 for one output) with align_corners, else max((i + 0.5) in / out - 0.5, 0),
-//
-// between the inputs first = floor(at) and second = first + 1, or the last one. Its weight of second is w = rint(2^11 (at - first)), of
-// first 2^11 - w. The four products of weights of both axes times bytes are summed exactly in int32, at most 255 2^22, and
+// Outputs lie between inputs as core/between.h says. The weight of the second is w = rint(2^11 (at - first)), of the first 2^11 - w. The
+// four products of weights of both axes times bytes are summed exactly in int32, at most 255 2^22, and
 //
 //     y = rint(float(sum) * 2^-22)          ties to even; the bytes' own zero-point needs no thought, as the weights add up to one
 //
