@@ -1,5 +1,8 @@
 // The ops on floats as steps: which members of their structs a plan sets.
 #include "cpu/core/scratch.h"
+#include "cpu/ops/add.h"
+#include "cpu/ops/avg_pool.h"
+#include "cpu/ops/cat.h"
 #include "cpu/ops/conv2d.h"
 #include "cpu/ops/depthwise_conv2d.h"
 #include "cpu/ops/feed_forward.h"
@@ -8,6 +11,7 @@
 #include "cpu/ops/inverted_residual.h"
 #include "cpu/ops/layer_norm.h"
 #include "cpu/ops/patch_attention.h"
+#include "cpu/ops/resize.h"
 #include "cpu/ops/row_moments.h"
 #include "cpu/ops/separable_attention.h"
 #include "cpu/ops/separable_attention_block.h"
@@ -144,6 +148,35 @@ constexpr Field fields[] = {
 };
 }  // namespace layer_norm_step
 
+namespace avg_pool_step {
+using Arguments = AvgPoolProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(dtype), MVIT_FIELD(batch), MVIT_FIELD(pixels), MVIT_FIELD(channels), MVIT_FIELD(x), MVIT_FIELD(y),
+};
+}  // namespace avg_pool_step
+
+namespace resize_step {
+using Arguments = ResizeProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(dtype),      MVIT_FIELD(batch),     MVIT_FIELD(channels),      MVIT_FIELD(height), MVIT_FIELD(width),
+    MVIT_FIELD(out_height), MVIT_FIELD(out_width), MVIT_FIELD(align_corners), MVIT_FIELD(x),      MVIT_FIELD(y),
+};
+}  // namespace resize_step
+
+namespace add_step {
+using Arguments = AddProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(dtype), MVIT_FIELD(count), MVIT_FIELD(activation), MVIT_FIELD(a), MVIT_FIELD(b), MVIT_FIELD(y),
+};
+}  // namespace add_step
+
+namespace cat_step {
+using Arguments = CatProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(rows), MVIT_FIELD(a_bytes), MVIT_FIELD(b_bytes), MVIT_FIELD(a), MVIT_FIELD(b), MVIT_FIELD(y),
+};
+}  // namespace cat_step
+
 // The mean and variance of each group of rows.
 namespace moments_step {
 struct Arguments {
@@ -173,6 +206,10 @@ constexpr StepKind kinds[] = {
     MVIT_STEP(patch_attention),
     MVIT_STEP(group_norm),
     MVIT_STEP(layer_norm),
+    MVIT_STEP(avg_pool),
+    MVIT_STEP(resize),
+    MVIT_STEP(add),
+    MVIT_STEP(cat),
     step_kind<moments_step::Arguments>("moments", moments_step::fields, moments_step::run),
 };
 

@@ -1,0 +1,76 @@
+#include "engine/plan.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "tests/check.h"
+
+using namespace mvit;
+using namespace mvit::tests;
+
+template <class T>
+static void set(PlanStep& step, const char* name, T value) {
+    const Field* field = step.kind->find(name);
+    CHECK(field);
+    std::memcpy(step.arguments.data() + field->offset, &value, sizeof(value));
+}
+
+static void point(PlanStep& step, const char* name, Place place) {
+    const Field* field = step.kind->find(name);
+    CHECK(field && field->type == FieldType::pointer);
+    step.pointers.push_back({field->offset, place});
+}
+
+// y = a + b of `count` floats.
+static PlanStep sum(int64_t count, Place a, Place b, Place y) {
+    const StepKind* kind = find_step_kind("add");
+    PlanStep step{kind, std::vector<char>(static_cast<size_t>(kind->bytes), 0), {}};
+    set(step, "count", count);
+    point(step, "a", a);
+    point(step, "b", b);
+    point(step, "y", y);
+    return step;
+}
+
+TEST(a_plan_runs_any_number_of_images) {
+    constexpr int64_t count = 37, bytes = count * 4;
+    const Place x{Space::input, 0, 0}, w{Space::weights, 0, 64}, h{Space::arena, 0, 128}, y{Space::output, 0, 0}, z{Space::output, 1, 0};
+    Plan plan({sum(count, x, w, h), sum(count, h, h, y), sum(count, h, y, z)}, 128 + bytes, {bytes}, {bytes, bytes});
+    std::vector<float> weights(16 + count);
+
+    for (float& value : weights) value = random_float();
+    for (int64_t batch : {0, 1, 2, 3, 7})
+        for (int threads : {1, 2, 3}) {
+            Guarded<float> in(batch * count), twice(batch * count), thrice(batch * count);
+            for (int64_t i = 0; i < in.size(); ++i) in[i] = random_float();
+            void* inputs[] = {in.data()};
+            void* outputs[] = {twice.data(), thrice.data()};
+            double seconds[3] = {};
+            for (double* times : {static_cast<double*>(nullptr), seconds}) {
+                std::fill_n(twice.data(), twice.size(), 0.0f);
+                CHECK(plan.run(reinterpret_cast<const char*>(weights.data()), inputs, outputs, batch, threads, times) == Status::ok);
+                for (int64_t i = 0; i < in.size(); ++i) {
+                    const float hidden = in[i] + weights[static_cast<size_t>(16 + i % count)];
+                    CHECK(twice[i] == hidden + hidden);
+                    CHECK(thrice[i] == hidden + twice[i]);
+                }
+            }
+            CHECK(in.canary_intact() && twice.canary_intact() && thrice.canary_intact());
+        }
+}
+
+TEST(a_plan_stops_at_what_cannot_run) {
+    const Place x{Space::input, 0, 0}, y{Space::output, 0, 0};
+    Plan plan({sum(-1, x, x, y)}, 0, {4}, {4});
+    float in[2] = {}, out[2] = {};
+    void* inputs[] = {in};
+    void* outputs[] = {out};
+    for (int threads : {1, 2}) CHECK(plan.run(nullptr, inputs, outputs, 2, threads, nullptr) == Status::bad_shape);
+}
+
+TEST(every_step_has_a_name_and_fields_of_its_own) {
+    CHECK(find_step_kind("gemm") && find_step_kind("qgemm") && !find_step_kind("nothing"));
+    const StepKind* kind = find_step_kind("conv2d");
+    CHECK(kind->find("x.data") && kind->find("x.data")->type == FieldType::pointer && !kind->find("z"));
+}

@@ -1,0 +1,251 @@
+"""A compiled model gives what the model gives, whatever comes."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from op_checks import needs_native
+from test_graph_capture import Plain, random_statistics
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import mvit_kernels as mk
+
+pytestmark = needs_native
+Tensor = torch.Tensor
+
+
+def leaves(result: object) -> list[Tensor]:
+    return [each for each in pytree.tree_leaves(result) if each is not None]
+
+
+def assert_compiled(model: nn.Module, fast: mk.CompiledModel, x: Tensor, *, rule: float | None = None) -> None:
+    """By the float rule against eager; for results of stored 16 bits, within `rule` of the largest."""
+    with torch.no_grad():
+        actual, plain, exact = fast(x), model(x.float()), copy.deepcopy(model).double()(x.double())
+    assert type(actual) is type(plain)
+    for ours, theirs, right in zip(leaves(actual), leaves(plain), leaves(exact), strict=True):
+        assert ours.shape == right.shape
+        assert ours.dtype == x.dtype
+        if rule is None:
+            # Merged weights are rounded elsewhere than the model's own: a few roundings more where torch is lucky.
+            slack = 2e-6 * right.abs().max()
+            assert (ours - right).abs().max() <= 2 * (theirs - right).abs().max() + slack
+        else:
+            assert (ours - right).abs().max() <= rule * right.abs().max()
+
+
+@pytest.fixture(scope="module", params=["mobilevitv2_050", "mobilevit_xxs"])
+def network(request) -> tuple[nn.Module, mk.CompiledModel]:
+    torch.manual_seed(0)
+    model = random_statistics(mk.create_model(request.param, num_classes=7))
+    return model, mk.compile(model, torch.zeros(1, 3, 64, 64))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_our_models(network, batch: int, isa: str, poison) -> None:
+    model, fast = network
+    assert_compiled(model, fast, torch.randn(batch, 3, 64, 64))
+
+
+def test_the_same_bits_with_any_threads_and_batch(network, threads) -> None:
+    model, fast = network
+    x = torch.randn(5, 3, 64, 64)
+    expected = fast(x)
+    for count in (1, 2, 3):
+        threads(count)
+        assert torch.equal(fast(x), expected)
+        assert torch.equal(torch.cat([fast(image[None]) for image in x]), expected)
+
+
+def test_several_threads_share_a_model(network) -> None:
+    model, fast = network
+    images = torch.randn(12, 2, 3, 64, 64)
+    expected = [fast(x) for x in images]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(3):
+            for y, right in zip(pool.map(fast, images), expected, strict=True):
+                assert torch.equal(y, right)
+
+
+def test_any_memory_and_no_images(network) -> None:
+    model, fast = network
+    x = torch.randn(2, 3, 64, 64)
+    expected = fast(x)
+    assert torch.equal(fast(x.contiguous(memory_format=torch.channels_last)), expected)
+    assert torch.equal(fast(torch.cat([x, x], 3)[..., ::2].clone()[:, :, :, :64]), fast(torch.cat([x, x], 3)[..., ::2]))
+    assert torch.equal(fast(x.requires_grad_()), expected)
+    assert fast(x[:0]).shape == (0, 7)
+    assert torch.equal(fast(x), expected)
+
+
+def test_nan_reaches_the_result_of_its_image_only(network) -> None:
+    model, fast = network
+    x = torch.randn(3, 3, 64, 64)
+    expected = fast(x)
+    x[1, :, 5, 5] = float("nan")
+    y = fast(x)
+    assert y[1].isnan().all()
+    assert torch.equal(y[[0, 2]], expected[[0, 2]])
+
+
+def test_other_sizes_are_compiled_when_they_come(network) -> None:
+    model, fast = network
+    assert_compiled(model, fast, torch.randn(1, 3, 112, 72))
+    assert_compiled(model, fast, torch.randn(2, 3, 64, 64))
+
+
+def test_results_do_not_alias(network) -> None:
+    model, fast = network
+    x = torch.randn(1, 3, 64, 64)
+    first = fast(x)
+    kept = first.clone()
+    fast(torch.randn(1, 3, 64, 64))
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_sixteen_bits(network, dtype: torch.dtype) -> None:
+    model, _ = network
+    fast = mk.compile(model, torch.zeros(1, 3, 64, 64), dtype=dtype)
+    assert_compiled(model, fast, torch.randn(2, 3, 64, 64), rule=0.1 if dtype == torch.bfloat16 else 0.02)
+    assert_compiled(model, fast, torch.randn(2, 3, 64, 64).to(dtype), rule=0.1 if dtype == torch.bfloat16 else 0.02)
+
+
+def test_the_model_may_change_later() -> None:
+    model = random_statistics(mk.create_model("mobilevitv2_050", num_classes=7))
+    x = torch.randn(1, 3, 64, 64)
+    fast = mk.compile(model, x)
+    before = fast(x)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(fast(x), before)
+    assert torch.equal(fast(torch.cat([x, x], 2))[0], mk.compile(fast._source.model, torch.cat([x, x], 2))(torch.cat([x, x], 2))[0])
+
+
+def test_accelerated_models() -> None:
+    model = random_statistics(mk.create_model("mobilevitv2_050", num_classes=7))
+    x = torch.randn(1, 3, 64, 64)
+    expected = mk.compile(model, x)(x)
+    assert torch.equal(mk.compile(mk.accelerate(model), x)(x), expected)
+
+
+def test_feature_pyramids() -> None:
+    model = random_statistics(mk.create_model("mobilevitv2_050", features_only=True))
+    x = torch.randn(2, 3, 64, 64)
+    fast = mk.compile(model, x)
+    assert_compiled(model, fast, x)
+    assert all(each.is_contiguous(memory_format=torch.channels_last) for each in fast(x)[:4])
+
+
+def test_what_has_no_kernel_runs_through_torch() -> None:
+    model = random_statistics(Plain())
+    x = torch.randn(2, 3, 32, 48)
+    fast = mk.compile(model, x)
+    assert_compiled(model, fast, x)
+    reasons = {row.op: row.reason for row in fast.report().fallbacks}
+    assert reasons.keys() == {"aten.conv2d.default", "aten.max_pool2d.default", "aten.tanh.default", "aten.slice.Tensor"}
+    assert set(reasons.values()) == {"no kernel for it"}
+
+
+class Other(nn.Module):
+    """What MobileViTs have not: sums and activations of their own, concatenations, a norm whose result is needed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(5, 16, 1, stride=2), nn.Conv2d(16, 16, 3, 2, 1)
+        self.norm, self.third = nn.GroupNorm(1, 16), nn.Conv2d(16, 7, 1)
+        self.depthwise = nn.Conv2d(7, 7, 3, 1, 1, groups=7)
+        self.last = nn.Conv2d(14, 9, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = torch.relu(self.first(x) + nn.functional.interpolate(self.second(self.first(x)), self.first(x).shape[2:], mode="bilinear"))
+        normal = self.norm(x)
+        y = self.third(nn.functional.gelu(normal))
+        both = torch.cat([y, torch.relu(self.depthwise(y))], 1)
+        return self.last(both), both, normal, both.mean((2, 3))
+
+
+@pytest.mark.parametrize("size", [(1, 5, 8, 8), (3, 5, 13, 9), (1, 5, 1, 1)], ids=str)
+def test_other_networks(size, isa: str) -> None:
+    model = Other().eval()
+    x = torch.randn(size)
+    fast = mk.compile(model, x)
+    assert_compiled(model, fast, x)
+    assert not fast.report().fallbacks or size[2] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", mk.list_models())
+def test_every_model(name: str) -> None:
+    model = random_statistics(mk.create_model(name))
+    fast = mk.compile(model, torch.zeros(1, 3, 128, 128))
+    assert not fast.report().fallbacks
+    assert_compiled(model, fast, torch.randn(2, 3, 128, 128))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050", "mobilevitv2_050 112"])
+def test_timm(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    name, _, side = name.partition(" ")
+    side = int(side or 128)
+    model = random_statistics(timm.create_model(name, num_classes=7))
+    fast = mk.compile(model, torch.zeros(1, 3, side, side))
+    assert not fast.report().fallbacks
+    assert_compiled(model, fast, torch.randn(2, 3, side, side))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["ForImageClassification", "ForSemanticSegmentation"])
+@pytest.mark.parametrize("version", ["MobileViT", "MobileViTV2"])
+def test_transformers(version: str, task: str, tmp_path) -> None:
+    transformers = pytest.importorskip("transformers")
+    small = {
+        "MobileViT": {"hidden_sizes": [64, 80, 96], "neck_hidden_sizes": [16, 16, 24, 48, 64, 80, 320], "expand_ratio": 2.0},
+        "MobileViTV2": {"width_multiplier": 0.5},
+    }  # fmt: skip
+    config = getattr(transformers, f"{version}Config")(**small[version])
+    model = random_statistics(getattr(transformers, f"{version}{task}")(config))
+    x = torch.randn(2, 3, 128, 128)
+    fast = mk.compile(model, x)
+    with torch.no_grad():
+        expected, actual = model(x), fast(x)
+    assert type(actual) is type(expected)
+    assert (actual.logits - expected.logits).abs().max() <= 2e-5 * expected.logits.abs().max()
+    fast.save(tmp_path / "plan")
+    assert torch.equal(mk.load(tmp_path / "plan")(x).logits, actual.logits)
+
+
+def test_bad_input(network) -> None:
+    model, fast = network
+    x = torch.zeros(1, 3, 64, 64)
+    for bad, error, text in (
+        (x[0], ValueError, r"x: expected shape \(B, 3, H, W\), got \(3, 64, 64\)"),
+        (x[:, :2], ValueError, r"x: expected shape \(B, 3, H, W\), got \(1, 2, 64, 64\)"),
+        (x[..., :0], ValueError, r"x: expected shape \(B, 3, H, W\), got \(1, 3, 64, 0\)"),
+        (x.long(), TypeError, r"x: expected one of torch.float32, torch.bfloat16, torch.float16, got torch.int64"),
+        (x.to("meta"), ValueError, r"x: expected a tensor on the CPU, got one on meta"),
+        ("x", TypeError, r"x: expected a torch.Tensor, got str"),
+    ):
+        with pytest.raises(error, match=f"CompiledModel: {text}"):
+            fast(bad)
+    for arguments, error, text in (
+        ((3, x), TypeError, r"model: expected a torch.nn.Module, got int"),
+        ((copy.deepcopy(model).train(), x), ValueError, r"model: expected a model in evaluation"),
+        ((model, x[0]), ValueError, r"example_inputs: expected one batch of images \(B, C, H, W\), got shape \(3, 64, 64\)"),
+        ((model, [x, x]), ValueError, r"example_inputs: expected one batch of images \(B, C, H, W\), got list"),
+    ):
+        with pytest.raises(error, match=f"compile: {text}"):
+            mk.compile(*arguments)
+    for settings, text in (
+        ({"backend": "gpu"}, r'backend: expected "auto" or "cpu", got \'gpu\''),
+        ({"dtype": torch.float64}, r"dtype: expected one of .*, got torch.float64"),
+        ({"num_threads": 0}, r"num_threads: expected a positive number or None, got 0"),
+    ):
+        with pytest.raises(ValueError, match=f"compile: {text}"):
+            mk.compile(model, x, **settings)

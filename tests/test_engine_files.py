@@ -1,0 +1,115 @@
+"""Plans in files: the same bits, or a clear refusal."""
+
+from __future__ import annotations
+
+import json
+import struct
+import time
+
+import pytest
+import torch
+from op_checks import needs_native
+from test_graph_capture import Plain, random_statistics
+
+import mvit_kernels as mk
+
+pytestmark = needs_native
+
+
+@pytest.fixture(scope="module")
+def fast() -> mk.CompiledModel:
+    torch.manual_seed(0)
+    model = random_statistics(mk.create_model("mobilevitv2_050", num_classes=7))
+    return mk.compile(model, torch.zeros(1, 3, 64, 64), num_threads=1)
+
+
+def test_the_same_bits(fast, tmp_path) -> None:
+    fast.save(tmp_path / "plan", sizes=[(64, 64), (96, 64)])
+    loaded = mk.load(tmp_path / "plan")
+    assert loaded.threads() == 1
+    assert mk.load(tmp_path / "plan", num_threads=2).threads() == 2
+    for size in ((2, 3, 64, 64), (1, 3, 96, 64)):
+        x = torch.randn(size)
+        assert torch.equal(loaded(x), fast(x))
+    assert str(loaded.report()) == str(fast.report())
+    with pytest.raises(ValueError, match=r"CompiledModel: x: expected images of one of the saved sizes .*, got \(3, 32, 32\)"):
+        loaded(torch.zeros(1, 3, 32, 32))
+
+
+def test_torch_nodes_and_structures(tmp_path) -> None:
+    model = random_statistics(Plain())
+    x = torch.randn(2, 3, 32, 48)
+    fast = mk.compile(model, x)
+    fast.save(tmp_path / "plan")
+    (logits, features), (expected, others) = mk.load(tmp_path / "plan")(x), fast(x)
+    assert torch.equal(logits, expected)
+    assert torch.equal(features["features"], others["features"])
+
+
+def test_loading_takes_milliseconds(fast, tmp_path) -> None:
+    """No weight is packed again: 10 s would be needed for that."""
+    fast.save(tmp_path / "plan")
+    begin = time.perf_counter()
+    mk.load(tmp_path / "plan")
+    assert time.perf_counter() - begin < 1
+
+
+def test_damaged_and_foreign_files(fast, tmp_path) -> None:
+    path = tmp_path / "plan"
+    fast.save(path)
+    good = path.read_bytes()
+    generator = torch.Generator().manual_seed(0)
+    places = [8, 9, 20, 41, 100, len(good) - 1, *torch.randint(40, len(good), (40,), generator=generator).tolist()]
+    refused = 0
+    for place in places:
+        path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        try:
+            mk.load(path)
+        except ValueError as error:
+            assert str(path) in str(error)
+            refused += 1
+        else:  # between the description and the weights nothing is kept
+            assert not good[place]
+    assert refused >= len(places) // 2
+    for bad in (b"", good[:7], good[:39], good[:200], good[:-1], good + b"\0", b"PK" + good[2:]):
+        path.write_bytes(bad)
+        with pytest.raises(ValueError, match="load: .*plan: (expected a file written by|the file is damaged)"):
+            mk.load(path)
+    path.write_bytes(good[:8] + struct.pack("<Q", 99) + good[16:])
+    with pytest.raises(ValueError, match="expected version 1 of plan files, got 99"):
+        mk.load(path)
+    with pytest.raises(FileNotFoundError):
+        mk.load(tmp_path / "nothing")
+
+
+def test_of_another_version_of_the_package(fast, tmp_path, monkeypatch) -> None:
+    from mvit_kernels.engine import files
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "__version__", "0.0.9")
+        fast.save(tmp_path / "plan")
+    with pytest.raises(ValueError, match=r"expected a plan of mvit_kernels .*, got one of 0\.0\.9; compile the model again"):
+        mk.load(tmp_path / "plan")
+
+
+def test_nothing_is_left_of_a_file_that_could_not_be_written(fast, tmp_path) -> None:
+    with pytest.raises(OSError, match="nowhere"):
+        fast.save(tmp_path / "nowhere" / "plan")
+    assert not list(tmp_path.iterdir())
+
+
+def test_reports(fast, tmp_path) -> None:
+    report = fast.report()
+    assert json.loads(json.dumps(report.to_dict()))["rows"][0]["op"] == "conv2d"
+    assert {row.op for row in report.rows} >= {"separable_attention_block", "feed_forward", "inverted_residual", "gemm"}
+    assert report.arena_bytes > 0
+    assert "separable_attention_block" in str(report)
+    profile = fast.profile(torch.randn(2, 3, 64, 64), repeats=3)
+    assert all(row.seconds > 0 for row in profile.rows)
+    assert all(row.share is None or row.share > 0 for row in profile.rows)
+    assert "ms an image" in str(profile)
+    assert [row.op for row in profile.rows] == [row.op for row in report.rows]
+    json.dumps(profile.to_dict())
+    pytest.importorskip("matplotlib")
+    profile.save_picture(tmp_path / "profile.png")
+    assert (tmp_path / "profile.png").stat().st_size > 10_000
