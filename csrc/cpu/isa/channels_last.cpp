@@ -7,14 +7,14 @@
 
 #include "cpu/core/isa.h"
 #include "cpu/core/lanes.h"
-#include "cpu/core/simd.h"
 #include "cpu/core/vector_bytes.h"
 
 namespace mvit {
 namespace {
 
 // A perfect shuffle of a square's n^2 elements rotates the bits of their places by one; after log2 n of them rows and columns have changed
-// places. Vectors of 16 bytes, which every instruction set weaves with one instruction.
+// places. Vectors of 16 bytes, which every instruction set weaves with one instruction; wider ones would read more planes at once, whose
+// lines push each other out of the first cache where planes are a power of two apart.
 template <class T>
 struct Square {
     static constexpr int n = 16 / int{sizeof(T)};
@@ -38,23 +38,6 @@ struct Square {
         for (int i = 0; i < n; ++i) L::store(x[i], to + i * to_stride);
     }
 };
-
-#if defined(MVIT_ISA_AVX512VNNI) || defined(MVIT_ISA_AVX2)
-// Loads, shuffles and stores of float32 leave all bits as they are.
-template <>
-struct Square<uint32_t> {
-    static constexpr int n = F32::width;
-
-    static void transpose(const uint32_t* from, int64_t from_stride, uint32_t* to, int64_t to_stride) {
-        F32 x[n];
-#pragma GCC unroll 16
-        for (int i = 0; i < n; ++i) x[i] = F32::load(reinterpret_cast<const float*>(from + i * from_stride));
-        mvit::transpose(x);
-#pragma GCC unroll 16
-        for (int i = 0; i < n; ++i) x[i].store(reinterpret_cast<float*>(to + i * to_stride));
-    }
-};
-#endif
 
 template <class T>
 void one_by_one(const T* from, int64_t pixels, T* to, int64_t channels, int64_t first, int64_t last) {
