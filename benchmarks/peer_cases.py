@@ -84,10 +84,15 @@ def settled_model(name: str, size: int) -> nn.Module:
     """A model of `mk.create_model` with random weights, whose BatchNorms have the statistics of what reaches them.
 
     With statistics of zero and one, activations of random weights shrink from layer to layer, and a quantizer would be judged on nothing.
-    One thread does it: then the weights, and with them what is kept on disk, do not depend on the number of threads.
+    The same where norms have no bias, as before training: channels have mean zero then, and little is left where the head takes means.
+    One thread does it, so that the weights, and with them what is kept on disk, do not depend on the number of threads.
     """
     torch.manual_seed(0)
     model = mk.create_model(name).eval()
+    for module in model.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.GroupNorm, nn.LayerNorm)):
+            nn.init.uniform_(module.weight, 0.75, 1.25)
+            nn.init.normal_(module.bias, std=0.3)
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

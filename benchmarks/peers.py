@@ -2,14 +2,15 @@
 
     python benchmarks/peers.py --models mobilevit_s --batches 1
 
-Peers keep threads of their own that spin for a while after a call. So each variant has its burst in a round: a pause in which they go to sleep,
-a call that does not count, then a few that do. Every round starts with the next variant.
+Peers keep threads of their own that spin for a while after a call. So each variant has its burst in a round: a pause in which they go to
+sleep, a call that does not count, then a few that do. Every round starts with the next variant.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import importlib.metadata
 import itertools
@@ -144,12 +145,13 @@ def _measure(case: Case, variants: Iterable[str], rounds: int, context: Mapping[
         try:
             with _quiet():
                 network = variant.prepare(case)
+            inputs = [x.to(memory_format=layout) for x in case.judged]
             with torch.inference_mode():
-                row |= _compare(network, [x.to(memory_format=layout) for x in case.judged], expected, exact=not variant.integer)
+                row |= _compare(network, inputs, expected, exact=not variant.integer)
         except Exception as error:  # whatever stands in its way, the others run
             row["reason"] = _reason(error)
             continue
-        networks[name] = lambda network=network, x=case.example.to(memory_format=layout): network(x)
+        networks[name] = functools.partial(network, inputs[0])
     with torch.inference_mode():
         times = bursts(networks, rounds, label)
     for row in rows:
@@ -171,7 +173,9 @@ def _compare(network: Network, inputs: Iterable[torch.Tensor], expected: torch.T
 
 
 def _times(timing: Timing, case: Case, ceiling: float | None) -> Row:
-    row: Row = {key: 1e3 * seconds for key, seconds in (("min_ms", timing.minimum), ("median_ms", timing.median), ("spread_ms", timing.spread))}
+    row: Row = {
+        key: 1e3 * seconds for key, seconds in (("min_ms", timing.minimum), ("median_ms", timing.median), ("spread_ms", timing.spread))
+    }
     if ceiling is not None:
         row["floor_ms"] = 2 * case.macs / ceiling / 1e6
         row["share_of_floor"] = row["floor_ms"] / row["min_ms"]
@@ -212,8 +216,8 @@ def _show(document: Mapping[str, Any]) -> None:
     title = f"{context['size']} x {context['size']}, threads: {context['threads']}, {context['rounds']} rounds of bursts in turn"
     print_table(title, columns, [_cells(row) for row in rows], left=2)
     print(
-        "Random weights, images of the stand-in task. Share of floor: the original network's multiply-adds at what registers allow, over the\n"
-        "minimum. Cosine: the smallest of an image's logits with those of plain PyTorch in float32; difference: the largest of any logit.\n"
+        "Random weights, images of the stand-in task. Share of floor: the original network's multiply-adds at what registers allow,\n"
+        "over the minimum. Cosine: the smallest of an image's logits with those of plain PyTorch in float32; difference: the largest.\n"
     )
     for batch in dict.fromkeys(row["batch"] for row in rows):
         _show_ratios(batch, [row for row in document["ratios"] if row["batch"] == batch])
@@ -222,7 +226,7 @@ def _show(document: Mapping[str, Any]) -> None:
             warn(f"{row['model']}, batch {row['batch']}, {row['variant']}: {row['reason']}")
     if context["environment"]:
         caps = ", ".join(f"{name}={value}" for name, value in context["environment"].items())
-        print(f"Held down by {caps}. ONNX Runtime cannot be; of OpenVINO, what oneDNN computes is.")
+        print(f"Held down by {caps}. ONNX Runtime has no such switch; OpenVINO obeys in what it computes by oneDNN.")
     print(machine_line(context), *(f"{name} {number}" for name, number in context["versions"].items()), sep=", ")
 
 
