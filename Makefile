@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml csrc/flags.txt csrc/cpu/isa/flags.txt \
 	$(shell find csrc/cpu csrc/engine python -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo build test test-all lint asan bench clean
+.PHONY: demo build test test-all lint asan bench peers clean
 
 demo: $(VENV)/native.stamp
 	$(BIN)/mvit-kernels demo --out out
@@ -38,6 +38,12 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-quiet --results benchmarks/results
 
+# Against every other way to run the same networks; `make peers MODEL=mobilevit_s BATCH=1` prints one comparison and keeps no record.
+peers: $(VENV)/peers.stamp
+	$(BIN)/python benchmarks/peers.py $(if $(MODEL),--models $(MODEL)) $(if $(BATCH),--batches $(BATCH)) \
+		$(if $(MODEL)$(BATCH),,--results benchmarks/results)
+	$(if $(MODEL)$(BATCH),,$(BIN)/python benchmarks/chart.py)
+
 $(VENV)/install.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
@@ -59,5 +65,10 @@ $(VENV)/dev.stamp: $(VENV)/native.stamp
 	$(PIP) tokenizers regex requests typer huggingface_hub pyyaml packaging filelock
 	touch $@
 
+$(VENV)/peers.stamp: $(VENV)/native.stamp
+	$(PIP) --group peers
+	touch $@
+
 clean:
-	rm -rf build out *.egg-info mvit_kernels/_cpu*.so .pytest_cache .mypy_cache .ruff_cache $(VENV)/native.stamp $(VENV)/dev.stamp
+	rm -rf build out *.egg-info mvit_kernels/_cpu*.so .pytest_cache .mypy_cache .ruff_cache \
+		$(VENV)/native.stamp $(VENV)/dev.stamp $(VENV)/peers.stamp
