@@ -60,20 +60,16 @@ def test_damaged_and_foreign_files(fast, tmp_path) -> None:
     good = path.read_bytes()
     generator = torch.Generator().manual_seed(0)
     places = [8, 9, 20, 41, 100, len(good) - 1, *torch.randint(40, len(good), (40,), generator=generator).tolist()]
-    refused = 0
+    length = struct.unpack_from("<Q", good, 16)[0]
+    beyond = range(40 + length, -(-(40 + length) // 4096) * 4096)  # nothing is kept there
     for place in places:
         path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
-        try:
-            mk.load(path)
-        except ValueError as error:
-            assert str(path) in str(error)
-            refused += 1
-        else:  # between the description and the weights nothing is kept
-            assert not good[place]
-    assert refused >= len(places) // 2
+        if place not in beyond:
+            with pytest.raises(ValueError, match=f"load: {path}: "):
+                mk.load(path)
     for bad in (b"", good[:7], good[:39], good[:200], good[:-1], good + b"\0", b"PK" + good[2:]):
         path.write_bytes(bad)
-        with pytest.raises(ValueError, match="load: .*plan: (expected a file written by|the file is damaged)"):
+        with pytest.raises(ValueError, match=r"load: .*plan: (expected a file written by|the file is damaged)"):
             mk.load(path)
     path.write_bytes(good[:8] + struct.pack("<Q", 99) + good[16:])
     with pytest.raises(ValueError, match="expected version 1 of plan files, got 99"):

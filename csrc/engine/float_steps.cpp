@@ -3,6 +3,7 @@
 #include "cpu/ops/add.h"
 #include "cpu/ops/avg_pool.h"
 #include "cpu/ops/cat.h"
+#include "cpu/ops/channels_last.h"
 #include "cpu/ops/conv2d.h"
 #include "cpu/ops/depthwise_conv2d.h"
 #include "cpu/ops/feed_forward.h"
@@ -177,6 +178,13 @@ constexpr Field fields[] = {
 };
 }  // namespace cat_step
 
+namespace channels_last_step {
+using Arguments = ChannelsLastProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(element_size), MVIT_FIELD(batch), MVIT_FIELD(channels), MVIT_FIELD(pixels), MVIT_FIELD(from), MVIT_FIELD(to),
+};
+}  // namespace channels_last_step
+
 // The mean and variance of each group of rows.
 namespace moments_step {
 struct Arguments {
@@ -210,6 +218,7 @@ constexpr StepKind kinds[] = {
     MVIT_STEP(resize),
     MVIT_STEP(add),
     MVIT_STEP(cat),
+    MVIT_STEP(channels_last),
     step_kind<moments_step::Arguments>("moments", moments_step::fields, moments_step::run),
 };
 

@@ -9,6 +9,8 @@
 #include "cpu/ops/qresize.h"
 #include "cpu/ops/qseparable_attention.h"
 #include "cpu/ops/quantize.h"
+#include "cpu/ops/quantize_image.h"
+#include "cpu/ops/stream.h"
 #include "engine/fields.h"
 #include "engine/steps.h"
 
@@ -194,6 +196,19 @@ Status run(void* arguments, int threads) {
 }
 }  // namespace quantize_step
 
+namespace quantize_image_step {
+using Arguments = QuantizeImageProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(batch),      MVIT_FIELD(channels), MVIT_FIELD(pixels), MVIT_FIELD(scale),
+    MVIT_FIELD(zero_point), MVIT_FIELD(bits),     MVIT_FIELD(x),      MVIT_FIELD(y),
+};
+}  // namespace quantize_image_step
+
+namespace stream_step {
+using Arguments = StreamProblem;
+constexpr Field fields[] = {MVIT_FIELD(count), MVIT_FIELD(scale), MVIT_FIELD(from), MVIT_FIELD(to)};
+}  // namespace stream_step
+
 #define MVIT_STEP(op) step_kind<op##_step::Arguments>(#op, op##_step::fields, run_op<op##_step::Arguments, op>)
 constexpr StepKind kinds[] = {
     step_kind<qgemm_step::Arguments>("qgemm", qgemm_step::fields, qgemm_step::run),
@@ -208,6 +223,9 @@ constexpr StepKind kinds[] = {
     MVIT_STEP(qseparable_gate),
     step_kind<quantize_step::Arguments>("quantize", quantize_step::fields, quantize_step::run<quantize>),
     step_kind<quantize_step::Arguments>("dequantize", quantize_step::fields, quantize_step::run<dequantize>),
+    MVIT_STEP(quantize_image),
+    step_kind<StreamProblem>("to_stream", stream_step::fields, run_op<StreamProblem, to_stream>),
+    step_kind<StreamProblem>("from_stream", stream_step::fields, run_op<StreamProblem, from_stream>),
 };
 
 }  // namespace

@@ -367,6 +367,13 @@ def _aten_layer_norm(build: Builder, named: Named, path: str) -> Any:
     return type(x)(build.norm("layer_norm", x.name, named["weight"], named["bias"], named["eps"], _origin(named, "weight", path)))
 
 
+def _aten_group_norm(build: Builder, named: Named, path: str) -> Any:
+    x = named["input"]
+    if not isinstance(x, Map) or named["num_groups"] != 1:
+        return None
+    return Map(build.norm("group_norm", x.name, named["weight"], named["bias"], named["eps"], _origin(named, "weight", path)))
+
+
 def _aten_linear(build: Builder, named: Named, path: str) -> Any:
     x, weight = named["input"], named["weight"]
     if not isinstance(x, Vector) or not isinstance(weight, Tensor) or len(build.size(x.name)) != 1:
@@ -415,4 +422,5 @@ RULES: dict[Any, Callable[[Builder, Named, str], Any]] = {
     _aten.mean.dim: _aten_mean,
     _aten.linear.default: _aten_linear,
     _aten.layer_norm.default: _aten_layer_norm,
+    _aten.group_norm.default: _aten_group_norm,
 }
