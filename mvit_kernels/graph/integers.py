@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -155,9 +155,9 @@ def _of_settings(node: Node, *names: str) -> dict[str, Any]:
 
 def _qseparable_context(node: Node, backend: str | None) -> Step:
     table, patch = node.weights["table"], node.settings["patch"]
-    values: Mapping[str, Any] = _of_settings(node, "x_scale", "x_zero_point")
+    values = _of_settings(node, "x_scale", "x_zero_point")
     if node.settings["out"] == "uint8":
-        values = values | _of_settings(node, "out_scale", "out_zero_point", "out_bits")
+        values |= _of_settings(node, "out_scale", "out_zero_point", "out_bits")
 
     def call(scores: Tensor, x: Tensor) -> Tensor:
         y = ops.qseparable_context(scores[:, 0], _pixels(x), table, patch_size=patch, backend=backend, **values)

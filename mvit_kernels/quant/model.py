@@ -13,6 +13,7 @@ from torch import nn
 
 from mvit_kernels.graph import Program, capture, optimize, run
 
+from .alignment import aligned, rewritten_otherwise
 from .calibrate import ranges, record
 from .config import AVAILABLE, METHODS, QuantConfig
 from .layout import Layout
@@ -62,13 +63,12 @@ class QuantizedModel(nn.Module):
 
     def program(self, size: tuple[int, int, int] | None = None) -> Program:
         """The integer program for images (C, H, W), by default of the calibration's size; made once for each size."""
-        size = self.size if size is None else tuple(size)  # type: ignore[assignment]
+        size = self.size if size is None else size
         found = self._programs.get(size)
         if found is None:
             with self._lock:
-                found = self._programs.get(size)
-                if found is None:
-                    found = self._programs[size] = self._make(size)
+                found = self._programs.get(size) or self._make(size)
+                self._programs[size] = found
         return found
 
     def report(self, size: tuple[int, int, int] | None = None) -> QuantReport:
@@ -87,7 +87,11 @@ class QuantizedModel(nn.Module):
 
     def _make(self, size: tuple[int, int, int]) -> Program:
         program = self._float_program(size)
-        changed = set() if size == self.size else _changed(self._float_program(self.size), program)
+        changed: set[str] = set()
+        if size != self.size:
+            calibrated = self._float_program(self.size)
+            program = aligned(program, calibrated)
+            changed = rewritten_otherwise(program, calibrated)
         layers = {name: layer for name, layer in self.layers.items() if name not in changed}
         program = with_float_weights(program, layers, self.config)
         known = {key: value for key, value in self.representations.items() if key.removesuffix(".bytes") not in changed}
@@ -99,17 +103,6 @@ class QuantizedModel(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._lock = threading.RLock()
-
-
-def _changed(before: Program, after: Program) -> set[str]:
-    """Nodes of `after` that have the name of one before, and other weights: a rewrite found something else there."""
-    changed = set()
-    for node in after:
-        if node.name in before:
-            held, own = before[node.name].weights, node.weights
-            if held.keys() != own.keys() or not all(torch.equal(held[name], own[name]) for name in own):
-                changed.add(node.name)
-    return changed
 
 
 def with_float_weights(program: Program, layers: Mapping[str, Layer], config: QuantConfig) -> Program:
@@ -175,6 +168,6 @@ def _check(model: Any, config: Any) -> None:
     if config.method not in AVAILABLE:
         others = ", ".join(name for name in METHODS if name not in AVAILABLE)
         raise NotImplementedError(
-            f"quantize: config.method: expected {' or '.join(map(repr, AVAILABLE))}, got {config.method!r}: this version has none of {others};"
-            ' pass mk.QuantConfig(method="minmax")'
+            f"quantize: config.method: expected {' or '.join(map(repr, AVAILABLE))}, got {config.method!r}: this version has none of"
+            f' {others}; pass mk.QuantConfig(method="minmax")'
         )

@@ -37,7 +37,7 @@ class QuantReport:
         return asdict(self) | {"rows": [asdict(row) for row in self.rows]}
 
     def __str__(self) -> str:
-        table = [_COLUMNS]
+        table: list[tuple[str, ...]] = [_COLUMNS]
         for row in self.rows:
             values = (getattr(row, column) for column in _COLUMNS)
             table.append(tuple("-" if each is None else f"{each:.6g}" if isinstance(each, float) else str(each) for each in values))

@@ -14,7 +14,10 @@ LOW, HIGH = -(2**15), 2**15 - 1
 
 
 def quantize_stream(x: Tensor, scale: float) -> Tensor:
-    """q = min(max(rint(x * float32(1 / scale)), -32768), 32767), ties to even; int16. x of any float type, in float32; NaN becomes -32768."""
+    """q = min(max(rint(x * float32(1 / scale)), -32768), 32767), ties to even; int16.
+
+    x of any float type, in float32; NaN becomes -32768.
+    """
     inverse = single(1.0 / float(single(scale)))
     return (x.float() * inverse).nan_to_num(LOW, HIGH, LOW).clamp(LOW, HIGH).round().to(torch.int16)
 
