@@ -20,7 +20,7 @@ _ROUNDING = 1e-5  # weights that were rewritten on another way
 def aligned(program: Program, like: Program) -> Program:
     """Nodes without weights whose names `like` does not have are called as the node that does the same there. A resize that one of the two
     has alone counts as nothing: what takes its result counts as taking that of its input."""
-    same = {}
+    same: dict[object, str] = {}
     for node, inputs in _unresized(like, program):
         if not node.weights and node.name not in program:
             same.setdefault(_work(node, inputs), node.name)

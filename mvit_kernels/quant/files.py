@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from mvit_kernels.files import replace_file
@@ -51,7 +51,7 @@ def save_quantized(model: QuantizedModel, path: str | os.PathLike[str]) -> None:
     }
     text = json.dumps(content, sort_keys=True)
     metadata = {"format": _FORMAT, "version": _VERSION, "content": text, "checksum": _checksum(tensors, text)}
-    replace_file(Path(path), lambda temporary: save_file(tensors, temporary, metadata))
+    replace_file(Path(path), lambda temporary: temporary.write_bytes(save(tensors, metadata)))
 
 
 def load_quantized(model: nn.Module, path: str | os.PathLike[str]) -> QuantizedModel:
@@ -74,9 +74,10 @@ def load_quantized(model: nn.Module, path: str | os.PathLike[str]) -> QuantizedM
     content = json.loads(text)
     config, size = QuantConfig(**content["config"]), tuple(content["size"])
     own = copy.deepcopy(model)
-    layers = _layers(tensors, optimize(capture(own, size)), config, path)
+    program = optimize(capture(own, size))
+    layers = _layers(tensors, program, config, path)
     found = {key: from_json(value) for key, value in content["representations"].items()}
-    return QuantizedModel(own, config, size, found, layers)
+    return QuantizedModel(own, program, config, found, layers)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:

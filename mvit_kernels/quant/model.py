@@ -41,12 +41,15 @@ class QuantizedModel(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, config: QuantConfig, size: tuple[int, int, int], representations: Mapping[str, Representation],
+        self, model: nn.Module, program: Program, config: QuantConfig, representations: Mapping[str, Representation],
         layers: Mapping[str, Layer], *, backend: str | None = "reference",
     ) -> None:  # fmt: skip
+        """model: the float model, which nothing else may change; program: what it is at the size of the calibration, rewritten."""
         super().__init__()
         self._source = (model,)  # not a submodule: its parameters are none of this model's
-        self.config, self.size, self.backend = config, size, backend
+        _, height, width = program["input"].size
+        self.config, self.size, self.backend = config, (program["input"].size[0], height, width), backend
+        self._calibrated: Program | None = program
         self.representations, self.layers = dict(representations), {name: dict(layer) for name, layer in layers.items()}
         self._programs: dict[tuple[int, int, int], Program] = {}
         self._lock = threading.RLock()
@@ -83,7 +86,11 @@ class QuantizedModel(nn.Module):
         return super().train(False)
 
     def _float_program(self, size: tuple[int, int, int]) -> Program:
-        return optimize(capture(self._source[0], size))
+        if size != self.size:
+            return optimize(capture(self._source[0], size))
+        if self._calibrated is None:  # after unpickling
+            self._calibrated = optimize(capture(self._source[0], size))
+        return self._calibrated
 
     def _make(self, size: tuple[int, int, int]) -> Program:
         program = self._float_program(size)
@@ -98,7 +105,7 @@ class QuantizedModel(nn.Module):
         return integer_program(program, known, self.config, layers, changed)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "_lock"} | {"_programs": {}}
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"} | {"_programs": {}, "_calibrated": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -142,7 +149,7 @@ def quantize(
     layout = Layout(program, config)
     found = representations(layout, ranges(program, batches, progress), config) if layout.needed() else {}
     layers: dict[str, Layer] = {node.name: node.weights for node in program if node.weights}
-    return QuantizedModel(own, config, size, found, layers | rounded(layout, found, config))
+    return QuantizedModel(own, program, config, found, layers | rounded(layout, found, config))
 
 
 def convert(model: QuantizedModel) -> QuantizedModel:
@@ -153,7 +160,8 @@ def convert(model: QuantizedModel) -> QuantizedModel:
     """
     if not isinstance(model, QuantizedModel):
         raise TypeError(f"convert: model: expected a quantized model, of mk.quantize or mk.load_quantized, got {type(model).__name__}")
-    fast = QuantizedModel(model._source[0], model.config, model.size, model.representations, model.layers, backend=None)
+    program = model._float_program(model.size)
+    fast = QuantizedModel(model._source[0], program, model.config, model.representations, model.layers, backend=None)
     fast._programs = dict(model._programs)
     return fast
 
