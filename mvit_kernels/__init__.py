@@ -11,6 +11,7 @@ from .ops import BackendInfo, backends, use_backend
 if TYPE_CHECKING:
     from .engine import CompiledModel, compile, load
     from .models import create_model, list_models, load_checkpoint, save_checkpoint
+    from .quant import QuantConfig, QuantizedModel, QuantReport, convert, load_quantized, quantize, save_quantized
     from .swap import Report, accelerate, report, restore
 
 __version__ = "0.1.0"
@@ -24,6 +25,13 @@ _LAZY = {
     "list_models": "models",
     "load_checkpoint": "models",
     "save_checkpoint": "models",
+    "QuantConfig": "quant",
+    "QuantReport": "quant",
+    "QuantizedModel": "quant",
+    "convert": "quant",
+    "load_quantized": "quant",
+    "quantize": "quant",
+    "save_quantized": "quant",
     "Report": "swap",
     "accelerate": "swap",
     "report": "swap",
@@ -33,18 +41,25 @@ _LAZY = {
 __all__ = [
     "BackendInfo",
     "CompiledModel",
+    "QuantConfig",
+    "QuantReport",
+    "QuantizedModel",
     "Report",
     "accelerate",
     "backends",
     "compile",
+    "convert",
     "create_model",
     "list_models",
     "load",
     "load_checkpoint",
+    "load_quantized",
     "ops",
+    "quantize",
     "report",
     "restore",
     "save_checkpoint",
+    "save_quantized",
     "use_backend",
 ]
 

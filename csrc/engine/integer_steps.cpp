@@ -11,6 +11,7 @@
 #include "cpu/ops/quantize.h"
 #include "cpu/ops/quantize_image.h"
 #include "cpu/ops/stream.h"
+#include "cpu/ops/stream_sums.h"
 #include "engine/fields.h"
 #include "engine/steps.h"
 
@@ -209,6 +210,11 @@ using Arguments = StreamProblem;
 constexpr Field fields[] = {MVIT_FIELD(count), MVIT_FIELD(scale), MVIT_FIELD(from), MVIT_FIELD(to)};
 }  // namespace stream_step
 
+namespace stream_sums_step {
+using Arguments = StreamSumsProblem;
+constexpr Field fields[] = {MVIT_FIELD(count), MVIT_FIELD(x), MVIT_FIELD(sums)};
+}  // namespace stream_sums_step
+
 #define MVIT_STEP(op) step_kind<op##_step::Arguments>(#op, op##_step::fields, run_op<op##_step::Arguments, op>)
 constexpr StepKind kinds[] = {
     step_kind<qgemm_step::Arguments>("qgemm", qgemm_step::fields, qgemm_step::run),
@@ -224,6 +230,7 @@ constexpr StepKind kinds[] = {
     step_kind<quantize_step::Arguments>("quantize", quantize_step::fields, quantize_step::run<quantize>),
     step_kind<quantize_step::Arguments>("dequantize", quantize_step::fields, quantize_step::run<dequantize>),
     MVIT_STEP(quantize_image),
+    MVIT_STEP(stream_sums),
     step_kind<StreamProblem>("to_stream", stream_step::fields, run_op<StreamProblem, to_stream>),
     step_kind<StreamProblem>("from_stream", stream_step::fields, run_op<StreamProblem, from_stream>),
 };

@@ -15,8 +15,9 @@ from torch.utils import _pytree as pytree
 
 from mvit_kernels.graph import Program, capture, optimize
 from mvit_kernels.ops.backend import NATIVE_REASON, native
+from mvit_kernels.quant import QuantizedModel
 
-from .lower_floats import lower_floats
+from .lower_integers import lower
 from .plan import Plan, assemble
 from .report import PlanReport, Profile, profile_of, report_of
 
@@ -43,7 +44,17 @@ class FloatSource:
         return optimize(capture(self.model, size))
 
     def plan(self, size: Size) -> Plan:
-        return assemble(lower_floats(self.program(size), self.dtype))
+        return assemble(lower(self.program(size), self.dtype))
+
+
+class QuantizedSource:
+    """A quantized model: the program that it runs is the one that is compiled."""
+
+    def __init__(self, model: QuantizedModel) -> None:
+        self.model = model
+
+    def plan(self, size: Size) -> Plan:
+        return assemble(lower(self.model.program(size)))
 
 
 def compile(
@@ -53,7 +64,7 @@ def compile(
     """The whole network as one native plan, with no Python between its layers.
 
     Args:
-        model: in evaluation; any of this package, of timm, transformers or ml-cvnets, accelerated or not, and any other network of the same
+        model: in evaluation; quantized by `mk.quantize`, or any of this package, of timm, transformers or ml-cvnets, accelerated or not, and any other network of the same
             layers. What has no kernel runs through torch, and `CompiledModel.report` names it. The model is left as it is, and later
             changes of it do not reach the plan.
         example_inputs: one batch of images (B, C, H, W), or a sequence of just that. Only its size matters. The plan of another size is
@@ -86,7 +97,10 @@ def compile(
         raise ValueError(f"compile: dtype: expected one of {', '.join(map(str, PLAN_DTYPES))}, got {dtype}")
     if num_threads is not None and (not isinstance(num_threads, int) or num_threads < 1):
         raise ValueError(f"compile: num_threads: expected a positive number or None, got {num_threads!r}")
-    compiled = CompiledModel(FloatSource(model, dtype or torch.float32), {}, num_threads)
+    if isinstance(model, QuantizedModel) and dtype not in (None, torch.float32):
+        raise ValueError(f"compile: dtype: expected None for a quantized model, got {dtype}")
+    source = QuantizedSource(model) if isinstance(model, QuantizedModel) else FloatSource(model, dtype or torch.float32)
+    compiled = CompiledModel(source, {}, num_threads)
     compiled.plan(_size_of(x))
     return compiled
 

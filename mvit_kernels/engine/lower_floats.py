@@ -1,4 +1,4 @@
-"""From a float program to steps: which nodes one kernel runs together, and what it is told.
+"""From float nodes to steps: which of them one kernel runs together, and what it is told.
 
 Kernels take whole blocks: the attention and the feed-forward half of a transformer layer, inverted residuals. A norm in front of 1x1
 convolutions is done while these load their rows; the moments of a GroupNorm are collected by whatever wrote its input.
@@ -23,12 +23,9 @@ Tensor = torch.Tensor
 _GATHERED, _PLANES, _WINOGRAD = range(3)
 
 
-def lower_floats(program: Program, dtype: torch.dtype = torch.float32) -> Lowered:
-    """Steps for one image; values are stored as dtype: float32, bfloat16 or float16."""
-    return _Lowering(program, dtype).lowered()
+class Lowering:
+    """Steps for one image; floats are stored as dtype: float32, bfloat16 or float16."""
 
-
-class _Lowering:
     def __init__(self, program: Program, dtype: torch.dtype) -> None:
         self.program, self.dtype = program, dtype
         self.users = program.users()
@@ -70,9 +67,9 @@ class _Lowering:
             and all(self.program[each].inputs.count(norm.name) == 1 and self.program[each].inputs[0] == norm.name for each in users)
         )
 
-    def value(self, node: Node) -> Ref:
+    def value(self, node: Node, dtype: torch.dtype | None = None) -> Ref:
         """Memory for the result of a node."""
-        self.out.values[node.name] = Value(node.size, self.dtype)
+        self.out.values[node.name] = Value(node.size, dtype or self.dtype)
         return Ref(node.name)
 
     def ref(self, name: str) -> Ref:
@@ -84,7 +81,7 @@ class _Lowering:
         if last not in self.out.values:
             self.out.values[last] = value._replace(channels_last=True)
             channels, height, width = value.size
-            fields = {"element_size": self.dtype.itemsize, "batch": 1, "channels": channels, "pixels": height * width}
+            fields = {"element_size": value.dtype.itemsize, "batch": 1, "channels": channels, "pixels": height * width}
             self.out.add("channels_last", (self.program[name],), {**fields, "from": Ref(name), "to": Ref(last)})
         return Ref(last)
 
@@ -99,7 +96,7 @@ class _Lowering:
         """Those of an earlier result, computed if nobody collected them."""
         key = f"{name}.moments"
         if key not in self.out.values:
-            channels, rows = _rows(self.program[name].size)
+            channels, rows = rows_of(self.program[name].size)
             x = self.ref(name)
             self.out.values[key] = Value((2,), torch.float64)
             fields = {**self.code(), "groups": 1, "rows": rows, "depth": channels, "x": x, "y": Ref(key)}
@@ -124,7 +121,7 @@ class _Lowering:
         self.out.add("separable_attention_block", (norm, conv, context, key, gate, out), fields)
 
     def mlp(self, norm: Node, first: Node, second: Node) -> None:
-        x, (dim, rows), layer_norm = norm.inputs[0], _rows(norm.size), norm.kind == "layer_norm"
+        x, (dim, rows), layer_norm = norm.inputs[0], rows_of(norm.size), norm.kind == "layer_norm"
         one, two = _packed(first), _packed(second)
         fields = {
             **self.code(), "groups": 1, "rows": rows, "dim": dim, "hidden": first.size[0], "weight1": one.weight, "bias1": one.bias,
@@ -156,13 +153,13 @@ class _Lowering:
     def single(self, node: Node) -> None:
         emit = getattr(self, f"_{node.kind}", None)
         if emit is None:
-            reason = "no kernel for it" if node.kind == "torch" else f"no kernel for {node.kind} outside of a block"
-            for name in node.inputs:
-                self.ref(name)
-            self.out.values[node.name] = Value(node.size, self.dtype)
-            self.out.steps.append(TorchStep(node, reason))
+            self.by_torch(node, "no kernel for it" if node.kind == "torch" else f"no kernel for {node.kind} outside of a block")
         else:
             emit(node)
+
+    def by_torch(self, node: Node, reason: str, dtype: torch.dtype | None = None) -> None:
+        self.value(node, dtype)
+        self.out.steps.append(TorchStep(node, reason))
 
     def _input(self, node: Node) -> None:
         self.out.values[node.name] = Value(node.size, self.dtype, channels_last=False)
@@ -202,7 +199,7 @@ class _Lowering:
     def product(self, node: Node, norm: Node | None = None) -> None:
         """A 1x1 convolution or a linear map, by way of a norm."""
         source = node.inputs[0] if norm is None else norm.inputs[0]
-        depth, rows = _rows(self.program[source].size)
+        depth, rows = rows_of(self.program[source].size)
         packed, columns = _packed(node), node.size[0]
         fields = {
             **self.code(), "groups": 1, "rows": rows, "depth": depth, "columns": columns, "a": self.ref(source), "a_stride": depth,
@@ -253,7 +250,7 @@ class _Lowering:
         self.out.add("separable_attention", (node,), fields)
 
     def _group_norm(self, node: Node) -> None:
-        channels, positions = _rows(node.size)
+        channels, positions = rows_of(node.size)
         weight, bias = _scale_and_shift(node)
         fields = {
             **self.code(), "channels_last": True, "batch": 1, "channels": channels, "positions": positions,
@@ -262,7 +259,7 @@ class _Lowering:
         self.out.add("group_norm", (node,), fields)
 
     def _layer_norm(self, node: Node) -> None:
-        channels, rows = _rows(node.size)
+        channels, rows = rows_of(node.size)
         weight, bias = _scale_and_shift(node)
         fields = {
             **self.code(), "rows": rows, "channels": channels, "eps": node.settings["eps"], "weight": weight, "bias": bias,
@@ -271,7 +268,7 @@ class _Lowering:
         self.out.add("layer_norm", (node,), fields)
 
     def _avg_pool(self, node: Node) -> None:
-        channels, pixels = _rows(self.program[node.inputs[0]].size)
+        channels, pixels = rows_of(self.program[node.inputs[0]].size)
         fields = {**self.code(), "batch": 1, "pixels": pixels, "channels": channels, "x": self.ref(node.inputs[0]), "y": self.value(node)}
         self.out.add("avg_pool", (node,), fields)
 
@@ -286,21 +283,22 @@ class _Lowering:
 
     def _add(self, node: Node) -> None:
         a, b = map(self.ref, node.inputs)
-        channels, rows = _rows(node.size)
+        channels, rows = rows_of(node.size)
         self.out.add("add", (node,), {**self.code(), "count": channels * rows, "a": a, "b": b, "y": self.value(node)})
 
     def _activation(self, node: Node) -> None:
-        channels, rows = _rows(node.size)
+        channels, rows = rows_of(node.size)
         code = reference.ACTIVATIONS.index(node.settings["function"])
         fields = {**self.code(), "count": channels * rows, "activation": code, "a": self.ref(node.inputs[0]), "y": self.value(node)}
         self.out.add("add", (node,), fields)
 
     def _cat(self, node: Node) -> None:
-        (a, rows), (b, _) = (_rows(self.program[name].size) for name in node.inputs)
-        size = self.dtype.itemsize
+        (a, rows), (b, _) = (rows_of(self.program[name].size) for name in node.inputs)
+        dtype = self.out.values[node.inputs[0]].dtype
+        size = dtype.itemsize
         fields: Mapping[str, Any] = {
             "rows": rows, "a_bytes": a * size, "b_bytes": b * size, "a": self.ref(node.inputs[0]), "b": self.ref(node.inputs[1]),
-            "y": self.value(node),
+            "y": self.value(node, dtype),
         }  # fmt: skip
         self.out.add("cat", (node,), fields)
 
@@ -308,7 +306,7 @@ class _Lowering:
 # --- blocks, found by their first node ---
 
 
-def _find_attention(low: _Lowering, norm: Node) -> tuple[Node, ...] | None:
+def _find_attention(low: Lowering, norm: Node) -> tuple[Node, ...] | None:
     if norm.kind != "group_norm" or norm.weights or len(low.users[norm.name]) != 2 or "" in low.users[norm.name]:
         return None
     conv, context = (low.program[name] for name in low.users[norm.name])
@@ -324,7 +322,7 @@ def _find_attention(low: _Lowering, norm: Node) -> tuple[Node, ...] | None:
     return (norm, conv, context, key, gate, out) if _adds(out, gate, norm.inputs[0]) else None
 
 
-def _find_mlp(low: _Lowering, norm: Node) -> tuple[Node, ...] | None:
+def _find_mlp(low: Lowering, norm: Node) -> tuple[Node, ...] | None:
     if norm.kind not in ("group_norm", "layer_norm") or norm.weights:
         return None
     first = low.only_user(norm.name)
@@ -334,7 +332,7 @@ def _find_mlp(low: _Lowering, norm: Node) -> tuple[Node, ...] | None:
     return (norm, first, second) if second is not None and _adds(second, first, norm.inputs[0]) else None
 
 
-def _find_inverted(low: _Lowering, first: Node) -> tuple[Node, ...] | None:
+def _find_inverted(low: Lowering, first: Node) -> tuple[Node, ...] | None:
     depthwise: Node | None = first
     nodes: tuple[Node, ...] = ()
     if _is_pointwise(first) and "activation" in first.settings and "residual" not in first.settings:
@@ -387,6 +385,6 @@ def _scale_and_shift(node: Node) -> tuple[Tensor, Tensor]:
     )
 
 
-def _rows(size: tuple[int, ...]) -> tuple[int, int]:
+def rows_of(size: tuple[int, ...]) -> tuple[int, int]:
     """(channels, pixels); of a vector one pixel."""
     return size[0], size[1] * size[2] if len(size) == 3 else 1

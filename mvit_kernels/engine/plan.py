@@ -16,7 +16,7 @@ from mvit_kernels.ops.backend import native
 from mvit_kernels.ops.library import raise_status
 
 from .arena import Lifetime, place
-from .steps import Lowered, Ref, Step, TorchStep, Value
+from .steps import Lowered, Part, Ref, Step, TorchStep, Value
 
 Tensor = torch.Tensor
 _ARENA, _WEIGHTS, _INPUT, _OUTPUT = 1, 2, 3, 4  # Space of csrc/engine/plan.h
@@ -160,6 +160,8 @@ def _segment(
     def located(x: Any) -> Any:
         if isinstance(x, Tensor):
             return (_WEIGHTS, 0, blob.add(x))
+        if isinstance(x, Part):
+            return (_WEIGHTS, 0, blob.add(x.weight) + x.offset)
         if not isinstance(x, Ref):
             return x
         if x.value in offsets:

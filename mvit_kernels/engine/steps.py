@@ -38,9 +38,16 @@ class Ref(NamedTuple):
     offset: int = 0
 
 
+class Part(NamedTuple):
+    """A pointer into a weight, `offset` bytes from its beginning."""
+
+    weight: Tensor
+    offset: int
+
+
 @dataclass(frozen=True)
 class Step:
-    """One op of csrc/engine: `fields` are members of its struct, numbers or pointers (a Ref, or a tensor among the weights)."""
+    """One op of csrc/engine: `fields` are members of its struct, numbers or pointers (a Ref, or a tensor or Part among the weights)."""
 
     op: str
     nodes: tuple[str, ...]  # of the program, the last one names the step
@@ -75,7 +82,8 @@ class Lowered:
     def add(self, op: str, nodes: tuple[Node, ...], fields: Mapping[str, Any]) -> None:
         """`bytes` of a step: its values, and the weights among its fields."""
         touched = {each.value for each in fields.values() if isinstance(each, Ref)}
-        weights = {id(each): each.nbytes for each in fields.values() if isinstance(each, Tensor)}
+        tensors = [each.weight if isinstance(each, Part) else each for each in fields.values()]
+        weights = {id(each): each.nbytes for each in tensors if isinstance(each, Tensor)}
         size = sum(self.values[name].bytes for name in touched) + sum(weights.values())
         names = tuple(node.name for node in nodes)
         self.steps.append(Step(op, names, fields, sum(node.macs() for node in nodes), size))

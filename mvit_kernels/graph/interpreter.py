@@ -10,17 +10,30 @@ from torch.utils import _pytree as pytree
 
 from mvit_kernels import reference
 
+from . import integers
 from .program import Node, Program
 
 Tensor = torch.Tensor
 
 
-def run(program: Program, x: Tensor, watch: Callable[[Node, Tensor], None] | None = None) -> object:
-    """The results for images x (B, C, H, W), as the model returned them. `watch` sees the result of every node."""
+def run(
+    program: Program, x: Tensor, watch: Callable[[Node, Tensor], None] | None = None, *, backend: str | None = "reference"
+) -> object:  # fmt: skip
+    """The results for images x (B, C, H, W), as the model returned them. `watch` sees the result of every node.
+
+    backend: of integer nodes, None for automatic choice; the bits are the same on each.
+    """
     values: dict[str, Tensor] = {}
     last_use = {name: node.name for node in program for name in node.inputs}
     for node in program:
-        values[node.name] = y = x if node.kind == "input" else evaluate(node, [values[name] for name in node.inputs])
+        inputs = [values[name] for name in node.inputs]
+        if node.kind == "input":
+            y = x
+        elif node.kind in integers.KINDS:
+            y = integers.prepared(program, node, backend)(*inputs)
+        else:
+            y = evaluate(node, inputs)
+        values[node.name] = y
         if watch is not None:
             watch(node, y)
         for name in set(node.inputs):
@@ -32,6 +45,8 @@ def run(program: Program, x: Tensor, watch: Callable[[Node, Tensor], None] | Non
 
 def evaluate(node: Node, inputs: list[Tensor]) -> Tensor:
     """The result of one node."""
+    if node.kind in integers.KINDS:
+        return integers.prepare(node, None)(*inputs)
     return _EVALUATE[node.kind](node, *inputs)
 
 

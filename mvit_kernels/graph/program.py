@@ -34,6 +34,25 @@ KINDS = {
     "resize": "bilinear, to the size of the node; align_corners",
     "linear": "weight (N, K), bias (N,) or none; activation; of a vector",
     "torch": "anything else, as torch runs it: target, arguments",
+    # Integer nodes. Results are uint8, int16 (a residual stream) or float32, as `out` says; real = scale * (q - zero_point). Scales and
+    # zero-points are numbers among the settings, or (C,) for channels among the weights. graph/integers.py runs them.
+    "quantize": "of a float map or vector: out (uint8 or int16), scale, zero_point (0 for int16), bits",
+    "dequantize": "to float32: source (uint8 or int16), scale, zero_point",
+    "qconv2d": "weight (N, C, k, k) int8, weight_scale (N,), bias (N,) float32, table (256,) uint8 or none; stride, weight_bits; "
+    "a_scale, a_zero_point, a_bits of all inputs but a residual; second; activation or none; residual: residual_scale and "
+    "residual_zero_point, none where out is int16, whose scale it then has; out, out_scale, out_zero_point, out_bits; second_channels",
+    "qdepthwise_conv2d": "weight (C, 1, 3, 3) int8; else as qconv2d, of one input",
+    "qlinear": "weight (N, K) int8; else as qconv2d, of one vector and without a stride",
+    "qnorm": "of an int16 map to uint8; norm: group (of a whole image) or layer (of each pixel); scale, eps, out_scale, out_zero_point, "
+    "out_bits",
+    "qseparable_context": "separable_context of bytes, the first channel of a map and another map; table (256,) int32: exponentials of the "
+    "scores; patch, x_scale, x_zero_point, out (uint8 or float32), out_scale, out_zero_point, out_bits",
+    "qseparable_gate": "separable_gate of bytes, all but the first channel of a map, and a float32 context; to uint8; patch, v_scale, "
+    "v_zero_point, out_scale, out_zero_point, out_bits",
+    "qadd": "of bytes to uint8; a_scale, a_zero_point, b_scale, b_zero_point, out_scale, out_zero_point, out_bits",
+    "qavg_pool": "of bytes; a_scale, a_zero_point, out (uint8 or float32), out_scale, out_zero_point, out_bits",
+    "qresize": "bilinear, of bytes, to the size of the node; align_corners",
+    "qlookup": "table[x] of bytes: table (256,) uint8",
 }
 
 
@@ -77,6 +96,7 @@ class Program:
                 raise ValueError(f"Program: node {node.name}: expected names of earlier nodes as inputs and a name of its own, got {got}")
             self._nodes[node.name] = node
         self.outputs = tuple(outputs)
+        self.prepared: dict[Any, Any] = {}  # what interpreters make once of each node
         self.structure = structure  # how the model returned its outputs: a torch.utils._pytree spec, or None for one tensor
         for name in self.outputs:
             if name not in self._nodes:

@@ -217,6 +217,12 @@ def _check(
         check_residual(OP, residual, _out_size(x, columns, stride), out_dtype, plain, residual_scale, x.device)
 
 
+def tiles_pay(batch: int, height: int, width: int) -> bool:
+    """Whether minimal filtering costs less than the definition on maps of this size."""
+    tiles = batch * ((height + 3) // 4) * ((width + 3) // 4)
+    return tiles >= FEWEST_TILES and 12 * tiles <= batch * height * width  # 12 of the 16 pixels of a tile in the map at least
+
+
 # --- backends ---
 
 
@@ -232,10 +238,8 @@ def _cpu_forward(
         residual = dense(residual, channels_last=True)
     y = _empty(x, columns, stride, out_dtype)
     size, x_stride = x.shape, x.stride()
-    if filtered is not None:
-        tiles = size[0] * ((size[2] + 3) // 4) * ((size[3] + 3) // 4)
-        if tiles < FEWEST_TILES or 12 * tiles > size[0] * size[2] * size[3]:  # 12 of the 16 pixels of a tile in the map at least
-            filtered = None
+    if filtered is not None and not tiles_pay(size[0], size[2], size[3]):
+        filtered = None
     status = native.qconv2d(
         size, kernel, stride, x.data_ptr(), x_stride, 0 if second is None else second.data_ptr(), second_channels,
         x_stride if second is None else second.stride(), zero_point.data_ptr(), 0 if border is None else border.data_ptr(),

@@ -1,6 +1,26 @@
-"""Quantized modules that stand in for those of torch."""
+"""Networks in integers: post-training quantization of a program, and quantized modules that stand in for those of torch."""
 
+from .config import QuantConfig
 from .conv2d import QConv2d
+from .files import load_quantized, save_quantized
 from .linear import QLinear
+from .model import QuantizedModel, convert, quantize
+from .program import integer_program
+from .report import QuantReport
+from .representation import Byte, Scores, Stream
 
-__all__ = ["QConv2d", "QLinear"]
+__all__ = [
+    "Byte",
+    "QConv2d",
+    "QLinear",
+    "QuantConfig",
+    "QuantReport",
+    "QuantizedModel",
+    "Scores",
+    "Stream",
+    "convert",
+    "integer_program",
+    "load_quantized",
+    "quantize",
+    "save_quantized",
+]

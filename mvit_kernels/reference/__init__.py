@@ -23,6 +23,7 @@ from .qseparable_attention import exponential_table, qseparable_context, qsepara
 from .quantize import Rows, along, dequantize, quantize, quantize_rows
 from .separable_attention import separable_attention, separable_attention_backward
 from .separable_attention_block import separable_attention_block, separable_attention_block_backward, separable_attention_block_reduced
+from .stream import dequantize_stream, quantize_stream
 
 __all__ = [
     "ACTIVATIONS",
@@ -41,6 +42,7 @@ __all__ = [
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
     "dequantize",
+    "dequantize_stream",
     "epilogue",
     "exact_activation",
     "exponential_table",
@@ -81,6 +83,7 @@ __all__ = [
     "qseparable_gate",
     "quantize",
     "quantize_rows",
+    "quantize_stream",
     "segments",
     "separable_attention",
     "separable_attention_backward",

@@ -1,6 +1,7 @@
 """gamma and beta of a norm go into the 1x1 convolution behind it: W (gamma x + beta) + b = (W diag(gamma)) x + (W beta + b).
 
 What is left of the norm is two numbers an image (GroupNorm with one group) or a pixel (LayerNorm), which kernels apply while they load.
+A bilinear resize between the two changes nothing, as its weights sum to 1: resize(gamma x + beta) = gamma resize(x) + beta.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from .weights import bias, is_pointwise, matrix, only_user, with_weights
 
 
 def fold_norm(program: Program) -> Program:
-    """Where a 1x1 convolution is all that takes the norm's result."""
+    """Where a 1x1 convolution is all that takes the norm's result, resized or not."""
     changed: dict[str, Node | None] = {}
     users = program.users()
     for node in program:
         if node.kind not in ("group_norm", "layer_norm") or "weight" not in node.weights:
             continue
         conv = only_user(program, users, node.name)
+        while conv is not None and conv.kind == "resize":
+            conv = only_user(program, users, conv.name)
         if conv is None or not is_pointwise(conv):
             continue
         gamma, beta = node.weights["weight"].double(), node.weights["bias"].double()

@@ -1,0 +1,275 @@
+"""From the nodes of an integer program to steps. What the kernels are told is what the prepared nodes of the interpreter hold, so that a
+plan computes what the interpreter does, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvit_kernels.graph import Node, Program, integers
+from mvit_kernels.ops.library import QTYPE_CODES
+from mvit_kernels.ops.pack_weight import PackedWeight
+from mvit_kernels.ops.qconv2d import tiles_pay
+from mvit_kernels.ops.qgemm import SEGMENTS, activation_code
+from mvit_kernels.reference.quantize import single
+
+from .lower_floats import Lowering, rows_of
+from .steps import Lowered, Part, Ref, Value
+
+Tensor = torch.Tensor
+_CHANNELS = ("init", "scale", "bias", "inverse", "low", "high", "zero_point")  # the rows of QChannels
+
+
+def lower(program: Program, dtype: torch.dtype = torch.float32) -> Lowered:
+    """The steps of a float or an integer program for one image; floats are stored as dtype: float32, bfloat16 or float16."""
+    return _Integers(program, dtype).lowered()
+
+
+class _Integers(Lowering):
+    def __init__(self, program: Program, dtype: torch.dtype) -> None:
+        super().__init__(program, dtype)
+        # Norms that the product behind them does while it loads its rows, and streams whose sums a norm of the whole image wants.
+        norms = [node for node in program if node.kind == "qnorm"]
+        self.loaded = {node.name for node in norms if self.is_loaded(node)}
+        self.summed = {node.inputs[0] for node in norms if node.settings["norm"] == "group"}
+
+    def is_loaded(self, norm: Node) -> bool:
+        user = self.only_user(norm.name)
+        return user is not None and _is_product(user) and "residual" not in user.settings
+
+    def dtype_of(self, name: str) -> torch.dtype:
+        return self.out.values[name].dtype
+
+    # --- in and out ---
+
+    def _quantize(self, node: Node) -> None:
+        settings, source = node.settings, self.out.values[node.inputs[0]]
+        channels, pixels = rows_of(node.size)
+        out = integers.DTYPES[settings["out"]]
+        if "scale" in node.weights:
+            return self.by_torch(node, "no kernel for a scale of each channel", out)
+        if out == torch.int16:
+            fields = {"count": channels * pixels, "scale": settings["scale"], "from": self.ref(node.inputs[0]), "to": self.value(node, out)}
+            return self.out.add("to_stream", (node,), fields)
+        scale = {"scale": settings["scale"], "zero_point": settings["zero_point"], "bits": settings["bits"]}
+        if source.channels_last:
+            fields = {"count": channels * pixels, **scale, "from": self.ref(node.inputs[0]), "to": self.value(node, out)}
+            return self.out.add("quantize", (node,), fields)
+        fields = {"batch": 1, "channels": channels, "pixels": pixels, **scale, "x": Ref(node.inputs[0]), "y": self.value(node, out)}
+        self.out.add("quantize_image", (node,), fields)
+
+    def _dequantize(self, node: Node) -> None:
+        settings, (channels, pixels) = node.settings, rows_of(node.size)
+        if "scale" in node.weights:
+            return self.by_torch(node, "no kernel for a scale of each channel")
+        fields = {"count": channels * pixels, "scale": settings["scale"], "from": self.ref(node.inputs[0]), "to": self.value(node)}
+        if settings["source"] == "int16":
+            return self.out.add("from_stream", (node,), fields)
+        self.out.add("dequantize", (node,), {**fields, "zero_point": settings["zero_point"]})
+
+    # --- products ---
+
+    def epilogue(self, prefix: str, node: Node, handle: Any) -> dict[str, Any]:
+        settings, columns = handle.settings, node.size[0]
+        row = handle.channels.shape[1] * 4
+        code, _ = activation_code(settings.activation)
+        fields: dict[str, Any] = {f"channels.{name}": Part(handle.channels, i * row) for i, name in enumerate(_CHANNELS)}
+        fields |= {"type": QTYPE_CODES[settings.out_dtype], "plain": settings.plain, "activation": code}
+        if settings.activation in SEGMENTS:
+            fields["segments"] = SEGMENTS[settings.activation]
+        if handle.table is not None:
+            fields["table"] = handle.table
+        if node.settings.get("residual"):
+            residual = node.inputs[-1]
+            fields |= {
+                "residual": self.ref(residual), "residual_type": QTYPE_CODES[self.dtype_of(residual)], "residual_stride": columns,
+                "residual_scale": settings.residual_scale, "residual_zero_point": settings.residual_zero_point,
+            }  # fmt: skip
+        fields |= {"y": self.value(node, settings.out_dtype), "y_stride": columns}
+        return {f"{prefix}epilogue.{name}": value for name, value in fields.items()}
+
+    def handle(self, node: Node) -> Any:
+        return integers.prepared(self.program, node, None).handle
+
+    def _qconv2d(self, node: Node) -> None:
+        if _is_product(node):
+            return self.qproduct(node)
+        handle, settings = self.handle(node), node.settings
+        channels, height, width = self.program[node.inputs[0]].size
+        fields = {
+            "product.batch": 1, "product.height": height, "product.width": width, "product.kernel": handle.kernel_size,
+            "product.stride": handle.stride, "product.x.data": self.ref(node.inputs[0]), "product.x.channels": channels,
+            "product.x.row": width * channels, "product.x.pixel": channels, "product.zero_point": handle.zero_point,
+            **_packed(handle.weight), **self.epilogue("product.", node, handle),
+        }  # fmt: skip
+        if settings.get("second"):
+            second = handle.second_channels
+            fields |= {
+                "product.second.data": self.ref(node.inputs[1]), "product.second.channels": second, "product.second.row": width * second,
+                "product.second.pixel": second,
+            }  # fmt: skip
+        if handle.border is not None:
+            fields["product.border"] = handle.border
+        if handle.filtered is not None and tiles_pay(1, height, width):
+            fields["product.filtered"] = handle.filtered
+        self.out.add("qconv2d", (node,), fields)
+
+    def qproduct(self, node: Node) -> None:
+        """Rows of bytes, or of a stream that a norm makes bytes, times a weight."""
+        handle, source = self.handle(node), self.program[node.inputs[0]]
+        depth, rows = rows_of(source.size)
+        nodes: tuple[Node, ...] = (node,)
+        if source.name in self.loaded:
+            nodes = (source, node)
+            operand = {f"norm.{key}": value for key, value in self.norm(source).items()}
+        else:
+            operand = {"product.a": self.ref(source.name), "product.a_stride": depth}
+        fields = {"product.rows": rows, **operand, **_packed(handle.weight), **self.epilogue("product.", node, handle)}
+        if node.name in self.summed:
+            fields |= {"product.collected": self.sums_value(node.name), "product.groups": 1}
+        self.out.add("qgemm", nodes, fields)
+
+    def _qlinear(self, node: Node) -> None:
+        self.qproduct(node)
+
+    def _qdepthwise_conv2d(self, node: Node) -> None:
+        handle = self.handle(node)
+        channels, height, width = self.program[node.inputs[0]].size
+        fields = {
+            "batch": 1, "height": height, "width": width, "channels": channels, "stride": handle.stride, "x": self.ref(node.inputs[0]),
+            "row_stride": width * channels, "pixel_stride": channels, "blocks": handle.blocks, "narrow": handle.narrow,
+            **self.epilogue("", node, handle),
+        }  # fmt: skip
+        self.out.add("qdepthwise_conv2d", (node,), fields)
+
+    # --- transformers ---
+
+    def sums_value(self, name: str) -> Ref:
+        self.out.values[f"{name}.sums"] = Value((2,), torch.int64)
+        return Ref(f"{name}.sums")
+
+    def sums(self, name: str) -> Ref:
+        """Sum and sum of squares of a stream, computed if its producer has not collected them."""
+        if f"{name}.sums" not in self.out.values:
+            depth, rows = rows_of(self.program[name].size)
+            fields = {"count": depth * rows, "x": self.ref(name), "sums": self.sums_value(name)}
+            self.out.add("stream_sums", (self.program[name],), fields)
+        return Ref(f"{name}.sums")
+
+    def norm(self, node: Node) -> dict[str, Any]:
+        settings, stream = node.settings, node.inputs[0]
+        depth, rows = rows_of(node.size)
+        fields = {
+            "x": self.ref(stream), "x_stride": depth, "depth": depth, "scale": settings["scale"], "eps": settings["eps"],
+            "y_scale": settings["out_scale"], **_byte(settings["out_zero_point"], settings["out_bits"]),
+        }  # fmt: skip
+        return fields | ({"sums": self.sums(stream), "group_rows": rows} if settings["norm"] == "group" else {})
+
+    def _qnorm(self, node: Node) -> None:
+        if node.name in self.loaded:
+            return
+        depth, rows = rows_of(node.size)
+        norm = {f"norm.{key}": value for key, value in self.norm(node).items()}
+        self.out.add("qnorm", (node,), {"rows": rows, **norm, "y": self.value(node, torch.uint8), "y_stride": depth})
+
+    def _qseparable_context(self, node: Node) -> None:
+        settings, (patch_h, patch_w) = node.settings, node.settings["patch"]
+        depth, height, width = self.program[node.inputs[0]].size
+        dim = node.size[0]
+        to_bytes = settings["out"] == "uint8"
+        fields = {
+            "size.batch": 1, "size.dim": dim, "size.height": height, "size.width": width, "size.patch_h": patch_h,
+            "size.patch_w": patch_w, "scores.data": self.ref(node.inputs[0]), "scores.row": width * depth, "scores.pixel": depth,
+            "x.data": self.ref(node.inputs[1]), "x.row": width * dim, "x.pixel": dim, "table": node.weights["table"],
+            "x_zero_point": settings["x_zero_point"], "bytes": to_bytes,
+            "scale": settings["x_scale"] / settings["out_scale"] if to_bytes else settings["x_scale"],
+            "y": self.value(node, integers.DTYPES[settings["out"]]),
+        }  # fmt: skip
+        if to_bytes:
+            fields |= _prefixed("byte", _byte(settings["out_zero_point"], settings["out_bits"]))
+        self.out.add("qseparable_context", (node,), fields)
+
+    def _qseparable_gate(self, node: Node) -> None:
+        settings, (patch_h, patch_w) = node.settings, node.settings["patch"]
+        depth = self.program[node.inputs[0]].size[0]
+        dim, height, width = node.size
+        fields = {
+            "size.batch": 1, "size.dim": dim, "size.height": height, "size.width": width, "size.patch_h": patch_h,
+            "size.patch_w": patch_w, "v.data": self.ref(node.inputs[0])._replace(offset=1), "v.row": width * depth, "v.pixel": depth,
+            "v_zero_point": settings["v_zero_point"], "context": self.ref(node.inputs[1]),
+            "scale": settings["v_scale"] / settings["out_scale"], "y": self.value(node, torch.uint8),
+            **_prefixed("byte", _byte(settings["out_zero_point"], settings["out_bits"])),
+        }  # fmt: skip
+        self.out.add("qseparable_gate", (node,), fields)
+
+    # --- the rest ---
+
+    def _qadd(self, node: Node) -> None:
+        settings, (channels, pixels) = node.settings, rows_of(node.size)
+        a, b = (self.ref(name) for name in node.inputs)
+        fields = {
+            "count": channels * pixels, "a": a, "b": b, "y": self.value(node, torch.uint8),
+            **_prefixed("a_real", _real(settings["a_scale"], settings["a_zero_point"])),
+            **_prefixed("b_real", _real(settings["b_scale"], settings["b_zero_point"])),
+            **_prefixed("out", _byte(settings["out_zero_point"], settings["out_bits"])), "out.inverse": _inverse(settings["out_scale"]),
+        }  # fmt: skip
+        self.out.add("qadd", (node,), fields)
+
+    def _qavg_pool(self, node: Node) -> None:
+        settings, (channels, pixels) = node.settings, rows_of(self.program[node.inputs[0]].size)
+        floats = settings["out"] == "float32"
+        out_scale = 1.0 if floats else float(single(settings["out_scale"]))
+        fields = {
+            "batch": 1, "channels": channels, "pixels": pixels, "channels_last": True, "x": self.ref(node.inputs[0]),
+            "zero_point": settings["a_zero_point"], "scale": float(single(settings["a_scale"])) / (pixels * out_scale), "floats": floats,
+            "y": self.value(node, integers.DTYPES[settings["out"]]),
+        }  # fmt: skip
+        if not floats:
+            fields |= _prefixed("out", _byte(settings["out_zero_point"], settings["out_bits"]))
+        self.out.add("qavg_pool", (node,), fields)
+
+    def _qresize(self, node: Node) -> None:
+        channels, height, width = self.program[node.inputs[0]].size
+        fields = {
+            "batch": 1, "channels": channels, "height": height, "width": width, "out_height": node.size[1], "out_width": node.size[2],
+            "align_corners": node.settings["align_corners"], "x": self.ref(node.inputs[0]), "y": self.value(node, torch.uint8),
+        }  # fmt: skip
+        self.out.add("qresize", (node,), fields)
+
+    def _qlookup(self, node: Node) -> None:
+        channels, pixels = rows_of(node.size)
+        fields = {"count": channels * pixels, "table": node.weights["table"], "x": self.ref(node.inputs[0])}
+        self.out.add("qlookup", (node,), {**fields, "y": self.value(node, torch.uint8)})
+
+
+def _is_product(node: Node) -> bool:
+    """Whether it multiplies rows: a linear map, or a 1x1 convolution of every pixel of one map."""
+    if node.kind == "qlinear":
+        return True
+    pointwise = node.kind == "qconv2d" and node.weights["weight"].shape[-1] == 1
+    return pointwise and node.settings["stride"] == 1 and not node.settings.get("second")
+
+
+def _packed(weight: PackedWeight) -> dict[str, Any]:
+    return {"packed.data": weight.data, "packed.bytes": weight.data.nbytes}
+
+
+def _prefixed(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}.{name}": value for name, value in fields.items()}
+
+
+def _byte(zero_point: int, bits: int) -> dict[str, Any]:
+    """QByte of csrc/cpu/core/qreal.h, without its inverse."""
+    return {"low": float(-zero_point), "high": float(2**bits - 1 - zero_point), "zero_point": zero_point}
+
+
+def _inverse(scale: float) -> float:
+    return float((1.0 / single(scale).double()).float())
+
+
+def _real(scale: float, zero_point: int) -> dict[str, Any]:
+    """QReal of csrc/cpu/core/qreal.h."""
+    minus = -zero_point
+    low = 0 if abs(minus) <= 2**23 else minus & 0xFFFF
+    return {"scale": scale, "high": float(minus - low), "low": low}

@@ -1,0 +1,219 @@
+"""Integer nodes on our ops: what is computed once of each node, and how maps and vectors enter and leave."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mvit_kernels import ops, reference
+
+from .program import Node, Program
+
+Tensor = torch.Tensor
+
+DTYPES = {"uint8": torch.uint8, "int16": torch.int16, "float32": torch.float32}
+
+
+class Step:
+    """A node that is ready to run: call it with the results of the node's inputs.
+
+    Attributes:
+        handle: what `ops.prepare_qconv2d` and the like made, with packed weights; None for other nodes.
+    """
+
+    def __init__(self, call: Callable[..., Tensor], handle: Any = None) -> None:
+        self.call, self.handle = call, handle
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        return self.call(*inputs)
+
+
+def prepare(node: Node, backend: str | None) -> Step:
+    """Everything that does not depend on the image. backend: "reference", "cpu" or None for automatic choice; the bits are the same.
+
+    Maps are (B, C, H, W) and leave in channels_last memory, vectors (B, C).
+    """
+    return _PREPARE[node.kind](node, backend)
+
+
+def prepared(program: Program, node: Node, backend: str | None) -> Step:
+    """`prepare`, once for each node of a program."""
+    step = program.prepared.get((node.name, backend))
+    if step is None:
+        step = program.prepared[node.name, backend] = prepare(node, backend)
+    return step
+
+
+def _value(node: Node, name: str) -> Any:
+    """A number, or one for each channel."""
+    return node.weights.get(name, node.settings.get(name))
+
+
+def _in_channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
+
+
+def _pixels(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, H, W, C)."""
+    return x.permute(0, 2, 3, 1)
+
+
+def _map(x: Tensor) -> Tensor:
+    """(B, H, W, C) as (B, C, H, W)."""
+    return x.permute(0, 3, 1, 2)
+
+
+# --- in and out ---
+
+
+def _quantize(node: Node, backend: str | None) -> Step:
+    scale, zero_point, bits = _value(node, "scale"), _value(node, "zero_point"), node.settings.get("bits", 8)
+    if node.settings["out"] == "int16":
+        return Step(lambda x: reference.quantize_stream(_in_channels_last(x), scale))
+    return Step(lambda x: ops.quantize(_in_channels_last(x), scale, zero_point, bits=bits, axis=1, backend=backend))
+
+
+def _dequantize(node: Node, backend: str | None) -> Step:
+    scale, zero_point = _value(node, "scale"), _value(node, "zero_point")
+    if node.settings["source"] == "int16":
+        return Step(lambda x: reference.dequantize_stream(_in_channels_last(x), scale))
+    return Step(lambda x: ops.dequantize(_in_channels_last(x), scale, zero_point, axis=1, backend=backend))
+
+
+# --- products ---
+
+
+def _epilogue(node: Node) -> dict[str, Any]:
+    settings = node.settings
+    values: dict[str, Any] = {
+        "w_scale": node.weights["weight_scale"], "bias": node.weights["bias"], "activation": settings.get("activation"),
+        "out_dtype": DTYPES[settings["out"]], "a_bits": settings.get("a_bits", 8), "table": node.weights.get("table"),
+    }  # fmt: skip
+    if settings["out"] != "float32":
+        values |= {name: _value(node, name) for name in ("out_scale", "out_zero_point")} | {"out_bits": settings.get("out_bits", 8)}
+    return values
+
+
+def _qconv2d(node: Node, backend: str | None) -> Step:
+    settings, weight = node.settings, node.weights["weight"]
+    second, residual = bool(settings.get("second")), bool(settings.get("residual"))
+    packed = ops.pack_weight(weight, bits=settings["weight_bits"])
+    common = {
+        **_epilogue(node), "kernel_size": weight.shape[-1], "stride": settings["stride"], "backend": backend,
+        "residual_scale": settings.get("residual_scale"), "residual_zero_point": settings.get("residual_zero_point"),
+    }  # fmt: skip
+
+    handle = ops.prepare_qconv2d(
+        packed, settings["a_scale"], _value(node, "a_zero_point"), second_channels=settings["second_channels"] if second else 0, **common
+    )  # fmt: skip
+
+    def call(x: Tensor, *more: Tensor) -> Tensor:
+        return handle(x, more[0] if second else None, more[-1] if residual else None)
+
+    return Step(call, handle)
+
+
+def _qdepthwise_conv2d(node: Node, backend: str | None) -> Step:
+    settings = node.settings
+    handle = ops.prepare_qdepthwise_conv2d(
+        node.weights["weight"], stride=settings["stride"], a_scale=settings["a_scale"], a_zero_point=_value(node, "a_zero_point"),
+        backend=backend, **_epilogue(node),
+    )  # fmt: skip
+    return Step(handle, handle)
+
+
+def _qlinear(node: Node, backend: str | None) -> Step:
+    settings = node.settings
+    handle = ops.prepare_qgemm(
+        ops.pack_weight(node.weights["weight"], bits=settings["weight_bits"]), settings["a_scale"], _value(node, "a_zero_point"),
+        backend=backend, **_epilogue(node),
+    )  # fmt: skip
+    return Step(handle, handle)
+
+
+# --- transformers ---
+
+
+def _qnorm(node: Node, backend: str | None) -> Step:
+    settings = node.settings
+    values = {name: settings[name] for name in ("scale", "out_scale", "out_zero_point", "eps")} | {"bits": settings["out_bits"]}
+
+    def call(x: Tensor) -> Tensor:
+        pixels = _pixels(x)
+        rows = pixels.reshape(-1, x.shape[1])
+        sums = reference.stream_sums(rows, x.shape[0]) if settings["norm"] == "group" else None
+        return _map(ops.qnorm(rows, sums, backend=backend, **values).reshape(pixels.shape))
+
+    return Step(call)
+
+
+def _of_settings(node: Node, *names: str) -> dict[str, Any]:
+    return {name: node.settings[name] for name in names}
+
+
+def _qseparable_context(node: Node, backend: str | None) -> Step:
+    table, patch = node.weights["table"], node.settings["patch"]
+    values = _of_settings(node, "x_scale", "x_zero_point")
+    if node.settings["out"] == "uint8":
+        values |= _of_settings(node, "out_scale", "out_zero_point", "out_bits")
+
+    def call(scores: Tensor, x: Tensor) -> Tensor:
+        y = ops.qseparable_context(scores[:, 0], _pixels(x), table, patch_size=patch, backend=backend, **values)
+        return _map(y.unflatten(1, patch))
+
+    return Step(call)
+
+
+def _qseparable_gate(node: Node, backend: str | None) -> Step:
+    patch = node.settings["patch"]
+    values = _of_settings(node, "v_scale", "v_zero_point", "out_scale", "out_zero_point", "out_bits")
+
+    def call(v: Tensor, context: Tensor) -> Tensor:
+        flat = _pixels(context).flatten(1, 2)
+        return _map(ops.qseparable_gate(_pixels(v[:, 1:]), flat, patch_size=patch, backend=backend, **values))
+
+    return Step(call)
+
+
+# --- the rest ---
+
+
+def _qadd(node: Node, backend: str | None) -> Step:
+    values = _of_settings(node, "a_scale", "a_zero_point", "b_scale", "b_zero_point", "out_scale", "out_zero_point", "out_bits")
+    return Step(lambda a, b: ops.qadd(_in_channels_last(a), b, backend=backend, **values))
+
+
+def _qavg_pool(node: Node, backend: str | None) -> Step:
+    values = _of_settings(node, "a_scale", "a_zero_point")
+    if node.settings["out"] == "uint8":
+        values |= _of_settings(node, "out_scale", "out_zero_point", "out_bits")
+    return Step(lambda x: ops.qavg_pool(x, out_dtype=DTYPES[node.settings["out"]], backend=backend, **values))
+
+
+def _qresize(node: Node, backend: str | None) -> Step:
+    size, align_corners = (node.size[1], node.size[2]), node.settings["align_corners"]
+    return Step(lambda x: ops.qresize(x, size, align_corners=align_corners, backend=backend))
+
+
+def _qlookup(node: Node, backend: str | None) -> Step:
+    table = node.weights["table"]
+    return Step(lambda x: ops.qlookup(_in_channels_last(x), table, backend=backend))
+
+
+_PREPARE: dict[str, Callable[[Node, str | None], Step]] = {
+    "quantize": _quantize,
+    "dequantize": _dequantize,
+    "qconv2d": _qconv2d,
+    "qdepthwise_conv2d": _qdepthwise_conv2d,
+    "qlinear": _qlinear,
+    "qnorm": _qnorm,
+    "qseparable_context": _qseparable_context,
+    "qseparable_gate": _qseparable_gate,
+    "qadd": _qadd,
+    "qavg_pool": _qavg_pool,
+    "qresize": _qresize,
+    "qlookup": _qlookup,
+}
+KINDS = frozenset(_PREPARE)

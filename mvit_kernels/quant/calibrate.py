@@ -1,0 +1,92 @@
+"""What a network's values are on calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from mvit_kernels.graph import Node, Program, run
+
+Tensor = torch.Tensor
+
+
+class Range(NamedTuple):
+    """(C,) each: the smallest and the largest value of each channel."""
+
+    low: Tensor
+    high: Tensor
+
+
+def record(model: nn.Module, calibration: Any) -> list[Tensor]:
+    """The batches (B, C, H, W) of a calibration as float32 on the CPU: those of an iterable of batches or of (batch, target), or those that
+    the model is called with by `calibration(model)`.
+
+    Raises:
+        TypeError, ValueError: another calibration, no batch, or batches of several image sizes.
+    """
+    if isinstance(calibration, Tensor):
+        raise TypeError("quantize: calibration: expected an iterable of batches, or a callable that runs the model, got a tensor")
+    if callable(calibration) and not isinstance(calibration, Iterable):
+        batches = _seen(model, calibration)
+    elif isinstance(calibration, Iterable):
+        batches = [each[0] if isinstance(each, (tuple, list)) and each else each for each in calibration]
+    else:
+        got = type(calibration).__name__
+        raise TypeError(f"quantize: calibration: expected an iterable of batches, or a callable that runs the model, got {got}")
+    for each in batches:
+        if not isinstance(each, Tensor) or each.ndim != 4 or not each.is_floating_point():
+            got = f"{each.dtype} of shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+            raise ValueError(f"quantize: calibration: expected batches of float images (B, C, H, W), got {got}")
+    sizes = {tuple(each.shape[1:]) for each in batches}
+    if len(sizes) != 1:
+        got = ", ".join(map(str, sorted(sizes))) if sizes else "none"
+        raise ValueError(f"quantize: calibration: expected batches of one image size, got {got}")
+    batches = [each.detach().float().cpu() for each in batches if each.shape[0]]
+    if not batches:
+        raise ValueError("quantize: calibration: expected at least one image, got none")
+    return batches
+
+
+def _seen(model: nn.Module, calibration: Callable[[nn.Module], object]) -> list[Any]:
+    batches: list[Any] = []
+
+    def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
+        batches.append(value.detach().clone() if isinstance(value, Tensor) else value)
+
+    hook = model.register_forward_pre_hook(see, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            calibration(model)
+    finally:
+        hook.remove()
+    return batches
+
+
+def ranges(program: Program, batches: list[Tensor], progress: bool = True) -> dict[str, Range]:
+    """What each node of a float program gives, over all batches.
+
+    Raises ValueError where a value is not finite.
+    """
+    found: dict[str, Range] = {}
+
+    def watch(node: Node, y: object) -> None:
+        if not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim < 2:
+            return
+        if node.kind == "torch" and y.ndim not in (2, 4):  # no map and no vector: nothing in integers takes it
+            return
+        axes = [axis for axis in range(y.ndim) if axis != 1]
+        low, high = y.amin(axes), y.amax(axes)
+        if not bool((high - low).isfinite().all()):
+            raise ValueError(f"quantize: calibration: expected finite values, got others at {node.name}")
+        seen = found.get(node.name)
+        found[node.name] = Range(low, high) if seen is None else Range(torch.minimum(low, seen.low), torch.maximum(high, seen.high))
+
+    with torch.no_grad():
+        for batch in tqdm(batches, desc="calibration", unit="batch", leave=False, disable=None if progress else True):
+            run(program, batch, watch)
+    return found

@@ -1,0 +1,85 @@
+"""What a quantization is asked to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+METHODS = ("qhyvit", "minmax", "percentile", "omse", "easyquant", "ptq4vit", "fqvit", "repqvit", "best")
+AVAILABLE = ("minmax",)
+_FIELDS = ("weight_bits", "activation_bits")
+
+
+@dataclass(frozen=True)
+class QuantConfig:
+    """How a network is quantized.
+
+    Args:
+        weight_bits: 8 or 6, of the weights of convolutions and linear maps: symmetric, one scale for each output channel.
+        activation_bits: 8 or 6; None: activations stay float32, and weights alone are rounded.
+        method: how ranges are found. This version has "minmax": the smallest and the largest value that calibration shows.
+        full: softmax and norms in integers too, where float32 would otherwise do them.
+        skip: patterns of node names (as of `fnmatch`) that stay float: their weights are not rounded either.
+        overrides: pattern of node names -> a dict of weight_bits and activation_bits that differ for them; of several that match, the last.
+            The activation_bits of a node are those of its result; None runs it in float32 with rounded weights.
+        seed: of whatever a method draws by chance.
+
+    Node names are the paths of modules: "stem.conv", "stages.2.1.transformer.*"; the report of a quantized model has them all.
+
+    Raises:
+        TypeError, ValueError: anything else.
+    """
+
+    weight_bits: int = 8
+    activation_bits: int | None = 8
+    method: str = "qhyvit"
+    full: bool = False
+    skip: tuple[str, ...] = ()
+    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _check_bits("", self.weight_bits, self.activation_bits)
+        if self.method not in METHODS:
+            raise ValueError(f"QuantConfig: method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+        if not isinstance(self.full, bool):
+            raise TypeError(f"QuantConfig: full: expected True or False, got {self.full!r}")
+        if isinstance(self.skip, str) or not all(isinstance(each, str) for each in self.skip):
+            raise TypeError(f"QuantConfig: skip: expected a sequence of patterns, got {self.skip!r}")
+        object.__setattr__(self, "skip", tuple(self.skip))
+        if not isinstance(self.overrides, Mapping):
+            raise TypeError(f"QuantConfig: overrides: expected a dict of patterns, got {self.overrides!r}")
+        for pattern, fields in self.overrides.items():
+            if not isinstance(fields, Mapping) or not set(fields) <= set(_FIELDS):
+                raise ValueError(f"QuantConfig: overrides[{pattern!r}]: expected a dict of {' and '.join(_FIELDS)}, got {fields!r}")
+            _check_bits(f"overrides[{pattern!r}]: ", fields.get("weight_bits", 8), fields.get("activation_bits", 8))
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"QuantConfig: seed: expected an integer, got {self.seed!r}")
+
+    def skips(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.skip)
+
+    def weight_bits_of(self, name: str) -> int:
+        return self._of(name, "weight_bits", self.weight_bits)
+
+    def activation_bits_of(self, name: str) -> int | None:
+        return self._of(name, "activation_bits", self.activation_bits)
+
+    def _of(self, name: str, which: str, otherwise: Any) -> Any:
+        for pattern, fields in self.overrides.items():
+            if which in fields and fnmatchcase(name, pattern):
+                otherwise = fields[which]
+        return otherwise
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it; `QuantConfig(**d)` is the same again."""
+        return asdict(self) | {"skip": list(self.skip), "overrides": {key: dict(value) for key, value in self.overrides.items()}}
+
+
+def _check_bits(where: str, weight_bits: Any, activation_bits: Any) -> None:
+    if isinstance(weight_bits, bool) or weight_bits not in (8, 6):
+        raise ValueError(f"QuantConfig: {where}weight_bits: expected 8 or 6, got {weight_bits!r}")
+    if isinstance(activation_bits, bool) or activation_bits not in (8, 6, None):
+        raise ValueError(f"QuantConfig: {where}activation_bits: expected 8, 6 or None, got {activation_bits!r}")

@@ -1,0 +1,143 @@
+"""Quantized networks in files: safetensors, with everything that is no tensor as JSON in its header."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from mvit_kernels.files import replace_file
+from mvit_kernels.graph import Program, capture, optimize
+from mvit_kernels.reference.int6 import pack_int6, unpack_int6
+
+from .config import QuantConfig
+from .model import QuantizedModel
+from .representation import from_json, to_json
+from .rounding import Layer, is_rounded
+
+Tensor = torch.Tensor
+_FORMAT, _VERSION = "mvit_kernels.quantized", "1"
+_PACKED = "weight_int6"  # in place of weight: four values in three bytes
+
+
+def save_quantized(model: QuantizedModel, path: str | os.PathLike[str]) -> None:
+    """Write a quantized network: integer weights, scales, zero-points and the configuration. The file is written whole or not at all.
+
+    Raises:
+        TypeError: model is not what `mk.quantize`, `mk.convert` or `mk.load_quantized` gives.
+        OSError: the file cannot be written.
+    """
+    if not isinstance(model, QuantizedModel):
+        raise TypeError(f"save_quantized: model: expected a quantized model, of mk.quantize, got {type(model).__name__}")
+    tensors = {}
+    for name, layer in model.layers.items():
+        for key, value in layer.items():
+            if key == "weight" and value.dtype == torch.int8 and model.config.weight_bits_of(name) == 6:
+                key, value = _PACKED, pack_int6(value.flatten(1))
+            tensors[f"{name}|{key}"] = value.contiguous()
+    content = {
+        "size": list(model.size),
+        "config": model.config.to_dict(),
+        "representations": {key: to_json(value) for key, value in model.representations.items()},
+    }
+    text = json.dumps(content, sort_keys=True)
+    metadata = {"format": _FORMAT, "version": _VERSION, "content": text, "checksum": _checksum(tensors, text)}
+    replace_file(Path(path), lambda temporary: temporary.write_bytes(save(tensors, metadata)))
+
+
+def load_quantized(model: nn.Module, path: str | os.PathLike[str]) -> QuantizedModel:
+    """A quantized network from a file of `save_quantized`: the same results, bit for bit.
+
+    Args:
+        model: the float network that was quantized, in evaluation; it is left as it is. Of it comes the structure. Weights come from the
+            file, except at image sizes where the network is rewritten in another way than at that of the calibration.
+        path: the file.
+
+    Raises:
+        TypeError, ValueError: no such file format or version, a damaged file, or a model with other layers.
+        OSError: the file cannot be read.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"load_quantized: model: expected a torch.nn.Module, got {type(model).__name__}")
+    if model.training:
+        raise ValueError("load_quantized: model: expected a model in evaluation (call model.eval()), got one in training")
+    tensors, text = _read(Path(path))
+    content = json.loads(text)
+    config, size = QuantConfig(**content["config"]), tuple(content["size"])
+    own = copy.deepcopy(model)
+    program = optimize(capture(own, size))
+    layers = _layers(tensors, program, config, path)
+    found = {key: from_json(value) for key, value in content["representations"].items()}
+    return QuantizedModel(own, program, config, found, layers)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"load_quantized: path: expected a file, got {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(
+            f"load_quantized: path: expected a file of save_quantized, got {path}, which is damaged or none ({error})"
+        ) from None
+    if metadata.get("format") != _FORMAT:
+        raise ValueError(f"load_quantized: path: expected a file of save_quantized, got {path} of format {metadata.get('format')!r}")
+    if metadata.get("version") != _VERSION:
+        raise ValueError(f"load_quantized: path: expected version {_VERSION} of the format, got {metadata.get('version')!r} in {path}")
+    text = metadata.get("content", "")
+    if metadata.get("checksum") != _checksum(tensors, text):
+        raise ValueError(f"load_quantized: path: expected checksum {metadata.get('checksum')!r}, got another: {path} is damaged")
+    return tensors, text
+
+
+def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _layers(tensors: Mapping[str, Tensor], program: Program, config: QuantConfig, path: Any) -> dict[str, Layer]:
+    """The tensors by node, with the shapes that the model's program has."""
+    layers: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, which = key.rpartition("|")
+        layers.setdefault(name, {})[which] = value
+    own = {node.name: node for node in program if node.weights}
+    if own.keys() != layers.keys():
+        missing, more = sorted(layers.keys() - own.keys()), sorted(own.keys() - layers.keys())
+        got = f"none of {', '.join(missing[:3])}" if missing else f"{', '.join(more[:3])} too"
+        raise ValueError(f"load_quantized: model: expected the {len(layers)} layers of {path}, got a model with {got}")
+    for name, layer in layers.items():
+        node = own[name]
+        if _PACKED in layer:
+            shape = node.weights["weight"].shape
+            layer["weight"] = _unpacked(layer.pop(_PACKED), shape, name)
+        expected = {key: tuple(value.shape) for key, value in node.weights.items()}
+        if is_rounded(node, config):
+            rows = (expected["weight"][0],)
+            expected = {"weight": expected["weight"], "weight_scale": rows, "bias": rows}
+        actual = {key: tuple(value.shape) for key, value in layer.items()}
+        if actual != expected:
+            raise ValueError(f"load_quantized: model: expected {name} of {actual}, as {path} has it, got {expected}")
+    return dict(layers)
+
+
+def _unpacked(packed: Tensor, shape: torch.Size, name: str) -> Tensor:
+    depth = shape[1:].numel()
+    if packed.shape != (shape[0], 3 * (-(-depth // 4))):
+        raise ValueError(f"load_quantized: model: expected {name} of {tuple(packed.shape)} packed bytes, got a weight {tuple(shape)}")
+    return unpack_int6(packed, depth).reshape(shape)

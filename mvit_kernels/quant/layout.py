@@ -1,0 +1,153 @@
+"""Which nodes of a float program run in integers, and in which form each result is wanted and written."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from mvit_kernels.graph import Node, Program
+
+from .config import QuantConfig
+
+PRODUCTS = ("conv2d", "depthwise_conv2d", "linear")
+NORMS = ("group_norm", "layer_norm")
+_ATTENTION = ("separable_context", "separable_gate")
+_OTHERS = ("add", "cat", "avg_pool", "activation", "resize", *_ATTENTION)
+
+
+class Layout:
+    """What follows from a program and a configuration, before any scale is known.
+
+    Forms of a result are "byte", "stream" (int16, with one scale for all that is added up) and "float".
+
+    Attributes:
+        integer: names of the nodes that run in integers.
+        streams: name -> number of its stream, for every result that is kept in one.
+        shared: name -> number of its group, for results whose bytes must have the same scale and zero-point as others.
+        scores: names of maps whose first channel are scores and whose others are values.
+    """
+
+    def __init__(self, program: Program, config: QuantConfig, floating: Collection[str] = ()) -> None:
+        """floating: names of nodes that run in float32 whatever the configuration says."""
+        self.program, self.users = program, program.users()
+        self.integer = {node.name for node in program if node.name not in floating and self._can(node, config)}
+        while True:
+            self.scores = self._scores()
+            self.streams = self._streams()
+            wrong = self._broken_attention() | {
+                name for name in self.integer & set(self.streams) if program[name].kind not in ("conv2d", "depthwise_conv2d")
+            }
+            if not wrong:
+                break
+            self.integer -= wrong
+        self.shared = self._shared()
+
+    @staticmethod
+    def _can(node: Node, config: QuantConfig) -> bool:
+        if config.skips(node.name) or config.activation_bits_of(node.name) is None:
+            return False
+        if node.kind in NORMS:
+            return not node.weights  # gamma and beta belong into what follows
+        return node.kind in PRODUCTS or node.kind in _OTHERS
+
+    def _scores(self) -> set[str]:
+        return {node.inputs[0] for node in self.program if node.kind in _ATTENTION and node.name in self.integer}
+
+    def _broken_attention(self) -> set[str]:
+        """Context and gate take the same bytes, of which the first channel has a scale of its own: both in integers or none."""
+        broken: set[str] = set()
+        for name in self.scores:
+            users = self.users[name]
+            written = name not in self.integer or self.program[name].kind == "conv2d"
+            if not (written and all(self._takes_scores(user, name) for user in users)):
+                broken |= {user for user in self.integer.intersection(users) if self.program[user].kind in _ATTENTION}
+        return broken
+
+    def _takes_scores(self, user: str, name: str) -> bool:
+        node = self.program[user] if user in self.integer else None
+        return node is not None and node.kind in _ATTENTION and node.inputs[0] == name != node.inputs[1]
+
+    def _streams(self) -> dict[str, int]:
+        """What integer norms take, and whatever is added to it or it is added to."""
+        pairs, norms = [], []
+        for node in self.program:
+            if node.name in self.integer and node.settings.get("residual"):
+                pairs.append((node.name, node.inputs[-1]))
+            if node.name in self.integer and node.kind in NORMS:
+                norms.append(node.inputs[0])
+        groups = _groups([*pairs, *((name, name) for name in norms)])
+        kept = {groups[name] for name in norms}
+        return {name: group for name, group in groups.items() if group in kept}
+
+    def _shared(self) -> dict[str, int]:
+        pairs = []
+        for node in self.program:
+            if node.name not in self.integer:
+                continue
+            if node.settings.get("second"):
+                pairs.append((node.inputs[0], node.inputs[1]))
+            if node.kind in ("cat", "resize"):
+                pairs += [(node.name, name) for name in node.inputs]
+        return _groups(pairs)
+
+    # --- forms ---
+
+    def wanted(self, node: Node) -> tuple[str, ...]:
+        """The form in which a node takes each of its inputs."""
+        if node.name not in self.integer:
+            return ("float",) * len(node.inputs)
+        if node.kind in NORMS:
+            return ("stream",)
+        if node.kind == "separable_gate":
+            return ("byte", "float")
+        if node.settings.get("residual"):
+            return (*("byte",) * (len(node.inputs) - 1), "stream" if node.name in self.streams else "byte")
+        return ("byte",) * len(node.inputs)
+
+    def wanted_of(self, name: str) -> set[str]:
+        """All the forms in which a result is taken; results of the program are floats."""
+        forms = {"float"} if "" in self.users[name] else set()
+        for user in {user for user in self.users[name] if user}:
+            node = self.program[user]
+            forms |= {form for each, form in zip(node.inputs, self.wanted(node), strict=True) if each == name}
+        return forms
+
+    def written(self, node: Node) -> str:
+        """The form in which a node writes its result: floats where a kernel can and somebody outside, or nobody else, takes them."""
+        if node.name not in self.integer:
+            return "float"
+        wanted = self.wanted_of(node.name)
+        floats = node.kind in (*PRODUCTS, "avg_pool", "separable_context")
+        if floats and ("" in self.users[node.name] or wanted <= {"float"}):
+            return "float"
+        if "stream" in wanted:
+            return "float" if "activation" in node.settings else "stream"
+        return "byte"
+
+    def key(self, name: str, form: str) -> str:
+        """The name under which the quantization of a form of a result is kept."""
+        return f"{name}.bytes" if form == "byte" and name in self.streams else name
+
+    def needed(self) -> dict[str, tuple[str, str]]:
+        """key -> (name, form) of every form that has a scale."""
+        needed = {}
+        for node in self.program:
+            for form in sorted({*self.wanted_of(node.name), self.written(node)} - {"float"}):
+                needed[self.key(node.name, form)] = (node.name, form)
+        return needed
+
+
+def _groups(pairs: Iterable[tuple[str, str]]) -> dict[str, int]:
+    """Names that pairs connect have the same number."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        parent.setdefault(name, name)
+        while parent[name] != name:
+            name = parent[name]
+        return name
+
+    for a, b in pairs:
+        parent[root(b)] = root(a)
+    roots = {name: root(name) for name in parent}
+    number = {name: i for i, name in enumerate(dict.fromkeys(roots.values()))}
+    return {name: number[each] for name, each in roots.items()}

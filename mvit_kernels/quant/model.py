@@ -1,0 +1,181 @@
+"""A quantized network: an integer program for each image size, run by the interpreter."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from mvit_kernels.graph import Program, capture, optimize, run
+
+from .alignment import aligned, rewritten_otherwise
+from .calibrate import ranges, record
+from .config import AVAILABLE, METHODS, QuantConfig
+from .layout import Layout
+from .program import integer_program
+from .report import QuantReport, report_of
+from .representation import Representation, representations
+from .rounding import Layer, is_rounded, rounded
+
+Tensor = torch.Tensor
+
+
+class QuantizedModel(nn.Module):
+    """What `mk.quantize`, `mk.convert` and `mk.load_quantized` give: called like the float model, with float images (B, C, H, W).
+
+    Results are float32, in the structure in which the float model returns them. It runs on the CPU, and has no gradients. Images of
+    another size than those of the calibration are taken too: the network is captured anew and takes the scales of results by their names;
+    results that exist at that size only and share no scale with others stay floats (`report(size)` shows them).
+
+    Attributes:
+        config: the `QuantConfig`.
+        size: (C, H, W) of the calibration images.
+        representations: name of a result -> `Byte`, `Stream` or `Scores`; a copy changes nothing.
+        layers: name of a node -> its weights: integers, scales and biases of convolutions and linear maps, floats of what is skipped.
+        backend: which runs integer nodes: "reference", or None, the fastest.
+    """
+
+    def __init__(
+        self, model: nn.Module, program: Program, config: QuantConfig, representations: Mapping[str, Representation],
+        layers: Mapping[str, Layer], *, backend: str | None = "reference",
+    ) -> None:  # fmt: skip
+        """model: the float model, which nothing else may change; program: what it is at the size of the calibration, rewritten."""
+        super().__init__()
+        self._source = (model,)  # not a submodule: its parameters are none of this model's
+        _, height, width = program["input"].size
+        self.config, self.size, self.backend = config, (program["input"].size[0], height, width), backend
+        self._calibrated: Program | None = program
+        self.representations, self.layers = dict(representations), {name: dict(layer) for name, layer in layers.items()}
+        self._programs: dict[tuple[int, int, int], Program] = {}
+        self._lock = threading.RLock()
+        self.eval()
+
+    def forward(self, x: Tensor) -> Any:
+        if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or x.shape[1] != self.size[0]:
+            got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"QuantizedModel: x: expected float images (B, {self.size[0]}, H, W), got {got}")
+        if not x.is_cpu:
+            raise ValueError(f"QuantizedModel: x: expected images on the CPU, got {x.device}")
+        with torch.no_grad():
+            return run(self.program((x.shape[1], x.shape[2], x.shape[3])), x.detach().float(), backend=self.backend)
+
+    def program(self, size: tuple[int, int, int] | None = None) -> Program:
+        """The integer program for images (C, H, W), by default of the calibration's size; made once for each size."""
+        size = self.size if size is None else size
+        found = self._programs.get(size)
+        if found is None:
+            with self._lock:
+                found = self._programs.get(size) or self._make(size)
+                self._programs[size] = found
+        return found
+
+    def report(self, size: tuple[int, int, int] | None = None) -> QuantReport:
+        """What each node of `program(size)` is."""
+        return report_of(self.program(size))
+
+    def extra_repr(self) -> str:
+        return f"{self.config}, size={self.size}, backend={self.backend!r}"
+
+    def train(self, mode: bool = True) -> QuantizedModel:
+        """Stays in evaluation: there is nothing to train."""
+        return super().train(False)
+
+    def _float_program(self, size: tuple[int, int, int]) -> Program:
+        if size != self.size:
+            return optimize(capture(self._source[0], size))
+        if self._calibrated is None:  # after unpickling
+            self._calibrated = optimize(capture(self._source[0], size))
+        return self._calibrated
+
+    def _make(self, size: tuple[int, int, int]) -> Program:
+        program = self._float_program(size)
+        changed: set[str] = set()
+        if size != self.size:
+            calibrated = self._float_program(self.size)
+            program = aligned(program, calibrated)
+            changed = rewritten_otherwise(program, calibrated)
+        layers = {name: layer for name, layer in self.layers.items() if name not in changed}
+        program = with_float_weights(program, layers, self.config)
+        known = {key: value for key, value in self.representations.items() if key.removesuffix(".bytes") not in changed}
+        return integer_program(program, known, self.config, layers, changed)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key != "_lock"} | {"_programs": {}, "_calibrated": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lock = threading.RLock()
+
+
+def with_float_weights(program: Program, layers: Mapping[str, Layer], config: QuantConfig) -> Program:
+    """With the weights of `layers` at nodes whose weights are not rounded."""
+    kept = {node.name: node for node in program if node.weights and node.name in layers and not is_rounded(node, config)}
+    return program.rewritten({name: replace(node, weights=layers[name]) for name, node in kept.items()})
+
+
+def quantize(
+    model: nn.Module, calibration: Any, config: QuantConfig | None = None, *, loss: Any = None, progress: bool = True
+) -> QuantizedModel:  # fmt: skip
+    """A quantized network, after training: integers from the first convolution to the last linear map, as far as kernels go.
+
+    Args:
+        model: in evaluation; one of ours, timm's, transformers' or any network that `torch.export` takes. It is left as it is.
+        calibration: an iterable of batches (B, C, H, W) of float images or of (batch, target), all of one image size, or a function that
+            calls the model it is given: what it is called with is recorded.
+        config: a `QuantConfig`; by default int8, with a method that this version does not have yet: pass method="minmax".
+        loss: for methods that weigh errors by their effect; "minmax" uses none.
+        progress: a progress bar, on a terminal.
+
+    Returns:
+        A module that is called like the model. It runs plain torch, exact to the bit; `mk.convert` gives one on the integer kernels.
+
+    Raises:
+        TypeError, ValueError: bad arguments, no images, values that are not finite, a model that cannot be captured.
+        NotImplementedError: a method that this version does not have.
+    """
+    config = QuantConfig() if config is None else config
+    _check(model, config)
+    batches = record(model, calibration)
+    own = copy.deepcopy(model)
+    size = (batches[0].shape[1], batches[0].shape[2], batches[0].shape[3])
+    program = optimize(capture(own, size))
+    if config.full and any(node.kind == "patch_attention" for node in program):
+        raise NotImplementedError("quantize: config.full: expected False for networks with patch_attention, whose softmax is float32")
+    layout = Layout(program, config)
+    found = representations(layout, ranges(program, batches, progress), config) if layout.needed() else {}
+    layers: dict[str, Layer] = {node.name: node.weights for node in program if node.weights}
+    return QuantizedModel(own, program, config, found, layers | rounded(layout, found, config))
+
+
+def convert(model: QuantizedModel) -> QuantizedModel:
+    """The quantized network on the integer kernels, or on plain torch where there are none: the same results, bit for bit. It shares its
+    weights with `model`.
+
+    Raises TypeError if model is not what `mk.quantize` or `mk.load_quantized` gives.
+    """
+    if not isinstance(model, QuantizedModel):
+        raise TypeError(f"convert: model: expected a quantized model, of mk.quantize or mk.load_quantized, got {type(model).__name__}")
+    program = model._float_program(model.size)
+    fast = QuantizedModel(model._source[0], program, model.config, model.representations, model.layers, backend=None)
+    fast._programs = dict(model._programs)
+    return fast
+
+
+def _check(model: Any, config: Any) -> None:
+    if not isinstance(config, QuantConfig):
+        raise TypeError(f"quantize: config: expected a QuantConfig, got {type(config).__name__}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"quantize: model: expected a torch.nn.Module, got {type(model).__name__}")
+    if model.training:
+        raise ValueError("quantize: model: expected a model in evaluation (call model.eval()), got one in training")
+    if config.method not in AVAILABLE:
+        others = ", ".join(name for name in METHODS if name not in AVAILABLE)
+        raise NotImplementedError(
+            f"quantize: config.method: expected {' or '.join(map(repr, AVAILABLE))}, got {config.method!r}: this version has none of"
+            f' {others}; pass mk.QuantConfig(method="minmax")'
+        )

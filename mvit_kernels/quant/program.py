@@ -1,0 +1,224 @@
+"""From a float program, what its results are in integers and integer weights to the integer program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+from mvit_kernels.graph import Node, Program
+
+from .config import QuantConfig
+from .layout import NORMS, Layout
+from .representation import Byte, Representation, Scores, Stream, completed
+from .rounding import Layer, is_rounded, round_weight, with_rounded_weight
+
+Tensor = torch.Tensor
+
+
+def integer_program(
+    program: Program, representations: Mapping[str, Representation], config: QuantConfig, layers: Mapping[str, Layer] | None = None,
+    floating: Collection[str] = (),
+) -> Program:  # fmt: skip
+    """The program in integers, as far as kernels and `config` go; nodes keep their names, and conversions between forms get their own:
+    `<name>.quantize`, `<name>.dequantize`, and `<name>.bytes` for bytes of what is kept in a stream.
+
+    layers: integer weights by name (see `rounding.rounded`); those that are missing are rounded here. floating: nodes that run in float32
+    in any case. So do nodes that need a representation which is not given.
+    """
+    layout, found = settled(program, representations, config, floating)
+    return _Builder(layout, found, config, layers or {}).program()
+
+
+def settled(
+    program: Program, known: Mapping[str, Representation], config: QuantConfig, floating: Collection[str] = ()
+) -> tuple[Layout, dict[str, Representation]]:  # fmt: skip
+    """The layout in which nothing lacks a representation, and these."""
+    floating = set(floating)
+    while True:
+        layout = Layout(program, config, floating)
+        found = completed(layout, known)
+        missing = {name for key, (name, _) in layout.needed().items() if key not in found}
+        if not missing:
+            return layout, found
+        takers = {user for name in missing for user in layout.users[name] if user}
+        floating |= layout.integer & (missing | takers)
+
+
+class _Builder:
+    def __init__(self, layout: Layout, found: Mapping[str, Representation], config: QuantConfig, layers: Mapping[str, Layer]) -> None:
+        self.layout, self.found, self.config, self.layers = layout, found, config, layers
+        self.nodes: list[Node] = []
+        self.have: dict[tuple[str, str], str] = {}  # (name, form) -> the node of the integer program that has it
+        self.sizes = {node.name: node.size for node in layout.program}
+
+    def program(self) -> Program:
+        source = self.layout.program
+        for node in source:
+            self.add(node)
+        outputs = [self.get(name, "float") for name in source.outputs]
+        return Program(self.nodes, outputs, source.structure)
+
+    def add(self, node: Node) -> None:
+        inputs = tuple(self.get(name, form) for name, form in zip(node.inputs, self.layout.wanted(node), strict=True))
+        node = replace(node, inputs=inputs) if node.name in self.layout.integer else replace(self.in_floats(node), inputs=inputs)
+        written = self.layout.written(node)
+        if node.name in self.layout.integer:
+            node = _MAKE[node.kind](self, node, written)
+        self.nodes.append(node)
+        self.have[node.name, written] = node.name
+
+    def in_floats(self, node: Node) -> Node:
+        if not is_rounded(node, self.config):
+            return node
+        return with_rounded_weight(node, self.layers.get(node.name) or round_weight(node, self.config, None))
+
+    # --- forms ---
+
+    def get(self, name: str, form: str) -> str:
+        """The node that has a result in this form, made if there is none."""
+        have = self.have.get((name, form))
+        if have is not None:
+            return have
+        if form == "float":
+            written = "byte" if (name, "byte") in self.have else "stream"
+            node = self.dequantize(name, written)
+        else:
+            node = self.quantize(name, form)
+        self.nodes.append(node)
+        self.have[name, form] = node.name
+        return node.name
+
+    def dequantize(self, name: str, form: str) -> Node:
+        settings, weights = self.scale_of(name, form)
+        settings = {"source": "int16" if form == "stream" else "uint8", **{key: settings[key] for key in settings if key != "bits"}}
+        return Node(f"{name}.dequantize", "dequantize", (self.have[name, form],), self.sizes[name], settings, weights)
+
+    def quantize(self, name: str, form: str) -> Node:
+        source = self.get(name, "float")
+        settings, weights = self.scale_of(name, form)
+        own = f"{name}.quantize" if self.layout.key(name, form) == name else f"{name}.bytes"
+        settings = {"out": "int16" if form == "stream" else "uint8", **settings}
+        return Node(own, "quantize", (source,), self.sizes[name], settings, weights)
+
+    def representation(self, name: str, form: str) -> Representation:
+        return self.found[self.layout.key(name, form)]
+
+    def byte(self, name: str) -> Byte:
+        found = self.representation(name, "byte")
+        assert isinstance(found, Byte)
+        return found
+
+    def scores(self, name: str) -> Scores:
+        found = self.representation(name, "byte")
+        assert isinstance(found, Scores)
+        return found
+
+    def stream(self, name: str) -> Stream:
+        found = self.representation(name, "stream")
+        assert isinstance(found, Stream)
+        return found
+
+    def scale_of(self, name: str, form: str, prefix: str = "") -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Scale, zero-point and bits: (among the settings, among the weights)."""
+        found = self.representation(name, form)
+        if isinstance(found, Stream):
+            return {f"{prefix}scale": found.scale, f"{prefix}zero_point": 0}, {}
+        if isinstance(found, Byte):
+            return {f"{prefix}scale": found.scale, f"{prefix}zero_point": found.zero_point, f"{prefix}bits": found.bits}, {}
+        parts = [found.scores, *[found.values] * (self.sizes[name][0] - 1)]
+        weights = {
+            f"{prefix}scale": torch.tensor([part.scale for part in parts]),
+            f"{prefix}zero_point": torch.tensor([part.zero_point for part in parts], dtype=torch.int32),
+        }
+        return {f"{prefix}bits": found.scores.bits}, weights
+
+    def source(self, node: Node, which: int = 0) -> str:
+        """The name, in the float program, of an input."""
+        return self.layout.program[node.name].inputs[which]
+
+    def written_as(self, node: Node, form: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """out, and the scale of the result."""
+        if form == "float":
+            return {"out": "float32"}, {}
+        settings, weights = self.scale_of(node.name, form, "out_")
+        return {"out": "int16" if form == "stream" else "uint8", **settings}, weights
+
+    # --- nodes ---
+
+    def product(self, node: Node, form: str) -> Node:
+        layer, source = self.layers.get(node.name), self.byte(self.source(node))
+        if layer is None:
+            layer = round_weight(node, self.config, source.scale)
+        out, channels = self.written_as(node, form)
+        settings: dict[str, Any] = {
+            **node.settings, "weight_bits": self.config.weight_bits_of(node.name), "a_scale": source.scale,
+            "a_zero_point": source.zero_point, "a_bits": source.bits, **out,
+        }  # fmt: skip
+        if settings.get("second"):
+            settings["second_channels"] = self.sizes[self.source(node, 1)][0]
+        if settings.get("residual") and form != "stream":
+            settings |= self.residual_of(node)
+        kind = "qlinear" if node.kind == "linear" else f"q{node.kind}"
+        return replace(node, kind=kind, settings=settings, weights={**layer, **channels})
+
+    def residual_of(self, node: Node) -> dict[str, Any]:
+        form = "stream" if node.name in self.layout.streams else "byte"
+        settings, _ = self.scale_of(self.source(node, -1), form, "residual_")
+        return {key: settings[key] for key in ("residual_scale", "residual_zero_point")}
+
+    def norm(self, node: Node, form: str) -> Node:
+        settings = {"norm": node.kind.removesuffix("_norm"), "eps": node.settings["eps"], "scale": self.stream(self.source(node)).scale}
+        return replace(node, kind="qnorm", settings=settings | self.as_byte(node))
+
+    def as_byte(self, node: Node) -> dict[str, Any]:
+        return self.scale_of(node.name, "byte", "out_")[0]
+
+    def context(self, node: Node, form: str) -> Node:
+        x, scores = self.byte(self.source(node, 1)), self.scores(self.source(node)).scores
+        settings = {**node.settings, "x_scale": x.scale, "x_zero_point": x.zero_point, **self.written_as(node, form)[0]}
+        return replace(node, kind="qseparable_context", settings=settings, weights={"table": reference.exponential_table(scores.scale)})
+
+    def gate(self, node: Node, form: str) -> Node:
+        values = self.scores(self.source(node)).values
+        settings = {**node.settings, "v_scale": values.scale, "v_zero_point": values.zero_point, **self.as_byte(node)}
+        return replace(node, kind="qseparable_gate", settings=settings)
+
+    def plus(self, node: Node, form: str) -> Node:
+        a, b = self.byte(self.source(node, 0)), self.byte(self.source(node, 1))
+        settings = {"a_scale": a.scale, "a_zero_point": a.zero_point, "b_scale": b.scale, "b_zero_point": b.zero_point}
+        return replace(node, kind="qadd", settings=settings | self.as_byte(node))
+
+    def pool(self, node: Node, form: str) -> Node:
+        x = self.byte(self.source(node))
+        settings = {"a_scale": x.scale, "a_zero_point": x.zero_point, **self.written_as(node, form)[0]}
+        return replace(node, kind="qavg_pool", settings=settings)
+
+    def activation(self, node: Node, form: str) -> Node:
+        x, y = self.byte(self.source(node)), self.byte(node.name)
+        table = reference.activation_table(node.settings["function"], x.scale, x.zero_point, y.scale, y.zero_point, y.bits)
+        return replace(node, kind="qlookup", weights={"table": table})
+
+    def resize(self, node: Node, form: str) -> Node:
+        return replace(node, kind="qresize")
+
+    def cat(self, node: Node, form: str) -> Node:
+        return node  # bytes of one scale, side by side
+
+
+_MAKE: dict[str, Callable[[_Builder, Node, str], Node]] = {
+    "conv2d": _Builder.product,
+    "depthwise_conv2d": _Builder.product,
+    "linear": _Builder.product,
+    **dict.fromkeys(NORMS, _Builder.norm),
+    "separable_context": _Builder.context,
+    "separable_gate": _Builder.gate,
+    "add": _Builder.plus,
+    "avg_pool": _Builder.pool,
+    "activation": _Builder.activation,
+    "resize": _Builder.resize,
+    "cat": _Builder.cat,
+}
