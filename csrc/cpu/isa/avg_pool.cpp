@@ -7,23 +7,31 @@
 namespace mvit {
 namespace {
 
-constexpr int W = F32::width, vectors = 4;
+constexpr int W = F32::width, vectors = 4, levels = 60;
 constexpr int64_t pixels_a_run = 16;
 
 // Of n vectors of channels side by side; the last one has so many lanes.
 template <class T, int n>
 inline void means(const T* x, int64_t pixels, int64_t channels, int lanes, T* y) {
-    LongSum<n> sum;
-    for (int64_t first = 0; first < pixels; first += pixels_a_run) {
+    const auto lanes_of = [&](int j) { return j + 1 < n ? W : lanes; };
+    F32 sum[n], waiting[levels][n];  // at level k the sum of 2^k runs, where bit k of the number of runs is set
+    for (int64_t first = 0, runs = 0; first < pixels; first += pixels_a_run, ++runs) {
         const int64_t last = pixels - first < pixels_a_run ? pixels : first + pixels_a_run;
-        for (int64_t i = first; i < last; ++i)
 #pragma GCC unroll 4
-            for (int j = 0; j < n; ++j) sum.run[j] = sum.run[j] + load(x + i * channels + j * W, j + 1 < n ? W : lanes, 0.0f);
-        sum.added(last - first);
+        for (int j = 0; j < n; ++j) sum[j] = load(x + first * channels + j * W, lanes_of(j), 0.0f);
+        for (int64_t i = first + 1; i < last; ++i)
+#pragma GCC unroll 4
+            for (int j = 0; j < n; ++j) sum[j] = sum[j] + load(x + i * channels + j * W, lanes_of(j), 0.0f);
+        // The last run takes all that waits, others what is as long as they are.
+        for (int level = 0; last == pixels ? runs >> level : runs >> level & 1; ++level)
+            if (runs >> level & 1)
+                for (int j = 0; j < n; ++j) sum[j] = waiting[level][j] + sum[j];
+        if (last < pixels)
+            for (int j = 0; j < n; ++j) waiting[__builtin_ctzll(static_cast<uint64_t>(~runs))][j] = sum[j];
     }
     const F32 count = F32::all(static_cast<float>(pixels));
 #pragma GCC unroll 4
-    for (int j = 0; j < n; ++j) store(sum.value(j) / count, y + j * W, j + 1 < n ? W : lanes);
+    for (int j = 0; j < n; ++j) store(sum[j] / count, y + j * W, lanes_of(j));
 }
 
 template <class T>

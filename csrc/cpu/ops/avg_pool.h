@@ -2,8 +2,8 @@
 //
 //     y[b, c] = (sum over pixels of x[b, i, c]) / pixels
 //
-// Sums are float32, over blocks of 16 pixels and blocks of 16 such blocks (LongSum, simd.h): an error of about the square root of the
-// number of pixels. Lanes are channels, so the order is the same on every instruction set.
+// Sums are float32, over runs of 16 pixels, which are added in pairs, these sums in pairs again, and so on: no value goes through more
+// additions than 16 and the logarithm of the number of runs. Lanes are channels, so the order is the same on every instruction set.
 //
 // Floor: x read once.
 #pragma once
