@@ -64,9 +64,9 @@ def compile(
     """The whole network as one native plan, with no Python between its layers.
 
     Args:
-        model: in evaluation; quantized by `mk.quantize`, or any of this package, of timm, transformers or ml-cvnets, accelerated or not, and any other network of the same
-            layers. What has no kernel runs through torch, and `CompiledModel.report` names it. The model is left as it is, and later
-            changes of it do not reach the plan.
+        model: in evaluation; quantized by `mk.quantize`, or any of this package, of timm, transformers or ml-cvnets, accelerated or not, or
+            another network of the same layers. What has no kernel runs through torch, and `CompiledModel.report` names it. The model is
+            left as it is, and later changes of it do not reach the plan.
         example_inputs: one batch of images (B, C, H, W), or a sequence of just that. Only its size matters. The plan of another size is
             made when the first image of that size comes; the batch is free.
         backend: "auto" or "cpu".

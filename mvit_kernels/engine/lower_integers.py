@@ -66,7 +66,7 @@ class _Integers(Lowering):
         fields = {"count": channels * pixels, "scale": settings["scale"], "from": self.ref(node.inputs[0]), "to": self.value(node)}
         if settings["source"] == "int16":
             return self.out.add("from_stream", (node,), fields)
-        self.out.add("dequantize", (node,), {**fields, "zero_point": settings["zero_point"]})
+        self.out.add("dequantize", (node,), {**fields, "zero_point": settings["zero_point"], "bits": 8})
 
     # --- products ---
 

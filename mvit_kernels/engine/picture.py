@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .report import Profile
 
-_COLOURS = {"float": "tab:blue", "integer": "tab:green", "torch": "tab:red"}
+_COLOURS = {"float": "tab:blue", "integer": "tab:green", "copy": "tab:gray", "torch": "tab:red"}
 
 
 def draw(profile: Profile, path: Path) -> None:

@@ -28,7 +28,7 @@ class Row:
     op: str
     node: str  # the last one of the program that it computes
     nodes: int  # how many of the program it computes
-    kind: str  # "float", "integer" or "torch"
+    kind: str  # "float", "integer", "copy" or "torch"
     macs: int
     bytes: int
     reason: str | None  # why torch runs it
@@ -151,8 +151,7 @@ def _rows(plan: Plan) -> tuple[Row, ...]:
     for part in plan.parts:
         if isinstance(part, Segment):
             for step in part.steps:
-                kind = "integer" if step.op.startswith("q") and step.op != "quantize" else "float"
-                rows.append(Row(step.op, step.nodes[-1], len(step.nodes), kind, step.macs, step.bytes, None))
+                rows.append(Row(step.op, step.nodes[-1], len(step.nodes), _kind(step.op), step.macs, step.bytes, None))
         else:
             node = part.node
             op = str(node.settings.get("target", node.kind))
@@ -160,9 +159,15 @@ def _rows(plan: Plan) -> tuple[Row, ...]:
     return tuple(rows)
 
 
+def _kind(op: str) -> str:
+    if op in ("cat", "channels_last"):
+        return "copy"
+    return "integer" if op == "stream_sums" or (op.startswith("q") and not op.startswith("quantize")) else "float"
+
+
 def _boundaries(rows: Sequence[Row]) -> int:
     """How often a value goes from floats to integers or back between the first and the last integer step."""
-    kinds = [row.kind == "integer" for row in rows]
+    kinds = [row.kind == "integer" for row in rows if row.kind != "copy"]
     if True not in kinds:
         return 0
     inside = kinds[kinds.index(True) : len(kinds) - kinds[::-1].index(True)]

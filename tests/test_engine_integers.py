@@ -1,0 +1,149 @@
+"""A compiled quantized network gives what the interpreter gives, bit for bit."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from op_checks import needs_native
+from test_graph_capture import Plain, random_statistics
+from torch import nn
+from torch.utils import _pytree as pytree
+
+import mvit_kernels as mk
+
+pytestmark = needs_native
+Tensor = torch.Tensor
+
+
+def quantized(model: nn.Module, size: tuple[int, int, int], **config: object) -> mk.QuantizedModel:
+    batches = [torch.randn(2, *size)]
+    return mk.quantize(model, batches, mk.QuantConfig(method="minmax", **config), progress=False)
+
+
+@functools.cache
+def network(name: str, bits: int) -> tuple[mk.QuantizedModel, mk.CompiledModel]:
+    torch.manual_seed(0)
+    model = quantized(random_statistics(mk.create_model(name, num_classes=7)), (3, 64, 64), weight_bits=bits, activation_bits=bits)
+    return model, mk.compile(model, torch.zeros(1, 3, 64, 64))
+
+
+def assert_the_same_bits(model: mk.QuantizedModel, fast: mk.CompiledModel, x: Tensor) -> None:
+    for ours, right in zip(pytree.tree_leaves(fast(x)), pytree.tree_leaves(model(x)), strict=True):
+        assert torch.equal(ours, right)
+
+
+@pytest.mark.parametrize("bits", [8, 6])
+def test_mobilevitv2(bits: int, isa: str, poison, threads) -> None:
+    model, fast = network("mobilevitv2_050", bits)
+    x = torch.randn(3, 3, 64, 64)
+    expected = model(x)
+    for count in (1, 2, 3):
+        threads(count)
+        assert torch.equal(fast(x), expected)
+        assert torch.equal(torch.cat([fast(image[None]) for image in x]), expected)
+
+
+def test_mobilevitv2_in_a_report() -> None:
+    """Bytes from the stem to the head, weights of 6 bits in three quarters of the memory."""
+    _, fast = network("mobilevitv2_050", 8)
+    report = fast.report()
+    assert report.boundaries == 0
+    assert not report.fallbacks
+    assert {row.kind for row in report.rows[1:]} == {"integer"}
+    assert network("mobilevitv2_050", 6)[1].report().weight_bytes < 0.85 * report.weight_bytes
+
+
+def test_mobilevit_step_by_step(isa: str) -> None:
+    """Its softmax is float: integer steps are exact by their own inputs, the whole nearly."""
+    model, fast = network("mobilevit_xxs", 8)
+    x = torch.randn(2, 3, 64, 64)
+    y, right = fast(x), model(x)
+    assert 10 * torch.log10(right.square().sum() / (y - right).square().sum()) >= 40
+    assert torch.equal(y.argmax(1), right.argmax(1))
+
+
+def test_other_sizes() -> None:
+    model, fast = network("mobilevitv2_050", 8)
+    assert_the_same_bits(model, fast, torch.randn(2, 3, 80, 56))
+    assert_the_same_bits(model, fast, torch.randn(1, 3, 64, 64))
+
+
+def test_converted_models_and_files(tmp_path) -> None:
+    model, fast = network("mobilevitv2_050", 6)
+    x = torch.randn(2, 3, 64, 64)
+    expected = fast(x)
+    assert torch.equal(mk.compile(mk.convert(model), x)(x), expected)
+    fast.save(tmp_path / "plan", sizes=[(64, 64)])
+    assert torch.equal(mk.load(tmp_path / "plan")(x), expected)
+
+
+def test_feature_pyramids() -> None:
+    model = quantized(random_statistics(mk.create_model("mobilevitv2_050", features_only=True)), (3, 64, 64))
+    x = torch.randn(2, 3, 64, 64)
+    assert_the_same_bits(model, mk.compile(model, x), x)
+
+
+class Mixed(nn.Module):
+    """Sums, concatenations, activations and resizes of bytes, a wide convolution, and a norm behind one of 3x3."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(4, 32, 3, 2, 1), nn.GroupNorm(1, 32)
+        self.wide, self.depthwise = nn.Conv2d(32, 32, 3, padding=1), nn.Conv2d(32, 32, 3, 2, 1, groups=32)
+        self.fusion, self.last = nn.Conv2d(64, 16, 3, padding=1), nn.Conv2d(16, 9, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = nn.functional.silu(self.stem(x))
+        y = nn.functional.gelu(self.wide(x)) + x
+        small = nn.functional.relu(self.depthwise(y))
+        back = nn.functional.interpolate(small, y.shape[2:], mode="bilinear", align_corners=True)
+        both = torch.cat([back, y], 1)
+        z = self.fusion(both)
+        return self.last(nn.functional.relu(z)), torch.cat([self.norm(self.wide(y)), x], 1).mean((2, 3))
+
+
+@pytest.mark.parametrize("bits", [8, 6])
+@pytest.mark.parametrize("size", [(2, 4, 32, 32), (1, 4, 19, 27)], ids=str)
+def test_other_networks(size, bits: int, isa: str) -> None:
+    model = quantized(Mixed().eval(), size[1:], weight_bits=bits)
+    fast, x = mk.compile(model, torch.zeros(size)), torch.randn(size)
+    for ours, right in zip(fast(x), model(x), strict=True):
+        assert 10 * torch.log10(right.square().sum() / (ours - right).square().sum()) >= 40  # a norm of floats lies between
+    assert not fast.report().fallbacks
+
+
+def test_what_has_no_kernel_runs_through_torch() -> None:
+    model = quantized(random_statistics(Plain()), (3, 32, 48))
+    x = torch.randn(2, 3, 32, 48)
+    fast = mk.compile(model, x)
+    for ours, right in zip(pytree.tree_leaves(fast(x)), pytree.tree_leaves(model(x)), strict=True):
+        assert (ours - right).abs().max() <= 0.02 * right.abs().max()
+    assert fast.report().boundaries > 0
+
+
+def test_skipped_layers() -> None:
+    model = quantized(random_statistics(mk.create_model("mobilevitv2_050", num_classes=7)), (3, 64, 64), skip=("stages.2.*",))
+    x = torch.randn(2, 3, 64, 64)
+    fast = mk.compile(model, x)
+    y, right = fast(x), model(x)
+    assert 10 * torch.log10(right.square().sum() / (y - right).square().sum()) >= 40
+    kinds = {row.kind for row in fast.report().rows if row.node.startswith("stages.2.") and row.macs}
+    assert kinds == {"float"}
+
+
+def test_bad_input() -> None:
+    model, _ = network("mobilevitv2_050", 8)
+    with pytest.raises(ValueError, match=r"compile: dtype: expected None for a quantized model, got torch.bfloat16"):
+        mk.compile(model, torch.zeros(1, 3, 64, 64), dtype=torch.bfloat16)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mobilevitv2_100", "mobilevitv2_200", "timm"])
+def test_whole_networks(name: str) -> None:
+    timm = pytest.importorskip("timm")
+    model = timm.create_model("mobilevitv2_050", num_classes=7) if name == "timm" else mk.create_model(name)
+    model = quantized(random_statistics(model), (3, 128, 128))
+    x = torch.randn(2, 3, 128, 128)
+    assert_the_same_bits(model, mk.compile(model, x), x)
