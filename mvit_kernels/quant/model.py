@@ -35,7 +35,7 @@ class QuantizedModel(nn.Module):
     Attributes:
         config: the `QuantConfig`.
         size: (C, H, W) of the calibration images.
-        representations: name of a result -> `Byte`, `Stream` or `Scores`; a copy changes nothing.
+        representations: name of a result -> `Byte`, `Stream` or `Scores`. Programs are made of these and of `layers` once for each size.
         layers: name of a node -> its weights: integers, scales and biases of convolutions and linear maps, floats of what is skipped.
         backend: which runs integer nodes: "reference", or None, the fastest.
     """
