@@ -104,6 +104,26 @@ def test_norms_go_into_the_convolutions_behind_them(name):
     assert_exact(before, after)
 
 
+class ResizedNorm(nn.Module):
+    """As MobileViT has it around maps that its patches do not divide."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.conv = nn.LayerNorm(8), conv(8, 5)
+
+    def forward(self, x):
+        x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.conv(nn.functional.interpolate(x, size=(7, 9), mode="bilinear", align_corners=False))
+
+
+def test_norms_fold_through_a_resize():
+    before = captured(ResizedNorm(), (8, 6, 8))
+    after = fold_norm(before)
+    assert [node.kind for node in after] == ["input", "layer_norm", "resize", "conv2d"]
+    assert not after["norm"].weights
+    assert_exact(before, after)
+
+
 def test_convolutions_in_a_row_merge_where_that_costs_less():
     for channels, merged in (((4, 32, 4), 1), ((32, 4, 32), 2), ((8, 8, 8), 1)):
         a, b, c = channels

@@ -80,9 +80,8 @@ def test_a_network_of_version_2_is_integers_from_stem_to_head() -> None:
     assert integers.macs() == program.macs()
     out = {node.settings["out"] for node in integers if node.name.endswith(".key")}
     assert out == {"float32"}
-    streams = {
-        node.settings["out_scale"] for node in integers if node.name.startswith("stages.2.1") and node.settings.get("out") == "int16"
-    }
+    block = [node.settings for node in integers if node.name.startswith("stages.2.1")]
+    streams = {settings["out_scale"] for settings in block if settings.get("out") == "int16"}
     assert len(streams) == 1
 
 

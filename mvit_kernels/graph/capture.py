@@ -39,8 +39,9 @@ def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:
         raise ValueError(f"capture: size: expected (channels, height, width), got {size!r}")
     model = accelerate(copy.deepcopy(model).cpu().float(), backend="reference")
     batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad():
-        exported = torch.export.export(model, (torch.zeros(2, *size),), dynamic_shapes=({0: batch},), strict=False)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        x = torch.zeros(2, *size, dtype=torch.float32)
+        exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},), strict=False)
     return _Translator(exported, size).program()
 
 

@@ -86,7 +86,7 @@ def ranges(program: Program, batches: list[Tensor], progress: bool = True) -> di
         seen = found.get(node.name)
         found[node.name] = Range(low, high) if seen is None else Range(torch.minimum(low, seen.low), torch.maximum(high, seen.high))
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
         for batch in tqdm(batches, desc="calibration", unit="batch", leave=False, disable=None if progress else True):
             run(program, batch, watch)
     return found

@@ -43,7 +43,7 @@ def save_quantized(model: QuantizedModel, path: str | os.PathLike[str]) -> None:
         for key, value in layer.items():
             if key == "weight" and value.dtype == torch.int8 and model.config.weight_bits_of(name) == 6:
                 key, value = _PACKED, pack_int6(value.flatten(1))
-            tensors[f"{name}|{key}"] = value.contiguous()
+            tensors[f"{name}|{key}"] = value.contiguous().clone()  # safetensors takes no two that share memory
     content = {
         "size": list(model.size),
         "config": model.config.to_dict(),

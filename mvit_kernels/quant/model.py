@@ -35,7 +35,7 @@ class QuantizedModel(nn.Module):
     Attributes:
         config: the `QuantConfig`.
         size: (C, H, W) of the calibration images.
-        representations: name of a result -> `Byte`, `Stream` or `Scores`; a copy changes nothing.
+        representations: name of a result -> `Byte`, `Stream` or `Scores`. Programs are made of these and of `layers` once for each size.
         layers: name of a node -> its weights: integers, scales and biases of convolutions and linear maps, floats of what is skipped.
         backend: which runs integer nodes: "reference", or None, the fastest.
     """
@@ -61,7 +61,7 @@ class QuantizedModel(nn.Module):
             raise ValueError(f"QuantizedModel: x: expected float images (B, {self.size[0]}, H, W), got {got}")
         if not x.is_cpu:
             raise ValueError(f"QuantizedModel: x: expected images on the CPU, got {x.device}")
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             return run(self.program((x.shape[1], x.shape[2], x.shape[3])), x.detach().float(), backend=self.backend)
 
     def program(self, size: tuple[int, int, int] | None = None) -> Program:

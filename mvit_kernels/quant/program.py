@@ -131,7 +131,7 @@ class _Builder:
             return {f"{prefix}scale": found.scale, f"{prefix}zero_point": found.zero_point, f"{prefix}bits": found.bits}, {}
         parts = [found.scores, *[found.values] * (self.sizes[name][0] - 1)]
         weights = {
-            f"{prefix}scale": torch.tensor([part.scale for part in parts]),
+            f"{prefix}scale": torch.tensor([part.scale for part in parts], dtype=torch.float32),
             f"{prefix}zero_point": torch.tensor([part.zero_point for part in parts], dtype=torch.int32),
         }
         return {f"{prefix}bits": found.scores.bits}, weights

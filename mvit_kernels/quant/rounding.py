@@ -35,7 +35,7 @@ def rounded(layout: Layout, found: Mapping[str, Representation], config: QuantCo
 def round_weight(node: Node, config: QuantConfig, input_scale: float | None) -> Layer:
     """By the largest weight of each output channel. input_scale: a bias must fit beside sums of that input."""
     weight, bias = node.weights["weight"], node.weights.get("bias")
-    bias = torch.zeros(weight.shape[0]) if bias is None else bias.float()
+    bias = torch.zeros(weight.shape[0], dtype=torch.float32) if bias is None else bias.float()
     q, scale = quantize_weight(weight, None, config.weight_bits_of(node.name), bias, input_scale)
     return {"weight": q, "weight_scale": scale.contiguous(), "bias": bias}
 
