@@ -40,8 +40,7 @@ bench: $(VENV)/dev.stamp
 
 # Against every other way to run the same networks; `make peers MODEL=mobilevit_s BATCH=1` prints one comparison and keeps no record.
 peers: $(VENV)/peers.stamp
-	$(BIN)/python benchmarks/peers.py $(if $(MODEL),--models $(MODEL)) $(if $(BATCH),--batches $(BATCH)) \
-		$(if $(MODEL)$(BATCH),,--results benchmarks/results)
+	$(BIN)/python benchmarks/peers.py $(if $(MODEL)$(BATCH),$(MODEL:%=--models %) $(BATCH:%=--batches %),--results benchmarks/results)
 	$(if $(MODEL)$(BATCH),,$(BIN)/python benchmarks/chart.py)
 
 $(VENV)/install.stamp: pyproject.toml

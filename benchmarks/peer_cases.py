@@ -113,4 +113,5 @@ def settled_model(name: str, size: int) -> nn.Module:
 def _batches(split: str, images: int, batch: int, size: int) -> list[Tensor]:
     """Whole batches of the stand-in task; fewer images than asked for where `batch` does not divide them, but at least a batch."""
     loader = DataLoader(StandInTask(split, max(images, batch), size), batch, drop_last=True)
-    return [x for x, _ in loader]
+    with torch.inference_mode(False):  # whoever asks for them first: export refuses tensors that were made for inference alone
+        return [x for x, _ in loader]
