@@ -27,12 +27,13 @@ QChannels channels_at(uintptr_t address, int64_t stride) {
 }
 
 QEpilogue epilogue(uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments, uintptr_t table,
-                   uintptr_t residual, int residual_type, int64_t residual_stride, float residual_scale, int32_t residual_zero_point,
-                   uintptr_t y, int64_t y_stride) {
+                   uintptr_t curve, uintptr_t residual, int residual_type, int64_t residual_stride, float residual_scale,
+                   int32_t residual_zero_point, uintptr_t y, int64_t y_stride) {
     QEpilogue e{};
     e.channels = channels_at(channels, channels_stride);
     e.type = static_cast<QType>(type), e.plain = plain;
     e.activation = static_cast<QActivation>(activation), e.segments = floats(segments), e.table = bytes(table);
+    e.curve = static_cast<const int16_t*>(pointer(curve));
     e.residual = pointer(residual), e.residual_type = static_cast<QType>(residual_type), e.residual_stride = residual_stride;
     e.residual_scale = residual_scale, e.residual_zero_point = residual_zero_point;
     e.y = pointer(y), e.y_stride = y_stride;
@@ -48,14 +49,14 @@ bool read_weight(uintptr_t address, int64_t bytes, const Form& form, QWeight* we
 
 int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t weight, int64_t weight_bytes, const Form& form,
                       uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments,
-                      uintptr_t table, uintptr_t residual, int residual_type, int64_t residual_stride, float residual_scale,
-                      int32_t residual_zero_point, uintptr_t row_scale, uintptr_t row_zero_point, uintptr_t y, int64_t y_stride,
-                      int threads) {
+                      uintptr_t table, uintptr_t curve, uintptr_t residual, int residual_type, int64_t residual_stride,
+                      float residual_scale, int32_t residual_zero_point, uintptr_t row_scale, uintptr_t row_zero_point, uintptr_t y,
+                      int64_t y_stride, int threads) {
     QGemmProblem p{};
     p.rows = rows, p.a = bytes(a), p.a_stride = a_stride;
     if (!read_weight(weight, weight_bytes, form, &p.weight)) return static_cast<int>(Status::bad_weight);
-    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, residual_stride,
-                          residual_scale, residual_zero_point, y, y_stride);
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, curve, residual, residual_type,
+                          residual_stride, residual_scale, residual_zero_point, y, y_stride);
     p.epilogue.row_scale = floats(row_scale), p.epilogue.row_zero_point = ints(row_zero_point), p.epilogue.column_sum = p.weight.sum;
     py::gil_scoped_release release;
     return static_cast<int>(qgemm(p, threads));
@@ -69,7 +70,7 @@ int collected_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t wei
     p.rows = rows, p.a = bytes(a), p.a_stride = a_stride;
     if (!read_weight(weight, weight_bytes, form, &p.weight)) return static_cast<int>(Status::bad_weight);
     constexpr int i16 = static_cast<int>(QType::i16);
-    p.epilogue = epilogue(channels, channels_stride, i16, true, 0, 0, 0, residual, i16, residual_stride, 1.0f, 0, y, y_stride);
+    p.epilogue = epilogue(channels, channels_stride, i16, true, 0, 0, 0, 0, residual, i16, residual_stride, 1.0f, 0, y, y_stride);
     p.collected = static_cast<int64_t*>(pointer(collected)), p.groups = groups;
     py::gil_scoped_release release;
     return static_cast<int>(qgemm(p, threads));
@@ -78,7 +79,7 @@ int collected_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t wei
 // Sizes are (B, C, H, W), of x; strides likewise. A residual is as dense as y.
 int quantized_depthwise_convolution(const Sizes& size, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t blocks, bool narrow,
                                     uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments,
-                                    uintptr_t table, uintptr_t residual, int residual_type, float residual_scale,
+                                    uintptr_t table, uintptr_t curve, uintptr_t residual, int residual_type, float residual_scale,
                                     int32_t residual_zero_point, uintptr_t y, int threads) {
     QDepthwiseConv2dProblem p{};
     p.batch = size[0], p.channels = size[1], p.height = size[2], p.width = size[3];
@@ -86,7 +87,7 @@ int quantized_depthwise_convolution(const Sizes& size, int64_t stride, uintptr_t
     p.x = bytes(x);
     p.image_stride = x_stride[0], p.row_stride = x_stride[2], p.pixel_stride = x_stride[3];
     p.blocks = static_cast<const QDepthwiseBlock*>(pointer(blocks)), p.narrow = narrow;
-    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, p.channels,
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, curve, residual, residual_type, p.channels,
                           residual_scale, residual_zero_point, y, p.channels);
     py::gil_scoped_release release;
     return static_cast<int>(qdepthwise_conv2d(p, threads));
@@ -184,13 +185,13 @@ int normalize_stream(int64_t rows, int64_t depth, uintptr_t x, int64_t x_stride,
 int normalized_product(int64_t rows, uintptr_t x, int64_t x_stride, int64_t groups, uintptr_t sums, double scale, double a_scale,
                        int32_t a_zero_point, double eps, int a_bits, uintptr_t weight, int64_t weight_bytes, const Form& form,
                        uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments,
-                       uintptr_t table, uintptr_t y, int64_t y_stride, int threads) {
+                       uintptr_t table, uintptr_t curve, uintptr_t y, int64_t y_stride, int threads) {
     QGemmProblem p{};
     p.rows = rows;
     if (!read_weight(weight, weight_bytes, form, &p.weight)) return static_cast<int>(Status::bad_weight);
     const QNorm norm = norm_of(groups, rows, p.weight.depth, x, x_stride, sums, scale, a_scale, a_zero_point, eps, a_bits);
     p.norm = &norm;
-    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, 0, 0, 0, 1.0f, 0, y, y_stride);
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, curve, 0, 0, 0, 1.0f, 0, y, y_stride);
     py::gil_scoped_release release;
     return static_cast<int>(qgemm(p, threads));
 }
@@ -229,8 +230,8 @@ int separable_gate(const Sizes& size, std::array<int64_t, 2> patch, uintptr_t v,
 int quantized_convolution(const Sizes& size, int64_t kernel, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t second,
                           int64_t second_channels, const Sizes& second_stride, uintptr_t zero_point, uintptr_t border, uintptr_t weight,
                           int64_t weight_bytes, const Form& form, uintptr_t filtered, uintptr_t channels, int64_t channels_stride, int type,
-                          bool plain, int activation, uintptr_t segments, uintptr_t table, uintptr_t residual, int residual_type,
-                          float residual_scale, int32_t residual_zero_point, uintptr_t y, int threads) {
+                          bool plain, int activation, uintptr_t segments, uintptr_t table, uintptr_t curve, uintptr_t residual,
+                          int residual_type, float residual_scale, int32_t residual_zero_point, uintptr_t y, int threads) {
     QConv2dProblem p{};
     p.batch = size[0], p.height = size[2], p.width = size[3];
     p.kernel = kernel, p.stride = stride;
@@ -239,8 +240,8 @@ int quantized_convolution(const Sizes& size, int64_t kernel, int64_t stride, uin
     p.zero_point = ints(zero_point), p.border = ints(border);
     if (!read_weight(weight, weight_bytes, form, &p.weight)) return static_cast<int>(Status::bad_weight);
     p.filtered = static_cast<const int16_t*>(pointer(filtered));
-    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, residual, residual_type, p.weight.columns,
-                          residual_scale, residual_zero_point, y, p.weight.columns);
+    p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, curve, residual, residual_type,
+                          p.weight.columns, residual_scale, residual_zero_point, y, p.weight.columns);
     py::gil_scoped_release release;
     return static_cast<int>(qconv2d(p, threads));
 }

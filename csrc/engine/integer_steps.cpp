@@ -18,12 +18,12 @@
 namespace mvit {
 namespace {
 
-#define MVIT_EPILOGUE_FIELDS(e)                                                                                                      \
-    MVIT_FIELD(e.channels.init), MVIT_FIELD(e.channels.scale), MVIT_FIELD(e.channels.bias), MVIT_FIELD(e.channels.inverse),          \
-        MVIT_FIELD(e.channels.low), MVIT_FIELD(e.channels.high), MVIT_FIELD(e.channels.zero_point), MVIT_FIELD(e.type),              \
-        MVIT_FIELD(e.plain), MVIT_FIELD(e.activation), MVIT_FIELD(e.segments), MVIT_FIELD(e.table), MVIT_FIELD(e.residual),          \
-        MVIT_FIELD(e.residual_type), MVIT_FIELD(e.residual_stride), MVIT_FIELD(e.residual_scale), MVIT_FIELD(e.residual_zero_point), \
-        MVIT_FIELD(e.y), MVIT_FIELD(e.y_stride)
+#define MVIT_EPILOGUE_FIELDS(e)                                                                                             \
+    MVIT_FIELD(e.channels.init), MVIT_FIELD(e.channels.scale), MVIT_FIELD(e.channels.bias), MVIT_FIELD(e.channels.inverse), \
+        MVIT_FIELD(e.channels.low), MVIT_FIELD(e.channels.high), MVIT_FIELD(e.channels.zero_point), MVIT_FIELD(e.type),     \
+        MVIT_FIELD(e.plain), MVIT_FIELD(e.activation), MVIT_FIELD(e.segments), MVIT_FIELD(e.table), MVIT_FIELD(e.curve),    \
+        MVIT_FIELD(e.residual), MVIT_FIELD(e.residual_type), MVIT_FIELD(e.residual_stride), MVIT_FIELD(e.residual_scale),   \
+        MVIT_FIELD(e.residual_zero_point), MVIT_FIELD(e.y), MVIT_FIELD(e.y_stride)
 
 // Packed weights describe themselves.
 struct PackedWeight {

@@ -79,7 +79,7 @@ class _Integers(Lowering):
         if settings.activation in SEGMENTS:
             fields["segments"] = SEGMENTS[settings.activation]
         if handle.table is not None:
-            fields["table"] = handle.table
+            fields["curve" if handle.table.dtype == torch.int16 else "table"] = handle.table
         if node.settings.get("residual"):
             residual = node.inputs[-1]
             fields |= {

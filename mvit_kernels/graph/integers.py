@@ -88,8 +88,9 @@ def _dequantize(node: Node, backend: str | None) -> Step:
 def _epilogue(node: Node) -> dict[str, Any]:
     settings = node.settings
     values: dict[str, Any] = {
-        "w_scale": node.weights["weight_scale"], "bias": node.weights["bias"], "activation": settings.get("activation"),
-        "out_dtype": DTYPES[settings["out"]], "a_bits": settings.get("a_bits", 8), "table": node.weights.get("table"),
+        "w_scale": node.weights["weight_scale"], "bias": node.weights["bias"], "table": node.weights.get("table"),
+        "activation": None if settings.get("form") == "curve" else settings.get("activation"),  # a curve is the activation
+        "out_dtype": DTYPES[settings["out"]], "a_bits": settings.get("a_bits", 8),
     }  # fmt: skip
     if settings["out"] != "float32":
         values |= {name: _value(node, name) for name in ("out_scale", "out_zero_point")} | {"out_bits": settings.get("out_bits", 8)}

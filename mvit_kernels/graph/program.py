@@ -38,7 +38,8 @@ KINDS = {
     # zero-points are numbers among the settings, or (C,) for channels among the weights. graph/integers.py runs them.
     "quantize": "of a float map or vector: out (uint8 or int16), scale, zero_point (0 for int16), bits",
     "dequantize": "to float32: source (uint8 or int16), scale, zero_point",
-    "qconv2d": "weight (N, C, k, k) int8, weight_scale (N,), bias (N,) float32, table (256,) uint8 or none; stride, weight_bits; "
+    "qconv2d": "weight (N, C, k, k) int8, weight_scale (N,), bias (N,) float32, table (256,) uint8 or none; stride, weight_bits; form: of "
+    "the activation, polynomial or curve, whose table is int16; "
     "a_scale, a_zero_point, a_bits of all inputs but a residual; second; activation or none; residual: residual_scale and "
     "residual_zero_point, none where out is int16, whose scale it then has; out, out_scale, out_zero_point, out_bits; second_channels",
     "qdepthwise_conv2d": "weight (C, 1, 3, 3) int8; else as qconv2d, of one input",

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from mvit_kernels.reference.activation_curve import CURVE_SHIFT, CURVE_SIZE
 from mvit_kernels.reference.qgemm import FLOATS, OVERFLOW, Channels, wrap
 
 from . import checks, qchecks
@@ -49,13 +50,19 @@ def unpack_channels(channels: Tensor, columns: int) -> Channels:
 def quantization(
     op: str, weight: Tensor, *, a_scale: Any, a_zero_point: Any, w_scale: Any, bias: Tensor | None, activation: str | None,
     residual_scale: Any, residual_zero_point: Any, out_dtype: torch.dtype, out_scale: Any, out_zero_point: Any, a_bits: int, out_bits: int,
-    depthwise: bool = False,
+    table: Tensor | None = None, depthwise: bool = False,
 ) -> Quantization:  # fmt: skip
     """Checks all and computes it once. weight (N, K) int8, as a matrix; a_scale None: of each row, when the layer is called. depthwise:
-    an input channel, and its zero-point, meets the output channel of the same number alone."""
+    an input channel, and its zero-point, meets the output channel of the same number alone. table: a curve has its own steps of results.
+    """
     columns, depth = weight.shape
     activation = activation or "none"
     qchecks.activation(op, activation)
+    if table is not None and qchecks.is_curve(table):
+        qchecks.table(op, table, out_dtype)
+        if activation != "none" or a_scale is None or residual_scale is not None or qchecks.tensor(op, "out_scale", out_scale).numel() != 1:
+            raise ValueError(f"{op}: table: expected no activation, no scales of rows, no residual and one out_scale beside a curve")
+        out_scale = qchecks.scale(op, "out_scale", out_scale) / 2 ** int(table[CURVE_SHIFT])
     if out_dtype not in OUT_DTYPES:
         raise ValueError(f"{op}: out_dtype: expected one of {', '.join(map(str, OUT_DTYPES))}, got {out_dtype}")
     a_most, out_most = 2 ** qchecks.bits(op, "a_bits", a_bits) - 1, 2 ** qchecks.bits(op, "out_bits", out_bits) - 1
@@ -143,7 +150,10 @@ def check_channels(
         raise TypeError(f"{op}: out_dtype: expected one of {', '.join(map(str, OUT_DTYPES))}, got {out_dtype}")
     qchecks.activation(op, activation)
     if table is not None:
-        checks.prepared(op, "table", table, torch.uint8, (256,), device)
+        if table.dtype == torch.int16:
+            checks.prepared(op, "table", table, torch.int16, (CURVE_SIZE,), device)
+        else:
+            checks.prepared(op, "table", table, torch.uint8, (256,), device)
         if out_dtype != torch.uint8:
             raise ValueError(f"{op}: table: expected None for out_dtype {out_dtype}, got a table")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mvit_kernels.reference import OVERFLOW, QACTIVATIONS
+from mvit_kernels.reference import CURVE_SIZE, OVERFLOW, QACTIVATIONS
 
 Tensor = torch.Tensor
 
@@ -141,13 +141,18 @@ def activation(op: str, name: str) -> None:
         raise ValueError(f"{op}: activation: expected one of {', '.join(QACTIVATIONS)}, got {name!r}")
 
 
+def is_curve(value: Any) -> bool:
+    """Whether it is what `reference.activation_curve` gives."""
+    return isinstance(value, Tensor) and value.dtype == torch.int16 and value.shape == (CURVE_SIZE,)
+
+
 def table(op: str, value: Tensor | None, out_dtype: torch.dtype) -> Tensor | None:
-    """A table of 256 bytes for results that are bytes."""
+    """A table of 256 bytes, or a curve, for results that are bytes."""
     if value is None:
         return None
-    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.shape != (256,):
+    if not is_curve(value) and (not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.shape != (256,)):
         got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-        raise ValueError(f"{op}: table: expected uint8 of shape (256,), got {got}")
+        raise ValueError(f"{op}: table: expected uint8 of shape (256,) or a curve, int16 of shape ({CURVE_SIZE},), got {got}")
     if out_dtype != torch.uint8:
         raise ValueError(f"{op}: table: expected None for out_dtype {out_dtype}, got a table")
     return value.detach().clone(memory_format=torch.contiguous_format)

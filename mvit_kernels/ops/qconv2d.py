@@ -14,7 +14,7 @@ from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import QTYPE_CODES, dense, direct, in_format, raise_status, register
 from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
 from .qchannels import Settings, check_channels, quantization, unpack_channels
-from .qgemm import activation_code, check_residual
+from .qgemm import activation_code, check_residual, table_addresses
 
 OP = "qconv2d"
 FEWEST_CHANNELS = 32  # for minimal filtering: of each input and of the result
@@ -83,7 +83,7 @@ def prepare_qconv2d(
     channels, settings = quantization(
         OP, matrix, a_scale=a_scale, a_zero_point=zero_point.repeat(taps), w_scale=w_scale, bias=bias, activation=activation,
         residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
-        out_zero_point=out_zero_point, a_bits=a_bits, out_bits=out_bits,
+        out_zero_point=out_zero_point, a_bits=a_bits, out_bits=out_bits, table=table,
     )  # fmt: skip
     border = None
     if kernel_size == 3 and bool(((zero_point < 0) | (zero_point > 255)).any()):
@@ -125,7 +125,8 @@ def qconv2d(
             for out_dtype int16, int16 of the scale of y; for floats of the same dtype.
         out_dtype: uint8 or int16, which need an out_scale, or float32, bfloat16, float16.
         out_scale, out_zero_point: a number or (N,) each; |out_zero_point| <= 2^20.
-        table: (256,) uint8, through which every byte of y goes last: an activation function on quantized values.
+        table: (256,) uint8, through which every byte of y goes last: an activation function on quantized values. Or a curve, int16 of
+            `reference.activation_curve` for this out_scale and out_zero_point: the activation in finer steps than bytes.
         a_bits, out_bits: 8 or 6: bytes of x are at most 2^a_bits - 1, those of y are.
         backend: None for automatic choice, or "cpu" or "reference".
 
@@ -245,7 +246,7 @@ def _cpu_forward(
         x_stride if second is None else second.stride(), zero_point.data_ptr(), 0 if border is None else border.data_ptr(),
         weight.data_ptr(), weight.shape[0],
         (columns, depth, bits), 0 if filtered is None else filtered.data_ptr(), channels.data_ptr(), channels.shape[1],
-        QTYPE_CODES[out_dtype], plain, *activation_code(activation), 0 if table is None else table.data_ptr(),
+        QTYPE_CODES[out_dtype], plain, *activation_code(activation), *table_addresses(table),
         0 if residual is None else residual.data_ptr(), 0 if residual is None else QTYPE_CODES[residual.dtype], residual_scale,
         residual_zero_point, y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import QTYPE_CODES, dense, direct, empty_in_format, in_format, raise_status, register
 from .pack_weight import MOST
 from .qchannels import Settings, check_channels, quantization, unpack_channels
-from .qgemm import SEGMENTS, activation_code, check_residual
+from .qgemm import SEGMENTS, activation_code, check_residual, table_addresses
 
 OP = "qdepthwise_conv2d"
 BLOCK = 64  # channels
@@ -74,7 +74,7 @@ def prepare_qdepthwise_conv2d(
     settled = quantization(
         OP, weight.flatten(1), a_scale=a_scale, a_zero_point=a_zero_point, w_scale=w_scale, bias=bias, activation=activation,
         residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
-        out_zero_point=out_zero_point, a_bits=a_bits, out_bits=out_bits, depthwise=True,
+        out_zero_point=out_zero_point, a_bits=a_bits, out_bits=out_bits, table=table, depthwise=True,
     )  # fmt: skip
     z = qchecks.zero_points(OP, "a_zero_point", a_zero_point, channels).contiguous()
     return QDepthwiseConv2d(weight, z, *settled, stride, qchecks.table(OP, table, out_dtype), backend)
@@ -104,7 +104,8 @@ def qdepthwise_conv2d(
             of the scale of y; for floats of the same dtype.
         out_dtype: uint8 or int16, which need an out_scale, or float32, bfloat16, float16.
         out_scale, out_zero_point: a number or (C,) each; |out_zero_point| <= 2^20.
-        table: (256,) uint8, through which every byte of y goes last: an activation function on quantized values.
+        table: (256,) uint8, through which every byte of y goes last: an activation function on quantized values. Or a curve, int16 of
+            `reference.activation_curve` for this out_scale and out_zero_point: the activation in finer steps than bytes.
         a_bits, out_bits: 8 or 6: bytes of x are at most 2^a_bits - 1, those of y are.
         backend: None for automatic choice, or "cpu" or "reference".
 
@@ -202,7 +203,7 @@ def _cpu_forward(
         residual = dense(residual, channels_last=True)
     status = native.qdepthwise_conv2d(
         x.shape, stride, x.data_ptr(), x.stride(), blocks.data_ptr(), narrow and residual is None, channels.data_ptr(), channels.shape[1],
-        QTYPE_CODES[out_dtype], plain, *activation_code(activation), 0 if table is None else table.data_ptr(),
+        QTYPE_CODES[out_dtype], plain, *activation_code(activation), *table_addresses(table),
         0 if residual is None else residual.data_ptr(), 0 if residual is None else QTYPE_CODES[residual.dtype], residual_scale,
         residual_zero_point, y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip

@@ -80,7 +80,7 @@ def prepare_qgemm(
     settled = quantization(
         OP, weight.unpack(), a_scale=a_scale, a_zero_point=a_zero_point, w_scale=w_scale, bias=bias, activation=activation,
         residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
-        out_zero_point=out_zero_point, a_bits=a_bits, out_bits=out_bits,
+        out_zero_point=out_zero_point, a_bits=a_bits, out_bits=out_bits, table=table,
     )  # fmt: skip
     return QGemm(weight, *settled, qchecks.table(OP, table, out_dtype), backend, a_scale is None)
 
@@ -107,7 +107,8 @@ def qgemm(
             scale of y; for floats of the same dtype.
         out_dtype: uint8 or int16, which need an out_scale, or float32, bfloat16, float16.
         out_scale, out_zero_point: a number or (N,) each; |out_zero_point| <= 2^20.
-        table: (256,) uint8, through which every byte of y goes last: an activation function on quantized values.
+        table: (256,) uint8, through which every byte of y goes last: an activation function on quantized values. Or a curve, int16 of
+            `reference.activation_curve` for this out_scale and out_zero_point: the activation in finer steps than bytes.
         a_bits, out_bits: 8 or 6: bytes of a are at most 2^a_bits - 1, those of y are.
         collect: of an int16 y, how many groups of rows to give the sums of, for the norm that follows (`qnorm`).
         backend: None for automatic choice, or "cpu" or "reference".
@@ -254,7 +255,7 @@ def _cpu_forward(
     status = native.qgemm(
         rows, a.data_ptr(), a.stride(0), weight.data_ptr(), weight.shape[0],
         (columns, depth, bits), channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype],
-        plain, *activation_code(activation), 0 if table is None else table.data_ptr(),
+        plain, *activation_code(activation), *table_addresses(table),
         0 if residual is None else residual.data_ptr(), 0 if residual is None else QTYPE_CODES[residual.dtype],
         0 if residual is None else residual.stride(0), residual_scale, residual_zero_point,
         0 if row_scale is None else row_scale.data_ptr(), 0 if row_zero_point is None else row_zero_point.data_ptr(),
@@ -293,6 +294,13 @@ def _reference_collect(
         out_dtype=torch.int16, residual=residual,
     )  # fmt: skip
     return y, reference.stream_sums(y, collect)
+
+
+def table_addresses(table: Optional) -> tuple[int, int]:
+    """Of a table of bytes and of a curve: at most one of them is one."""
+    if table is None:
+        return 0, 0
+    return (table.data_ptr(), 0) if table.dtype == torch.uint8 else (0, table.data_ptr())
 
 
 def activation_code(activation: str) -> tuple[int, int]:

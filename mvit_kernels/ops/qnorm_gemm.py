@@ -14,7 +14,7 @@ from .gemm import walkable_rows
 from .library import QTYPE_CODES, direct, raise_status, register
 from .pack_weight import PackedWeight, check_packed, unpack_bytes
 from .qchannels import Settings, check_channels, quantization, unpack_channels
-from .qgemm import activation_code
+from .qgemm import activation_code, table_addresses
 from .qnorm import Norm, check_stream, norm_of
 
 OP = "qnorm_gemm"
@@ -49,7 +49,7 @@ def prepare_qnorm_gemm(
     settled = quantization(
         OP, weight.unpack(), a_scale=norm.out_scale, a_zero_point=norm.out_zero_point, w_scale=w_scale, bias=bias, activation=activation,
         residual_scale=None, residual_zero_point=None, out_dtype=out_dtype, out_scale=out_scale, out_zero_point=out_zero_point,
-        a_bits=a_bits, out_bits=out_bits,
+        a_bits=a_bits, out_bits=out_bits, table=table,
     )  # fmt: skip
     return QNormGemm(norm, weight, *settled, qchecks.table(OP, table, out_dtype), backend)
 
@@ -114,7 +114,7 @@ def _cpu_forward(
         rows, x.data_ptr(), x.stride(0), 0 if sums is None else sums.shape[0], 0 if sums is None else sums.data_ptr(), scale, a_scale,
         a_zero_point, eps, a_bits, weight.data_ptr(), weight.shape[0],
         (columns, depth, bits), channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype],
-        plain, *activation_code(activation), 0 if table is None else table.data_ptr(), y.data_ptr(), columns, torch.get_num_threads(),
+        plain, *activation_code(activation), *table_addresses(table), y.data_ptr(), columns, torch.get_num_threads(),
     )  # fmt: skip
     if status:
         raise_status(OP, status)

@@ -162,8 +162,20 @@ class _Builder:
             settings["second_channels"] = self.sizes[self.source(node, 1)][0]
         if settings.get("residual") and form != "stream":
             settings |= self.residual_of(node)
+        curve = self.curve_of(node, form)
+        if curve is not None:
+            settings["form"], channels = "curve", channels | {"table": curve}
         kind = "qlinear" if node.kind == "linear" else f"q{node.kind}"
         return replace(node, kind=kind, settings=settings, weights={**layer, **channels})
+
+    def curve_of(self, node: Node, form: str) -> Tensor | None:
+        """The activation on int16 numbers, where bytes of one scale leave and nothing is added: much faster than a polynomial on floats."""
+        name, found = node.settings.get("activation"), self.found.get(self.layout.key(node.name, form)) if form == "byte" else None
+        if name not in reference.CURVES or not isinstance(found, Byte) or node.settings.get("residual"):
+            return None
+        if reference.curve_shift(name, found.scale) is None or not 0 <= found.zero_point < 2**found.bits:
+            return None
+        return reference.activation_curve(name, found.scale, found.zero_point, found.bits)
 
     def residual_of(self, node: Node) -> dict[str, Any]:
         form = "stream" if node.name in self.layout.streams else "byte"

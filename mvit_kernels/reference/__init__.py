@@ -1,6 +1,7 @@
 """Every op in plain torch: the definition that kernels, tests and benchmarks are held against. Runs in any dtype, float64 included."""
 
 from .activation import ACTIVATIONS, activate, activate_backward
+from .activation_curve import CURVE_SHIFT, CURVE_SIZE, CURVES, activation_curve, apply_curve, curve_shift
 from .conv2d import conv2d, conv2d_backward
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from .feed_forward import channel_norm, channel_norm_backward, feed_forward, feed_forward_backward
@@ -27,18 +28,24 @@ from .stream import dequantize_stream, quantize_stream
 
 __all__ = [
     "ACTIVATIONS",
+    "CURVES",
+    "CURVE_SHIFT",
+    "CURVE_SIZE",
     "OVERFLOW",
     "QACTIVATIONS",
     "Channels",
     "Rows",
     "activate",
     "activate_backward",
+    "activation_curve",
     "activation_table",
     "along",
+    "apply_curve",
     "channel_norm",
     "channel_norm_backward",
     "conv2d",
     "conv2d_backward",
+    "curve_shift",
     "depthwise_conv2d",
     "depthwise_conv2d_backward",
     "dequantize",

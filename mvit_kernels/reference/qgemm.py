@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 
+from .activation_curve import apply_curve
 from .activation_segments import SEGMENTS
 
 Tensor = torch.Tensor
@@ -104,6 +105,8 @@ def epilogue(
     if out_dtype == torch.int16:
         q = x.clamp(-(2.0**17), 2.0**17).round().to(torch.int64)
         return (q if residual is None else q + residual.to(torch.int64)).clamp(-(2**15), 2**15 - 1).to(torch.int16)
+    if table is not None and table.dtype == torch.int16:
+        return apply_curve(x, table)
     if not plain:
         if residual is not None:
             x = x + _real(residual, residual_scale, residual_zero_point)

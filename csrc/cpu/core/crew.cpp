@@ -27,25 +27,37 @@ void spin(const Ready& ready) {
 Crew* Crew::led() { return led_crew; }
 void Crew::set_led(Crew* crew) { led_crew = crew; }
 
-void Crew::share(Job job, const void* body) {
+// Opening and closing a job, and entering it, are sequentially consistent: either the leader sees a follower inside, or the follower sees
+// that the job is closed.
+void Crew::give(Job job, const void* body, bool all) {
     job_ = job;
     body_ = body;
-    orders_.fetch_add(1, std::memory_order_release);
-    Crew* outer = led_crew;
-    led_crew = nullptr;  // what a body calls is serial
-    job(body, 0);
-    led_crew = outer;
-    spin([&] { return done_.load(std::memory_order_acquire) == size_ - 1; });
     done_.store(0, std::memory_order_relaxed);
+    order_.fetch_add(1);
+    led_crew = nullptr;  // what a body calls is serial
+    job(*this, body, 0);
+    led_crew = this;
+    if (all) spin([&] { return done_.load(std::memory_order_acquire) == size_ - 1; });
+    order_.fetch_add(1);
+    spin([&] { return inside_.load() == 0; });
 }
 
 void Crew::follow(int index) {
+    if (index >= size_) return;
     for (uint32_t seen = 0;;) {
-        spin([&] { return orders_.load(std::memory_order_acquire) != seen; });
-        ++seen;
-        if (!job_) return;
-        job_(body_, index);
-        done_.fetch_add(1, std::memory_order_release);
+        uint32_t order = 0;
+        spin([&] {
+            order = order_.load(std::memory_order_acquire);
+            return (order != seen && order % 2 == 1) || over_.load(std::memory_order_acquire);
+        });
+        if (order == seen || order % 2 == 0) return;  // over
+        inside_.fetch_add(1);
+        if (order_.load() == order) {
+            seen = order;
+            job_(*this, body_, index);
+            done_.fetch_add(1, std::memory_order_release);
+        }
+        inside_.fetch_sub(1);
     }
 }
 

@@ -44,7 +44,7 @@ struct Team {
 template <class Body>
 void parallel_region(int threads, const Body& body) {
     if (threads > 1) {
-        if (Crew* crew = Crew::led()) return crew->share([&](int index) { body(Team{index, crew->size(), crew}); });
+        if (Crew* crew = Crew::led()) return crew->gather([&](int index) { body(Team{index, crew->size(), crew}); });
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads)
         body(Team{omp_get_thread_num(), omp_get_num_threads()});
@@ -57,6 +57,9 @@ void parallel_region(int threads, const Body& body) {
 // Runs body(task) for every task in [0, tasks).
 template <class Body>
 void parallel_for(int64_t tasks, int threads, const Body& body) {
+    if (threads > 1) {
+        if (Crew* crew = Crew::led()) return crew->deal(tasks, body);
+    }
     parallel_region(threads, [&](const Team& team) {
         team.share(tasks, [&](int64_t first, int64_t last) {
             for (int64_t task = first; task < last; ++task) body(task);

@@ -21,7 +21,8 @@
 //     rint(min(max(x, low), high)) + z = min(max(sat8(sat16(sat16(rint(x)) + z)), low + z), high + z)
 //
 // since low, high and z are integers. It takes 7 instructions for 64 values instead of 15. |sum| <= 2^31, so plain results need scale < 1;
-// behind segments, for which |activation(x)| <= |x| + 1, scale inverse <= 1/2 and inverse <= 2^20 are enough.
+// behind segments, for which |activation(x)| <= |x| + 1, scale inverse <= 1/2 and inverse <= 2^20 are enough. A curve's argument is rounded
+// and saturated like a plain result, and what it gives is a byte.
 //
 // Rows outside of the map are taken from their neighbour with weights of zero.
 #pragma once
@@ -63,8 +64,10 @@ struct QDepthwiseSums {
     }
 };
 
-// How a row is finished: by the epilogue, or by narrow steps, plain or behind segments.
-enum class QDepthwiseFinish { epilogue, plain, segments };
+// How a row is finished: by the epilogue, or by narrow steps, plain or behind segments or a curve.
+enum class QDepthwiseFinish { epilogue, plain, segments, curve };
+
+constexpr int16_t no_curve[qcurve_size] = {};
 
 #if defined(MVIT_ISA_AVX512VNNI)
 
@@ -98,6 +101,9 @@ struct Bytes64 {
     static Vector to_words(Vector a, Vector b, Vector zero_point) { return _mm512_adds_epi16(_mm512_packs_epi32(a, b), zero_point); }
     static Vector to_bytes(Vector a, Vector b, Vector low, Vector high) {
         return _mm512_min_epu8(_mm512_max_epu8(_mm512_packus_epi16(a, b), low), high);
+    }
+    static Vector curved(const Vector (&sum)[4], const QCurve& curve) {
+        return _mm512_packus_epi16(curve(_mm512_packs_epi32(sum[0], sum[1])), curve(_mm512_packs_epi32(sum[2], sum[3])));
     }
     // Vectors of positions to the order of channels: a transpose of quarters.
     static void in_order(const Vector (&q)[4], int32_t* to) {
@@ -143,6 +149,11 @@ struct Bytes32 {
     static Vector to_words(Vector a, Vector b, Vector zero_point) { return _mm256_adds_epi16(_mm256_packs_epi32(a, b), zero_point); }
     static Vector to_bytes(Vector a, Vector b, Vector low, Vector high) {
         return _mm256_min_epu8(_mm256_max_epu8(_mm256_packus_epi16(a, b), low), high);
+    }
+    static Vector curved(const Vector (&sum)[4], const QCurve& curve) {
+        const __m512i a = _mm512_castsi256_si512(_mm256_packs_epi32(sum[0], sum[1]));
+        const __m512i both = curve(_mm512_inserti64x4(a, _mm256_packs_epi32(sum[2], sum[3]), 1));
+        return _mm256_packus_epi16(_mm512_castsi512_si256(both), _mm512_extracti64x4_epi64(both, 1));
     }
     static void in_order(const Vector (&q)[4], int32_t* to) {
         auto* out = reinterpret_cast<__m256i*>(to);
@@ -194,6 +205,7 @@ template <int stride, class B, bool whole, QDepthwiseFinish finish>
     const Vector zero_point[2] = {B::load(block.zero_point), B::load(block.zero_point + 32)};
     const Vector low = B::load(block.low), high = B::load(block.high);
     QDepthwiseSums sums;  // otherwise
+    const QCurve curve(finish == QDepthwiseFinish::curve ? e.curve : no_curve);
 
     Column before{{none, none, none, none}}, here, after;
     if constexpr (stride == 1) column(0, here);
@@ -222,8 +234,13 @@ template <int stride, class B, bool whole, QDepthwiseFinish finish>
         }
         if constexpr (finish != QDepthwiseFinish::epilogue) {
             B::template convert<finish == QDepthwiseFinish::segments>(sum, block, e.segments);
-            const Vector a = B::to_words(sum[0], sum[1], zero_point[0]), b = B::to_words(sum[2], sum[3], zero_point[1]);
-            const Vector bytes = B::to_bytes(a, b, low, high);
+            Vector bytes;
+            if constexpr (finish == QDepthwiseFinish::curve) {
+                bytes = B::curved(sum, curve);
+            } else {
+                const Vector a = B::to_words(sum[0], sum[1], zero_point[0]), b = B::to_words(sum[2], sum[3], zero_point[1]);
+                bytes = B::to_bytes(a, b, low, high);
+            }
             if constexpr (whole) {
                 B::store(y, bytes);
             } else {
@@ -331,7 +348,9 @@ template <int stride, bool whole, QDepthwiseFinish finish>
             constexpr bool segments = finish == QDepthwiseFinish::segments;
             const __m256i a = converted<segments>(sum.half[0], scale, inverse, e.segments);
             const __m256i b = converted<segments>(sum.half[1], scale + 16, inverse + 16, e.segments);
-            const __m256i q = _mm256_adds_epi16(_mm256_packs_epi32(a, b), two_quarters(zero_point, zero_point + 32));
+            const __m256i words = _mm256_packs_epi32(a, b);
+            const __m256i q = finish == QDepthwiseFinish::curve ? QCurve(e.curve)(words)
+                                                                : _mm256_adds_epi16(words, two_quarters(zero_point, zero_point + 32));
             const __m128i packed = _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi16(q, q), 0x08));
             const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.low + in_block));
             const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.high + in_block));
@@ -437,6 +456,8 @@ inline void qdepthwise_row(const QDepthwiseRow& r, const QEpilogue& e) {
         qdepthwise_blocks<stride, QDepthwiseFinish::epilogue>(r, e, taps);
     } else if (e.activation == QActivation::segments) {
         qdepthwise_blocks<stride, QDepthwiseFinish::segments>(r, e, taps);
+    } else if (e.curve) {
+        qdepthwise_blocks<stride, QDepthwiseFinish::curve>(r, e, taps);
     } else {
         qdepthwise_blocks<stride, QDepthwiseFinish::plain>(r, e, taps);
     }

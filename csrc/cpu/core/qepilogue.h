@@ -12,11 +12,13 @@
 //
 //     bytes       q = rint(min(max(x, low[n]), high[n])) + zero_point[n]          ties to even; low, high: what 0 .. 2^bits - 1 allows
 //     int16       q = rint(min(max(x, -2^17), 2^17)) + residual, saturated        the residual stream: its scale is the output's
+//     curve       q = an activation on int16 numbers                          qcurve.h; scale: s_a s_w 2^f / s_y
 //
 // The clamp comes before the conversion, which gives INT_MIN for whatever is too large.
 #pragma once
 
 #include "cpu/core/byte_table.h"
+#include "cpu/core/qcurve.h"
 #include "cpu/core/qepilogue_types.h"
 #include "cpu/core/qrows.h"
 
@@ -156,8 +158,22 @@ inline void finish_bytes(const QEpilogue& e, const int32_t* c, int64_t c_stride,
     }
 }
 
+// finish_vector of bytes by way of a curve, down the rows.
+inline void finish_curve(const QEpilogue& e, const int32_t* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first,
+                         int64_t columns) {
+    const QCurve curve(e.curve);
+    for (int64_t j = 0; j < columns; j += F32::width) {
+        const int lanes = lanes_left(columns, j);
+        const F32 scale = F32::load(e.channels.scale + first + j);
+        const int32_t* sum = c + j;
+        uint8_t* y = static_cast<uint8_t*>(e.y) + row * e.y_stride + first + j;
+        for (int64_t r = 0; r < rows; ++r, sum += c_stride, y += e.y_stride) store(curve_of(curve, I32::load(sum), scale), y, lanes);
+    }
+}
+
 // Rows of sums [0, columns), which stand for the columns from `first` on; rows from `row` on.
 inline void finish_rows(const QEpilogue& e, const int32_t* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first, int64_t columns) {
+    if (e.curve) return finish_curve(e, c, c_stride, row, rows, first, columns);
     if (!e.row_zero_point && !e.row_scale) {
         if (e.type == QType::i16 && e.residual) return finish_stream(e, c, c_stride, row, rows, first, columns);
         if (e.type == QType::u8 && e.plain) return finish_bytes(e, c, c_stride, row, rows, first, columns);
@@ -199,7 +215,7 @@ inline void multiply_qpanels(const QTileKernels& tiles, const QOperand& a, int64
                          w.bits, init + first, init_stride};
         if (direct) {
             tiles.requantize(tile, e.channels.from(first), static_cast<int>(columns), static_cast<uint8_t*>(e.y) + row * e.y_stride + first,
-                             e.y_stride);
+                             e.y_stride, e.curve);
         } else {
             tiles.accumulate(tile, sums, qtile_scratch);
             finish_rows(e, sums, qtile_scratch, row, rows, first, columns);

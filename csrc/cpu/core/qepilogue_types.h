@@ -18,6 +18,7 @@ struct QEpilogue {
     QActivation activation;
     const float* segments;  // [3][32], see activate_segments
     const uint8_t* table;   // 256 bytes through which every byte of y goes last, or null
+    const int16_t* curve;   // an activation that makes bytes of its own (qcurve.h), of plain results; or null
     const void* residual;   // rows of residual_type, or null
     QType residual_type;    // u8; i16; or, where y is a float, its type
     int64_t residual_stride;

@@ -43,8 +43,8 @@ struct QTileKernels {
     // Writes whole panels of c.
     void (*accumulate)(const QTile&, int32_t* c, int64_t c_stride);
     // y[r, n] = clamp(rint(c[r, n] scale[n]), low[n], high[n]) + zero_point[n] of the first `columns` columns, straight from registers;
-    // null where an instruction set gains nothing by that.
-    void (*requantize)(const QTile&, const QChannels&, int columns, uint8_t* y, int64_t y_stride);
+    // or by a curve (qcurve.h); null where an instruction set gains nothing by that.
+    void (*requantize)(const QTile&, const QChannels&, int columns, uint8_t* y, int64_t y_stride, const int16_t* curve);
 };
 
 }  // namespace mvit

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/core/isa.h"
+#include "cpu/core/qcurve.h"
 #include "cpu/core/qrows.h"
 
 namespace mvit {
@@ -179,35 +180,52 @@ template <bool clamps, int rows, int vectors>
 
 // Packed with saturation: to int16, then to bytes. This works inside 128-bit lanes: four groups of 4 columns end up side by side, a quarter
 // of each vector. Where there are fewer vectors the last one stands in.
-template <int rows, int vectors>
-[[gnu::always_inline]] inline void store_bytes(const __m512i (&sum)[rows][vectors], int columns, uint8_t* y, int64_t y_stride) {
+template <int rows, int vectors, class Finish>
+[[gnu::always_inline]] inline void store_bytes(const __m512i (&sum)[rows][vectors], int columns, uint8_t* y, int64_t y_stride,
+                                               const Finish& finish) {
     constexpr int second = vectors > 1 ? 1 : 0, third = vectors > 2 ? 2 : 0, fourth = vectors > 3 ? 3 : third;
     const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __mmask64 mask = columns == 64 ? ~__mmask64{0} : (__mmask64{1} << columns) - 1;
 #pragma GCC unroll 14
     for (int r = 0; r < rows; ++r) {
-        const __m512i a = _mm512_packs_epi32(sum[r][0], sum[r][second]);
-        const __m512i b = vectors > 2 ? _mm512_packs_epi32(sum[r][third], sum[r][fourth]) : a;
+        const __m512i a = finish(_mm512_packs_epi32(sum[r][0], sum[r][second]));
+        const __m512i b = vectors > 2 ? finish(_mm512_packs_epi32(sum[r][third], sum[r][fourth])) : a;
         _mm512_mask_storeu_epi8(y + r * y_stride, mask, _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(a, b)));
     }
 }
 
+// Arguments of a curve: the conversion may leave the range of int16 to packing.
 template <int rows, int vectors>
-void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, bool clamps, int columns, uint8_t* y, int64_t y_stride) {
+[[gnu::always_inline]] inline void curve_arguments(__m512i (&sum)[rows][vectors], const QChannels& channels) {
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+        const __m512 scale = _mm512_loadu_ps(channels.scale + v * qpanel);
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; ++r) sum[r][v] = curve_argument(sum[r][v], scale);
+    }
+}
+
+template <int rows, int vectors>
+void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, bool clamps, int columns, uint8_t* y, int64_t y_stride,
+                     const QCurve* curve) {
     __m512i sum[rows][vectors];
     multiply(t, first, sum);
+    if (curve) {
+        curve_arguments(sum, channels);
+        return store_bytes(sum, columns, y + first * y_stride, y_stride, [curve](__m512i words) { return (*curve)(words); });
+    }
     if (clamps) {
         round_sums<true>(sum, channels);
     } else {
         round_sums<false>(sum, channels);
     }
-    store_bytes(sum, columns, y + first * y_stride, y_stride);
+    store_bytes(sum, columns, y + first * y_stride, y_stride, [](__m512i words) { return words; });
 }
 
 constexpr int most_rows[qgroup] = {14, 12, 8, 6};  // of 1, 2, 3, 4 panels: 24 sums, and columns and a row beside them
 
 using AccumulateTile = void (*)(const QTile&, int64_t, int32_t*, int64_t);
-using RequantizeTile = void (*)(const QTile&, int64_t, const QChannels&, bool, int, uint8_t*, int64_t);
+using RequantizeTile = void (*)(const QTile&, int64_t, const QChannels&, bool, int, uint8_t*, int64_t, const QCurve*);
 
 #define MVIT_TILE(function, r, v) function<((r) <= most_rows[(v) - 1] ? (r) : 1), v>
 #define MVIT_TILES(function, r) {MVIT_TILE(function, r, 1), MVIT_TILE(function, r, 2), MVIT_TILE(function, r, 3), MVIT_TILE(function, r, 4)}
@@ -226,10 +244,17 @@ void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
               [&](int rows, int64_t first) { accumulate_tiles[rows - 1][t.panels - 1](t, first, c, c_stride); });
 }
 
-void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride) {
-    const bool clamps = !packing_clamps(channels, columns);
-    each_tile(t.rows, most_rows[t.panels - 1],
-              [&](int rows, int64_t first) { requantize_tiles[rows - 1][t.panels - 1](t, first, channels, clamps, columns, y, y_stride); });
+void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride, const int16_t* curve) {
+    const auto run = [&](bool clamps, const QCurve* by) {
+        each_tile(t.rows, most_rows[t.panels - 1], [&](int rows, int64_t first) {
+            requantize_tiles[rows - 1][t.panels - 1](t, first, channels, clamps, columns, y, y_stride, by);
+        });
+    };
+    if (curve) {
+        const QCurve by(curve);
+        return run(false, &by);
+    }
+    run(!packing_clamps(channels, columns), nullptr);
 }
 
 #elif defined(MVIT_ISA_AVX2)

@@ -24,6 +24,7 @@ Status check(const QConv2dProblem& p) {
     if (p.weight.depth != p.kernel * p.kernel * channels(p)) return Status::bad_shape;
     if (!known(p.epilogue.type)) return Status::bad_dtype;
     if (p.epilogue.table && p.epilogue.type != QType::u8) return Status::bad_dtype;
+    if (p.epilogue.curve && (p.epilogue.type != QType::u8 || !p.epilogue.plain || p.epilogue.residual)) return Status::bad_dtype;
     if (p.epilogue.row_scale || p.epilogue.row_zero_point) return Status::bad_layout;
     return Status::ok;
 }

@@ -13,6 +13,7 @@ Status check(const QDepthwiseConv2dProblem& p) {
     const QEpilogue& e = p.epilogue;
     if (p.batch < 0 || p.height < 0 || p.width < 0 || p.channels < 0 || (p.stride != 1 && p.stride != 2)) return Status::bad_shape;
     if (!known(e.type) || (e.table && e.type != QType::u8)) return Status::bad_dtype;
+    if (e.curve && (e.type != QType::u8 || !e.plain || e.residual)) return Status::bad_dtype;
     if (p.narrow && (e.type != QType::u8 || e.residual || !(e.plain || e.activation == QActivation::segments))) return Status::bad_dtype;
     if (e.row_scale || e.row_zero_point) return Status::bad_layout;  // pixels of a map have no scales of their own
     return Status::ok;
