@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from mvit_kernels.models import create_model, list_models
+from mvit_kernels.models import create_model
 
 
 @torch.no_grad()
@@ -45,15 +45,18 @@ def timm_model(name: str, **options) -> nn.Module:
     return randomise(timm.create_model(name, **options))
 
 
-def assert_sizes(name: str, parameters: int, million_macs: float) -> None:
-    """Parameters, exactly, and multiply-adds of convolutions, linear layers and attention for one image, to 0.01 M."""
-    assert name in list_models()
+def parameters(name: str) -> int:
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in create_model(name).parameters())
+
+
+def million_macs(name: str) -> float:
+    """Multiply-adds of convolutions, linear layers and attention for one image."""
     with torch.device("meta"), torch.no_grad():
         model = create_model(name).eval().requires_grad_(False)
         with FlopCounterMode(display=False) as counter:
             model(torch.empty(1, 3, 224, 224))
-    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
-    assert counter.get_total_flops() / 2e6 == pytest.approx(million_macs, abs=0.01)
+    return counter.get_total_flops() / 2e6
 
 
 def assert_every_parameter_learns(model: nn.Module, x: torch.Tensor, silent: str = "nothing") -> None:
