@@ -127,6 +127,7 @@ def test_fresh_weights_keep_the_signal_alive():
     assert 1e-3 < logits.std() < 1e3
 
 
+@pytest.mark.slow
 def test_model_exports():
     assert_exports(tiny(), images((64, 64), 2))
 

@@ -143,12 +143,12 @@ def test_checkpoints_round_trip_and_those_of_timm_load(tmp_path):
     theirs = tiny_of_timm()
     torch.save({"state_dict": theirs.state_dict()}, tmp_path / "theirs.pth")
     ours = create_model("efficientformerv2_s0", checkpoint=tmp_path / "theirs.pth", **TINY)
-    save_checkpoint(ours, tmp_path / "ours.safetensors")
-    again = create_model("efficientformerv2_s0", checkpoint=tmp_path / "ours.safetensors", **TINY)
-    pyramid = create_model("efficientformerv2_s0", checkpoint=tmp_path / "ours.safetensors", features_only=True, **TINY)
+    save_checkpoint(ours, tmp_path / "ours.pth")
+    again = create_model("efficientformerv2_s0", checkpoint=tmp_path / "ours.pth", **TINY)
+    pyramid = create_model("efficientformerv2_s0", checkpoint=tmp_path / "ours.pth", features_only=True, **TINY)
     for model in (ours, again, pyramid):
         assert all(torch.equal(tensor, theirs.state_dict()[key]) for key, tensor in model.state_dict().items())
-    load_checkpoint(theirs, tmp_path / "ours.safetensors")
+    load_checkpoint(theirs, tmp_path / "ours.pth")
 
 
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
