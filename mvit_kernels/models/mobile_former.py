@@ -120,7 +120,7 @@ class DynamicReLU(nn.Module):
         )
 
     def forward(self, x: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
-        a, b = self.hyper(token)[:, :, None, None].chunk(2, dim=1)
+        a, b = self.hyper(token)[..., None, None].chunk(2, dim=1)
         return torch.maximum(2 * a * x, (2 * b - 1) * x)
 
 
@@ -324,7 +324,7 @@ class MobileFormer(nn.Module):
 
     def forward_features(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
         """The maps of the pyramid, finest first, and the tokens (B, T, D)."""
-        tokens = self.tokens.weight.expand(x.shape[0], -1, -1)
+        tokens = self.tokens.weight[None]  # the same for all images; the first block makes them differ
         x = self.stem(x)
         features = [x]
         for block in self.features:
@@ -337,9 +337,13 @@ class MobileFormer(nn.Module):
 
 
 def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, heads: int) -> torch.Tensor:
-    """Softmax attention, each head on its slice of the channels. (B, N, C), (B, M, C), (B, M, C) -> (B, N, C)."""
+    """Softmax attention, each head on its slice of the channels. (B, N, C), (B, M, C), (B, M, C) -> (B, N, C).
+
+    The query may be one for all images, (1, N, C).
+    """
     query, key, value = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    scores = query @ key.transpose(2, 3) * query.shape[3] ** -0.5
+    return (scores.softmax(dim=3) @ value).transpose(1, 2).flatten(2)
 
 
 def _conv_norm(in_channels: int, out_channels: int, kernel_size: int = 1, *, stride: int = 1, groups: int = 1) -> tuple[nn.Module, ...]:
