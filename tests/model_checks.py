@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mvit_kernels.graph import capture, optimize, run
 from mvit_kernels.models import create_model
 
 
@@ -72,3 +73,11 @@ def assert_every_parameter_learns(model: nn.Module, x: torch.Tensor, silent: str
 def assert_exports(model: nn.Module, x: torch.Tensor) -> None:
     exported = torch.export.export(model, (x,))
     torch.testing.assert_close(exported.module()(x), model(x))
+
+
+@torch.no_grad()
+def assert_captured(model: nn.Module, x: torch.Tensor) -> None:
+    """The program of a model gives what the model gives, for any batch."""
+    program = optimize(capture(model, tuple(x.shape[1:])))
+    for batch in (x, x[:1]):
+        assert_same(run(program, batch), model(batch))

@@ -6,7 +6,17 @@ import pytest
 import safetensors
 import torch
 from marks import slow
-from model_checks import assert_every_parameter_learns, assert_exports, assert_same, images, million_macs, parameters, randomise, timm_model
+from model_checks import (
+    assert_captured,
+    assert_every_parameter_learns,
+    assert_exports,
+    assert_same,
+    images,
+    million_macs,
+    parameters,
+    randomise,
+    timm_model,
+)
 from torch import nn
 
 from mvit_kernels.models import EfficientFormer, EfficientFormerConfig, create_model, list_models, load_checkpoint, save_checkpoint
@@ -130,6 +140,10 @@ def test_fresh_weights_keep_the_signal_alive():
 @pytest.mark.slow
 def test_model_exports():
     assert_exports(tiny(), images((64, 64), 2))
+
+
+def test_model_is_captured():
+    assert_captured(tiny(), images((64, 64), 2))
 
 
 def test_double_precision():

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 import torch
 from marks import slow
-from model_checks import assert_every_parameter_learns, assert_exports, assert_same, images, million_macs, parameters, randomise, timm_model
+from model_checks import (
+    assert_captured,
+    assert_every_parameter_learns,
+    assert_exports,
+    assert_same,
+    images,
+    million_macs,
+    parameters,
+    randomise,
+    timm_model,
+)
 from torch import nn
 
 from mvit_kernels.models import EfficientFormerV2, EfficientFormerV2Config, create_model, list_models, load_checkpoint, save_checkpoint
@@ -130,8 +140,13 @@ def test_fresh_weights_keep_the_signal_alive():
     assert 1e-3 < logits.std() < 1e3
 
 
+@pytest.mark.slow
 def test_model_exports():
     assert_exports(tiny(), images((64, 64), 2))
+
+
+def test_model_is_captured():
+    assert_captured(tiny(), images((64, 64), 2))
 
 
 def test_double_precision():

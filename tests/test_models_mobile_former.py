@@ -6,7 +6,7 @@ import pytest
 import safetensors
 import torch
 from marks import slow
-from model_checks import assert_every_parameter_learns, assert_exports, images, million_macs, parameters, randomise
+from model_checks import assert_captured, assert_every_parameter_learns, assert_exports, images, million_macs, parameters, randomise
 from torch import nn
 
 from mvit_kernels.models import MobileFormer, MobileFormerConfig, create_model, list_models, load_checkpoint, save_checkpoint
@@ -35,7 +35,7 @@ TINY = {
     "token_dim": 16,
     "stem_channels": 4,
     "blocks": ((1, 8, 4), (2, 24, 8), (1, 16, 8), (1, 32, 12)),
-    "head_dim": 20,
+    "classifier_dim": 20,
     "groups": 2,
     "num_classes": 5,
 }
@@ -296,6 +296,10 @@ def test_fresh_weights_are_those_of_the_release():
 
 def test_model_exports():
     assert_exports(tiny(blocks=((1, 8, 4), (2, 24, 8))), images((32, 32), 2))
+
+
+def test_model_is_captured():
+    assert_captured(tiny(), images((32, 32), 2))
 
 
 def test_double_precision():

@@ -26,7 +26,7 @@ class MobileFormerConfig:
     token_dim: int
     stem_channels: int
     blocks: tuple[tuple[int, int, int], ...]
-    head_dim: int  # width of the last layer before the classifier
+    classifier_dim: int  # width of the last layer before the classifier
     groups: int = 1  # of the 1x1 convolutions on the map
     drop_rate: float = 0.2  # dropout before the classifier; the authors used 0.1 to 0.3
     in_chans: int = 3
@@ -52,8 +52,8 @@ FORMER_HEADS = 4
 
 _SMALL = ((2, 24, 12), (1, 36, 12), (2, 72, 24), (1, 72, 24), (2, 144, 48), (1, 192, 48), (1, 288, 64), (2, 384, 96), (1, 576, 96))
 VARIANTS = {
-    "mobile_former_26m": MobileFormerConfig(num_tokens=3, token_dim=128, stem_channels=8, blocks=_SMALL, head_dim=1024, groups=4),
-    "mobile_former_52m": MobileFormerConfig(num_tokens=3, token_dim=128, stem_channels=8, blocks=_SMALL, head_dim=1024),
+    "mobile_former_26m": MobileFormerConfig(num_tokens=3, token_dim=128, stem_channels=8, blocks=_SMALL, classifier_dim=1024, groups=4),
+    "mobile_former_52m": MobileFormerConfig(num_tokens=3, token_dim=128, stem_channels=8, blocks=_SMALL, classifier_dim=1024),
     "mobile_former_96m": MobileFormerConfig(
         num_tokens=4,
         token_dim=128,
@@ -62,7 +62,7 @@ VARIANTS = {
             *((1, 24, 12), (2, 72, 16), (2, 96, 32), (1, 96, 32), (2, 192, 64), (1, 256, 64), (1, 384, 88), (2, 528, 128)),
             (1, 768, 128),
         ),
-        head_dim=1280,
+        classifier_dim=1280,
     ),
     "mobile_former_151m": MobileFormerConfig(
         num_tokens=6,
@@ -72,7 +72,7 @@ VARIANTS = {
             *((1, 24, 12), (2, 72, 16), (1, 48, 16), (2, 96, 32), (1, 96, 32), (2, 192, 64), (1, 256, 64), (1, 384, 88)),
             *((1, 528, 88), (2, 528, 128), (1, 768, 128), (1, 768, 128)),
         ),
-        head_dim=1280,
+        classifier_dim=1280,
     ),
     "mobile_former_214m": MobileFormerConfig(
         num_tokens=6,
@@ -82,7 +82,7 @@ VARIANTS = {
             *((1, 24, 12), (2, 72, 20), (1, 60, 20), (2, 120, 40), (1, 160, 40), (2, 240, 80), (1, 320, 80), (1, 480, 112)),
             *((1, 672, 112), (2, 672, 160), (1, 960, 160), (1, 960, 160)),
         ),
-        head_dim=1600,
+        classifier_dim=1600,
     ),
     "mobile_former_294m": MobileFormerConfig(
         num_tokens=6,
@@ -92,7 +92,7 @@ VARIANTS = {
             *((1, 32, 16), (2, 96, 24), (1, 96, 24), (2, 144, 48), (1, 192, 48), (2, 288, 96), (1, 384, 96), (1, 576, 128)),
             *((1, 768, 128), (2, 768, 192), (1, 1152, 192), (1, 1152, 192)),
         ),
-        head_dim=1920,
+        classifier_dim=1920,
     ),
     "mobile_former_508m": MobileFormerConfig(
         num_tokens=6,
@@ -102,7 +102,7 @@ VARIANTS = {
             *((1, 48, 24), (2, 144, 40), (1, 120, 40), (2, 240, 72), (1, 216, 72), (2, 432, 128), (1, 512, 128), (1, 768, 176)),
             *((1, 1056, 176), (2, 1056, 240), (1, 1440, 240), (1, 1440, 240)),
         ),
-        head_dim=1920,
+        classifier_dim=1920,
     ),
 }
 
@@ -110,7 +110,8 @@ VARIANTS = {
 class DynamicReLU(nn.Module):
     """max(a x, b x), whose slopes a and b the first token sets for each image and channel (arXiv 2003.10027, without intercepts).
 
-    Map (B, C, H, W) and token (B, D) -> (B, C, H, W). a is in [0, 2] and b in [-1, 1]; from zero they start: 1 and 0, a ReLU.
+    Map (B, C, H, W) and token (B, D) -> (B, C, H, W). a is in [0, 2] and b in [-1, 1]; a layer that gives zeros makes them 1 and
+    0, which is ReLU.
     """
 
     def __init__(self, channels: int, token_dim: int) -> None:
@@ -264,7 +265,7 @@ class DownsamplingBlock(MobileFormerBlock):
 
 
 class MobileFormerHead(nn.Module):
-    """Last map (B, C, H, W) and first token (B, D) -> logits, or the features (B, head_dim) where `num_classes` is 0."""
+    """Last map (B, C, H, W) and first token (B, D) -> logits, or the features (B, classifier_dim) where `num_classes` is 0."""
 
     def __init__(self, channels: int, token_dim: int, hidden: int, num_classes: int, *, groups: int, drop_rate: float) -> None:
         super().__init__()
@@ -281,8 +282,9 @@ class MobileFormerHead(nn.Module):
 class MobileFormer(nn.Module):
     """Images (B, in_chans, H, W), normalised by mean and deviation of ImageNet -> logits (B, num_classes).
 
-    `num_classes=0` gives the features (B, head_dim) that the classifier sees; `features_only=True` the list of the five maps
-    that `feature_info` describes, and there is no head. In training, the head's BatchNorm needs more than one image.
+    `num_classes=0` gives the features (B, classifier_dim) that the classifier sees; `features_only=True` the list of the maps that
+    `feature_info` describes, the last at each resolution, and there is no head. In training, the head's BatchNorm needs more
+    than one image.
     """
 
     def __init__(self, config: MobileFormerConfig, *, num_classes: int = 1000, features_only: bool = False) -> None:
@@ -309,7 +311,7 @@ class MobileFormer(nn.Module):
         if not features_only:
             self.local_global = MobileToFormer(levels[-1], config.token_dim)
             self.classifier = MobileFormerHead(
-                levels[-1], config.token_dim, config.head_dim, num_classes, groups=config.groups, drop_rate=config.drop_rate
+                levels[-1], config.token_dim, config.classifier_dim, num_classes, groups=config.groups, drop_rate=config.drop_rate
             )
         self.apply(_init_weights)
 
