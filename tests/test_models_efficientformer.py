@@ -142,6 +142,7 @@ def test_model_exports():
     assert_exports(tiny(), images((64, 64), 2))
 
 
+@pytest.mark.slow
 def test_model_is_captured():
     assert_captured(tiny(), images((64, 64), 2))
 
@@ -162,6 +163,7 @@ def test_checkpoints_round_trip(suffix, tmp_path):
     assert all(torch.equal(tensor, model.state_dict()[key]) for key, tensor in pyramid.state_dict().items())
 
 
+@pytest.mark.slow
 def test_checkpoints_of_timm_load_by_path(tmp_path):
     theirs = timm_model("efficientformer_l1")
     torch.save({"state_dict": theirs.state_dict()}, tmp_path / "theirs.pth")

@@ -145,6 +145,7 @@ def test_model_exports():
     assert_exports(tiny(), images((64, 64), 2))
 
 
+@pytest.mark.slow
 def test_model_is_captured():
     assert_captured(tiny(), images((64, 64), 2))
 
