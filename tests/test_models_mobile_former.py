@@ -58,7 +58,7 @@ def test_multiply_adds(name):
     assert million_macs(name) == pytest.approx(SIZES[name][1], abs=0.01)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", [name if name[14:] in ("52m", "508m") else slow(name) for name in SIZES])
 def test_layers_have_the_order_of_the_release(name):
     with torch.device("meta"):
         model = create_model(name)
