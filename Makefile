@@ -19,11 +19,11 @@ build: $(VENV)/native.stamp
 test: lint $(VENV)/dev.stamp
 	$(MAKE) --no-print-directory -j2 -C csrc test
 	$(BIN)/python -c "import mvit_kernels._cpu"
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 # What takes longer: every model variant, sanitizers, installation from scratch. Under an hour.
 test-all: asan $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q -m "slow and not gpu"
+	$(BIN)/python -m pytest -q -n 2 -m "slow and not gpu"
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-disable
 
 # Thousands of random networks, compiled, against the interpreter.
