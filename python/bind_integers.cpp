@@ -7,6 +7,7 @@
 #include "cpu/ops/qgemm.h"
 #include "cpu/ops/qlookup.h"
 #include "cpu/ops/qnorm.h"
+#include "cpu/ops/qpatch_attention.h"
 #include "cpu/ops/qresize.h"
 #include "cpu/ops/qseparable_attention.h"
 #include "cpu/ops/quantize.h"
@@ -226,6 +227,22 @@ int separable_gate(const Sizes& size, std::array<int64_t, 2> patch, uintptr_t v,
     return static_cast<int>(qseparable_gate(p, threads));
 }
 
+int quantized_softmax_attention(const Sizes& size, int64_t heads, std::array<int64_t, 2> patch, uintptr_t qkv,
+                                const std::array<int64_t, 3>& qkv_stride, int32_t q_zero_point, int32_t v_zero_point, float score_steps,
+                                float ratio, uintptr_t table, int32_t zero_point, int bits, uintptr_t y,
+                                const std::array<int64_t, 3>& y_stride, int threads) {
+    QPatchAttentionProblem p{};
+    p.batch = size[0], p.dim = size[1], p.heads = heads, p.height = size[2], p.width = size[3];
+    p.patch_h = patch[0], p.patch_w = patch[1];
+    p.qkv = bytes(qkv), p.y = writable_bytes(y);
+    for (size_t i = 0; i < 3; ++i) p.qkv_stride[i] = qkv_stride[i], p.y_stride[i] = y_stride[i];
+    p.q_zero_point = q_zero_point, p.v_zero_point = v_zero_point;
+    p.score_steps = score_steps, p.ratio = ratio;
+    p.table = bytes(table), p.byte = byte_of(zero_point, bits);
+    py::gil_scoped_release release;
+    return static_cast<int>(qpatch_attention(p, threads));
+}
+
 // Sizes are (B, C, H, W), of x; strides likewise, in bytes.
 int quantized_convolution(const Sizes& size, int64_t kernel, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t second,
                           int64_t second_channels, const Sizes& second_stride, uintptr_t zero_point, uintptr_t border, uintptr_t weight,
@@ -264,4 +281,5 @@ void mvit::bind_integers(py::module_& m) {
     m.def("qnorm_gemm", normalized_product);
     m.def("qseparable_context", separable_context);
     m.def("qseparable_gate", separable_gate);
+    m.def("qpatch_attention", quantized_softmax_attention);
 }

@@ -18,7 +18,7 @@ from mvit_kernels import reference
 from mvit_kernels.graph import Program, capture, optimize, run
 from mvit_kernels.graph.expand import Builder
 from mvit_kernels.graph.integers import KINDS, prepare
-from mvit_kernels.quant import Byte, Stream, integer_program
+from mvit_kernels.quant import Byte, Projection, Scores, Stream, integer_program
 from mvit_kernels.quant.alignment import aligned, rewritten_otherwise
 from mvit_kernels.quant.calibrate import Range, ranges
 from mvit_kernels.quant.layout import Layout
@@ -85,12 +85,29 @@ def test_a_network_of_version_2_is_integers_from_stem_to_head() -> None:
     assert len(streams) == 1
 
 
-def test_version_1_leaves_integers_for_its_attention_alone() -> None:
-    program, found, _ = network("mobilevit_xxs")
+def test_a_network_of_version_1_is_integers_too() -> None:
+    program, found, x = network("mobilevit_xxs")
     integers = quantized(program, found)
-    assert {node.kind for node in integers if node.kind not in KINDS} == {"input", "patch_attention"}
-    assert all(integers[node.inputs[0]].settings["out"] == "float32" for node in integers if node.kind == "patch_attention")
-    assert kinds(integers)["dequantize"] == 0
+    assert [node.name for node in integers if node.kind not in KINDS] == ["input"]
+    assert [node.name for node in integers if node.kind in ("quantize", "dequantize")] == ["input.quantize"]
+    attentions = [node for node in integers if node.kind == "qpatch_attention"]
+    assert len(attentions) == kinds(program)["patch_attention"] == 9
+    for node in attentions:
+        made, thirds = integers[node.inputs[0]], found[node.inputs[0]].high.chunk(3)
+        scale = made.weights["out_scale"].chunk(3)
+        assert [float(each[0]) for each in scale][::2] == [node.settings["q_scale"], node.settings["v_scale"]]
+        assert all((each == each[0]).all() for each in scale)
+        assert all(255 * float(each[0]) >= 0.99 * float(high.max()) for each, high in zip(scale, thirds, strict=True))
+
+
+def test_a_skipped_attention_is_float() -> None:
+    program, found, x = network("mobilevit_xxs")
+    integers = quantized(program, found, skip=("stages.2.1.*.attention",))
+    floats = [node for node in integers if node.kind == "patch_attention"]
+    assert len(floats) == 2
+    assert all(integers[node.inputs[0]].settings["out"] == "float32" for node in floats)
+    assert all(f"{node.name}.quantize" in integers for node in floats)
+    assert sqnr(run(program, x), run(integers, x)) > 20
 
 
 def test_both_inputs_of_a_convolution_have_one_scale() -> None:
@@ -205,6 +222,30 @@ def scores_that_others_take(build: Builder, x: str) -> list[str]:
     return [conv(build, z, 8, 1, "second"), conv(build, y, 4, 1, "third")]
 
 
+def softmax(build: Builder, x: str, scale: float = 0.3) -> str:
+    depth, height, width = build.size(x)
+    return build.add("patch_attention", (x,), (depth // 3, height, width), f"{x}.attention{scale}", {"heads": 2, "patch": (2, 2), "scale": scale})
+
+
+def softmax_that_writes_a_result(build: Builder, x: str) -> list[str]:
+    return [softmax(build, conv(build, x, 12, 1, "first"))]
+
+
+def softmax_of_what_others_take(build: Builder, x: str) -> list[str]:
+    y = conv(build, x, 12, 1, "first")
+    return [conv(build, softmax(build, y), 8, 1, "second"), conv(build, y, 4, 1, "third")]
+
+
+def softmax_twice_of_a_sum(build: Builder, x: str) -> list[str]:
+    y = build.plus(conv(build, x, 12, 3, "first"), conv(build, x, 12, 1, "second"))
+    return [build.cat(softmax(build, y), softmax(build, y, -0.5))]
+
+
+def softmax_into_a_norm(build: Builder, x: str) -> list[str]:
+    y = softmax(build, hard_swish(build, conv(build, x, 12, 1, "first")))
+    return [conv(build, norm(build, y), 8, 1, "second")]
+
+
 def depthwise_in_a_stream(build: Builder, x: str) -> list[str]:
     y = build.depthwise(conv(build, x, 8, 1, "first"), torch.randn(8, 1, 3, 3) / 3, None, 2, "second")
     return [conv(build, norm(build, y), 8, 1, "third")]
@@ -212,7 +253,8 @@ def depthwise_in_a_stream(build: Builder, x: str) -> list[str]:
 
 NETWORKS = (
     stream_of_an_activation, norm_of_a_norm, norm_of_the_image, norm_with_weights, result_in_a_stream, resized_stream_and_cat,
-    floats_between, scores_that_others_take, depthwise_in_a_stream,
+    floats_between, scores_that_others_take, depthwise_in_a_stream, softmax_that_writes_a_result,
+    softmax_of_what_others_take, softmax_twice_of_a_sum, softmax_into_a_norm,
 )  # fmt: skip
 
 
@@ -240,7 +282,7 @@ def test_bytes_of_ranges() -> None:
     assert byte_of(2.0, 255.0, 8) == Byte(1.0, 0, 8)  # 0 is among the values
     assert byte_of(-63.0, -5.0, 6) == Byte(1.0, 63, 6)
     assert byte_of(-1e-30, 1e-30, 8).scale == 2.0**-32
-    for representation in (Byte(0.5, -3, 6), Stream(0.25)):
+    for representation in (Byte(0.5, -3, 6), Stream(0.25), Scores(Byte(0.5, 1), Byte(0.25, 2)), Projection(*[Byte(0.5, 7)] * 3)):
         assert from_json(to_json(representation)) == representation
 
 

@@ -6,6 +6,7 @@
 #include "cpu/ops/qgemm.h"
 #include "cpu/ops/qlookup.h"
 #include "cpu/ops/qnorm.h"
+#include "cpu/ops/qpatch_attention.h"
 #include "cpu/ops/qresize.h"
 #include "cpu/ops/qseparable_attention.h"
 #include "cpu/ops/quantize.h"
@@ -177,6 +178,36 @@ constexpr Field fields[] = {
 };
 }  // namespace qseparable_gate_step
 
+namespace qpatch_attention_step {
+using Arguments = QPatchAttentionProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(batch),
+    MVIT_FIELD(dim),
+    MVIT_FIELD(heads),
+    MVIT_FIELD(height),
+    MVIT_FIELD(width),
+    MVIT_FIELD(patch_h),
+    MVIT_FIELD(patch_w),
+    MVIT_FIELD(qkv),
+    MVIT_FIELD(qkv_stride[0]),
+    MVIT_FIELD(qkv_stride[1]),
+    MVIT_FIELD(qkv_stride[2]),
+    MVIT_FIELD(q_zero_point),
+    MVIT_FIELD(v_zero_point),
+    MVIT_FIELD(score_steps),
+    MVIT_FIELD(ratio),
+    MVIT_FIELD(table),
+    MVIT_FIELD(byte.inverse),
+    MVIT_FIELD(byte.low),
+    MVIT_FIELD(byte.high),
+    MVIT_FIELD(byte.zero_point),
+    MVIT_FIELD(y),
+    MVIT_FIELD(y_stride[0]),
+    MVIT_FIELD(y_stride[1]),
+    MVIT_FIELD(y_stride[2]),
+};
+}  // namespace qpatch_attention_step
+
 // One scale and zero-point for all.
 namespace quantize_step {
 struct Arguments {
@@ -227,6 +258,7 @@ constexpr StepKind kinds[] = {
     MVIT_STEP(qnorm),
     MVIT_STEP(qseparable_context),
     MVIT_STEP(qseparable_gate),
+    MVIT_STEP(qpatch_attention),
     step_kind<quantize_step::Arguments>("quantize", quantize_step::fields, quantize_step::run<quantize>),
     step_kind<quantize_step::Arguments>("dequantize", quantize_step::fields, quantize_step::run<dequantize>),
     MVIT_STEP(quantize_image),

@@ -12,6 +12,7 @@ from mvit_kernels.ops.library import QTYPE_CODES
 from mvit_kernels.ops.pack_weight import PackedWeight
 from mvit_kernels.ops.qconv2d import tiles_pay
 from mvit_kernels.ops.qgemm import SEGMENTS, activation_code
+from mvit_kernels.reference import ATTENTION_TABLE, attention_factors
 from mvit_kernels.reference.quantize import single
 
 from .lower_floats import Lowering, rows_of
@@ -202,6 +203,19 @@ class _Integers(Lowering):
             **_prefixed("byte", _byte(settings["out_zero_point"], settings["out_bits"])),
         }  # fmt: skip
         self.out.add("qseparable_gate", (node,), fields)
+
+    def _qpatch_attention(self, node: Node) -> None:
+        settings, (dim, height, width), (patch_h, patch_w) = node.settings, node.size, node.settings["patch"]
+        scales = (float(single(settings[name])) for name in ("q_scale", "k_scale", "v_scale", "out_scale", "scale"))
+        steps, ratio = attention_factors(*scales)
+        fields = {
+            "batch": 1, "dim": dim, "heads": settings["heads"], "height": height, "width": width, "patch_h": patch_h, "patch_w": patch_w,
+            "qkv": self.ref(node.inputs[0]), "qkv_stride[1]": 3 * dim * width, "qkv_stride[2]": 3 * dim,
+            "q_zero_point": settings["q_zero_point"], "v_zero_point": settings["v_zero_point"], "score_steps": steps, "ratio": ratio,
+            "table": ATTENTION_TABLE, "y": self.value(node, torch.uint8), "y_stride[1]": dim * width, "y_stride[2]": dim,
+            **_prefixed("byte", _byte(settings["out_zero_point"], settings["out_bits"])),
+        }  # fmt: skip
+        self.out.add("qpatch_attention", (node,), fields)
 
     # --- the rest ---
 

@@ -178,6 +178,14 @@ def _qseparable_gate(node: Node, backend: str | None) -> Step:
     return Step(call)
 
 
+def _qpatch_attention(node: Node, backend: str | None) -> Step:
+    heads, patch = node.settings["heads"], node.settings["patch"]
+    values = _of_settings(
+        node, "q_scale", "q_zero_point", "k_scale", "v_scale", "v_zero_point", "out_scale", "out_zero_point", "out_bits", "scale"
+    )
+    return Step(lambda x: _map(ops.qpatch_attention(_pixels(x), heads, patch_size=patch, backend=backend, **values)))
+
+
 # --- the rest ---
 
 
@@ -212,6 +220,7 @@ _PREPARE: dict[str, Callable[[Node, str | None], Step]] = {
     "qnorm": _qnorm,
     "qseparable_context": _qseparable_context,
     "qseparable_gate": _qseparable_gate,
+    "qpatch_attention": _qpatch_attention,
     "qadd": _qadd,
     "qavg_pool": _qavg_pool,
     "qresize": _qresize,

@@ -50,6 +50,8 @@ KINDS = {
     "scores; patch, x_scale, x_zero_point, out (uint8 or float32), out_scale, out_zero_point, out_bits",
     "qseparable_gate": "separable_gate of bytes, all but the first channel of a map, and a float32 context; to uint8; patch, v_scale, "
     "v_zero_point, out_scale, out_zero_point, out_bits",
+    "qpatch_attention": "patch_attention of bytes to uint8; heads, patch, scale, q_scale, q_zero_point, k_scale, v_scale, v_zero_point, "
+    "out_scale, out_zero_point, out_bits",
     "qadd": "of bytes to uint8; a_scale, a_zero_point, b_scale, b_zero_point, out_scale, out_zero_point, out_bits",
     "qavg_pool": "of bytes; a_scale, a_zero_point, out (uint8 or float32), out_scale, out_zero_point, out_bits",
     "qresize": "bilinear, of bytes, to the size of the node; align_corners",

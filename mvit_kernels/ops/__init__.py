@@ -21,6 +21,7 @@ from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
 from .qlookup import qlookup
 from .qnorm import qnorm
 from .qnorm_gemm import QNormGemm, prepare_qnorm_gemm, qnorm_gemm
+from .qpatch_attention import qpatch_attention
 from .qresize import qresize
 from .qseparable_attention import qseparable_context, qseparable_gate
 from .quantize import dequantize, quantize, quantize_rows
@@ -60,6 +61,7 @@ __all__ = [
     "qlookup",
     "qnorm",
     "qnorm_gemm",
+    "qpatch_attention",
     "qresize",
     "qseparable_context",
     "qseparable_gate",

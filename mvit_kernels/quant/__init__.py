@@ -7,10 +7,11 @@ from .linear import QLinear
 from .model import QuantizedModel, convert, quantize
 from .program import integer_program
 from .report import QuantReport
-from .representation import Byte, Scores, Stream
+from .representation import Byte, Projection, Scores, Stream
 
 __all__ = [
     "Byte",
+    "Projection",
     "QConv2d",
     "QLinear",
     "QuantConfig",

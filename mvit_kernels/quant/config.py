@@ -20,7 +20,7 @@ class QuantConfig:
         weight_bits: 8 or 6, of the weights of convolutions and linear maps: symmetric, one scale for each output channel.
         activation_bits: 8 or 6; None: activations stay float32, and weights alone are rounded.
         method: how ranges are found. This version has "minmax": the smallest and the largest value that calibration shows.
-        full: softmax and norms in integers too, where float32 would otherwise do them.
+        full: softmax and norms in integers too. In this version they are anyway, as far as kernels go.
         skip: patterns of node names (as of `fnmatch`) that stay float: their weights are not rounded either.
         overrides: pattern of node names -> a dict of weight_bits and activation_bits that differ for them; of several that match, the last.
             The activation_bits of a node are those of its result; None runs it in float32 with rounded weights.

@@ -11,7 +11,8 @@ from .config import QuantConfig
 PRODUCTS = ("conv2d", "depthwise_conv2d", "linear")
 NORMS = ("group_norm", "layer_norm")
 _ATTENTION = ("separable_context", "separable_gate")
-_OTHERS = ("add", "cat", "avg_pool", "activation", "resize", *_ATTENTION)
+_SOFTMAX = ("patch_attention",)
+_OTHERS = ("add", "cat", "avg_pool", "activation", "resize", *_ATTENTION, *_SOFTMAX)
 
 
 class Layout:
@@ -24,6 +25,7 @@ class Layout:
         streams: name -> number of its stream, for every result that is kept in one.
         shared: name -> number of its group, for results whose bytes must have the same scale and zero-point as others.
         scores: names of maps whose first channel are scores and whose others are values.
+        projections: names of maps whose channels are queries, keys and values, a third each.
     """
 
     def __init__(self, program: Program, config: QuantConfig, floating: Collection[str] = ()) -> None:
@@ -31,7 +33,7 @@ class Layout:
         self.program, self.users = program, program.users()
         self.integer = {node.name for node in program if node.name not in floating and self._can(node, config)}
         while True:
-            self.scores = self._scores()
+            self.scores, self.projections = self._taken_by(_ATTENTION), self._taken_by(_SOFTMAX)
             self.streams = self._streams()
             wrong = self._broken_attention() | {
                 name for name in self.integer & set(self.streams) if program[name].kind not in ("conv2d", "depthwise_conv2d")
@@ -47,24 +49,28 @@ class Layout:
             return False
         if node.kind in NORMS:
             return not node.weights  # gamma and beta belong into what follows
+        if node.kind in _SOFTMAX and not _softmax_fits(node):
+            return False
         return node.kind in PRODUCTS or node.kind in _OTHERS
 
-    def _scores(self) -> set[str]:
-        return {node.inputs[0] for node in self.program if node.kind in _ATTENTION and node.name in self.integer}
+    def _taken_by(self, kinds: Collection[str]) -> set[str]:
+        return {node.inputs[0] for node in self.program if node.kind in kinds and node.name in self.integer}
 
     def _broken_attention(self) -> set[str]:
-        """Context and gate take the same bytes, of which the first channel has a scale of its own: both in integers or none."""
+        """Attention takes bytes of which some channels have scales of their own: all that take them are such attention in integers (as
+        context and gate, which take the same), or none is."""
         broken: set[str] = set()
-        for name in self.scores:
-            users = self.users[name]
-            written = name not in self.integer or self.program[name].kind == "conv2d"
-            if not (written and all(self._takes_scores(user, name) for user in users)):
-                broken |= {user for user in self.integer.intersection(users) if self.program[user].kind in _ATTENTION}
+        for names, kinds in ((self.scores, _ATTENTION), (self.projections, _SOFTMAX)):
+            for name in names:
+                users = self.users[name]
+                written = name not in self.integer or self.program[name].kind == "conv2d"
+                if not (written and all(self._takes_first(user, name, kinds) for user in users)):
+                    broken |= {user for user in self.integer.intersection(users) if self.program[user].kind in kinds}
         return broken
 
-    def _takes_scores(self, user: str, name: str) -> bool:
+    def _takes_first(self, user: str, name: str, kinds: Collection[str]) -> bool:
         node = self.program[user] if user in self.integer else None
-        return node is not None and node.kind in _ATTENTION and node.inputs[0] == name != node.inputs[1]
+        return node is not None and node.kind in kinds and node.inputs[0] == name and name not in node.inputs[1:]
 
     def _streams(self) -> dict[str, int]:
         """What integer norms take, and whatever is added to it or it is added to."""
@@ -134,6 +140,12 @@ class Layout:
             for form in sorted({*self.wanted_of(node.name), self.written(node)} - {"float"}):
                 needed[self.key(node.name, form)] = (node.name, form)
         return needed
+
+
+def _softmax_fits(node: Node) -> bool:
+    """Whether the kernel takes it: sums over the pixels of a phase fit in int32, and the largest score weighs most."""
+    (_, height, width), (patch_h, patch_w) = node.size, node.settings["patch"]
+    return node.settings["scale"] > 0 and height * width // (patch_h * patch_w) * 255 * 255 < 2**31 - 1
 
 
 def _groups(pairs: Iterable[tuple[str, str]]) -> dict[str, int]:

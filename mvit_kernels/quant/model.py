@@ -35,7 +35,8 @@ class QuantizedModel(nn.Module):
     Attributes:
         config: the `QuantConfig`.
         size: (C, H, W) of the calibration images.
-        representations: name of a result -> `Byte`, `Stream` or `Scores`. Programs are made of these and of `layers` once for each size.
+        representations: name of a result -> `Byte`, `Stream`, `Scores` or `Projection`. Programs are made of these and of `layers` once for
+            each size.
         layers: name of a node -> its weights: integers, scales and biases of convolutions and linear maps, floats of what is skipped.
         backend: which runs integer nodes: "reference", or None, the fastest.
     """
@@ -144,8 +145,6 @@ def quantize(
     own = copy.deepcopy(model)
     size = (batches[0].shape[1], batches[0].shape[2], batches[0].shape[3])
     program = optimize(capture(own, size))
-    if config.full and any(node.kind == "patch_attention" for node in program):
-        raise NotImplementedError("quantize: config.full: expected False for networks with patch_attention, whose softmax is float32")
     layout = Layout(program, config)
     found = representations(layout, ranges(program, batches, progress), config) if layout.needed() else {}
     layers: dict[str, Layer] = {node.name: node.weights for node in program if node.weights}

@@ -13,7 +13,7 @@ from mvit_kernels.graph import Node, Program
 
 from .config import QuantConfig
 from .layout import NORMS, Layout
-from .representation import Byte, Representation, Scores, Stream, completed
+from .representation import Byte, Projection, Representation, Scores, Stream, completed
 from .rounding import Layer, is_rounded, round_weight, with_rounded_weight
 
 Tensor = torch.Tensor
@@ -117,6 +117,11 @@ class _Builder:
         assert isinstance(found, Scores)
         return found
 
+    def projection(self, name: str) -> Projection:
+        found = self.representation(name, "byte")
+        assert isinstance(found, Projection)
+        return found
+
     def stream(self, name: str) -> Stream:
         found = self.representation(name, "stream")
         assert isinstance(found, Stream)
@@ -129,12 +134,12 @@ class _Builder:
             return {f"{prefix}scale": found.scale, f"{prefix}zero_point": 0}, {}
         if isinstance(found, Byte):
             return {f"{prefix}scale": found.scale, f"{prefix}zero_point": found.zero_point, f"{prefix}bits": found.bits}, {}
-        parts = [found.scores, *[found.values] * (self.sizes[name][0] - 1)]
+        parts = found.of_channels(self.sizes[name][0])
         weights = {
             f"{prefix}scale": torch.tensor([part.scale for part in parts], dtype=torch.float32),
             f"{prefix}zero_point": torch.tensor([part.zero_point for part in parts], dtype=torch.int32),
         }
-        return {f"{prefix}bits": found.scores.bits}, weights
+        return {f"{prefix}bits": parts[0].bits}, weights
 
     def source(self, node: Node, which: int = 0) -> str:
         """The name, in the float program, of an input."""
@@ -199,6 +204,14 @@ class _Builder:
         settings = {**node.settings, "v_scale": values.scale, "v_zero_point": values.zero_point, **self.as_byte(node)}
         return replace(node, kind="qseparable_gate", settings=settings)
 
+    def softmax(self, node: Node, form: str) -> Node:
+        x = self.projection(self.source(node))
+        settings = {
+            **node.settings, "q_scale": x.q.scale, "q_zero_point": x.q.zero_point, "k_scale": x.k.scale, "v_scale": x.v.scale,
+            "v_zero_point": x.v.zero_point, **self.as_byte(node),
+        }  # fmt: skip
+        return replace(node, kind="qpatch_attention", settings=settings)
+
     def plus(self, node: Node, form: str) -> Node:
         a, b = self.byte(self.source(node, 0)), self.byte(self.source(node, 1))
         settings = {"a_scale": a.scale, "a_zero_point": a.zero_point, "b_scale": b.scale, "b_zero_point": b.zero_point}
@@ -228,6 +241,7 @@ _MAKE: dict[str, Callable[[_Builder, Node, str], Node]] = {
     **dict.fromkeys(NORMS, _Builder.norm),
     "separable_context": _Builder.context,
     "separable_gate": _Builder.gate,
+    "patch_attention": _Builder.softmax,
     "add": _Builder.plus,
     "avg_pool": _Builder.pool,
     "activation": _Builder.activation,

@@ -41,8 +41,23 @@ class Scores:
     scores: Byte
     values: Byte
 
+    def of_channels(self, count: int) -> list[Byte]:
+        return [self.scores, *[self.values] * (count - 1)]
 
-Representation = Byte | Stream | Scores
+
+@dataclass(frozen=True)
+class Projection:
+    """uint8 of a map for softmax attention: queries, keys and values, a third of the channels each."""
+
+    q: Byte
+    k: Byte
+    v: Byte
+
+    def of_channels(self, count: int) -> list[Byte]:
+        return [part for part in (self.q, self.k, self.v) for _ in range(count // 3)]
+
+
+Representation = Byte | Stream | Scores | Projection
 
 
 def byte_of(low: float, high: float, bits: int) -> Byte:
@@ -67,6 +82,10 @@ def representations(layout: Layout, ranges: Mapping[str, Range], config: QuantCo
             bits = _bits(config, name)
             # Values pass relu before anything else: bytes for negative ones would be lost.
             found[key] = Scores(byte_of(float(low[0]), float(high[0]), bits), byte_of(0.0, float(high[1:].max()), bits))
+        elif name in layout.projections:
+            low, high = ranges[name]
+            thirds = zip(low.chunk(3), high.chunk(3), strict=True)
+            found[key] = Projection(*(byte_of(float(lows.min()), float(highs.max()), _bits(config, name)) for lows, highs in thirds))
         else:
             members = _members(layout, name)
             lows, highs = zip(*(_whole(ranges[each]) for each in members), strict=True)
@@ -79,7 +98,7 @@ def completed(layout: Layout, known: Mapping[str, Representation]) -> dict[str, 
     that of something it shares scales with. What is in neither is left out."""
     found: dict[str, Representation] = {}
     for key, (name, form) in layout.needed().items():
-        kind: Any = Stream if form == "stream" else Scores if name in layout.scores else Byte
+        kind: Any = Stream if form == "stream" else _kind_of_bytes(layout, name)
         if form == "stream":
             members = [each for each, group in layout.streams.items() if group == layout.streams[name]]
         else:
@@ -96,9 +115,14 @@ def to_json(representation: Representation) -> dict[str, Any]:
 
 
 def from_json(fields: Mapping[str, Any]) -> Representation:
-    if "scores" in fields:
-        return Scores(Byte(**fields["scores"]), Byte(**fields["values"]))
+    for several in (Scores, Projection):
+        if set(fields) == set(several.__dataclass_fields__):
+            return several(**{part: Byte(**values) for part, values in fields.items()})
     return Byte(**fields) if "zero_point" in fields else Stream(**fields)
+
+
+def _kind_of_bytes(layout: Layout, name: str) -> type[Representation]:
+    return Scores if name in layout.scores else Projection if name in layout.projections else Byte
 
 
 def _members(layout: Layout, name: str) -> list[str]:

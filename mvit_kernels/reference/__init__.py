@@ -19,6 +19,7 @@ from .qdepthwise_conv2d import qdepthwise_conv2d
 from .qgemm import OVERFLOW, QACTIVATIONS, Channels, epilogue, largest_sum, matmul, qactivate, qgemm, qgemm_accumulate, segments, wrap
 from .qlookup import activation_table, exact_activation, qlookup
 from .qnorm import qnorm, stream_sums
+from .qpatch_attention import ATTENTION_TABLE, attention_factors, qpatch_attention
 from .qresize import qresize
 from .qseparable_attention import exponential_table, qseparable_context, qseparable_gate
 from .quantize import Rows, along, dequantize, quantize, quantize_rows
@@ -28,6 +29,7 @@ from .stream import dequantize_stream, quantize_stream
 
 __all__ = [
     "ACTIVATIONS",
+    "ATTENTION_TABLE",
     "CURVES",
     "CURVE_SHIFT",
     "CURVE_SIZE",
@@ -41,6 +43,7 @@ __all__ = [
     "activation_table",
     "along",
     "apply_curve",
+    "attention_factors",
     "channel_norm",
     "channel_norm_backward",
     "conv2d",
@@ -85,6 +88,7 @@ __all__ = [
     "qgemm_accumulate",
     "qlookup",
     "qnorm",
+    "qpatch_attention",
     "qresize",
     "qseparable_context",
     "qseparable_gate",

@@ -1,0 +1,139 @@
+"""Softmax attention of MobileViT inside pixel phases (arXiv 2110.02178, section 3.1) on bytes: schema, checks, fake and backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+from mvit_kernels.reference.patch_attention import default_scale
+
+from . import checks, qchecks
+from .backend import Choice, Implementation, native, refuse_off_cpu
+from .library import direct, raise_status, register
+
+OP = "qpatch_attention"
+Tensor = torch.Tensor
+SMALLEST, LARGEST = 2.0**-64, 2.0**64
+
+
+def qpatch_attention(
+    qkv: Tensor, heads: int, *, q_scale: Any, q_zero_point: Any, k_scale: Any, v_scale: Any, v_zero_point: Any, out_scale: Any,
+    out_zero_point: Any, out_bits: int = 8, patch_size: tuple[int, int] = (2, 2), scale: float | None = None, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    """y[n] = sum_m softmax_m(scale q[n].k[m]) v[m] among the pixels of a phase, in each head, from bytes to bytes.
+
+    Sums are exact integers and exponentials are bytes, so that the bits are the same everywhere. The zero-point of k cancels.
+
+    Args:
+        qkv: (B, H, W, 3d) uint8, channels in the order q (d), k (d), v (d), any strides; real q = q_scale * (q - q_zero_point), and k and v
+            likewise. H and W are multiples of the patch.
+        heads: how many; they divide d, and each has c = d / heads channels.
+        q_scale, k_scale, v_scale, out_scale: a positive number each.
+        q_zero_point, v_zero_point, out_zero_point: integers of at most 2^20 in size; real y = out_scale * (y - out_zero_point).
+        out_bits: 8 or 6: bytes of y are at most 2^out_bits - 1.
+        patch_size: (ph, pw); phase (y mod ph) pw + x mod pw; (1, 1) is attention among all pixels.
+        scale: a positive number; None is c^-0.5.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (B, H, W, d) uint8, contiguous; the same on every backend: see `reference.qpatch_attention`.
+
+    Raises:
+        TypeError, ValueError: wrong arguments, sums that may not fit in int32 (more than 33025 pixels in a phase, or zero-points far from
+            0 .. 255), or the requested backend cannot take the call.
+
+    Source: MobileViT, arXiv 2110.02178, section 3.1; attention: arXiv 1706.03762, equation 1.
+    """
+    checks.is_tensor(OP, "qkv", qkv)
+    if isinstance(heads, bool) or not isinstance(heads, (int, torch.SymInt)):
+        raise TypeError(f"{OP}: heads: expected an integer, got {heads!r}")
+    checks.pair(OP, "patch_size", patch_size)
+    checks.backend(OP, backend)
+    return _call(
+        qkv, heads, patch_size, qchecks.scale(OP, "q_scale", q_scale), qchecks.zero_point(OP, "q_zero_point", q_zero_point, near=True),
+        qchecks.scale(OP, "k_scale", k_scale), qchecks.scale(OP, "v_scale", v_scale),
+        qchecks.zero_point(OP, "v_zero_point", v_zero_point, near=True), None if scale is None else qchecks.scale(OP, "scale", scale),
+        qchecks.scale(OP, "out_scale", out_scale), qchecks.zero_point(OP, "out_zero_point", out_zero_point, near=True),
+        qchecks.bits(OP, "out_bits", out_bits), backend=backend,
+    )  # fmt: skip
+
+
+def _check(qkv: Tensor, heads: int, patch_size: list[int], q_zero_point: int, v_zero_point: int, out_bits: int) -> tuple[int, int]:
+    checks.tensor(OP, "qkv", qkv, 4, (torch.uint8,))
+    if heads < 1:
+        raise ValueError(f"{OP}: heads: expected at least 1, got {heads}")
+    _, height, width, channels = qkv.shape
+    if channels % (3 * heads) != 0:
+        raise ValueError(f"{OP}: qkv: expected channels that are a multiple of 3 * heads = {3 * heads}, got {channels}")
+    patch = checks.patch_size(OP, patch_size)
+    checks.whole_patches(OP, "qkv", height, width, patch)
+    qchecks.bits(OP, "out_bits", out_bits)
+    pixels = height // patch[0] * (width // patch[1])
+    for name, zero_point, terms in (("q_zero_point", q_zero_point, channels // (3 * heads)), ("v_zero_point", v_zero_point, pixels)):
+        if terms * 255 * max(abs(zero_point), abs(255 - zero_point)) >= 2**31 - 1:
+            raise ValueError(f"{OP}: {name}: expected sums of {terms} products that fit in int32, got zero-point {zero_point}")
+    return patch
+
+
+def _factors(qkv: Tensor, heads: int, q_scale: float, k_scale: float, v_scale: float, scale: float | None, out_scale: float) -> Any:
+    scale = default_scale(qkv.shape[3] // 3, heads) if scale is None else scale
+    f, g = reference.attention_factors(q_scale, k_scale, v_scale, out_scale, scale)
+    for name, factor, what in (("q_scale", f, "q_scale * k_scale * scale"), ("out_scale", g, "v_scale / out_scale")):
+        if not SMALLEST <= factor <= LARGEST:
+            raise ValueError(f"{OP}: {name}: expected {what} between 2^-64 and 2^64, got a factor of {factor:g}")
+    return f, g
+
+
+# --- backends ---
+
+
+def _cpu(
+    qkv: Tensor, heads: int, patch: tuple[int, int], q_zero_point: int, v_zero_point: int, f: float, g: float, out_zero_point: int,
+    out_bits: int,
+) -> Tensor:  # fmt: skip
+    if qkv.stride(3) != 1 and qkv.shape[3] != 1:
+        qkv = qkv.contiguous()
+    batch, height, width, channels = qkv.shape
+    y = torch.empty(batch, height, width, channels // 3, dtype=torch.uint8)
+    status = native.qpatch_attention(
+        (batch, channels // 3, height, width), heads, patch, qkv.data_ptr(), qkv.stride()[:3], q_zero_point, v_zero_point, f, g,
+        reference.ATTENTION_TABLE.data_ptr(), out_zero_point, out_bits, y.data_ptr(), y.stride()[:3], torch.get_num_threads(),
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y
+
+
+choose = Choice(OP, cpu=Implementation(_cpu, refuse=refuse_off_cpu), reference=Implementation(reference.qpatch_attention))
+
+
+# --- registration ---
+
+
+def _attention(
+    qkv: Tensor, heads: int, patch_size: list[int], q_scale: float, q_zero_point: int, k_scale: float, v_scale: float, v_zero_point: int,
+    scale: float | None, out_scale: float, out_zero_point: int, out_bits: int, *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    patch = _check(qkv, heads, patch_size, q_zero_point, v_zero_point, out_bits)
+    f, g = _factors(qkv, heads, q_scale, k_scale, v_scale, scale, out_scale)
+    return choose(backend, qkv).forward(qkv, heads, patch, q_zero_point, v_zero_point, f, g, out_zero_point, out_bits)
+
+
+def _fake(
+    qkv: Tensor, heads: int, patch_size: list[int], q_scale: float, q_zero_point: int, k_scale: float, v_scale: float, v_zero_point: int,
+    scale: float | None, out_scale: float, out_zero_point: int, out_bits: int, *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check(qkv, heads, patch_size, q_zero_point, v_zero_point, out_bits)
+    return qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+
+
+_op = register(
+    OP,
+    "(Tensor qkv, int heads, int[] patch_size, float q_scale, int q_zero_point, float k_scale, float v_scale, int v_zero_point,"
+    " float? scale, float out_scale, int out_zero_point, int out_bits, *, str? backend=None) -> Tensor",
+    _attention,
+    _fake,
+)
+_call = direct(_op, _attention, tensors=1)
