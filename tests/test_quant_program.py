@@ -86,7 +86,7 @@ def test_a_network_of_version_2_is_integers_from_stem_to_head() -> None:
 
 
 def test_a_network_of_version_1_is_integers_too() -> None:
-    program, found, x = network("mobilevit_xxs")
+    program, found, _ = network("mobilevit_xxs")
     integers = quantized(program, found)
     assert [node.name for node in integers if node.kind not in KINDS] == ["input"]
     assert [node.name for node in integers if node.kind in ("quantize", "dequantize")] == ["input.quantize"]
@@ -224,7 +224,9 @@ def scores_that_others_take(build: Builder, x: str) -> list[str]:
 
 def softmax(build: Builder, x: str, scale: float = 0.3) -> str:
     depth, height, width = build.size(x)
-    return build.add("patch_attention", (x,), (depth // 3, height, width), f"{x}.attention{scale}", {"heads": 2, "patch": (2, 2), "scale": scale})
+    return build.add(
+        "patch_attention", (x,), (depth // 3, height, width), f"{x}.attention{scale}", {"heads": 2, "patch": (2, 2), "scale": scale}
+    )
 
 
 def softmax_that_writes_a_result(build: Builder, x: str) -> list[str]:

@@ -4,6 +4,7 @@
 #include "cpu/ops/qconv2d.h"
 #include "cpu/ops/qdepthwise_conv2d.h"
 #include "cpu/ops/qgemm.h"
+#include "cpu/ops/qinverted_residual.h"
 #include "cpu/ops/qlookup.h"
 #include "cpu/ops/qnorm.h"
 #include "cpu/ops/qpatch_attention.h"
@@ -26,6 +27,10 @@ namespace {
         MVIT_FIELD(e.residual), MVIT_FIELD(e.residual_type), MVIT_FIELD(e.residual_stride), MVIT_FIELD(e.residual_scale),   \
         MVIT_FIELD(e.residual_zero_point), MVIT_FIELD(e.y), MVIT_FIELD(e.y_stride)
 
+#define MVIT_NORM_FIELDS(n)                                                                                                          \
+    MVIT_FIELD(n.x), MVIT_FIELD(n.x_stride), MVIT_FIELD(n.depth), MVIT_FIELD(n.sums), MVIT_FIELD(n.group_rows), MVIT_FIELD(n.scale), \
+        MVIT_FIELD(n.eps), MVIT_FIELD(n.y_scale), MVIT_FIELD(n.low), MVIT_FIELD(n.high), MVIT_FIELD(n.zero_point)
+
 // Packed weights describe themselves.
 struct PackedWeight {
     const void* data;
@@ -40,25 +45,9 @@ struct Arguments {
     QNorm norm;  // of a depth other than 0: instead of a
 };
 constexpr Field fields[] = {
-    MVIT_FIELD(product.rows),
-    MVIT_FIELD(product.a),
-    MVIT_FIELD(product.a_stride),
-    MVIT_FIELD(product.collected),
-    MVIT_FIELD(product.groups),
-    MVIT_FIELD(packed.data),
-    MVIT_FIELD(packed.bytes),
-    MVIT_FIELD(norm.x),
-    MVIT_FIELD(norm.x_stride),
-    MVIT_FIELD(norm.depth),
-    MVIT_FIELD(norm.sums),
-    MVIT_FIELD(norm.group_rows),
-    MVIT_FIELD(norm.scale),
-    MVIT_FIELD(norm.eps),
-    MVIT_FIELD(norm.y_scale),
-    MVIT_FIELD(norm.low),
-    MVIT_FIELD(norm.high),
-    MVIT_FIELD(norm.zero_point),
-    MVIT_EPILOGUE_FIELDS(product.epilogue),
+    MVIT_FIELD(product.rows),      MVIT_FIELD(product.a),      MVIT_FIELD(product.a_stride),
+    MVIT_FIELD(product.collected), MVIT_FIELD(product.groups), MVIT_FIELD(packed.data),
+    MVIT_FIELD(packed.bytes),      MVIT_NORM_FIELDS(norm),     MVIT_EPILOGUE_FIELDS(product.epilogue),
 };
 Status run(void* arguments, int threads) {
     auto& p = *static_cast<Arguments*>(arguments);
@@ -98,6 +87,42 @@ constexpr Field fields[] = {
 };
 }  // namespace qdepthwise_conv2d_step
 
+namespace qinverted_residual_step {
+struct Arguments {
+    QInvertedResidualProblem block;
+    PackedWeight expand_packed, reduce_packed;
+    QNorm norm;  // of a depth other than 0: instead of the rows of expand
+};
+constexpr Field fields[] = {
+    MVIT_FIELD(block.expand.rows),
+    MVIT_FIELD(block.expand.a),
+    MVIT_FIELD(block.expand.a_stride),
+    MVIT_FIELD(block.depthwise.batch),
+    MVIT_FIELD(block.depthwise.height),
+    MVIT_FIELD(block.depthwise.width),
+    MVIT_FIELD(block.depthwise.channels),
+    MVIT_FIELD(block.depthwise.stride),
+    MVIT_FIELD(block.depthwise.blocks),
+    MVIT_FIELD(block.depthwise.narrow),
+    MVIT_FIELD(block.reduce.collected),
+    MVIT_FIELD(block.reduce.groups),
+    MVIT_FIELD(expand_packed.data),
+    MVIT_FIELD(expand_packed.bytes),
+    MVIT_FIELD(reduce_packed.data),
+    MVIT_FIELD(reduce_packed.bytes),
+    MVIT_NORM_FIELDS(norm),
+    MVIT_EPILOGUE_FIELDS(block.expand.epilogue),
+    MVIT_EPILOGUE_FIELDS(block.depthwise.epilogue),
+    MVIT_EPILOGUE_FIELDS(block.reduce.epilogue),
+};
+Status run(void* arguments, int threads) {
+    auto& p = *static_cast<Arguments*>(arguments);
+    if (!p.expand_packed.read(&p.block.expand.weight) || !p.reduce_packed.read(&p.block.reduce.weight)) return Status::bad_weight;
+    if (p.norm.depth > 0) p.block.expand.norm = &p.norm;
+    return qinverted_residual(p.block, threads);
+}
+}  // namespace qinverted_residual_step
+
 namespace qadd_step {
 using Arguments = QAddProblem;
 constexpr Field fields[] = {
@@ -132,11 +157,7 @@ constexpr Field fields[] = {MVIT_FIELD(count), MVIT_FIELD(table), MVIT_FIELD(x),
 
 namespace qnorm_step {
 using Arguments = QNormProblem;
-constexpr Field fields[] = {
-    MVIT_FIELD(rows),         MVIT_FIELD(y),         MVIT_FIELD(y_stride),        MVIT_FIELD(norm.x),          MVIT_FIELD(norm.x_stride),
-    MVIT_FIELD(norm.depth),   MVIT_FIELD(norm.sums), MVIT_FIELD(norm.group_rows), MVIT_FIELD(norm.scale),      MVIT_FIELD(norm.eps),
-    MVIT_FIELD(norm.y_scale), MVIT_FIELD(norm.low),  MVIT_FIELD(norm.high),       MVIT_FIELD(norm.zero_point),
-};
+constexpr Field fields[] = {MVIT_FIELD(rows), MVIT_FIELD(y), MVIT_FIELD(y_stride), MVIT_NORM_FIELDS(norm)};
 }  // namespace qnorm_step
 
 namespace qseparable_context_step {
@@ -251,6 +272,7 @@ constexpr StepKind kinds[] = {
     step_kind<qgemm_step::Arguments>("qgemm", qgemm_step::fields, qgemm_step::run),
     step_kind<qconv2d_step::Arguments>("qconv2d", qconv2d_step::fields, qconv2d_step::run),
     MVIT_STEP(qdepthwise_conv2d),
+    step_kind<qinverted_residual_step::Arguments>("qinverted_residual", qinverted_residual_step::fields, qinverted_residual_step::run),
     MVIT_STEP(qadd),
     MVIT_STEP(qavg_pool),
     MVIT_STEP(qresize),

@@ -26,7 +26,7 @@ struct StepKind {
     const Field* find(const char* field) const;  // or null
 };
 
-inline constexpr int64_t most_step_bytes = 512;
+inline constexpr int64_t most_step_bytes = 1536;
 
 const StepKind* find_step_kind(const char* name);  // or null
 

@@ -19,6 +19,7 @@ from .lower_floats import Lowering, rows_of
 from .steps import Lowered, Part, Ref, Value
 
 Tensor = torch.Tensor
+_WORTH_BANDS = 2**19  # bytes between the layers of an inverted residual
 _CHANNELS = ("init", "scale", "bias", "inverse", "low", "high", "zero_point")  # the rows of QChannels
 
 
@@ -34,10 +35,29 @@ class _Integers(Lowering):
         norms = [node for node in program if node.kind == "qnorm"]
         self.loaded = {node.name for node in norms if self.is_loaded(node)}
         self.summed = {node.inputs[0] for node in norms if node.settings["norm"] == "group"}
+        for node in program:
+            nodes = None if node.name in self.grouped else self.find_inverted(node)
+            if nodes is not None:
+                self.groups[nodes[-1].name] = self.qinverted, nodes
+                self.grouped.update(each.name for each in nodes)
 
     def is_loaded(self, norm: Node) -> bool:
         user = self.only_user(norm.name)
         return user is not None and _is_product(user) and "residual" not in user.settings
+
+    def find_inverted(self, expand: Node) -> tuple[Node, ...] | None:
+        """A 1x1 convolution, a depthwise one and another 1x1, of maps that the second cache would not hold."""
+        depthwise = self.only_user(expand.name)
+        reduce = None if depthwise is None else self.only_user(depthwise.name)
+        if expand.kind != "qconv2d" or not _is_product(expand) or depthwise is None or depthwise.kind != "qdepthwise_conv2d":
+            return None
+        if reduce is None or reduce.kind != "qconv2d" or not _is_product(reduce) or reduce.inputs[0] != depthwise.name:
+            return None
+        between = (expand, depthwise)
+        if any(each.settings["out"] != "uint8" or each.settings.get("residual") for each in between):
+            return None
+        channels, height, width = expand.size
+        return (*between, reduce) if channels * height * width >= _WORTH_BANDS else None
 
     def dtype_of(self, name: str) -> torch.dtype:
         return self.out.values[name].dtype
@@ -71,7 +91,8 @@ class _Integers(Lowering):
 
     # --- products ---
 
-    def epilogue(self, prefix: str, node: Node, handle: Any) -> dict[str, Any]:
+    def epilogue(self, prefix: str, node: Node, handle: Any, *, inside: bool = False) -> dict[str, Any]:
+        """inside: the result stays in the step."""
         settings, columns = handle.settings, node.size[0]
         row = handle.channels.shape[1] * 4
         code, _ = activation_code(settings.activation)
@@ -87,7 +108,8 @@ class _Integers(Lowering):
                 "residual": self.ref(residual), "residual_type": QTYPE_CODES[self.dtype_of(residual)], "residual_stride": columns,
                 "residual_scale": settings.residual_scale, "residual_zero_point": settings.residual_zero_point,
             }  # fmt: skip
-        fields |= {"y": self.value(node, settings.out_dtype), "y_stride": columns}
+        if not inside:
+            fields |= {"y": self.value(node, settings.out_dtype), "y_stride": columns}
         return {f"{prefix}epilogue.{name}": value for name, value in fields.items()}
 
     def handle(self, node: Node) -> Any:
@@ -118,18 +140,39 @@ class _Integers(Lowering):
 
     def qproduct(self, node: Node) -> None:
         """Rows of bytes, or of a stream that a norm makes bytes, times a weight."""
-        handle, source = self.handle(node), self.program[node.inputs[0]]
-        depth, rows = rows_of(source.size)
-        nodes: tuple[Node, ...] = (node,)
-        if source.name in self.loaded:
-            nodes = (source, node)
-            operand = {f"norm.{key}": value for key, value in self.norm(source).items()}
-        else:
-            operand = {"product.a": self.ref(source.name), "product.a_stride": depth}
-        fields = {"product.rows": rows, **operand, **_packed(handle.weight), **self.epilogue("product.", node, handle)}
-        if node.name in self.summed:
-            fields |= {"product.collected": self.sums_value(node.name), "product.groups": 1}
-        self.out.add("qgemm", nodes, fields)
+        handle = self.handle(node)
+        fields = {**self.operand(node, "product."), **_packed(handle.weight), **self.epilogue("product.", node, handle)}
+        self.out.add("qgemm", (*self.norm_before(node), node), fields | self.sums_of(node, "product."))
+
+    def operand(self, node: Node, prefix: str) -> dict[str, Any]:
+        """The rows that a product multiplies."""
+        depth, rows = rows_of(self.program[node.inputs[0]].size)
+        if norm := self.norm_before(node):
+            return {f"{prefix}rows": rows, **_prefixed("norm", self.norm(*norm))}
+        return {f"{prefix}rows": rows, f"{prefix}a": self.ref(node.inputs[0]), f"{prefix}a_stride": depth}
+
+    def norm_before(self, node: Node) -> tuple[Node, ...]:
+        """The norm that a product does while it loads its rows."""
+        source = self.program[node.inputs[0]]
+        return (source,) if source.name in self.loaded else ()
+
+    def sums_of(self, node: Node, prefix: str) -> dict[str, Any]:
+        if node.name not in self.summed:
+            return {}
+        return {f"{prefix}collected": self.sums_value(node.name), f"{prefix}groups": 1}
+
+    def qinverted(self, expand: Node, depthwise: Node, reduce: Node) -> None:
+        first, middle, last = (self.handle(each) for each in (expand, depthwise, reduce))
+        channels, height, width = expand.size
+        fields = {
+            **self.operand(expand, "block.expand."), **_packed(first.weight, "expand_packed"), **_packed(last.weight, "reduce_packed"),
+            "block.depthwise.batch": 1, "block.depthwise.height": height, "block.depthwise.width": width,
+            "block.depthwise.channels": channels, "block.depthwise.stride": middle.stride, "block.depthwise.blocks": middle.blocks,
+            "block.depthwise.narrow": middle.narrow, **self.epilogue("block.expand.", expand, first, inside=True),
+            **self.epilogue("block.depthwise.", depthwise, middle, inside=True), **self.epilogue("block.reduce.", reduce, last),
+            **self.sums_of(reduce, "block.reduce."),
+        }  # fmt: skip
+        self.out.add("qinverted_residual", (*self.norm_before(expand), expand, depthwise, reduce), fields)
 
     def _qlinear(self, node: Node) -> None:
         self.qproduct(node)
@@ -265,8 +308,8 @@ def _is_product(node: Node) -> bool:
     return pointwise and node.settings["stride"] == 1 and not node.settings.get("second")
 
 
-def _packed(weight: PackedWeight) -> dict[str, Any]:
-    return {"packed.data": weight.data, "packed.bytes": weight.data.nbytes}
+def _packed(weight: PackedWeight, name: str = "packed") -> dict[str, Any]:
+    return {f"{name}.data": weight.data, f"{name}.bytes": weight.data.nbytes}
 
 
 def _prefixed(prefix: str, fields: dict[str, Any]) -> dict[str, Any]:
