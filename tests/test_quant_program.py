@@ -224,7 +224,9 @@ def scores_that_others_take(build: Builder, x: str) -> list[str]:
 
 def softmax(build: Builder, x: str, scale: float = 0.3) -> str:
     depth, height, width = build.size(x)
-    return build.add("patch_attention", (x,), (depth // 3, height, width), f"{x}.attention{scale}", {"heads": 2, "patch": (2, 2), "scale": scale})
+    return build.add(
+        "patch_attention", (x,), (depth // 3, height, width), f"{x}.attention{scale}", {"heads": 2, "patch": (2, 2), "scale": scale}
+    )
 
 
 def softmax_that_writes_a_result(build: Builder, x: str) -> list[str]:
