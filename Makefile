@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml csrc/flags.txt csrc/cpu/isa/flags.txt \
 	$(shell find csrc/cpu csrc/engine python -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo build test test-all lint asan bench peers clean
+.PHONY: demo build test test-all lint asan fuzz bench peers clean
 
 demo: $(VENV)/native.stamp
 	$(BIN)/mvit-kernels demo --out out
@@ -19,12 +19,16 @@ build: $(VENV)/native.stamp
 test: lint $(VENV)/dev.stamp
 	$(MAKE) --no-print-directory -j2 -C csrc test
 	$(BIN)/python -c "import mvit_kernels._cpu"
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2
 
 # What takes longer: every model variant, sanitizers, installation from scratch. Under an hour.
 test-all: asan $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q -m "slow and not gpu"
+	$(BIN)/python -m pytest -q -n 2 -m "slow and not gpu"
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-disable
+
+# Thousands of random networks, compiled, against the interpreter.
+fuzz: $(VENV)/dev.stamp
+	MVIT_KERNELS_FUZZ=5000 $(BIN)/python -m pytest -q tests/test_engine_fuzz.py -k wanted -m slow
 
 asan:
 	$(MAKE) --no-print-directory -j2 -C csrc test SANITIZE=address,undefined

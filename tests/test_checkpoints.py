@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from mvit_kernels.models import checkpoint as checkpoint_module
-from mvit_kernels.models import create_model, load_checkpoint, save_checkpoint
+from mvit_kernels.models import create_model, list_models, load_checkpoint, save_checkpoint
+from mvit_kernels.models.names import STEMS, own_format
 
 FORMATS = ["timm", "transformers", "ml-cvnets"]
 SMALL = ["mobilevit_xxs", "mobilevitv2_050"]
@@ -394,9 +395,9 @@ def test_files_that_are_no_checkpoint(tmp_path):
     torch.save([1, 2], path)
     refused(model, path, match="expected a state_dict in .*, got a list")
     torch.save({"epoch": 3}, path)
-    refused(model, path, match="holds no MobileViT of timm, transformers or ml-cvnets; its tensors are none")
+    refused(model, path, match=r"holds no network that mk.list_models\(\) names; its tensors are none")
     torch.save(nn.Conv2d(1, 1, 1).state_dict(), path)
-    refused(model, path, match="holds no MobileViT .*; its tensors are weight, bias")
+    refused(model, path, match="holds no network .*; its tensors are weight, bias")
     state = model.state_dict()
     torch.save({f"{who}.{key}": tensor for who in ("student", "teacher") for key, tensor in state.items()}, path)
     refused(model, path, match="holds 2 networks")
@@ -423,9 +424,9 @@ def test_other_models_are_refused(tmp_path):
     path = tmp_path / "model.pth"
     save_checkpoint(create_model("mobilevitv2_050"), path)
     other = nn.Sequential(nn.Conv2d(3, 3, 1))
-    with pytest.raises(ValueError, match="model: expected a MobileViT"):
+    with pytest.raises(ValueError, match=r"model: expected one of mk.list_models\(\)"):
         load_checkpoint(other, path)
-    with pytest.raises(ValueError, match="model: expected a MobileViT"):
+    with pytest.raises(ValueError, match=r"model: expected one of mk.list_models\(\)"):
         save_checkpoint(other, path)
     with pytest.raises(ValueError, match=r"model: expected a MobileViT, got one whose state_dict has 0\.stem"):
         save_checkpoint(nn.Sequential(create_model("mobilevitv2_050")), path)
@@ -493,8 +494,12 @@ def test_timm_models_load_and_save_too(tmp_path):
 
 
 def test_variants_are_told_apart():
-    stages = checkpoint_module._stages()
-    assert len(stages) == 10
+    told = {
+        variant: checkpoint_module._variant(state, own_format(family))
+        for family in STEMS
+        for variant, state in checkpoint_module._stages(family).items()
+    }
+    assert told == {name: name for name in list_models()}
     for name in ("mobilevit_xs", "mobilevitv2_175"):
         assert checkpoint_module._variant(create_model(name).state_dict(), "timm") == name
 

@@ -15,6 +15,7 @@ import mvit_kernels as mk
 from mvit_kernels.graph import Node, Program, capture, optimize, run
 from mvit_kernels.graph.passes import (
     cancel_constants,
+    drop_unused,
     elide_keys,
     fold_affine,
     fold_norm,
@@ -266,3 +267,11 @@ def test_a_concatenation_need_not_exist():
 def test_passes_find_nothing_in_what_they_made(name):
     once = optimize(network(name))
     assert str(optimize(once)) == str(once)
+
+
+def test_what_nobody_needs_goes():
+    before = captured(Residual(), (4, 8, 8))
+    first = next(node.name for node in before if node.kind == "conv2d")
+    after = drop_unused(Program(before, (first,)))
+    assert [node.name for node in after] == ["input", first]
+    assert str(drop_unused(before)) == str(before)

@@ -86,7 +86,7 @@ def test_a_network_of_version_2_is_integers_from_stem_to_head() -> None:
 
 
 def test_a_network_of_version_1_is_integers_too() -> None:
-    program, found, x = network("mobilevit_xxs")
+    program, found, _ = network("mobilevit_xxs")
     integers = quantized(program, found)
     assert [node.name for node in integers if node.kind not in KINDS] == ["input"]
     assert [node.name for node in integers if node.kind in ("quantize", "dequantize")] == ["input.quantize"]

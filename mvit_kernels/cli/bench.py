@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import csv
-import functools
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,10 @@ def show(document: dict[str, Any]) -> None:
 def _variants(channels_last: bool, torchcompile: str | None) -> list[Variant]:
     variants = [variant for variant in compare.VARIANTS if variant.channels_last == channels_last]
     if torchcompile:
-        compiled = functools.partial(torch.compile, backend=torchcompile)
+
+        def compiled(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> compare.Network:
+            return torch.compile(model, backend=torchcompile)
+
         variants.append(Variant(f"torch.compile {torchcompile}", compiled, channels_last))
     return variants
 

@@ -21,20 +21,30 @@ NOTE = "Speed-up: of the median, over the faster PyTorch row. Difference: the la
 Network = Callable[[Tensor], Tensor]
 
 
-def as_it_is(model: nn.Module) -> Network:
+def as_it_is(model: nn.Module, inputs: Sequence[Tensor]) -> Network:
     return model
 
 
-def swapped(model: nn.Module) -> Network:
+def swapped(model: nn.Module, inputs: Sequence[Tensor]) -> Network:
     return mk.accelerate(model)
+
+
+def compiled(model: nn.Module, inputs: Sequence[Tensor]) -> Network:
+    return mk.compile(model, inputs[0], dtype=inputs[0].dtype)
+
+
+def compiled_integers(model: nn.Module, inputs: Sequence[Tensor]) -> Network:
+    """Calibrated on the inputs."""
+    config = mk.QuantConfig(method="minmax")
+    return mk.compile(mk.quantize(model, [x.float() for x in inputs], config, progress=False), inputs[0])
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a model. `build` gets a copy of its own, in the dtype and memory format of the comparison."""
+    """One way to run a model. `build` gets a copy of its own and the inputs, in the dtype and memory format of the comparison."""
 
     name: str
-    build: Callable[[nn.Module], Network]
+    build: Callable[[nn.Module, Sequence[Tensor]], Network]
     channels_last: bool = False
     baseline: bool = False  # PyTorch eager: speed-ups are over the fastest of these
 
@@ -44,6 +54,8 @@ VARIANTS = (
     Variant("PyTorch channels_last", as_it_is, channels_last=True, baseline=True),
     Variant("swapped", swapped),
     Variant("swapped channels_last", swapped, channels_last=True),
+    Variant("compiled", compiled),
+    Variant("compiled, int8", compiled_integers),
 )
 
 
@@ -69,8 +81,8 @@ def compare(
     networks, differences = {}, {}
     for variant in variants:
         layout = torch.channels_last if variant.channels_last else torch.contiguous_format
-        network = variant.build(copy.deepcopy(model).to(dtype=dtype, memory_format=layout))  # type: ignore[call-overload]
         batches = [x.to(dtype, memory_format=layout) for x in inputs]
+        network = variant.build(copy.deepcopy(model).to(dtype=dtype, memory_format=layout), batches)  # type: ignore[call-overload]
         with torch.inference_mode():  # entered with a model that was made outside, as one loads it
             outputs = [network(x).float() for x in batches]
         difference = float(torch.stack([(y - e).abs().max() for y, e in zip(outputs, expected, strict=True)]).max())

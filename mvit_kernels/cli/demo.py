@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+import mvit_kernels as mk
 from mvit_kernels import checkpoints
 from mvit_kernels.data import StandInTask, evaluation_view
 from mvit_kernels.files import replace_file, write_text
@@ -27,6 +28,7 @@ FULL_SIZE = ("mobilevit_s", "mobilevitv2_100")
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 _SHOWN = 6
 _BATCH = 20
+_CALIBRATION = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +72,8 @@ def show(document: dict[str, Any]) -> None:
         print_table(title, ("truth", "PyTorch eager", "swapped", "probability"), rows, left=3)
         print(
             f"accuracy on {each['images']} held-out images: PyTorch {100 * each['accuracy_pytorch']:.1f} %, "
-            f"swapped {100 * each['accuracy_swapped']:.1f} %; same prediction on {100 * each['agreement']:.1f} %\n"
+            f"swapped {100 * each['accuracy_swapped']:.1f} % (same prediction on {100 * each['agreement']:.1f} %), "
+            f"compiled in int8 {100 * each['accuracy_int8']:.1f} %\n"
         )
     print_table(_title(document), ("model", *compare.COLUMNS), _rows(document), left=2)
     print(compare.NOTE)
@@ -81,10 +84,13 @@ def show(document: dict[str, Any]) -> None:
 
 @torch.inference_mode()
 def _judge(classifier: Classifier, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """Predictions of the model as it is and swapped."""
+    """Predictions of the model as it is, swapped, and quantized and compiled."""
     names = classifier.class_names or StandInTask.class_names
     pytorch = _probabilities(classifier.model, images)
-    swapped = _probabilities(compare.swapped(copy.deepcopy(classifier.model)), images)
+    swapped = _probabilities(mk.accelerate(copy.deepcopy(classifier.model)), images)
+    calibration = next(iter(DataLoader(StandInTask("train", _CALIBRATION, classifier.size), _CALIBRATION)))[0]
+    quantized = mk.quantize(classifier.model, calibration.split(_BATCH), mk.QuantConfig(method="minmax"), progress=False)
+    integers = _probabilities(mk.compile(quantized, images[:1]), images).argmax(1)
     ours, theirs = swapped.argmax(1), pytorch.argmax(1)
     return {
         "model": classifier.name,
@@ -92,6 +98,7 @@ def _judge(classifier: Classifier, images: Tensor, labels: Tensor) -> dict[str, 
         "images": len(images),
         "accuracy_pytorch": float((theirs == labels).float().mean()),
         "accuracy_swapped": float((ours == labels).float().mean()),
+        "accuracy_int8": float((integers == labels).float().mean()),
         "agreement": float((ours == theirs).float().mean()),
         "predictions": [
             {"truth": names[labels[i]], "pytorch": names[theirs[i]], "swapped": names[ours[i]], "probability": float(swapped[i, ours[i]])}

@@ -26,7 +26,8 @@ class Classifier:
 def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int | None = None) -> Classifier:
     """Model `name` with the weights of a checkpoint file, or with random ones (seed 0).
 
-    What is None, is as the metadata of a safetensors file say (`mvit-kernels train` writes them), else 1000 classes.
+    What is None, is as the metadata of a safetensors file say (`mvit-kernels train` writes them), else 1000 classes; so is the
+    size, else the model's own or 256.
     Raises FileNotFoundError; ValueError for a file that is damaged, doesn't fit or has metadata that make no sense.
     """
     metadata = {} if checkpoint is None else _metadata(checkpoint)
@@ -35,15 +36,17 @@ def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int 
         raise ValueError(f"--model: expected one of {', '.join(mk.list_models())}, got none, and no checkpoint that names its model")
     class_names = _class_names(checkpoint, metadata["class_names"]) if "class_names" in metadata else None
     num_classes = num_classes or (len(class_names) if class_names else 1000)
-    size = metadata.get("size", "256")
-    if not size.isdecimal() or int(size) < 1:
+    size = metadata.get("size")
+    if size is not None and (not size.isdecimal() or int(size) < 1):
         raise ValueError(f"{checkpoint}: size: expected a positive integer in the metadata, got {size!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = mk.create_model(name, num_classes=num_classes, checkpoint=checkpoint).eval()
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f"{checkpoint}: class_names: expected {num_classes} in the metadata, one a class, got {len(class_names)}")
-    return Classifier(name, model, class_names, int(size), checkpoint is not None)
+    # Some models take images of one size.
+    side = getattr(model.config, "image_size", 256) if size is None else int(size)
+    return Classifier(name, model, class_names, side, checkpoint is not None)
 
 
 def _class_names(checkpoint: Path | None, text: str) -> tuple[str, ...]:

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-classes", type=positive_int, help="classes of the checkpoint (default: what it says, else 1000)")
     parser.add_argument("--topk", type=positive_int, default=5, help="predictions an image (default: %(default)s)")
     parser.add_argument("--backend", default="auto", help="auto, cpu or reference (default: %(default)s)")
-    parser.add_argument("--size", type=positive_int, help="side in pixels of what the network sees (default: the checkpoint's, else 256)")
+    parser.add_argument(
+        "--size", type=positive_int, help="side in pixels of what the network sees (default: the checkpoint's, the model's, or 256)"
+    )
 
 
 @torch.inference_mode()

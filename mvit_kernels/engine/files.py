@@ -142,7 +142,7 @@ def _plan_from(entry: Mapping[str, Any], held: Any) -> Plan:
 
 def _describe_part(part: Segment | TorchStep, hold: Any) -> dict[str, Any]:
     if isinstance(part, Segment):
-        steps = [[step.op, list(step.nodes), dict(step.fields), step.macs, step.bytes] for step in part.steps]
+        steps = [[step.op, list(step.nodes), dict(step.fields), step.result, step.macs, step.bytes] for step in part.steps]
         return {"steps": steps, "arena_bytes": part.arena_bytes, "inputs": list(part.inputs), "outputs": list(part.outputs)}
     node = part.node
     weights = {name: hold(x) for name, x in node.weights.items()}
@@ -155,8 +155,8 @@ def _describe_part(part: Segment | TorchStep, hold: Any) -> dict[str, Any]:
 def _part_from(part: Mapping[str, Any], held: Any) -> Segment | TorchStep:
     if "steps" in part:
         steps = tuple(
-            NativeStep(op, tuple(nodes), {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}, macs, size)
-            for op, nodes, fields, macs, size in part["steps"]
+            NativeStep(op, tuple(nodes), {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}, result, macs, size)
+            for op, nodes, fields, result, macs, size in part["steps"]
         )
         return Segment(steps, part["arena_bytes"], tuple(part["inputs"]), tuple(part["outputs"]))
     name, kind, inputs, size = part["node"]

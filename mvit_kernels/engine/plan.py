@@ -30,6 +30,7 @@ class NativeStep:
     op: str
     nodes: tuple[str, ...]
     fields: Mapping[str, Any]  # numbers, and (space, index, offset) of pointers
+    result: str
     macs: int
     bytes: int
 
@@ -134,7 +135,8 @@ def assemble(lowered: Lowered) -> Plan:
         for name in names:
             made.setdefault(name, i)
             used.setdefault(name, set()).add(i)
-    crossing = {name for name in made if name in lowered.outputs or used.get(name, set()) - {made[name]}}
+    by_torch = {group.node.name for group in groups if isinstance(group, TorchStep)}
+    crossing = {name for name in made if name in lowered.outputs or name in by_torch or used.get(name, set()) - {made[name]}}
     blob = _Blob()
     parts: list[Segment | TorchStep] = []
     for i, group in enumerate(groups):
@@ -169,7 +171,7 @@ def _segment(
         return (_INPUT, inputs.index(x.value), x.offset) if x.value in inputs else (_OUTPUT, outputs.index(x.value), x.offset)
 
     native_steps = tuple(
-        NativeStep(step.op, step.nodes, {key: located(value) for key, value in step.fields.items()}, step.macs, step.bytes)
+        NativeStep(step.op, step.nodes, {key: located(value) for key, value in step.fields.items()}, step.result, step.macs, step.bytes)
         for step in steps
     )
     return Segment(native_steps, arena_bytes, inputs, outputs)

@@ -28,6 +28,7 @@ class Row:
     op: str
     node: str  # the last one of the program that it computes
     nodes: int  # how many of the program it computes
+    result: str  # its size and dtype, for one image
     kind: str  # "float", "integer", "copy" or "torch"
     macs: int
     bytes: int
@@ -96,9 +97,9 @@ class Profile(PlanReport):
 
 def _table(rows: Sequence[Row]) -> str:
     timed = any(row.seconds is not None for row in rows)
-    lines = [("op", "kind", "node", "MMAC", "KiB", *(("us", "GOP/s", "GB/s", "ceiling") if timed else ()), "")]
+    lines = [("op", "kind", "node", "result", "MMAC", "KiB", *(("us", "GOP/s", "GB/s", "ceiling") if timed else ()), "")]
     for row in rows:
-        line = [row.op, row.kind, row.node, f"{row.macs / 1e6:.2f}", f"{row.bytes / 1024:.0f}"]
+        line = [row.op, row.kind, row.node, row.result, f"{row.macs / 1e6:.2f}", f"{row.bytes / 1024:.0f}"]
         if timed:
             seconds = row.seconds or 0.0
             line += [f"{seconds * 1e6:.1f}", *(f"{each / seconds / 1e9:.0f}" if seconds else "" for each in (2 * row.macs, row.bytes))]
@@ -151,11 +152,11 @@ def _rows(plan: Plan) -> tuple[Row, ...]:
     for part in plan.parts:
         if isinstance(part, Segment):
             for step in part.steps:
-                rows.append(Row(step.op, step.nodes[-1], len(step.nodes), _kind(step.op), step.macs, step.bytes, None))
+                rows.append(Row(step.op, step.nodes[-1], len(step.nodes), step.result, _kind(step.op), step.macs, step.bytes, None))
         else:
             node = part.node
             op = str(node.settings.get("target", node.kind))
-            rows.append(Row(op, node.name, 1, "torch", node.macs(), 0, part.reason))
+            rows.append(Row(op, node.name, 1, str(plan.values[node.name]), "torch", node.macs(), 0, part.reason))
     return tuple(rows)
 
 

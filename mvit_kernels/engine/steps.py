@@ -23,6 +23,9 @@ class Value(NamedTuple):
     dtype: torch.dtype
     channels_last: bool = True
 
+    def __str__(self) -> str:
+        return f"{'x'.join(map(str, self.size))} {str(self.dtype).removeprefix('torch.')}"
+
     @property
     def bytes(self) -> int:
         count = self.dtype.itemsize
@@ -52,6 +55,7 @@ class Step:
     op: str
     nodes: tuple[str, ...]  # of the program, the last one names the step
     fields: Mapping[str, Any]
+    result: str = ""  # size and dtype of what the last node gives
     macs: int = 0
     bytes: int = 0  # that it reads and writes at least, for one image, weights included
 
@@ -86,4 +90,4 @@ class Lowered:
         weights = {id(each): each.nbytes for each in tensors if isinstance(each, Tensor)}
         size = sum(self.values[name].bytes for name in touched) + sum(weights.values())
         names = tuple(node.name for node in nodes)
-        self.steps.append(Step(op, names, fields, sum(node.macs() for node in nodes), size))
+        self.steps.append(Step(op, names, fields, str(self.values[names[-1]]), sum(node.macs() for node in nodes), size))

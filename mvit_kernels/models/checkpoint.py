@@ -1,4 +1,4 @@
-"""Checkpoint files of timm, transformers and ml-cvnets, read into and written from our models (or timm's own)."""
+"""Checkpoint files of timm, transformers, ml-cvnets and authors' releases, read into and written from our models (or timm's own)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import safetensors.torch
 import torch
@@ -16,10 +16,8 @@ from torch import nn
 
 from mvit_kernels.files import replace_file
 
-from . import mobilevit, mobilevitv2
-from .mobilevit import MobileViT
-from .mobilevitv2 import MobileViTv2
-from .names import HEADS, STEMS, Family, Format, family_of, names_in
+from .families import KINDS
+from .names import CLASSIFIERS, HEADS, STEMS, Family, Format, family_of, names_in, own_format
 
 # Where training programs keep the weights in what they save; averaged ones (EMA) first, which are those they evaluate.
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
@@ -36,29 +34,37 @@ class LoadReport(NamedTuple):
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: bool = True) -> LoadReport:
     """Load a checkpoint file into `model`, in place; nothing is written unless everything fits.
 
-    The file is safetensors or written by `torch.save` (read with `weights_only`), and has the tensor names of timm,
-    transformers or ml-cvnets; its content tells which. Its weights may be of any floating dtype. A model without classifier
-    ignores the head of a classifier, detector or segmenter in the file. The first convolution of MobileViT v1 takes BGR in
-    transformers and ml-cvnets, RGB in timm and here, so its input channels are swapped. What is no weight does not come along:
-    transformers treats odd maps of v2 in its own way, which `create_model(..., odd_maps="drop")` repeats.
+    The file is safetensors or written by `torch.save` (read with `weights_only`), and has the tensor names of timm; a MobileViT
+    may have those of transformers or ml-cvnets instead, and a Mobile-Former has those of its authors' release. The content tells
+    which. Its weights may be of any floating dtype. A model without classifier ignores the head of a classifier, detector or
+    segmenter in the file. The first convolution of MobileViT v1 takes BGR in transformers and ml-cvnets, RGB in timm and here,
+    so its input channels are swapped. What is no weight does not come along: transformers treats odd maps of v2 in its own way,
+    which `create_model(..., odd_maps="drop")` repeats.
 
     strict: False tolerates, and returns, what only the model or only the file has, and a classifier for other classes.
-    Raises FileNotFoundError; ValueError if the file is damaged, is no MobileViT checkpoint or doesn't fit the model.
+    Raises FileNotFoundError; ValueError if the file is damaged, holds no model that is known here or doesn't fit the model.
     """
     path = Path(path)
     state = model.state_dict()
     family = family_of(state)
     file = _read(path)
+    if file.format not in STEMS[family]:
+        raise ValueError(
+            f"load_checkpoint: {path} ({_variant(file.tensors, file.format)}, in the names of {file.format}) does not fit the model"
+            f" ({_variant(state, own_format(family))}), whose files are in the names of {' or '.join(STEMS[family])}"
+        )
     names = names_in(file.format, state)
     expected = _renamed(state, file.format)
 
     missing = [name for name in expected if name not in file.tensors]
     unexpected = [name for name in file.tensors if name not in expected]
-    if "head.fc.weight" not in state:
-        unexpected = [name for name in unexpected if name in file.inside and not name.startswith(HEADS[file.format])]
+    classifiers = [f"{layer}.{kind}" for layer in CLASSIFIERS[family] for kind in ("weight", "bias")]
+    if state.keys().isdisjoint(classifiers):
+        heads = HEADS[family][file.format]
+        unexpected = [name for name in unexpected if name in file.inside and not name.startswith(heads)]
     misfits = [name for name in expected if name in file.tensors and not _fits(file.tensors[name], expected[name])]
 
-    classifier = [*names.get("head.fc.weight", ()), *names.get("head.fc.bias", ())]
+    classifier = [part for key in classifiers for part in names.get(key, ())]
     if misfits and misfits == classifier:
         if not strict:
             missing, misfits = missing + misfits, []
@@ -70,7 +76,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     if misfits or (strict and (missing or unexpected)):
         raise ValueError(
             f"load_checkpoint: {path} ({_variant(file.tensors, file.format)}, in the names of {file.format}) does not fit"
-            f" the model ({_variant(state, 'timm')}): "
+            f" the model ({_variant(state, own_format(family))}): "
             + _list(
                 missing=missing,
                 unexpected=unexpected,
@@ -88,29 +94,34 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     return LoadReport(missing, unexpected)
 
 
-def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: Format = "timm") -> None:
-    """Write the weights of `model`, in their dtype, with the tensor names of "timm", "transformers" or "ml-cvnets".
+def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: Format | None = None) -> None:
+    """Write the weights of `model`, in their dtype, with the tensor names of `format`.
+
+    format: "timm" for all but Mobile-Former, whose authors' is "release"; for MobileViT also "transformers" or "ml-cvnets".
+    None: the first of these, whose names are the model's own. Raises ValueError for one that the model's family doesn't have.
 
     The suffix of `path` says what kind of file: .safetensors, or .pt, .pth or .bin for `torch.save`. An older file is
     replaced at once or not at all. The first convolution of MobileViT v1 becomes that of the format (see `load_checkpoint`).
     """
     path = Path(path)
-    if format not in get_args(Format):
-        raise ValueError(f"save_checkpoint: expected format in {get_args(Format)}, got {format!r}")
+    state = model.state_dict()
+    family = family_of(state)
+    format = own_format(family) if format is None else format
+    if format not in STEMS[family]:
+        raise ValueError(f"save_checkpoint: expected format in {tuple(STEMS[family])} for this model, got {format!r}")
     if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
         raise ValueError(f"save_checkpoint: expected path to end in .safetensors, .pt, .pth or .bin, got {path}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save_checkpoint: no folder {path.parent}")
-    state = model.state_dict()
     # transformers keeps its classifier beside the network and all else inside.
-    prefix = f"{family_of(state)}." if format == "transformers" else ""
+    prefix = f"{family}." if format == "transformers" else ""
     tensors = {
         (name if name.startswith("classifier.") else prefix + name): tensor.cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in _renamed(state, format).items()
     }
 
     if path.suffix == ".safetensors":
-        metadata = {"format": "pt", "names": format, "model": _variant(state, "timm")}
+        metadata = {"format": "pt", "names": format, "model": _variant(state, own_format(family))}
         replace_file(path, lambda draft: draft.write_bytes(safetensors.torch.save(tensors, metadata)))
     else:
         replace_file(path, lambda draft: torch.save(tensors, draft))
@@ -150,24 +161,24 @@ def _list(**problems: list[str]) -> str:
 
 def _variant(tensors: Mapping[str, torch.Tensor], format: Format) -> str:
     """The name of the model whose stages these tensors are; they are named as `format` does."""
-    for variant, state in _stages().items():
-        expected = _renamed(state, format)
-        if all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in expected.items()):
-            return variant
+    for family, stems in STEMS.items():
+        if stems.get(format) not in tensors:
+            continue
+        for variant, state in _stages(family).items():
+            expected = _renamed(state, format)
+            if all(name in tensors and tensors[name].shape == tensor.shape for name, tensor in expected.items()):
+                return variant
     return "no known variant"
 
 
 @functools.cache
-def _stages() -> dict[str, dict[str, torch.Tensor]]:
+def _stages(family: Family) -> dict[str, dict[str, torch.Tensor]]:
     """Variant -> its state_dict without data and without what follows the stages."""
+    kind, heads = KINDS[family], HEADS[family][own_format(family)]
     with torch.device("meta"):
-        models: dict[str, nn.Module] = {
-            **{name: MobileViT(config) for name, config in mobilevit.VARIANTS.items()},
-            **{name: MobileViTv2(config) for name, config in mobilevitv2.VARIANTS.items()},
-        }
+        models = {variant: kind.network(config) for variant, config in kind.variants.items()}
     return {
-        variant: {key: value for key, value in model.state_dict().items() if not key.startswith(HEADS["timm"])}
-        for variant, model in models.items()
+        variant: {key: value for key, value in model.state_dict().items() if not key.startswith(heads)} for variant, model in models.items()
     }
 
 
@@ -181,11 +192,10 @@ class _File(NamedTuple):
 
 def _read(path: Path) -> _File:
     tensors = _unwrap(path, _open(path))
-    stems = [
-        (format, name.removesuffix(stem)) for format, stem in STEMS.items() for name in tensors if name == stem or name.endswith(f".{stem}")
-    ]
+    known = {(format, stem) for formats in STEMS.values() for format, stem in formats.items()}
+    stems = [(format, name.removesuffix(stem)) for format, stem in known for name in tensors if name == stem or name.endswith(f".{stem}")]
     if len(stems) != 1:
-        what = f"holds {len(stems)} networks" if stems else "holds no MobileViT of timm, transformers or ml-cvnets"
+        what = f"holds {len(stems)} networks" if stems else "holds no network that mk.list_models() names"
         raise ValueError(f"load_checkpoint: {path} {what}; its tensors are {_first(list(tensors)) or 'none'}")
     ((format, prefix),) = stems
     inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

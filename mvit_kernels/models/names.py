@@ -1,6 +1,7 @@
-"""The names that timm, transformers and ml-cvnets give to the same tensors. Ours are timm's.
+"""The names that timm, transformers, ml-cvnets and authors' releases give to the same tensors.
 
-Each row of the tables is one module of the network; transformers and ml-cvnets may put a prefix before all of them.
+Ours are those of the family's first format: timm's, and those of its authors' release for Mobile-Former, which timm doesn't have.
+MobileViT alone has several. Each row of its tables is one module; transformers and ml-cvnets may put a prefix before all of them.
 {k} is a stage counted from 0, {K} the same counted from 1; {e} is {k} for a stage without transformer; {i} is a block,
 {j} a transformer layer and {L} the number of them; {m} is a layer of an inverted residual and {c} one of a ConvNormAct, by
 the words below. transformers keeps the rows of v1's qkv in three tensors, {qkv}.
@@ -12,26 +13,55 @@ import re
 from collections.abc import Collection
 from typing import Literal
 
-Format = Literal["timm", "transformers", "ml-cvnets"]
-Family = Literal["mobilevit", "mobilevitv2"]
+Format = Literal["timm", "transformers", "ml-cvnets", "release"]
+Family = Literal["mobilevit", "mobilevitv2", "efficientformer", "efficientformerv2", "mobile_former"]
 Row = tuple[str, str, str]  # timm, transformers, ml-cvnets
 
 _COLUMNS: dict[Format, int] = {"timm": 0, "transformers": 1, "ml-cvnets": 2}
 # What only that family's state_dict has.
-_MARKERS: dict[Family, str] = {"mobilevit": ".attn.qkv.weight", "mobilevitv2": ".attn.qkv_proj.weight"}
+_MARKERS: dict[Family, str] = {
+    "mobilevit": ".attn.qkv.weight",
+    "mobilevitv2": ".attn.qkv_proj.weight",
+    "efficientformer": ".token_mixer.qkv.weight",
+    "efficientformerv2": ".token_mixer.talking_head1.weight",
+    "mobile_former": ".global_block.q.weight",
+}
 
-# The first tensor of a network tells whose names a file uses.
-STEMS: dict[Format, str] = {
+# The formats of each family, and the first tensor of a network in each, which tells whose names a file uses.
+_MOBILEVIT: dict[Format, str] = {
     "timm": "stem.conv.weight",
     "transformers": "conv_stem.convolution.weight",
     "ml-cvnets": "conv_1.block.conv.weight",
 }
+STEMS: dict[Family, dict[Format, str]] = {
+    "mobilevit": _MOBILEVIT,
+    "mobilevitv2": _MOBILEVIT,
+    "efficientformer": {"timm": "stem.conv1.weight"},
+    "efficientformerv2": {"timm": "stem.conv1.conv.weight"},
+    "mobile_former": {"release": "stem.0.weight"},
+}
 
 # What comes after the last stage.
-HEADS: dict[Format, tuple[str, ...]] = {
+_MOBILEVIT_HEADS: dict[Format, tuple[str, ...]] = {
     "timm": ("final_conv.", "head."),
     "transformers": ("conv_1x1_exp.", "classifier."),
     "ml-cvnets": ("conv_1x1_exp.", "classifier."),
+}
+HEADS: dict[Family, dict[Format, tuple[str, ...]]] = {
+    "mobilevit": _MOBILEVIT_HEADS,
+    "mobilevitv2": _MOBILEVIT_HEADS,
+    "efficientformer": {"timm": ("norm.", "head.", "head_dist.")},
+    "efficientformerv2": {"timm": ("norm.", "head.", "head_dist.")},
+    "mobile_former": {"release": ("local_global.", "classifier.")},
+}
+
+# Our names of the layers that have a row for each class.
+CLASSIFIERS: dict[Family, tuple[str, ...]] = {
+    "mobilevit": ("head.fc",),
+    "mobilevitv2": ("head.fc",),
+    "efficientformer": ("head", "head_dist"),
+    "efficientformerv2": ("head", "head_dist"),
+    "mobile_former": ("classifier.classifier.1",),
 }
 
 _SHARED = (
@@ -84,19 +114,27 @@ _WORDS: dict[str, dict[str, Row]] = {
 
 
 def family_of(keys: Collection[str]) -> Family:
-    """The family whose state_dict has these (our) keys. Raises ValueError if it is neither."""
+    """The family whose state_dict has these (our) keys. Raises ValueError if it is none of them."""
     for family, marker in _MARKERS.items():
         if any(key.endswith(marker) for key in keys):
             return family
-    raise ValueError("checkpoints: model: expected a MobileViT, got one whose state_dict has no such attention")
+    raise ValueError("checkpoints: model: expected one of mk.list_models(), got one whose state_dict has no such attention")
+
+
+def own_format(family: Family) -> Format:
+    """The format whose names are ours."""
+    return next(iter(STEMS[family]))
 
 
 def names_in(format: Format, keys: Collection[str]) -> dict[str, tuple[str, ...]]:
     """Each of our state_dict's keys -> the name, or the names in order of rows, that `format` has for it.
 
-    Raises ValueError for keys that aren't all those of one MobileViT.
+    format: one that the family has. Raises ValueError for keys of a MobileViT and others among them.
     """
-    patterns = _PATTERNS[family_of(keys)]
+    family = family_of(keys)
+    if family not in _PATTERNS:
+        return {key: (key,) for key in keys}
+    patterns = _PATTERNS[family]
     column = _COLUMNS[format]
     depths: dict[str, int] = {}
     for key in keys:
@@ -126,7 +164,7 @@ def _patterns(*rows: Row, layer: tuple[Row, ...]) -> list[tuple[re.Pattern[str],
     return [(re.compile(row[0].replace(".", r"\.").format(**groups) + r"\.(?P<tensor>\w+)"), row) for row in (*rows, *layers)]
 
 
-_PATTERNS = {
+_PATTERNS: dict[Family, list[tuple[re.Pattern[str], Row]]] = {
     "mobilevit": _patterns(*_SHARED, *_V1, layer=_V1_LAYER),
     "mobilevitv2": _patterns(*_SHARED, *_V2, layer=_V2_LAYER),
 }

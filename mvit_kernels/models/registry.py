@@ -5,19 +5,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
-from typing import Any, TypeVar
+from typing import Any
 
-from . import mobilevit, mobilevitv2
 from .checkpoint import load_checkpoint
-from .mobilevit import MobileViT, MobileViTConfig
-from .mobilevitv2 import MobileViTv2, MobileViTv2Config
-
-Config = TypeVar("Config", MobileViTConfig, MobileViTv2Config)
+from .families import KINDS, Network
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows, which are timm's."""
-    return [*mobilevit.VARIANTS, *mobilevitv2.VARIANTS]
+    """The names that `create_model` knows, which are timm's where timm has the model."""
+    return [name for kind in KINDS.values() for name in kind.variants]
 
 
 def create_model(
@@ -27,30 +23,21 @@ def create_model(
     checkpoint: str | os.PathLike[str] | None = None,
     features_only: bool = False,
     **config: Any,
-) -> MobileViT | MobileViTv2:
-    """A MobileViT with random weights, or with those of a checkpoint file in any format that `load_checkpoint` reads.
+) -> Network:
+    """A model with random weights, or with those of a checkpoint file in any format that `load_checkpoint` reads.
 
-    num_classes: 0 gives pooled features in place of logits. features_only: the list of five feature maps in place of them.
-    config: other values for fields of `MobileViTConfig` or `MobileViTv2Config`.
+    num_classes: 0 gives pooled features in place of logits. features_only: the list of feature maps in place of them.
+    config: other values for fields of the model's config, `MobileViTConfig` and its like.
     Raises ValueError for an unknown name or a bad value, TypeError for an unknown field of the config.
     """
-    model: MobileViT | MobileViTv2
-    if name in mobilevit.VARIANTS:
-        v1 = _replace(mobilevit.VARIANTS[name], name, config)
-        model = MobileViT(v1, num_classes=num_classes, features_only=features_only)
-    elif name in mobilevitv2.VARIANTS:
-        v2 = _replace(mobilevitv2.VARIANTS[name], name, config)
-        model = MobileViTv2(v2, num_classes=num_classes, features_only=features_only)
-    else:
+    kind = next((kind for kind in KINDS.values() if name in kind.variants), None)
+    if kind is None:
         nearest = difflib.get_close_matches(name, list_models(), cutoff=0.5) or list_models()
         raise ValueError(f"create_model: expected the name of a model, such as {', '.join(nearest)}; got {name!r}")
+    fields = [field.name for field in dataclasses.fields(kind.variants[name])]
+    if unknown := [field for field in config if field not in fields]:
+        raise TypeError(f"create_model: {name} has no option {', '.join(unknown)}; its options are {', '.join(fields)}")
+    model = kind.network(dataclasses.replace(kind.variants[name], **config), num_classes=num_classes, features_only=features_only)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     return model
-
-
-def _replace(config: Config, name: str, values: dict[str, Any]) -> Config:
-    fields = [field.name for field in dataclasses.fields(config)]
-    if unknown := [field for field in values if field not in fields]:
-        raise TypeError(f"create_model: {name} has no option {', '.join(unknown)}; its options are {', '.join(fields)}")
-    return dataclasses.replace(config, **values)

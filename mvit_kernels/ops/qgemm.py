@@ -333,7 +333,7 @@ def _cpu_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns: int,
         channels[0, :columns] = reference.wrap(-(w.to(torch.int64) * zero_point).sum(1))
     status = native.qgemm(
         a.shape[0], a.data_ptr(), a.stride(0), weight.data_ptr(), weight.shape[0],
-        (columns, depth, bits), channels.data_ptr(), channels.shape[1], 0, True, 0, 0, 0,
+        (columns, depth, bits), channels.data_ptr(), channels.shape[1], 0, True, 0, 0, 0, 0,
         0, 0, 0, 1.0, 0, 0, zero_point.data_ptr() if rows else 0, y.data_ptr(), columns, torch.get_num_threads(),
     )  # fmt: skip
     if status == OVERFLOWED and rows:

@@ -1,8 +1,7 @@
 #include "cpu/ops/feed_forward.h"
 
 #include <new>
-#include <vector>
-
+#include "cpu/core/borrowed.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/parallel.h"
 #include "cpu/core/scratch.h"
@@ -25,14 +24,14 @@ void run(const FeedForwardProblem& p, int threads) {
     const FeedForwardKernels& kernels = feed_forward_table.active();
     const Cut cut = cut_rows(p.groups, p.rows, threads);
     const int64_t row_bytes = p.dim * element_size(p.dtype);
-    std::vector<Moments> own;
+    const bool computes = !p.layer_norm && !p.moments;
+    const Borrowed<Moments> own(computes ? p.groups : 0);
     const Moments* moments = p.moments;
-    if (!p.layer_norm && !moments) {
-        own.resize(static_cast<size_t>(p.groups));
+    if (computes) {
         row_moments(p.dtype, p.x, p.groups, p.rows, p.dim, own.data(), threads);
         moments = own.data();
     }
-    std::vector<Statistics> tiles(p.collected ? static_cast<size_t>(p.groups * cut.tiles()) : 0);
+    const Borrowed<Statistics> tiles(p.collected ? p.groups * cut.tiles() : 0);
     parallel_tasks(cut.tasks(), p.groups * p.rows * p.dim * p.hidden / 4, feed_forward_scratch(cut.height, p.dim, p.hidden), threads,
                    [&](int64_t task, float* scratch) {
                        const int64_t offset = (cut.group(task) * p.rows + cut.first(task)) * row_bytes;

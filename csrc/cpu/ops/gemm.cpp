@@ -1,7 +1,6 @@
 #include "cpu/ops/gemm.h"
 
-#include <vector>
-
+#include "cpu/core/borrowed.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/scratch.h"
 #include "cpu/ops/row_moments.h"
@@ -35,7 +34,7 @@ void run(const GemmProblem& p, int threads) {
     };
     const auto rows_of_y = [&](int64_t block) { return at(p.y, (cut.group(block) * p.rows + cut.first(block)) * p.y_stride); };
 
-    std::vector<Statistics> tiles(p.collected ? static_cast<size_t>(p.groups * cut.tiles()) : 0);
+    const Borrowed<Statistics> tiles(p.collected ? p.groups * cut.tiles() : 0);
     parallel_tasks(
         cut.tasks() * ranges, p.groups * p.rows * depth * p.columns / 8, gemm_scratch(cut.height, depth), threads,
         [&](int64_t task, float* scratch) {

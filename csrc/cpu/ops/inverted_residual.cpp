@@ -1,7 +1,6 @@
 #include "cpu/ops/inverted_residual.h"
 
-#include <vector>
-
+#include "cpu/core/borrowed.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/scratch.h"
 #include "cpu/ops/group_norm.h"
@@ -41,7 +40,7 @@ void run(const InvertedResidualProblem& p, int threads) {
     const int64_t bands = (out_height + height - 1) / height, step = step_of(p, out_width, height);
     const int64_t in_bytes = p.height * p.width * p.channels * element_size(p.dtype);
     const int64_t row_bytes = out_width * p.columns * element_size(p.dtype);
-    std::vector<Statistics> rows(p.collected ? static_cast<size_t>(p.batch * out_height) : 0);
+    const Borrowed<Statistics> rows(p.collected ? p.batch * out_height : 0);
     const int64_t scratch_floats = inverted_residual_scratch(p.width, p.channels, p.hidden, p.stride, step);
     parallel_tasks(p.batch * bands, p.batch * p.height * p.width * p.hidden * p.channels / 8, scratch_floats, threads,
                    [&](int64_t task, float* scratch) {
@@ -69,8 +68,7 @@ void run(const InvertedResidualProblem& p, int threads) {
                                            step,
                                            scratch});
                        for (int64_t row = begin; p.collected && row < end; ++row)
-                           rows[static_cast<size_t>(image * out_height + row)] =
-                               norm.statistics[code](y + row * row_bytes, out_width * p.columns);
+                           rows[image * out_height + row] = norm.statistics[code](y + row * row_bytes, out_width * p.columns);
                    });
     for (int64_t image = 0; p.collected && image < p.batch; ++image)
         p.collected[image] = combine(rows.data() + image * out_height, out_height);

@@ -1,7 +1,6 @@
 #include "cpu/ops/resize.h"
 
-#include <vector>
-
+#include "cpu/core/borrowed.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/scratch.h"
 
@@ -14,8 +13,8 @@ namespace {
 void run(const ResizeProblem& p, int threads) {
     const auto kernel = resize_table.active().row[static_cast<int>(p.dtype)];
     const BetweenInputs rows(p.height, p.out_height, p.align_corners), inputs(p.width, p.out_width, p.align_corners);
-    std::vector<Between> columns(static_cast<size_t>(p.out_width));
-    for (int64_t i = 0; i < p.out_width; ++i) columns[static_cast<size_t>(i)] = inputs[i];
+    const Borrowed<Between> columns(p.out_width);
+    for (int64_t i = 0; i < p.out_width; ++i) columns[i] = inputs[i];
     const int64_t pixel = p.channels * element_size(p.dtype), tasks = p.batch * p.out_height;
     const int64_t bytes = 4 * tasks * p.out_width * pixel;  // four loads an output
     parallel_for(tasks, threads_for(bytes, tasks, threads), [&](int64_t task) {

@@ -1,7 +1,6 @@
 #include "cpu/ops/row_moments.h"
 
-#include <vector>
-
+#include "cpu/core/borrowed.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/parallel.h"
 #include "cpu/ops/group_norm.h"
@@ -13,7 +12,7 @@ MVIT_ISA_TABLE(GroupNormKernels, group_norm)
 void row_moments(DType dtype, const void* x, int64_t groups, int64_t rows, int64_t depth, Moments* moments, int threads) {
     const Cut cut = cut_rows(groups, rows, threads);
     const int64_t row_bytes = depth * element_size(dtype);
-    std::vector<Statistics> tiles(static_cast<size_t>(groups * cut.tiles()));
+    const Borrowed<Statistics> tiles(groups * cut.tiles());
     parallel_for(cut.tasks(), threads_for(groups * rows * row_bytes, cut.tasks(), threads), [&](int64_t task) {
         const char* from = static_cast<const char*>(x) + (cut.group(task) * rows + cut.first(task)) * row_bytes;
         gather_statistics(dtype, from, cut, task, depth, tiles.data());

@@ -1,7 +1,6 @@
 #include "cpu/ops/separable_attention_block.h"
 
-#include <vector>
-
+#include "cpu/core/borrowed.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/scratch.h"
 #include "cpu/ops/row_moments.h"
@@ -31,17 +30,16 @@ void run(const Problem& p, int threads) {
         return const_cast<char*>(static_cast<const char*>(data)) + (image * positions + position) * row_bytes;
     };
 
-    std::vector<Moments> own;
+    const Borrowed<Moments> own(p.moments ? 0 : p.batch);
     const Moments* moments = p.moments;
     if (!moments) {
-        own.resize(static_cast<size_t>(p.batch));
         row_moments(p.dtype, p.x, p.batch, positions, p.dim, own.data(), threads);
         moments = own.data();
     }
 
     const int64_t a_block = positions_a_block(phases), blocks = (positions + a_block - 1) / a_block;
-    std::vector<Partial> partials(static_cast<size_t>(p.batch * blocks * phases));
-    std::vector<float> sums(static_cast<size_t>(p.batch * blocks * phases * stride));
+    const Borrowed<Partial> partials(p.batch * blocks * phases);
+    const Borrowed<float> sums(p.batch * blocks * phases * stride);
     parallel_tasks(p.batch * blocks, p.batch * positions * row_bytes, score_scratch(phases), threads, [&](int64_t task, float* scratch) {
         const int64_t image = task / blocks, first = task % blocks * a_block;
         kernels.scores[code]({row_source(row(p.x, image, first), p.dim, p.dim, moments + image, p.eps), first,
@@ -49,7 +47,7 @@ void run(const Problem& p, int threads) {
                               sums.data() + task * phases * stride, scratch});
     });
 
-    std::vector<float> contexts(static_cast<size_t>(p.batch * phases * width));
+    const Borrowed<float> contexts(p.batch * phases * width);
     const int64_t ranges = at_most(panels(p.dim), 4), share = (panels(p.dim) + ranges - 1) / ranges;
     parallel_tasks(p.batch * ranges, p.batch * p.dim * p.dim * 4, phases * stride, threads, [&](int64_t task, float* scratch) {
         const int64_t image = task / ranges, begin = at_most(task % ranges * share, panels(p.dim));
@@ -60,7 +58,7 @@ void run(const Problem& p, int threads) {
     });
 
     const Cut cut = cut_rows(p.batch, positions, threads);
-    std::vector<Statistics> tiles(p.collected ? static_cast<size_t>(p.batch * cut.tiles()) : 0);
+    const Borrowed<Statistics> tiles(p.collected ? p.batch * cut.tiles() : 0);
     parallel_tasks(cut.tasks(), p.batch * positions * p.dim * p.dim / 4, value_scratch(cut.height, p.dim), threads,
                    [&](int64_t task, float* scratch) {
                        const int64_t image = cut.group(task), first = cut.first(task);

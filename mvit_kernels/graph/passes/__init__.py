@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from ..program import Program
 from .cancel_constants import cancel_constants
+from .drop_unused import drop_unused
 from .elide_keys import elide_keys
 from .fold_affine import fold_affine
 from .fold_norm import fold_norm
@@ -15,7 +16,7 @@ from .merge_convolutions import merge_convolutions
 from .pool_first import pool_first
 from .split_cat import split_cat
 
-PASSES = (fold_affine, fold_norm, elide_keys, cancel_constants, pool_first, merge_convolutions, split_cat, fuse_epilogues)
+PASSES = (drop_unused, fold_affine, fold_norm, elide_keys, cancel_constants, pool_first, merge_convolutions, split_cat, fuse_epilogues)
 
 
 def optimize(program: Program) -> Program:
@@ -28,6 +29,7 @@ def optimize(program: Program) -> Program:
 __all__ = [
     "PASSES",
     "cancel_constants",
+    "drop_unused",
     "elide_keys",
     "fold_affine",
     "fold_norm",

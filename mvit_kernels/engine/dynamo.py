@@ -1,0 +1,113 @@
+"""`torch.compile(model, backend="mvit_kernels")`: the plan of `mk.compile`, for people who have that line already.
+
+Dynamo hands over a graph of torch ops, in which the blocks of a model are gone. So the model itself is looked up, and compiled, where the
+graph is all of it; its first results are compared with those of the graph. Any other graph is compiled as it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.utils import _pytree as pytree
+
+from .compiled import CompiledModel, compile
+
+Tensor = torch.Tensor
+_CLOSE = 1e-3  # of the largest value
+
+
+def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Sequence[Tensor]]:
+    """What Dynamo calls. Results carry no gradient.
+
+    Raises:
+        RuntimeError: gradients are on and something wants one.
+        ValueError: the graph takes anything but one batch of images and weights.
+    """
+    if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        raise RuntimeError(
+            "torch.compile: backend mvit_kernels: expected inference, under torch.no_grad() or torch.inference_mode(), got a call with"
+            " gradients on; to train, use mk.accelerate"
+        )
+    model = _calling_module()
+    weights = [] if model is None else [*model.parameters(), *model.buffers()]
+    known = {id(x) for x in weights}
+    places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and not isinstance(x, nn.Parameter) and id(x) not in known]
+    images = [i for i in places if inputs[i].ndim == 4]
+    if len(images) != 1:
+        raise ValueError(f"torch.compile: backend mvit_kernels: expected one batch of images (B, C, H, W), got {len(images)}")
+    whole = model is not None and not model.training and {id(x) for x in inputs} >= {id(x) for x in model.parameters()}
+    return _Runner(graph, images[0], model if whole else None)
+
+
+class _Runner:
+    """Compiles at its first call: Dynamo is still at work when it asks for it, and does not want to be called once more."""
+
+    def __init__(self, graph: fx.GraphModule, place: int, model: nn.Module | None) -> None:
+        self.graph, self.place, self.model = graph, place, model
+        self.compiled: CompiledModel | None = None
+        self.lock = threading.Lock()
+
+    def __call__(self, *inputs: Any) -> Sequence[Tensor]:
+        if self.compiled is None:
+            with self.lock, torch.no_grad():
+                self.compiled = self.compiled or self.make(inputs)
+        return _tensors(self.compiled(inputs[self.place]))
+
+    def make(self, inputs: Sequence[Any]) -> CompiledModel:
+        x, expected = inputs[self.place].detach(), list(self.graph(*inputs))
+        if self.model is not None:
+            compiled = compile(self.model, x)
+            if _agree(compiled, x, expected):
+                return compiled
+        compiled = compile(_Graph(self.graph, inputs, self.place).eval(), x)
+        if not _agree(compiled, x, expected):
+            raise RuntimeError("torch.compile: backend mvit_kernels: the plan's results differ from those of the graph")
+        return compiled
+
+
+class _Graph(nn.Module):
+    """A graph as a model of its images alone."""
+
+    def __init__(self, graph: fx.GraphModule, inputs: Sequence[Any], place: int) -> None:
+        super().__init__()
+        self.graph, self.place, self.count = graph, place, len(inputs)
+        self.numbers = {i: x for i, x in enumerate(inputs) if not isinstance(x, Tensor)}
+        for i, x in enumerate(inputs):
+            if i != place and isinstance(x, Tensor):
+                self.register_buffer(f"weight{i}", x.detach())
+
+    def forward(self, x: Tensor) -> Any:
+        def argument(i: int) -> Any:
+            if i == self.place:
+                return x
+            return x.shape[0] if i in self.numbers else getattr(self, f"weight{i}")
+
+        return self.graph(*map(argument, range(self.count)))
+
+
+def _calling_module() -> nn.Module | None:
+    """The module whose forward is being compiled."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    try:
+        frame = InstructionTranslator.current_tx().output.root_tx.f_locals
+    except AttributeError:
+        return None
+    module = frame.get("self")
+    return module if isinstance(module, nn.Module) else None
+
+
+def _agree(compiled: CompiledModel, x: Tensor, expected: Sequence[Tensor]) -> bool:
+    results = _tensors(compiled(x))
+    return len(results) == len(expected) and all(
+        y.shape == right.shape and bool((y - right).abs().max() <= _CLOSE * right.abs().max())
+        for y, right in zip(results, expected, strict=True)
+    )
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [each for each in pytree.tree_leaves(result) if isinstance(each, Tensor)]

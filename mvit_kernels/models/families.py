@@ -1,0 +1,32 @@
+"""The families of models: how each is made, and all its variants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias
+
+from . import efficientformer, efficientformerv2, mobile_former, mobilevit, mobilevitv2
+from .efficientformer import EfficientFormer
+from .efficientformerv2 import EfficientFormerV2
+from .mobile_former import MobileFormer
+from .mobilevit import MobileViT
+from .mobilevitv2 import MobileViTv2
+from .names import Family
+
+Network: TypeAlias = MobileViT | MobileViTv2 | EfficientFormer | EfficientFormerV2 | MobileFormer
+
+
+class Kind(NamedTuple):
+    """What a family is made of. `network` takes one of the configs."""
+
+    network: Callable[..., Network]
+    variants: Mapping[str, Any]  # name -> config
+
+
+KINDS: dict[Family, Kind] = {
+    "mobilevit": Kind(MobileViT, mobilevit.VARIANTS),
+    "mobilevitv2": Kind(MobileViTv2, mobilevitv2.VARIANTS),
+    "efficientformer": Kind(EfficientFormer, efficientformer.VARIANTS),
+    "efficientformerv2": Kind(EfficientFormerV2, efficientformerv2.VARIANTS),
+    "mobile_former": Kind(MobileFormer, mobile_former.VARIANTS),
+}

@@ -1,0 +1,62 @@
+"""torch.compile(model, backend="mvit_kernels") reaches the plan that mk.compile makes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from op_checks import needs_native
+from test_graph_capture import Plain, random_statistics
+from torch import nn
+
+import mvit_kernels as mk
+
+pytestmark = needs_native
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> None:
+    torch._dynamo.reset()
+
+
+@torch.no_grad()
+def test_the_same_plan() -> None:
+    model = random_statistics(mk.create_model("mobilevitv2_050", num_classes=7))
+    fast = torch.compile(model, backend="mvit_kernels")
+    plan = mk.compile(model, torch.zeros(1, 3, 64, 64))
+    for size in ((1, 3, 64, 64), (3, 3, 64, 64)):
+        x = torch.randn(size)
+        assert torch.equal(fast(x), plan(x))
+
+
+@torch.no_grad()
+def test_features_and_other_networks() -> None:
+    x = torch.randn(2, 3, 64, 64)
+    for model in (mk.create_model("mobilevitv2_050", features_only=True), nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU()), Plain()):
+        model = random_statistics(model)
+        expected, actual = model(x), torch.compile(model, backend="mvit_kernels")(x)
+        pairs = zip(torch.utils._pytree.tree_leaves(actual), torch.utils._pytree.tree_leaves(expected), strict=True)
+        assert all((y - right).abs().max() <= 1e-5 * right.abs().max() for y, right in pairs)
+
+
+@torch.no_grad()
+def test_a_part_of_a_network() -> None:
+    """The graph ends before the model does: what is compiled is the graph."""
+
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.first(x))
+            torch._dynamo.graph_break()
+            return self.second(x)
+
+    model, x = Broken().eval(), torch.randn(2, 3, 9, 9)
+    assert torch.allclose(torch.compile(model, backend="mvit_kernels")(x), model(x), atol=1e-5)
+
+
+def test_no_gradients() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU()).eval()
+    with pytest.raises(RuntimeError, match=r"expected inference, under torch\.no_grad"):
+        torch.compile(model, backend="mvit_kernels")(torch.randn(1, 3, 8, 8))

@@ -1,0 +1,189 @@
+"""Random small networks of all kinds of nodes: plans against the interpreter. MVIT_KERNELS_FUZZ=5000 runs as many (`make fuzz`)."""
+
+from __future__ import annotations
+
+import os
+import random
+
+import pytest
+import torch
+from op_checks import needs_native
+
+from mvit_kernels.engine.lower_integers import lower
+from mvit_kernels.engine.plan import Plan, assemble
+from mvit_kernels.graph import Node, Program, optimize, run
+from mvit_kernels.quant import QuantConfig
+from mvit_kernels.quant.calibrate import ranges
+from mvit_kernels.quant.layout import Layout
+from mvit_kernels.quant.program import integer_program
+from mvit_kernels.quant.representation import representations
+
+pytestmark = needs_native
+Tensor = torch.Tensor
+COUNT = int(os.environ.get("MVIT_KERNELS_FUZZ", "0"))
+_CHANNELS = (1, 2, 3, 5, 8, 16, 24, 31, 32, 33, 48, 64)
+
+
+class Draw:
+    """A program of some random nodes; maps are even where attention wants patches."""
+
+    def __init__(self, seed: int) -> None:
+        self.draw = random.Random(seed)
+        torch.manual_seed(seed)
+        size = (self.draw.choice((1, 2, 3, 4, 8, 17)), self.draw.randint(1, 14), self.draw.randint(1, 14))
+        self.nodes = [Node("input", "input", (), size)]
+        for _ in range(self.draw.randint(1, 9)):
+            self.draw.choice((self.conv, self.conv, self.depthwise, self.activation, self.add, self.cat, self.norm, self.resize,
+                              self.attention, self.separable, self.layer))()  # fmt: skip
+        if self.draw.random() < 0.6:
+            self.head()
+        results = {self.nodes[-1].name, *(node.name for node in self.draw.sample(self.nodes[1:], k=min(1, len(self.nodes) - 1)))}
+        self.program = Program(self.nodes, sorted(results), torch.utils._pytree.tree_structure([0] * len(results)))
+
+    def put(
+        self, kind: str, inputs: tuple[Node, ...], size: tuple[int, ...], settings: dict | None = None, weights: dict | None = None
+    ) -> Node:
+        name = f"{kind}{len(self.nodes)}"
+        self.nodes.append(Node(name, kind, tuple(node.name for node in inputs), size, settings or {}, weights or {}))
+        return self.nodes[-1]
+
+    def map(self) -> Node:
+        return self.draw.choice([node for node in self.nodes if len(node.size) == 3][-4:])
+
+    def weighted(self, x: Node, columns: int, kernel: int, stride: int = 1) -> Node:
+        channels, height, width = x.size
+        weights = {"weight": torch.randn(columns, channels, kernel, kernel) / (channels * kernel**2) ** 0.5}
+        if self.draw.random() < 0.7:
+            weights["bias"] = torch.randn(columns)
+        size = (columns, (height - 1) // stride + 1, (width - 1) // stride + 1)
+        return self.put("conv2d", (x,), size, {"stride": stride}, weights)
+
+    def conv(self) -> None:
+        kernel, stride = self.draw.choice((1, 1, 3)), self.draw.choice((1, 1, 1, 2))
+        self.weighted(self.map(), self.draw.choice(_CHANNELS), kernel, stride)
+
+    def depthwise(self) -> None:
+        x, stride = self.map(), self.draw.choice((1, 2))
+        channels, height, width = x.size
+        size = (channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
+        weights = {"weight": torch.randn(channels, 1, 3, 3) / 3, "bias": torch.randn(channels)}
+        self.put("depthwise_conv2d", (x,), size, {"stride": stride}, weights)
+
+    def activation(self) -> None:
+        x = self.map()
+        self.put("activation", (x,), x.size, {"function": self.draw.choice(("relu", "silu", "gelu"))})
+
+    def add(self) -> None:
+        x = self.map()
+        self.put("add", (x, self.weighted(x, x.size[0], self.draw.choice((1, 3)))), x.size)
+
+    def cat(self) -> None:
+        x = self.map()
+        y = self.weighted(x, self.draw.choice(_CHANNELS), 1)
+        self.put("cat", (x, y), (x.size[0] + y.size[0], *x.size[1:]))
+
+    def norm(self) -> None:
+        x = self.map()
+        weights = {"weight": torch.rand(x.size[0]) + 0.5, "bias": torch.randn(x.size[0])} if self.draw.random() < 0.7 else {}
+        self.put(self.draw.choice(("group_norm", "layer_norm")), (x,), x.size, {"eps": 1e-5}, weights)
+
+    def resize(self, height: int | None = None, width: int | None = None) -> None:
+        x = self.map()
+        size = (x.size[0], height or self.draw.randint(1, 12), width or self.draw.randint(1, 12))
+        self.put("resize", (x,), size, {"align_corners": self.draw.random() < 0.5})
+
+    def even(self, x: Node) -> Node:
+        if x.size[1] % 2 or x.size[2] % 2:
+            x = self.put("resize", (x,), (x.size[0], x.size[1] + x.size[1] % 2, x.size[2] + x.size[2] % 2), {"align_corners": False})
+        return x
+
+    def attention(self) -> None:
+        x, heads = self.even(self.map()), self.draw.choice((1, 2, 4))
+        dim = heads * self.draw.choice((1, 4, 5, 8))
+        qkv = self.weighted(x, 3 * dim, 1)
+        self.put("patch_attention", (qkv,), (dim, *x.size[1:]), {"heads": heads, "patch": (2, 2), "scale": (dim // heads) ** -0.5})
+
+    def separable(self) -> None:
+        x, dim = self.even(self.map()), self.draw.choice((4, 16, 21, 32))
+        self.put("separable_attention", (self.weighted(x, 1 + 2 * dim, 1),), (dim, *x.size[1:]), {"patch": (2, 2)})
+
+    def layer(self) -> None:
+        """A layer of MobileViTv2."""
+        x = self.even(self.map())
+        dim = x.size[0]
+        weights = {"weight": torch.rand(dim) + 0.5, "bias": torch.randn(dim)}
+        qkv = self.weighted(self.put("group_norm", (x,), x.size, {"eps": 1e-5}, weights), 1 + 2 * dim, 1)
+        y = self.put("separable_attention", (qkv,), x.size, {"patch": (2, 2)})
+        x = self.put("add", (self.weighted(y, dim, 1), x), x.size)
+        hidden = self.weighted(self.put("group_norm", (x,), x.size, {"eps": 1e-5}, weights), 2 * dim, 1)
+        hidden = self.put("activation", (hidden,), hidden.size, {"function": "silu"})
+        self.put("add", (self.weighted(hidden, dim, 1), x), x.size)
+
+    def head(self) -> None:
+        x = self.map()
+        pooled = self.put("avg_pool", (x,), (x.size[0],))
+        weights = {"weight": torch.randn(5, x.size[0]), "bias": torch.randn(5)}
+        self.put("linear", (pooled,), (5,), {}, weights)
+
+
+def results(plan: Plan, x: Tensor, threads: int) -> list[Tensor]:
+    return plan.run(x, threads)
+
+
+def assert_floats(program: Program, x: Tensor) -> None:
+    right = run(program, x.double())
+    rewritten = optimize(program)
+    plan = assemble(lower(rewritten))
+    outputs = results(plan, x, 1)
+    assert all(torch.equal(a, b) for a, b in zip(outputs, results(plan, x, 2), strict=True))
+    theirs = run(program, x)
+    for y, exact, plain in zip(outputs, right, theirs, strict=True):
+        bound = 4 * (plain - exact).abs().max() + 2e-5 * exact.abs().max() + 1e-6
+        assert (y - exact).abs().max() <= bound, str(rewritten)
+
+
+def assert_integers(program: Program, x: Tensor, bits: int) -> None:
+    rewritten, config = optimize(program), QuantConfig(method="minmax", weight_bits=bits, activation_bits=bits)
+    layout = Layout(rewritten, config)
+    found = representations(layout, ranges(rewritten, [x], False), config) if layout.needed() else {}
+    integers = integer_program(rewritten, found, config)
+    right = run(integers, x, backend="reference")
+    plan = assemble(lower(integers))
+    outputs = results(plan, x, 1)
+    assert all(torch.equal(a, b) for a, b in zip(outputs, results(plan, x, 2), strict=True))
+    floats = {node.kind for node in rewritten} - {"input", "cat"}  # kinds of float programs
+    exact = not any(node.kind in floats for node in integers)
+    for y, expected in zip(outputs, right, strict=True):
+        if exact:
+            assert torch.equal(y, expected), str(integers)
+        elif expected.abs().max() > 0:  # floats between: a rounding there is a step of a byte elsewhere
+            assert (y - expected).abs().mean() <= 0.05 * expected.abs().max(), str(integers)
+
+
+def check(seed: int) -> None:
+    program = Draw(seed).program
+    x = torch.randn(2, *program["input"].size)
+    assert_floats(program, x)
+    assert_integers(program, x, 8 if seed % 3 else 6)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("start", range(0, 60, 20))
+def test_some(start: int) -> None:
+    for seed in range(start, start + 20):
+        check(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("start", range(100, 500, 50))
+def test_many(start: int, isa: str) -> None:
+    for seed in range(start, start + 50):
+        check(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COUNT == 0, reason="MVIT_KERNELS_FUZZ is not set")
+def test_as_many_as_wanted() -> None:
+    for seed in range(1000, 1000 + COUNT):
+        check(seed)
