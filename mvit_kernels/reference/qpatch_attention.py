@@ -21,7 +21,13 @@ ATTENTION_TABLE = torch.tensor([round(255 * math.exp(-i / STEPS)) for i in range
 
 def attention_factors(q_scale: float, k_scale: float, v_scale: float, out_scale: float, scale: float) -> tuple[float, float]:
     """(f, g), both float32: steps of the table to one of the scores, and steps of the result to one of v."""
-    return float(single(q_scale * k_scale * scale * STEPS)), float(single(v_scale / out_scale))
+    return _single(q_scale * k_scale * scale * STEPS), _single(v_scale / out_scale)
+
+
+def _single(value: float) -> float:
+    """The nearest float32, in a fraction of the time that a tensor takes: Veltkamp's splitting."""
+    shifted = value * (2.0**29 + 1.0)
+    return shifted - (shifted - value)
 
 
 def qpatch_attention(
