@@ -68,6 +68,20 @@ def test_a_float_attention_between_integers(isa: str) -> None:
     assert torch.equal(y.argmax(1), right.argmax(1))
 
 
+def test_inverted_residuals_in_bands(monkeypatch, isa: str, threads) -> None:
+    """As maps of 256 x 256 images have them; odd maps, several bands and threads."""
+    from mvit_kernels.engine import lower_integers
+
+    monkeypatch.setattr(lower_integers, "_WORTH_BANDS", 1)
+    model, _ = network("mobilevitv2_050", 8)
+    fast = mk.compile(model, torch.zeros(1, 3, 72, 104))
+    assert "qinverted_residual" in {row.op for row in fast.report().rows}
+    x = torch.randn(2, 3, 72, 104)
+    for count in (1, 2, 5):
+        threads(count)
+        assert torch.equal(torch.cat([fast(image[None]) for image in x]), model(x))
+
+
 @pytest.mark.parametrize("name", ["mobilevitv2_050", "mobilevit_xxs"])
 def test_other_sizes(name: str) -> None:
     model, fast = network(name, 8)
