@@ -7,7 +7,6 @@
 #include <utility>
 
 #include "cpu/core/crew.h"
-#include "cpu/core/parallel.h"
 
 namespace mvit {
 
@@ -86,41 +85,23 @@ Status Plan::run_steps(const Image& image, int threads, double* seconds) const {
 }
 
 Status Plan::run_with_crew(const Image& image, int threads, double* seconds) const {
+    if (threads <= 1) return run_steps(image, 1, seconds);
     Status status = Status::ok;
-#ifdef _OPENMP
-    if (threads > 1) {
-        alignas(Crew) char memory[sizeof(Crew)];
-        Crew* crew = nullptr;
-#pragma omp parallel num_threads(threads)
-        {
-#pragma omp master
-            crew = new (memory) Crew(omp_get_num_threads());
-#pragma omp barrier
-            if (omp_get_thread_num() > 0) {
-                crew->follow(omp_get_thread_num());
-            } else {
-                crew->lead([&] { status = run_steps(image, crew->size(), seconds); });
-            }
-        }
-        return status;
-    }
-#endif
-    return run_steps(image, 1, seconds);
+    Crew::with(threads, [&] { status = run_steps(image, threads, seconds); });
+    return status;
 }
 
 Status Plan::run(const char* weights, void* const* inputs, void* const* outputs, int64_t batch, int threads, double* seconds) {
     const int64_t shared = seconds || threads <= 1 ? 0 : batch / threads * threads;  // images that threads take for themselves
     std::atomic<int> worst{0};
-    std::atomic<int64_t> next{0};
     if (shared > 0)
-        parallel_region(threads, [&](const Team&) {
-            auto arena = take();
-            if (!arena) return worst.store(static_cast<int>(Status::out_of_memory));
-            for (int64_t i; (i = next.fetch_add(1)) < shared;) {
-                const Status status = run_steps({weights, arena->data(), inputs, outputs, i}, 1, nullptr);
+        Crew::with(threads, [&] {
+            Crew::led()->deal(shared, [&](int64_t i) {
+                auto arena = take();
+                const Status status = arena ? run_steps({weights, arena->data(), inputs, outputs, i}, 1, nullptr) : Status::out_of_memory;
                 if (status != Status::ok) worst.store(static_cast<int>(status));
-            }
-            give(std::move(arena));
+                if (arena) give(std::move(arena));
+            });
         });
     if (worst.load() != 0) return static_cast<Status>(worst.load());
     if (shared == batch) return Status::ok;

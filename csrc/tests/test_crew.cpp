@@ -1,6 +1,8 @@
 #include "cpu/core/crew.h"
 
-#include <numeric>
+#include <atomic>
+#include <chrono>
+#include <thread>
 #include <vector>
 
 #include "cpu/core/parallel.h"
@@ -8,23 +10,9 @@
 
 using namespace mvit;
 
-// Runs work() with a crew of `threads`, as a plan does.
-template <class Work>
-static void with_crew(int threads, const Work& work) {
-    Crew crew(threads);
-#pragma omp parallel num_threads(threads)
-    {
-        if (omp_get_thread_num() > 0) {
-            crew.follow(omp_get_thread_num());
-        } else {
-            crew.lead(work);
-        }
-    }
-}
-
 TEST(a_crew_shares_tasks) {
     for (int threads : {1, 2, 3, 5}) {
-        with_crew(threads, [&] {
+        Crew::with(threads, [&] {
             for (int64_t tasks : {0, 1, 2, 7, 1000}) {
                 std::vector<int> seen(static_cast<size_t>(tasks), 0);
                 parallel_for(tasks, 2, [&](int64_t task) { ++seen[static_cast<size_t>(task)]; });
@@ -34,29 +22,46 @@ TEST(a_crew_shares_tasks) {
     }
 }
 
-TEST(a_crew_waits_between_phases) {
-    for (int threads : {1, 2, 4}) {
-        with_crew(threads, [&] {
-            for (int round = 0; round < 200; ++round) {
-                std::vector<int> first(64, 0), second(64, 0);
-                parallel_region(2, [&](const Team& team) {
-                    team.share(64, [&](int64_t begin, int64_t end) {
-                        for (int64_t i = begin; i < end; ++i) first[static_cast<size_t>(i)] = round;
-                    });
-                    team.wait();
-                    const int sum = std::accumulate(first.begin(), first.end(), 0);
-                    team.share(64, [&](int64_t begin, int64_t end) {
-                        for (int64_t i = begin; i < end; ++i) second[static_cast<size_t>(i)] = sum;
-                    });
-                });
-                for (int value : second) CHECK(value == 64 * round);
+TEST(a_crew_does_one_job_after_another) {
+    for (int threads : {1, 2, 4, 100}) {
+        Crew::with(threads, [&] {
+            std::vector<int64_t> values(64, 0);
+            for (int64_t round = 1; round <= 2000; ++round) {
+                parallel_for(64, 2, [&](int64_t i) { values[static_cast<size_t>(i)] += round; });
+                for (int64_t value : values) CHECK(value == round * (round + 1) / 2);
             }
         });
     }
 }
 
+TEST(several_crews_at_once) {
+    std::vector<std::thread> leaders;
+    std::atomic<int64_t> sum{0};
+    for (int i = 0; i < 4; ++i)
+        leaders.emplace_back([&] {
+            for (int round = 0; round < 50; ++round)
+                Crew::with(3, [&] { parallel_for(10, 3, [&](int64_t task) { sum.fetch_add(task); }); });
+        });
+    for (std::thread& leader : leaders) leader.join();
+    CHECK(sum.load() == 4 * 50 * 45);
+}
+
+TEST(followers_that_sleep_are_woken) {
+    for (int round = 0; round < 3; ++round) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(20));
+        std::atomic<int> threads_seen{0};
+        Crew::with(2, [&] {
+            parallel_for(2, 2, [&](int64_t) {
+                threads_seen.fetch_add(1);  // each waits for the other: both threads have come
+                while (threads_seen.load() < 2) std::this_thread::yield();
+            });
+        });
+        CHECK(threads_seen.load() == 2);
+    }
+}
+
 TEST(what_a_crew_runs_is_serial_inside) {
-    with_crew(3, [] {
+    Crew::with(3, [] {
         std::vector<int> counts(8, 0);
         parallel_for(8, 3, [&](int64_t task) {
             CHECK(Crew::led() == nullptr);
@@ -70,7 +75,7 @@ TEST(what_a_crew_runs_is_serial_inside) {
 
 TEST(small_work_is_worth_an_order_but_no_region) {
     CHECK(threads_for(100 * 1024, 8, 4) == 1);
-    with_crew(2, [] {
+    Crew::with(2, [] {
         CHECK(threads_for(100 * 1024, 8, 4) == 4);
         CHECK(threads_for(1024, 8, 4) == 1);
         CHECK(threads_for(100 * 1024, 1, 4) == 1);

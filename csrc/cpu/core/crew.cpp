@@ -1,25 +1,30 @@
 #include "cpu/core/crew.h"
 
-#include <sched.h>
+#include <mutex>
+#include <system_error>
+#include <thread>
+#include <vector>
 
 namespace mvit {
 
 namespace {
 
+constexpr int tries_awake = 2000;  // of a follower without work, about 0.1 ms: longer than any gap between two layers
+
 thread_local Crew* led_crew = nullptr;
 
-// Returns when ready(). A thread that waits long gives its core away: it may be the one that the others need.
-template <class Ready>
-void spin(const Ready& ready) {
-    for (int tries = 0; !ready(); ++tries) {
-        if (tries < 4096) {
+inline void pause() {
 #if defined(__x86_64__)
-            __builtin_ia32_pause();
+    __builtin_ia32_pause();
 #endif
-        } else {
-            sched_yield();
-        }
-    }
+}
+
+std::mutex idle_lock;
+
+// Never destroyed: followers of crews outlive the end of main.
+std::vector<Crew*>& idle_crews() {
+    static auto* crews = new std::vector<Crew*>;
+    return *crews;
 }
 
 }  // namespace
@@ -27,47 +32,67 @@ void spin(const Ready& ready) {
 Crew* Crew::led() { return led_crew; }
 void Crew::set_led(Crew* crew) { led_crew = crew; }
 
+Crew& Crew::take(int threads) {
+    const int size = threads < 1 ? 1 : threads < most ? threads : most;
+    {
+        const std::lock_guard<std::mutex> lock(idle_lock);
+        std::vector<Crew*>& idle = idle_crews();
+        for (size_t i = idle.size(); i-- > 0;)
+            if (idle[i]->size_ == size) {
+                Crew* crew = idle[i];
+                idle.erase(idle.begin() + static_cast<std::ptrdiff_t>(i));
+                return *crew;
+            }
+    }
+    auto* crew = new Crew(size);
+    try {
+        for (int i = 1; i < size; ++i) std::thread([crew, i] { crew->follow(i); }).detach();
+    } catch (const std::system_error&) {  // no more threads to be had: those that there are take all tasks
+    }
+    return *crew;
+}
+
+void Crew::give_back(Crew& crew) {
+    const std::lock_guard<std::mutex> lock(idle_lock);
+    idle_crews().push_back(&crew);
+}
+
 // Opening and closing a job, and entering it, are sequentially consistent: either the leader sees a follower inside, or the follower sees
-// that the job is closed.
-void Crew::give(Job job, const void* body, bool all) {
+// that the job is closed. Likewise, a follower that falls asleep is seen, or sees the order.
+void Crew::give(Job job, const void* body) {
     job_ = job;
     body_ = body;
-    done_.store(0, std::memory_order_relaxed);
     order_.fetch_add(1);
-    led_crew = nullptr;  // what a body calls is serial
+    if (asleep_.load() > 0) order_.notify_all();
+    led_crew = nullptr;
     job(*this, body, 0);
     led_crew = this;
-    if (all) spin([&] { return done_.load(std::memory_order_acquire) == size_ - 1; });
     order_.fetch_add(1);
-    spin([&] { return inside_.load() == 0; });
+    for (int tries = 0; inside_.load() > 0; ++tries)
+        if (tries < tries_awake) {
+            pause();
+        } else {
+            std::this_thread::yield();  // a task that was begun waits for a core: perhaps for this one
+        }
 }
 
 void Crew::follow(int index) {
-    if (index >= size_) return;
     for (uint32_t seen = 0;;) {
-        uint32_t order = 0;
-        spin([&] {
-            order = order_.load(std::memory_order_acquire);
-            return (order != seen && order % 2 == 1) || over_.load(std::memory_order_acquire);
-        });
-        if (order == seen || order % 2 == 0) return;  // over
-        inside_.fetch_add(1);
-        if (order_.load() == order) {
-            seen = order;
-            job_(*this, body_, index);
-            done_.fetch_add(1, std::memory_order_release);
+        uint32_t order = order_.load(std::memory_order_acquire);
+        for (int tries = 0; order == seen || order % 2 == 0; order = order_.load(std::memory_order_acquire)) {
+            if (++tries < tries_awake) {
+                pause();
+                continue;
+            }
+            asleep_.fetch_add(1);
+            order_.wait(order);
+            asleep_.fetch_sub(1);
+            tries = 0;
         }
+        inside_.fetch_add(1);
+        if (order_.load() == order) job_(*this, body_, index);
         inside_.fetch_sub(1);
-    }
-}
-
-void Crew::barrier() {
-    const uint32_t phase = phase_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-        arrived_.store(0, std::memory_order_relaxed);
-        phase_.store(phase + 1, std::memory_order_release);
-    } else {
-        spin([&] { return phase_.load(std::memory_order_acquire) != phase; });
+        seen = order;
     }
 }
 

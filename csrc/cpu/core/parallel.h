@@ -24,7 +24,6 @@ inline int threads_for(int64_t bytes, int64_t tasks, int threads) {
 // A thread of a parallel region with several phases: waiting for the others costs a fraction of leaving the region and entering the next.
 struct Team {
     int index, size;
-    Crew* crew = nullptr;
 
     // body(first, last) on this thread's run of [0, tasks).
     template <class Body>
@@ -33,24 +32,22 @@ struct Team {
         if (first < last) body(first, last);
     }
     void wait() const {
-        if (crew) return crew->barrier();
 #ifdef _OPENMP
 #pragma omp barrier
 #endif
     }
 };
 
-// Runs body(team) on every thread.
+// Runs body(team) on every thread; of a crew, whose threads need not all come, on one.
 template <class Body>
 void parallel_region(int threads, const Body& body) {
-    if (threads > 1) {
-        if (Crew* crew = Crew::led()) return crew->gather([&](int index) { body(Team{index, crew->size(), crew}); });
 #ifdef _OPENMP
+    if (threads > 1 && !Crew::led()) {
 #pragma omp parallel num_threads(threads)
         body(Team{omp_get_thread_num(), omp_get_num_threads()});
         return;
-#endif
     }
+#endif
     body(Team{0, 1});
 }
 

@@ -5,13 +5,15 @@
 
 namespace mvit {
 
-// Runs body(first, count) on the parts of [0, count), one a thread; `bytes` are touched in all. Parts begin at multiples of 64 elements, so
-// that no two threads write to one cache line.
+// Runs body(first, count) on the parts of [0, count), one a thread, or a few where threads of a crew may come late; `bytes` are touched in
+// all. Parts begin at multiples of 64 elements, so that no two threads write to one cache line.
 template <class Body>
 void share_run(int64_t count, int64_t bytes, int threads, const Body& body) {
     const int64_t blocks = (count + 63) / 64;
-    parallel_region(threads_for(bytes, blocks, threads), [&](const Team& team) {
-        team.share(blocks, [&](int64_t first, int64_t last) { body(64 * first, (64 * last < count ? 64 * last : count) - 64 * first); });
+    const int64_t some = threads_for(bytes, blocks, threads), parts = Crew::led() ? 4 * some : some;
+    parallel_for(parts, static_cast<int>(some), [&](int64_t part) {
+        const int64_t first = 64 * (blocks * part / parts), last = 64 * (blocks * (part + 1) / parts);
+        if (first < last) body(first, (last < count ? last : count) - first);
     });
 }
 
