@@ -1,5 +1,8 @@
 #include "cpu/core/crew.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <atomic>
 #include <chrono>
 #include <thread>
@@ -80,4 +83,25 @@ TEST(small_work_is_worth_an_order_but_no_region) {
         CHECK(threads_for(1024, 8, 4) == 1);
         CHECK(threads_for(100 * 1024, 1, 4) == 1);
     });
+}
+
+TEST(the_child_of_a_fork_has_crews_of_its_own) {
+    Crew::with(2, [] { parallel_for(2, 2, [](int64_t) {}); });
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(20);
+        std::atomic<bool> followed{false};
+        const auto leader = std::this_thread::get_id();
+        for (int round = 0; round < 100 && !followed.load(); ++round)
+            Crew::with(2, [&] {
+                parallel_for(2, 2, [&](int64_t) {
+                    if (std::this_thread::get_id() != leader) followed.store(true);
+                    for (int tries = 0; !followed.load() && tries < 10; ++tries) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+                });
+            });
+        _exit(followed.load() ? 0 : 1);
+    }
+    int status = -1;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(status == 0);
 }

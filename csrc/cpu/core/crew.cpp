@@ -1,5 +1,7 @@
 #include "cpu/core/crew.h"
 
+#include <pthread.h>
+
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -27,12 +29,23 @@ std::vector<Crew*>& idle_crews() {
     return *crews;
 }
 
+// Threads do not live on in the child of a fork: it makes crews of its own.
+void forget_crews_in_children() {
+    static const int once = pthread_atfork([] { idle_lock.lock(); }, [] { idle_lock.unlock(); },
+                                           [] {
+                                               idle_crews().clear();
+                                               idle_lock.unlock();
+                                           });
+    static_cast<void>(once);
+}
+
 }  // namespace
 
 Crew* Crew::led() { return led_crew; }
 void Crew::set_led(Crew* crew) { led_crew = crew; }
 
 Crew& Crew::take(int threads) {
+    forget_crews_in_children();
     const int size = threads < 1 ? 1 : threads < most ? threads : most;
     {
         const std::lock_guard<std::mutex> lock(idle_lock);
