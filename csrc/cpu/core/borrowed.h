@@ -22,9 +22,10 @@ class BorrowedStack {
         }
         ++depth_;
         used_ += size;
-        if (used_ > needed_) needed_ = used_;
         if (used_ <= size_) return data_ + used_ - size;
-        return static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(size)));
+        auto* memory = static_cast<char*>(std::aligned_alloc(64, static_cast<size_t>(size)));
+        if (memory && used_ > needed_) needed_ = used_;  // what there never was is not kept
+        return memory;
     }
     // In the reverse order of take.
     void give(char* memory, int64_t size) {
