@@ -56,10 +56,39 @@ PlanStep read_step(const Entry& entry) {
     return step;
 }
 
-std::unique_ptr<Plan> make_plan(const std::vector<Entry>& entries, int64_t arena_bytes, const std::vector<int64_t>& inputs,
-                                const std::vector<int64_t>& outputs) {
+// How many bytes there are where a place is, or -1.
+int64_t bytes_at(const Place& place, int64_t arena_bytes, int64_t weight_bytes, const std::vector<int64_t>& inputs,
+                 const std::vector<int64_t>& outputs) {
+    const auto one_of = [&](const std::vector<int64_t>& sizes) {
+        const bool known = place.index >= 0 && place.index < static_cast<int64_t>(sizes.size());
+        return known ? sizes[static_cast<size_t>(place.index)] : -1;
+    };
+    switch (place.space) {
+        case Space::arena:
+            return arena_bytes;
+        case Space::weights:
+            return weight_bytes;
+        case Space::input:
+            return one_of(inputs);
+        case Space::output:
+            return one_of(outputs);
+        default:
+            return -1;
+    }
+}
+
+std::unique_ptr<Plan> make_plan(const std::vector<Entry>& entries, int64_t arena_bytes, int64_t weight_bytes,
+                                const std::vector<int64_t>& inputs, const std::vector<int64_t>& outputs) {
+    if (arena_bytes < 0) throw py::value_error("Plan: arena_bytes: expected at least 0, got " + std::to_string(arena_bytes));
     std::vector<PlanStep> steps;
-    for (const Entry& entry : entries) steps.push_back(read_step(entry));
+    for (const Entry& entry : entries) {
+        steps.push_back(read_step(entry));
+        for (const auto& [at, place] : steps.back().pointers)
+            if (place.offset < 0 || place.offset > bytes_at(place, arena_bytes, weight_bytes, inputs, outputs))
+                throw py::value_error("Plan: steps: expected places in the memory of a plan, got (" +
+                                      std::to_string(static_cast<int>(place.space)) + ", " + std::to_string(place.index) + ", " +
+                                      std::to_string(place.offset) + ") in " + entry.first);
+    }
     return std::make_unique<Plan>(std::move(steps), arena_bytes, inputs, outputs);
 }
 

@@ -180,6 +180,66 @@ def test_other_networks(size, isa: str) -> None:
     assert not fast.report().fallbacks or size[2] == 1
 
 
+class Parts(nn.Module):
+    """A network whose forward is given."""
+
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 5)
+        self.norm, self.pointwise, self.flat = nn.LayerNorm(8, bias=False), nn.Conv2d(8, 8, 1), nn.Linear(8 * 64, 4)
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+        self.register_buffer("mask", torch.rand(8, 8, 8) > 0.5)
+        self.function = function
+
+    def forward(self, x: Tensor) -> object:
+        return self.function(self, x)
+
+
+def rows(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def largest_first(x: Tensor) -> Tensor:
+    return x * x.max(1, keepdim=True)[0]
+
+
+ODD = {
+    "rows of all images": lambda m, x: m.last(torch.tanh(rows(m.first(x)))),
+    "images become more": lambda m, x: m.second(torch.cat([m.first(x), 2 * m.first(x)], 0)),
+    "a mean over images": lambda m, x: m.first(x) + m.second(m.first(x)).mean(0, keepdim=True),
+    "several results of one op": lambda m, x: m.second(torch.cat(m.first(x).chunk(2, 1)[::-1], 1)),
+    "values and indices": lambda m, x: m.second(largest_first(m.first(x))),
+    "masks": lambda m, x: torch.where(m.first(x) > 0, m.second(m.first(x)), -m.first(x)).masked_fill(m.mask, 0.5),
+    "order of channels": lambda m, x: m.first(x[:, m.order]),
+    "indices": lambda m, x: [m.first(x).argmax(1), m.last(m.first(x).mean((2, 3))).topk(2).indices],
+    "a norm without bias": lambda m, x: m.pointwise(m.norm(m.first(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)),
+    "halves of vectors": lambda m, x: m.first(x).mean((2, 3)).reshape(-1, 4),
+    "flat maps": lambda m, x: m.flat(m.first(x).flatten(2).flatten(1)),
+    "flat pixels": lambda m, x: m.flat(m.first(x).permute(0, 2, 3, 1).flatten(1)),
+    "flat groups": lambda m, x: m.first(x).unflatten(1, (2, 4)).flatten(1, 2),
+    "pooled rows": lambda m, x: m.last(nn.functional.adaptive_avg_pool1d(m.first(x).flatten(2), 1).flatten(1)),
+    "the image, and one result twice": lambda m, x: (lambda y: [x, y, {"again": y}])(m.first(x)),
+    "in place": lambda m, x: (lambda y: [y, m.second(y.relu_())])(m.first(x)),
+    "one layer twice": lambda m, x: m.second(torch.relu(m.second(m.first(x)))) + m.second(m.first(x)),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_is_no_map_of_each_image(case: str) -> None:
+    model = Parts(ODD[case]).eval()
+    fast = mk.compile(model, torch.zeros(1, 3, 8, 8))
+    for batch in (1, 3):
+        x = torch.randn(batch, 3, 8, 8)
+        with torch.no_grad(), torch.autocast("cpu", enabled=batch == 3):  # of which plans take no notice
+            actual = fast(x)
+        with torch.no_grad():
+            expected = model(x)
+        for y, right in zip(leaves(actual), leaves(expected), strict=True):
+            assert y.dtype == right.dtype
+            assert y.shape == right.shape
+            assert torch.allclose(y, right, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", mk.list_models())
 def test_every_model(name: str) -> None:
@@ -225,6 +285,8 @@ def test_transformers(version: str, task: str, tmp_path) -> None:
 def test_bad_input(network) -> None:
     model, fast = network
     x = torch.zeros(1, 3, 64, 64)
+    with pytest.raises(ValueError, match="CompiledModel: repeats: expected at least 1, got 0"):
+        fast.profile(x, repeats=0)
     for bad, error, text in (
         (x[0], ValueError, r"x: expected shape \(B, 3, H, W\), got \(3, 64, 64\)"),
         (x[:, :2], ValueError, r"x: expected shape \(B, 3, H, W\), got \(1, 2, 64, 64\)"),

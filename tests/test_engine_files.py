@@ -10,8 +10,10 @@ import pytest
 import torch
 from op_checks import needs_native
 from test_graph_capture import Plain, random_statistics
+from torch import nn
 
 import mvit_kernels as mk
+from mvit_kernels.ops.backend import native
 
 pytestmark = needs_native
 
@@ -44,6 +46,36 @@ def test_torch_nodes_and_structures(tmp_path) -> None:
     (logits, features), (expected, others) = mk.load(tmp_path / "plan")(x), fast(x)
     assert torch.equal(logits, expected)
     assert torch.equal(features["features"], others["features"])
+
+
+def test_torch_nodes_of_several_results_and_indices(tmp_path) -> None:
+    class Halves(nn.Module):
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            first, second = x.chunk(2, 1)
+            return first * second, x.argmax(1)
+
+    x = torch.randn(2, 4, 5, 6)
+    fast = mk.compile(Halves().eval(), x)
+    fast.save(tmp_path / "plan")
+    for y, right, expected in zip(mk.load(tmp_path / "plan")(x), fast(x), Halves()(x), strict=True):
+        assert torch.equal(y, right)
+        assert torch.equal(y, expected)
+        assert y.dtype == expected.dtype
+
+
+def test_structures_without_a_name(tmp_path) -> None:
+    class Largest(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.return_types.max:
+            return x.max(1)
+
+    with pytest.raises(ValueError, match="CompiledModel: save: expected results in a structure that a file can hold, got "):
+        mk.compile(Largest().eval(), torch.zeros(1, 4, 5, 6)).save(tmp_path / "plan")
+
+
+@pytest.mark.parametrize("place", [(0, 0, 0), (1, 0, 65), (1, 0, -1), (2, 0, 129), (3, 1, 0), (4, -1, 0), (4, 0, 33), (5, 0, 0)], ids=str)
+def test_places_outside_of_a_plan(place) -> None:
+    with pytest.raises(ValueError, match=r"Plan: steps: expected places in the memory of a plan, got \(.*\) in add"):
+        native.Plan([("add", {"count": 1, "a": place})], 64, 128, [32], [32])
 
 
 def test_loading_takes_milliseconds(fast, tmp_path) -> None:

@@ -114,15 +114,15 @@ class CompiledModel:
         self._lock = threading.Lock()
 
     def __call__(self, x: Tensor) -> Any:
-        """x (B, C, H, W) float32, bfloat16 or float16 on the CPU, of any strides; results as of the model, in the dtype of x. They carry no
-        gradient.
+        """x (B, C, H, W) float32, bfloat16 or float16 on the CPU, of any strides; results as of the model, floats in the dtype of x. They
+        carry no gradient.
 
         Raises TypeError, ValueError: wrong arguments, or a size for which there is no plan and no model to make it of.
         """
         self._check(x)
         plan = self.plan(_size_of(x))
         results = plan.run(self._prepared(x, plan), self.threads())
-        results = [each.to(x.dtype) for each in results]
+        results = [each.to(x.dtype) if each.is_floating_point() else each for each in results]
         return results[0] if plan.structure is None else pytree.tree_unflatten(results, plan.structure)
 
     def plan(self, size: Size) -> Plan:
@@ -154,6 +154,8 @@ class CompiledModel:
     def profile(self, x: Tensor, *, repeats: int = 20) -> Profile:
         """`report` with the time of each step on images x, the median of `repeats` runs, against what the processor could do."""
         self._check(x)
+        if repeats < 1:
+            raise ValueError(f"CompiledModel: repeats: expected at least 1, got {repeats}")
         plan = self.plan(_size_of(x))
         return profile_of(plan, self._prepared(x, plan), self.threads(), repeats)
 

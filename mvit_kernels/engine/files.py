@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import operator
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -66,7 +67,8 @@ def save_plans(path: Path, plans: Mapping[tuple[int, int, int], Plan], num_threa
 def load(path: str | Path, *, num_threads: int | None = None) -> CompiledModel:
     """What `CompiledModel.save` wrote, ready to run: the same results bit for bit. Weights are mapped into memory, not copied.
 
-    Runs images of the saved sizes and no others, as the model is not in the file.
+    Runs images of the saved sizes and no others, as the model is not in the file. Kernels read and write by the numbers in it: load only
+    files that you would run as a program.
 
     Raises:
         ValueError: no such file of this version of the package, or a damaged one.
@@ -130,8 +132,15 @@ def _describe_plan(plan: Plan, hold: Any) -> dict[str, Any]:
         "values": {name: [list(v.size), str(v.dtype).removeprefix("torch."), v.channels_last] for name, v in plan.values.items()},
         "weights": hold(plan.weights),
         "outputs": list(plan.outputs),
-        "structure": None if plan.structure is None else pytree.treespec_dumps(plan.structure),
+        "structure": _describe_structure(plan.structure),
     }
+
+
+def _describe_structure(structure: Any) -> str | None:
+    try:
+        return None if structure is None else pytree.treespec_dumps(structure)
+    except NotImplementedError as error:
+        raise ValueError(f"CompiledModel: save: expected results in a structure that a file can hold, got {structure}") from error
 
 
 def _plan_from(entry: Mapping[str, Any], held: Any) -> Plan:
@@ -175,6 +184,8 @@ def _describe(x: Any) -> Any:
         return {"dict": {key: _describe(value) for key, value in x.items()}}
     if isinstance(x, torch._ops.OpOverload):
         return {"op": str(x)}
+    if x is operator.getitem:
+        return {"op": "getitem"}
     if isinstance(x, (torch.dtype, torch.memory_format, torch.layout)):
         return {"torch": str(x).removeprefix("torch.")}
     if isinstance(x, torch.device):
@@ -190,6 +201,8 @@ def _described(x: Any) -> Any:
         return (tuple if kind == "tuple" else list)(_described(each) for each in value)
     if kind == "dict":
         return {key: _described(each) for key, each in value.items()}
+    if kind == "op" and value == "getitem":
+        return operator.getitem
     if kind == "op":
         namespace, name, overload = value.split(".")
         return getattr(getattr(getattr(torch.ops, namespace), name), overload)

@@ -380,8 +380,8 @@ def _scale_and_shift(node: Node) -> tuple[Tensor, Tensor]:
     channels = node.size[0]
     weight, bias = node.weights.get("weight"), node.weights.get("bias")
     return (
-        torch.ones(channels) if weight is None else weight.float().contiguous(),
-        torch.zeros(channels) if bias is None else bias.float().contiguous(),
+        torch.ones(channels, dtype=torch.float32) if weight is None else weight.float().contiguous(),
+        torch.zeros(channels, dtype=torch.float32) if bias is None else bias.float().contiguous(),
     )
 
 

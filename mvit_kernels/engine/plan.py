@@ -1,6 +1,6 @@
 """A plan: steps whose pointers are offsets, weights in one block of memory, and for what torch must run, nodes between.
 
-It is data and nothing else (`describe`, `from_description`), so a file can hold it. What it holds is for any number of images of one size.
+It is data and nothing else, so a file can hold it (`files.py`). What it holds is for any number of images of one size.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Plan:
         self.outputs, self.structure = tuple(outputs), structure
         self._native = {
             id(part): native.Plan(
-                [(step.op, dict(step.fields)) for step in part.steps], part.arena_bytes,
+                [(step.op, dict(step.fields)) for step in part.steps], part.arena_bytes, weights.nbytes,
                 [values[name].bytes for name in part.inputs], [values[name].bytes for name in part.outputs],
             )
             for part in self.parts if isinstance(part, Segment)
@@ -82,7 +82,8 @@ class Plan:
             if isinstance(part, Segment):
                 self._run_segment(part, tensors, x.shape[0], threads, timing)
             else:
-                y = evaluate(part.node, [tensors[name] for name in part.node.inputs])
+                with torch.autocast("cpu", enabled=False):
+                    y = evaluate(part.node, [tensors[name] for name in part.node.inputs])
                 tensors[part.node.name] = _in_order(y, self.values[part.node.name])
                 if timing is not None:
                     timing(part, None)
@@ -111,8 +112,10 @@ def _empty(value: Value, batch: int) -> Tensor:
     return torch.empty(size, dtype=value.dtype, memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def _in_order(y: Tensor, value: Value) -> Tensor:
-    """The result of a torch node as native code reads it."""
+def _in_order(y: Any, value: Value) -> Any:
+    """The result of a torch node as native code reads it. Indices, masks and several tensors are left to the torch nodes that take them."""
+    if not isinstance(y, Tensor) or (value.dtype.is_floating_point and not y.is_floating_point()):
+        return y
     if len(value.size) == 3 and value.channels_last:
         return y.to(value.dtype).contiguous(memory_format=torch.channels_last)
     return y.to(value.dtype).contiguous()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import operator
 import statistics
 import time
 from collections.abc import Sequence
@@ -155,7 +156,8 @@ def _rows(plan: Plan) -> tuple[Row, ...]:
                 rows.append(Row(step.op, step.nodes[-1], len(step.nodes), step.result, _kind(step.op), step.macs, step.bytes, None))
         else:
             node = part.node
-            op = str(node.settings.get("target", node.kind))
+            target = node.settings.get("target", node.kind)
+            op = target.__name__ if target is operator.getitem else str(target)
             rows.append(Row(op, node.name, 1, str(plan.values[node.name]), "torch", node.macs(), 0, part.reason))
     return tuple(rows)
 

@@ -17,7 +17,7 @@ from torch import fx, nn
 
 from mvit_kernels.swap import accelerate
 
-from .expand import RULES, Builder, Map, Moments, Value, Vector
+from .expand import RULES, Builder, Map, Moments, Opaque, Value, Vector
 from .program import Program
 
 Tensor = torch.Tensor
@@ -63,6 +63,7 @@ class _Translator:
                 self.values[node] = constants[constant_names[node.name]].detach()
                 self.origin[node] = names.get(node.name, constant_names[node.name])
         self.values[user_inputs[0]] = Map(self.build.add("input", (), size, "input"))
+        self.batch = user_inputs[0].meta["val"].shape[0]
         self.spec = exported.call_spec.out_spec
 
     def program(self) -> Program:
@@ -95,7 +96,7 @@ class _Translator:
         if node.target is operator.getitem and isinstance(self.values[inputs[0]], tuple):
             return self.values[inputs[0]][node.args[1]]
         rule: Callable[..., Any] | None = RULES.get(node.target)
-        if rule is not None:
+        if rule is not None and not any(isinstance(self.values[each], Opaque) for each in moving):
             result = rule(self.build, self.named(node), self.name_of(node))
             if result is not None:
                 return result
@@ -147,7 +148,15 @@ class _Translator:
         size = _size_of(node)
         settings = {"target": node.target, "arguments": arguments}
         name = self.build.add("torch", tuple(inputs), size, self.name_of(node) + "." + node.name, settings, weights)
+        if not self.of_images(node.meta.get("val")):
+            return Opaque(name)
         return Map(name) if len(size) == 3 else Vector(name)
+
+    def of_images(self, result: Any) -> bool:
+        """Floats of each image, one image after another."""
+        if not isinstance(result, Tensor) or not result.is_floating_point() or result.ndim == 0:
+            return False
+        return str(result.shape[0]) == str(self.batch) and all(isinstance(each, int) for each in result.shape[1:])
 
 
 class _Batch:

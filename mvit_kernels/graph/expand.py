@@ -45,6 +45,10 @@ class Pooled(Value):
     """(B, C, 1, 1) of a vector."""
 
 
+class Opaque(Value):
+    """What torch made and only torch takes: no floats, no images in front, or several tensors."""
+
+
 @dataclass(frozen=True)
 class Moments:
     """Mean and variance of each image of a map."""
@@ -79,7 +83,7 @@ class Builder:
 
     def plain(self, value: Any) -> str:
         """A node whose result is the value as torch has it."""
-        if isinstance(value, (Map, Vector)):
+        if isinstance(value, (Map, Vector, Opaque)):
             return value.name
         if isinstance(value, Moments):
             raise ValueError(f"capture: moments of {value.of}: expected them at a product that normalises by them, got another use")
@@ -258,20 +262,18 @@ def _reshape(build: Builder, named: Named, path: str) -> Any:
     shape = list(named.get("shape", named.get("size", ())))
     if isinstance(x, (Pixels, Rows)):
         channels, height, width = build.size(x.name)
-        if len(shape) == 2 and shape[1] in (channels, -1) and not isinstance(shape[0], int):
+        if len(shape) == 2 and named["_size"] == (channels,) and not isinstance(shape[0], int):
             return Rows(x.name)
         if len(shape) == 2 and shape[0] == -1 and shape[1] == channels:
             return Rows(x.name)
         if len(shape) == 4 and shape[1:3] == [height, width] and shape[3] in (channels, -1):
             return Pixels(x.name)
-    if isinstance(x, (Vector, Pooled)) and len(named["_size"]) == 1:
-        return Vector(x.name)
-    return None
+    return Vector(x.name) if isinstance(x, (Vector, Pooled)) and named["_size"] == build.size(x.name) else None
 
 
 def _flatten(build: Builder, named: Named, path: str) -> Any:
     x = named["self"]
-    return Vector(x.name) if isinstance(x, (Vector, Pooled)) and named["start_dim"] == 1 else None
+    return Vector(x.name) if isinstance(x, (Vector, Pooled)) and named["_size"] == build.size(x.name) else None
 
 
 def _same(build: Builder, named: Named, path: str) -> Any:

@@ -110,10 +110,15 @@ def _linear(node: Node, x: Tensor) -> Tensor:
 def _torch(node: Node, *inputs: Tensor) -> Tensor:
     """Arguments hold ("input", i) in the places of tensors, and ("weight", name) in those of weights."""
 
+    floats = [x.dtype for x in inputs if isinstance(x, Tensor) and x.is_floating_point()]
+
     def fill(x: object) -> object:
         if isinstance(x, tuple) and len(x) == 2 and x[0] == "input":
             return inputs[x[1]]
-        return node.weights[x[1]].to(inputs[0].dtype) if isinstance(x, tuple) and len(x) == 2 and x[0] == "weight" else x
+        if not (isinstance(x, tuple) and len(x) == 2 and x[0] == "weight"):
+            return x
+        weight = node.weights[x[1]]
+        return weight.to(floats[0]) if floats and weight.is_floating_point() else weight  # indices and masks stay as they are
 
     is_leaf = lambda x: isinstance(x, tuple) and len(x) == 2 and x[0] in ("input", "weight")  # noqa: E731
     args, kwargs = pytree.tree_map(fill, node.settings["arguments"], is_leaf=is_leaf)

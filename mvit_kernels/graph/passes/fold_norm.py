@@ -24,7 +24,7 @@ def fold_norm(program: Program) -> Program:
             conv = only_user(program, users, conv.name)
         if conv is None or not is_pointwise(conv):
             continue
-        gamma, beta = node.weights["weight"].double(), node.weights["bias"].double()
+        gamma, beta = node.weights["weight"].double(), bias(node)
         weight = matrix(conv)
         changed[conv.name] = with_weights(conv, weight=weight * gamma, bias=bias(conv) + weight @ beta)
         changed[node.name] = replace(node, weights={})
