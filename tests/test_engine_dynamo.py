@@ -56,6 +56,38 @@ def test_a_part_of_a_network() -> None:
     assert torch.allclose(torch.compile(model, backend="mvit_kernels")(x), model(x), atol=1e-5)
 
 
+@torch.no_grad()
+def test_weights_that_change() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU()).eval(), torch.randn(2, 3, 9, 9)
+    fast = torch.compile(model, backend="mvit_kernels")
+    before = fast(x)
+    model[0].weight.mul_(1.5)
+    assert not torch.allclose(fast(x), before)
+    assert torch.allclose(fast(x), model(x), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["bfloat16", "float16", "nan", "no images", "indices"])
+def test_first_images_of_all_kinds(case: str) -> None:
+    class Indices(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x).argmax(1)
+
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.SiLU()
+    model, x = (Indices(*layers) if case == "indices" else nn.Sequential(*layers)).eval(), torch.randn(2, 3, 9, 9)
+    if case in ("bfloat16", "float16"):
+        dtype = getattr(torch, case)
+        model, x = model.to(dtype), x.to(dtype)
+    fast = torch.compile(model, backend="mvit_kernels")
+    first = x.clone()
+    first[0, 0, 4, 4] = float("nan") if case == "nan" else 0
+    first = first[:0] if case == "no images" else first
+    for images in (first, x):
+        actual, expected = fast(images), model(images)
+        assert actual.dtype == expected.dtype
+        assert torch.allclose(actual, expected, rtol=0, atol=0.02 if x.dtype != torch.float32 else 1e-5, equal_nan=True)
+
+
 def test_no_gradients() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU()).eval()
     with pytest.raises(RuntimeError, match=r"expected inference, under torch\.no_grad"):
