@@ -71,6 +71,15 @@ def test_several_threads_share_a_model(network) -> None:
                 assert torch.equal(y, right)
 
 
+def test_several_threads_compile() -> None:
+    def compiled(seed: int) -> mk.CompiledModel:
+        return mk.compile(nn.Sequential(nn.Conv2d(3, 4 + seed, 3, padding=1), nn.SiLU()).eval(), torch.zeros(1, 3, 8, 8))
+
+    with ThreadPoolExecutor(4) as pool:
+        for seed, fast in enumerate(pool.map(compiled, range(12))):
+            assert fast(torch.zeros(1, 3, 8, 8)).shape == (1, 4 + seed, 8, 8)
+
+
 def test_any_memory_and_no_images(network) -> None:
     _model, fast = network
     x = torch.randn(2, 3, 64, 64)

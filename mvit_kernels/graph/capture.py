@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,6 +22,7 @@ from .expand import RULES, Builder, Map, Moments, Opaque, Value, Vector
 from .program import Program
 
 Tensor = torch.Tensor
+_exporting = threading.Lock()  # torch.export keeps what it is at in one place for all threads
 
 
 def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:
@@ -39,7 +41,7 @@ def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:
         raise ValueError(f"capture: size: expected (channels, height, width), got {size!r}")
     model = accelerate(copy.deepcopy(model).cpu().float(), backend="reference")
     batch = torch.export.Dim("batch", min=1)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with _exporting, torch.no_grad(), torch.autocast("cpu", enabled=False):
         x = torch.zeros(2, *size, dtype=torch.float32)
         exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},), strict=False)
     return _Translator(exported, size).program()
