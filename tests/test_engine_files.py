@@ -110,6 +110,16 @@ def test_damaged_and_foreign_files(fast, tmp_path) -> None:
         mk.load(tmp_path / "nothing")
 
 
+def test_bad_input(fast, tmp_path) -> None:
+    fast.save(tmp_path / "plan")
+    for threads in (0, -1, True, "2"):
+        with pytest.raises(ValueError, match="load: num_threads: expected a positive number or None, got "):
+            mk.load(tmp_path / "plan", num_threads=threads)
+    for sizes in ([], [(3, 64, 64)]):
+        with pytest.raises(ValueError, match=r"CompiledModel: save: sizes: expected one \(height, width\) or more, got "):
+            fast.save(tmp_path / "plan", sizes=sizes)
+
+
 def test_of_another_version_of_the_package(fast, tmp_path, monkeypatch) -> None:
     from mvit_kernels.engine import files
 

@@ -49,7 +49,6 @@ class Plan {
     Status run(const char* weights, void* const* inputs, void* const* outputs, int64_t batch, int threads, double* seconds);
 
     const std::vector<PlanStep>& steps() const { return steps_; }
-    int64_t arena_bytes() const { return arena_bytes_; }
 
   private:
     struct Image;

@@ -95,14 +95,18 @@ def compile(
         raise ValueError(f"compile: backend: cpu cannot be used ({NATIVE_REASON})")
     if dtype is not None and dtype not in PLAN_DTYPES:
         raise ValueError(f"compile: dtype: expected one of {', '.join(map(str, PLAN_DTYPES))}, got {dtype}")
-    if num_threads is not None and (not isinstance(num_threads, int) or num_threads < 1):
-        raise ValueError(f"compile: num_threads: expected a positive number or None, got {num_threads!r}")
+    check_threads("compile", num_threads)
     if isinstance(model, QuantizedModel) and dtype not in (None, torch.float32):
         raise ValueError(f"compile: dtype: expected None for a quantized model, got {dtype}")
     source = QuantizedSource(model) if isinstance(model, QuantizedModel) else FloatSource(model, dtype or torch.float32)
     compiled = CompiledModel(source, {}, num_threads)
     compiled.plan(_size_of(x))
     return compiled
+
+
+def check_threads(what: str, num_threads: int | None) -> None:
+    if num_threads is not None and (not isinstance(num_threads, int) or isinstance(num_threads, bool) or num_threads < 1):
+        raise ValueError(f"{what}: num_threads: expected a positive number or None, got {num_threads!r}")
 
 
 class CompiledModel:
@@ -163,6 +167,8 @@ class CompiledModel:
         """Write the plans to a file that `load` reads: those at hand, or those of images of `sizes` (height, width)."""
         from .files import save_plans
 
+        if sizes is not None and (not sizes or any(len(size) != 2 for size in sizes)):
+            raise ValueError(f"CompiledModel: save: sizes: expected one (height, width) or more, got {sizes!r}")
         channels = next(iter(self._plans))[0]
         wanted = list(self._plans) if sizes is None else [(channels, *size) for size in sizes]
         save_plans(Path(path), {size: self.plan(size) for size in wanted}, self.num_threads)

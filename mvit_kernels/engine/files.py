@@ -71,12 +71,13 @@ def load(path: str | Path, *, num_threads: int | None = None) -> CompiledModel:
     files that you would run as a program.
 
     Raises:
-        ValueError: no such file of this version of the package, or a damaged one.
+        ValueError: no such file of this version of the package, a damaged one, or wrong arguments.
         OSError: it cannot be read.
     """
-    from .compiled import CompiledModel
+    from .compiled import CompiledModel, check_threads
 
     path = Path(path)
+    check_threads("load", num_threads)
     if native is None:
         raise ValueError(f"load: {path}: the native kernels are needed ({NATIVE_REASON})")
     with path.open("rb") as file:

@@ -1,7 +1,7 @@
 """What each op of an exported model is made of: rules from ops to nodes.
 
 A value on its way through the graph is a map, the same map as rows of pixels, or a vector; rules turn views of one into each other without
-a node.
+a node. What is none of these no rule touches: torch made it, and torch takes it.
 """
 
 from __future__ import annotations
