@@ -13,7 +13,7 @@
 // so the result is within about 1 / 2^f of the function, and then rounded. mvit_kernels/reference/activation_curve.py makes the tables and
 // defines the same.
 //
-// Floor: 17 instructions for a vector of 32, beside 5 for two of 16 sums that become one of int16.
+// Floor: 16 instructions for a vector of 32, beside 7 for two of 16 sums that become one of int16.
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ class QCurve {
         for (int t = 0; t < 3; ++t)
             for (int half = 0; half < 2; ++half) table_[t][half] = _mm512_loadu_si512(curve + 64 * t + 32 * half);
     }
-    // int16 to int16 in 0 .. most.
+    // int16 to int16 of at most `most`; what is negative stands for 0, as packing to bytes takes it.
     __m512i operator()(__m512i x) const {
         const __m512i size = _mm512_min_epu16(_mm512_abs_epi16(x), _mm512_set1_epi16(32767));
         const __m512i i = _mm512_srli_epi16(size, 9), r = _mm512_and_si512(_mm512_slli_epi16(size, 6), _mm512_set1_epi16(0x7FC0));
@@ -44,8 +44,7 @@ class QCurve {
         const __m512i slope = _mm512_add_epi16(pick(1), _mm512_mulhrs_epi16(r, pick(2)));
         const __m512i e = _mm512_add_epi16(pick(0), _mm512_mulhrs_epi16(r, slope));
         const __m512i y = _mm512_add_epi16(_mm512_max_epi16(x, _mm512_setzero_si512()), _mm512_mulhrs_epi16(e, _mm512_set1_epi16(1024)));
-        const __m512i shifted = _mm512_sra_epi16(_mm512_adds_epi16(y, offset_), shift_);
-        return _mm512_min_epi16(_mm512_max_epi16(shifted, _mm512_setzero_si512()), most_);
+        return _mm512_min_epi16(_mm512_sra_epi16(_mm512_adds_epi16(y, offset_), shift_), most_);
     }
 
   private:
@@ -54,14 +53,18 @@ class QCurve {
     __m512i offset_, most_;
 };
 
-// Sums times scale as int32 in the range of int16, or beyond where saturation takes care of it.
+// Sums times scale as int32 in the range of int16, or beyond where saturation takes care of it; `small`: of scales below 1, with which the
+// conversion cannot overflow.
+template <bool small = false>
 inline __m512i curve_argument(__m512i sum, __m512 scale) {
-    return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale), _mm512_set1_ps(0x1p17f)));
+    const __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+    return _mm512_cvtps_epi32(small ? x : _mm512_min_ps(x, _mm512_set1_ps(0x1p17f)));
 }
 
 inline I32 curve_of(const QCurve& curve, I32 sum, F32 scale) {
     const __m256i words = _mm512_cvtsepi32_epi16(curve_argument(sum.v, scale.v));
-    return {_mm512_cvtepi16_epi32(_mm512_castsi512_si256(curve(_mm512_castsi256_si512(words))))};
+    const __m256i y = _mm256_max_epi16(_mm512_castsi512_si256(curve(_mm512_castsi256_si512(words))), _mm256_setzero_si256());
+    return {_mm512_cvtepi16_epi32(y)};
 }
 
 #elif defined(MVIT_ISA_AVX2)

@@ -194,14 +194,24 @@ template <int rows, int vectors, class Finish>
     }
 }
 
+inline bool scales_are_small(const QChannels& channels, int columns) {
+    __mmask16 other = 0;
+    for (int j = 0; j < columns; j += qpanel) {
+        const __mmask16 some = columns - j < qpanel ? static_cast<__mmask16>((1u << (columns - j)) - 1u) : static_cast<__mmask16>(0xFFFF);
+        const __m512 scale = _mm512_loadu_ps(channels.scale + j);
+        other = static_cast<__mmask16>(other | _mm512_mask_cmp_ps_mask(some, scale, _mm512_set1_ps(1.0f), _CMP_NLT_UQ));
+    }
+    return other == 0;
+}
+
 // Arguments of a curve: the conversion may leave the range of int16 to packing.
-template <int rows, int vectors>
+template <bool small, int rows, int vectors>
 [[gnu::always_inline]] inline void curve_arguments(__m512i (&sum)[rows][vectors], const QChannels& channels) {
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
         const __m512 scale = _mm512_loadu_ps(channels.scale + v * qpanel);
 #pragma GCC unroll 14
-        for (int r = 0; r < rows; ++r) sum[r][v] = curve_argument(sum[r][v], scale);
+        for (int r = 0; r < rows; ++r) sum[r][v] = curve_argument<small>(sum[r][v], scale);
     }
 }
 
@@ -211,7 +221,11 @@ void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, b
     __m512i sum[rows][vectors];
     multiply(t, first, sum);
     if (curve) {
-        curve_arguments(sum, channels);
+        if (clamps) {
+            curve_arguments<false>(sum, channels);
+        } else {
+            curve_arguments<true>(sum, channels);
+        }
         return store_bytes(sum, columns, y + first * y_stride, y_stride, [curve](__m512i words) { return (*curve)(words); });
     }
     if (clamps) {
@@ -252,7 +266,7 @@ void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t*
     };
     if (curve) {
         const QCurve by(curve);
-        return run(false, &by);
+        return run(!scales_are_small(channels, columns), &by);
     }
     run(!packing_clamps(channels, columns), nullptr);
 }
