@@ -321,3 +321,35 @@ def test_bad_input(network) -> None:
     ):
         with pytest.raises(ValueError, match=f"compile: {text}"):
             mk.compile(model, x, **settings)
+
+
+def quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
+    q = torch.ops.quantized_decomposed.quantize_per_tensor(x, scale, zero_point, 0, 255, torch.uint8)
+    return torch.ops.quantized_decomposed.dequantize_per_tensor(q, scale, zero_point, 0, 255, torch.uint8)
+
+
+class WithQuantizers(nn.Module):
+    """What torch.export of a prepared model has; no rewrite may cross them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(quantized(self.first(quantized(x, 0.03, 128)), 0.02, 120))
+
+
+def test_models_with_quantizers_of_their_own(tmp_path) -> None:
+    import torch.ao.quantization.fx._decomposed  # defines the ops
+
+    model = WithQuantizers().eval()
+    x = torch.randn(2, 3, 9, 9)
+    fast = mk.compile(model, x)
+    with torch.no_grad():
+        expected, actual = model(x), fast(x)
+    # A rounding before a quantizer may be a step behind it.
+    assert (actual - expected).abs().mean() <= 1e-3 * expected.abs().max()
+    assert len(fast.report().fallbacks) == 4
+    assert sum(row.macs > 0 for row in fast.report().rows) == 2  # not one convolution that both were merged into
+    fast.save(tmp_path / "plan")
+    assert torch.equal(mk.load(tmp_path / "plan")(x), actual)

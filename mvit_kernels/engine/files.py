@@ -159,6 +159,7 @@ def _describe_part(part: Segment | TorchStep, hold: Any) -> dict[str, Any]:
     settings = {key: _describe(value) for key, value in node.settings.items()}
     return {
         "node": [node.name, node.kind, list(node.inputs), list(node.size)], "settings": settings, "weights": weights, "reason": part.reason,
+        "raw": part.raw,
     }  # fmt: skip
 
 
@@ -172,7 +173,7 @@ def _part_from(part: Mapping[str, Any], held: Any) -> Segment | TorchStep:
     name, kind, inputs, size = part["node"]
     settings = {key: _described(value) for key, value in part["settings"].items()}
     weights = {name: held(place) for name, place in part["weights"].items()}
-    return TorchStep(Node(name, kind, tuple(inputs), tuple(size), settings, weights), part["reason"])
+    return TorchStep(Node(name, kind, tuple(inputs), tuple(size), settings, weights), part["reason"], part["raw"])
 
 
 def _describe(x: Any) -> Any:

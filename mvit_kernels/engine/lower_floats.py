@@ -159,7 +159,8 @@ class Lowering:
 
     def by_torch(self, node: Node, reason: str, dtype: torch.dtype | None = None) -> None:
         self.value(node, dtype)
-        self.out.steps.append(TorchStep(node, reason))
+        raw = all(user and self.program[user].kind == "torch" for user in self.users[node.name])
+        self.out.steps.append(TorchStep(node, reason, raw))
 
     def _input(self, node: Node) -> None:
         self.out.values[node.name] = Value(node.size, self.dtype, channels_last=False)

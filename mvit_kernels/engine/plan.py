@@ -84,7 +84,7 @@ class Plan:
             else:
                 with torch.autocast("cpu", enabled=False):
                     y = evaluate(part.node, [tensors[name] for name in part.node.inputs])
-                tensors[part.node.name] = _in_order(y, self.values[part.node.name])
+                tensors[part.node.name] = y if part.raw else _in_order(y, self.values[part.node.name])
                 if timing is not None:
                     timing(part, None)
             for name in done:

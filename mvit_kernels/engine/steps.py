@@ -69,6 +69,7 @@ class TorchStep:
 
     node: Node
     reason: str
+    raw: bool = False  # only torch takes the result, of whatever dtype and memory format it is
 
     def values(self) -> list[str]:
         return [*self.node.inputs, self.node.name]

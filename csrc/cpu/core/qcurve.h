@@ -13,7 +13,7 @@
 // so the result is within about 1 / 2^f of the function, and then rounded. mvit_kernels/reference/activation_curve.py makes the tables and
 // defines the same.
 //
-// Floor: 17 instructions for a vector of 32, beside 5 for two of 16 sums that become one of int16.
+// Floor: 16 instructions for a vector of 32, beside 7 for two of 16 sums that become one of int16.
 #pragma once
 
 #include <cstdint>
@@ -22,7 +22,7 @@
 
 namespace mvit {
 
-// Three tables, then f, offset and most; and one more, so that gathers of 32 bits stay inside.
+// Three tables, then f, offset and most, and one more.
 inline constexpr int qcurve_segments = 64, qcurve_size = 3 * qcurve_segments + 4;
 
 namespace {
@@ -36,7 +36,7 @@ class QCurve {
         for (int t = 0; t < 3; ++t)
             for (int half = 0; half < 2; ++half) table_[t][half] = _mm512_loadu_si512(curve + 64 * t + 32 * half);
     }
-    // int16 to int16 in 0 .. most.
+    // int16 to int16 of at most `most`; what is negative stands for 0, as packing to bytes takes it.
     __m512i operator()(__m512i x) const {
         const __m512i size = _mm512_min_epu16(_mm512_abs_epi16(x), _mm512_set1_epi16(32767));
         const __m512i i = _mm512_srli_epi16(size, 9), r = _mm512_and_si512(_mm512_slli_epi16(size, 6), _mm512_set1_epi16(0x7FC0));
@@ -44,8 +44,7 @@ class QCurve {
         const __m512i slope = _mm512_add_epi16(pick(1), _mm512_mulhrs_epi16(r, pick(2)));
         const __m512i e = _mm512_add_epi16(pick(0), _mm512_mulhrs_epi16(r, slope));
         const __m512i y = _mm512_add_epi16(_mm512_max_epi16(x, _mm512_setzero_si512()), _mm512_mulhrs_epi16(e, _mm512_set1_epi16(1024)));
-        const __m512i shifted = _mm512_sra_epi16(_mm512_adds_epi16(y, offset_), shift_);
-        return _mm512_min_epi16(_mm512_max_epi16(shifted, _mm512_setzero_si512()), most_);
+        return _mm512_min_epi16(_mm512_sra_epi16(_mm512_adds_epi16(y, offset_), shift_), most_);
     }
 
   private:
@@ -54,41 +53,71 @@ class QCurve {
     __m512i offset_, most_;
 };
 
-// Sums times scale as int32 in the range of int16, or beyond where saturation takes care of it.
+// Sums times scale as int32 in the range of int16, or beyond where saturation takes care of it; `small`: of scales below 1, with which the
+// conversion cannot overflow.
+template <bool small = false>
 inline __m512i curve_argument(__m512i sum, __m512 scale) {
-    return _mm512_cvtps_epi32(_mm512_min_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale), _mm512_set1_ps(0x1p17f)));
+    const __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+    return _mm512_cvtps_epi32(small ? x : _mm512_min_ps(x, _mm512_set1_ps(0x1p17f)));
 }
 
 inline I32 curve_of(const QCurve& curve, I32 sum, F32 scale) {
     const __m256i words = _mm512_cvtsepi32_epi16(curve_argument(sum.v, scale.v));
-    return {_mm512_cvtepi16_epi32(_mm512_castsi512_si256(curve(_mm512_castsi256_si512(words))))};
+    const __m256i y = _mm256_max_epi16(_mm512_castsi512_si256(curve(_mm512_castsi256_si512(words))), _mm256_setzero_si256());
+    return {_mm512_cvtepi16_epi32(y)};
 }
 
 #elif defined(MVIT_ISA_AVX2)
 
+// Gathers take longer than everything else here. vpshufb looks up 16 bytes by four bits: four of them, of which two more bits choose, for
+// the low and for the high bytes of a table of 64.
 class QCurve {
   public:
-    explicit QCurve(const int16_t* curve) : curve_(curve) {}
-    // int16 to int16 in 0 .. most.
-    __m256i operator()(__m256i x) const {
-        const __m256i size = _mm256_min_epu16(_mm256_abs_epi16(x), _mm256_set1_epi16(32767)), zero = _mm256_setzero_si256();
-        const __m256i i = _mm256_srli_epi16(size, 9), r = _mm256_and_si256(_mm256_slli_epi16(size, 6), _mm256_set1_epi16(0x7FC0));
-        // Indices of even and of odd words; what is gathered lies in the low half of 32 bits.
-        const __m256i even = _mm256_and_si256(i, _mm256_set1_epi32(0xFFFF)), odd = _mm256_srli_epi32(i, 16);
-        const auto pick = [&](int t) {
-            const auto* table = reinterpret_cast<const int*>(curve_ + 64 * t);
-            const __m256i low = _mm256_i32gather_epi32(table, even, 2), high = _mm256_i32gather_epi32(table, odd, 2);
-            return _mm256_blend_epi16(low, _mm256_slli_epi32(high, 16), 0xAA);
+    explicit QCurve(const int16_t* curve) : shift_(_mm_cvtsi32_si128(curve[192])), offset_(curve[193]), most_(curve[194]) {
+        for (int t = 0; t < 3; ++t)
+            for (int i = 0; i < qcurve_segments; ++i) {
+                bytes_[t][0][i] = static_cast<uint8_t>(curve[qcurve_segments * t + i]);
+                bytes_[t][1][i] = static_cast<uint8_t>(curve[qcurve_segments * t + i] >> 8);
+            }
+    }
+    // int16 to int16 in 0 .. most, of two vectors.
+    void operator()(__m256i& x, __m256i& y) const {
+        const __m256i most = _mm256_set1_epi16(32767), inside = _mm256_set1_epi16(0x7FC0), zero = _mm256_setzero_si256();
+        const auto size_of = [&](__m256i v) { return _mm256_min_epu16(_mm256_abs_epi16(v), most); };
+        const auto rest_of = [&](__m256i size) { return _mm256_and_si256(_mm256_slli_epi16(size, 6), inside); };
+        const __m256i x_size = size_of(x), y_size = size_of(y), x_rest = rest_of(x_size), y_rest = rest_of(y_size);
+        // Bytes of x and y by turns of eight, which unpacking bytes to words undoes.
+        const __m256i i = _mm256_packus_epi16(_mm256_srli_epi16(x_size, 9), _mm256_srli_epi16(y_size, 9));
+        const __m256i bit4 = _mm256_slli_epi16(i, 3), bit5 = _mm256_slli_epi16(i, 2);  // as the top bits of bytes
+        const auto look_up = [&](const uint8_t* table) {
+            const auto part = [&](int k) {
+                const __m128i some = _mm_load_si128(reinterpret_cast<const __m128i*>(table + 16 * k));
+                return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(some), i);
+            };
+            const __m256i low = _mm256_blendv_epi8(part(0), part(1), bit4), high = _mm256_blendv_epi8(part(2), part(3), bit4);
+            return _mm256_blendv_epi8(low, high, bit5);
         };
-        const __m256i slope = _mm256_add_epi16(pick(1), _mm256_mulhrs_epi16(r, pick(2)));
-        const __m256i e = _mm256_add_epi16(pick(0), _mm256_mulhrs_epi16(r, slope));
-        const __m256i y = _mm256_add_epi16(_mm256_max_epi16(x, zero), _mm256_mulhrs_epi16(e, _mm256_set1_epi16(1024)));
-        const __m256i shifted = _mm256_sra_epi16(_mm256_adds_epi16(y, _mm256_set1_epi16(curve_[193])), _mm_cvtsi32_si128(curve_[192]));
-        return _mm256_min_epi16(_mm256_max_epi16(shifted, zero), _mm256_set1_epi16(curve_[194]));
+        __m256i x_sum = zero, y_sum = zero;
+#pragma GCC unroll 3
+        for (int t = 2; t >= 0; --t) {
+            const __m256i low = look_up(bytes_[t][0]), high = look_up(bytes_[t][1]);
+            const __m256i of_x = _mm256_unpacklo_epi8(low, high), of_y = _mm256_unpackhi_epi8(low, high);
+            x_sum = t == 2 ? of_x : _mm256_add_epi16(of_x, _mm256_mulhrs_epi16(x_rest, x_sum));
+            y_sum = t == 2 ? of_y : _mm256_add_epi16(of_y, _mm256_mulhrs_epi16(y_rest, y_sum));
+        }
+        x = finish(x, x_sum), y = finish(y, y_sum);
     }
 
   private:
-    const int16_t* curve_;
+    __m256i finish(__m256i x, __m256i e) const {
+        const __m256i zero = _mm256_setzero_si256(), fine = _mm256_mulhrs_epi16(e, _mm256_set1_epi16(1024));
+        const __m256i y = _mm256_adds_epi16(_mm256_add_epi16(_mm256_max_epi16(x, zero), fine), _mm256_set1_epi16(offset_));
+        return _mm256_min_epi16(_mm256_max_epi16(_mm256_sra_epi16(y, shift_), zero), _mm256_set1_epi16(most_));
+    }
+
+    alignas(16) uint8_t bytes_[3][2][qcurve_segments];
+    __m128i shift_;
+    int16_t offset_, most_;
 };
 
 inline __m256i curve_argument(__m256i sum, __m256 scale) {
@@ -97,8 +126,9 @@ inline __m256i curve_argument(__m256i sum, __m256 scale) {
 
 inline I32 curve_of(const QCurve& curve, I32 sum, F32 scale) {
     const __m256i x = curve_argument(sum.v, scale.v);
-    const __m128i words = _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packs_epi32(x, x), 0x08));
-    return {_mm256_cvtepi16_epi32(_mm256_castsi256_si128(curve(_mm256_castsi128_si256(words))))};
+    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x, x), 0x08), none = _mm256_setzero_si256();
+    curve(words, none);
+    return {_mm256_cvtepi16_epi32(_mm256_castsi256_si128(words))};
 }
 
 #else

@@ -342,15 +342,20 @@ template <int stride, bool whole, QDepthwiseFinish finish>
     const int64_t y_stride = e.y_stride;
     const float *scale = block.scale + position, *inverse = block.inverse + position;
     const int16_t* zero_point = block.zero_point + 8 * l;
+    const QCurve curve(finish == QDepthwiseFinish::curve ? e.curve : no_curve);
     QDepthwiseSums sums;  // otherwise
     const auto leave = [&](const Sum& sum, int64_t x) {
         if constexpr (finish != QDepthwiseFinish::epilogue) {
             constexpr bool segments = finish == QDepthwiseFinish::segments;
             const __m256i a = converted<segments>(sum.half[0], scale, inverse, e.segments);
             const __m256i b = converted<segments>(sum.half[1], scale + 16, inverse + 16, e.segments);
-            const __m256i words = _mm256_packs_epi32(a, b);
-            const __m256i q = finish == QDepthwiseFinish::curve ? QCurve(e.curve)(words)
-                                                                : _mm256_adds_epi16(words, two_quarters(zero_point, zero_point + 32));
+            __m256i q = _mm256_packs_epi32(a, b);
+            if constexpr (finish == QDepthwiseFinish::curve) {
+                __m256i none = _mm256_setzero_si256();
+                curve(q, none);
+            } else {
+                q = _mm256_adds_epi16(q, two_quarters(zero_point, zero_point + 32));
+            }
             const __m128i packed = _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi16(q, q), 0x08));
             const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.low + in_block));
             const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.high + in_block));

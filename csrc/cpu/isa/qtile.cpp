@@ -145,23 +145,28 @@ void accumulate_tile(const QTile& t, int64_t first, int32_t* c, int64_t c_stride
         for (int v = 0; v < vectors; ++v) _mm512_storeu_si512(c + (first + r) * c_stride + v * qpanel, sum[r][v]);
 }
 
-// Whether the clamp is what packing does anyway: 0 .. 255 in all columns, and products that stay below 2^30, so that neither the conversion
-// nor the zero-point can overflow. It is all of them except behind a ReLU, with 6 bits or at odd scales.
+// Whether the clamp is what packing does anyway: 0 .. 255 in all columns, products that stay below 2^30, which the conversion takes, and
+// zero-points that 16 bits hold beside what saturates (core/qdepthwise.h has the proof): they are added to packed values then. It is all of
+// them except behind a ReLU, with 6 bits or at odd scales.
 inline bool packing_clamps(const QChannels& channels, int columns) {
     __mmask16 other = 0;
     for (int j = 0; j < columns; j += qpanel) {
         const __mmask16 some = columns - j < qpanel ? static_cast<__mmask16>((1u << (columns - j)) - 1u) : static_cast<__mmask16>(0xFFFF);
-        const __m512 zero = _mm512_cvtepi32_ps(_mm512_loadu_si512(channels.zero_point + j));
+        const __m512i zero_point = _mm512_loadu_si512(channels.zero_point + j);
+        const __m512 zero = _mm512_cvtepi32_ps(zero_point);
         const __m512 low = _mm512_add_ps(_mm512_loadu_ps(channels.low + j), zero);
         const __m512 high = _mm512_add_ps(_mm512_loadu_ps(channels.high + j), zero);
         other = static_cast<__mmask16>(other | _mm512_mask_cmp_ps_mask(some, low, _mm512_setzero_ps(), _CMP_NEQ_UQ));
         other = static_cast<__mmask16>(other | _mm512_mask_cmp_ps_mask(some, high, _mm512_set1_ps(255.0f), _CMP_NEQ_UQ));
         const __m512 scale = _mm512_loadu_ps(channels.scale + j);
         other = static_cast<__mmask16>(other | _mm512_mask_cmp_ps_mask(some, scale, _mm512_set1_ps(0.5f), _CMP_NLE_UQ));
+        const __m512i size = _mm512_abs_epi32(zero_point);
+        other = static_cast<__mmask16>(other | _mm512_mask_cmpgt_epi32_mask(some, size, _mm512_set1_epi32(1 << 14)));
     }
     return other == 0;
 }
 
+// Rounded; where nothing is clamped, the zero-point is still to be added.
 template <bool clamps, int rows, int vectors>
 [[gnu::always_inline]] inline void round_sums(__m512i (&sum)[rows][vectors], const QChannels& channels) {
 #pragma GCC unroll 4
@@ -173,13 +178,14 @@ template <bool clamps, int rows, int vectors>
         for (int r = 0; r < rows; ++r) {
             __m512 x = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][v]), scale);
             if (clamps) x = _mm512_max_ps(_mm512_min_ps(x, high), low);
-            sum[r][v] = _mm512_add_epi32(_mm512_cvtps_epi32(x), zero);
+            sum[r][v] = _mm512_cvtps_epi32(x);
+            if (clamps) sum[r][v] = _mm512_add_epi32(sum[r][v], zero);
         }
     }
 }
 
 // Packed with saturation: to int16, then to bytes. This works inside 128-bit lanes: four groups of 4 columns end up side by side, a quarter
-// of each vector. Where there are fewer vectors the last one stands in.
+// of each vector. Where there are fewer vectors the last one stands in. finish: of the int16 of the first or second two vectors.
 template <int rows, int vectors, class Finish>
 [[gnu::always_inline]] inline void store_bytes(const __m512i (&sum)[rows][vectors], int columns, uint8_t* y, int64_t y_stride,
                                                const Finish& finish) {
@@ -188,20 +194,30 @@ template <int rows, int vectors, class Finish>
     const __mmask64 mask = columns == 64 ? ~__mmask64{0} : (__mmask64{1} << columns) - 1;
 #pragma GCC unroll 14
     for (int r = 0; r < rows; ++r) {
-        const __m512i a = finish(_mm512_packs_epi32(sum[r][0], sum[r][second]));
-        const __m512i b = vectors > 2 ? finish(_mm512_packs_epi32(sum[r][third], sum[r][fourth])) : a;
+        const __m512i a = finish(_mm512_packs_epi32(sum[r][0], sum[r][second]), 0);
+        const __m512i b = vectors > 2 ? finish(_mm512_packs_epi32(sum[r][third], sum[r][fourth]), 1) : a;
         _mm512_mask_storeu_epi8(y + r * y_stride, mask, _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(a, b)));
     }
 }
 
+inline bool scales_are_small(const QChannels& channels, int columns) {
+    __mmask16 other = 0;
+    for (int j = 0; j < columns; j += qpanel) {
+        const __mmask16 some = columns - j < qpanel ? static_cast<__mmask16>((1u << (columns - j)) - 1u) : static_cast<__mmask16>(0xFFFF);
+        const __m512 scale = _mm512_loadu_ps(channels.scale + j);
+        other = static_cast<__mmask16>(other | _mm512_mask_cmp_ps_mask(some, scale, _mm512_set1_ps(1.0f), _CMP_NLT_UQ));
+    }
+    return other == 0;
+}
+
 // Arguments of a curve: the conversion may leave the range of int16 to packing.
-template <int rows, int vectors>
+template <bool small, int rows, int vectors>
 [[gnu::always_inline]] inline void curve_arguments(__m512i (&sum)[rows][vectors], const QChannels& channels) {
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
         const __m512 scale = _mm512_loadu_ps(channels.scale + v * qpanel);
 #pragma GCC unroll 14
-        for (int r = 0; r < rows; ++r) sum[r][v] = curve_argument(sum[r][v], scale);
+        for (int r = 0; r < rows; ++r) sum[r][v] = curve_argument<small>(sum[r][v], scale);
     }
 }
 
@@ -211,15 +227,22 @@ void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, b
     __m512i sum[rows][vectors];
     multiply(t, first, sum);
     if (curve) {
-        curve_arguments(sum, channels);
-        return store_bytes(sum, columns, y + first * y_stride, y_stride, [curve](__m512i words) { return (*curve)(words); });
+        if (clamps) {
+            curve_arguments<false>(sum, channels);
+        } else {
+            curve_arguments<true>(sum, channels);
+        }
+        return store_bytes(sum, columns, y + first * y_stride, y_stride, [curve](__m512i words, int) { return (*curve)(words); });
     }
     if (clamps) {
         round_sums<true>(sum, channels);
-    } else {
-        round_sums<false>(sum, channels);
+        return store_bytes(sum, columns, y + first * y_stride, y_stride, [](__m512i words, int) { return words; });
     }
-    store_bytes(sum, columns, y + first * y_stride, y_stride, [](__m512i words) { return words; });
+    round_sums<false>(sum, channels);
+    const auto zero_point = [&](int v) { return _mm512_loadu_si512(channels.zero_point + (v < vectors ? v : vectors - 1) * qpanel); };
+    const __m512i zero[2] = {_mm512_packs_epi32(zero_point(0), zero_point(1)), _mm512_packs_epi32(zero_point(2), zero_point(3))};
+    store_bytes(sum, columns, y + first * y_stride, y_stride,
+                [&](__m512i words, int half) { return _mm512_adds_epi16(words, zero[half]); });
 }
 
 constexpr int most_rows[qgroup] = {14, 12, 8, 6};  // of 1, 2, 3, 4 panels: 24 sums, and columns and a row beside them
@@ -252,7 +275,7 @@ void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t*
     };
     if (curve) {
         const QCurve by(curve);
-        return run(false, &by);
+        return run(!scales_are_small(channels, columns), &by);
     }
     run(!packing_clamps(channels, columns), nullptr);
 }
