@@ -123,6 +123,20 @@ class Layout:
             return "float" if "activation" in node.settings else "stream"
         return "byte"
 
+    def by_channel(self, name: str) -> bool:
+        """Whether the bytes of a result may have a scale and a zero-point for each channel: a product writes them, and products alone take
+        them, as what they multiply."""
+        node, users = self.program[name], self.users[name]
+        if name not in self.integer or node.kind not in PRODUCTS or self.written(node) != "byte":
+            return False
+        if name in self.shared or name in self.scores or name in self.streams or not users:
+            return False
+        return all(user in self.integer and self._multiplies(self.program[user], name) for user in users)
+
+    @staticmethod
+    def _multiplies(user: Node, name: str) -> bool:
+        return user.kind in PRODUCTS and user.inputs[0] == name and name not in user.inputs[1:]
+
     def key(self, name: str, form: str) -> str:
         """The name under which the quantization of a form of a result is kept."""
         return f"{name}.bytes" if form == "byte" and name in self.streams else name

@@ -14,8 +14,8 @@ from .layout import Layout
 
 Tensor = torch.Tensor
 
-_TINY = 2.0**-32  # the least scale: ratios of scales stay what kernels take
-_HEADROOM = 1.25  # streams hold this much more than calibration showed: a third of a bit of fifteen
+TINY = 2.0**-32  # the least scale: ratios of scales stay what kernels take
+HEADROOM = 1.25  # streams hold this much more than calibration showed: a third of a bit of fifteen
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,24 @@ class Byte:
     scale: float
     zero_point: int
     bits: int = 8
+
+
+@dataclass(frozen=True)
+class Channels:
+    """uint8 with a scale and a zero-point for each channel. Products take it: their weights absorb the ratios of the scales."""
+
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+    bits: int = 8
+
+    @property
+    def scale(self) -> float:
+        """That of products' sums: the largest."""
+        return max(self.scales)
+
+    def fold(self) -> Tensor:
+        """(C,) float64: what weights are multiplied by, at most 1."""
+        return torch.tensor(self.scales, dtype=torch.float64) / self.scale
 
 
 @dataclass(frozen=True)
@@ -42,13 +60,13 @@ class Scores:
     values: Byte
 
 
-Representation = Byte | Stream | Scores
+Representation = Byte | Channels | Stream | Scores
 
 
 def byte_of(low: float, high: float, bits: int) -> Byte:
     """Bytes over [low, high] and 0."""
     low, high, most = min(low, 0.0), max(high, 0.0), 2**bits - 1
-    scale = _single(max((high - low) / most, _TINY)) if high > low else 1.0
+    scale = single(max((high - low) / most, TINY)) if high > low else 1.0
     return Byte(scale, min(max(round(-low / scale), 0), most), bits)
 
 
@@ -60,17 +78,17 @@ def representations(layout: Layout, ranges: Mapping[str, Range], config: QuantCo
     for key, (name, form) in needed.items():
         if form == "stream":
             members = [each for each, group in layout.streams.items() if group == layout.streams[name]]
-            most = max(max(abs(bound) for bound in _whole(ranges[each])) for each in members)
-            found[key] = Stream(_single(max(most * _HEADROOM / 32767, _TINY)))
+            most = max(max(abs(bound) for bound in whole(ranges[each])) for each in members)
+            found[key] = Stream(single(max(most * HEADROOM / 32767, TINY)))
         elif name in layout.scores:
             low, high = ranges[name]
-            bits = _bits(config, name)
+            bits = bits_of(config, name)
             # Values pass relu before anything else: bytes for negative ones would be lost.
             found[key] = Scores(byte_of(float(low[0]), float(high[0]), bits), byte_of(0.0, float(high[1:].max()), bits))
         else:
-            members = _members(layout, name)
-            lows, highs = zip(*(_whole(ranges[each]) for each in members), strict=True)
-            found[key] = byte_of(min(lows), max(highs), max(_bits(config, each) for each in members))
+            members = byte_members(layout, name)
+            lows, highs = zip(*(whole(ranges[each]) for each in members), strict=True)
+            found[key] = byte_of(min(lows), max(highs), max(bits_of(config, each) for each in members))
     return found
 
 
@@ -80,10 +98,12 @@ def completed(layout: Layout, known: Mapping[str, Representation]) -> dict[str, 
     found: dict[str, Representation] = {}
     for key, (name, form) in layout.needed().items():
         kind: Any = Stream if form == "stream" else Scores if name in layout.scores else Byte
+        if kind is Byte and layout.by_channel(name):
+            kind = (Byte, Channels)
         if form == "stream":
             members = [each for each, group in layout.streams.items() if group == layout.streams[name]]
         else:
-            members = _members(layout, name)
+            members = byte_members(layout, name)
         keys = [key, *(layout.key(each, form) for each in members)]
         value = next((known[each] for each in keys if isinstance(known.get(each), kind)), None)
         if value is not None:
@@ -98,22 +118,24 @@ def to_json(representation: Representation) -> dict[str, Any]:
 def from_json(fields: Mapping[str, Any]) -> Representation:
     if "scores" in fields:
         return Scores(Byte(**fields["scores"]), Byte(**fields["values"]))
+    if "zero_points" in fields:
+        return Channels(tuple(fields["scales"]), tuple(fields["zero_points"]), fields["bits"])
     return Byte(**fields) if "zero_point" in fields else Stream(**fields)
 
 
-def _members(layout: Layout, name: str) -> list[str]:
+def byte_members(layout: Layout, name: str) -> list[str]:
     """All whose bytes have the scale of this one's."""
     group = layout.shared.get(name)
     return [name] if group is None else [each for each, other in layout.shared.items() if other == group]
 
 
-def _bits(config: QuantConfig, name: str) -> int:
+def bits_of(config: QuantConfig, name: str) -> int:
     return config.activation_bits_of(name) or 8
 
 
-def _whole(channels: Range) -> tuple[float, float]:
+def whole(channels: Range) -> tuple[float, float]:
     return float(channels.low.min()), float(channels.high.max())
 
 
-def _single(number: float) -> float:
+def single(number: float) -> float:
     return float(torch.tensor(number, dtype=torch.float32))

@@ -1,0 +1,334 @@
+"""Searches scales of results and of weights in turns, by what they do to the results of the nodes that take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mvit_kernels.graph import Node
+
+from .affine import Affine, Family, affine_of
+from .bridges import Bridge, arriving
+from .hessian import Gradients
+from .layout import PRODUCTS
+from .methods.base import Task
+from .probes import Around, Metric, Product
+from .representation import Byte, Channels, Representation, Scores, Stream, bits_of, byte_members
+from .rounding import is_rounded, round_weight, with_rounded_weight
+from .samples import Pass, Positions, Rows, View, chunks, input_rows, joined, joined_views, passes, rows_at, view_of
+
+Tensor = torch.Tensor
+POSITIONS = 1024  # of each product, of all images together
+ELEMENTS = 2**18  # of the maps that other nodes are looked at with
+_FARTHEST = 2**16  # zero-points further away are refused
+_COARSE, _FINE = 5, (-2, -1, 1, 2)  # every fifth candidate, then those between
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a method searches.
+
+    grid: factors of the scale of the whole range. rounds: weights and results in turns. families: which ranges are candidates.
+    """
+
+    metric: Metric
+    grid: tuple[float, ...]
+    rounds: int
+    families: Callable[[Search, Part], list[Family]]
+    bridges: tuple[Bridge, ...] = ()
+
+
+@dataclass
+class Part:
+    """One quantizer: of a key, or of scores or values of a key; and all that it is judged by."""
+
+    name: str
+    key: str
+    low: Tensor
+    high: Tensor
+    bits: int
+    by_channel: bool
+    wide: bool
+    affine: Affine
+    products: list[Product] = field(default_factory=list)
+    around: list[Around] = field(default_factory=list)
+    shortlist: list[Family] | None = None
+    confirmed: tuple[float, float] | None = None  # errors of this one and of min-max, on all positions
+
+    def fake(self, affine: Affine) -> Callable[[Tensor], Tensor]:
+        if self.name == self.key:
+            return affine.fake
+        first = self.name.endswith(".scores")
+
+        def fake(x: Tensor) -> Tensor:
+            head, tail = (affine.fake(x[:, :1]), x[:, 1:]) if first else (x[:, :1], affine.fake(x[:, 1:]))
+            return torch.cat([head, tail], 1)
+
+        return fake
+
+
+class Search:
+    """Attributes: parts by name, products by the name of their node, stretch of each product's rows, found: by key."""
+
+    def __init__(self, task: Task, found: Mapping[str, Representation], plan: Plan, gradients: Gradients | None) -> None:
+        """found: where the search begins, what min-max gives."""
+        self.task, self.plan, self.gradients = task, plan, gradients
+        self.layout, self.begun = task.layout, dict(found)
+        self.parts: dict[str, Part] = {}
+        for key, representation in found.items():
+            for part in self._parts(key, representation):
+                self.parts[part.name] = part
+        self.products: dict[str, Product] = {}
+        self.stretch: dict[str, Tensor] = {}
+        self.at: dict[str, list[Tensor]] = {}
+        self.maps: dict[str, list[Tensor]] = {}
+        self.bridge_of: dict[str, tuple[int, Bridge]] = {}
+        for i, bridge in enumerate(plan.bridges):
+            for name in bridge.nodes:
+                if self.layout.program[name].kind in PRODUCTS:
+                    self.bridge_of.setdefault(name, (i, bridge))
+        self.weight_errors: dict[str, tuple[float, float]] = {}
+        self.pieces = chunks(task.batches)
+
+    def _parts(self, key: str, found: Representation) -> list[Part]:
+        name, form = self.layout.needed()[key]
+        if isinstance(found, Stream):
+            return []
+        ranges = self.task.ranges
+        members = byte_members(self.layout, name) if form == "byte" else [name]
+        bits = max(bits_of(self.task.config, each) for each in members)
+        if isinstance(found, Scores):
+            low, high = ranges[name]
+            zero = torch.zeros_like(low[1:])
+            return [
+                Part(f"{key}.scores", key, low[:1], high[:1], bits, False, False, affine_of(found.scores)),
+                Part(f"{key}.values", key, zero, high[1:].clamp_min(0.0), bits, False, False, affine_of(found.values)),
+            ]
+        if len(members) == 1:
+            low, high = ranges[name]
+        else:
+            low = torch.stack([ranges[each].low.min() for each in members])
+            high = torch.stack([ranges[each].high.max() for each in members])
+        users = {user for each in members for user in self.layout.users[each]}
+        wide = form == "byte" and key == name and all(user in self.layout.integer and self._takes_wide(user) for user in users)
+        return [Part(key, key, low, high, bits, self.layout.by_channel(name) and key == name, wide, affine_of(found))]
+
+    def _takes_wide(self, user: str) -> bool:
+        """Zero-points outside of the bits: products take them, added maps, and copies."""
+        return self.layout.program[user].kind in (*PRODUCTS, "add", "cat", "resize")
+
+    # --- what candidates are judged by ---
+
+    def sample(self) -> None:
+        """One pass over the images. Every product keeps some positions, every other node whole maps of a few images."""
+        images = sum(piece.shape[0] for piece in self.pieces)
+        positions = {node.name: Positions(node, POSITIONS, images, self.task.config.seed) for node in self._rounded()}
+        rows: dict[str, list[Rows]] = {name: [] for name in positions}
+        takers = [(part, *taker) for part in self.parts.values() for taker in self._takers(part)]
+        views: list[list[View]] = [[] for _ in takers]
+        kept = {name for bridge in self.plan.bridges for name in bridge.sources}
+        for seen in self._passes("gradients"):
+            for name, position in positions.items():
+                at = position.draw(seen.images)
+                self.at.setdefault(name, []).append(at)
+                rows[name].append(rows_at(position.node, seen, at))
+            for name in kept:
+                self.maps.setdefault(name, []).append(seen.values[name].clone())
+            for (_, user, member, _), view in zip(takers, views, strict=True):
+                wanted = max(1, ELEMENTS // max(seen.values[member][0].numel(), 1))
+                some = min(-(-wanted * seen.images // images), wanted - sum(each.inputs[0].shape[0] for each in view))
+                if some > 0:
+                    view.append(view_of(self.layout.program, user, member, seen, some))
+        for node in self._rounded():
+            self.products[node.name] = self._product(node, joined(rows.pop(node.name)))
+            self.stretch[node.name] = torch.ones(node.weights["weight"].shape[0], dtype=torch.float64)
+            if node.name in self.layout.integer:
+                self.parts[self.layout.key(node.inputs[0], "byte")].products.append(self.products[node.name])
+        for (part, user, _, which), view in zip(takers, views, strict=True):
+            part.around.append(self._around(user, which, joined_views(view)))
+
+    def _passes(self, what: str) -> Iterator[Pass]:
+        return passes(self.layout.program, self.pieces, self.gradients, what, self.task.progress)
+
+    def _product(self, node: Node, rows: Rows) -> Product:
+        return Product(node, self.task.config.weight_bits_of(node.name), *rows, self.plan.metric)
+
+    def _around(self, user: str | None, which: tuple[int, ...], view: View) -> Around:
+        node = None if user is None or self._adds(user, which) else self.layout.program[user]
+        inputs = view.inputs if node is not None or len(view.inputs) == 1 else [view.inputs[which[0]]]
+        return Around(node, inputs, which if node is not None else (0,), view.weight, self.plan.metric)
+
+    def _adds(self, user: str, which: tuple[int, ...]) -> bool:
+        """Whether a result comes to a product's as a residual: an error of it is one of the sum."""
+        node = self.layout.program[user]
+        return bool(node.settings.get("residual")) and which == (len(node.inputs) - 1,)
+
+    def _takers(self, part: Part) -> Iterator[tuple[str | None, str, tuple[int, ...]]]:
+        """Of all but products that multiply it: (the node, or None for a result of the program; whose result it takes; as which inputs)."""
+        name, form = self.layout.needed()[part.key]
+        for member in byte_members(self.layout, name) if part.key == name else [name]:
+            written = self.layout.written(self.layout.program[member]) == "byte" and part.key == name
+            for user in dict.fromkeys(self.layout.users[member]):
+                if not user:
+                    if written:
+                        yield None, member, (0,)
+                    continue
+                node = self.layout.program[user]
+                forms = self.layout.wanted(node)
+                which = tuple(i for i, each in enumerate(node.inputs) if each == member and (forms[i] == form or written))
+                if user in self.layout.integer:
+                    which = tuple(i for i in which if forms[i] == form)
+                    if node.kind in ("cat", "resize"):  # copies: what takes theirs is looked at
+                        continue
+                    if node.kind in PRODUCTS:
+                        which = tuple(i for i in which if i == len(node.inputs) - 1 and node.settings.get("residual"))
+                    elif part.name != part.key:
+                        which = which if (node.kind == "separable_context") == part.name.endswith(".scores") else ()
+                if which:
+                    yield user, member, which
+
+    def _rounded(self) -> list[Node]:
+        return [node for node in self.layout.program if is_rounded(node, self.task.config)]
+
+    # --- the search ---
+
+    def run(self) -> None:
+        """All rounds, and a look at all positions: what is worse there than min-max is taken back."""
+        self.sample()
+        alone = [name for name in self.products if name not in self.layout.integer]
+        for name in alone:
+            self._weight(self.products[name], None)
+        steps = [part for _ in range(self.plan.rounds) for part in self.parts.values()]
+        for part in tqdm(steps, desc="search", unit="scale", leave=False, disable=None if self.task.progress else True):
+            for product in part.products:
+                self._arrive(product)
+                self._weight(product, part)
+            self._range(part)
+        self._confirm()
+
+    def _weight(self, product: Product, part: Part | None) -> None:
+        """The best factor for each row."""
+        x, fold = (product.x, None) if part is None else (product.inputs(part.fake(part.affine)), part.affine.fold)
+        grid, name = torch.tensor(self.plan.grid, dtype=torch.float64), product.node.name
+
+        def errors(factors: Tensor) -> Tensor:
+            return product.errors(x, product.rounded(fold, factors))
+
+        own = self.stretch[name]
+        coarse = torch.arange(_COARSE // 2, len(grid), _COARSE)
+        least, index = torch.stack([errors(grid[i].expand_as(own)) for i in coarse]).min(0)
+        center, index = coarse[index], coarse[index]
+        for step in _FINE:
+            near = (center + step).clamp(0, len(grid) - 1)
+            error = errors(grid[near])
+            index, least = torch.where(error < least, near, index), torch.minimum(error, least)
+        self.stretch[name] = torch.where(least < errors(own), grid[index], own)
+
+    def _range(self, part: Part) -> None:
+        """The best range, and its scale."""
+        tried = part.shortlist or self.plan.families(self, part)
+        grid, best = self.plan.grid, (self._error(part, part.affine), part.affine)
+        ranked: list[tuple[float, int, Family, list[Tensor]]] = []
+        for family in tried:
+            weights = self._weights(part, family.at(1.0))
+            scored = ((self._error(part, family.at(grid[i]), weights), i) for i in range(_COARSE // 2, len(grid), _COARSE))
+            ranked.append((*min(scored), family, weights))
+        ranked.sort(key=lambda each: each[0])
+        for error, index, family, weights in ranked[:2]:
+            scored = ((self._error(part, family.at(grid[i]), weights), i) for i in (index + step for step in _FINE) if 0 <= i < len(grid))
+            error, index = min([(error, index), *scored])
+            if error < best[0]:
+                best = (error, family.at(grid[index]))
+        part.affine = best[1]
+        part.shortlist = [each[2] for each in ranked[:3]]
+
+    def _weights(self, part: Part, affine: Affine) -> list[Tensor]:
+        return [product.rounded(affine.fold, self.stretch[product.node.name]) for product in part.products]
+
+    def _error(self, part: Part, affine: Affine, weights: list[Tensor] | None = None) -> float:
+        if float(affine.zero_point.abs().max()) > _FARTHEST or not all(product.allows(affine) for product in part.products):
+            return float("inf")
+        fake = part.fake(affine)
+        weights = self._weights(part, affine) if weights is None else weights
+        error = sum(product.error(fake, w) for product, w in zip(part.products, weights, strict=True))
+        return error + sum(around.error(fake) for around in part.around)
+
+    def _arrive(self, product: Product) -> None:
+        """A product inside a bridge sees what the chain before it gives as it is quantized now."""
+        name = product.node.name
+        if name not in self.bridge_of or name == self.bridge_of[name][1].nodes[0]:
+            return
+        bridge, program = self.bridge_of[name][1], self.layout.program
+        found, nodes = self.found(), {}
+        for each in bridge.nodes:
+            if each in self.products:
+                source = found.get(self.layout.key(program[each].inputs[0], "byte"))
+                layer = round_weight(program[each], self.task.config, source, self.stretch[each])
+                nodes[each] = with_rounded_weight(program[each], layer, source)
+        rows = []
+        for i, at in enumerate(self.at[name]):
+            x = arriving(self.layout, bridge, name, found, nodes, {source: self.maps[source][i] for source in bridge.sources})
+            rows.append(input_rows(product.node, x, at)[0])
+        product.x = torch.cat(rows)
+
+    def _confirm(self) -> None:
+        """On all positions of all images."""
+        begun = {each.name: each.affine for key, found in self.begun.items() for each in self._parts(key, found)}
+        errors = {name: [0.0, 0.0] for name in self.parts}
+        by_row = {name: [torch.zeros_like(stretch), torch.zeros_like(stretch)] for name, stretch in self.stretch.items()}
+        takers = [(part, *taker) for part in self.parts.values() for taker in self._takers(part)]
+        sources = {product.node.name: part for part in self.parts.values() for product in part.products}
+        for seen in self._passes("confirmation"):
+            for name, stretch in self.stretch.items():
+                node, part = self.layout.program[name], sources.get(name)
+                product = self._product(node, rows_at(node, seen, Positions(node, None, 0, 0).draw(seen.images)))
+                fold = None if part is None else part.affine.fold
+                x = product.x if part is None else product.inputs(part.fake(part.affine))
+                for sums, factors in zip(by_row[name], (stretch, torch.ones_like(stretch)), strict=True):
+                    sums += product.errors(x, product.rounded(fold, factors))
+                if part is not None:
+                    for i, affine in enumerate((part.affine, begun[part.name])):
+                        errors[part.name][i] += product.error(part.fake(affine), product.rounded(affine.fold, stretch))
+            for part, user, member, which in takers:
+                around = self._around(user, which, view_of(self.layout.program, user, member, seen, seen.images))
+                for i, affine in enumerate((part.affine, begun[part.name])):
+                    errors[part.name][i] += around.error(part.fake(affine))
+        for name, (chosen, minmax) in errors.items():
+            part = self.parts[name]
+            if not chosen <= minmax:
+                part.affine, chosen = begun[name], minmax
+            part.confirmed = (chosen, minmax)
+        for name, (rows, plain) in by_row.items():
+            self.stretch[name] = torch.where(rows <= plain, self.stretch[name], 1.0)
+            self.weight_errors[name] = (float(torch.minimum(rows, plain).sum()), float(plain.sum()))
+
+    # --- results ---
+
+    def found(self) -> dict[str, Representation]:
+        """By key, as it is now."""
+        found = dict(self.begun)
+        for key, representation in self.begun.items():
+            if isinstance(representation, Scores):
+                scores, values = (self.parts[f"{key}.{which}"].affine.representation() for which in ("scores", "values"))
+                assert isinstance(scores, Byte)
+                assert isinstance(values, Byte)
+                found[key] = Scores(scores, values)
+            elif isinstance(representation, (Byte, Channels)):
+                found[key] = self.parts[key].affine.representation()
+        return found
+
+    def decided(self) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        """Fields of decisions: about results, about weights."""
+        results: dict[str, dict[str, Any]] = {}
+        for part in self.parts.values():
+            assert part.confirmed is not None
+            results[part.name] = self._fields(*part.confirmed, [product.node.name for product in part.products])
+        return results, {name: self._fields(*errors, [name]) for name, errors in self.weight_errors.items()}
+
+    def _fields(self, error: float, minmax: float, names: list[str]) -> dict[str, Any]:
+        bridge = next((self.bridge_of[name][0] for name in names if name in self.bridge_of), None)
+        return {"objective": self.plan.metric.name, "error": error, "minmax_error": minmax, "bridge": bridge}
