@@ -26,15 +26,16 @@ class Affine:
         """(C,) float64: what weights are multiplied by."""
         return None if self.scale.numel() == 1 else self.scale.double() / float(self.scale.max())
 
-    def fake(self, x: Tensor) -> Tensor:
-        """x (B, C, ...), quantized and back."""
-        shape = (1, -1, *(1,) * (x.ndim - 2))
-        scale, zero = self.scale.reshape(shape), self.zero_point.reshape(shape)
+    def fake(self, x: Tensor, axis: int = 1) -> Tensor:
+        """x, quantized and back; axis: that of channels."""
+        shape = [1] * x.ndim
+        shape[axis] = -1
+        scale, zero, most = self.scale.reshape(shape), self.zero_point.reshape(shape), 2**self.bits - 1
         y = (x * (1 / scale)).round_()
-        if self.scale.numel() == 1 and self.zero_point.numel() == 1:
-            y.clamp_(-float(zero), 2**self.bits - 1 - float(zero))
+        if self.zero_point.numel() == 1:
+            y.clamp_(-float(self.zero_point), most - float(self.zero_point))
         else:
-            y = torch.minimum(torch.maximum(y, -zero), (2**self.bits - 1) - zero)
+            y.clamp_(-zero, most - zero)
         return y.mul_(scale)
 
     def farthest(self) -> float:

@@ -71,4 +71,12 @@ class Gradients:
             got = f"a tensor of {loss.numel()}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"quantize: loss: expected a function of (results, exact results) to one number with a gradient, got {got}")
         torch.autograd.grad(loss.sum(), x)
-        return grads
+        return self._normalized(grads, images.shape[0])
+
+    def _normalized(self, grads: dict[str, Tensor], images: int) -> dict[str, Tensor]:
+        """With a gradient of length 1 at the results for each image. Of an image that the network is sure about the loss has hardly any,
+        and a few others would decide everything."""
+        squares = [grads[name].reshape(images, -1).square().sum(1) for name in set(self.layout.program.outputs) if name in grads]
+        length = torch.stack(squares).sum(0).sqrt() if squares else torch.ones(images)
+        factor = torch.where(length > 0, 1 / length.clamp_min(1e-30), 0.0)
+        return {name: grad * factor.reshape(-1, *(1,) * (grad.ndim - 1)) for name, grad in grads.items()}

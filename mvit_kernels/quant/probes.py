@@ -34,6 +34,9 @@ class Metric(Protocol):
     def total(self, exact: Tensor, y: Tensor, weight: Tensor | None) -> float:
         """Of all."""
 
+    def by_image(self, exact: Tensor, y: Tensor, weight: Tensor | None, images: int) -> Tensor:
+        """(images,): they lie one after the other in the first axis."""
+
 
 class Hessian:
     """The sum of w (y - exact)^2, where w is the square of the loss's gradient: what the error adds to the loss, to second order."""
@@ -48,6 +51,10 @@ class Hessian:
         error = (y - exact).square_()
         return float((error if weight is None else error.mul_(weight)).sum())
 
+    def by_image(self, exact: Tensor, y: Tensor, weight: Tensor | None, images: int) -> Tensor:
+        error = (y - exact).square_()
+        return (error if weight is None else error.mul_(weight)).reshape(images, -1).sum(1).double()
+
 
 class Cosine:
     """1 - the cosine of the angle between both."""
@@ -60,11 +67,14 @@ class Cosine:
     def total(self, exact: Tensor, y: Tensor, weight: Tensor | None) -> float:
         return 1 - float(F.cosine_similarity(exact.double().flatten(), y.double().flatten(), 0))
 
+    def by_image(self, exact: Tensor, y: Tensor, weight: Tensor | None, images: int) -> Tensor:
+        return 1 - F.cosine_similarity(exact.double().reshape(images, -1), y.double().reshape(images, -1), 1)
+
 
 class Product:
     """A convolution or linear map at some positions of its result.
 
-    x (P, C, T) are what it multiplies there: C input channels, T taps; `inside` (P, 1, T) is 0 at taps beyond the border, or None where
+    x (P, T, C) are what it multiplies there: T taps of C input channels; `inside` (P, T, 1) is 0 at taps beyond the border, or None where
     there are none. weight (P, N): how much its results count.
     """
 
@@ -75,10 +85,16 @@ class Product:
         self.x, self.exact = x, self._of(x, self.w)
 
     def _of(self, x: Tensor, w: Tensor) -> Tensor:
-        y = torch.einsum("pct,ct->pc", x, w.flatten(1)) if self.depthwise else x.flatten(1) @ w.flatten(1).T
+        taps = w.flatten(1 if self.depthwise else 2) if w.ndim == 4 else w[:, :, None]  # (C, T) or (N, C, T)
+        if self.depthwise:
+            y = x[:, 0] * taps[:, 0]
+            for i in range(1, taps.shape[1]):
+                y.addcmul_(x[:, i], taps[:, i])
+        else:
+            y = x.flatten(1) @ taps.transpose(1, 2).flatten(1).T
         bias = self.node.weights.get("bias")
         if bias is not None:
-            y = y + bias.float()
+            y += bias.float()
         return reference.activate(y, self.node.settings.get("activation", "none"))
 
     def allows(self, affine: Affine) -> bool:
@@ -94,18 +110,19 @@ class Product:
         q = ((rows / scale).round_().clamp_(-most, most) * scale).reshape(w.shape)
         return (q if fold is None else q / along_inputs(self.node, fold)).float()
 
-    def inputs(self, fake: Fake | None) -> Tensor:
-        if fake is None:
-            return self.x
-        x = fake(self.x)
+    def inputs(self, affine: Affine) -> Tensor:
+        x = affine.fake(self.x, 2)
         return x if self.inside is None else x.mul_(self.inside)
 
     def errors(self, x: Tensor, w: Tensor) -> Tensor:
         """(N,), of x from `inputs` and w from `rounded`."""
         return self.metric.by_row(self.exact, self._of(x, w), self.importance)
 
-    def error(self, fake: Fake, w: Tensor) -> float:
-        return self.metric.total(self.exact, self._of(self.inputs(fake), w), self.importance)
+    def by_image(self, affine: Affine, w: Tensor, images: int) -> Tensor:
+        return self.metric.by_image(self.exact, self._of(self.inputs(affine), w), self.importance, images)
+
+    def error(self, affine: Affine, w: Tensor) -> float:
+        return self.metric.total(self.exact, self._of(self.inputs(affine), w), self.importance)
 
 
 @dataclass
@@ -128,5 +145,10 @@ class Around:
         return inputs[0] if self.node is None else evaluate(self.node, inputs)
 
     def error(self, fake: Fake) -> float:
-        inputs = [fake(x) if i in self.which else x for i, x in enumerate(self.inputs)]
-        return self.metric.total(self.exact, self._of(inputs), self.weight)
+        return self.metric.total(self.exact, self._faked(fake), self.weight)
+
+    def by_image(self, fake: Fake, images: int) -> Tensor:
+        return self.metric.by_image(self.exact, self._faked(fake), self.weight, images)
+
+    def _faked(self, fake: Fake) -> Tensor:
+        return self._of([fake(x) if i in self.which else x for i, x in enumerate(self.inputs)])

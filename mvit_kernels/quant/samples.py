@@ -51,38 +51,49 @@ def passes(program: Program, pieces: list[Tensor], gradients: Gradients | None, 
 
 
 class Positions:
-    """Which results of a node are looked at, chosen by chance: `count` of all images, in equal shares; None: all of them."""
+    """Which results of a node are looked at: `count` of all images, in equal shares. Half are drawn by chance, half are those with the
+    largest inputs: what a range cuts off is seldom met by chance."""
 
-    def __init__(self, node: Node, count: int | None, images: int, seed: int) -> None:
+    def __init__(self, node: Node, count: int, images: int, seed: int) -> None:
         self.node, self.count, self.images = node, count, images
         self.generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(node.name.encode()))
 
-    def draw(self, images: int) -> Tensor:
-        """Of a pass: (P,) numbers of (image, row, column) of the result, in order."""
-        pixels = self.node.size[1] * self.node.size[2] if len(self.node.size) == 3 else 1
-        every = images * pixels
-        wanted = every if self.count is None else -(-self.count * images // self.images)
-        if wanted >= every:
-            return torch.arange(every)
-        return torch.randperm(every, generator=self.generator)[:wanted].sort().values
+    def draw(self, seen: Pass) -> Tensor:
+        """(P,) numbers of (image, row, column) of the result, in order."""
+        every = every_position(self.node, seen)
+        wanted = -(-self.count * seen.images // self.images)
+        if wanted >= len(every):
+            return every
+        largest = seen.values[self.node.inputs[0]].abs().amax(1).reshape(seen.images, -1)
+        if largest.shape[1] * seen.images != len(every):  # of a stride
+            stride = self.node.settings["stride"]
+            largest = seen.values[self.node.inputs[0]][:, :, ::stride, ::stride].abs().amax(1).reshape(seen.images, -1)
+        share = -(-wanted // 2 // seen.images)
+        top = largest.topk(min(share, largest.shape[1]), 1).indices + torch.arange(seen.images)[:, None] * largest.shape[1]
+        drawn = torch.randperm(len(every), generator=self.generator)[: wanted - wanted // 2]
+        return torch.cat([top.flatten(), drawn]).unique()
+
+
+def every_position(node: Node, seen: Pass) -> Tensor:
+    return torch.arange(seen.images * (node.size[1] * node.size[2] if len(node.size) == 3 else 1))
 
 
 def input_rows(node: Node, x: Tensor, at: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What a product multiplies at positions of its result: ((P, C, T), (P, 1, T) with 0 beyond the border, or None)."""
+    """What a product multiplies at positions of its result: ((P, T, C), (P, T, 1) with 0 beyond the border, or None)."""
     if x.ndim == 2:
-        return x[at][:, :, None], None
+        return x[at][:, None], None
     kernel, stride = node.weights["weight"].shape[-1], node.settings["stride"]
     width, area = node.size[2], node.size[1] * node.size[2]
     image, row, column = at // area, at % area // width * stride, at % width * stride
     if kernel == 1:
-        return x.permute(0, 2, 3, 1)[image, row, column][:, :, None], None
+        return x.permute(0, 2, 3, 1)[image, row, column][:, None], None
     padded, inside = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1), F.pad(torch.ones(x.shape[2:]), (1, 1, 1, 1))
     taps = [(dy, dx) for dy in range(3) for dx in range(3)]
-    rows = torch.stack([padded[image, row + dy, column + dx] for dy, dx in taps], -1)
-    return rows, torch.stack([inside[row + dy, column + dx] for dy, dx in taps], -1)[:, None]
+    rows = torch.stack([padded[image, row + dy, column + dx] for dy, dx in taps], 1)
+    return rows, torch.stack([inside[row + dy, column + dx] for dy, dx in taps], 1)[:, :, None]
 
 
-Rows = tuple[Tensor, Tensor | None, Tensor | None]  # x (P, C, T), inside (P, 1, T) or None, importance (P, N) or None
+Rows = tuple[Tensor, Tensor | None, Tensor | None]  # x (P, T, C), inside (P, T, 1) or None, importance (P, N) or None
 
 
 def rows_at(node: Node, seen: Pass, at: Tensor) -> Rows:

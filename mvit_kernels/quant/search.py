@@ -19,12 +19,13 @@ from .methods.base import Task
 from .probes import Around, Metric, Product
 from .representation import Byte, Channels, Representation, Scores, Stream, bits_of, byte_members
 from .rounding import is_rounded, round_weight, with_rounded_weight
-from .samples import Pass, Positions, Rows, View, chunks, input_rows, joined, joined_views, passes, rows_at, view_of
+from .samples import Pass, Positions, Rows, View, chunks, every_position, input_rows, joined, joined_views, passes, rows_at, view_of
 
 Tensor = torch.Tensor
 POSITIONS = 1024  # of each product, of all images together
 ELEMENTS = 2**18  # of the maps that other nodes are looked at with
 _FARTHEST = 2**16  # zero-points further away are refused
+_CAUTION = 1.0  # standard deviations, of images, that are added to the mean error of an image
 _COARSE, _FINE = 5, (-2, -1, 1, 2)  # every fifth candidate, then those between
 
 
@@ -54,6 +55,8 @@ class Part:
     by_channel: bool
     wide: bool
     affine: Affine
+    family: Family | None = None  # and the factor, of a candidate
+    factor: float = 1.0
     products: list[Product] = field(default_factory=list)
     around: list[Around] = field(default_factory=list)
     shortlist: list[Family] | None = None
@@ -79,6 +82,7 @@ class Search:
         self.task, self.plan, self.gradients = task, plan, gradients
         self.layout, self.begun = task.layout, dict(found)
         self.parts: dict[str, Part] = {}
+        self.same = self._same_keys()
         for key, representation in found.items():
             for part in self._parts(key, representation):
                 self.parts[part.name] = part
@@ -94,9 +98,17 @@ class Search:
         self.weight_errors: dict[str, tuple[float, float]] = {}
         self.pieces = chunks(task.batches)
 
+    def _same_keys(self) -> dict[str, str]:
+        """Every key -> the first of all that have one quantizer with it."""
+        same, first = {}, {}
+        for key, (name, form) in self.layout.needed().items():
+            group = self.layout.shared.get(name) if key == name and form == "byte" else None
+            same[key] = key if group is None else first.setdefault(group, key)
+        return same
+
     def _parts(self, key: str, found: Representation) -> list[Part]:
         name, form = self.layout.needed()[key]
-        if isinstance(found, Stream):
+        if isinstance(found, Stream) or self.same[key] != key:
             return []
         ranges = self.task.ranges
         members = byte_members(self.layout, name) if form == "byte" else [name]
@@ -133,7 +145,7 @@ class Search:
         kept = {name for bridge in self.plan.bridges for name in bridge.sources}
         for seen in self._passes("gradients"):
             for name, position in positions.items():
-                at = position.draw(seen.images)
+                at = position.draw(seen)
                 self.at.setdefault(name, []).append(at)
                 rows[name].append(rows_at(position.node, seen, at))
             for name in kept:
@@ -147,7 +159,7 @@ class Search:
             self.products[node.name] = self._product(node, joined(rows.pop(node.name)))
             self.stretch[node.name] = torch.ones(node.weights["weight"].shape[0], dtype=torch.float64)
             if node.name in self.layout.integer:
-                self.parts[self.layout.key(node.inputs[0], "byte")].products.append(self.products[node.name])
+                self.parts[self.same[self.layout.key(node.inputs[0], "byte")]].products.append(self.products[node.name])
         for (part, user, _, which), view in zip(takers, views, strict=True):
             part.around.append(self._around(user, which, joined_views(view)))
 
@@ -212,7 +224,7 @@ class Search:
 
     def _weight(self, product: Product, part: Part | None) -> None:
         """The best factor for each row."""
-        x, fold = (product.x, None) if part is None else (product.inputs(part.fake(part.affine)), part.affine.fold)
+        x, fold = (product.x, None) if part is None else (product.inputs(part.affine), part.affine.fold)
         grid, name = torch.tensor(self.plan.grid, dtype=torch.float64), product.node.name
 
         def errors(factors: Tensor) -> Tensor:
@@ -231,7 +243,7 @@ class Search:
     def _range(self, part: Part) -> None:
         """The best range, and its scale."""
         tried = part.shortlist or self.plan.families(self, part)
-        grid, best = self.plan.grid, (self._error(part, part.affine), part.affine)
+        grid, best = self.plan.grid, (self._error(part, part.affine), part.affine, part.family, part.factor)
         ranked: list[tuple[float, int, Family, list[Tensor]]] = []
         for family in tried:
             weights = self._weights(part, family.at(1.0))
@@ -242,8 +254,8 @@ class Search:
             scored = ((self._error(part, family.at(grid[i]), weights), i) for i in (index + step for step in _FINE) if 0 <= i < len(grid))
             error, index = min([(error, index), *scored])
             if error < best[0]:
-                best = (error, family.at(grid[index]))
-        part.affine = best[1]
+                best = (error, family.at(grid[index]), family, grid[index])
+        _, part.affine, part.family, part.factor = best
         part.shortlist = [each[2] for each in ranked[:3]]
 
     def _weights(self, part: Part, affine: Affine) -> list[Tensor]:
@@ -254,7 +266,7 @@ class Search:
             return float("inf")
         fake = part.fake(affine)
         weights = self._weights(part, affine) if weights is None else weights
-        error = sum(product.error(fake, w) for product, w in zip(part.products, weights, strict=True))
+        error = sum(product.error(affine, w) for product, w in zip(part.products, weights, strict=True))
         return error + sum(around.error(fake) for around in part.around)
 
     def _arrive(self, product: Product) -> None:
@@ -276,35 +288,47 @@ class Search:
         product.x = torch.cat(rows)
 
     def _confirm(self) -> None:
-        """On all positions of all images."""
+        """On all positions of all images: the choice of the search, wider ranges of its family, and where it began. An error counts more
+        if few images have it: images that calibration does not show may have it too."""
         begun = {each.name: each.affine for key, found in self.begun.items() for each in self._parts(key, found)}
-        errors = {name: [0.0, 0.0] for name in self.parts}
+        options = {part.name: [part.affine, *self._wider(part), begun[part.name]] for part in self.parts.values()}
+        errors: dict[str, list[list[Tensor]]] = {name: [] for name in self.parts}  # of each pass, of each option, (images,)
         by_row = {name: [torch.zeros_like(stretch), torch.zeros_like(stretch)] for name, stretch in self.stretch.items()}
         takers = [(part, *taker) for part in self.parts.values() for taker in self._takers(part)]
         sources = {product.node.name: part for part in self.parts.values() for product in part.products}
         for seen in self._passes("confirmation"):
+            sums = {name: [torch.zeros(seen.images, dtype=torch.float64) for _ in each] for name, each in options.items()}
             for name, stretch in self.stretch.items():
                 node, part = self.layout.program[name], sources.get(name)
-                product = self._product(node, rows_at(node, seen, Positions(node, None, 0, 0).draw(seen.images)))
+                product = self._product(node, rows_at(node, seen, every_position(node, seen)))
                 fold = None if part is None else part.affine.fold
-                x = product.x if part is None else product.inputs(part.fake(part.affine))
-                for sums, factors in zip(by_row[name], (stretch, torch.ones_like(stretch)), strict=True):
-                    sums += product.errors(x, product.rounded(fold, factors))
+                x = product.x if part is None else product.inputs(part.affine)
+                for total, factors in zip(by_row[name], (stretch, torch.ones_like(stretch)), strict=True):
+                    total += product.errors(x, product.rounded(fold, factors))
                 if part is not None:
-                    for i, affine in enumerate((part.affine, begun[part.name])):
-                        errors[part.name][i] += product.error(part.fake(affine), product.rounded(affine.fold, stretch))
+                    for affine, total in zip(options[part.name], sums[part.name], strict=True):
+                        total += product.by_image(affine, product.rounded(affine.fold, stretch), seen.images)
             for part, user, member, which in takers:
                 around = self._around(user, which, view_of(self.layout.program, user, member, seen, seen.images))
-                for i, affine in enumerate((part.affine, begun[part.name])):
-                    errors[part.name][i] += around.error(part.fake(affine))
-        for name, (chosen, minmax) in errors.items():
-            part = self.parts[name]
-            if not chosen <= minmax:
-                part.affine, chosen = begun[name], minmax
-            part.confirmed = (chosen, minmax)
+                for affine, total in zip(options[part.name], sums[part.name], strict=True):
+                    total += around.by_image(part.fake(affine), seen.images)
+            for name, each in sums.items():
+                errors[name].append(each)
+        for name, part in self.parts.items():
+            images = [torch.cat([each[i] for each in errors[name]]) for i in range(len(options[name]))]
+            risks = [float(each.mean() + _CAUTION * each.std(correction=0)) for each in images]
+            least = min(range(len(risks)), key=lambda i: risks[i])
+            part.affine, part.confirmed = options[name][least], (float(images[least].mean()), float(images[-1].mean()))
         for name, (rows, plain) in by_row.items():
             self.stretch[name] = torch.where(rows <= plain, self.stretch[name], 1.0)
             self.weight_errors[name] = (float(torch.minimum(rows, plain).sum()), float(plain.sum()))
+
+    def _wider(self, part: Part) -> list[Affine]:
+        """Less cut off, or nothing."""
+        if part.family is None or part.factor >= 1:
+            return []
+        wider = [part.family.at(factor) for factor in ((1 + part.factor) / 2, 1.0, 1.15)]
+        return [affine for affine in wider if all(product.allows(affine) for product in part.products)]
 
     # --- results ---
 
@@ -318,7 +342,7 @@ class Search:
                 assert isinstance(values, Byte)
                 found[key] = Scores(scores, values)
             elif isinstance(representation, (Byte, Channels)):
-                found[key] = self.parts[key].affine.representation()
+                found[key] = self.parts[self.same[key]].affine.representation()
         return found
 
     def decided(self) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
@@ -326,7 +350,9 @@ class Search:
         results: dict[str, dict[str, Any]] = {}
         for part in self.parts.values():
             assert part.confirmed is not None
-            results[part.name] = self._fields(*part.confirmed, [product.node.name for product in part.products])
+            fields = self._fields(*part.confirmed, [product.node.name for product in part.products])
+            keys = [key for key, first in self.same.items() if first == part.key] if part.name == part.key else []
+            results |= dict.fromkeys(keys or [part.name], fields)
         return results, {name: self._fields(*errors, [name]) for name, errors in self.weight_errors.items()}
 
     def _fields(self, error: float, minmax: float, names: list[str]) -> dict[str, Any]:
