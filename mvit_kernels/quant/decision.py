@@ -25,7 +25,7 @@ class Decision:
         scheme: "asymmetric" or "symmetric".
         granularity: "tensor", or "channel": one scale or zero-point for each channel.
         overflow: the range has no 0 in it, so that the zero-point of a step fitted to it does not fit into the bits.
-        resolution: what was done about that: "wide zero-point", which integer kernels take, or "widened" to 0. None where there was no need.
+        resolution: what was done about it: "wide zero-point", which integer kernels take, or "widened" to 0; None where there was no need.
         objective: what the method makes small: "hessian", "cosine", "mse", or None.
         error, minmax_error: the objective of this decision, and that of min-max in its place; None where the method does not look.
         bridge: number of the bridge block that it was decided in, or None.

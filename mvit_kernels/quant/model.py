@@ -134,8 +134,8 @@ def quantize(
         calibration: an iterable of batches (B, C, H, W) of float images or of (batch, target), all of one image size, or a function that
             calls the model it is given: what it is called with is recorded.
         config: a `QuantConfig`; by default int8, by "qhyvit".
-        loss: for methods that weigh errors by their effect ("qhyvit"): a function of (results with quantizers, exact results) to one number,
-            a sum over images, of which the gradient is taken. By default the divergence of the classes' probabilities; half the squared
+        loss: for methods that weigh errors by their effect ("qhyvit"): a function of (results with quantizers, exact results) to one
+            number, a sum over images, of which the gradient is taken. By default the divergence of the classes' probabilities; half the squared
             error of results that are no logits.
         progress: a progress bar, on a terminal.
 

@@ -13,6 +13,7 @@ from mvit_kernels.graph import Node
 
 from .affine import Affine, Family, affine_of
 from .bridges import Bridge, arriving
+from .calibrate import Range, ranges
 from .hessian import Gradients
 from .layout import PRODUCTS
 from .methods.base import Task
@@ -26,6 +27,7 @@ POSITIONS = 1024  # of each product, of all images together
 ELEMENTS = 2**18  # of the maps that other nodes are looked at with
 _FARTHEST = 2**16  # zero-points further away are refused
 _CAUTION = 1.0  # standard deviations, of images, that are added to the mean error of an image
+_FEWEST = 4  # images of which half says something about the others
 _COARSE, _FINE = 5, (-2, -1, 1, 2)  # every fifth candidate, then those between
 
 
@@ -33,14 +35,17 @@ _COARSE, _FINE = 5, (-2, -1, 1, 2)  # every fifth candidate, then those between
 class Plan:
     """How a method searches.
 
-    grid: factors of the scale of the whole range. rounds: weights and results in turns. families: which ranges are candidates.
+    grid: factors of the scale of the whole range. rounds: weights and results in turns. families: which ranges are candidates, of
+    (C,) lows and highs of a part. halves: ranges of half of the images are judged on the others, as each range will meet images that it was
+    not made from; the factor that is found then goes to the range of all.
     """
 
     metric: Metric
     grid: tuple[float, ...]
     rounds: int
-    families: Callable[[Search, Part], list[Family]]
+    families: Callable[[Part, Tensor, Tensor], list[Family]]
     bridges: tuple[Bridge, ...] = ()
+    halves: bool = False
 
 
 @dataclass
@@ -59,7 +64,9 @@ class Part:
     factor: float = 1.0
     products: list[Product] = field(default_factory=list)
     around: list[Around] = field(default_factory=list)
-    shortlist: list[Family] | None = None
+    half: tuple[Tensor, Tensor] | None = None  # low and high of half of the images
+    trial: Affine | None = None  # this one by these, which is judged
+    shortlist: list[tuple[Family, Family]] | None = None
     confirmed: tuple[float, float] | None = None  # errors of this one and of min-max, on all positions
 
     def fake(self, affine: Affine) -> Callable[[Tensor], Tensor]:
@@ -82,6 +89,11 @@ class Search:
         self.task, self.plan, self.gradients = task, plan, gradients
         self.layout, self.begun = task.layout, dict(found)
         self.parts: dict[str, Part] = {}
+        images = sum(batch.shape[0] for batch in task.batches)
+        self.halved = plan.halves and images >= _FEWEST and bool(found)
+        self.half_ranges: Mapping[str, Range] = task.ranges
+        if self.halved:
+            self.half_ranges = ranges(self.layout.program, chunks([torch.cat(task.batches)[::2]]), task.progress)
         self.same = self._same_keys()
         for key, representation in found.items():
             for part in self._parts(key, representation):
@@ -96,7 +108,6 @@ class Search:
                 if self.layout.program[name].kind in PRODUCTS:
                     self.bridge_of.setdefault(name, (i, bridge))
         self.weight_errors: dict[str, tuple[float, float]] = {}
-        self.pieces = chunks(task.batches)
 
     def _same_keys(self) -> dict[str, str]:
         """Every key -> the first of all that have one quantizer with it."""
@@ -110,24 +121,27 @@ class Search:
         name, form = self.layout.needed()[key]
         if isinstance(found, Stream) or self.same[key] != key:
             return []
-        ranges = self.task.ranges
         members = byte_members(self.layout, name) if form == "byte" else [name]
         bits = max(bits_of(self.task.config, each) for each in members)
-        if isinstance(found, Scores):
-            low, high = ranges[name]
-            zero = torch.zeros_like(low[1:])
-            return [
-                Part(f"{key}.scores", key, low[:1], high[:1], bits, False, False, affine_of(found.scores)),
-                Part(f"{key}.values", key, zero, high[1:].clamp_min(0.0), bits, False, False, affine_of(found.values)),
-            ]
-        if len(members) == 1:
-            low, high = ranges[name]
-        else:
-            low = torch.stack([ranges[each].low.min() for each in members])
-            high = torch.stack([ranges[each].high.max() for each in members])
         users = {user for each in members for user in self.layout.users[each]}
         wide = form == "byte" and key == name and all(user in self.layout.integer and self._takes_wide(user) for user in users)
-        return [Part(key, key, low, high, bits, self.layout.by_channel(name) and key == name, wide, affine_of(found))]
+        all_of, half_of = self._bounds(members, self.task.ranges), self._bounds(members, self.half_ranges)
+        if isinstance(found, Scores):
+            scores = [tuple(end[:1] for end in each) for each in (all_of, half_of)]
+            values = [tuple(end[1:].clamp_min(0.0) * (i == 1) for i, end in enumerate(each)) for each in (all_of, half_of)]
+            return [
+                Part(f"{key}.scores", key, *scores[0], bits, False, False, affine_of(found.scores), half=scores[1]),
+                Part(f"{key}.values", key, *values[0], bits, False, False, affine_of(found.values), half=values[1]),
+            ]
+        by_channel = self.layout.by_channel(name) and key == name
+        return [Part(key, key, *all_of, bits, by_channel, wide, affine_of(found), half=half_of)]
+
+    @staticmethod
+    def _bounds(members: list[str], ranges: Mapping[str, Range]) -> tuple[Tensor, Tensor]:
+        """(low, high) of each channel, or of each of several results."""
+        if len(members) == 1:
+            return ranges[members[0]]
+        return torch.stack([ranges[each].low.min() for each in members]), torch.stack([ranges[each].high.max() for each in members])
 
     def _takes_wide(self, user: str) -> bool:
         """Zero-points outside of the bits: products take them, added maps, and copies."""
@@ -137,13 +151,14 @@ class Search:
 
     def sample(self) -> None:
         """One pass over the images. Every product keeps some positions, every other node whole maps of a few images."""
-        images = sum(piece.shape[0] for piece in self.pieces)
+        pieces = chunks([torch.cat(self.task.batches)[1::2]] if self.halved else self.task.batches)
+        images = sum(piece.shape[0] for piece in pieces)
         positions = {node.name: Positions(node, POSITIONS, images, self.task.config.seed) for node in self._rounded()}
         rows: dict[str, list[Rows]] = {name: [] for name in positions}
         takers = [(part, *taker) for part in self.parts.values() for taker in self._takers(part)]
         views: list[list[View]] = [[] for _ in takers]
         kept = {name for bridge in self.plan.bridges for name in bridge.sources}
-        for seen in self._passes("gradients"):
+        for seen in self._passes(pieces, "gradients"):
             for name, position in positions.items():
                 at = position.draw(seen)
                 self.at.setdefault(name, []).append(at)
@@ -163,8 +178,8 @@ class Search:
         for (part, user, _, which), view in zip(takers, views, strict=True):
             part.around.append(self._around(user, which, joined_views(view)))
 
-    def _passes(self, what: str) -> Iterator[Pass]:
-        return passes(self.layout.program, self.pieces, self.gradients, what, self.task.progress)
+    def _passes(self, pieces: list[Tensor], what: str) -> Iterator[Pass]:
+        return passes(self.layout.program, pieces, self.gradients, what, self.task.progress)
 
     def _product(self, node: Node, rows: Rows) -> Product:
         return Product(node, self.task.config.weight_bits_of(node.name), *rows, self.plan.metric)
@@ -242,32 +257,45 @@ class Search:
 
     def _range(self, part: Part) -> None:
         """The best range, and its scale."""
-        tried = part.shortlist or self.plan.families(self, part)
-        grid, best = self.plan.grid, (self._error(part, part.affine), part.affine, part.family, part.factor)
-        ranked: list[tuple[float, int, Family, list[Tensor]]] = []
-        for family in tried:
-            weights = self._weights(part, family.at(1.0))
-            scored = ((self._error(part, family.at(grid[i]), weights), i) for i in range(_COARSE // 2, len(grid), _COARSE))
-            ranked.append((*min(scored), family, weights))
+        tried, grid = part.shortlist or self._pairs(part), self.plan.grid
+        part.trial = part.trial or (tried[0][0].at(1.0) if self.halved else part.affine)
+        best = (self._error(part, part.trial), part.trial, part.affine, part.family, part.factor)
+        ranked: list[tuple[float, int, tuple[Family, Family], list[Tensor]]] = []
+        for pair in tried:
+            weights = self._weights(part, pair[0].at(1.0))
+            scored = ((self._error(part, pair[0].at(grid[i]), weights), i) for i in range(_COARSE // 2, len(grid), _COARSE))
+            ranked.append((*min(scored), pair, weights))
         ranked.sort(key=lambda each: each[0])
-        for error, index, family, weights in ranked[:2]:
-            scored = ((self._error(part, family.at(grid[i]), weights), i) for i in (index + step for step in _FINE) if 0 <= i < len(grid))
+        for error, index, (trial, final), weights in ranked[:2]:
+            scored = ((self._error(part, trial.at(grid[i]), weights), i) for i in (index + step for step in _FINE) if 0 <= i < len(grid))
             error, index = min([(error, index), *scored])
-            if error < best[0]:
-                best = (error, family.at(grid[index]), family, grid[index])
-        _, part.affine, part.family, part.factor = best
+            affine = final.at(grid[index])
+            if error < best[0] and self._allowed(part, affine):
+                best = (error, trial.at(grid[index]), affine, final, grid[index])
+        _, part.trial, part.affine, part.family, part.factor = best
         part.shortlist = [each[2] for each in ranked[:3]]
+
+    def _pairs(self, part: Part) -> list[tuple[Family, Family]]:
+        """Families by the range of half of the images, and the same by that of all."""
+        final = self.plan.families(part, part.low, part.high)
+        trial = final if part.half is None else self.plan.families(part, *part.half)
+        return list(zip(trial if len(trial) == len(final) else final, final, strict=True))
 
     def _weights(self, part: Part, affine: Affine) -> list[Tensor]:
         return [product.rounded(affine.fold, self.stretch[product.node.name]) for product in part.products]
 
     def _error(self, part: Part, affine: Affine, weights: list[Tensor] | None = None) -> float:
-        if float(affine.zero_point.abs().max()) > _FARTHEST or not all(product.allows(affine) for product in part.products):
+        if not self._allowed(part, affine):
             return float("inf")
         fake = part.fake(affine)
         weights = self._weights(part, affine) if weights is None else weights
         error = sum(product.error(affine, w) for product, w in zip(part.products, weights, strict=True))
         return error + sum(around.error(fake) for around in part.around)
+
+    @staticmethod
+    def _allowed(part: Part, affine: Affine) -> bool:
+        near = float(affine.zero_point.abs().max()) <= _FARTHEST
+        return near and all(product.allows(affine) for product in part.products)
 
     def _arrive(self, product: Product) -> None:
         """A product inside a bridge sees what the chain before it gives as it is quantized now."""
@@ -296,7 +324,7 @@ class Search:
         by_row = {name: [torch.zeros_like(stretch), torch.zeros_like(stretch)] for name, stretch in self.stretch.items()}
         takers = [(part, *taker) for part in self.parts.values() for taker in self._takers(part)]
         sources = {product.node.name: part for part in self.parts.values() for product in part.products}
-        for seen in self._passes("confirmation"):
+        for seen in self._passes(chunks(self.task.batches), "confirmation"):
             sums = {name: [torch.zeros(seen.images, dtype=torch.float64) for _ in each] for name, each in options.items()}
             for name, stretch in self.stretch.items():
                 node, part = self.layout.program[name], sources.get(name)
@@ -328,7 +356,7 @@ class Search:
         if part.family is None or part.factor >= 1:
             return []
         wider = [part.family.at(factor) for factor in ((1 + part.factor) / 2, 1.0, 1.15)]
-        return [affine for affine in wider if all(product.allows(affine) for product in part.products)]
+        return [affine for affine in wider if self._allowed(part, affine)]
 
     # --- results ---
 

@@ -16,6 +16,7 @@ from ..representation import representations
 from ..search import Part, Plan, Search
 from .base import Found, Task
 
+Tensor = torch.Tensor
 GRID = tuple(torch.linspace(0.5, 2.0, 100, dtype=torch.float64).tolist())
 ROUNDS = 2
 
@@ -28,5 +29,5 @@ def find(task: Task) -> Found:
     return Found(search.found(), search.stretch, *search.decided())
 
 
-def _families(search: Search, part: Part) -> list[Family]:
-    return families(part.low, part.high, part.bits, by_channel=False, wide=False)[:1]
+def _families(part: Part, low: Tensor, high: Tensor) -> list[Family]:
+    return families(low, high, part.bits, by_channel=False, wide=False)[:1]

@@ -22,6 +22,7 @@ from ..representation import representations
 from ..search import Part, Plan, Search
 from .base import Found, Task
 
+Tensor = torch.Tensor
 GRID = tuple(torch.linspace(0.01, 1.2, 100, dtype=torch.float64).tolist())
 ROUNDS = 3
 
@@ -30,10 +31,10 @@ def find(task: Task) -> Found:
     begun = representations(task.layout, task.ranges, task.config)
     with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
         gradients = Gradients(task.layout, begun, task.config, task.loss)
-        search = Search(task, begun, Plan(Hessian(), GRID, ROUNDS, _families, tuple(bridges(task.layout))), gradients)
+        search = Search(task, begun, Plan(Hessian(), GRID, ROUNDS, _families, tuple(bridges(task.layout)), halves=True), gradients)
         search.run()
     return Found(search.found(), search.stretch, *search.decided())
 
 
-def _families(search: Search, part: Part) -> list[Family]:
-    return families(part.low, part.high, part.bits, by_channel=part.by_channel, wide=part.wide)
+def _families(part: Part, low: Tensor, high: Tensor) -> list[Family]:
+    return families(low, high, part.bits, by_channel=part.by_channel, wide=part.wide)
