@@ -135,7 +135,7 @@ def quantize(
             calls the model it is given: what it is called with is recorded.
         config: a `QuantConfig`; by default int8, by "qhyvit".
         loss: for methods that weigh errors by their effect ("qhyvit"): a function of (results with quantizers, exact results) to one
-            number, a sum over images, of which the gradient is taken. By default the divergence of the classes' probabilities; half the squared
+            number, a sum over images, of which the gradient is taken. By default the divergence of class probabilities; half the squared
             error of results that are no logits.
         progress: a progress bar, on a terminal.
 
