@@ -53,7 +53,8 @@ class Decision:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Decision:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        return cls(**values)
 
 
 def parts_of(key: str, found: Representation) -> list[tuple[str, Representation]]:

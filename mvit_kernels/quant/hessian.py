@@ -56,7 +56,7 @@ class Gradients:
         def watch(node: Node, y: Tensor) -> Tensor | None:
             if not isinstance(y, Tensor) or not y.requires_grad:
                 return None
-            y.register_hook(lambda grad, name=node.name: grads.__setitem__(name, grad))  # type: ignore[no-untyped-call]
+            y.register_hook(lambda grad, name=node.name: grads.__setitem__(name, grad))
             found = self.found.get(self.layout.key(node.name, "byte"))
             if found is None or isinstance(found, Stream):
                 return None

@@ -81,7 +81,10 @@ class _Builder:
         layer = self.layers.get(node.name)
         if layer is None:
             return with_rounded_weight(node, round_weight(node, self.config, None))
-        return with_rounded_weight(node, layer, self.known.get(self.source(node)))
+        source = self.source(node)
+        while source not in self.known and self.layout.program[source].kind == "resize":  # one that the calibration did not have
+            source = self.layout.program[source].inputs[0]
+        return with_rounded_weight(node, layer, self.known.get(source))
 
     # --- forms ---
 

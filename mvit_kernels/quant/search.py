@@ -111,7 +111,8 @@ class Search:
 
     def _same_keys(self) -> dict[str, str]:
         """Every key -> the first of all that have one quantizer with it."""
-        same, first = {}, {}
+        same: dict[str, str] = {}
+        first: dict[int, str] = {}
         for key, (name, form) in self.layout.needed().items():
             group = self.layout.shared.get(name) if key == name and form == "byte" else None
             same[key] = key if group is None else first.setdefault(group, key)
@@ -125,23 +126,15 @@ class Search:
         bits = max(bits_of(self.task.config, each) for each in members)
         users = {user for each in members for user in self.layout.users[each]}
         wide = form == "byte" and key == name and all(user in self.layout.integer and self._takes_wide(user) for user in users)
-        all_of, half_of = self._bounds(members, self.task.ranges), self._bounds(members, self.half_ranges)
+        by_channel = key == name and self.layout.by_channel(name)
+        all_of, half_of = (_bounds(members, each, by_channel) for each in (self.task.ranges, self.half_ranges))
         if isinstance(found, Scores):
-            scores = [tuple(end[:1] for end in each) for each in (all_of, half_of)]
-            values = [tuple(end[1:].clamp_min(0.0) * (i == 1) for i, end in enumerate(each)) for each in (all_of, half_of)]
             return [
-                Part(f"{key}.scores", key, *scores[0], bits, False, False, affine_of(found.scores), half=scores[1]),
-                Part(f"{key}.values", key, *values[0], bits, False, False, affine_of(found.values), half=values[1]),
-            ]
-        by_channel = self.layout.by_channel(name) and key == name
+                Part(f"{key}.{which}", key, *_scores_or_values(which, *all_of), bits, False, False, affine_of(byte),
+                     half=_scores_or_values(which, *half_of))
+                for which, byte in (("scores", found.scores), ("values", found.values))
+            ]  # fmt: skip
         return [Part(key, key, *all_of, bits, by_channel, wide, affine_of(found), half=half_of)]
-
-    @staticmethod
-    def _bounds(members: list[str], ranges: Mapping[str, Range]) -> tuple[Tensor, Tensor]:
-        """(low, high) of each channel, or of each of several results."""
-        if len(members) == 1:
-            return ranges[members[0]]
-        return torch.stack([ranges[each].low.min() for each in members]), torch.stack([ranges[each].high.max() for each in members])
 
     def _takes_wide(self, user: str) -> bool:
         """Zero-points outside of the bits: products take them, added maps, and copies."""
@@ -386,3 +379,16 @@ class Search:
     def _fields(self, error: float, minmax: float, names: list[str]) -> dict[str, Any]:
         bridge = next((self.bridge_of[name][0] for name in names if name in self.bridge_of), None)
         return {"objective": self.plan.metric.name, "error": error, "minmax_error": minmax, "bridge": bridge}
+
+
+def _bounds(members: list[str], found: Mapping[str, Range], by_channel: bool) -> tuple[Tensor, Tensor]:
+    """(low, high) of each channel, or of each of several results."""
+    lows, highs = [found[each].low for each in members], [found[each].high for each in members]
+    if len(members) == 1 or by_channel:
+        return torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+    return torch.stack([low.min() for low in lows]), torch.stack([high.max() for high in highs])
+
+
+def _scores_or_values(which: str, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the first channel; or of the others, which pass relu before anything else."""
+    return (low[:1], high[:1]) if which == "scores" else (torch.zeros_like(low[1:]), high[1:].clamp_min(0.0))
