@@ -99,7 +99,7 @@ def test_the_search_is_nearer_than_min_max() -> None:
         exact = model(x)
     for bits in (8, 6):
         errors = {method: float((found(method, bits)(x) - exact).square().sum()) for method in ("qhyvit", "minmax")}
-        assert errors["qhyvit"] < 0.5 * errors["minmax"]
+        assert errors["qhyvit"] < 0.7 * errors["minmax"]
 
 
 def test_overflow_of_the_zero_point_is_found_and_resolved() -> None:
@@ -109,7 +109,7 @@ def test_overflow_of_the_zero_point_is_found_and_resolved() -> None:
     assert far.overflow
     assert far.resolution == "wide zero-point"
     assert far.low > 8
-    assert far.scale < 0.1 * found("minmax").representations["far"].scale
+    assert found("qhyvit").representations["far"].scale < 0.1 * found("minmax").representations["far"].scale
     assert far.error < far.minmax_error
     for method in ("percentile", "omse", "easyquant"):
         assert by_name[method]["far"].overflow

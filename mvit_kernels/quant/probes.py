@@ -125,6 +125,24 @@ class Product:
         return self.metric.total(self.exact, self._of(self.inputs(affine), w), self.importance)
 
 
+class Whole(Product):
+    """At all positions: x is a map (B, C, H, W), or vectors (B, C)."""
+
+    def _of(self, x: Tensor, w: Tensor) -> Tensor:
+        bias = self.node.weights.get("bias")
+        bias = None if bias is None else bias.float()
+        if x.ndim == 2:
+            y = F.linear(x, w, bias)
+        else:
+            groups = x.shape[1] if self.depthwise else 1
+            y = F.conv2d(x, w, bias, self.node.settings["stride"], w.shape[-1] // 2, groups=groups)
+        y = reference.activate(y, self.node.settings.get("activation", "none"))
+        return y.movedim(1, -1).reshape(-1, y.shape[1])
+
+    def inputs(self, affine: Affine) -> Tensor:
+        return affine.fake(self.x)
+
+
 @dataclass
 class Around:
     """Any node that takes a result, on whole maps of a few images; or a result by itself, where node is None.

@@ -60,22 +60,18 @@ class Positions:
 
     def draw(self, seen: Pass) -> Tensor:
         """(P,) numbers of (image, row, column) of the result, in order."""
-        every = every_position(self.node, seen)
+        every = seen.images * (self.node.size[1] * self.node.size[2] if len(self.node.size) == 3 else 1)
         wanted = -(-self.count * seen.images // self.images)
-        if wanted >= len(every):
-            return every
+        if wanted >= every:
+            return torch.arange(every)
         largest = seen.values[self.node.inputs[0]].abs().amax(1).reshape(seen.images, -1)
-        if largest.shape[1] * seen.images != len(every):  # of a stride
+        if largest.shape[1] * seen.images != every:  # of a stride
             stride = self.node.settings["stride"]
             largest = seen.values[self.node.inputs[0]][:, :, ::stride, ::stride].abs().amax(1).reshape(seen.images, -1)
         share = -(-wanted // 2 // seen.images)
         top = largest.topk(min(share, largest.shape[1]), 1).indices + torch.arange(seen.images)[:, None] * largest.shape[1]
-        drawn = torch.randperm(len(every), generator=self.generator)[: wanted - wanted // 2]
+        drawn = torch.randperm(every, generator=self.generator)[: wanted - wanted // 2]
         return torch.cat([top.flatten(), drawn]).unique()
-
-
-def every_position(node: Node, seen: Pass) -> Tensor:
-    return torch.arange(seen.images * (node.size[1] * node.size[2] if len(node.size) == 3 else 1))
 
 
 def input_rows(node: Node, x: Tensor, at: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -98,18 +94,22 @@ Rows = tuple[Tensor, Tensor | None, Tensor | None]  # x (P, T, C), inside (P, T,
 
 def rows_at(node: Node, seen: Pass, at: Tensor) -> Rows:
     """What a product takes at positions of its result, and how much the results count there: the squares of their gradients."""
+    importance = importance_of(node, seen)
+    return (*input_rows(node, multiplied(node, seen), at), None if importance is None else importance[at])
+
+
+def multiplied(node: Node, seen: Pass) -> Tensor:
+    """What a product takes, a second map beside the first."""
     first = seen.values[node.inputs[0]]
-    x = torch.cat([first, seen.values[node.inputs[1]]], 1) if node.settings.get("second") else first
-    importance = None
-    if seen.gradients is not None:
-        grad = seen.gradients.get(node.name)
-        rows = torch.zeros(len(at), node.size[0]) if grad is None else _output_rows(grad, at)
-        importance = rows.square()
-    return (*input_rows(node, x, at), importance)
+    return torch.cat([first, seen.values[node.inputs[1]]], 1) if node.settings.get("second") else first
 
 
-def _output_rows(y: Tensor, at: Tensor) -> Tensor:
-    return y[at] if y.ndim == 2 else y.permute(0, 2, 3, 1).reshape(-1, y.shape[1])[at]
+def importance_of(node: Node, seen: Pass) -> Tensor | None:
+    """(P, N) of all positions."""
+    if seen.gradients is None:
+        return None
+    grad, y = seen.gradients.get(node.name), seen.values[node.name]
+    return (torch.zeros_like(y) if grad is None else grad.square()).movedim(1, -1).reshape(-1, y.shape[1])
 
 
 def joined(rows: list[Rows]) -> Rows:

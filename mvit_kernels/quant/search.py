@@ -17,10 +17,24 @@ from .calibrate import Range, ranges
 from .hessian import Gradients
 from .layout import PRODUCTS
 from .methods.base import Task
-from .probes import Around, Metric, Product
+from .probes import Around, Metric, Product, Whole
 from .representation import Byte, Channels, Representation, Scores, Stream, bits_of, byte_members
 from .rounding import is_rounded, round_weight, with_rounded_weight
-from .samples import Pass, Positions, Rows, View, chunks, every_position, input_rows, joined, joined_views, passes, rows_at, view_of
+from .samples import (
+    Pass,
+    Positions,
+    Rows,
+    View,
+    chunks,
+    importance_of,
+    input_rows,
+    joined,
+    joined_views,
+    multiplied,
+    passes,
+    rows_at,
+    view_of,
+)
 
 Tensor = torch.Tensor
 POSITIONS = 1024  # of each product, of all images together
@@ -28,7 +42,7 @@ ELEMENTS = 2**18  # of the maps that other nodes are looked at with
 _FARTHEST = 2**16  # zero-points further away are refused
 _CAUTION = 1.0  # standard deviations, of images, that are added to the mean error of an image
 _FEWEST = 4  # images of which half says something about the others
-_COARSE, _FINE = 5, (-2, -1, 1, 2)  # every fifth candidate, then those between
+_COARSE, _FINE = 10, ((-3, 3), (-2, -1, 1, 2))  # every tenth candidate; from the best of them steps, and from the best of these
 
 
 @dataclass(frozen=True)
@@ -174,8 +188,8 @@ class Search:
     def _passes(self, pieces: list[Tensor], what: str) -> Iterator[Pass]:
         return passes(self.layout.program, pieces, self.gradients, what, self.task.progress)
 
-    def _product(self, node: Node, rows: Rows) -> Product:
-        return Product(node, self.task.config.weight_bits_of(node.name), *rows, self.plan.metric)
+    def _product(self, node: Node, rows: Rows, kind: type[Product] = Product) -> Product:
+        return kind(node, self.task.config.weight_bits_of(node.name), *rows, self.plan.metric)
 
     def _around(self, user: str | None, which: tuple[int, ...], view: View) -> Around:
         node = None if user is None or self._adds(user, which) else self.layout.program[user]
@@ -241,11 +255,13 @@ class Search:
         own = self.stretch[name]
         coarse = torch.arange(_COARSE // 2, len(grid), _COARSE)
         least, index = torch.stack([errors(grid[i].expand_as(own)) for i in coarse]).min(0)
-        center, index = coarse[index], coarse[index]
-        for step in _FINE:
-            near = (center + step).clamp(0, len(grid) - 1)
-            error = errors(grid[near])
-            index, least = torch.where(error < least, near, index), torch.minimum(error, least)
+        index = coarse[index]
+        for steps in _FINE:
+            center = index
+            for step in steps:
+                near = (center + step).clamp(0, len(grid) - 1)
+                error = errors(grid[near])
+                index, least = torch.where(error < least, near, index), torch.minimum(error, least)
         self.stretch[name] = torch.where(least < errors(own), grid[index], own)
 
     def _range(self, part: Part) -> None:
@@ -260,8 +276,9 @@ class Search:
             ranked.append((*min(scored), pair, weights))
         ranked.sort(key=lambda each: each[0])
         for error, index, (trial, final), weights in ranked[:2]:
-            scored = ((self._error(part, trial.at(grid[i]), weights), i) for i in (index + step for step in _FINE) if 0 <= i < len(grid))
-            error, index = min([(error, index), *scored])
+            for steps in _FINE:
+                near = [i for i in (index + step for step in steps) if 0 <= i < len(grid)]
+                error, index = min([(error, index), *((self._error(part, trial.at(grid[i]), weights), i) for i in near)])
             affine = final.at(grid[index])
             if error < best[0] and self._allowed(part, affine):
                 best = (error, trial.at(grid[index]), affine, final, grid[index])
@@ -321,7 +338,7 @@ class Search:
             sums = {name: [torch.zeros(seen.images, dtype=torch.float64) for _ in each] for name, each in options.items()}
             for name, stretch in self.stretch.items():
                 node, part = self.layout.program[name], sources.get(name)
-                product = self._product(node, rows_at(node, seen, every_position(node, seen)))
+                product = self._product(node, (multiplied(node, seen), None, importance_of(node, seen)), Whole)
                 fold = None if part is None else part.affine.fold
                 x = product.x if part is None else product.inputs(part.affine)
                 for total, factors in zip(by_row[name], (stretch, torch.ones_like(stretch)), strict=True):
