@@ -37,7 +37,7 @@ from .samples import (
 )
 
 Tensor = torch.Tensor
-POSITIONS = 1024  # of each product, of all images together
+POSITIONS = 640  # of each product, of all images together
 ELEMENTS = 2**18  # of the maps that other nodes are looked at with
 _FARTHEST = 2**16  # zero-points further away are refused
 _CAUTION = 1.0  # standard deviations, of images, that are added to the mean error of an image
@@ -365,7 +365,7 @@ class Search:
         """Less cut off, or nothing."""
         if part.family is None or part.factor >= 1:
             return []
-        wider = [part.family.at(factor) for factor in ((1 + part.factor) / 2, 1.0, 1.15)]
+        wider = [part.family.at(factor) for factor in ((1 + part.factor) / 2, 1.0)]
         return [affine for affine in wider if self._allowed(part, affine)]
 
     # --- results ---
