@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from .calibrate import Range, ranges
 from .hessian import Gradients
 from .layout import PRODUCTS
 from .methods.base import Task
+from .parts import Part, bounds, scores_or_values, takers
 from .probes import Around, Metric, Product, Whole
 from .representation import Byte, Channels, Representation, Scores, Stream, bits_of, byte_members
 from .rounding import is_rounded, round_weight, with_rounded_weight
@@ -60,39 +61,6 @@ class Plan:
     families: Callable[[Part, Tensor, Tensor], list[Family]]
     bridges: tuple[Bridge, ...] = ()
     halves: bool = False
-
-
-@dataclass
-class Part:
-    """One quantizer: of a key, or of scores or values of a key; and all that it is judged by."""
-
-    name: str
-    key: str
-    low: Tensor
-    high: Tensor
-    bits: int
-    by_channel: bool
-    wide: bool
-    affine: Affine
-    family: Family | None = None  # and the factor, of a candidate
-    factor: float = 1.0
-    products: list[Product] = field(default_factory=list)
-    around: list[Around] = field(default_factory=list)
-    half: tuple[Tensor, Tensor] | None = None  # low and high of half of the images
-    trial: Affine | None = None  # this one by these, which is judged
-    shortlist: list[tuple[Family, Family]] | None = None
-    confirmed: tuple[float, float] | None = None  # errors of this one and of min-max, on all positions
-
-    def fake(self, affine: Affine) -> Callable[[Tensor], Tensor]:
-        if self.name == self.key:
-            return affine.fake
-        first = self.name.endswith(".scores")
-
-        def fake(x: Tensor) -> Tensor:
-            head, tail = (affine.fake(x[:, :1]), x[:, 1:]) if first else (x[:, :1], affine.fake(x[:, 1:]))
-            return torch.cat([head, tail], 1)
-
-        return fake
 
 
 class Search:
@@ -141,11 +109,11 @@ class Search:
         users = {user for each in members for user in self.layout.users[each]}
         wide = form == "byte" and key == name and all(user in self.layout.integer and self._takes_wide(user) for user in users)
         by_channel = key == name and self.layout.by_channel(name)
-        all_of, half_of = (_bounds(members, each, by_channel) for each in (self.task.ranges, self.half_ranges))
+        all_of, half_of = (bounds(members, each, by_channel) for each in (self.task.ranges, self.half_ranges))
         if isinstance(found, Scores):
             return [
-                Part(f"{key}.{which}", key, *_scores_or_values(which, *all_of), bits, False, False, affine_of(byte),
-                     half=_scores_or_values(which, *half_of))
+                Part(f"{key}.{which}", key, *scores_or_values(which, *all_of), bits, False, False, affine_of(byte),
+                     half=scores_or_values(which, *half_of))
                 for which, byte in (("scores", found.scores), ("values", found.values))
             ]  # fmt: skip
         return [Part(key, key, *all_of, bits, by_channel, wide, affine_of(found), half=half_of)]
@@ -162,8 +130,8 @@ class Search:
         images = sum(piece.shape[0] for piece in pieces)
         positions = {node.name: Positions(node, POSITIONS, images, self.task.config.seed) for node in self._rounded()}
         rows: dict[str, list[Rows]] = {name: [] for name in positions}
-        takers = [(part, *taker) for part in self.parts.values() for taker in self._takers(part)]
-        views: list[list[View]] = [[] for _ in takers]
+        around = [(part, *taker) for part in self.parts.values() for taker in takers(self.layout, part)]
+        views: list[list[View]] = [[] for _ in around]
         kept = {name for bridge in self.plan.bridges for name in bridge.sources}
         for seen in self._passes(pieces, "gradients"):
             for name, position in positions.items():
@@ -172,7 +140,7 @@ class Search:
                 rows[name].append(rows_at(position.node, seen, at))
             for name in kept:
                 self.maps.setdefault(name, []).append(seen.values[name].clone())
-            for (_, user, member, _), view in zip(takers, views, strict=True):
+            for (_, user, member, _), view in zip(around, views, strict=True):
                 wanted = max(1, ELEMENTS // max(seen.values[member][0].numel(), 1))
                 some = min(-(-wanted * seen.images // images), wanted - sum(each.inputs[0].shape[0] for each in view))
                 if some > 0:
@@ -182,7 +150,7 @@ class Search:
             self.stretch[node.name] = torch.ones(node.weights["weight"].shape[0], dtype=torch.float64)
             if node.name in self.layout.integer:
                 self.parts[self.same[self.layout.key(node.inputs[0], "byte")]].products.append(self.products[node.name])
-        for (part, user, _, which), view in zip(takers, views, strict=True):
+        for (part, user, _, which), view in zip(around, views, strict=True):
             part.around.append(self._around(user, which, joined_views(view)))
 
     def _passes(self, pieces: list[Tensor], what: str) -> Iterator[Pass]:
@@ -200,30 +168,6 @@ class Search:
         """Whether a result comes to a product's as a residual: an error of it is one of the sum."""
         node = self.layout.program[user]
         return bool(node.settings.get("residual")) and which == (len(node.inputs) - 1,)
-
-    def _takers(self, part: Part) -> Iterator[tuple[str | None, str, tuple[int, ...]]]:
-        """Of all but products that multiply it: (the node, or None for a result of the program; whose result it takes; as which inputs)."""
-        name, form = self.layout.needed()[part.key]
-        for member in byte_members(self.layout, name) if part.key == name else [name]:
-            written = self.layout.written(self.layout.program[member]) == "byte" and part.key == name
-            for user in dict.fromkeys(self.layout.users[member]):
-                if not user:
-                    if written:
-                        yield None, member, (0,)
-                    continue
-                node = self.layout.program[user]
-                forms = self.layout.wanted(node)
-                which = tuple(i for i, each in enumerate(node.inputs) if each == member and (forms[i] == form or written))
-                if user in self.layout.integer:
-                    which = tuple(i for i in which if forms[i] == form)
-                    if node.kind in ("cat", "resize"):  # copies: what takes theirs is looked at
-                        continue
-                    if node.kind in PRODUCTS:
-                        which = tuple(i for i in which if i == len(node.inputs) - 1 and node.settings.get("residual"))
-                    elif part.name != part.key:
-                        which = which if (node.kind == "separable_context") == part.name.endswith(".scores") else ()
-                if which:
-                    yield user, member, which
 
     def _rounded(self) -> list[Node]:
         return [node for node in self.layout.program if is_rounded(node, self.task.config)]
@@ -332,7 +276,7 @@ class Search:
         options = {part.name: [part.affine, *self._wider(part), begun[part.name]] for part in self.parts.values()}
         errors: dict[str, list[list[Tensor]]] = {name: [] for name in self.parts}  # of each pass, of each option, (images,)
         by_row = {name: [torch.zeros_like(stretch), torch.zeros_like(stretch)] for name, stretch in self.stretch.items()}
-        takers = [(part, *taker) for part in self.parts.values() for taker in self._takers(part)]
+        around = [(part, *taker) for part in self.parts.values() for taker in takers(self.layout, part)]
         sources = {product.node.name: part for part in self.parts.values() for product in part.products}
         for seen in self._passes(chunks(self.task.batches), "confirmation"):
             sums = {name: [torch.zeros(seen.images, dtype=torch.float64) for _ in each] for name, each in options.items()}
@@ -346,10 +290,10 @@ class Search:
                 if part is not None:
                     for affine, total in zip(options[part.name], sums[part.name], strict=True):
                         total += product.by_image(affine, product.rounded(affine.fold, stretch), seen.images)
-            for part, user, member, which in takers:
-                around = self._around(user, which, view_of(self.layout.program, user, member, seen, seen.images))
+            for part, user, member, which in around:
+                probe = self._around(user, which, view_of(self.layout.program, user, member, seen, seen.images))
                 for affine, total in zip(options[part.name], sums[part.name], strict=True):
-                    total += around.by_image(part.fake(affine), seen.images)
+                    total += probe.by_image(part.fake(affine), seen.images)
             for name, each in sums.items():
                 errors[name].append(each)
         for name, part in self.parts.items():
@@ -396,16 +340,3 @@ class Search:
     def _fields(self, error: float, minmax: float, names: list[str]) -> dict[str, Any]:
         bridge = next((self.bridge_of[name][0] for name in names if name in self.bridge_of), None)
         return {"objective": self.plan.metric.name, "error": error, "minmax_error": minmax, "bridge": bridge}
-
-
-def _bounds(members: list[str], found: Mapping[str, Range], by_channel: bool) -> tuple[Tensor, Tensor]:
-    """(low, high) of each channel, or of each of several results."""
-    lows, highs = [found[each].low for each in members], [found[each].high for each in members]
-    if len(members) == 1 or by_channel:
-        return torch.stack(lows).amin(0), torch.stack(highs).amax(0)
-    return torch.stack([low.min() for low in lows]), torch.stack([high.max() for high in highs])
-
-
-def _scores_or_values(which: str, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the first channel; or of the others, which pass relu before anything else."""
-    return (low[:1], high[:1]) if which == "scores" else (torch.zeros_like(low[1:]), high[1:].clamp_min(0.0))

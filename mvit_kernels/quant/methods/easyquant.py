@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 
 from ..affine import Family, families
+from ..parts import Part
 from ..probes import Cosine
 from ..representation import representations
-from ..search import Part, Plan, Search
+from ..search import Plan, Search
 from .base import Found, Task
 
 Tensor = torch.Tensor
