@@ -179,11 +179,9 @@ def test_the_same_bits_everywhere(method: str, bits: int) -> None:
 
 
 @needs_native
-@pytest.mark.parametrize(
-    ("name", "method"),
-    [pytest.param(name, method, marks=pytest.mark.slow if (name, method) != ("mobilevitv2_050", "omse") else ())
-     for name in ("mobilevitv2_050", "mobilevit_xxs") for method in SEARCHED],
-)  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("method", SEARCHED)
+@pytest.mark.parametrize("name", ["mobilevitv2_050", "mobilevit_xxs"])
 def test_mobilevits(name: str, method: str) -> None:
     q, x = quantized(name, method), images(2, 64, 3).abs()
     y = q(x)
