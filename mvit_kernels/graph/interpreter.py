@@ -17,9 +17,10 @@ Tensor = torch.Tensor
 
 
 def run(
-    program: Program, x: Tensor, watch: Callable[[Node, Tensor], None] | None = None, *, backend: str | None = "reference"
+    program: Program, x: Tensor, watch: Callable[[Node, Tensor], Tensor | None] | None = None, *, backend: str | None = "reference"
 ) -> object:  # fmt: skip
-    """The results for images x (B, C, H, W), as the model returned them. `watch` sees the result of every node.
+    """The results for images x (B, C, H, W), as the model returned them. `watch` sees the result of every node; a tensor
+    that it returns takes the place of the result.
 
     backend: of integer nodes, None for automatic choice; the bits are the same on each.
     """
@@ -33,9 +34,10 @@ def run(
             y = integers.prepared(program, node, backend)(*inputs)
         else:
             y = evaluate(node, inputs)
-        values[node.name] = y
         if watch is not None:
-            watch(node, y)
+            instead = watch(node, y)
+            y = y if instead is None else instead
+        values[node.name] = y
         for name in set(node.inputs):
             if last_use[name] == node.name and name not in program.outputs:
                 del values[name]

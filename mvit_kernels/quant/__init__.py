@@ -2,15 +2,18 @@
 
 from .config import QuantConfig
 from .conv2d import QConv2d
+from .decision import Decision
 from .files import load_quantized, save_quantized
 from .linear import QLinear
 from .model import QuantizedModel, convert, quantize
 from .program import integer_program
 from .report import QuantReport
-from .representation import Byte, Projection, Scores, Stream
+from .representation import Byte, Channels, Projection, Scores, Stream
 
 __all__ = [
     "Byte",
+    "Channels",
+    "Decision",
     "Projection",
     "QConv2d",
     "QLinear",

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 METHODS = ("qhyvit", "minmax", "percentile", "omse", "easyquant", "ptq4vit", "fqvit", "repqvit", "best")
-AVAILABLE = ("minmax",)
+AVAILABLE = ("qhyvit", "minmax", "percentile", "omse", "easyquant")
 _FIELDS = ("weight_bits", "activation_bits")
 
 
@@ -19,7 +19,12 @@ class QuantConfig:
     Args:
         weight_bits: 8 or 6, of the weights of convolutions and linear maps: symmetric, one scale for each output channel.
         activation_bits: 8 or 6; None: activations stay float32, and weights alone are rounded.
-        method: how ranges are found. This version has "minmax": the smallest and the largest value that calibration shows.
+        method: how scales are found. This version has
+            "qhyvit": scale, granularity and scheme together, by what an error does to the loss (`quant/methods/qhyvit.py`);
+            "minmax": the smallest and the largest value that calibration shows;
+            "percentile": the same without the farthest values;
+            "omse": the least squared error of each tensor;
+            "easyquant": scales of weights and results in turns, by the angle of each layer's result.
         full: softmax and norms in integers too. In this version they are anyway, as far as kernels go.
         skip: patterns of node names (as of `fnmatch`) that stay float: their weights are not rounded either.
         overrides: pattern of node names -> a dict of weight_bits and activation_bits that differ for them; of several that match, the last.

@@ -20,6 +20,7 @@ from mvit_kernels.graph import Program, capture, optimize
 from mvit_kernels.reference.int6 import pack_int6, unpack_int6
 
 from .config import QuantConfig
+from .decision import Decision
 from .model import QuantizedModel
 from .representation import from_json, to_json
 from .rounding import Layer, is_rounded
@@ -48,6 +49,7 @@ def save_quantized(model: QuantizedModel, path: str | os.PathLike[str]) -> None:
         "size": list(model.size),
         "config": model.config.to_dict(),
         "representations": {key: to_json(value) for key, value in model.representations.items()},
+        "decisions": [each.to_dict() for each in model.decisions],
     }
     text = json.dumps(content, sort_keys=True)
     metadata = {"format": _FORMAT, "version": _VERSION, "content": text, "checksum": _checksum(tensors, text)}
@@ -77,7 +79,8 @@ def load_quantized(model: nn.Module, path: str | os.PathLike[str]) -> QuantizedM
     program = optimize(capture(own, size))
     layers = _layers(tensors, program, config, path)
     found = {key: from_json(value) for key, value in content["representations"].items()}
-    return QuantizedModel(own, program, config, found, layers)
+    decisions = tuple(Decision.from_dict(each) for each in content.get("decisions", ()))
+    return QuantizedModel(own, program, config, found, layers, decisions=decisions)
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:

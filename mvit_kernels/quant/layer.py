@@ -125,15 +125,17 @@ def check_bits(name: str, **bits: int) -> None:
 
 
 def quantize_weight(
-    weight: Tensor, scale: Tensor | None, bits: int, bias: Tensor | None = None, input_scale: float | None = None
-) -> tuple[Tensor, Tensor]:
+    weight: Tensor, scale: Tensor | None, bits: int, bias: Tensor | None = None, input_scale: float | None = None,
+    stretch: Tensor | float = 1.0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(int8 weight, scale of each output channel): rint(w / scale), clamped to what the bits hold.
 
-    Without a scale it is max |w| / (2^(bits - 1) - 1) of each row, more where the bias would not fit in int32 beside the sums otherwise.
+    Without a scale it is max |w| / (2^(bits - 1) - 1) of each row times stretch, more where the bias would not fit in int32 beside the sums
+    otherwise.
     """
     rows = weight.detach().double().flatten(1)
     if scale is None:
-        scale = (rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])) / MOST[bits]
+        scale = (rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])) / MOST[bits] * stretch
         if bias is not None and input_scale is not None and input_scale > 0:
             scale = torch.maximum(scale, bias.detach().double().abs() / (input_scale * _FAR))
         scale = scale.clamp_min(_TINY)

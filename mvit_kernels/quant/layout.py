@@ -129,6 +129,26 @@ class Layout:
             return "float" if "activation" in node.settings else "stream"
         return "byte"
 
+    def by_channel(self, name: str) -> bool:
+        """Whether the bytes of a result may have a scale and a zero-point for each channel: a product writes them, and products alone take
+        them, as what they multiply. Resizes between keep channels apart."""
+        group = self.shared.get(name)
+        members = [name] if group is None else [each for each, other in self.shared.items() if other == group]
+        writers = [each for each in members if self.program[each].kind != "resize"]
+        if len(writers) != 1 or self.program[writers[0]].kind not in PRODUCTS:
+            return False
+        for each in members:
+            if each not in self.integer or each in self.scores or each in self.streams or self.written(self.program[each]) != "byte":
+                return False
+            users = [user for user in self.users[each] if user not in members]
+            if not all(user in self.integer and self._multiplies(self.program[user], each) for user in users):
+                return False
+        return any(self.users[each] for each in members)
+
+    @staticmethod
+    def _multiplies(user: Node, name: str) -> bool:
+        return user.kind in PRODUCTS and user.inputs[0] == name and name not in user.inputs[1:]
+
     def key(self, name: str, form: str) -> str:
         """The name under which the quantization of a form of a result is kept."""
         return f"{name}.bytes" if form == "byte" and name in self.streams else name

@@ -14,12 +14,16 @@ from torch import nn
 from mvit_kernels.graph import Program, capture, optimize, run
 
 from .alignment import aligned, rewritten_otherwise
-from .calibrate import ranges, record
-from .config import AVAILABLE, METHODS, QuantConfig
+from .calibrate import record
+from .config import AVAILABLE, QuantConfig
+from .config import METHODS as ALL_METHODS
+from .decision import Decision
 from .layout import Layout
+from .methods import METHODS, Task
+from .methods.base import decisions
 from .program import integer_program
 from .report import QuantReport, report_of
-from .representation import Representation, representations
+from .representation import Representation
 from .rounding import Layer, is_rounded, rounded
 
 Tensor = torch.Tensor
@@ -38,12 +42,13 @@ class QuantizedModel(nn.Module):
         representations: name of a result -> `Byte`, `Stream`, `Scores` or `Projection`. Programs are made of these and of `layers` once for
             each size.
         layers: name of a node -> its weights: integers, scales and biases of convolutions and linear maps, floats of what is skipped.
+        decisions: what the method decided about each of these, and why.
         backend: which runs integer nodes: "reference", or None, the fastest.
     """
 
     def __init__(
         self, model: nn.Module, program: Program, config: QuantConfig, representations: Mapping[str, Representation],
-        layers: Mapping[str, Layer], *, backend: str | None = "reference",
+        layers: Mapping[str, Layer], *, backend: str | None = "reference", decisions: tuple[Decision, ...] = (),
     ) -> None:  # fmt: skip
         """model: the float model, which nothing else may change; program: what it is at the size of the calibration, rewritten."""
         super().__init__()
@@ -52,6 +57,7 @@ class QuantizedModel(nn.Module):
         self.config, self.size, self.backend = config, (program["input"].size[0], height, width), backend
         self._calibrated: Program | None = program
         self.representations, self.layers = dict(representations), {name: dict(layer) for name, layer in layers.items()}
+        self.decisions = decisions
         self._programs: dict[tuple[int, int, int], Program] = {}
         self._lock = threading.RLock()
         self.eval()
@@ -76,8 +82,8 @@ class QuantizedModel(nn.Module):
         return found
 
     def report(self, size: tuple[int, int, int] | None = None) -> QuantReport:
-        """What each node of `program(size)` is."""
-        return report_of(self.program(size))
+        """What each node of `program(size)` is, and what was decided at calibration."""
+        return report_of(self.program(size), self.decisions)
 
     def extra_repr(self) -> str:
         return f"{self.config}, size={self.size}, backend={self.backend!r}"
@@ -128,8 +134,10 @@ def quantize(
         model: in evaluation; one of ours, timm's, transformers' or any network that `torch.export` takes. It is left as it is.
         calibration: an iterable of batches (B, C, H, W) of float images or of (batch, target), all of one image size, or a function that
             calls the model it is given: what it is called with is recorded.
-        config: a `QuantConfig`; by default int8, with a method that this version does not have yet: pass method="minmax".
-        loss: for methods that weigh errors by their effect; "minmax" uses none.
+        config: a `QuantConfig`; by default int8, by "qhyvit".
+        loss: for methods that weigh errors by their effect ("qhyvit"): a function of (results with quantizers, exact results) to one
+            number, a sum over images, of which the gradient is taken. By default the divergence of class probabilities; half the squared
+            error of results that are no logits.
         progress: a progress bar, on a terminal.
 
     Returns:
@@ -146,9 +154,11 @@ def quantize(
     size = (batches[0].shape[1], batches[0].shape[2], batches[0].shape[3])
     program = optimize(capture(own, size))
     layout = Layout(program, config)
-    found = representations(layout, ranges(program, batches, progress), config) if layout.needed() else {}
+    task = Task(layout, batches, config, loss, progress)
+    found = METHODS[config.method](task)
     layers: dict[str, Layer] = {node.name: node.weights for node in program if node.weights}
-    return QuantizedModel(own, program, config, found, layers | rounded(layout, found, config))
+    layers |= rounded(layout, found.representations, config, found.stretch)
+    return QuantizedModel(own, program, config, found.representations, layers, decisions=decisions(task, found, layers))
 
 
 def convert(model: QuantizedModel) -> QuantizedModel:
@@ -160,7 +170,9 @@ def convert(model: QuantizedModel) -> QuantizedModel:
     if not isinstance(model, QuantizedModel):
         raise TypeError(f"convert: model: expected a quantized model, of mk.quantize or mk.load_quantized, got {type(model).__name__}")
     program = model._float_program(model.size)
-    fast = QuantizedModel(model._source[0], program, model.config, model.representations, model.layers, backend=None)
+    fast = QuantizedModel(
+        model._source[0], program, model.config, model.representations, model.layers, backend=None, decisions=model.decisions
+    )
     fast._programs = dict(model._programs)
     return fast
 
@@ -173,8 +185,8 @@ def _check(model: Any, config: Any) -> None:
     if model.training:
         raise ValueError("quantize: model: expected a model in evaluation (call model.eval()), got one in training")
     if config.method not in AVAILABLE:
-        others = ", ".join(name for name in METHODS if name not in AVAILABLE)
+        others = ", ".join(name for name in ALL_METHODS if name not in AVAILABLE)
         raise NotImplementedError(
             f"quantize: config.method: expected {' or '.join(map(repr, AVAILABLE))}, got {config.method!r}: this version has none of"
-            f' {others}; pass mk.QuantConfig(method="minmax")'
+            f" {others}"
         )

@@ -13,7 +13,7 @@ from mvit_kernels.graph import Node, Program
 
 from .config import QuantConfig
 from .layout import NORMS, Layout
-from .representation import Byte, Projection, Representation, Scores, Stream, completed
+from .representation import Byte, Channels, Projection, Representation, Scores, Stream, completed
 from .rounding import Layer, is_rounded, round_weight, with_rounded_weight
 
 Tensor = torch.Tensor
@@ -30,7 +30,7 @@ def integer_program(
     in any case. So do nodes that need a representation which is not given.
     """
     layout, found = settled(program, representations, config, floating)
-    return _Builder(layout, found, config, layers or {}).program()
+    return _Builder(layout, found, config, layers or {}, representations).program()
 
 
 def settled(
@@ -49,8 +49,12 @@ def settled(
 
 
 class _Builder:
-    def __init__(self, layout: Layout, found: Mapping[str, Representation], config: QuantConfig, layers: Mapping[str, Layer]) -> None:
-        self.layout, self.found, self.config, self.layers = layout, found, config, layers
+    def __init__(
+        self, layout: Layout, found: Mapping[str, Representation], config: QuantConfig, layers: Mapping[str, Layer],
+        known: Mapping[str, Representation],
+    ) -> None:  # fmt: skip
+        """known: the representations that layers were rounded for; at other image sizes some of them may not be found."""
+        self.layout, self.found, self.config, self.layers, self.known = layout, found, config, layers, known
         self.nodes: list[Node] = []
         self.have: dict[tuple[str, str], str] = {}  # (name, form) -> the node of the integer program that has it
         self.sizes = {node.name: node.size for node in layout.program}
@@ -74,7 +78,13 @@ class _Builder:
     def in_floats(self, node: Node) -> Node:
         if not is_rounded(node, self.config):
             return node
-        return with_rounded_weight(node, self.layers.get(node.name) or round_weight(node, self.config, None))
+        layer = self.layers.get(node.name)
+        if layer is None:
+            return with_rounded_weight(node, round_weight(node, self.config, None))
+        source = self.source(node)
+        while source not in self.known and self.layout.program[source].kind == "resize":  # one that the calibration did not have
+            source = self.layout.program[source].inputs[0]
+        return with_rounded_weight(node, layer, self.known.get(source))
 
     # --- forms ---
 
@@ -134,12 +144,14 @@ class _Builder:
             return {f"{prefix}scale": found.scale, f"{prefix}zero_point": 0}, {}
         if isinstance(found, Byte):
             return {f"{prefix}scale": found.scale, f"{prefix}zero_point": found.zero_point, f"{prefix}bits": found.bits}, {}
-        parts = found.of_channels(self.sizes[name][0])
+        if not isinstance(found, Channels):
+            parts = found.of_channels(self.sizes[name][0])
+            found = Channels(tuple(part.scale for part in parts), tuple(part.zero_point for part in parts), parts[0].bits)
         weights = {
-            f"{prefix}scale": torch.tensor([part.scale for part in parts], dtype=torch.float32),
-            f"{prefix}zero_point": torch.tensor([part.zero_point for part in parts], dtype=torch.int32),
+            f"{prefix}scale": torch.tensor(found.scales, dtype=torch.float32),
+            f"{prefix}zero_point": torch.tensor(found.zero_points, dtype=torch.int32),
         }
-        return {f"{prefix}bits": parts[0].bits}, weights
+        return {f"{prefix}bits": found.bits}, weights
 
     def source(self, node: Node, which: int = 0) -> str:
         """The name, in the float program, of an input."""
@@ -155,14 +167,18 @@ class _Builder:
     # --- nodes ---
 
     def product(self, node: Node, form: str) -> Node:
-        layer, source = self.layers.get(node.name), self.byte(self.source(node))
+        layer, source = self.layers.get(node.name), self.representation(self.source(node), "byte")
+        assert isinstance(source, (Byte, Channels))
         if layer is None:
-            layer = round_weight(node, self.config, source.scale)
+            layer = round_weight(node, self.config, source)
         out, channels = self.written_as(node, form)
         settings: dict[str, Any] = {
-            **node.settings, "weight_bits": self.config.weight_bits_of(node.name), "a_scale": source.scale,
-            "a_zero_point": source.zero_point, "a_bits": source.bits, **out,
+            **node.settings, "weight_bits": self.config.weight_bits_of(node.name), "a_scale": source.scale, "a_bits": source.bits, **out,
         }  # fmt: skip
+        if isinstance(source, Byte):
+            settings["a_zero_point"] = source.zero_point
+        else:
+            channels = {**channels, "a_zero_point": torch.tensor(source.zero_points, dtype=torch.int32)}
         if settings.get("second"):
             settings["second_channels"] = self.sizes[self.source(node, 1)][0]
         if settings.get("residual") and form != "stream":

@@ -8,6 +8,8 @@ from typing import Any
 from mvit_kernels.graph import Node, Program
 from mvit_kernels.graph.integers import KINDS
 
+from .decision import Decision
+
 _COLUMNS = ("node", "kind", "result", "weight_bits", "bits", "scale", "zero_point")
 
 
@@ -32,9 +34,13 @@ class QuantReport:
     integer_nodes: int
     float_nodes: int
     conversions: int
+    decisions: tuple[Decision, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"rows": [asdict(row) for row in self.rows]}
+        """As JSON has it."""
+        rows, decisions = [asdict(row) for row in self.rows], [each.to_dict() for each in self.decisions]
+        counts = {name: getattr(self, name) for name in ("integer_nodes", "float_nodes", "conversions")}
+        return {"rows": rows, **counts, "decisions": decisions}
 
     def __str__(self) -> str:
         table: list[tuple[str, ...]] = [_COLUMNS]
@@ -47,14 +53,14 @@ class QuantReport:
         return "\n".join([*lines, counts])
 
 
-def report_of(program: Program) -> QuantReport:
+def report_of(program: Program, decisions: tuple[Decision, ...] = ()) -> QuantReport:
     rows: dict[str, QuantRow] = {}
     for node in program:
         rows[node.name] = _row(node, rows)
     conversions = sum(row.kind in ("quantize", "dequantize") for row in rows.values())
     integer = sum(row.kind in KINDS or (row.kind == "cat" and row.result == "uint8") for row in rows.values()) - conversions
     floats = len(rows) - integer - conversions - sum(row.kind == "input" for row in rows.values())
-    return QuantReport(tuple(rows.values()), integer, floats, conversions)
+    return QuantReport(tuple(rows.values()), integer, floats, conversions, decisions)
 
 
 def _row(node: Node, rows: dict[str, QuantRow]) -> QuantRow:

@@ -14,8 +14,8 @@ from .layout import Layout
 
 Tensor = torch.Tensor
 
-_TINY = 2.0**-32  # the least scale: ratios of scales stay what kernels take
-_HEADROOM = 1.25  # streams hold this much more than calibration showed: a third of a bit of fifteen
+TINY = 2.0**-32  # the least scale: ratios of scales stay what kernels take
+HEADROOM = 1.25  # streams hold this much more than calibration showed: a third of a bit of fifteen
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,24 @@ class Byte:
     scale: float
     zero_point: int
     bits: int = 8
+
+
+@dataclass(frozen=True)
+class Channels:
+    """uint8 with a scale and a zero-point for each channel. Products take it: their weights absorb the ratios of the scales."""
+
+    scales: tuple[float, ...]
+    zero_points: tuple[int, ...]
+    bits: int = 8
+
+    @property
+    def scale(self) -> float:
+        """That of products' sums: the largest."""
+        return max(self.scales)
+
+    def fold(self) -> Tensor:
+        """(C,) float64: what weights are multiplied by, at most 1."""
+        return torch.tensor(self.scales, dtype=torch.float64) / self.scale
 
 
 @dataclass(frozen=True)
@@ -41,6 +59,14 @@ class Scores:
     scores: Byte
     values: Byte
 
+    def parts(self) -> dict[str, Byte]:
+        return {"scores": self.scores, "values": self.values}
+
+    @staticmethod
+    def channels(count: int) -> dict[str, slice]:
+        """Which of `count` channels each part quantizes."""
+        return {"scores": slice(0, 1), "values": slice(1, count)}
+
     def of_channels(self, count: int) -> list[Byte]:
         return [self.scores, *[self.values] * (count - 1)]
 
@@ -53,17 +79,27 @@ class Projection:
     k: Byte
     v: Byte
 
+    def parts(self) -> dict[str, Byte]:
+        return {"q": self.q, "k": self.k, "v": self.v}
+
+    @staticmethod
+    def channels(count: int) -> dict[str, slice]:
+        """Which of `count` channels each part quantizes."""
+        third = count // 3
+        return {name: slice(i * third, (i + 1) * third) for i, name in enumerate("qkv")}
+
     def of_channels(self, count: int) -> list[Byte]:
         return [part for part in (self.q, self.k, self.v) for _ in range(count // 3)]
 
 
-Representation = Byte | Stream | Scores | Projection
+Representation = Byte | Channels | Stream | Scores | Projection
+SEVERAL = (Scores, Projection)  # quantizers of one map, by its channels
 
 
 def byte_of(low: float, high: float, bits: int) -> Byte:
     """Bytes over [low, high] and 0."""
     low, high, most = min(low, 0.0), max(high, 0.0), 2**bits - 1
-    scale = _single(max((high - low) / most, _TINY)) if high > low else 1.0
+    scale = single(max((high - low) / most, TINY)) if high > low else 1.0
     return Byte(scale, min(max(round(-low / scale), 0), most), bits)
 
 
@@ -75,21 +111,21 @@ def representations(layout: Layout, ranges: Mapping[str, Range], config: QuantCo
     for key, (name, form) in needed.items():
         if form == "stream":
             members = [each for each, group in layout.streams.items() if group == layout.streams[name]]
-            most = max(max(abs(bound) for bound in _whole(ranges[each])) for each in members)
-            found[key] = Stream(_single(max(most * _HEADROOM / 32767, _TINY)))
+            most = max(max(abs(bound) for bound in whole(ranges[each])) for each in members)
+            found[key] = Stream(single(max(most * HEADROOM / 32767, TINY)))
         elif name in layout.scores:
             low, high = ranges[name]
-            bits = _bits(config, name)
+            bits = bits_of(config, name)
             # Values pass relu before anything else: bytes for negative ones would be lost.
             found[key] = Scores(byte_of(float(low[0]), float(high[0]), bits), byte_of(0.0, float(high[1:].max()), bits))
         elif name in layout.projections:
             low, high = ranges[name]
             thirds = zip(low.chunk(3), high.chunk(3), strict=True)
-            found[key] = Projection(*(byte_of(float(lows.min()), float(highs.max()), _bits(config, name)) for lows, highs in thirds))
+            found[key] = Projection(*(byte_of(float(lows.min()), float(highs.max()), bits_of(config, name)) for lows, highs in thirds))
         else:
-            members = _members(layout, name)
-            lows, highs = zip(*(_whole(ranges[each]) for each in members), strict=True)
-            found[key] = byte_of(min(lows), max(highs), max(_bits(config, each) for each in members))
+            members = byte_members(layout, name)
+            lows, highs = zip(*(whole(ranges[each]) for each in members), strict=True)
+            found[key] = byte_of(min(lows), max(highs), max(bits_of(config, each) for each in members))
     return found
 
 
@@ -99,10 +135,12 @@ def completed(layout: Layout, known: Mapping[str, Representation]) -> dict[str, 
     found: dict[str, Representation] = {}
     for key, (name, form) in layout.needed().items():
         kind: Any = Stream if form == "stream" else _kind_of_bytes(layout, name)
+        if kind is Byte and layout.by_channel(name):
+            kind = (Byte, Channels)
         if form == "stream":
             members = [each for each, group in layout.streams.items() if group == layout.streams[name]]
         else:
-            members = _members(layout, name)
+            members = byte_members(layout, name)
         keys = [key, *(layout.key(each, form) for each in members)]
         value = next((known[each] for each in keys if isinstance(known.get(each), kind)), None)
         if value is not None:
@@ -115,9 +153,11 @@ def to_json(representation: Representation) -> dict[str, Any]:
 
 
 def from_json(fields: Mapping[str, Any]) -> Representation:
-    for several in (Scores, Projection):
+    for several in SEVERAL:
         if set(fields) == set(several.__dataclass_fields__):
             return several(**{part: Byte(**values) for part, values in fields.items()})
+    if "zero_points" in fields:
+        return Channels(tuple(fields["scales"]), tuple(fields["zero_points"]), fields["bits"])
     return Byte(**fields) if "zero_point" in fields else Stream(**fields)
 
 
@@ -125,19 +165,19 @@ def _kind_of_bytes(layout: Layout, name: str) -> type[Representation]:
     return Scores if name in layout.scores else Projection if name in layout.projections else Byte
 
 
-def _members(layout: Layout, name: str) -> list[str]:
+def byte_members(layout: Layout, name: str) -> list[str]:
     """All whose bytes have the scale of this one's."""
     group = layout.shared.get(name)
     return [name] if group is None else [each for each, other in layout.shared.items() if other == group]
 
 
-def _bits(config: QuantConfig, name: str) -> int:
+def bits_of(config: QuantConfig, name: str) -> int:
     return config.activation_bits_of(name) or 8
 
 
-def _whole(channels: Range) -> tuple[float, float]:
+def whole(channels: Range) -> tuple[float, float]:
     return float(channels.low.min()), float(channels.high.max())
 
 
-def _single(number: float) -> float:
+def single(number: float) -> float:
     return float(torch.tensor(number, dtype=torch.float32))

@@ -1,0 +1,100 @@
+"""Bridge blocks: where a map of the convolutional part of a network enters a transformer stack or leaves it.
+
+A stack is a residual stream that norms read. A map enters it where a product begins the stream: the bridge is this product, the norms that
+read it, and the products that take these. It leaves where a norm of the stream is taken by something that does not come back to it: the
+bridge is what wrote into the stream last, the norm, and the first products behind it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+
+from mvit_kernels.graph import Node
+from mvit_kernels.graph.interpreter import evaluate
+
+from .affine import fake_quantize
+from .layout import NORMS, PRODUCTS, Layout
+from .representation import Representation
+
+Tensor = torch.Tensor
+
+
+class Bridge(NamedTuple):
+    """nodes: of the chain, in order; sources: the results from outside that it takes; kind: "entry" or "exit"."""
+
+    kind: str
+    nodes: tuple[str, ...]
+    sources: tuple[str, ...]
+
+
+def bridges(layout: Layout) -> list[Bridge]:
+    """In the order of the program."""
+    found = []
+    order = {node.name: i for i, node in enumerate(layout.program)}
+    for name, group in layout.streams.items():
+        node = layout.program[name]
+        if node.kind not in PRODUCTS or name not in layout.integer:
+            continue
+        norms = [user for user in layout.users[name] if user and layout.program[user].kind in NORMS and user in layout.integer]
+        begins = not node.settings.get("residual") or node.inputs[-1] not in layout.streams
+        for kind in ("entry", "exit"):
+            chain: set[str] = set()
+            for norm in norms:
+                for path in _paths(layout, norm):
+                    inside = _comes_back(layout, path[-1], group)
+                    if (kind == "entry" and begins and inside) or (kind == "exit" and not inside):
+                        chain |= {name, norm, *path}
+            if chain:
+                names = tuple(sorted(chain, key=order.__getitem__))
+                sources = {each for member in names for each in layout.program[member].inputs} - chain
+                found.append(Bridge(kind, names, tuple(sorted(sources, key=order.__getitem__))))
+    return sorted(found, key=lambda bridge: order[bridge.nodes[0]])
+
+
+def _paths(layout: Layout, name: str) -> Iterator[tuple[str, ...]]:
+    """From behind a node to the first products, over whatever takes nothing else on the way."""
+    for user in layout.users[name]:
+        if user and user in layout.integer:
+            node = layout.program[user]
+            if node.kind in PRODUCTS and node.inputs[0] == name and not node.settings.get("second"):
+                yield (user,)
+            elif len(node.inputs) == 1 and node.kind not in PRODUCTS:
+                yield from ((user, *path) for path in _paths(layout, user))
+
+
+def _comes_back(layout: Layout, name: str, group: int) -> bool:
+    """Whether something that depends on a result is added to the stream."""
+    seen, waiting = set(), [name]
+    while waiting:
+        name = waiting.pop()
+        if layout.streams.get(name) == group:
+            return True
+        if name not in seen:
+            seen.add(name)
+            waiting += [user for user in layout.users[name] if user]
+    return False
+
+
+def arriving(
+    layout: Layout, bridge: Bridge, at: str, found: Mapping[str, Representation], nodes: Mapping[str, Node], sources: dict[str, Tensor]
+) -> Tensor:  # fmt: skip
+    """What a product of the bridge multiplies when everything before it in the chain runs quantized.
+
+    found: representations by key; nodes: products of the chain with the weights that their integers stand for; sources: float results.
+    """
+    values = dict(sources)
+
+    def taken(name: str, form: str) -> Tensor:
+        quantizer = None if form == "float" else found.get(layout.key(name, form))
+        return values[name] if quantizer is None else fake_quantize(quantizer, values[name])
+
+    for name in bridge.nodes:
+        node = layout.program[name]
+        if name == at:
+            return values[node.inputs[0]]
+        forms = layout.wanted(node)
+        values[name] = evaluate(nodes.get(name, node), [taken(each, form) for each, form in zip(node.inputs, forms, strict=True)])
+    raise ValueError(f"bridges: at: expected a node of {', '.join(bridge.nodes)}, got {at}")

@@ -1,0 +1,42 @@
+"""Q-HyViT: scale, granularity and scheme of every quantizer together, by what an error does to the loss.
+
+Lee, Kwon, Park and Kim 2023, "Q-HyViT: post-training quantization of hybrid vision transformers with bridge block reconstruction for IoT
+systems" (arXiv 2303.12557). An error dO of the result of a layer adds dO^T H dO to the loss, of which H is the diagonal of the squares of
+the gradient. For each layer, of its weight and what it takes in turns: 100 scales, one for all channels or one for each, symmetric or not.
+Bridge blocks are judged by the result of their whole chain, the layers before in it quantized.
+
+What is ours: candidates are those that integer kernels run (scales of channels only where weights absorb them, also by half); ranges
+without 0 keep a wide zero-point where kernels take it, and are widened elsewhere; weights have a factor for each output channel. Against
+ranges that fit 32 images too well: gradients have length 1 at the results for each image, ranges of half of the images are judged on the
+others, and on all positions of all images the choice is held against wider ones and min-max, by mean and spread over images.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..affine import Family, families
+from ..bridges import bridges
+from ..hessian import Gradients
+from ..parts import Part
+from ..probes import Hessian
+from ..representation import representations
+from ..search import Plan, Search
+from .base import Found, Task
+
+Tensor = torch.Tensor
+GRID = tuple(torch.linspace(0.01, 1.2, 100, dtype=torch.float64).tolist())
+ROUNDS = 3
+
+
+def find(task: Task) -> Found:
+    begun = representations(task.layout, task.ranges, task.config)
+    with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
+        gradients = Gradients(task.layout, begun, task.config, task.loss)
+        search = Search(task, begun, Plan(Hessian(), GRID, ROUNDS, _families, tuple(bridges(task.layout)), halves=True), gradients)
+        search.run()
+    return Found(search.found(), search.stretch, *search.decided())
+
+
+def _families(part: Part, low: Tensor, high: Tensor) -> list[Family]:
+    return families(low, high, part.bits, by_channel=part.by_channel, wide=part.wide)

@@ -1,0 +1,89 @@
+"""The quantizers that a search decides about, and what takes what they quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from .affine import Affine, Family
+from .calibrate import Range
+from .layout import PRODUCTS, Layout
+from .probes import Around, Product
+from .representation import byte_members
+
+Tensor = torch.Tensor
+
+
+@dataclass
+class Part:
+    """One quantizer: of a key, or of some channels of a key; and all that it is judged by."""
+
+    name: str
+    key: str
+    low: Tensor
+    high: Tensor
+    bits: int
+    by_channel: bool
+    wide: bool
+    affine: Affine
+    channels: slice | None = None  # of a map with several quantizers
+    family: Family | None = None  # and the factor, of a candidate
+    factor: float = 1.0
+    products: list[Product] = field(default_factory=list)
+    around: list[Around] = field(default_factory=list)
+    half: tuple[Tensor, Tensor] | None = None  # low and high of half of the images
+    trial: Affine | None = None  # this one by these, which is judged
+    shortlist: list[tuple[Family, Family]] | None = None
+    confirmed: tuple[float, float] | None = None  # errors of this one and of min-max, on all positions
+
+    def fake(self, affine: Affine) -> Callable[[Tensor], Tensor]:
+        channels = self.channels
+        if channels is None:
+            return affine.fake
+
+        def fake(x: Tensor) -> Tensor:
+            before, after = x[:, : channels.start], x[:, channels.stop :]
+            return torch.cat([before, affine.fake(x[:, channels]), after], 1)
+
+        return fake
+
+
+def takers(layout: Layout, part: Part) -> Iterator[tuple[str | None, str, tuple[int, ...]]]:
+    """Of all but products that multiply it: (the node, or None for a result of the program; whose result it takes; as which inputs)."""
+    name, form = layout.needed()[part.key]
+    for member in byte_members(layout, name) if part.key == name else [name]:
+        written = layout.written(layout.program[member]) == "byte" and part.key == name
+        for user in dict.fromkeys(layout.users[member]):
+            if not user:
+                if written:
+                    yield None, member, (0,)
+                continue
+            node = layout.program[user]
+            forms = layout.wanted(node)
+            which = tuple(i for i, each in enumerate(node.inputs) if each == member and (forms[i] == form or written))
+            if user in layout.integer:
+                which = tuple(i for i in which if forms[i] == form)
+                if node.kind in ("cat", "resize"):  # copies: what takes theirs is looked at
+                    continue
+                if node.kind in PRODUCTS:
+                    which = tuple(i for i in which if i == len(node.inputs) - 1 and node.settings.get("residual"))
+                elif part.name.endswith((".scores", ".values")):
+                    which = which if (node.kind == "separable_context") == part.name.endswith(".scores") else ()
+            if which:
+                yield user, member, which
+
+
+def bounds(members: list[str], found: Mapping[str, Range], by_channel: bool) -> tuple[Tensor, Tensor]:
+    """(low, high) of each channel, or of each of several results."""
+    lows, highs = [found[each].low for each in members], [found[each].high for each in members]
+    if len(members) == 1 or by_channel:
+        return torch.stack(lows).amin(0), torch.stack(highs).amax(0)
+    return torch.stack([low.min() for low in lows]), torch.stack([high.max() for high in highs])
+
+
+def bounds_of_part(name: str, channels: slice, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Of some channels. Values of separable attention pass relu before anything else."""
+    low, high = low[channels], high[channels]
+    return (torch.zeros_like(low), high.clamp_min(0.0)) if name == "values" else (low, high)

@@ -1,0 +1,345 @@
+"""Searches scales of results and of weights in turns, by what they do to the results of the nodes that take them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mvit_kernels.graph import Node
+
+from .affine import Affine, Family, affine_of
+from .bridges import Bridge, arriving
+from .calibrate import Range, ranges
+from .hessian import Gradients
+from .layout import PRODUCTS
+from .methods.base import Task
+from .parts import Part, bounds, bounds_of_part, takers
+from .probes import Around, Metric, Product, Whole
+from .representation import SEVERAL, Byte, Channels, Representation, Stream, bits_of, byte_members
+from .rounding import is_rounded, round_weight, with_rounded_weight
+from .samples import (
+    Pass,
+    Positions,
+    Rows,
+    View,
+    chunks,
+    importance_of,
+    input_rows,
+    joined,
+    joined_views,
+    multiplied,
+    passes,
+    rows_at,
+    view_of,
+)
+
+Tensor = torch.Tensor
+POSITIONS = 640  # of each product, of all images together
+ELEMENTS = 2**18  # of the maps that other nodes are looked at with
+_FARTHEST = 2**16  # zero-points further away are refused
+_CAUTION = 1.0  # standard deviations, of images, that are added to the mean error of an image
+_FEWEST = 4  # images of which half says something about the others
+_COARSE, _FINE = 10, ((-3, 3), (-2, -1, 1, 2))  # every tenth candidate; from the best of them steps, and from the best of these
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a method searches.
+
+    grid: factors of the scale of the whole range. rounds: weights and results in turns. families: which ranges are candidates, of
+    (C,) lows and highs of a part. halves: ranges of half of the images are judged on the others, as each range will meet images that it was
+    not made from; the factor that is found then goes to the range of all.
+    """
+
+    metric: Metric
+    grid: tuple[float, ...]
+    rounds: int
+    families: Callable[[Part, Tensor, Tensor], list[Family]]
+    bridges: tuple[Bridge, ...] = ()
+    halves: bool = False
+
+
+class Search:
+    """Attributes: parts by name, products by the name of their node, stretch of each product's rows, found: by key."""
+
+    def __init__(self, task: Task, found: Mapping[str, Representation], plan: Plan, gradients: Gradients | None) -> None:
+        """found: where the search begins, what min-max gives."""
+        self.task, self.plan, self.gradients = task, plan, gradients
+        self.layout, self.begun = task.layout, dict(found)
+        self.parts: dict[str, Part] = {}
+        images = sum(batch.shape[0] for batch in task.batches)
+        self.halved = plan.halves and images >= _FEWEST and bool(found)
+        self.half_ranges: Mapping[str, Range] = task.ranges
+        if self.halved:
+            self.half_ranges = ranges(self.layout.program, chunks([torch.cat(task.batches)[::2]]), task.progress)
+        self.same = self._same_keys()
+        for key, representation in found.items():
+            for part in self._parts(key, representation):
+                self.parts[part.name] = part
+        self.products: dict[str, Product] = {}
+        self.stretch: dict[str, Tensor] = {}
+        self.at: dict[str, list[Tensor]] = {}
+        self.maps: dict[str, list[Tensor]] = {}
+        self.bridge_of: dict[str, tuple[int, Bridge]] = {}
+        for i, bridge in enumerate(plan.bridges):
+            for name in bridge.nodes:
+                if self.layout.program[name].kind in PRODUCTS:
+                    self.bridge_of.setdefault(name, (i, bridge))
+        self.weight_errors: dict[str, tuple[float, float]] = {}
+
+    def _same_keys(self) -> dict[str, str]:
+        """Every key -> the first of all that have one quantizer with it."""
+        same: dict[str, str] = {}
+        first: dict[int, str] = {}
+        for key, (name, form) in self.layout.needed().items():
+            group = self.layout.shared.get(name) if key == name and form == "byte" else None
+            same[key] = key if group is None else first.setdefault(group, key)
+        return same
+
+    def _parts(self, key: str, found: Representation) -> list[Part]:
+        name, form = self.layout.needed()[key]
+        if isinstance(found, Stream) or self.same[key] != key:
+            return []
+        members = byte_members(self.layout, name) if form == "byte" else [name]
+        bits = max(bits_of(self.task.config, each) for each in members)
+        users = {user for each in members for user in self.layout.users[each]}
+        wide = form == "byte" and key == name and all(user in self.layout.integer and self._takes_wide(user) for user in users)
+        by_channel = key == name and self.layout.by_channel(name)
+        all_of, half_of = (bounds(members, each, by_channel) for each in (self.task.ranges, self.half_ranges))
+        if isinstance(found, SEVERAL):
+            channels = found.channels(self.layout.program[name].size[0])
+            return [
+                Part(f"{key}.{which}", key, *bounds_of_part(which, channels[which], *all_of), bits, False, False, affine_of(byte),
+                     channels[which], half=bounds_of_part(which, channels[which], *half_of))
+                for which, byte in found.parts().items()
+            ]  # fmt: skip
+        return [Part(key, key, *all_of, bits, by_channel, wide, affine_of(found), half=half_of)]
+
+    def _takes_wide(self, user: str) -> bool:
+        """Zero-points outside of the bits: products take them, added maps, and copies."""
+        return self.layout.program[user].kind in (*PRODUCTS, "add", "cat", "resize")
+
+    # --- what candidates are judged by ---
+
+    def sample(self) -> None:
+        """One pass over the images. Every product keeps some positions, every other node whole maps of a few images."""
+        pieces = chunks([torch.cat(self.task.batches)[1::2]] if self.halved else self.task.batches)
+        images = sum(piece.shape[0] for piece in pieces)
+        positions = {node.name: Positions(node, POSITIONS, images, self.task.config.seed) for node in self._rounded()}
+        rows: dict[str, list[Rows]] = {name: [] for name in positions}
+        around = [(part, *taker) for part in self.parts.values() for taker in takers(self.layout, part)]
+        views: list[list[View]] = [[] for _ in around]
+        kept = {name for bridge in self.plan.bridges for name in bridge.sources}
+        for seen in self._passes(pieces, "gradients"):
+            for name, position in positions.items():
+                at = position.draw(seen)
+                self.at.setdefault(name, []).append(at)
+                rows[name].append(rows_at(position.node, seen, at))
+            for name in kept:
+                self.maps.setdefault(name, []).append(seen.values[name].clone())
+            for (_, user, member, _), view in zip(around, views, strict=True):
+                wanted = max(1, ELEMENTS // max(seen.values[member][0].numel(), 1))
+                some = min(-(-wanted * seen.images // images), wanted - sum(each.inputs[0].shape[0] for each in view))
+                if some > 0:
+                    view.append(view_of(self.layout.program, user, member, seen, some))
+        for node in self._rounded():
+            self.products[node.name] = self._product(node, joined(rows.pop(node.name)))
+            self.stretch[node.name] = torch.ones(node.weights["weight"].shape[0], dtype=torch.float64)
+            if node.name in self.layout.integer:
+                self.parts[self.same[self.layout.key(node.inputs[0], "byte")]].products.append(self.products[node.name])
+        for (part, user, _, which), view in zip(around, views, strict=True):
+            part.around.append(self._around(user, which, joined_views(view)))
+
+    def _passes(self, pieces: list[Tensor], what: str) -> Iterator[Pass]:
+        return passes(self.layout.program, pieces, self.gradients, what, self.task.progress)
+
+    def _product(self, node: Node, rows: Rows, kind: type[Product] = Product) -> Product:
+        return kind(node, self.task.config.weight_bits_of(node.name), *rows, self.plan.metric)
+
+    def _around(self, user: str | None, which: tuple[int, ...], view: View) -> Around:
+        node = None if user is None or self._adds(user, which) else self.layout.program[user]
+        inputs = view.inputs if node is not None or len(view.inputs) == 1 else [view.inputs[which[0]]]
+        return Around(node, inputs, which if node is not None else (0,), view.weight, self.plan.metric)
+
+    def _adds(self, user: str, which: tuple[int, ...]) -> bool:
+        """Whether a result comes to a product's as a residual: an error of it is one of the sum."""
+        node = self.layout.program[user]
+        return bool(node.settings.get("residual")) and which == (len(node.inputs) - 1,)
+
+    def _rounded(self) -> list[Node]:
+        return [node for node in self.layout.program if is_rounded(node, self.task.config)]
+
+    # --- the search ---
+
+    def run(self) -> None:
+        """All rounds, and a look at all positions: what is worse there than min-max is taken back."""
+        self.sample()
+        alone = [name for name in self.products if name not in self.layout.integer]
+        for name in alone:
+            self._weight(self.products[name], None)
+        steps = [part for _ in range(self.plan.rounds) for part in self.parts.values()]
+        for part in tqdm(steps, desc="search", unit="scale", leave=False, disable=None if self.task.progress else True):
+            for product in part.products:
+                self._arrive(product)
+                self._weight(product, part)
+            self._range(part)
+        self._confirm()
+
+    def _weight(self, product: Product, part: Part | None) -> None:
+        """The best factor for each row."""
+        x, fold = (product.x, None) if part is None else (product.inputs(part.affine), part.affine.fold)
+        grid, name = torch.tensor(self.plan.grid, dtype=torch.float64), product.node.name
+
+        def errors(factors: Tensor) -> Tensor:
+            return product.errors(x, product.rounded(fold, factors))
+
+        own = self.stretch[name]
+        coarse = torch.arange(_COARSE // 2, len(grid), _COARSE)
+        least, index = torch.stack([errors(grid[i].expand_as(own)) for i in coarse]).min(0)
+        index = coarse[index]
+        for steps in _FINE:
+            center = index
+            for step in steps:
+                near = (center + step).clamp(0, len(grid) - 1)
+                error = errors(grid[near])
+                index, least = torch.where(error < least, near, index), torch.minimum(error, least)
+        self.stretch[name] = torch.where(least < errors(own), grid[index], own)
+
+    def _range(self, part: Part) -> None:
+        """The best range, and its scale."""
+        tried, grid = part.shortlist or self._pairs(part), self.plan.grid
+        part.trial = part.trial or (tried[0][0].at(1.0) if self.halved else part.affine)
+        best = (self._error(part, part.trial), part.trial, part.affine, part.family, part.factor)
+        ranked: list[tuple[float, int, tuple[Family, Family], list[Tensor]]] = []
+        for pair in tried:
+            weights = self._weights(part, pair[0].at(1.0))
+            scored = ((self._error(part, pair[0].at(grid[i]), weights), i) for i in range(_COARSE // 2, len(grid), _COARSE))
+            ranked.append((*min(scored), pair, weights))
+        ranked.sort(key=lambda each: each[0])
+        for error, index, (trial, final), weights in ranked[:2]:
+            for steps in _FINE:
+                near = [i for i in (index + step for step in steps) if 0 <= i < len(grid)]
+                error, index = min([(error, index), *((self._error(part, trial.at(grid[i]), weights), i) for i in near)])
+            affine = final.at(grid[index])
+            if error < best[0] and self._allowed(part, affine):
+                best = (error, trial.at(grid[index]), affine, final, grid[index])
+        _, part.trial, part.affine, part.family, part.factor = best
+        part.shortlist = [each[2] for each in ranked[:3]]
+
+    def _pairs(self, part: Part) -> list[tuple[Family, Family]]:
+        """Families by the range of half of the images, and the same by that of all."""
+        final = self.plan.families(part, part.low, part.high)
+        trial = final if part.half is None else self.plan.families(part, *part.half)
+        return list(zip(trial if len(trial) == len(final) else final, final, strict=True))
+
+    def _weights(self, part: Part, affine: Affine) -> list[Tensor]:
+        return [product.rounded(affine.fold, self.stretch[product.node.name]) for product in part.products]
+
+    def _error(self, part: Part, affine: Affine, weights: list[Tensor] | None = None) -> float:
+        if not self._allowed(part, affine):
+            return float("inf")
+        fake = part.fake(affine)
+        weights = self._weights(part, affine) if weights is None else weights
+        error = sum(product.error(affine, w) for product, w in zip(part.products, weights, strict=True))
+        return error + sum(around.error(fake) for around in part.around)
+
+    @staticmethod
+    def _allowed(part: Part, affine: Affine) -> bool:
+        near = float(affine.zero_point.abs().max()) <= _FARTHEST
+        return near and all(product.allows(affine) for product in part.products)
+
+    def _arrive(self, product: Product) -> None:
+        """A product inside a bridge sees what the chain before it gives as it is quantized now."""
+        name = product.node.name
+        if name not in self.bridge_of or name == self.bridge_of[name][1].nodes[0]:
+            return
+        bridge, program = self.bridge_of[name][1], self.layout.program
+        found, nodes = self.found(), {}
+        for each in bridge.nodes:
+            if each in self.products:
+                source = found.get(self.layout.key(program[each].inputs[0], "byte"))
+                layer = round_weight(program[each], self.task.config, source, self.stretch[each])
+                nodes[each] = with_rounded_weight(program[each], layer, source)
+        rows = []
+        for i, at in enumerate(self.at[name]):
+            x = arriving(self.layout, bridge, name, found, nodes, {source: self.maps[source][i] for source in bridge.sources})
+            rows.append(input_rows(product.node, x, at)[0])
+        product.x = torch.cat(rows)
+
+    def _confirm(self) -> None:
+        """On all positions of all images: the choice of the search, wider ranges of its family, and where it began. An error counts more
+        if few images have it: images that calibration does not show may have it too."""
+        begun = {each.name: each.affine for key, found in self.begun.items() for each in self._parts(key, found)}
+        options = {part.name: [part.affine, *self._wider(part), begun[part.name]] for part in self.parts.values()}
+        errors: dict[str, list[list[Tensor]]] = {name: [] for name in self.parts}  # of each pass, of each option, (images,)
+        by_row = {name: [torch.zeros_like(stretch), torch.zeros_like(stretch)] for name, stretch in self.stretch.items()}
+        around = [(part, *taker) for part in self.parts.values() for taker in takers(self.layout, part)]
+        sources = {product.node.name: part for part in self.parts.values() for product in part.products}
+        for seen in self._passes(chunks(self.task.batches), "confirmation"):
+            sums = {name: [torch.zeros(seen.images, dtype=torch.float64) for _ in each] for name, each in options.items()}
+            for name, stretch in self.stretch.items():
+                node, part = self.layout.program[name], sources.get(name)
+                product = self._product(node, (multiplied(node, seen), None, importance_of(node, seen)), Whole)
+                fold = None if part is None else part.affine.fold
+                x = product.x if part is None else product.inputs(part.affine)
+                for total, factors in zip(by_row[name], (stretch, torch.ones_like(stretch)), strict=True):
+                    total += product.errors(x, product.rounded(fold, factors))
+                if part is not None:
+                    for affine, total in zip(options[part.name], sums[part.name], strict=True):
+                        total += product.by_image(affine, product.rounded(affine.fold, stretch), seen.images)
+            for part, user, member, which in around:
+                probe = self._around(user, which, view_of(self.layout.program, user, member, seen, seen.images))
+                for affine, total in zip(options[part.name], sums[part.name], strict=True):
+                    total += probe.by_image(part.fake(affine), seen.images)
+            for name, each in sums.items():
+                errors[name].append(each)
+        for name, part in self.parts.items():
+            images = [torch.cat([each[i] for each in errors[name]]) for i in range(len(options[name]))]
+            risks = [float(each.mean() + _CAUTION * each.std(correction=0)) for each in images]
+            least = min(range(len(risks)), key=lambda i: risks[i])
+            part.affine, part.confirmed = options[name][least], (float(images[least].mean()), float(images[-1].mean()))
+        for name, (rows, plain) in by_row.items():
+            self.stretch[name] = torch.where(rows <= plain, self.stretch[name], 1.0)
+            self.weight_errors[name] = (float(torch.minimum(rows, plain).sum()), float(plain.sum()))
+
+    def _wider(self, part: Part) -> list[Affine]:
+        """Less cut off, or nothing."""
+        if part.family is None or part.factor >= 1:
+            return []
+        wider = [part.family.at(factor) for factor in ((1 + part.factor) / 2, 1.0)]
+        return [affine for affine in wider if self._allowed(part, affine)]
+
+    # --- results ---
+
+    def found(self) -> dict[str, Representation]:
+        """By key, as it is now."""
+        found = dict(self.begun)
+        for key, representation in self.begun.items():
+            if isinstance(representation, SEVERAL):
+                bytes_ = {}
+                for which in representation.parts():
+                    byte = self.parts[f"{key}.{which}"].affine.representation()
+                    assert isinstance(byte, Byte)
+                    bytes_[which] = byte
+                found[key] = type(representation)(**bytes_)
+            elif isinstance(representation, (Byte, Channels)):
+                found[key] = self.parts[self.same[key]].affine.representation()
+        return found
+
+    def decided(self) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        """Fields of decisions: about results, about weights."""
+        results: dict[str, dict[str, Any]] = {}
+        for part in self.parts.values():
+            assert part.confirmed is not None
+            fields = self._fields(*part.confirmed, [product.node.name for product in part.products])
+            keys = [key for key, first in self.same.items() if first == part.key] if part.name == part.key else []
+            results |= dict.fromkeys(keys or [part.name], fields)
+        return results, {name: self._fields(*errors, [name]) for name, errors in self.weight_errors.items()}
+
+    def _fields(self, error: float, minmax: float, names: list[str]) -> dict[str, Any]:
+        bridge = next((self.bridge_of[name][0] for name in names if name in self.bridge_of), None)
+        return {"objective": self.plan.metric.name, "error": error, "minmax_error": minmax, "bridge": bridge}
