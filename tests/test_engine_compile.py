@@ -107,6 +107,16 @@ def test_other_sizes_are_compiled_when_they_come(network) -> None:
     assert_compiled(model, fast, torch.randn(2, 3, 64, 64))
 
 
+def test_sizes_that_nobody_wants_are_forgotten(monkeypatch) -> None:
+    from mvit_kernels.engine import compiled
+
+    monkeypatch.setattr(compiled, "MOST_PLANS", 3)
+    fast = mk.compile(nn.Conv2d(3, 4, 1).eval(), torch.zeros(1, 3, 4, 4))
+    for side in (5, 6, 5, 7, 5, 8):
+        fast(torch.zeros(1, 3, side, side))
+    assert [size[1] for size in fast._plans] == [4, 5, 8]
+
+
 def test_results_do_not_alias(network) -> None:
     _model, fast = network
     x = torch.randn(1, 3, 64, 64)

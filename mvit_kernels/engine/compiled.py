@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -114,7 +114,9 @@ class CompiledModel:
 
     def __init__(self, source: Source | None, plans: Mapping[Size, Plan], num_threads: int | None) -> None:
         self._source, self.num_threads = source, num_threads
-        self._plans: OrderedDict[Size, Plan] = OrderedDict(plans)
+        self._plans = dict(plans)
+        self._used: dict[Size, int] = {}  # when each was wanted last
+        self._turn = itertools.count()
         self._lock = threading.Lock()
 
     def __call__(self, x: Tensor) -> Any:
@@ -132,6 +134,7 @@ class CompiledModel:
     def plan(self, size: Size) -> Plan:
         """That of images (C, H, W), made if there is none yet."""
         plan = self._plans.get(size)
+        self._used[size] = next(self._turn)
         if plan is not None:
             return plan
         with self._lock:
@@ -139,11 +142,10 @@ class CompiledModel:
                 if self._source is None:
                     known = ", ".join(map(str, self._plans))
                     raise ValueError(f"CompiledModel: x: expected images of one of the saved sizes {known}, got {size}")
-                plan = self._source.plan(size)
-                plans = OrderedDict(self._plans)  # replaced as a whole: others may be looking for theirs
-                plans[size] = plan
-                while len(plans) > MOST_PLANS:
-                    plans.popitem(last=False)
+                plans = self._plans | {size: self._source.plan(size)}  # replaced as a whole: others may be looking for theirs
+                if len(plans) > MOST_PLANS:  # the first one stays: reports are of it
+                    _, *others = plans
+                    del plans[min(others, key=lambda each: self._used.get(each, -1))]
                 self._plans = plans
             return self._plans[size]
 

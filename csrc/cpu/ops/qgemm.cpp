@@ -14,6 +14,8 @@ namespace {
 constexpr int64_t products_of_a_task = 1 << 20;  // some microseconds: little to lose at the end, much more than a task costs
 constexpr int64_t rows_at_most = 384;            // rows and the columns that they meet stay in the second cache
 constexpr int64_t tasks_wanted = 8;              // few rows: the columns are cut too
+constexpr int64_t large_weight = 256 * 1024;     // bytes: a part of the second cache
+constexpr int64_t rows_of_large = 96;            // that a large weight meets at once at least
 
 bool row_zero_points_fit(const QGemmProblem& p) {
     int64_t most = 255;
@@ -57,15 +59,21 @@ void run(const QGemmProblem& p, int threads) {
     const int64_t panels = qpanels(w.columns), depth = w.depth > 0 ? w.depth : 1;
     const int64_t enough = round_up(products_of_a_task / (depth * panels * qpanel) + 1, kernels.height);
     const int64_t share = round_up((p.rows + threads - 1) / (threads > 0 ? threads : 1), kernels.height);
-    const int64_t some = enough < rows_at_most ? enough : rows_at_most, height = some < share ? some : share;
+    // A weight beyond the second cache is read once a block: taller blocks, of which each thread meets its own part of the columns.
+    const bool large = depth * panels * qpanel > large_weight && p.rows > kernels.height;
+    const int64_t least = round_up(large ? rows_of_large : 1, kernels.height), some = enough > least ? enough : least;
+    const int64_t most = some < rows_at_most ? some : rows_at_most, whole = round_up(p.rows, kernels.height);
+    const int64_t height = large ? (most < whole ? most : whole) : most < share ? most : share;
     const int64_t blocks = (p.rows + height - 1) / height;
-    const int64_t pieces = threads > 1 ? (tasks_wanted + blocks - 1) / blocks : 1;
+    const int64_t few = threads > 1 ? (tasks_wanted + blocks - 1) / blocks : 1;
+    const int64_t pieces = large && (p.norm || few < threads) ? threads : few;  // rows are normalised anew for each piece
     const int64_t width = round_up((panels + pieces - 1) / pieces, qgroup), ranges = (panels + width - 1) / width;
     const int64_t bytes = kernels.scratch(p, height < p.rows ? height : p.rows);
 
     parallel_tasks(blocks * ranges, p.rows * depth * panels * qpanel / 32, bytes / int64_t{sizeof(float)}, threads,
                    [&](int64_t task, float* scratch) {
-                       const int64_t row = task / ranges * height, begin = task % ranges * width;
+                       const int64_t row = (large ? task % blocks : task / ranges) * height;
+                       const int64_t begin = (large ? task / blocks : task % ranges) * width;
                        const int64_t end = begin + width < panels ? begin + width : panels;
                        const QGemmBlock block{&p, row, p.rows - row < height ? p.rows - row : height, begin, end, scratch};
                        kernels.block(block);
