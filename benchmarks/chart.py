@@ -61,7 +61,7 @@ def draw(document: dict[str, Any], path: Path) -> None:
         axes.set_ylabel(f"batch {batch}: times as fast")
         axes.set_xticks(range(len(models)), models)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(names), frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=(len(names) + 1) // 2, frameon=False)
     versions = ", ".join(f"{name} {number}" for name, number in context["versions"].items())
     panels[-1].set_xlabel(f"Of the shortest of many calls in turn, {machine_line(context)}\n{versions}", fontsize=8)
     figure.savefig(path, format="png", dpi=120)
