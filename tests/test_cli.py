@@ -327,7 +327,7 @@ def test_train_names_a_broken_picture(capsys, tmp_path, photograph):
 # --- demo ---
 
 
-@pytest.mark.parametrize("full_size", [("mobilevitv2_050",), slow(demo.FULL_SIZE)])
+@pytest.mark.parametrize("full_size", [("mobilevitv2_075",), slow(demo.FULL_SIZE)])
 def test_demo(capsys, monkeypatch, tmp_path, full_size):
     monkeypatch.setattr(demo, "FULL_SIZE", full_size)
     document = _json(capsys, "demo", "--images", 20, "--rounds", 1, "--out", tmp_path)
