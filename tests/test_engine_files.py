@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 
 import pytest
 import torch
@@ -76,14 +75,6 @@ def test_structures_without_a_name(tmp_path) -> None:
 def test_places_outside_of_a_plan(place) -> None:
     with pytest.raises(ValueError, match=r"Plan: steps: expected places in the memory of a plan, got \(.*\) in add"):
         native.Plan([("add", {"count": 1, "a": place})], 64, 128, [32], [32])
-
-
-def test_loading_takes_milliseconds(fast, tmp_path) -> None:
-    """No weight is packed again: 10 s would be needed for that."""
-    fast.save(tmp_path / "plan")
-    begin = time.perf_counter()
-    mk.load(tmp_path / "plan")
-    assert time.perf_counter() - begin < 1
 
 
 def test_damaged_and_foreign_files(fast, tmp_path) -> None:
