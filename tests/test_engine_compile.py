@@ -260,7 +260,7 @@ def test_what_is_no_map_of_each_image(case: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", mk.list_models())
+@pytest.mark.parametrize("name", [name for name in mk.list_models() if name.startswith("mobilevit")])
 def test_every_model(name: str) -> None:
     model = random_statistics(mk.create_model(name))
     fast = mk.compile(model, torch.zeros(1, 3, 128, 128))

@@ -141,7 +141,9 @@ def _origin(named: Named, argument: str, otherwise: str) -> str:
 
 
 def _conv2d(build: Builder, named: Named, path: str) -> Any:
-    x = named["x"].name
+    if not isinstance(named["x"], (Map, Pooled)):
+        return None
+    x = build.plain(named["x"])  # of a pooled one: a map of one pixel
     if named["second"] is not None:
         x = build.cat(x, named["second"].name)
     y = build.conv2d(x, named["weight"], named["bias"], named["stride"], _origin(named, "weight", path))
