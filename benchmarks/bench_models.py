@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ COMPILED = ("mobilevit_s", "mobilevitv2_100")  # compiling takes a minute a netw
 SIZE, ROUNDS = 256, {1: 30, 8: 6}
 
 
-def frozen(model: nn.Module) -> Network:
+def frozen(model: nn.Module, inputs: Sequence[torch.Tensor]) -> Network:
     """Inductor with its weights folded and packed as constants, the fastest that torch.compile does for inference on a CPU."""
     torch._dynamo.reset()
     compiled = torch.compile(copy.deepcopy(model), fullgraph=True)
@@ -37,6 +38,8 @@ def test_model(record, smoke, name, batch):
     images = torch.rand(batch, 3, SIZE, SIZE)
     rounds = 1 if smoke else ROUNDS[batch]
     for row in compare(mk.create_model(name).eval(), [images], variants, rounds=rounds, label=name):
-        assert row["max_difference"] <= 1e-5 * row["logit_range"] or row["variant"].startswith("Inductor"), row
+        # Inductor rounds as it likes; untrained networks in int8 keep the most of their logits' range.
+        slack = {"Inductor, frozen": 1.0, "compiled, int8": 0.5}.get(row["variant"], 1e-5)
+        assert row["max_difference"] <= slack * row["logit_range"], row
         times = (row[f"{each}_ms"] / 1e3 for each in ("median", "spread", "min"))
         record(f"{name} {batch}x{SIZE}x{SIZE}", row["variant"], *times, speedup=row["speedup"], max_difference=row["max_difference"])
