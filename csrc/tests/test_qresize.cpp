@@ -5,17 +5,12 @@
 
 #include "cpu/ops/qresize.h"
 #include "tests/check.h"
+#include "tests/coordinates.h"
 
 using namespace mvit;
 using namespace mvit::tests;
 
 namespace {
-
-double coordinate(int64_t i, int64_t in, int64_t out, bool align_corners) {
-    const double inputs = static_cast<double>(in), outputs = static_cast<double>(out);
-    if (align_corners) return out > 1 ? static_cast<double>(i) * ((inputs - 1) / (outputs - 1)) : 0.0;
-    return std::max((static_cast<double>(i) + 0.5) * (inputs / outputs) - 0.5, 0.0);
-}
 
 void compare(int64_t batch, int64_t channels, int64_t height, int64_t width, int64_t out_height, int64_t out_width, bool align_corners) {
     Guarded<uint8_t> x(batch * height * width * channels), y(batch * out_height * out_width * channels);

@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 DTYPES = {"uint8": torch.uint8, "int16": torch.int16, "float32": torch.float32}
 
 
-class Step:
+class Prepared:
     """A node that is ready to run: call it with the results of the node's inputs.
 
     Attributes:
@@ -30,7 +30,7 @@ class Step:
         return self.call(*inputs)
 
 
-def prepare(node: Node, backend: str | None) -> Step:
+def prepare(node: Node, backend: str | None) -> Prepared:
     """Everything that does not depend on the image. backend: "reference", "cpu" or None for automatic choice; the bits are the same.
 
     Maps are (B, C, H, W) and leave in channels_last memory, vectors (B, C).
@@ -38,7 +38,7 @@ def prepare(node: Node, backend: str | None) -> Step:
     return _PREPARE[node.kind](node, backend)
 
 
-def prepared(program: Program, node: Node, backend: str | None) -> Step:
+def prepared(program: Program, node: Node, backend: str | None) -> Prepared:
     """`prepare`, once for each node of a program."""
     step = program.prepared.get((node.name, backend))
     if step is None:
@@ -68,18 +68,18 @@ def _map(x: Tensor) -> Tensor:
 # --- in and out ---
 
 
-def _quantize(node: Node, backend: str | None) -> Step:
+def _quantize(node: Node, backend: str | None) -> Prepared:
     scale, zero_point, bits = _value(node, "scale"), _value(node, "zero_point"), node.settings.get("bits", 8)
     if node.settings["out"] == "int16":
-        return Step(lambda x: reference.quantize_stream(_in_channels_last(x), scale))
-    return Step(lambda x: ops.quantize(_in_channels_last(x), scale, zero_point, bits=bits, axis=1, backend=backend))
+        return Prepared(lambda x: reference.quantize_stream(_in_channels_last(x), scale))
+    return Prepared(lambda x: ops.quantize(_in_channels_last(x), scale, zero_point, bits=bits, axis=1, backend=backend))
 
 
-def _dequantize(node: Node, backend: str | None) -> Step:
+def _dequantize(node: Node, backend: str | None) -> Prepared:
     scale, zero_point = _value(node, "scale"), _value(node, "zero_point")
     if node.settings["source"] == "int16":
-        return Step(lambda x: reference.dequantize_stream(_in_channels_last(x), scale))
-    return Step(lambda x: ops.dequantize(_in_channels_last(x), scale, zero_point, axis=1, backend=backend))
+        return Prepared(lambda x: reference.dequantize_stream(_in_channels_last(x), scale))
+    return Prepared(lambda x: ops.dequantize(_in_channels_last(x), scale, zero_point, axis=1, backend=backend))
 
 
 # --- products ---
@@ -97,7 +97,7 @@ def _epilogue(node: Node) -> dict[str, Any]:
     return values
 
 
-def _qconv2d(node: Node, backend: str | None) -> Step:
+def _qconv2d(node: Node, backend: str | None) -> Prepared:
     settings, weight = node.settings, node.weights["weight"]
     second, residual = bool(settings.get("second")), bool(settings.get("residual"))
     packed = ops.pack_weight(weight, bits=settings["weight_bits"])
@@ -113,31 +113,31 @@ def _qconv2d(node: Node, backend: str | None) -> Step:
     def call(x: Tensor, *more: Tensor) -> Tensor:
         return handle(x, more[0] if second else None, more[-1] if residual else None)
 
-    return Step(call, handle)
+    return Prepared(call, handle)
 
 
-def _qdepthwise_conv2d(node: Node, backend: str | None) -> Step:
+def _qdepthwise_conv2d(node: Node, backend: str | None) -> Prepared:
     settings = node.settings
     handle = ops.prepare_qdepthwise_conv2d(
         node.weights["weight"], stride=settings["stride"], a_scale=settings["a_scale"], a_zero_point=_value(node, "a_zero_point"),
         backend=backend, **_epilogue(node),
     )  # fmt: skip
-    return Step(handle, handle)
+    return Prepared(handle, handle)
 
 
-def _qlinear(node: Node, backend: str | None) -> Step:
+def _qlinear(node: Node, backend: str | None) -> Prepared:
     settings = node.settings
     handle = ops.prepare_qgemm(
         ops.pack_weight(node.weights["weight"], bits=settings["weight_bits"]), settings["a_scale"], _value(node, "a_zero_point"),
         backend=backend, **_epilogue(node),
     )  # fmt: skip
-    return Step(handle, handle)
+    return Prepared(handle, handle)
 
 
 # --- transformers ---
 
 
-def _qnorm(node: Node, backend: str | None) -> Step:
+def _qnorm(node: Node, backend: str | None) -> Prepared:
     settings = node.settings
     values = {name: settings[name] for name in ("scale", "out_scale", "out_zero_point", "eps")} | {"bits": settings["out_bits"]}
 
@@ -147,14 +147,14 @@ def _qnorm(node: Node, backend: str | None) -> Step:
         sums = reference.stream_sums(rows, x.shape[0]) if settings["norm"] == "group" else None
         return _map(ops.qnorm(rows, sums, backend=backend, **values).reshape(pixels.shape))
 
-    return Step(call)
+    return Prepared(call)
 
 
 def _of_settings(node: Node, *names: str) -> dict[str, Any]:
     return {name: node.settings[name] for name in names}
 
 
-def _qseparable_context(node: Node, backend: str | None) -> Step:
+def _qseparable_context(node: Node, backend: str | None) -> Prepared:
     table, patch = node.weights["table"], node.settings["patch"]
     values = _of_settings(node, "x_scale", "x_zero_point")
     if node.settings["out"] == "uint8":
@@ -164,10 +164,10 @@ def _qseparable_context(node: Node, backend: str | None) -> Step:
         y = ops.qseparable_context(scores[:, 0], _pixels(x), table, patch_size=patch, backend=backend, **values)
         return _map(y.unflatten(1, patch))
 
-    return Step(call)
+    return Prepared(call)
 
 
-def _qseparable_gate(node: Node, backend: str | None) -> Step:
+def _qseparable_gate(node: Node, backend: str | None) -> Prepared:
     patch = node.settings["patch"]
     values = _of_settings(node, "v_scale", "v_zero_point", "out_scale", "out_zero_point", "out_bits")
 
@@ -175,43 +175,43 @@ def _qseparable_gate(node: Node, backend: str | None) -> Step:
         flat = _pixels(context).flatten(1, 2)
         return _map(ops.qseparable_gate(_pixels(v[:, 1:]), flat, patch_size=patch, backend=backend, **values))
 
-    return Step(call)
+    return Prepared(call)
 
 
-def _qpatch_attention(node: Node, backend: str | None) -> Step:
+def _qpatch_attention(node: Node, backend: str | None) -> Prepared:
     heads, patch = node.settings["heads"], node.settings["patch"]
     values = _of_settings(
         node, "q_scale", "q_zero_point", "k_scale", "v_scale", "v_zero_point", "out_scale", "out_zero_point", "out_bits", "scale"
     )
-    return Step(lambda x: _map(ops.qpatch_attention(_pixels(x), heads, patch_size=patch, backend=backend, **values)))
+    return Prepared(lambda x: _map(ops.qpatch_attention(_pixels(x), heads, patch_size=patch, backend=backend, **values)))
 
 
 # --- the rest ---
 
 
-def _qadd(node: Node, backend: str | None) -> Step:
+def _qadd(node: Node, backend: str | None) -> Prepared:
     values = _of_settings(node, "a_scale", "a_zero_point", "b_scale", "b_zero_point", "out_scale", "out_zero_point", "out_bits")
-    return Step(lambda a, b: ops.qadd(_in_channels_last(a), b, backend=backend, **values))
+    return Prepared(lambda a, b: ops.qadd(_in_channels_last(a), b, backend=backend, **values))
 
 
-def _qavg_pool(node: Node, backend: str | None) -> Step:
+def _qavg_pool(node: Node, backend: str | None) -> Prepared:
     values = _of_settings(node, "a_scale", "a_zero_point")
     if node.settings["out"] == "uint8":
         values |= _of_settings(node, "out_scale", "out_zero_point", "out_bits")
-    return Step(lambda x: ops.qavg_pool(x, out_dtype=DTYPES[node.settings["out"]], backend=backend, **values))
+    return Prepared(lambda x: ops.qavg_pool(x, out_dtype=DTYPES[node.settings["out"]], backend=backend, **values))
 
 
-def _qresize(node: Node, backend: str | None) -> Step:
+def _qresize(node: Node, backend: str | None) -> Prepared:
     size, align_corners = (node.size[1], node.size[2]), node.settings["align_corners"]
-    return Step(lambda x: ops.qresize(x, size, align_corners=align_corners, backend=backend))
+    return Prepared(lambda x: ops.qresize(x, size, align_corners=align_corners, backend=backend))
 
 
-def _qlookup(node: Node, backend: str | None) -> Step:
+def _qlookup(node: Node, backend: str | None) -> Prepared:
     table = node.weights["table"]
-    return Step(lambda x: ops.qlookup(_in_channels_last(x), table, backend=backend))
+    return Prepared(lambda x: ops.qlookup(_in_channels_last(x), table, backend=backend))
 
 
-_PREPARE: dict[str, Callable[[Node, str | None], Step]] = {
+_PREPARE: dict[str, Callable[[Node, str | None], Prepared]] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
     "qconv2d": _qconv2d,
