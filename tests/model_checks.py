@@ -10,8 +10,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import mvit_kernels as mk
 from mvit_kernels.graph import capture, optimize, run
 from mvit_kernels.models import create_model
+from mvit_kernels.ops.backend import native
 
 
 @torch.no_grad()
@@ -77,7 +79,11 @@ def assert_exports(model: nn.Module, x: torch.Tensor) -> None:
 
 @torch.no_grad()
 def assert_captured(model: nn.Module, x: torch.Tensor) -> None:
-    """The program of a model gives what the model gives, for any batch."""
+    """The program of a model and its plan give what the model gives, for any batch."""
     program = optimize(capture(model, tuple(x.shape[1:])))
-    for batch in (x, x[:1]):
-        assert_same(run(program, batch), model(batch))
+    networks = [lambda batch: run(program, batch)]
+    if native is not None:
+        networks.append(mk.compile(model, x))
+    for network in networks:
+        for batch in (x, x[:1]):
+            assert_same(network(batch), model(batch))
