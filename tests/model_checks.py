@@ -87,3 +87,31 @@ def assert_captured(model: nn.Module, x: torch.Tensor) -> None:
     for network in networks:
         for batch in (x, x[:1]):
             assert_same(network(batch), model(batch))
+
+
+def assert_state_dict_of_timm(name: str) -> None:
+    """Keys, shapes and dtypes are timm's."""
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        ours, theirs = create_model(name).state_dict(), timm.create_model(name).state_dict()
+    assert {key: (x.shape, x.dtype) for key, x in ours.items()} == {key: (x.shape, x.dtype) for key, x in theirs.items()}
+
+
+@torch.no_grad()
+def assert_results_of_timm(name: str, sizes: list[tuple[int, int]], map_sizes: list[tuple[int, int]]) -> tuple[nn.Module, nn.Module]:
+    """Logits, feature maps and what is said of these are timm's with the same random weights; (ours, theirs) for more."""
+    theirs = timm_model(name)
+    ours = create_model(name).eval()
+    ours.load_state_dict(theirs.state_dict())
+    pyramid = create_model(name, features_only=True).eval()
+    assert not pyramid.load_state_dict(theirs.state_dict(), strict=False).missing_keys
+    for size in sizes:
+        x = images(size, 2)
+        assert_same(ours(x), theirs(x))
+    for size in map_sizes:  # timm's feature maps do not take all that its logits do
+        x = images(size, 2)
+        for ours_at, theirs_at in zip(pyramid(x), theirs.forward_intermediates(x, intermediates_only=True), strict=True):
+            assert_same(ours_at, theirs_at)
+    assert list(pyramid.feature_info.channels) == [info["num_chs"] for info in theirs.feature_info]
+    assert list(pyramid.feature_info.reductions) == [info["reduction"] for info in theirs.feature_info]
+    return ours, theirs

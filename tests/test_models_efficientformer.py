@@ -10,7 +10,9 @@ from model_checks import (
     assert_captured,
     assert_every_parameter_learns,
     assert_exports,
+    assert_results_of_timm,
     assert_same,
+    assert_state_dict_of_timm,
     images,
     million_macs,
     parameters,
@@ -49,30 +51,12 @@ def test_multiply_adds(name):
 
 @pytest.mark.parametrize("name", [next(iter(SIZES)), *map(slow, [*SIZES][1:])])
 def test_state_dict_has_the_keys_and_shapes_of_timm(name):
-    timm = pytest.importorskip("timm")
-    with torch.device("meta"):
-        ours, theirs = create_model(name).state_dict(), timm.create_model(name).state_dict()
-    assert {key: (tensor.shape, tensor.dtype) for key, tensor in ours.items()} == {
-        key: (tensor.shape, tensor.dtype) for key, tensor in theirs.items()
-    }
+    assert_state_dict_of_timm(name)
 
 
 @pytest.mark.parametrize("name", ["efficientformer_l1", slow("efficientformer_l3"), slow("efficientformer_l7")])
-@torch.no_grad()
 def test_logits_and_features_equal_timm(name, one_thread):
-    theirs = timm_model(name)
-    ours = create_model(name).eval()
-    ours.load_state_dict(theirs.state_dict())
-    pyramid = create_model(name, features_only=True).eval()
-    assert not pyramid.load_state_dict(theirs.state_dict(), strict=False).missing_keys
-    for size in [(193, 210), (224, 224)]:
-        x = images(size, 2)
-        assert_same(ours(x), theirs(x))
-    maps = theirs.forward_intermediates(x, intermediates_only=True)
-    for ours_at, theirs_at in zip(pyramid(x), maps, strict=True):
-        assert_same(ours_at, theirs_at)
-    assert list(pyramid.feature_info.channels) == [info["num_chs"] for info in theirs.feature_info]
-    assert list(pyramid.feature_info.reductions) == [info["reduction"] for info in theirs.feature_info]
+    assert_results_of_timm(name, [(193, 210), (224, 224)], [(224, 224)])
 
 
 @torch.no_grad()

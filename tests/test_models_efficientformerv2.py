@@ -9,12 +9,13 @@ from model_checks import (
     assert_captured,
     assert_every_parameter_learns,
     assert_exports,
+    assert_results_of_timm,
     assert_same,
+    assert_state_dict_of_timm,
     images,
     million_macs,
     parameters,
     randomise,
-    timm_model,
 )
 from torch import nn
 
@@ -61,27 +62,12 @@ def test_multiply_adds(name):
 
 @pytest.mark.parametrize("name", [next(iter(SIZES)), *map(slow, [*SIZES][1:])])
 def test_state_dict_has_the_keys_and_shapes_of_timm(name):
-    timm = pytest.importorskip("timm")
-    with torch.device("meta"):
-        ours, theirs = create_model(name).state_dict(), timm.create_model(name).state_dict()
-    assert {key: tensor.shape for key, tensor in ours.items()} == {key: tensor.shape for key, tensor in theirs.items()}
+    assert_state_dict_of_timm(name)
 
 
 @pytest.mark.parametrize("name", ["efficientformerv2_s0", *(slow(f"efficientformerv2_{size}") for size in ("s1", "s2", "l"))])
-@torch.no_grad()
 def test_logits_and_features_equal_timm(name, one_thread):
-    theirs = timm_model(name)
-    ours = create_model(name).eval()
-    ours.load_state_dict(theirs.state_dict())
-    pyramid = create_model(name, features_only=True).eval()
-    assert not pyramid.load_state_dict(theirs.state_dict(), strict=False).missing_keys
-    for size in [(209, 216), (224, 224)]:
-        x = images(size, 2)
-        assert_same(ours(x), theirs(x))
-        for ours_at, theirs_at in zip(pyramid(x), theirs.forward_intermediates(x, intermediates_only=True), strict=True):
-            assert_same(ours_at, theirs_at)
-    assert list(pyramid.feature_info.channels) == [info["num_chs"] for info in theirs.feature_info]
-    assert list(pyramid.feature_info.reductions) == [info["reduction"] for info in theirs.feature_info]
+    ours, theirs = assert_results_of_timm(name, [(209, 216), (224, 224)], [(209, 216), (224, 224)])
     rates = [block.drop_path.rate for stage in ours.stages for block in stage.blocks]
     assert rates == pytest.approx([getattr(block.drop_path2, "drop_prob", 0) for stage in theirs.stages for block in stage.blocks])
 
