@@ -13,7 +13,7 @@ import torch
 
 from mvit_kernels import reference
 from mvit_kernels.graph import Node, Program
-from mvit_kernels.ops.conv2d import FEWEST_CHANNELS, MOST_PLANES
+from mvit_kernels.ops.conv2d import MOST_PLANES, filtering_pays
 from mvit_kernels.ops.library import FLOAT_CODES
 from mvit_kernels.ops.packing import pack_convolution, pack_convolution_by_planes, pack_depthwise, pack_matrix, pack_winograd
 
@@ -174,14 +174,13 @@ class Lowering:
         source = self.out.values[node.inputs[0]]
         channels, height, width = source.size
         second = node.inputs[1] if "second" in node.settings else None
-        tiles = ((height + 1) // 2) * ((width + 1) // 2)
         if kernel == 3 and second is None and 1 < channels <= MOST_PLANES and not source.channels_last:
             method, packed = _PLANES, pack_convolution_by_planes(weight, bias)
             x: dict[str, Any] = {
                 "x.data": Ref(node.inputs[0]), "x.channel": height * width, "x.row": width, "x.pixel": 1,
             }  # fmt: skip
         else:
-            filtered = kernel == 3 and stride == 1 and min(both, columns) >= FEWEST_CHANNELS and 16 * tiles <= 7 * height * width
+            filtered = kernel == 3 and stride == 1 and filtering_pays(both, columns, height, width)
             method, packed = (_WINOGRAD, pack_winograd(weight, bias)) if filtered else (_GATHERED, pack_convolution(weight, bias))
             x = {"x.data": self.ref(node.inputs[0]), "x.channel": 1, "x.row": width * channels, "x.pixel": channels}
         if second is not None:

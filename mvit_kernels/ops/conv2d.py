@@ -113,11 +113,14 @@ def _method(x: Tensor, weight: Tensor, second: Optional, stride: int) -> int:
         return _GATHERED
     if second is None and 1 < channels <= MOST_PLANES and x.stride(3) == 1 and x.stride(1) != 1:
         return _PLANES
-    # Tiles of 2 x 2 pixels cost 16 multiplications instead of 36, wherever they end, and transforms that need channels to pay.
+    return _WINOGRAD if stride == 1 and filtering_pays(both, columns, height, width) else _GATHERED
+
+
+def filtering_pays(channels: int, columns: int, height: int, width: int) -> bool:
+    """Whether minimal filtering costs less than the definition, of a 3x3 convolution with stride 1: tiles of 2 x 2 pixels cost 16
+    multiplications instead of 36, wherever they end, and transforms that need channels to pay."""
     tiles = ((height + 1) // 2) * ((width + 1) // 2)
-    if stride == 1 and both >= FEWEST_CHANNELS and columns >= FEWEST_CHANNELS and 16 * tiles <= 7 * height * width:
-        return _WINOGRAD
-    return _GATHERED
+    return channels >= FEWEST_CHANNELS and columns >= FEWEST_CHANNELS and 16 * tiles <= 7 * height * width
 
 
 def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, second: Optional, residual: Optional, stride: int, activation: str) -> Tensor:
