@@ -2,12 +2,15 @@
 // layers take; a crew's threads wait for the next piece of work in a loop, and giving it to them takes a fraction of a microsecond.
 //
 // One thread leads: it runs the plan, and wherever a kernel would open a parallel region (parallel.h) all share its tasks. Everything
-// between is its own, so kernels need not know.
+// between is its own, so kernels need not know. The others are the OpenMP threads of the calling one, those that torch's ops use too:
+// they spin for some milliseconds after every region, and threads of our own would have to share the cores with them.
 //
 // Tasks are dealt in even runs, so that a thread meets the rows again that it wrote before; who is done takes from the runs of others.
-// Nobody waits for a thread that has no core: the leader waits for tasks that were begun, not for threads that never came. On a machine
-// with other work that is the difference between a little slower and many times as slow.
+// Nobody waits for a thread that has no core: the leader waits for tasks that were begun, not for threads that never came, until the
+// network is done. On a machine with other work that is the difference between a little slower and many times as slow.
 #pragma once
+
+#include <omp.h>
 
 #include <atomic>
 #include <cstdint>
@@ -18,14 +21,22 @@ class Crew {
   public:
     static constexpr int most = 64;  // threads
 
-    // Runs work() on the calling thread, which leads a crew of `threads` meanwhile. Crews are kept, each with threads of its own.
+    // Runs work() on the calling thread, which leads a crew of `threads` meanwhile, or fewer where there are no more.
     template <class Work>
     static void with(int threads, const Work& work) {
-        Crew& crew = take(threads);
-        set_led(&crew);
-        work();
-        set_led(nullptr);
-        give_back(crew);
+        Crew crew;
+#pragma omp parallel num_threads(possible(threads))
+        {
+            if (const int index = omp_get_thread_num(); index > 0) {
+                crew.follow(index);
+            } else {
+                crew.size_ = omp_get_num_threads();
+                set_led(&crew);
+                work();
+                set_led(nullptr);
+                crew.over_.store(true, std::memory_order_release);
+            }
+        }
     }
 
     // The one that the calling thread leads, or null.
@@ -43,9 +54,7 @@ class Crew {
 
   private:
     using Job = void (*)(Crew&, const void* body, int index);
-    explicit Crew(int size) : size_(size) {}
-    static Crew& take(int threads);
-    static void give_back(Crew& crew);
+    static int possible(int threads);
     static void set_led(Crew* crew);
     void give(Job job, const void* body);
     void follow(int index);
@@ -58,13 +67,13 @@ class Crew {
         }
     }
 
-    const int size_;
+    int size_ = 1;
     Job job_ = nullptr;
     const void* body_ = nullptr;
     // Each on a cache line of its own: one thread writes while another one waits for a different one.
     alignas(64) std::atomic<uint32_t> order_{0};  // odd while there is a job
     alignas(64) std::atomic<int> inside_{0};      // followers that are at a job, or are looking whether there is one
-    alignas(64) std::atomic<int> asleep_{0};
+    alignas(64) std::atomic<bool> over_{false};
     struct alignas(64) Run {
         std::atomic<int64_t> next;
         int64_t end;
