@@ -359,7 +359,7 @@ def test_models_with_quantizers_of_their_own(tmp_path) -> None:
         expected, actual = model(x), fast(x)
     # A rounding before a quantizer may be a step behind it.
     assert (actual - expected).abs().mean() <= 1e-3 * expected.abs().max()
-    assert len(fast.report().fallbacks) == 4
+    assert not fast.report().fallbacks
     assert sum(row.macs > 0 for row in fast.report().rows) == 2  # not one convolution that both were merged into
     fast.save(tmp_path / "plan")
     assert torch.equal(mk.load(tmp_path / "plan")(x), actual)

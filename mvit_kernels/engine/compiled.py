@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from mvit_kernels.graph import Program, capture, optimize
+from mvit_kernels.graph import Program, capture, check_model, optimize
 from mvit_kernels.ops.backend import NATIVE_REASON, native
-from mvit_kernels.quant import QuantizedModel
+from mvit_kernels.quant import QuantizedModel, carried, carries_quantizers
 
 from .lower_integers import lower
 from .plan import Plan, assemble
@@ -41,7 +41,12 @@ class FloatSource:
         self.model, self.dtype = copy.deepcopy(model).cpu().float(), dtype
 
     def program(self, size: Size) -> Program:
-        return optimize(capture(self.model, size))
+        program = optimize(capture(self.model, size))
+        if not carries_quantizers(program):
+            return program
+        if self.dtype != torch.float32:
+            raise ValueError(f"compile: dtype: expected None for a model with quantizers of its own, got {self.dtype}")
+        return carried(program)
 
     def plan(self, size: Size) -> Plan:
         return assemble(lower(self.program(size), self.dtype))
@@ -65,8 +70,9 @@ def compile(
 
     Args:
         model: in evaluation; quantized by `mk.quantize`, or any of this package, of timm, transformers or ml-cvnets, accelerated or not, or
-            another network of the same layers. What has no kernel runs through torch, and `CompiledModel.report` names it. The model is
-            left as it is, and later changes of it do not reach the plan.
+            another network of the same layers. What has no kernel runs through torch, and `CompiledModel.report` names it. Quantizers that
+            it has (by PT2E, say) are kept, and what they allow runs in integers (`quant/carried.py`). The model is left as it is, and later
+            changes of it do not reach the plan.
         example_inputs: one batch of images (B, C, H, W), or a sequence of just that. Only its size matters. The plan of another size is
             made when the first image of that size comes; the batch is free.
         backend: "auto" or "cpu".
@@ -82,10 +88,7 @@ def compile(
     x = example_inputs
     if isinstance(x, (list, tuple)) and len(x) == 1:
         x = x[0]
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"compile: model: expected a torch.nn.Module, got {type(model).__name__}")
-    if model.training:
-        raise ValueError("compile: model: expected a model in evaluation (call model.eval()), got one in training")
+    check_model("compile", model)
     if not isinstance(x, Tensor) or x.ndim != 4:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(example_inputs).__name__
         raise ValueError(f"compile: example_inputs: expected one batch of images (B, C, H, W), got {got}")

@@ -18,6 +18,7 @@ from torch import fx, nn
 
 from mvit_kernels.swap import accelerate
 
+from . import quantizers
 from .expand import RULES, Builder, Map, Moments, Opaque, Value, Vector
 from .program import Program
 
@@ -33,10 +34,7 @@ def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:
     Raises:
         TypeError, ValueError: model is no module, is in training, or takes anything but one batch of images.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"capture: model: expected a torch.nn.Module, got {type(model).__name__}")
-    if model.training:
-        raise ValueError("capture: model: expected a model in evaluation (call model.eval()), got one in training")
+    check_model("capture", model)
     if len(size) != 3 or any(not isinstance(each, int) or each < 1 for each in size):
         raise ValueError(f"capture: size: expected (channels, height, width), got {size!r}")
     model = accelerate(copy.deepcopy(model).cpu().float(), backend="reference")
@@ -45,6 +43,15 @@ def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:
         x = torch.zeros(2, *size, dtype=torch.float32)
         exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},), strict=False)
     return _Translator(exported, size).program()
+
+
+def check_model(what: str, model: Any) -> None:
+    """Raises TypeError, ValueError if it is no module or one in training. What `torch.export` made says that it is in training, always."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{what}: model: expected a torch.nn.Module, got {type(model).__name__}")
+    exported = isinstance(model, fx.GraphModule) and any(isinstance(node.target, torch._ops.OpOverload) for node in model.graph.nodes)
+    if model.training and not exported:
+        raise ValueError(f"{what}: model: expected a model in evaluation (call model.eval()), got one in training")
 
 
 class _Translator:
@@ -57,6 +64,7 @@ class _Translator:
         constant_names = {**names, **signature.inputs_to_lifted_tensor_constants}
         self.values: dict[fx.Node, Any] = {}
         self.origin: dict[fx.Node, str] = {}  # of constants: the parameter that they are made of
+        self.scales: dict[fx.Node, Tensor] = {}  # of constants that are integers times these
         user_inputs = [node for node in self.graph.nodes if node.op == "placeholder" and node.name in signature.user_inputs]
         if len(user_inputs) != 1:
             raise ValueError(f"capture: model: expected one batch of images as its input, got {len(user_inputs)} inputs")
@@ -91,13 +99,16 @@ class _Translator:
                 self.origin[node] = known[0]
             if any(isinstance(self.values[each], _Batch) for each in inputs) or node.target is torch.ops.aten.sym_size.int:
                 return _Batch()
+            scales = quantizers.scales_of(_name_of(node.target), self.named(node)) if _name_of(node.target) else None
+            if scales is not None:
+                self.scales[node] = scales
             args, kwargs = self.arguments(node)
             return node.target(*args, **kwargs)  # type: ignore[operator]
         if node.target is torch.ops.aten.sym_size.int:
             return _Batch()
         if node.target is operator.getitem and isinstance(self.values[inputs[0]], tuple):
             return self.values[inputs[0]][node.args[1]]
-        rule: Callable[..., Any] | None = RULES.get(node.target)
+        rule: Callable[..., Any] | None = RULES.get(node.target) or quantizers.RULES.get(_name_of(node.target))
         if rule is not None and not any(isinstance(self.values[each], Opaque) for each in moving):
             result = rule(self.build, self.named(node), self.name_of(node))
             if result is not None:
@@ -113,16 +124,20 @@ class _Translator:
         return fx.node.map_arg((node.args, node.kwargs), lambda each: self.values[each])
 
     def named(self, node: fx.Node) -> Mapping[str, Any]:
-        """Arguments by the names of the schema, defaults included; "_origin" has those of the weights among them."""
+        """Arguments by the names of the schema, defaults included; "_origin" has those of the weights among them, "_scales" the scales of
+        those that are integers times these, "_users" the names of the ops that take the result."""
         args, kwargs = self.arguments(node)
         parameters = node.target._schema.arguments  # type: ignore[union-attr]
         named = {each.name: each.default_value for each in parameters if each.has_default_value()}
         named |= {parameter.name: value for parameter, value in zip(parameters, args, strict=False)} | kwargs
-        origin = {}
+        origin, scales = {}, {}
         for parameter, arg in zip(parameters, node.args, strict=False):
             if isinstance(arg, fx.Node) and arg in self.origin:
                 origin[parameter.name] = self.origin[arg].rpartition(".")[0]
-        return named | {"_origin": origin, "_size": _size_of(node)}
+            if isinstance(arg, fx.Node) and arg in self.scales:
+                scales[parameter.name] = self.scales[arg]
+        users = {_name_of(user.target) for user in node.users}
+        return named | {"_origin": origin, "_scales": scales, "_users": users, "_size": _size_of(node)}
 
     def name_of(self, node: fx.Node) -> str:
         """The path of the module that called the op."""
@@ -159,6 +174,11 @@ class _Translator:
         if not isinstance(result, Tensor) or not result.is_floating_point() or result.ndim == 0:
             return False
         return str(result.shape[0]) == str(self.batch) and all(isinstance(each, int) for each in result.shape[1:])
+
+
+def _name_of(target: Any) -> str:
+    """Of an op, whichever of its overloads it is."""
+    return target._schema.name if isinstance(target, torch._ops.OpOverload) else ""
 
 
 class _Batch:

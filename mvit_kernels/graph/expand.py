@@ -45,6 +45,14 @@ class Pooled(Value):
     """(B, C, 1, 1) of a vector."""
 
 
+@dataclass(frozen=True)
+class Quantized(Value):
+    """The integers of `floats`, which a node of kind "fake_quantize" gives; bits, where only the op that made them says so."""
+
+    floats: Value
+    bits: int | None = None
+
+
 class Opaque(Value):
     """What torch made and only torch takes: no floats, no images in front, or several tensors."""
 
@@ -62,7 +70,7 @@ class Builder:
     def __init__(self) -> None:
         self.nodes: list[Node] = []
         self._names: dict[str, int] = {}
-        self._sizes: dict[str, tuple[int, ...]] = {}
+        self._made: dict[str, Node] = {}
 
     def add(
         self, kind: str, inputs: tuple[str, ...], size: tuple[int, ...], name: str, settings: Named | None = None,
@@ -75,11 +83,14 @@ class Builder:
             name = f"{name}#{count}"
         held = {key: value for key, value in (weights or {}).items() if value is not None}
         self.nodes.append(Node(name, kind, inputs, size, settings or {}, held))
-        self._sizes[name] = size
+        self._made[name] = self.nodes[-1]
         return name
 
     def size(self, name: str) -> tuple[int, ...]:
-        return self._sizes[name]
+        return self._made[name].size
+
+    def settings(self, name: str) -> Named:
+        return self._made[name].settings
 
     def plain(self, value: Any) -> str:
         """A node whose result is the value as torch has it."""
@@ -87,6 +98,8 @@ class Builder:
             return value.name
         if isinstance(value, Moments):
             raise ValueError(f"capture: moments of {value.of}: expected them at a product that normalises by them, got another use")
+        if isinstance(value, Quantized):
+            raise ValueError(f"capture: integers of {value.name}: expected them to be made floats again by the same scale, got another use")
         channels, *pixels = self.size(value.name)
         if isinstance(value, Pooled):
             size: tuple[int, ...] = (channels, 1, 1)
@@ -105,16 +118,17 @@ class Builder:
 
     # --- layers ---
 
-    def conv2d(self, x: str, weight: Tensor, bias: Tensor | None, stride: int, name: str) -> str:
+    def conv2d(self, x: str, weight: Tensor, bias: Tensor | None, stride: int, name: str, scales: Tensor | None = None) -> str:
         weight = weight if weight.ndim == 4 else weight[:, :, None, None]
         _, height, width = self.size(x)
         size = (weight.shape[0], -(-height // stride), -(-width // stride))
-        return self.add("conv2d", (x,), size, name, {"stride": stride}, {"weight": weight, "bias": bias})
+        return self.add("conv2d", (x,), size, name, {"stride": stride}, {"weight": weight, "bias": bias, "weight_scale": scales})
 
-    def depthwise(self, x: str, weight: Tensor, bias: Tensor | None, stride: int, name: str) -> str:
+    def depthwise(self, x: str, weight: Tensor, bias: Tensor | None, stride: int, name: str, scales: Tensor | None = None) -> str:
         channels, height, width = self.size(x)
         size = (channels, -(-height // stride), -(-width // stride))
-        return self.add("depthwise_conv2d", (x,), size, name, {"stride": stride}, {"weight": weight, "bias": bias})
+        weights = {"weight": weight, "bias": bias, "weight_scale": scales}
+        return self.add("depthwise_conv2d", (x,), size, name, {"stride": stride}, weights)
 
     def activate(self, x: str, function: str) -> str:
         return x if function == "none" else self.add("activation", (x,), self.size(x), f"{x}.{function}", {"function": function})
@@ -294,11 +308,11 @@ def _aten_conv2d(build: Builder, named: Named, path: str) -> Any:
     padding = same if padding == "same" and stride == [1, 1] else [0, 0] if padding == "valid" else padding
     if kernel not in ([1, 1], [3, 3]) or stride not in ([1, 1], [2, 2]) or _pair(padding) != same or _pair(named["dilation"]) != [1, 1]:
         return None
-    name = _origin(named, "weight", path)
+    name, scales = _origin(named, "weight", path), named["_scales"].get("weight")
     if groups == 1:
-        return Map(build.conv2d(x.name, weight, named["bias"], stride[0], name))
+        return Map(build.conv2d(x.name, weight, named["bias"], stride[0], name, scales))
     if groups == weight.shape[0] == build.size(x.name)[0] and kernel == [3, 3]:
-        return Map(build.depthwise(x.name, weight, named["bias"], stride[0], name))
+        return Map(build.depthwise(x.name, weight, named["bias"], stride[0], name, scales))
     return None
 
 
@@ -382,7 +396,7 @@ def _aten_linear(build: Builder, named: Named, path: str) -> Any:
     x, weight = named["input"], named["weight"]
     if not isinstance(x, Vector) or not isinstance(weight, Tensor) or len(build.size(x.name)) != 1:
         return None
-    weights = {"weight": weight, "bias": named["bias"]}
+    weights = {"weight": weight, "bias": named["bias"], "weight_scale": named["_scales"].get("weight")}
     return Vector(build.add("linear", (x.name,), weight.shape[:1], _origin(named, "weight", path), {}, weights))
 
 

@@ -109,6 +109,12 @@ def _linear(node: Node, x: Tensor) -> Tensor:
     return reference.activate(F.linear(x, weight, bias), node.settings.get("activation", "none"))
 
 
+def _fake_quantize(node: Node, x: Tensor) -> Tensor:
+    scale, zero_point = node.settings["scale"], node.settings["zero_point"]
+    q = (torch.round(x / scale) + zero_point).clamp(0, 2 ** node.settings["bits"] - 1)
+    return (q - zero_point) * scale
+
+
 def _torch(node: Node, *inputs: Tensor) -> Tensor:
     """Arguments hold ("input", i) in the places of tensors, and ("weight", name) in those of weights."""
 
@@ -143,5 +149,6 @@ _EVALUATE: dict[str, Callable[..., Tensor]] = {
     "avg_pool": lambda node, x: x.mean((2, 3)),
     "resize": lambda node, x: F.interpolate(x, node.size[1:], mode="bilinear", align_corners=node.settings["align_corners"]),
     "linear": _linear,
+    "fake_quantize": _fake_quantize,
     "torch": _torch,
 }

@@ -1,5 +1,6 @@
 """Networks in integers: post-training quantization of a program, and quantized modules that stand in for those of torch."""
 
+from .carried import carried, carries_quantizers
 from .config import QuantConfig
 from .conv2d import QConv2d
 from .decision import Decision
@@ -22,6 +23,8 @@ __all__ = [
     "QuantizedModel",
     "Scores",
     "Stream",
+    "carried",
+    "carries_quantizers",
     "convert",
     "integer_program",
     "load_quantized",

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from mvit_kernels.graph import Program, capture, optimize, run
+from mvit_kernels.graph import Program, capture, check_model, optimize, run
 
 from .alignment import aligned, rewritten_otherwise
 from .calibrate import record
+from .carried import carries_quantizers
 from .config import AVAILABLE, QuantConfig
 from .config import METHODS as ALL_METHODS
 from .decision import Decision
@@ -153,6 +154,8 @@ def quantize(
     own = copy.deepcopy(model)
     size = (batches[0].shape[1], batches[0].shape[2], batches[0].shape[3])
     program = optimize(capture(own, size))
+    if carries_quantizers(program):
+        raise ValueError("quantize: model: expected a model without quantizers of its own, got one that mk.compile takes as it is")
     layout = Layout(program, config)
     task = Task(layout, batches, config, loss, progress)
     found = METHODS[config.method](task)
@@ -180,10 +183,7 @@ def convert(model: QuantizedModel) -> QuantizedModel:
 def _check(model: Any, config: Any) -> None:
     if not isinstance(config, QuantConfig):
         raise TypeError(f"quantize: config: expected a QuantConfig, got {type(config).__name__}")
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"quantize: model: expected a torch.nn.Module, got {type(model).__name__}")
-    if model.training:
-        raise ValueError("quantize: model: expected a model in evaluation (call model.eval()), got one in training")
+    check_model("quantize", model)
     if config.method not in AVAILABLE:
         others = ", ".join(name for name in ALL_METHODS if name not in AVAILABLE)
         raise NotImplementedError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..program import Node, Program
-from .weights import bias, has_epilogue, only_user, with_weights
+from .weights import bias, has_epilogue, is_quantized, only_user, with_weights
 
 
 def fold_affine(program: Program) -> Program:
@@ -15,7 +15,9 @@ def fold_affine(program: Program) -> Program:
         if node.kind != "affine":
             continue
         conv = changed.get(node.inputs[0]) or program[node.inputs[0]]
-        if conv.kind not in ("conv2d", "depthwise_conv2d") or has_epilogue(conv) or only_user(program, users, conv.name) is not node:
+        if conv.kind not in ("conv2d", "depthwise_conv2d") or has_epilogue(conv) or is_quantized(conv):
+            continue
+        if only_user(program, users, conv.name) is not node:
             continue
         scale, shift = node.weights["scale"], node.weights["shift"]
         weight = conv.weights["weight"].double() * scale.reshape(-1, 1, 1, 1)

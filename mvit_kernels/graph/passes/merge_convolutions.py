@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..program import Node, Program
-from .weights import bias, has_epilogue, is_pointwise, matrix, only_user, with_weights
+from .weights import bias, has_epilogue, is_pointwise, is_quantized, matrix, only_user, with_weights
 
 
 def merge_convolutions(program: Program) -> Program:
@@ -29,4 +29,4 @@ def merge_convolutions(program: Program) -> Program:
 
 
 def _is_linear(node: Node) -> bool:
-    return (node.kind == "linear" and not has_epilogue(node)) or is_pointwise(node)
+    return (node.kind == "linear" and not has_epilogue(node) and not is_quantized(node)) or is_pointwise(node)

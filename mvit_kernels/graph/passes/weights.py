@@ -36,9 +36,14 @@ def with_weights(node: Node, **weights: Tensor) -> Node:
 
 
 def is_pointwise(node: Node) -> bool:
-    """A 1x1 convolution of every pixel and nothing else."""
-    plain = node.kind == "conv2d" and len(node.inputs) == 1 and not has_epilogue(node)
+    """A 1x1 convolution of every pixel and nothing else, whose weights may change."""
+    plain = node.kind == "conv2d" and len(node.inputs) == 1 and not has_epilogue(node) and not is_quantized(node)
     return plain and node.weights["weight"].shape[2:] == (1, 1) and node.settings["stride"] == 1
+
+
+def is_quantized(node: Node) -> bool:
+    """Whether weights are integers times a scale, because the model that was captured has them so."""
+    return "weight_scale" in node.weights
 
 
 def only_user(program: Program, users: Mapping[str, list[str]], name: str) -> Node | None:
