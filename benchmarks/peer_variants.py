@@ -58,10 +58,14 @@ def onnxruntime_int8(case: Case) -> Network:
 
 
 def openvino(case: Case) -> Network:
-    return _openvino(_openvino_ir(case), case.threads)
+    return run_openvino(openvino_file(case), case.threads)
 
 
 def openvino_int8(case: Case, model_type: str | None = None) -> Network:
+    return run_openvino(openvino_int8_file(case, model_type), case.threads)
+
+
+def openvino_int8_file(case: Case, model_type: str | None = None) -> Path:
     """Post-training quantization by NNCF, with its defaults or with what it does for transformers."""
 
     def write(folder: Path) -> None:
@@ -70,7 +74,7 @@ def openvino_int8(case: Case, model_type: str | None = None) -> Network:
 
         nncf.set_log_level(logging.ERROR)
         quantized = nncf.quantize(
-            ov.Core().read_model(_openvino_ir(case)),
+            ov.Core().read_model(openvino_file(case)),
             nncf.Dataset(case.calibration, lambda x: x.numpy()),
             subset_size=len(case.calibration),
             model_type=None if model_type is None else nncf.ModelType(model_type),
@@ -78,7 +82,7 @@ def openvino_int8(case: Case, model_type: str | None = None) -> Network:
         ov.save_model(quantized, folder / "model.xml", compress_to_fp16=False)
 
     name = f"openvino-{version('openvino')}-nncf-{version('nncf')}-int8-{model_type or 'default'}"
-    return _openvino(case.kept(name, write) / "model.xml", case.threads)
+    return case.kept(name, write) / "model.xml"
 
 
 def accelerated(case: Case) -> Network:
@@ -159,7 +163,7 @@ def _onnxruntime(path: Path, threads: int) -> Network:
     return lambda x: torch.from_numpy(session.run(None, {name: x.numpy()})[0])
 
 
-def _openvino_ir(case: Case) -> Path:
+def openvino_file(case: Case) -> Path:
     def write(folder: Path) -> None:
         import openvino as ov
 
@@ -169,7 +173,7 @@ def _openvino_ir(case: Case) -> Path:
     return case.kept(f"openvino-{version('openvino')}-torch-{version('torch')}", write) / "model.xml"
 
 
-def _openvino(path: Path, threads: int) -> Network:
+def run_openvino(path: Path, threads: int) -> Network:
     import openvino as ov
 
     options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}

@@ -1,8 +1,7 @@
-"""`compile`: a model as one native plan for each image size, and `CompiledModel`, which runs them."""
+"""`CompiledModel`: plans of a network by image size, called like the network."""
 
 from __future__ import annotations
 
-import copy
 import itertools
 import threading
 from collections.abc import Mapping, Sequence
@@ -10,15 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 from torch.utils import _pytree as pytree
 
-from mvit_kernels.graph import Program, capture, check_model, optimize
-from mvit_kernels.ops.backend import NATIVE_REASON, native
-from mvit_kernels.quant import QuantizedModel, carried, carries_quantizers
-
-from .lower_integers import lower
-from .plan import Plan, assemble
+from .plan import Plan
 from .report import PlanReport, Profile, profile_of, report_of
 
 Tensor = torch.Tensor
@@ -31,80 +24,6 @@ class Source(Protocol):
     """Where plans come from."""
 
     def plan(self, size: Size) -> Plan: ...
-
-
-class FloatSource:
-    """A float model, captured anew at each size."""
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
-        # Of its own: the model may change later, and what a plan was made of must not.
-        self.model, self.dtype = copy.deepcopy(model).cpu().float(), dtype
-
-    def program(self, size: Size) -> Program:
-        program = optimize(capture(self.model, size))
-        if not carries_quantizers(program):
-            return program
-        if self.dtype != torch.float32:
-            raise ValueError(f"compile: dtype: expected None for a model with quantizers of its own, got {self.dtype}")
-        return carried(program)
-
-    def plan(self, size: Size) -> Plan:
-        return assemble(lower(self.program(size), self.dtype))
-
-
-class QuantizedSource:
-    """A quantized model: the program that it runs is the one that is compiled."""
-
-    def __init__(self, model: QuantizedModel) -> None:
-        self.model = model
-
-    def plan(self, size: Size) -> Plan:
-        return assemble(lower(self.model.program(size)))
-
-
-def compile(
-    model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, backend: str = "auto", dtype: torch.dtype | None = None,
-    num_threads: int | None = None,
-) -> CompiledModel:  # fmt: skip
-    """The whole network as one native plan, with no Python between its layers.
-
-    Args:
-        model: in evaluation; quantized by `mk.quantize`, or any of this package, of timm, transformers or ml-cvnets, accelerated or not, or
-            another network of the same layers. What has no kernel runs through torch, and `CompiledModel.report` names it. Quantizers that
-            it has (by PT2E, say) are kept, and what they allow runs in integers (`quant/carried.py`). The model is left as it is, and later
-            changes of it do not reach the plan.
-        example_inputs: one batch of images (B, C, H, W), or a sequence of just that. Only its size matters. The plan of another size is
-            made when the first image of that size comes; the batch is free.
-        backend: "auto" or "cpu".
-        dtype: how a float network stores what lies between its layers: float32 (None), bfloat16 or float16. Sums are float32.
-        num_threads: None for torch.get_num_threads() at each call.
-
-    Returns:
-        A callable that takes images and returns what the model returns.
-
-    Raises:
-        TypeError, ValueError: wrong arguments, a model in training or that takes anything but one batch of images, no native kernels.
-    """
-    x = example_inputs
-    if isinstance(x, (list, tuple)) and len(x) == 1:
-        x = x[0]
-    check_model("compile", model)
-    if not isinstance(x, Tensor) or x.ndim != 4:
-        got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(example_inputs).__name__
-        raise ValueError(f"compile: example_inputs: expected one batch of images (B, C, H, W), got {got}")
-    if backend not in ("auto", "cpu"):
-        raise ValueError(f'compile: backend: expected "auto" or "cpu", got {backend!r}')
-    if native is None:
-        raise ValueError(f"compile: backend: cpu cannot be used ({NATIVE_REASON})")
-    if dtype is not None and dtype not in PLAN_DTYPES:
-        raise ValueError(f"compile: dtype: expected one of {', '.join(map(str, PLAN_DTYPES))}, got {dtype}")
-    check_threads("compile", num_threads)
-    if isinstance(model, QuantizedModel) and dtype not in (None, torch.float32):
-        raise ValueError(f"compile: dtype: expected None for a quantized model, got {dtype}")
-    source = QuantizedSource(model) if isinstance(model, QuantizedModel) else FloatSource(model, dtype or torch.float32)
-    compiled = CompiledModel(source, {}, num_threads)
-    compiled.plan(_size_of(x))
-    return compiled
 
 
 def check_threads(what: str, num_threads: int | None) -> None:
@@ -129,7 +48,7 @@ class CompiledModel:
         Raises TypeError, ValueError: wrong arguments, or a size for which there is no plan and no model to make it of.
         """
         self._check(x)
-        plan = self.plan(_size_of(x))
+        plan = self.plan(size_of(x))
         results = plan.run(self._prepared(x, plan), self.threads())
         results = [each.to(x.dtype) if each.is_floating_point() else each for each in results]
         return results[0] if plan.structure is None else pytree.tree_unflatten(results, plan.structure)
@@ -165,7 +84,7 @@ class CompiledModel:
         self._check(x)
         if repeats < 1:
             raise ValueError(f"CompiledModel: repeats: expected at least 1, got {repeats}")
-        plan = self.plan(_size_of(x))
+        plan = self.plan(size_of(x))
         return profile_of(plan, self._prepared(x, plan), self.threads(), repeats)
 
     def save(self, path: str | Path, sizes: Sequence[tuple[int, int]] | None = None) -> None:
@@ -201,5 +120,5 @@ class CompiledModel:
         return f"CompiledModel(sizes={list(self._plans)}, threads={self.threads()})"
 
 
-def _size_of(x: Tensor) -> Size:
+def size_of(x: Tensor) -> Size:
     return (x.shape[1], x.shape[2], x.shape[3])

@@ -14,7 +14,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
-from .compiled import CompiledModel, compile
+from .compiled import CompiledModel
+from .compiling import compile
 
 Tensor = torch.Tensor
 _CLOSE, _ROUNDINGS = 1e-3, 16  # of the largest value: at least, and of its dtype

@@ -21,7 +21,6 @@ from torch.utils import _pytree as pytree
 
 from mvit_kernels import __version__
 from mvit_kernels.files import replace_file
-from mvit_kernels.graph import Node
 from mvit_kernels.ops.backend import NATIVE_REASON, native
 
 from .plan import NativeStep, Plan, Segment
@@ -170,6 +169,8 @@ def _part_from(part: Mapping[str, Any], held: Any) -> Segment | TorchStep:
             for op, nodes, fields, result, macs, size in part["steps"]
         )
         return Segment(steps, part["arena_bytes"], tuple(part["inputs"]), tuple(part["outputs"]))
+    from mvit_kernels.graph import Node  # only here: with it comes all that captures networks
+
     name, kind, inputs, size = part["node"]
     settings = {key: _described(value) for key, value in part["settings"].items()}
     weights = {name: held(place) for name, place in part["weights"].items()}

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from mvit_kernels.graph import evaluate
 from mvit_kernels.ops.backend import native
 from mvit_kernels.ops.library import raise_status
 
@@ -83,7 +82,7 @@ class Plan:
                 self._run_segment(part, tensors, x.shape[0], threads, timing)
             else:
                 with torch.autocast("cpu", enabled=False):
-                    y = evaluate(part.node, [tensors[name] for name in part.node.inputs])
+                    y = part.run([tensors[name] for name in part.node.inputs])
                 tensors[part.node.name] = y if part.raw else _in_order(y, self.values[part.node.name])
                 if timing is not None:
                     timing(part, None)

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from mvit_kernels.graph import Node
+if TYPE_CHECKING:
+    from mvit_kernels.graph import Node
 
 Tensor = torch.Tensor
 
@@ -73,6 +74,11 @@ class TorchStep:
 
     def values(self) -> list[str]:
         return [*self.node.inputs, self.node.name]
+
+    def run(self, inputs: list[Tensor]) -> Any:
+        from mvit_kernels.graph import evaluate  # only here: with it comes all that captures networks
+
+        return evaluate(self.node, inputs)
 
 
 @dataclass
