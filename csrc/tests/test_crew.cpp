@@ -13,67 +13,90 @@
 
 using namespace mvit;
 
-TEST(a_crew_shares_tasks) {
-    for (int threads : {1, 2, 3, 5}) {
-        Crew::with(threads, [&] {
-            for (int64_t tasks : {0, 1, 2, 7, 1000}) {
-                std::vector<int> seen(static_cast<size_t>(tasks), 0);
-                parallel_for(tasks, 2, [&](int64_t task) { ++seen[static_cast<size_t>(task)]; });
-                for (int count : seen) CHECK(count == 1);
-            }
-        });
+namespace {
+
+// With threads of OpenMP, and with own ones.
+template <class Body>
+void both_ways(const Body& body) {
+    for (int milliseconds : {0, 60000, 0}) {
+        Crew::expect_other_work(milliseconds);
+        body();
     }
+}
+
+}  // namespace
+
+TEST(a_crew_shares_tasks) {
+    both_ways([] {
+        for (int threads : {1, 2, 3, 5}) {
+            Crew::with(threads, [&] {
+                for (int64_t tasks : {0, 1, 2, 7, 1000}) {
+                    std::vector<int> seen(static_cast<size_t>(tasks), 0);
+                    parallel_for(tasks, 2, [&](int64_t task) { ++seen[static_cast<size_t>(task)]; });
+                    for (int count : seen) CHECK(count == 1);
+                }
+            });
+        }
+    });
 }
 
 TEST(a_crew_does_one_job_after_another) {
-    for (int threads : {1, 2, 4, 100}) {
-        Crew::with(threads, [&] {
-            std::vector<int64_t> values(64, 0);
-            for (int64_t round = 1; round <= 2000; ++round) {
-                parallel_for(64, 2, [&](int64_t i) { values[static_cast<size_t>(i)] += round; });
-                for (int64_t value : values) CHECK(value == round * (round + 1) / 2);
-            }
-        });
-    }
+    both_ways([] {
+        for (int threads : {1, 2, 4, 100}) {
+            Crew::with(threads, [&] {
+                std::vector<int64_t> values(64, 0);
+                for (int64_t round = 1; round <= 2000; ++round) {
+                    parallel_for(64, 2, [&](int64_t i) { values[static_cast<size_t>(i)] += round; });
+                    for (int64_t value : values) CHECK(value == round * (round + 1) / 2);
+                }
+            });
+        }
+    });
 }
 
 TEST(several_crews_at_once) {
-    std::vector<std::thread> leaders;
-    std::atomic<int64_t> sum{0};
-    for (int i = 0; i < 4; ++i)
-        leaders.emplace_back([&] {
-            for (int round = 0; round < 50; ++round)
-                Crew::with(3, [&] { parallel_for(10, 3, [&](int64_t task) { sum.fetch_add(task); }); });
-        });
-    for (std::thread& leader : leaders) leader.join();
-    CHECK(sum.load() == 4 * 50 * 45);
+    both_ways([] {
+        std::vector<std::thread> leaders;
+        std::atomic<int64_t> sum{0};
+        for (int i = 0; i < 4; ++i)
+            leaders.emplace_back([&] {
+                for (int round = 0; round < 50; ++round)
+                    Crew::with(3, [&] { parallel_for(10, 3, [&](int64_t task) { sum.fetch_add(task); }); });
+            });
+        for (std::thread& leader : leaders) leader.join();
+        CHECK(sum.load() == 4 * 50 * 45);
+    });
 }
 
 TEST(followers_come_after_a_pause) {
-    for (int round = 0; round < 3; ++round) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(20));
-        std::atomic<int> threads_seen{0};
-        Crew::with(2, [&] {
-            parallel_for(2, 2, [&](int64_t) {
-                threads_seen.fetch_add(1);  // each waits for the other: both threads have come
-                while (threads_seen.load() < 2) std::this_thread::yield();
+    both_ways([] {
+        for (int round = 0; round < 3; ++round) {
+            std::this_thread::sleep_for(std::chrono::milliseconds(20));
+            std::atomic<int> threads_seen{0};
+            Crew::with(2, [&] {
+                parallel_for(2, 2, [&](int64_t) {
+                    threads_seen.fetch_add(1);  // each waits for the other: both threads have come
+                    while (threads_seen.load() < 2) std::this_thread::yield();
+                });
             });
-        });
-        CHECK(threads_seen.load() == 2);
-    }
+            CHECK(threads_seen.load() == 2);
+        }
+    });
 }
 
 TEST(what_a_crew_runs_is_serial_inside) {
-    Crew::with(3, [] {
-        std::vector<int> counts(8, 0);
-        parallel_for(8, 3, [&](int64_t task) {
-            CHECK(Crew::led() == nullptr);
-            parallel_for(10, 1, [&](int64_t) { ++counts[static_cast<size_t>(task)]; });
+    both_ways([] {
+        Crew::with(3, [] {
+            std::vector<int> counts(8, 0);
+            parallel_for(8, 3, [&](int64_t task) {
+                CHECK(Crew::led() == nullptr);
+                parallel_for(10, 1, [&](int64_t) { ++counts[static_cast<size_t>(task)]; });
+            });
+            for (int count : counts) CHECK(count == 10);
+            CHECK(Crew::led() != nullptr);
         });
-        for (int count : counts) CHECK(count == 10);
-        CHECK(Crew::led() != nullptr);
+        CHECK(Crew::led() == nullptr);
     });
-    CHECK(Crew::led() == nullptr);
 }
 
 TEST(small_work_is_worth_an_order_but_no_region) {
@@ -85,14 +108,21 @@ TEST(small_work_is_worth_an_order_but_no_region) {
     });
 }
 
-TEST(in_the_child_of_a_fork_the_leader_is_alone) {
+TEST(the_child_of_a_fork_has_crews_of_its_own) {
     Crew::with(2, [] { parallel_for(2, 2, [](int64_t) {}); });
     const pid_t child = fork();
     if (child == 0) {
-        alarm(20);  // libgomp would wait forever for threads that the child does not have
-        int64_t sum = 0;
-        Crew::with(2, [&] { parallel_for(100, 2, [&](int64_t task) { sum += task; }); });
-        _exit(sum == 4950 ? 0 : 1);
+        alarm(20);
+        std::atomic<bool> followed{false};
+        const auto leader = std::this_thread::get_id();
+        for (int round = 0; round < 100 && !followed.load(); ++round)
+            Crew::with(2, [&] {
+                parallel_for(2, 2, [&](int64_t) {
+                    if (std::this_thread::get_id() != leader) followed.store(true);
+                    for (int tries = 0; !followed.load() && tries < 10; ++tries) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+                });
+            });
+        _exit(followed.load() ? 0 : 1);
     }
     int status = -1;
     CHECK(waitpid(child, &status, 0) == child);

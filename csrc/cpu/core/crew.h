@@ -2,12 +2,15 @@
 // layers take; a crew's threads wait for the next piece of work in a loop, and giving it to them takes a fraction of a microsecond.
 //
 // One thread leads: it runs the plan, and wherever a kernel would open a parallel region (parallel.h) all share its tasks. Everything
-// between is its own, so kernels need not know. The others are the OpenMP threads of the calling one, those that torch's ops use too:
-// they spin for some milliseconds after every region, and threads of our own would have to share the cores with them.
+// between is its own, so kernels need not know.
 //
 // Tasks are dealt in even runs, so that a thread meets the rows again that it wrote before; who is done takes from the runs of others.
-// Nobody waits for a thread that has no core: the leader waits for tasks that were begun, not for threads that never came, until the
-// network is done. On a machine with other work that is the difference between a little slower and many times as slow.
+// The leader waits for tasks that were begun, not for threads that never came. On a machine with other work that is the difference between
+// a little slower and many times as slow.
+//
+// Followers are the OpenMP threads of the leader, those that torch's ops use too: they spin for some milliseconds after every region, and
+// threads of our own would have to share the cores with them. But a region ends when all its threads have come. Where one was late because
+// another process had its core, the next crews have threads of their own, which nobody waits for.
 #pragma once
 
 #include <omp.h>
@@ -24,23 +27,33 @@ class Crew {
     // Runs work() on the calling thread, which leads a crew of `threads` meanwhile, or fewer where there are no more.
     template <class Work>
     static void with(int threads, const Work& work) {
-        Crew crew;
-#pragma omp parallel num_threads(possible(threads))
+        const int size = possible(threads);
+        if (size > 1 && crowded()) {
+            Crew& crew = take(size);
+            crew.lead(work);
+            give_back(crew);
+            return;
+        }
+        Crew crew(1);
+        crew.borrowed_ = true;
+#pragma omp parallel num_threads(size)
         {
             if (const int index = omp_get_thread_num(); index > 0) {
                 crew.follow(index);
             } else {
                 crew.size_ = omp_get_num_threads();
-                set_led(&crew);
-                work();
-                set_led(nullptr);
-                crew.over_.store(true, std::memory_order_release);
+                crew.lead(work);
+                crew.close();
             }
         }
+        crew.joined();
     }
 
     // The one that the calling thread leads, or null.
     static Crew* led();
+
+    // Crews of the next so many milliseconds have threads of their own. Late threads cause it; 0 ends it.
+    static void expect_other_work(int milliseconds);
 
     // body(task) for every task in [0, tasks), by whoever comes; returns when all are done. What body calls is serial.
     template <class Body>
@@ -54,8 +67,27 @@ class Crew {
 
   private:
     using Job = void (*)(Crew&, const void* body, int index);
+    explicit Crew(int size) : size_(size) {}
+
+    template <class Work>
+    void lead(const Work& work) {
+        set_led(this);
+        work();
+        set_led(nullptr);
+    }
+
     static int possible(int threads);
     static void set_led(Crew* crew);
+
+    // crowded: whether a thread came late not long ago. close: the work is done, followers may go; joined: they have.
+    static bool crowded();
+    void close();
+    void joined() const;
+
+    // A crew with threads of its own, which stay with it; made if none is idle.
+    static Crew& take(int size);
+    static void give_back(Crew& crew);
+
     void give(Job job, const void* body);
     void follow(int index);
 
@@ -67,12 +99,15 @@ class Crew {
         }
     }
 
-    int size_ = 1;
+    int size_;
+    bool borrowed_ = false;  // followers are OpenMP's, and never sleep
+    int64_t closed_at_ = 0;
     Job job_ = nullptr;
     const void* body_ = nullptr;
     // Each on a cache line of its own: one thread writes while another one waits for a different one.
     alignas(64) std::atomic<uint32_t> order_{0};  // odd while there is a job
     alignas(64) std::atomic<int> inside_{0};      // followers that are at a job, or are looking whether there is one
+    alignas(64) std::atomic<int> asleep_{0};
     alignas(64) std::atomic<bool> over_{false};
     struct alignas(64) Run {
         std::atomic<int64_t> next;
