@@ -47,7 +47,7 @@ def separable_attention_block(
         moments: (B, 2) float64, mean and variance of each image of x, if they are known. The gradient is that of the block, in which they
             depend on x.
         collect: also give the moments of y.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         y, of the shape, dtype and memory format of x; with `collect`, (y, moments (B, 2) float64).
