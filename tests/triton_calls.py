@@ -64,4 +64,48 @@ def patch_attention_calls() -> dict[str, object]:
     return calls
 
 
-CALLS = {**separable_attention_calls(), **patch_calls(), **norm_calls(), **patch_attention_calls()}
+QUANTIZATION = {"a_scale": 0.05, "a_zero_point": 3, "w_scale": 0.01, "backend": "triton"}
+BYTES = {"activation": "silu", "out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": 7}
+
+
+def integer_calls() -> dict[str, object]:
+    calls = {}
+    for rows, columns, depth, bits, how in (
+        (16384, 128, 128, 8, BYTES), (16384, 128, 128, 6, BYTES), (1024, 257, 128, 8, BYTES), (64, 256, 128, 6, BYTES),
+        (8, 1000, 640, 8, {"out_dtype": torch.float16}),
+    ):  # fmt: skip
+        weight = ops.pack_weight(torch.zeros(columns, depth, dtype=torch.int8), bits=bits)
+        product = ops.prepare_qgemm(weight, bias=torch.zeros(columns), **QUANTIZATION, **how)
+        calls[f"qgemm {rows}x{columns}x{depth}, {bits} bits"] = functools.partial(product, torch.zeros(rows, depth, dtype=torch.uint8))
+    x = image(8, 96, 32, 32, dtype=torch.uint8)
+    for kernel in (1, 3):
+        weight = ops.pack_weight(torch.zeros(96, 96, kernel, kernel, dtype=torch.int8))
+        convolution = ops.prepare_qconv2d(weight, bias=torch.zeros(96), kernel_size=kernel, **QUANTIZATION, **BYTES)
+        calls[f"qconv2d {kernel}x{kernel}"] = functools.partial(convolution, x)
+    weight = torch.zeros(96, 1, 3, 3, dtype=torch.int8)
+    calls["qdepthwise_conv2d"] = functools.partial(ops.prepare_qdepthwise_conv2d(weight, bias=torch.zeros(96), **QUANTIZATION, **BYTES), x)
+    calls["quantize"] = use(ops.quantize, image(2, 96, 32, 32), 0.1, 3)
+    calls["quantize, channels"] = use(ops.quantize, image(2, 96, 32, 32), torch.ones(96), torch.zeros(96, dtype=torch.int32))
+    calls["dequantize"] = use(ops.dequantize, x, 0.1, 3, torch.float16)
+    calls["quantize_rows"] = use(ops.quantize_rows, torch.zeros(1024, 256, dtype=torch.float16))
+    return calls
+
+
+def separable_attention_block_calls() -> dict[str, object]:
+    calls = {}
+    for dim, side, dtype in ((64, 32, torch.float16), (128, 32, torch.bfloat16), (192, 16, torch.float16), (512, 8, torch.float16),
+                             (128, 32, torch.float32)):  # fmt: skip
+        sizes = (dim,), (dim,), (1 + 2 * dim, dim), (1 + 2 * dim,), (dim, dim), (dim,)
+        inputs = [image(2, dim, side, side, dtype=dtype), *(torch.zeros(size, dtype=dtype) for size in sizes)]
+        calls[f"separable_attention_block {dim} {dtype}"] = use(ops.separable_attention_block, *inputs, patch_size=(2, 2))
+    return calls
+
+
+CALLS = {
+    **separable_attention_block_calls(),
+    **separable_attention_calls(),
+    **patch_calls(),
+    **norm_calls(),
+    **patch_attention_calls(),
+    **integer_calls(),
+}
