@@ -1,8 +1,8 @@
 """Everything that only a GPU can show, on a machine with one and without a network: `make gpu-check`, in under eight minutes.
 
-Builds in place; runs the tests of the GPU kernels, some of them under compute-sanitizer; times every op against the same in plain torch, eager and
-compiled, and whole networks; writes results/gpu-check.json after every stage and prints a table. A stage that cannot run says why, and one that
-takes too long is ended; the exit code is 0 where none failed.
+Builds in place; runs the tests of the GPU kernels, some of them under compute-sanitizer; times every op against the same in plain torch,
+eager and compiled, and whole networks; writes results/gpu-check.json after every stage and prints a table. A stage that cannot run says why,
+and one that takes too long is ended; the exit code is 0 where none failed.
 
     python benchmarks/gpu_check.py --only ops            # one stage
 """
@@ -103,7 +103,7 @@ def networks() -> Record:
                     off = float((model(x).float() - right).abs().max() / right.abs().max())
                     if not off < 0.05:
                         raise AssertionError(f"{name} {label}: logits are off by {off:g} of the largest")
-                    line = {"model": name, "batch": batch, "variant": label, "ms": _milliseconds(lambda model=model: model(x))}
+                    line = {"model": name, "batch": batch, "variant": label, "ms": _milliseconds(functools.partial(model, x))}
                     lines.append(line | {"off": round(off, 5)})
     return {"lines": lines}
 

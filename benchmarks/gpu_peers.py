@@ -1,4 +1,4 @@
-"""One network on a GPU against torch.compile, whose search by max-autotune may take minutes: `make gpu-peers MODEL=mobilevitv2_100 BATCH=8`.
+"""One network on a GPU against torch.compile, max-autotune too: `make gpu-peers MODEL=mobilevitv2_100 BATCH=8`.
 
     python benchmarks/gpu_peers.py --model mobilevit_s --batch 1
 

@@ -29,7 +29,7 @@ from .library import (
 
 OP = "patch_attention"
 _kernels = triton_support.Kernels(OP)
-_WIDEST_HEAD = 256  # channels that the Triton kernels keep in registers
+_WIDEST_HEAD = 128  # channels that the Triton kernels keep in registers
 
 
 def patch_attention(

@@ -199,7 +199,7 @@ def backward(dy: Tensor, qkv: Tensor, heads: int, patch: tuple[int, int], scale:
     length = sizes[2]
     statistics = qkv.new_empty(programs, 2, length, dtype=torch.float32)
     arguments = (qkv, dy, dqkv, statistics, *sizes, *patch, scale, *qkv.stride(), *dy.stride(), *dqkv.stride())
-    settings["FAR"] = far(qkv, dy, dqkv)
+    settings |= {"FAR": far(qkv, dy, dqkv), "num_stages": 1}
     launch(patch_attention_bwd_query_kernel, programs * blocks(length, settings["BLOCK_M"]), *arguments, **settings)
     launch(patch_attention_bwd_key_kernel, programs * blocks(length, settings["BLOCK_N"]), *arguments, **settings)
 
@@ -213,7 +213,7 @@ def _sizes(y: Tensor, heads: int, patch: tuple[int, int], most: int) -> tuple[in
     small = block_d > 64 or y.dtype == torch.float32  # whose products have no tensor cores, and need registers
     block = power_of_two(length, 16, most // 2 if small else most)
     settings = {
-        "BLOCK_M": block, "BLOCK_N": block, "BLOCK_D": block_d, "num_warps": 4, "num_stages": 2,
+        "BLOCK_M": block, "BLOCK_N": block, "BLOCK_D": block_d, "num_warps": 8 if y.dtype == torch.float32 else 4, "num_stages": 2,
         "enable_fp_fusion": True,
     }  # fmt: skip
     return batch * patch[0] * patch[1] * heads, (heads, head_dim, length, columns), settings
