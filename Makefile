@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml csrc/flags.txt csrc/cpu/isa/flags.txt \
 	$(shell find csrc/cpu csrc/engine python -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo build test test-all lint asan fuzz bench peers clean
+.PHONY: demo build test test-all lint asan fuzz bench peers gpu-check gpu-peers clean
 
 demo: $(VENV)/native.stamp
 	$(BIN)/mvit-kernels demo --out out
@@ -20,10 +20,12 @@ test: lint $(VENV)/dev.stamp
 	$(MAKE) --no-print-directory -j2 -C csrc test
 	$(BIN)/python -c "import mvit_kernels._cpu"
 	$(BIN)/python -m pytest -q -n 2
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/test_triton_*.py
 
 # What takes longer: every model variant, sanitizers, installation from scratch. Under an hour.
 test-all: asan $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -n 2 -m "slow and not gpu"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not gpu" tests/test_triton_*.py --deselect tests/test_triton_aot.py
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-disable
 
 # Thousands of random networks, compiled, against the interpreter.
@@ -46,6 +48,14 @@ bench: $(VENV)/dev.stamp
 peers: $(VENV)/peers.stamp
 	$(BIN)/python benchmarks/peers.py $(if $(MODEL)$(BATCH),$(MODEL:%=--models %) $(BATCH:%=--batches %),--results benchmarks/results)
 	$(if $(MODEL)$(BATCH),,$(BIN)/python benchmarks/chart.py)
+
+# On a machine with a GPU, by the Python that has its torch and Triton; nothing is installed, so no network is needed.
+# `make PYTHON=python gpu-check`; `make gpu-peers MODEL=mobilevit_s BATCH=8` compares one network with torch.compile's max-autotune.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py
+
+gpu-peers:
+	$(PYTHON) benchmarks/gpu_peers.py $(MODEL:%=--model %) $(BATCH:%=--batch %)
 
 $(VENV)/install.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

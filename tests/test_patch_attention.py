@@ -363,7 +363,7 @@ def test_forward_mode_and_function_transforms() -> None:
         (lambda op: op(torch.zeros(1, 3, 4, 4), 1, scale="1"), TypeError, "scale: expected a number or None, got '1'"),
         (lambda op: op(torch.zeros(1, 3, 4, 4), 1, scale=float("nan")), ValueError, "scale: expected a finite number, got nan"),
         (lambda op: op(torch.zeros(1, 3, 4, 4), 1, backend=3), TypeError, "backend: expected a name or None, got 3"),
-        (lambda op: op(torch.zeros(1, 3, 4, 4), 1, backend="triton"), ValueError, "backend 'triton' was requested .*: it has no kernel"),
+        (lambda op: op(torch.zeros(1, 3, 4, 4), 1, backend="triton"), ValueError, "backend 'triton' was requested and cannot take"),
         (
             lambda op: op(torch.zeros(1, 3, 4, 4, dtype=torch.float64), 1, backend="cpu"),
             ValueError,

@@ -394,7 +394,7 @@ def test_backward_uses_the_backend_of_the_forward(monkeypatch) -> None:
         (lambda op: op(torch.zeros(1, 3, 4, 4), backend=""), ValueError, "backend: expected one of auto, .*, got ''"),
         (lambda op: op(torch.zeros(1, 3, 4, 4), (2, 0)), ValueError, r"patch_size: expected two positive integers, got \(2, 0\)"),
         (lambda op: op(torch.zeros(1, 3, 4, 4), backend="gpu"), ValueError, "backend: expected one of auto, cpu, cuda, .*, got 'gpu'"),
-        (lambda op: op(torch.zeros(1, 3, 4, 4), backend="triton"), ValueError, "backend 'triton' was requested .*: it has no kernel"),
+        (lambda op: op(torch.zeros(1, 3, 4, 4), backend="triton"), ValueError, "backend 'triton' was requested and cannot take"),
         (
             lambda op: op(torch.zeros(1, 3, 4, 4, dtype=torch.float64), backend="cpu"),
             ValueError,

@@ -102,8 +102,9 @@ def test_backend_is_asked_of_every_op_or_left_to_use_backend():
     x = image()
     with pytest.raises(ValueError, match=r"backend: expected one of auto, .*got 'gpu'"):
         mk.accelerate(model(), backend="gpu")
-    with pytest.raises(ValueError, match="'triton' cannot be used here: this version has no Triton"):
-        mk.accelerate(model(), backend="triton")
+    if not mk.backends()["triton"].usable:
+        with pytest.raises(ValueError, match="'triton' cannot be used here: "):
+            mk.accelerate(model(), backend="triton")
     for options in OPTIONS:
         network = mk.accelerate(model(), **options)
         with torch.no_grad(), mk.use_backend("cuda"), pytest.raises(ValueError, match="backend 'cuda' was requested"):

@@ -1,6 +1,6 @@
 """Which implementation of an op runs.
 
-Every op has a `reference` implementation and may have others (`cpu`, later `triton` and `cuda`). With no request the first one that can
+Every op has a `reference` implementation and may have others (`cpu`, `triton`, later `cuda`). With no request the first one that can
 take the call runs, fastest first. A request (`backend=`, `use_backend`, or the environment variable MVIT_KERNELS_BACKEND) is never replaced
 by something else: where it cannot be met the call raises and says why.
 """
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+
+from . import triton_support
 
 native: Any  # the extension mvit_kernels._cpu, or None
 try:
@@ -50,10 +52,11 @@ def backends() -> dict[str, BackendInfo]:
         missing = [isa for isa in native.isas_built() if isa not in native.isas_supported()]
         also = f"; built but not supported by this processor: {', '.join(missing)}" if missing else ""
         cpu = BackendInfo(True, detail=f"{native.isa()} (of {', '.join(native.isas_supported())}{also})")
+    detail, reason = triton_support.describe()
     return {
         "reference": BackendInfo(True, detail=f"torch {torch.__version__}"),
         "cpu": cpu,
-        "triton": BackendInfo(False, reason="this version has no Triton kernels"),
+        "triton": BackendInfo(not reason, detail, reason),
         "cuda": BackendInfo(False, reason="this version has no CUDA kernels"),
     }
 
@@ -130,14 +133,17 @@ class Choice:
         self.every.append(self)
         self.implementations = {name: implementations[name] for name in BACKENDS if name in implementations}
         self._in_order = tuple(self.implementations.values())
+        # Triton's interpreter takes tensors of the CPU too, and runs where it is asked for alone.
+        self._on_cpu = tuple(each for name, each in self.implementations.items() if name in ("cpu", "reference"))
 
-    def __call__(self, wanted: str | None, *args: object) -> Implementation:
-        """The implementation for a forward with `args`: the wanted backend's or, without a wish, the first that takes the call."""
+    def __call__(self, wanted: str | None, *args: Any) -> Implementation:
+        """The implementation for a forward with `args`, of which the first is a tensor: the wanted backend's or, without a wish, the first
+        that takes the call."""
         if wanted is None:
             wanted = _requested.get()
         if wanted != "auto":
             return self._wanted(wanted, args)
-        for implementation in self._in_order:
+        for implementation in self._on_cpu if args[0].is_cpu else self._in_order:
             if implementation.refuse(*args) is None:
                 return implementation
         reasons = "; ".join(f"{name}: {each.refuse(*args)}" for name, each in self.implementations.items())

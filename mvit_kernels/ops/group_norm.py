@@ -8,7 +8,7 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
@@ -24,6 +24,7 @@ from .library import (
 )
 
 OP = "group_norm"
+_kernels = triton_support.Kernels(OP)
 
 
 def group_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None) -> torch.Tensor:
@@ -33,7 +34,7 @@ def group_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
         x: (B, C, H, W) float32, bfloat16, float16 or float64; contiguous, channels_last or any other strides.
         weight, bias: (C,), float32 or the dtype of x. Statistics and arithmetic are float32 (float64 of a float64 x).
         eps: added to the variance.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, C, H, W), dtype and memory format of x.
@@ -104,6 +105,26 @@ def _cpu_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: 
     return dx, dweight.to(dtype), dbias.to(dtype)
 
 
+def _triton_refuse(x: torch.Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, FLOAT_CODES)
+
+
+def _triton_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    channels_last = is_channels_last(x)
+    x = dense(x, channels_last)
+    y = torch.empty_like(x)
+    _kernels.forward(x, weight.contiguous(), bias.contiguous(), eps, y, channels_last)
+    return y
+
+
+def _triton_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+    channels_last = is_channels_last(x)
+    x, dy = dense(x, channels_last), dense(dy, channels_last)
+    dx = torch.empty_like(x)
+    dweight, dbias = _kernels.backward(dy, x, weight.contiguous(), eps, dx, channels_last)
+    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
 def _reference_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     x_wide = wide(x)
     return dense(reference.group_norm(x_wide, weight.to(x_wide.dtype), bias.to(x_wide.dtype), eps).to(x.dtype), is_channels_last(x))
@@ -117,6 +138,7 @@ def _reference_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor,
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
     reference=Implementation(_reference_forward, _reference_backward),
 )

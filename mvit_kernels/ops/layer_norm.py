@@ -8,11 +8,13 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import FLOAT_CODES, FLOAT_DTYPES, raise_status, register, register_autograd, single, wide
 
 OP = "layer_norm"
+_kernels = triton_support.Kernels(OP)
+_LONGEST = 8192  # channels of a row that the Triton kernels keep in registers
 
 
 def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None) -> torch.Tensor:
@@ -22,7 +24,7 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
         x: (..., C) float32, bfloat16, float16 or float64, of any strides.
         weight, bias: (C,), float32 or the dtype of x. Statistics and arithmetic are float32 (float64 of a float64 x).
         eps: added to the variance.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (..., C), dtype of x, contiguous.
@@ -98,6 +100,26 @@ def _cpu_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: 
     return dx, dweight.to(dtype), dbias.to(dtype)
 
 
+def _triton_refuse(x: torch.Tensor, *_: object) -> str | None:
+    if x.shape[-1] > _LONGEST:
+        return f"it has no kernel for rows of more than {_LONGEST} channels, got {x.shape[-1]}"
+    return triton_support.refuse(x, FLOAT_CODES)
+
+
+def _triton_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+    x = x.contiguous()
+    y = torch.empty_like(x)
+    _kernels.forward(x, weight.contiguous(), bias.contiguous(), eps, y)
+    return y
+
+
+def _triton_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+    x = x.contiguous()
+    dx = torch.empty_like(x)
+    dweight, dbias = _kernels.backward(dy.contiguous(), x, weight.contiguous(), eps, dx)
+    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
 def _reference_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     x_wide = wide(x)
     return reference.layer_norm(x_wide, weight.to(x_wide.dtype), bias.to(x_wide.dtype), eps).to(x.dtype).contiguous()
@@ -111,6 +133,7 @@ def _reference_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor,
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
     reference=Implementation(_reference_forward, _reference_backward),
 )

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from mvit_kernels import reference
 from mvit_kernels.reference.patch_attention import default_scale
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
@@ -28,6 +28,8 @@ from .library import (
 )
 
 OP = "patch_attention"
+_kernels = triton_support.Kernels(OP)
+_WIDEST_HEAD = 128  # channels that the Triton kernels keep in registers
 
 
 def patch_attention(
@@ -44,7 +46,7 @@ def patch_attention(
         heads: how many; they divide d.
         patch_size: (ph, pw); (1, 1) is attention among all pixels.
         scale: a finite number; None is c^-0.5.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, d, H, W); dtype and memory format of qkv.
@@ -144,6 +146,24 @@ def _cpu_backward(dy: torch.Tensor, qkv: torch.Tensor, heads: int, patch: tuple[
     return dqkv if channels_last else dense(dqkv, False)
 
 
+def _triton_refuse(qkv: torch.Tensor, heads: int, *_: object) -> str | None:
+    if qkv.shape[1] // (3 * heads) > _WIDEST_HEAD:
+        return f"it has no kernel for heads of more than {_WIDEST_HEAD} channels, got {qkv.shape[1] // (3 * heads)}"
+    return triton_support.refuse(qkv, FLOAT_CODES)
+
+
+def _triton_forward(qkv: torch.Tensor, heads: int, patch: tuple[int, int], scale: float | None) -> torch.Tensor:
+    y = empty_in_format(qkv, _size(qkv), is_channels_last(qkv))
+    _kernels.forward(qkv, heads, patch, _factor(qkv, heads, scale), y)
+    return y
+
+
+def _triton_backward(dy: torch.Tensor, qkv: torch.Tensor, heads: int, patch: tuple[int, int], scale: float | None) -> torch.Tensor:
+    dqkv = empty_in_format(qkv, tuple(qkv.shape), is_channels_last(qkv))
+    _kernels.backward(dy, qkv, heads, patch, _factor(qkv, heads, scale), dqkv)
+    return dqkv
+
+
 def _reference_forward(qkv: torch.Tensor, heads: int, patch: tuple[int, int], scale: float | None) -> torch.Tensor:
     transformed = forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
     attention = reference.patch_attention if transformed else reference.patch_attention_fused
@@ -157,6 +177,7 @@ def _reference_backward(dy: torch.Tensor, qkv: torch.Tensor, heads: int, patch: 
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
     reference=Implementation(_reference_forward, _reference_backward),
 )

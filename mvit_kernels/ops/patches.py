@@ -9,9 +9,12 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import dense, empty_in_format, is_channels_last, raise_status, register, register_autograd
+
+_kernels = triton_support.Kernels("patches")
+_SIZES = (1, 2, 4, 8)  # bytes of an element
 
 
 def unfold_patches(x: torch.Tensor, patch_size: tuple[int, int] = (2, 2), *, backend: str | None = None) -> torch.Tensor:
@@ -22,7 +25,7 @@ def unfold_patches(x: torch.Tensor, patch_size: tuple[int, int] = (2, 2), *, bac
     Args:
         x: (B, C, H, W) of any dtype and strides; H and W multiples of the patch.
         patch_size: (ph, pw).
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, C, P, N) in the memory format of x: from channels_last memory, (B, P, N, C) is dense and a free view.
@@ -50,7 +53,7 @@ def fold_patches(
         p: (B, C, P, N) of any dtype and strides, with P = ph * pw and P * N = H * W.
         output_size: (H, W), multiples of the patch.
         patch_size: (ph, pw).
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, C, H, W) in the memory format of p.
@@ -128,6 +131,24 @@ def _cpu_fold(p: torch.Tensor, output_size: Sequence[int], patch: tuple[int, int
     return x
 
 
+def _triton_refuse(x: torch.Tensor, *_: object) -> str | None:
+    if x.element_size() not in _SIZES or x.is_conj() or x.is_neg():
+        return f"it has no kernel for {x.dtype}"
+    return triton_support.refuse(x, (x.dtype,))
+
+
+def _triton_unfold(x: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
+    p = empty_in_format(x, _unfolded_size(x.shape, patch), is_channels_last(x))
+    _kernels.unfold(x, p, patch)
+    return p
+
+
+def _triton_fold(p: torch.Tensor, output_size: Sequence[int], patch: tuple[int, int]) -> torch.Tensor:
+    x = empty_in_format(p, (p.shape[0], p.shape[1], *output_size), is_channels_last(p))
+    _kernels.fold(p, x, patch)
+    return x
+
+
 def _reference_unfold(x: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:
     return _copy_of(reference.unfold_patches(x, patch), x)
 
@@ -142,8 +163,18 @@ def _copy_of(result: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     return result.clone() if result.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() else result
 
 
-choose_unfold = Choice("unfold_patches", cpu=Implementation(_cpu_unfold, refuse=_cpu_refuse), reference=Implementation(_reference_unfold))
-choose_fold = Choice("fold_patches", cpu=Implementation(_cpu_fold, refuse=_cpu_refuse), reference=Implementation(_reference_fold))
+choose_unfold = Choice(
+    "unfold_patches",
+    triton=Implementation(_triton_unfold, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_unfold, refuse=_cpu_refuse),
+    reference=Implementation(_reference_unfold),
+)
+choose_fold = Choice(
+    "fold_patches",
+    triton=Implementation(_triton_fold, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_fold, refuse=_cpu_refuse),
+    reference=Implementation(_reference_fold),
+)
 
 
 # --- registration ---

@@ -9,14 +9,16 @@ import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from . import checks, qchecks
+from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import QTYPE_CODES, dense, direct, in_format, raise_status, register
 from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
+from .packing import packed
 from .qchannels import Settings, check_channels, quantization, unpack_channels
-from .qgemm import activation_code, check_residual, table_addresses
+from .qgemm import TritonWeight, activation_code, check_residual, table_addresses, triton_finish, triton_refuse
 
 OP = "qconv2d"
+_kernels = triton_support.Kernels("qgemm")
 FEWEST_CHANNELS = 32  # for minimal filtering: of each input and of the result
 FEWEST_TILES = 12  # of 4 x 4 pixels: the 36 matrices are 8 times the bytes of the weight, read for so many rows from the third cache
 LARGEST_SUM = 2**18  # of absolute weights, csrc/cpu/ops/qwinograd.h
@@ -128,7 +130,7 @@ def qconv2d(
         table: (256,) uint8, through which every byte of y goes last: an activation function on quantized values. Or a curve, int16 of
             `reference.activation_curve` for this out_scale and out_zero_point: the activation in finer steps than bytes.
         a_bits, out_bits: 8 or 6: bytes of x are at most 2^a_bits - 1, those of y are.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, N, ceil(H / stride), ceil(W / stride)) of out_dtype, always in channels_last memory.
@@ -268,7 +270,26 @@ def _reference_forward(
     return _empty(x, columns, stride, out_dtype).copy_(y)
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
+def _triton_forward(
+    x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
+) -> Tensor:  # fmt: skip
+    y = _empty(x, columns, stride, out_dtype)
+    second = None if second is None else in_format(second, channels_last=True)
+    residual = None if residual is None else dense(residual, channels_last=True)
+    finish = triton_finish(channels, out_dtype, plain, activation, table, residual, residual_scale, residual_zero_point)
+    matrix = packed(TritonWeight(columns, depth, bits, kernel * kernel, second_channels), weight)
+    _kernels.qconv2d(in_format(x, channels_last=True), second, matrix, finish, y, kernel, stride, zero_point, border)
+    return y
+
+
+choose = Choice(
+    OP,
+    triton=Implementation(_triton_forward, refuse=triton_refuse),
+    cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_forward),
+)
 
 
 # --- registration ---
@@ -281,7 +302,7 @@ def _forward(
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, second, residual, columns, depth, kernel, stride, second_channels, out_dtype, plain, residual_scale)
-    return choose(backend, x).forward(
+    return choose(backend, x, depth, bits).forward(
         x, second, residual, weight, channels, zero_point, border, filtered, table, columns, depth, bits, kernel, stride,
         second_channels, out_dtype, activation, plain, residual_scale, residual_zero_point,
     )  # fmt: skip

@@ -9,14 +9,15 @@ import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from . import checks, qchecks
+from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import QTYPE_CODES, dense, direct, empty_in_format, in_format, raise_status, register
 from .pack_weight import MOST
 from .qchannels import Settings, check_channels, quantization, unpack_channels
-from .qgemm import SEGMENTS, activation_code, check_residual, table_addresses
+from .qgemm import SEGMENTS, activation_code, check_residual, table_addresses, triton_finish
 
 OP = "qdepthwise_conv2d"
+_kernels = triton_support.Kernels(OP)
 BLOCK = 64  # channels
 _BLOCK_BYTES = 5632  # QDepthwiseBlock of csrc/cpu/core/qdepthwise_types.h
 _NARROW = 2**14  # the largest zero-point of a result by narrow steps, see csrc/cpu/core/qdepthwise.h
@@ -107,7 +108,7 @@ def qdepthwise_conv2d(
         table: (256,) uint8, through which every byte of y goes last: an activation function on quantized values. Or a curve, int16 of
             `reference.activation_curve` for this out_scale and out_zero_point: the activation in finer steps than bytes.
         a_bits, out_bits: 8 or 6: bytes of x are at most 2^a_bits - 1, those of y are.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, C, ceil(H / stride), ceil(W / stride)), always channels_last.
@@ -223,7 +224,27 @@ def _reference_forward(
     return empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype).copy_(y)
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, (torch.uint8,))
+
+
+def _triton_forward(
+    x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, table: Optional, stride: int,
+    narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
+) -> Tensor:  # fmt: skip
+    y = empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype)
+    residual = None if residual is None else dense(residual, channels_last=True)
+    finish = triton_finish(channels, out_dtype, plain, activation, table, residual, residual_scale, residual_zero_point)
+    _kernels.qdepthwise_conv2d(in_format(x, channels_last=True), weight, zero_point, stride, finish, y)
+    return y
+
+
+choose = Choice(
+    OP,
+    triton=Implementation(_triton_forward, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_forward),
+)
 
 
 # --- registration ---

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
 
 from mvit_kernels import reference
 
-from . import checks, qchecks
+from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import OVERFLOWED, QTYPE_CODES, direct, raise_status, register
-from .pack_weight import PackedWeight, check_packed, unpack_bytes
+from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
+from .packing import packed
 from .qchannels import Settings, check_channels, quantization, unpack_channels
 
 OP = "qgemm"
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
+_kernels = triton_support.Kernels(OP)
 SEGMENTS = {name: reference.segments(name) for name in reference.QACTIVATIONS if name not in ("none", "relu")}
 
 
@@ -111,7 +115,7 @@ def qgemm(
             `reference.activation_curve` for this out_scale and out_zero_point: the activation in finer steps than bytes.
         a_bits, out_bits: 8 or 6: bytes of a are at most 2^a_bits - 1, those of y are.
         collect: of an int16 y, how many groups of rows to give the sums of, for the norm that follows (`qnorm`).
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         y (M, N), out_dtype; with `collect`, (y, sums (collect, 2) int64): the exact sum and sum of squares of each group.
@@ -350,9 +354,83 @@ def _reference_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns
     return reference.qgemm_accumulate(a, unpack_bytes(weight, columns, depth, bits), z)
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
+# --- backend triton ---
+
+_DEEPEST_SIX_BITS = 2**17  # four times such a sum is an int32, see mvit_kernels/triton_kernels/qgemm.py
+
+
+@dataclass(frozen=True)
+class TritonWeight:
+    """The recipe of `mvit_kernels.triton_kernels.qgemm.Weight` of the bytes of a packed weight."""
+
+    columns: int
+    depth: int
+    bits: int
+    taps: int = 1
+    second_channels: int = 0
+
+    def __call__(self, weight: Tensor) -> Any:
+        matrix = unpack_bytes(weight, self.columns, self.depth, self.bits)
+        return _kernels.arrange(matrix, self.bits, self.taps, self.second_channels)
+
+
+@functools.cache
+def _segments_on(activation: str, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return SEGMENTS[activation].to(device)
+
+
+def triton_finish(
+    channels: Tensor, out_dtype: torch.dtype, plain: bool, activation: str, table: Optional, residual: Optional, residual_scale: float,
+    residual_zero_point: int,
+) -> Any:  # fmt: skip
+    segments = _segments_on(activation, channels.device) if activation in SEGMENTS else None
+    return _kernels.Finish(channels, out_dtype, plain, activation, segments, table, residual, residual_scale, residual_zero_point)
+
+
+def triton_refuse(a: Tensor, depth: int, bits: int) -> str | None:
+    if bits == 6 and depth > _DEEPEST_SIX_BITS:
+        return f"it takes 6-bit weights up to a depth of {_DEEPEST_SIX_BITS}, got {depth}"
+    return triton_support.refuse(a, (torch.uint8,))
+
+
+def _triton_forward(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, row_scale: Optional, row_zero_point: Optional, table: Optional,
+    columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float,
+    residual_zero_point: int,
+) -> Tensor:  # fmt: skip
+    y = a.new_empty(a.shape[0], columns, dtype=out_dtype)
+    residual = None if residual is None else walkable_rows(residual)
+    finish = triton_finish(channels, out_dtype, plain, activation, table, residual, residual_scale, residual_zero_point)
+    rows = [None if x is None else x.contiguous() for x in (row_scale, row_zero_point)]
+    _kernels.qgemm(walkable_rows(a), packed(TritonWeight(columns, depth, bits), weight), finish, y, *rows)
+    return y
+
+
+def _triton_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int) -> Tensor:
+    y = a.new_empty(a.shape[0], columns, dtype=torch.int32)
+    channels = a.new_zeros(7, columns + -columns % QPANEL, dtype=torch.int32)
+    rows = zero_point.ndim == 1
+    if not rows:
+        w = unpack_bytes(weight, columns, depth, bits)
+        channels[0, :columns] = reference.wrap(-(w.to(torch.int64) * zero_point).sum(1))
+    finish = triton_finish(channels, torch.int32, True, "none", None, None, 0.0, 0)
+    matrix = packed(TritonWeight(columns, depth, bits), weight)
+    _kernels.qgemm(walkable_rows(a), matrix, finish, y, None, zero_point if rows else None)
+    return y
+
+
+choose = Choice(
+    OP,
+    triton=Implementation(_triton_forward, refuse=triton_refuse),
+    cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_forward),
+)
 choose_accumulate = Choice(
-    f"{OP}_accumulate", cpu=Implementation(_cpu_accumulate, refuse=refuse_off_cpu), reference=Implementation(_reference_accumulate)
+    f"{OP}_accumulate",
+    triton=Implementation(_triton_accumulate, refuse=triton_refuse),
+    cpu=Implementation(_cpu_accumulate, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_accumulate),
 )
 choose_collect = Choice(
     f"{OP}_collect", cpu=Implementation(_cpu_collect, refuse=refuse_off_cpu), reference=Implementation(_reference_collect)
@@ -368,7 +446,7 @@ def _forward(
     residual_zero_point: int = 0, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(a, residual, row_scale, row_zero_point, columns, depth, out_dtype, plain, residual_scale)
-    return choose(backend, a).forward(
+    return choose(backend, a, depth, bits).forward(
         a, weight, channels, residual, row_scale, row_zero_point, table, columns, depth, bits, out_dtype, activation, plain, residual_scale,
         residual_zero_point,
     )  # fmt: skip
@@ -405,7 +483,7 @@ def _accumulate(
     a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int, *, backend: str | None = None
 ) -> Tensor:  # fmt: skip
     _check_accumulate(a, weight, zero_point, columns, depth, bits)
-    return choose_accumulate(backend, a).forward(a, weight, zero_point, columns, depth, bits)
+    return choose_accumulate(backend, a, depth, bits).forward(a, weight, zero_point, columns, depth, bits)
 
 
 def _accumulate_fake(

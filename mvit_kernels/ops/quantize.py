@@ -9,7 +9,7 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks, qchecks
+from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import FLOAT_CODES, dense_in_own_format, direct, empty_in_own_format, in_format_of, raise_status, register
@@ -17,6 +17,7 @@ from .library import FLOAT_CODES, dense_in_own_format, direct, empty_in_own_form
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 FLOATS = tuple(FLOAT_CODES)
+_kernels = triton_support.Kernels("quantize")
 
 
 def quantize(x: Tensor, scale: Any, zero_point: Any, *, bits: int = 8, axis: int | None = None, backend: str | None = None) -> Tensor:
@@ -25,10 +26,10 @@ def quantize(x: Tensor, scale: Any, zero_point: Any, *, bits: int = 8, axis: int
     Args:
         x: float32, bfloat16 or float16 of any shape. Dense NCHW and channels_last maps are read in place, other strides are copied.
         scale: a number or a tensor of one, or a tensor (C,) of one for each channel; between 2^-126 and 2^126.
-        zero_point: an integer likewise, |zero_point| <= 2^20.
+        zero_point: an integer likewise, |zero_point| <= 2^20. Values in tensors on a GPU are not checked, as that would wait for it.
         bits: 8 or 6.
         axis: the axis of the channels. None: axis 1 of a 4-D map, whatever its memory format, and the last axis of anything else.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         uint8, shape and memory format of x. What lies beyond the range takes its end; NaN becomes 0.
@@ -72,7 +73,7 @@ def quantize_rows(x: Tensor, *, bits: int = 8, backend: str | None = None) -> re
         x: (M, K) float32, bfloat16 or float16; rows of stride 1 are read in place. Values must be finite: NaN counts as nothing and becomes
             byte 0, a row with infinity gets an infinite scale.
         bits: 8 or 6.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         q (M, K) uint8, scale (M,) float32, zero_point (M,) int32 in 0 .. 2^bits - 1.
@@ -128,14 +129,16 @@ def _check_float(op: str, dtype: torch.dtype) -> None:
 
 
 def _check_values(op: str, scales: Optional, zero_points: Optional, near: bool) -> tuple[Optional, Optional]:
-    """The tensors as float32 and int32, after a look at what is in them."""
+    """The tensors as float32 and int32, after a look at what is in them; not where they are on a GPU, for which it would wait."""
     if scales is not None and scales.numel():
         scales = scales.detach().to(torch.float32).contiguous()
-        qchecks.in_range(op, "scale", scales)
+        if not scales.is_cuda:
+            qchecks.in_range(op, "scale", scales)
     if zero_points is not None and zero_points.numel():
-        low, high = map(int, torch.aminmax(zero_points))
-        qchecks.zero_point(op, "zero_point", low, near)
-        qchecks.zero_point(op, "zero_point", high, near)
+        if not zero_points.is_cuda:
+            low, high = map(int, torch.aminmax(zero_points))
+            qchecks.zero_point(op, "zero_point", low, near)
+            qchecks.zero_point(op, "zero_point", high, near)
         zero_points = zero_points.to(torch.int32).contiguous()
     return scales, zero_points
 
@@ -213,6 +216,35 @@ def _reference_dequantize(
     return in_format_of(q, reference.dequantize(q, *_tensors(q, scales, zero_points, scale, zero_point, axis), dtype))
 
 
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, (torch.uint8, *FLOATS))
+
+
+def _triton_quantize(
+    x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int
+) -> Tensor:  # fmt: skip
+    y = empty_in_own_format(x, torch.uint8)
+    x, channels_last = dense_in_own_format(x)
+    _kernels.quantize(x, scales, zero_points, scale, zero_point, _span(x, axis, channels_last)[1:], bits, y)
+    return y
+
+
+def _triton_dequantize(
+    q: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, dtype: torch.dtype
+) -> Tensor:  # fmt: skip
+    y = empty_in_own_format(q, dtype)
+    q, channels_last = dense_in_own_format(q)
+    _kernels.dequantize(q, scales, zero_points, scale, zero_point, _span(q, axis, channels_last)[1:], y)
+    return y
+
+
+def _triton_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    x = walkable_rows(x)
+    q, scale, zero_point = (x.new_empty(size, dtype=dtype) for size, dtype in _rows_results(*x.shape))
+    _kernels.quantize_rows(x, bits, q, scale, zero_point)
+    return q, scale, zero_point
+
+
 def _cpu_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     x = walkable_rows(x)
     rows, depth = x.shape
@@ -236,12 +268,23 @@ def _reference_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 choose_quantize = Choice(
-    "quantize", cpu=Implementation(_cpu_quantize, refuse=refuse_off_cpu), reference=Implementation(_reference_quantize)
+    "quantize",
+    triton=Implementation(_triton_quantize, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_quantize, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_quantize),
 )
 choose_dequantize = Choice(
-    "dequantize", cpu=Implementation(_cpu_dequantize, refuse=refuse_off_cpu), reference=Implementation(_reference_dequantize)
+    "dequantize",
+    triton=Implementation(_triton_dequantize, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_dequantize, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_dequantize),
 )
-choose_rows = Choice("quantize_rows", cpu=Implementation(_cpu_rows, refuse=refuse_off_cpu), reference=Implementation(_reference_rows))
+choose_rows = Choice(
+    "quantize_rows",
+    triton=Implementation(_triton_rows, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_rows, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_rows),
+)
 
 
 # --- registration ---

@@ -8,7 +8,7 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
@@ -25,6 +25,7 @@ from .library import (
 )
 
 OP = "separable_attention"
+_kernels = triton_support.Kernels(OP)
 _NO_PATCH = (0, 0)
 
 
@@ -36,7 +37,7 @@ def separable_attention(qkv: torch.Tensor, patch_size: tuple[int, int] | None = 
             or float64; contiguous, channels_last or any other strides. 16-bit inputs are computed in float32.
         patch_size: (ph, pw) makes qkv a map (B, 1 + 2d, H, W) with H and W multiples of it, and attention stays inside each of its
             ph * pw pixel phases. No unfolded copy is made.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, d, P, N), or (B, d, H, W) of a map; dtype and memory format of qkv.
@@ -117,6 +118,22 @@ def _cpu_backward(dy: torch.Tensor, qkv: torch.Tensor, patch: tuple[int, int] | 
     return dqkv
 
 
+def _triton_refuse(qkv: torch.Tensor, *_: object) -> str | None:
+    return triton_support.refuse(qkv, FLOAT_CODES)
+
+
+def _triton_forward(qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
+    y = empty_in_format(qkv, _size(qkv), is_channels_last(qkv))
+    _kernels.forward(qkv, y, patch)
+    return y
+
+
+def _triton_backward(dy: torch.Tensor, qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
+    dqkv = empty_in_format(qkv, tuple(qkv.shape), is_channels_last(qkv))
+    _kernels.backward(dy, qkv, dqkv, patch)
+    return dqkv
+
+
 def _reference_forward(qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:
     return dense(reference.separable_attention(wide(qkv), patch).to(qkv.dtype), is_channels_last(qkv))
 
@@ -127,6 +144,7 @@ def _reference_backward(dy: torch.Tensor, qkv: torch.Tensor, patch: tuple[int, i
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
     reference=Implementation(_reference_forward, _reference_backward),
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .group_norm import choose as choose_group_norm
 from .library import (
@@ -28,6 +29,8 @@ from .packing import Packed, fold_norm, pack_matrix, packed
 from .separable_attention import choose as choose_attention
 
 OP = "separable_attention_block"
+_kernels = triton_support.Kernels(OP)
+_WIDEST = 512  # channels of a pixel that the Triton kernels keep in registers
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 
@@ -47,7 +50,7 @@ def separable_attention_block(
         moments: (B, 2) float64, mean and variance of each image of x, if they are known. The gradient is that of the block, in which they
             depend on x.
         collect: also give the moments of y.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         y, of the shape, dtype and memory format of x; with `collect`, (y, moments (B, 2) float64).
@@ -144,7 +147,12 @@ def _cpu_forward(
 
 
 def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    norm, attention = choose_group_norm.implementations["cpu"], choose_attention.implementations["cpu"]
+    return _backward_by("cpu", dy, x, *parameters)
+
+
+def _backward_by(backend: str, dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
+    """With the kernels that this backend has of norm and attention."""
+    norm, attention = choose_group_norm.implementations[backend], choose_attention.implementations[backend]
     attention_backward = attention.backward
     assert attention_backward is not None
 
@@ -156,6 +164,49 @@ def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]
         attention=lambda qkv, patch: attention.forward(readable(qkv, patch), patch),
         attention_backward=lambda dy, qkv, patch: attention_backward(dy, readable(qkv, patch), patch),
     )  # fmt: skip
+
+
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    if x.shape[1] > _WIDEST:
+        return f"it has no kernel for more than {_WIDEST} channels, got {x.shape[1]}"
+    return triton_support.refuse(x, FLOAT_CODES)
+
+
+@dataclass(frozen=True)
+class _TritonWeights:
+    """The recipe of `mvit_kernels.triton_kernels.separable_attention_block.Weights` for x of that dtype."""
+
+    dtype: torch.dtype
+
+    def __call__(self, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor) -> Any:
+        dim = norm_w.shape[0]
+        weight, bias = fold_norm(norm_w, norm_b, qkv_w, qkv_b)
+        query, key, value = (each.contiguous() for each in weight.split([1, dim, dim]))
+        _, key_bias, value_bias = (each.float().contiguous() for each in bias.split([1, dim, dim]))  # the query's cancels
+        out = out_w.flatten(1).to(self.dtype).contiguous()
+        return _kernels.Weights(
+            query.float().flatten(), key.float(), key_bias, value.to(self.dtype), value_bias, out, out_b.float().contiguous()
+        )
+
+
+def _triton_forward(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional, eps: float,
+    patch_size: list[int] | None, collect: bool, patch: tuple[int, int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    weights = packed(_TritonWeights(x.dtype), norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)
+    channels_last = is_channels_last(x)
+    x = dense(x, True)
+    y = empty_in_format(x, tuple(x.shape), True)
+    _kernels.forward(x, weights, moments, eps, patch, y)
+    if not collect:
+        collected = x.new_empty(0, 2, dtype=torch.float64)
+    else:
+        collected = _kernels.collect(y) if y.numel() else x.new_full((x.shape[0], 2), float("nan"), dtype=torch.float64)
+    return dense(y, channels_last), collected
+
+
+def _triton_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
+    return _backward_by("triton", dy, x, *parameters)
 
 
 def _reference_forward(
@@ -185,6 +236,7 @@ def _composed_backward(
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
     reference=Implementation(_reference_forward, _reference_backward),
 )

@@ -1,0 +1,258 @@
+"""Everything that only a GPU can show, on a machine with one and without a network: `make gpu-check`, in under eight minutes.
+
+Builds in place; runs the tests of the GPU kernels, some of them under compute-sanitizer; times every op against the same in plain torch,
+eager and compiled, and whole networks; writes results/gpu-check.json after every stage and prints a table. A stage that cannot run says why,
+and one that takes too long is ended; the exit code is 0 where none failed.
+
+    python benchmarks/gpu_check.py --only ops            # one stage
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = "gpu-check.json"
+BATCHES = (1, 128)
+MAPS = ((128, 32), (192, 16), (256, 8))  # (dim, side) of the attention blocks of MobileViTv2-1.0 at 256 x 256
+MODELS = ("mobilevitv2_100", "mobilevit_s")
+TESTS = ("tests/test_triton_*.py", "tests/gpu")
+SANITIZED = "tests/test_triton_qgemm.py tests/test_triton_separable_attention.py -k 'strides or empty or epilogues'"
+
+Record = dict[str, Any]
+
+
+def build() -> Record:
+    return _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"])
+
+
+def tests() -> Record:
+    files = sorted(str(each.relative_to(ROOT)) for pattern in TESTS for each in ROOT.glob(pattern))
+    return _pytest([*files, "-m", "gpu or not slow", "-n", str(min(12, os.cpu_count() or 1))])
+
+
+def sanitizer() -> Record:
+    tool = shutil.which("compute-sanitizer")
+    if tool is None:
+        return {"skipped": "compute-sanitizer is not installed"}
+    return _pytest([*shlex.split(SANITIZED), "-m", "not slow", "-x"], [tool, "--tool", "memcheck", "--error-exitcode", "7"])
+
+
+def ops() -> Record:
+    """Microseconds of one call inside a CUDA graph, and of the peers; share of what memory or tensor cores allow."""
+    import torch
+    import triton
+    from gpu_cases import cases, check, int_mm
+
+    copy, product = _copy_rate(), _product_rate()
+    time_of = functools.partial(triton.testing.do_bench_cudagraph, rep=10, return_mode="median")
+    lines = []
+    for batch in BATCHES:
+        for dim, side in MAPS:
+            for case in cases("cuda", batch, side, dim, torch.float16, "triton"):
+                check(case)
+                torch._dynamo.reset()
+                contenders = {"ours": case.ours, "eager": case.plain}
+                if case.exact and case.operations:
+                    contenders["eager"] = contenders["inductor"] = int_mm("cuda", batch * side * side, dim)
+                    del contenders["eager"]
+                elif not case.exact:
+                    contenders["inductor"] = torch.compile(case.plain, dynamic=False)
+                times = {}
+                for name, function in contenders.items():
+                    function()
+                    times[f"{name}_us"] = round(1e3 * time_of(function), 3)
+                floor = 1e6 * max(case.bytes / copy, case.operations / product)
+                line = {"op": case.name, "batch": batch, "map": f"{dim}x{side}x{side}", **times, "floor_us": round(floor, 3)}
+                lines.append(line)
+    return {"copy_gb_s": round(copy / 1e9), "fp16_tflop_s": round(product / 1e12), "lines": lines}
+
+
+def networks() -> Record:
+    """Milliseconds of one batch, float16, channels_last: PyTorch eager, and swapped (all, and attention alone), by CUDA events."""
+    import torch
+
+    import mvit_kernels as mk
+
+    lines = []
+    for name in MODELS:
+        plain = mk.create_model(name).cuda().half().eval().to(memory_format=torch.channels_last)
+        swapped = {"eager": plain}
+        for label, options in {"swapped": {}, "swapped, attention": {"conv": False}}.items():
+            model = mk.create_model(name).cuda().half().eval().to(memory_format=torch.channels_last)
+            model.load_state_dict(plain.state_dict())
+            swapped[label] = mk.accelerate(model, **options)
+        for batch in BATCHES:
+            x = torch.randn(batch, 3, 256, 256, device="cuda", dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+            with torch.inference_mode():
+                right = plain(x).float()
+                for label, model in swapped.items():
+                    off = float((model(x).float() - right).abs().max() / right.abs().max())
+                    if not off < 0.05:
+                        raise AssertionError(f"{name} {label}: logits are off by {off:g} of the largest")
+                    line = {"model": name, "batch": batch, "variant": label, "ms": _milliseconds(functools.partial(model, x))}
+                    lines.append(line | {"off": round(off, 5)})
+    return {"lines": lines}
+
+
+STAGES: dict[str, tuple[Callable[[], Record], int]] = {
+    "build": (build, 100), "tests": (tests, 150), "sanitizer": (sanitizer, 50), "ops": (ops, 120), "networks": (networks, 45),
+}  # fmt: skip
+"""Each with the seconds that it may take: 465 of the 480."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("--only", choices=STAGES, action="append", help="stages to run; all by default")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", metavar="FOLDER")
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)  # in a process of its own, to --results
+    args = parser.parse_args(arguments)
+    import torch
+
+    if not torch.cuda.is_available():
+        print(f"gpu_check: expected a machine with a GPU, torch {torch.__version__} finds none", file=sys.stderr)
+        return 2
+    if args.stage:
+        args.results.write_text(json.dumps(STAGES[args.stage][0]()))
+        return 0
+    return _all(args.only or list(STAGES), args.results)
+
+
+def _all(names: list[str], folder: Path) -> int:
+    document: Record = {"stages": {}}
+    for name in names:
+        started = time.monotonic()
+        record = _apart(name)
+        document["stages"][name] = record | {"seconds": round(time.monotonic() - started, 1)}
+        print(f"{name}: {_word(record)} in {document['stages'][name]['seconds']} s", flush=True)
+        if name == "build" or "conditions" not in document:  # the versions are those of what was built
+            document = {"conditions": _conditions(names), **{key: value for key, value in document.items() if key != "conditions"}}
+        _write(folder / RESULT, document)
+    _show(document)
+    return int(any("error" in each for each in document["stages"].values()))
+
+
+def _apart(name: str) -> Record:
+    """A stage in a process that can be ended, and that leaves nothing on the GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = Path(folder) / "result.json"
+        done = _run([sys.executable, str(Path(__file__)), "--stage", name, "--results", str(result)], STAGES[name][1])
+        if "error" in done or not result.exists():
+            return done
+        return json.loads(result.read_text())
+
+
+def _pytest(arguments: list[str], before: list[str] | None = None) -> Record:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    record = _run([*(before or []), *command])
+    lines = record["tail"].splitlines()
+    return record | {"summary": lines[-1] if lines else ""}
+
+
+def _run(command: list[str], limit: float | None = None) -> Record:
+    """The command, and the end of what it printed; an error where it failed or was not done in time."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    started = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )  # fmt: skip
+    try:
+        output, _ = started.communicate(timeout=limit)
+        error = f"exit code {started.returncode}" if started.returncode else ""
+    except subprocess.TimeoutExpired:
+        os.killpg(started.pid, 9)
+        output, _ = started.communicate()
+        error = f"not done in {limit:g} s"
+    record = {"command": shlex.join(command), "tail": output[-4000:]}
+    return record | {"error": error} if error else record
+
+
+def _conditions(names: list[str]) -> Record:
+    import torch
+    import triton
+
+    from mvit_kernels.machine import conditions
+
+    properties = torch.cuda.get_device_properties(0)
+    return conditions(shlex.join(["python", "benchmarks/gpu_check.py", *(f"--only={name}" for name in names)])) | {
+        "gpu": properties.name, "gpu_memory_gb": round(properties.total_memory / 2**30), "processors": properties.multi_processor_count,
+        "cuda": torch.version.cuda, "triton": triton.__version__,
+    }  # fmt: skip
+
+
+def _copy_rate() -> float:
+    """Bytes a second, read and written, of torch's copy."""
+    import torch
+    import triton
+
+    source, target = (torch.empty(2**29, dtype=torch.uint8, device="cuda") for _ in range(2))
+    return 2 * source.numel() / (1e-3 * triton.testing.do_bench(lambda: target.copy_(source), return_mode="median"))
+
+
+def _product_rate() -> float:
+    """Operations a second of torch's product of large float16 matrices."""
+    import torch
+    import triton
+
+    a = torch.randn(8192, 8192, dtype=torch.float16, device="cuda")
+    return 2 * 8192**3 / (1e-3 * triton.testing.do_bench(lambda: a @ a, return_mode="median"))
+
+
+def _milliseconds(function: Callable[[], object]) -> float:
+    import torch
+
+    times = []
+    for turn in range(23):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        function()
+        end.record()
+        end.synchronize()
+        if turn >= 3:
+            times.append(begin.elapsed_time(end))
+    return round(statistics.median(times), 3)
+
+
+def _write(path: Path, document: Record) -> None:
+    from mvit_kernels.files import write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _word(record: Record) -> str:
+    if "skipped" in record:
+        return f"skipped ({record['skipped']})"
+    if "error" in record:
+        return f"FAILED ({record['error']})\n{record['tail'][-1500:]}"
+    return record.get("summary") or "done"
+
+
+def _show(document: Record) -> None:
+    from mvit_kernels.cli.output import print_table
+
+    stages = document["stages"]
+    columns = ("ours_us", "eager_us", "inductor_us", "floor_us")
+    if lines := stages.get("ops", {}).get("lines"):
+        rows = [[each["op"], str(each["batch"]), each["map"], *(str(each.get(key, "")) for key in columns)] for each in lines]
+        print_table("ops, float16, us inside a CUDA graph", ("op", "batch", "map", "ours", "eager", "inductor", "floor"), rows)
+    if lines := stages.get("networks", {}).get("lines"):
+        rows = [[each["model"], str(each["batch"]), each["variant"], str(each["ms"])] for each in lines]
+        print_table("networks, float16, ms a batch", ("model", "batch", "variant", "ms"), rows)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    sys.exit(main())

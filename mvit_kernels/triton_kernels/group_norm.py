@@ -1,0 +1,143 @@
+"""GroupNorm with one group, forward and backward, on dense maps of either format.
+
+Forward: moments of pieces of every image (moments.py), then one pass that normalises. Backward: the moments again, sums of dy and dy xhat
+over the pixels of each channel, and one pass for dx; what is between is a few numbers an image."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import blocks, launch, power_of_two
+from .moments import combine_moments, parts_of
+
+Tensor = torch.Tensor
+PIXELS = 1024  # whose sums a program has
+
+
+@triton.jit
+def _tile(image, tile, channels, pixels, CHANNELS_LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr):
+    """(offsets, channels, inside) of a tile (BLOCK_P, BLOCK_C) of an image."""
+    across = tl.cdiv(channels, BLOCK_C)
+    c = (tile % across) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p = (tile // across) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = (p < pixels)[:, None] & (c < channels)[None, :]
+    begin = tl.cast(image, tl.int64) * channels * pixels
+    if CHANNELS_LAST:
+        offsets = begin + p.to(tl.int64)[:, None] * channels + c[None, :]
+    else:
+        offsets = begin + c.to(tl.int64)[None, :] * pixels + p[:, None]
+    return offsets, c, inside
+
+
+@triton.jit
+def group_norm_fwd_kernel(
+    x, weight, bias, parts, y, channels, pixels, size, pieces, piece_size, eps,
+    CHANNELS_LAST: tl.constexpr, PIECES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    tiles = tl.cdiv(channels, BLOCK_C) * tl.cdiv(pixels, BLOCK_P)
+    program = tl.program_id(0)
+    image = program // tiles
+    mean, inverse = combine_moments(parts, image, size, pieces, piece_size, eps, PIECES)
+    offsets, c, inside = _tile(image, program % tiles, channels, pixels, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+    value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    gamma = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
+    beta = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)
+    result = (value - mean) * inverse * gamma[None, :] + beta[None, :]
+    tl.store(y + offsets, result.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def group_norm_bwd_sums_kernel(
+    dy, x, parts, sums, channels, pixels, size, pieces, piece_size, eps,
+    CHANNELS_LAST: tl.constexpr, PIECES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """sums (B, pieces of PIXELS pixels, 2, C): of dy and of dy xhat."""
+    across, along = tl.cdiv(channels, BLOCK_C), tl.cdiv(pixels, PIXELS)
+    program = tl.program_id(0)
+    image, piece, block = program // (across * along), (program // across) % along, program % across
+    mean, inverse = combine_moments(parts, image, size, pieces, piece_size, eps, PIECES)
+    c = block * BLOCK_C + tl.arange(0, BLOCK_C)
+    of_dy, of_product = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
+    for tile in range(piece * (PIXELS // BLOCK_P), tl.minimum((piece + 1) * (PIXELS // BLOCK_P), tl.cdiv(pixels, BLOCK_P))):
+        offsets, _, inside = _tile(image, tile * across + block, channels, pixels, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+        grad = tl.load(dy + offsets, mask=inside, other=0.0).to(tl.float32)
+        value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+        of_dy += tl.sum(grad, 0)
+        of_product += tl.sum(grad * ((value - mean) * inverse), 0)
+    at = sums + tl.cast(image * along + piece, tl.int64) * 2 * channels + c
+    tl.store(at, of_dy, mask=c < channels)
+    tl.store(at + channels, of_product, mask=c < channels)
+
+
+@triton.jit
+def group_norm_bwd_kernel(
+    dy, x, weight, parts, means, dx, channels, pixels, size, pieces, piece_size, eps,
+    CHANNELS_LAST: tl.constexpr, PIECES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """dx = (g - mean(g) - xhat mean(g xhat)) / sigma with g = dy weight; means (2, B)."""
+    tiles = tl.cdiv(channels, BLOCK_C) * tl.cdiv(pixels, BLOCK_P)
+    program = tl.program_id(0)
+    image, images = program // tiles, tl.num_programs(0) // tiles
+    mean, inverse = combine_moments(parts, image, size, pieces, piece_size, eps, PIECES)
+    mean_g, mean_product = tl.load(means + image), tl.load(means + images + image)
+    offsets, c, inside = _tile(image, program % tiles, channels, pixels, CHANNELS_LAST, BLOCK_C, BLOCK_P)
+    grad = tl.load(dy + offsets, mask=inside, other=0.0).to(tl.float32)
+    value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    gamma = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
+    normal = (value - mean) * inverse
+    result = (grad * gamma[None, :] - mean_g - normal * mean_product) * inverse
+    tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=inside)
+
+
+# --- what launches them ---
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor, channels_last: bool) -> None:
+    """y of x (B, C, H, W), both dense in the same format."""
+    if x.numel() == 0:
+        return
+    parts, *pieces = parts_of(x)
+    channels, pixels, block_c, block_p = _sizes(x, channels_last)
+    launch(
+        group_norm_fwd_kernel, x.shape[0] * blocks(channels, block_c) * blocks(pixels, block_p),
+        x, weight, bias, parts, y, channels, pixels, *pieces, eps, CHANNELS_LAST=channels_last, PIECES=power_of_two(pieces[1]),
+        BLOCK_C=block_c, BLOCK_P=block_p, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, dx: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
+    """(dweight, dbias) (C,) float32, and dx; dy, x and dx are dense in the same format."""
+    channels, pixels, block_c, block_p = _sizes(x, channels_last)
+    if x.numel() == 0:
+        return weight.new_zeros(channels, dtype=torch.float32), weight.new_zeros(channels, dtype=torch.float32)
+    parts, *pieces = parts_of(x)
+    along = blocks(pixels, PIXELS)
+    sums = x.new_empty(x.shape[0], along, 2, channels, dtype=torch.float32)
+    settings = {
+        "CHANNELS_LAST": channels_last, "PIECES": power_of_two(pieces[1]), "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 4,
+        "enable_fp_fusion": True,
+    }  # fmt: skip
+    launch(
+        group_norm_bwd_sums_kernel, x.shape[0] * along * blocks(channels, block_c),
+        dy, x, parts, sums, channels, pixels, *pieces, eps, PIXELS=PIXELS, **settings,
+    )  # fmt: skip
+    of_images = sums.sum(1)  # (B, 2, C)
+    means = (of_images * weight.float()).sum(2).T.contiguous() / pieces[0]
+    launch(
+        group_norm_bwd_kernel, x.shape[0] * blocks(channels, block_c) * blocks(pixels, block_p),
+        dy, x, weight, parts, means, dx, channels, pixels, *pieces, eps, **settings,
+    )  # fmt: skip
+    dbias, dweight = of_images.sum(0).unbind(0)
+    return dweight.contiguous(), dbias.contiguous()
+
+
+def _sizes(x: Tensor, channels_last: bool) -> tuple[int, int, int, int]:
+    """(channels, pixels, and the sides of a tile of 2048 elements, the longer one along memory)."""
+    channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
+    if channels_last:
+        block_c = power_of_two(channels, 8, 128)
+        return channels, pixels, block_c, 2048 // block_c
+    block_p = power_of_two(pixels, 16, 128)
+    return channels, pixels, 2048 // block_p, block_p

@@ -1,0 +1,45 @@
+"""What everything that launches a kernel shares."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+
+Tensor = torch.Tensor
+
+
+def launch(kernel: Any, programs: int, *arguments: Any, **settings: Any) -> None:
+    """Run `programs` instances of the kernel on the device of its first argument, a tensor, and the current stream there.
+
+    Floats are added and multiplied in the order of the source: no fused multiply-adds, so that what is pinned has the same bits everywhere.
+    Kernels whose floats are not pinned say enable_fp_fusion=True.
+    """
+    if programs == 0:
+        return
+    settings.setdefault("enable_fp_fusion", False)
+    device = arguments[0].device
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        with torch.cuda.device(device):
+            kernel[(programs,)](*arguments, **settings)
+    else:
+        kernel[(programs,)](*arguments, **settings)
+
+
+def blocks(size: int, block: int) -> int:
+    """How many blocks cover `size`."""
+    return -(-size // block)
+
+
+def power_of_two(size: int, least: int = 1, most: int = 2**30) -> int:
+    """The smallest power of two that covers `size`, from `least` to `most`."""
+    return min(max(triton.next_power_of_2(max(size, 1)), least), most)
+
+
+def far(*tensors: Tensor | None) -> bool:
+    """Whether offsets inside an image (all but the first axis) of any of them need 64 bits. Offsets of images always have them."""
+    return any(
+        x is not None and sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)) >= 2**31
+        for x in tensors
+    )

@@ -1,0 +1,92 @@
+"""LayerNorm over the last axis, forward and backward. A program has whole rows in registers, so x is read once."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import blocks, launch, power_of_two
+
+Tensor = torch.Tensor
+_PROGRAMS = 256  # whose sums of dweight and dbias are added at the end
+
+
+@triton.jit
+def _normal(x, rows, channels, eps, r, c):
+    """(xhat, 1 / sigma, offsets, inside) of rows r."""
+    inside = (r < rows)[:, None] & (c < channels)[None, :]
+    offsets = r.to(tl.int64)[:, None] * channels + c[None, :]
+    value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
+    mean = tl.sum(value, 1) / channels
+    distance = tl.where(inside, value - mean[:, None], 0.0)
+    variance = tl.sum(distance * distance, 1) / channels
+    inverse = 1.0 / tl.sqrt_rn(variance + eps)
+    return distance * inverse[:, None], inverse, offsets, inside
+
+
+@triton.jit
+def layer_norm_fwd_kernel(x, weight, bias, y, rows, channels, eps, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
+    c = tl.arange(0, BLOCK_C)
+    normal, _, offsets, inside = _normal(x, rows, channels, eps, r, c)
+    gamma = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
+    beta = tl.load(bias + c, mask=c < channels, other=0.0).to(tl.float32)
+    tl.store(y + offsets, (normal * gamma[None, :] + beta[None, :]).to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def layer_norm_bwd_kernel(
+    dy, x, weight, dx, sums, rows, channels, eps, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """dx = (g - mean(g) - xhat mean(g xhat)) / sigma with g = dy weight; sums (programs, 2, C): of dy xhat and of
+    dy over the rows of a program."""
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    c = tl.arange(0, BLOCK_C)
+    gamma = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
+    dweight, dbias = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
+    for block in range(program, tl.cdiv(rows, BLOCK_R), programs):
+        r = block * BLOCK_R + tl.arange(0, BLOCK_R)
+        normal, inverse, offsets, inside = _normal(x, rows, channels, eps, r, c)
+        grad = tl.load(dy + offsets, mask=inside, other=0.0).to(tl.float32)
+        scaled = grad * gamma[None, :]
+        mean_g = tl.sum(scaled, 1) / channels
+        mean_product = tl.sum(scaled * normal, 1) / channels
+        result = (scaled - mean_g[:, None] - normal * mean_product[:, None]) * inverse[:, None]
+        tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=inside)
+        dweight += tl.sum(grad * normal, 0)
+        dbias += tl.sum(grad, 0)
+    at = sums + program.to(tl.int64) * 2 * channels + c
+    tl.store(at, dweight, mask=c < channels)
+    tl.store(at + channels, dbias, mask=c < channels)
+
+
+# --- what launches them ---
+
+
+def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor) -> None:
+    """y of x (..., C), both contiguous."""
+    if x.numel() == 0:
+        return
+    channels, rows, block_r, settings = _sizes(x)
+    launch(layer_norm_fwd_kernel, blocks(rows, block_r), x, weight, bias, y, rows, channels, eps, BLOCK_R=block_r, **settings)
+
+
+def backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, dx: Tensor) -> tuple[Tensor, Tensor]:
+    """(dweight, dbias) (C,) float32, and dx; all contiguous."""
+    if x.numel() == 0:
+        return torch.zeros_like(weight, dtype=torch.float32), torch.zeros_like(weight, dtype=torch.float32)
+    channels, rows, block_r, settings = _sizes(x)
+    programs = min(_PROGRAMS, blocks(rows, block_r))
+    sums = x.new_empty(programs, 2, channels, dtype=torch.float32)
+    launch(layer_norm_bwd_kernel, programs, dy, x, weight, dx, sums, rows, channels, eps, BLOCK_R=block_r, **settings)
+    dweight, dbias = sums.sum(0).unbind(0)
+    return dweight.contiguous(), dbias.contiguous()
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int, dict[str, object]]:
+    channels = x.shape[-1]
+    block_c = power_of_two(channels, 16)
+    warps = 4 if block_c <= 2048 else 8 if block_c <= 8192 else 16
+    block_r = max(1, 2048 // block_c)
+    return channels, x.numel() // channels, block_r, {"BLOCK_C": block_c, "num_warps": warps, "enable_fp_fusion": True}

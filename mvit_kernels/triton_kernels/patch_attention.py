@@ -1,0 +1,219 @@
+"""Softmax attention inside pixel phases, forward and backward, on maps of any strides: no unfolded copy, no scores in memory.
+
+A program has a head of a phase and a block of its queries (of its keys, in the second half of the backward), and walks the others in
+blocks: attention with a running maximum and sum (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention, arXiv 2205.14135). Heads of 16
+to 60 channels are padded to a power of two in registers. Products are those of tensor cores for 16-bit floats, and exact float32 ones for
+float32."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import blocks, far, launch, power_of_two
+from .products import dot
+
+Tensor = torch.Tensor
+LOG2E = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _pixels(x, n, length, columns, ph, pw, row, column, channel, c, head_dim, FAR: tl.constexpr):
+    """(addresses, inside) of the channels c of positions n of a phase, where x is its first pixel."""
+    wide, wide_c = (n.to(tl.int64), c.to(tl.int64)) if FAR else (n, c)
+    at = (wide // columns) * ph * row + (wide % columns) * pw * column
+    return x + at[:, None] + wide_c[None, :] * channel, (n < length)[:, None] & (c < head_dim)[None, :]
+
+
+@triton.jit
+def _scores(query, keys, n, length, factor):
+    """log2 of the unnormalised weights of keys n; -inf beyond the last."""
+    scores = dot(query, tl.trans(keys), None) * factor
+    return tl.where((n < length)[None, :], scores, float("-inf"))
+
+
+@triton.jit
+def patch_attention_fwd_kernel(
+    qkv, y, heads, head_dim, length, columns, ph, pw, scale,
+    qkv_image, qkv_channel, qkv_row, qkv_column, y_image, y_channel, y_row, y_column,
+    FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    per_head = tl.cdiv(length, BLOCK_M)
+    program = tl.program_id(0)
+    m = (program % per_head) * BLOCK_M + tl.arange(0, BLOCK_M)
+    head, phase = (program // per_head) % heads, (program // per_head) // heads % (ph * pw)
+    image = program // per_head // heads // (ph * pw)
+    start_y, start_x = (phase // pw).to(tl.int64), (phase % pw).to(tl.int64)
+    qkv += image.to(tl.int64) * qkv_image + start_y * qkv_row + start_x * qkv_column + tl.cast(head * head_dim, tl.int64) * qkv_channel
+    y += image.to(tl.int64) * y_image + start_y * y_row + start_x * y_column + tl.cast(head * head_dim, tl.int64) * y_channel
+    c = tl.arange(0, BLOCK_D)
+    part = tl.cast(heads * head_dim, tl.int64) * qkv_channel
+
+    at, inside = _pixels(qkv, m, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+    query = tl.load(at, mask=inside, other=0.0)
+    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    result = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for begin in range(0, length, BLOCK_N):
+        n = begin + tl.arange(0, BLOCK_N)
+        at, inside = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+        keys = tl.load(at + part, mask=inside, other=0.0)
+        values = tl.load(at + 2 * part, mask=inside, other=0.0)
+        scores = _scores(query, keys, n, length, scale * LOG2E)
+        now = tl.maximum(largest, tl.max(scores, 1))
+        finite = tl.where(now == float("-inf"), 0.0, now)
+        weights = tl.exp2(scores - finite[:, None])
+        shrink = tl.exp2(largest - finite)
+        total = total * shrink + tl.sum(weights, 1)
+        result = dot(weights.to(values.dtype), values, result * shrink[:, None])
+        largest = now
+    result = result / total[:, None]
+    at, inside = _pixels(y, m, length, columns, ph, pw, y_row, y_column, y_channel, c, head_dim, FAR)
+    tl.store(at, result.to(y.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def patch_attention_bwd_query_kernel(
+    qkv, dy, dqkv, statistics, heads, head_dim, length, columns, ph, pw, scale,
+    qkv_image, qkv_channel, qkv_row, qkv_column, dy_image, dy_channel, dy_row, dy_column, dqkv_image, dqkv_channel, dqkv_row, dqkv_column,
+    FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """dq = scale ds k with ds = p (dy v^T - sum_m p dy v^T); and of each query log2 of its sum and sum_m p dy v^T = dy . y, to
+    `statistics` (heads of all phases and images, 2, length)."""
+    per_head = tl.cdiv(length, BLOCK_M)
+    program = tl.program_id(0)
+    m = (program % per_head) * BLOCK_M + tl.arange(0, BLOCK_M)
+    head, phase = (program // per_head) % heads, (program // per_head) // heads % (ph * pw)
+    image = program // per_head // heads // (ph * pw)
+    start_y, start_x = (phase // pw).to(tl.int64), (phase % pw).to(tl.int64)
+    first = tl.cast(head * head_dim, tl.int64)
+    qkv += image.to(tl.int64) * qkv_image + start_y * qkv_row + start_x * qkv_column + first * qkv_channel
+    dy += image.to(tl.int64) * dy_image + start_y * dy_row + start_x * dy_column + first * dy_channel
+    dqkv += image.to(tl.int64) * dqkv_image + start_y * dqkv_row + start_x * dqkv_column + first * dqkv_channel
+    statistics += (program // per_head).to(tl.int64) * 2 * length
+    c = tl.arange(0, BLOCK_D)
+    part = tl.cast(heads * head_dim, tl.int64) * qkv_channel
+
+    at, inside = _pixels(qkv, m, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+    query = tl.load(at, mask=inside, other=0.0)
+    at, inside = _pixels(dy, m, length, columns, ph, pw, dy_row, dy_column, dy_channel, c, head_dim, FAR)
+    grad = tl.load(at, mask=inside, other=0.0)
+    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_M,), tl.float32)
+    along = tl.zeros((BLOCK_M,), tl.float32)
+    for begin in range(0, length, BLOCK_N):
+        n = begin + tl.arange(0, BLOCK_N)
+        at, inside = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+        keys = tl.load(at + part, mask=inside, other=0.0)
+        values = tl.load(at + 2 * part, mask=inside, other=0.0)
+        scores = _scores(query, keys, n, length, scale * LOG2E)
+        now = tl.maximum(largest, tl.max(scores, 1))
+        finite = tl.where(now == float("-inf"), 0.0, now)
+        weights = tl.exp2(scores - finite[:, None])
+        shrink = tl.exp2(largest - finite)
+        dweights = dot(grad, tl.trans(values), None)
+        total = total * shrink + tl.sum(weights, 1)
+        along = along * shrink + tl.sum(weights * dweights, 1)
+        largest = now
+    along = along / total
+    logarithm = largest + tl.log2(total)
+    dquery = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
+    for begin in range(0, length, BLOCK_N):
+        n = begin + tl.arange(0, BLOCK_N)
+        at, inside = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+        keys = tl.load(at + part, mask=inside, other=0.0)
+        values = tl.load(at + 2 * part, mask=inside, other=0.0)
+        weights = tl.exp2(_scores(query, keys, n, length, scale * LOG2E) - logarithm[:, None])
+        dscores = weights * (dot(grad, tl.trans(values), None) - along[:, None]) * scale
+        dquery = dot(dscores.to(keys.dtype), keys, dquery)
+    at, inside = _pixels(dqkv, m, length, columns, ph, pw, dqkv_row, dqkv_column, dqkv_channel, c, head_dim, FAR)
+    tl.store(at, dquery.to(dqkv.dtype.element_ty), mask=inside)
+    tl.store(statistics + m, logarithm, mask=m < length)
+    tl.store(statistics + length + m, along, mask=m < length)
+
+
+@triton.jit
+def patch_attention_bwd_key_kernel(
+    qkv, dy, dqkv, statistics, heads, head_dim, length, columns, ph, pw, scale,
+    qkv_image, qkv_channel, qkv_row, qkv_column, dy_image, dy_channel, dy_row, dy_column, dqkv_image, dqkv_channel, dqkv_row, dqkv_column,
+    FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """dk = scale ds^T q and dv = p^T dy of a block of keys, from the statistics of all queries."""
+    per_head = tl.cdiv(length, BLOCK_N)
+    program = tl.program_id(0)
+    n = (program % per_head) * BLOCK_N + tl.arange(0, BLOCK_N)
+    head, phase = (program // per_head) % heads, (program // per_head) // heads % (ph * pw)
+    image = program // per_head // heads // (ph * pw)
+    start_y, start_x = (phase // pw).to(tl.int64), (phase % pw).to(tl.int64)
+    first = tl.cast(head * head_dim, tl.int64)
+    qkv += image.to(tl.int64) * qkv_image + start_y * qkv_row + start_x * qkv_column + first * qkv_channel
+    dy += image.to(tl.int64) * dy_image + start_y * dy_row + start_x * dy_column + first * dy_channel
+    dqkv += image.to(tl.int64) * dqkv_image + start_y * dqkv_row + start_x * dqkv_column + first * dqkv_channel
+    statistics += (program // per_head).to(tl.int64) * 2 * length
+    c = tl.arange(0, BLOCK_D)
+    part = tl.cast(heads * head_dim, tl.int64) * qkv_channel
+    dpart = tl.cast(heads * head_dim, tl.int64) * dqkv_channel
+
+    at, inside = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+    keys = tl.load(at + part, mask=inside, other=0.0)
+    values = tl.load(at + 2 * part, mask=inside, other=0.0)
+    dkeys = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    dvalues = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
+    for begin in range(0, length, BLOCK_M):
+        m = begin + tl.arange(0, BLOCK_M)
+        at, inside = _pixels(qkv, m, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+        query = tl.load(at, mask=inside, other=0.0)
+        at, inside = _pixels(dy, m, length, columns, ph, pw, dy_row, dy_column, dy_channel, c, head_dim, FAR)
+        grad = tl.load(at, mask=inside, other=0.0)
+        logarithm = tl.load(statistics + m, mask=m < length, other=float("inf"))  # weights beyond the last query are 0
+        along = tl.load(statistics + length + m, mask=m < length, other=0.0)
+        weights = tl.exp2(_scores(query, keys, n, length, scale * LOG2E) - logarithm[:, None])
+        dvalues = dot(tl.trans(weights.to(grad.dtype)), grad, dvalues)
+        dscores = weights * (dot(grad, tl.trans(values), None) - along[:, None]) * scale
+        dkeys = dot(tl.trans(dscores.to(query.dtype)), query, dkeys)
+    at, inside = _pixels(dqkv, n, length, columns, ph, pw, dqkv_row, dqkv_column, dqkv_channel, c, head_dim, FAR)
+    tl.store(at + dpart, dkeys.to(dqkv.dtype.element_ty), mask=inside)
+    tl.store(at + 2 * dpart, dvalues.to(dqkv.dtype.element_ty), mask=inside)
+
+
+# --- what launches them ---
+
+
+def forward(qkv: Tensor, heads: int, patch: tuple[int, int], scale: float, y: Tensor) -> None:
+    """y (B, d, H, W) of qkv (B, 3d, H, W)."""
+    if y.numel() == 0:
+        return
+    programs, sizes, settings = _sizes(y, heads, patch, most=64)
+    launch(
+        patch_attention_fwd_kernel, programs * blocks(sizes[2], settings["BLOCK_M"]),
+        qkv, y, *sizes, *patch, scale, *qkv.stride(), *y.stride(), FAR=far(qkv, y), **settings,
+    )  # fmt: skip
+
+
+def backward(dy: Tensor, qkv: Tensor, heads: int, patch: tuple[int, int], scale: float, dqkv: Tensor) -> None:
+    """dqkv, of the size of qkv; dy (B, d, H, W)."""
+    if dy.numel() == 0:
+        return
+    programs, sizes, settings = _sizes(dy, heads, patch, most=32)
+    length = sizes[2]
+    statistics = qkv.new_empty(programs, 2, length, dtype=torch.float32)
+    arguments = (qkv, dy, dqkv, statistics, *sizes, *patch, scale, *qkv.stride(), *dy.stride(), *dqkv.stride())
+    settings |= {"FAR": far(qkv, dy, dqkv), "num_stages": 1}
+    launch(patch_attention_bwd_query_kernel, programs * blocks(length, settings["BLOCK_M"]), *arguments, **settings)
+    launch(patch_attention_bwd_key_kernel, programs * blocks(length, settings["BLOCK_N"]), *arguments, **settings)
+
+
+def _sizes(y: Tensor, heads: int, patch: tuple[int, int], most: int) -> tuple[int, tuple[int, int, int, int], dict]:
+    """(heads of all phases and images; heads, channels of a head, positions of a phase, their columns; tiles)."""
+    batch, dim, height, width = y.shape
+    head_dim, columns = dim // heads, width // patch[1]
+    length = height // patch[0] * columns
+    block_d = power_of_two(head_dim, 16)
+    small = block_d > 64 or y.dtype == torch.float32  # whose products have no tensor cores, and need registers
+    block = power_of_two(length, 16, most // 2 if small else most)
+    settings = {
+        "BLOCK_M": block, "BLOCK_N": block, "BLOCK_D": block_d, "num_warps": 8 if y.dtype == torch.float32 else 4, "num_stages": 2,
+        "enable_fp_fusion": True,
+    }  # fmt: skip
+    return batch * patch[0] * patch[1] * heads, (heads, head_dim, length, columns), settings

@@ -1,0 +1,166 @@
+"""Float operations whose bits are pinned (csrc/INTEGERS.md): what follows exact integer sums, and quantization.
+
+Every operation is one correctly rounded operation of IEEE 754 in the order of `mvit_kernels/reference/qgemm.py`; kernels that use them are
+launched without contraction into fused multiply-adds."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+
+Tensor = torch.Tensor
+
+
+@triton.jit
+def rint(x):
+    """To the nearest integer, ties to even, of |x| <= 2^22: beyond 2^23 floats are integers."""
+    return (x + 12582912.0) - 12582912.0
+
+
+@triton.jit
+def clamp(x, low, high):
+    """min(max(x, low), high); NaN becomes low."""
+    return tl.where(x >= low, tl.where(x <= high, x, high), low)
+
+
+@triton.jit
+def polynomial(x, segments):
+    """max(x, 0) + e(|x|), e a quadratic polynomial on each of 32 segments and 0 beyond 16; segments (3, 32) float32."""
+    size = tl.abs(x)
+    line = tl.minimum(tl.minimum(size * 4.0, size * 2.0 + 8.0), size + 16.0)
+    at = segments + tl.where(line < 31.0, line, 31.0).to(tl.int32)  # of NaN too
+    e = (tl.load(at + 64) * size + tl.load(at + 32)) * size + tl.load(at)
+    return tl.where(x < 0, 0.0, x) + tl.where(size > 16.0, 0.0, e)
+
+
+@triton.jit
+def _times(a, b):
+    return (a * b + 16384) >> 15
+
+
+@triton.jit
+def curve(x, table):
+    """A byte of x: `reference.apply_curve`, in int32; table (196,) int16."""
+    x = rint(clamp(x, -131072.0, 131072.0)).to(tl.int32)
+    x = tl.minimum(tl.maximum(x, -32768), 32767)
+    size = tl.minimum(tl.abs(x), 32767)
+    at = table + (size >> 9)
+    r = (size & 511) << 6
+    inner = tl.load(at + 64).to(tl.int32) + _times(r, tl.load(at + 128).to(tl.int32))
+    e = tl.load(at).to(tl.int32) + _times(r, inner)
+    shift, offset = tl.load(table + 192).to(tl.int32), tl.load(table + 193).to(tl.int32)
+    most = tl.load(table + 194).to(tl.int32)
+    y = tl.minimum(tl.maximum(x, 0) + _times(e, 1024) + offset, 32767) >> shift
+    return tl.minimum(tl.maximum(y, 0), most)
+
+
+@triton.jit
+def _real_sums(sums, n, known, channels, stride, row_scale, ROW_SCALE: tl.constexpr):
+    scale = tl.load(channels + stride + n, mask=known, other=0).to(tl.float32, bitcast=True)[None, :]
+    if ROW_SCALE:
+        bias = tl.load(channels + 2 * stride + n, mask=known, other=0).to(tl.float32, bitcast=True)[None, :]
+        x = sums.to(tl.float32) * (row_scale[:, None] * scale) + bias
+    else:
+        x = sums.to(tl.float32) * scale
+    return x
+
+
+@triton.jit
+def _stream(x, residual, inside, RESIDUAL: tl.constexpr):
+    q = rint(clamp(x, -131072.0, 131072.0)).to(tl.int32)
+    if RESIDUAL:
+        q += tl.load(residual, mask=inside, other=0).to(tl.int32)
+    return tl.minimum(tl.maximum(q, -32768), 32767)
+
+
+@triton.jit
+def _activated(
+    x, segments, residual, inside, residual_scale, residual_zero_point, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr
+):  # fmt: skip
+    if RESIDUAL:
+        beside = tl.load(residual, mask=inside, other=0)
+        if beside.dtype == tl.uint8 or beside.dtype == tl.int16:
+            x = x + (beside.to(tl.int32) - residual_zero_point).to(tl.float32) * residual_scale
+        else:
+            x = x + beside.to(tl.float32)
+    if ACTIVATION == "relu":
+        x = tl.where(x < 0, 0.0, x)
+    elif ACTIVATION == "polynomial":
+        x = polynomial(x, segments)
+    return x
+
+
+@triton.jit
+def _byte(x, n, known, channels, stride):
+    low = tl.load(channels + 4 * stride + n, mask=known, other=0).to(tl.float32, bitcast=True)
+    high = tl.load(channels + 5 * stride + n, mask=known, other=0).to(tl.float32, bitcast=True)
+    zero_point = tl.load(channels + 6 * stride + n, mask=known, other=0)
+    return rint(clamp(x, low[None, :], high[None, :])).to(tl.int32) + zero_point[None, :]
+
+
+@triton.jit
+def epilogue(
+    sums, n, columns, channels, stride, table, segments, residual, inside, row_scale, residual_scale, residual_zero_point,
+    OUT: tl.constexpr, PLAIN: tl.constexpr, ACTIVATION: tl.constexpr, TABLE: tl.constexpr, RESIDUAL: tl.constexpr,
+    ROW_SCALE: tl.constexpr,
+):  # fmt: skip
+    """What leaves of exact sums (rows, columns n) int32, init added: `reference.epilogue`, in the type of its last operation.
+
+    channels (7, stride) as in `Channels`; residual: addresses (rows, n); row_scale (rows,). OUT: int32, stream (int16), bytes or floats;
+    ACTIVATION: none, relu or polynomial; TABLE: none, bytes or curve.
+    """
+    known = n < columns
+    if OUT == "int32":
+        y = sums
+    else:
+        x = _real_sums(sums, n, known, channels, stride, row_scale, ROW_SCALE)
+        if OUT == "stream":
+            y = _stream(x, residual, inside, RESIDUAL)
+        elif TABLE == "curve":
+            y = curve(x, table)
+        else:
+            if not PLAIN:
+                x = _activated(x, segments, residual, inside, residual_scale, residual_zero_point, ACTIVATION, RESIDUAL)
+            if OUT == "floats":
+                y = x
+            else:
+                if not PLAIN:
+                    x = x * tl.load(channels + 3 * stride + n, mask=known, other=0).to(tl.float32, bitcast=True)[None, :]
+                y = _byte(x, n, known, channels, stride)
+                if TABLE == "bytes":
+                    y = tl.load(table + y)  # beyond the last column the zero-point and both ends are 0
+    return y
+
+
+# --- what launches it ---
+
+
+class Finish(NamedTuple):
+    """How results of an integer product leave; tensors on the device of y."""
+
+    channels: Tensor  # (7, columns rounded up) int32
+    out_dtype: torch.dtype
+    plain: bool
+    activation: str
+    segments: Tensor | None  # (3, 32) float32, of an activation that is neither none nor relu
+    table: Tensor | None  # (256,) uint8 or a curve, int16
+    residual: Tensor | None
+    residual_scale: float
+    residual_zero_point: int
+
+    def arguments(self) -> tuple[Any, ...]:
+        """channels, stride, table, segments, residual, residual_scale, residual_zero_point; anything for what is not there."""
+        spare = self.channels
+        table, segments, residual = (spare if x is None else x for x in (self.table, self.segments, self.residual))
+        return self.channels, self.channels.stride(0), table, segments, residual, self.residual_scale, self.residual_zero_point
+
+    def settings(self) -> dict[str, Any]:
+        out = {torch.int32: "int32", torch.int16: "stream", torch.uint8: "bytes"}.get(self.out_dtype, "floats")
+        table = "none" if self.table is None else "bytes" if self.table.dtype == torch.uint8 else "curve"
+        activation = self.activation if self.segments is None else "polynomial"
+        return {
+            "OUT": out, "PLAIN": self.plain, "ACTIVATION": activation, "TABLE": table, "RESIDUAL": self.residual is not None,
+        }  # fmt: skip

@@ -1,0 +1,57 @@
+"""Every kernel compiles for sm_80 and sm_90, keeps what it computes in registers, and multiplies on tensor cores where it should."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+]
+FOLDER = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def records() -> list[dict[str, Any]]:
+    """In a process where kernels are not interpreted."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, FOLDER / "triton_aot.py", FOLDER / "triton_calls.py"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_all_are_compiled_for_every_target(records) -> None:
+    kernels = {target: {(each["call"], each["kernel"]) for each in records if each["target"] == target} for target in (80, 90)}
+    assert len(kernels[80]) > 40
+    assert kernels[80] == kernels[90]
+
+
+def test_nothing_is_spilled(records) -> None:
+    assert [each for each in records if each["stack"] or each["local"]] == []
+
+
+def test_shared_memory_is_there(records) -> None:
+    limit = {80: 163 * 1024, 90: 227 * 1024}
+    assert [each for each in records if each["shared"] > limit[each["target"]]] == []
+
+
+@pytest.mark.parametrize(("kernel", "instructions"), [
+    ("qgemm_kernel", {"IMMA", "IGMMA"}),
+    ("patch_attention_fwd_kernel", {"HMMA", "HGMMA"}),
+    ("patch_attention_bwd_query_kernel", {"HMMA", "HGMMA"}),
+    ("patch_attention_bwd_key_kernel", {"HMMA", "HGMMA"}),
+    ("value_out_kernel", {"HMMA", "HGMMA"}),
+])  # fmt: skip
+def test_products_run_on_tensor_cores(records, kernel: str, instructions: set[str]) -> None:
+    of_kernel = [each for each in records if each["kernel"] == kernel and "float32" not in each["call"]]
+    assert {each["target"] for each in of_kernel} == {80, 90}
+    assert [each for each in of_kernel if not instructions & set(each["tensor_cores"])] == []

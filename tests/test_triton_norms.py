@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from marks import slow
+from triton_checks import DTYPES, FORMATS, assert_rule, randn, views
+
+import mvit_kernels as mk
+from mvit_kernels import reference
+
+Tensor = torch.Tensor
+# One element; tails of tiles; several pieces of an image; many channels.
+MAPS = [slow((1, 1, 1, 1)), (2, 5, 4, 6), slow((1, 37, 30, 21)), slow((1, 300, 3, 5)), slow((1, 12, 40, 30))]
+ROWS = [slow((1, 1)), (3, 5, 7), slow((300, 24)), slow((2, 1000)), (1, 80)]
+
+
+def parameters(channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return randn(channels, dtype=dtype), randn(channels, dtype=dtype)
+
+
+def check(norm: str, x: Tensor, dtype: torch.dtype, channels: int) -> None:
+    op, plain = getattr(mk.ops, norm), getattr(reference, norm)
+    weight, bias = parameters(channels, dtype)
+    y = op(x, weight, bias, backend="triton")
+    assert y.dtype == x.dtype
+    assert_rule(y, plain(x, weight, bias), plain(x.double(), weight.double(), bias.double()))
+    dy = randn(*x.shape, dtype=x.dtype)
+    gradients = getattr(torch.ops.mvit_kernels, f"{norm}_backward")(dy, x, weight, 1e-5, "triton")
+    backward = getattr(reference, f"{norm}_backward")
+    # 16-bit floats are summed in float32 by both.
+    theirs = backward(*(each.float() for each in (dy, x, weight)))
+    exact = backward(dy.double(), x.double(), weight.double())
+    for ours, rounded, right in zip(gradients, theirs, exact, strict=True):
+        assert_rule(ours, rounded.to(ours.dtype), right)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("size", MAPS, ids=str)
+def test_group_norm(size, fmt: str, dtype: torch.dtype, poison) -> None:
+    x = randn(*size, dtype=dtype, fmt=fmt)
+    check("group_norm", x, dtype, size[1])
+    assert mk.ops.group_norm(x, *parameters(size[1], dtype), backend="triton").is_contiguous(memory_format=FORMATS[fmt])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", ROWS, ids=str)
+def test_layer_norm(size, dtype: torch.dtype, poison) -> None:
+    check("layer_norm", randn(*size, dtype=dtype), dtype, size[-1])
+
+
+@pytest.mark.parametrize("mean", [slow(3.0), slow(30.0), 100.0])
+def test_means_far_from_zero(mean: float) -> None:
+    x = randn(1, 8, 40, 30) + mean
+    weight, bias = parameters(8, torch.float32)
+    exact = reference.group_norm(x.double(), weight.double(), bias.double())
+    assert_rule(mk.ops.group_norm(x, weight, bias, backend="triton"), reference.group_norm(x, weight, bias), exact)
+    rows, (weight, bias) = x.flatten(0, 2)[:64], parameters(30, torch.float32)
+    exact = reference.layer_norm(rows.double(), weight.double(), bias.double())
+    assert_rule(mk.ops.layer_norm(rows, weight, bias, backend="triton"), reference.layer_norm(rows, weight, bias), exact)
+
+
+def test_parameters_in_float32_beside_16_bits() -> None:
+    x = randn(1, 6, 4, 4, dtype=torch.bfloat16)
+    weight, bias = parameters(6, torch.float32)
+    y = mk.ops.group_norm(x, weight, bias, backend="triton")
+    assert_rule(
+        y, reference.group_norm(x.float(), weight, bias).bfloat16(), reference.group_norm(x.double(), weight.double(), bias.double())
+    )
+
+
+def test_any_strides() -> None:
+    for name, x in views(5, 4, 6).items():
+        for norm, channels in (("group_norm", 5), ("layer_norm", 6)):
+            weight, bias = parameters(2 * channels, torch.float32)
+            y = getattr(mk.ops, norm)(x, weight[::2], bias[::2], backend="triton")
+            assert torch.allclose(y, getattr(reference, norm)(x, weight[::2], bias[::2]), atol=1e-5), (name, norm)
+
+
+@pytest.mark.parametrize("norm", ["group_norm", "layer_norm"])
+def test_gradients_reach_every_leaf(norm: str) -> None:
+    leaves = [each.requires_grad_() for each in (randn(2, 4, 4, 4), *parameters(4, torch.float32))]
+    getattr(mk.ops, norm)(*leaves, backend="triton").square().sum().backward()
+    plain = [each.detach().clone().requires_grad_() for each in leaves]
+    getattr(reference, norm)(*plain).square().sum().backward()
+    for ours, theirs in zip(leaves, plain, strict=True):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["group_norm", "layer_norm"])
+def test_empty_and_nan(norm: str) -> None:
+    op, (weight, bias) = getattr(mk.ops, norm), parameters(4, torch.float32)
+    assert op(randn(0, 4, 4, 4), weight, bias, backend="triton").shape == (0, 4, 4, 4)
+    gradients = getattr(torch.ops.mvit_kernels, f"{norm}_backward")(randn(0, 4, 4, 4), randn(0, 4, 4, 4), weight, 1e-5, "triton")
+    assert [tuple(each.shape) for each in gradients] == [(0, 4, 4, 4), (4,), (4,)]
+    assert not gradients[1].any()
+    x = randn(2, 4, 4, 4)
+    x[0, 1, 2, 3] = float("nan")
+    assert torch.equal(op(x, weight, bias, backend="triton").isnan(), getattr(reference, norm)(x, weight, bias).isnan())
+
+
+def test_rows_that_are_too_long_are_refused() -> None:
+    weight, bias = parameters(20000, torch.float32)
+    with pytest.raises(ValueError, match="it has no kernel for rows of more than 8192 channels, got 20000"):
+        mk.ops.layer_norm(randn(1, 20000), weight, bias, backend="triton")

@@ -1,0 +1,118 @@
+"""Calls of every op with Triton kernels, at shapes of the networks: what is compiled ahead of time, and captured in CUDA graphs."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from mvit_kernels import ops
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+use = functools.partial(functools.partial, backend="triton")
+
+
+def image(*size: int, dtype: torch.dtype = torch.float16, channels_last: bool = True) -> torch.Tensor:
+    x = torch.randn(size) if dtype.is_floating_point else torch.randint(0, 256, size)
+    return x.to(DEVICE, dtype).contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+
+
+def ones(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.ones(size, dtype=dtype, device=DEVICE)
+
+
+def separable_attention_calls() -> dict[str, Any]:
+    calls = {}
+    for channels_last in (True, False):
+        for dtype in (torch.float16, torch.float32):
+            qkv, dy = (image(2, channels, 32, 32, dtype=dtype, channels_last=channels_last) for channels in (257, 128))
+            name = f"separable_attention {dtype} {'NHWC' if channels_last else 'NCHW'}"
+            calls[name] = use(ops.separable_attention, qkv, (2, 2))
+            calls[f"{name} backward"] = functools.partial(torch.ops.mvit_kernels.separable_attention_backward, dy, qkv, (2, 2), "triton")
+    return calls
+
+
+def patch_calls() -> dict[str, Any]:
+    calls = {}
+    for channels_last in (True, False):
+        x, name = image(2, 128, 32, 32, channels_last=channels_last), "NHWC" if channels_last else "NCHW"
+        calls[f"unfold_patches {name}"] = use(ops.unfold_patches, x)
+        calls[f"fold_patches {name}"] = use(ops.fold_patches, ops.unfold_patches(x, backend="reference"), (32, 32))
+    return calls
+
+
+def norm_calls() -> dict[str, Any]:
+    calls, weight = {}, ones(128, dtype=torch.float16)
+    backward = torch.ops.mvit_kernels.group_norm_backward
+    for channels_last in (True, False):
+        x, name = image(2, 128, 32, 32, channels_last=channels_last), "NHWC" if channels_last else "NCHW"
+        calls[f"group_norm {name}"] = use(ops.group_norm, x, weight, weight)
+        calls[f"group_norm {name} backward"] = functools.partial(backward, x, x, weight, 1e-5, "triton")
+    for channels in (144, 8192):
+        x, weight = ones(512, channels, dtype=torch.float16), ones(channels)
+        calls[f"layer_norm {channels}"] = use(ops.layer_norm, x, weight, weight)
+        backward = functools.partial(torch.ops.mvit_kernels.layer_norm_backward, x, x, weight, 1e-5, "triton")
+        calls[f"layer_norm {channels} backward"] = backward
+    return calls
+
+
+def patch_attention_calls() -> dict[str, Any]:
+    calls = {}
+    for depth, dtype, channels_last in (
+        (16, torch.float16, True), (36, torch.bfloat16, True), (60, torch.float16, False), (36, torch.float32, True),
+        (128, torch.float16, True),
+    ):  # fmt: skip
+        qkv, dy = (image(1, channels * depth, 32, 32, dtype=dtype, channels_last=channels_last) for channels in (12, 4))
+        name = f"patch_attention {depth} {dtype} {'NHWC' if channels_last else 'NCHW'}"
+        calls[name] = use(ops.patch_attention, qkv, 4)
+        backward = functools.partial(torch.ops.mvit_kernels.patch_attention_backward, dy, qkv, 4, (2, 2), None, "triton")
+        calls[f"{name} backward"] = backward
+    return calls
+
+
+QUANTIZATION = {"a_scale": 0.05, "a_zero_point": 3, "w_scale": 0.01, "backend": "triton"}
+BYTES = {"activation": "silu", "out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": 7}
+
+
+def integer_calls() -> dict[str, Any]:
+    calls = {}
+    for rows, columns, depth, bits, how in (
+        (16384, 128, 128, 8, BYTES), (16384, 128, 128, 6, BYTES), (1024, 257, 128, 8, BYTES), (64, 256, 128, 6, BYTES),
+        (8, 1000, 640, 8, {"out_dtype": torch.float16}),
+    ):  # fmt: skip
+        weight = ops.pack_weight(torch.zeros(columns, depth, dtype=torch.int8), bits=bits)
+        product = ops.prepare_qgemm(weight, bias=torch.zeros(columns), **QUANTIZATION, **how)
+        calls[f"qgemm {rows}x{columns}x{depth}, {bits} bits"] = functools.partial(product, ones(rows, depth, dtype=torch.uint8))
+    x = image(8, 96, 32, 32, dtype=torch.uint8)
+    for kernel in (1, 3):
+        weight = ops.pack_weight(torch.zeros(96, 96, kernel, kernel, dtype=torch.int8))
+        convolution = ops.prepare_qconv2d(weight, bias=torch.zeros(96), kernel_size=kernel, **QUANTIZATION, **BYTES)
+        calls[f"qconv2d {kernel}x{kernel}"] = functools.partial(convolution, x)
+    weight = torch.zeros(96, 1, 3, 3, dtype=torch.int8)
+    calls["qdepthwise_conv2d"] = functools.partial(ops.prepare_qdepthwise_conv2d(weight, bias=torch.zeros(96), **QUANTIZATION, **BYTES), x)
+    calls["quantize"] = use(ops.quantize, image(2, 96, 32, 32), 0.1, 3)
+    calls["quantize, channels"] = use(ops.quantize, image(2, 96, 32, 32), ones(96), ones(96, dtype=torch.int32))
+    calls["dequantize"] = use(ops.dequantize, x, 0.1, 3, torch.float16)
+    calls["quantize_rows"] = use(ops.quantize_rows, ones(1024, 256, dtype=torch.float16))
+    return calls
+
+
+def separable_attention_block_calls() -> dict[str, Any]:
+    calls = {}
+    for dim, side, dtype in ((64, 32, torch.float16), (128, 32, torch.bfloat16), (192, 16, torch.float16), (512, 8, torch.float16),
+                             (128, 32, torch.float32)):  # fmt: skip
+        sizes = (dim,), (dim,), (1 + 2 * dim, dim), (1 + 2 * dim,), (dim, dim), (dim,)
+        inputs = [image(2, dim, side, side, dtype=dtype), *(ones(*size, dtype=dtype) for size in sizes)]
+        calls[f"separable_attention_block {dim} {dtype}"] = use(ops.separable_attention_block, *inputs, patch_size=(2, 2))
+    return calls
+
+
+CALLS = {
+    **separable_attention_block_calls(),
+    **separable_attention_calls(),
+    **patch_calls(),
+    **norm_calls(),
+    **patch_attention_calls(),
+    **integer_calls(),
+}

@@ -1,0 +1,61 @@
+"""Where the tests of Triton kernels run: on a GPU, or interpreted on the CPU where TRITON_INTERPRET=1 (`make test` sets it for them)."""
+
+from __future__ import annotations
+
+import numpy
+import pytest
+import torch
+from marks import slow
+from tolerance import assert_float_rule
+
+import mvit_kernels as mk
+
+if not mk.backends()["triton"].usable:
+    pytest.skip(mk.backends()["triton"].reason, allow_module_level=True)
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+DTYPES = [torch.float32, slow(torch.bfloat16), slow(torch.float16)]
+
+Tensor = torch.Tensor
+
+if DEVICE == "cpu":
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    # The interpreter prepares the language anew at every call of a device function, half of its time; once for them all is enough.
+    interpreter._patch_lang(tl.sum.fn)
+    interpreter.InterpretedFunction.__call__ = lambda self, *args, **kwargs: self.rewrite()(*args, **kwargs)
+
+    # It cuts the lower bits of a float off to make a bfloat16, where a GPU rounds to nearest even.
+    _convert_float = interpreter._convert_float
+
+    def _convert(x, source, target, rounding_mode):
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return _convert_float(x, source, target, rounding_mode)
+        rounded = torch.from_numpy(numpy.array(x, dtype=numpy.float32, order="C")).bfloat16()
+        return rounded.view(torch.int16).numpy().view(numpy.uint16)
+
+    interpreter._convert_float = _convert
+
+
+def randn(*size: int, dtype: torch.dtype = torch.float32, fmt: str = "nchw") -> Tensor:
+    x = torch.randn(*size).to(DEVICE, dtype)
+    return x.contiguous(memory_format=FORMATS[fmt]) if x.ndim == 4 else x
+
+
+def views(channels: int, height: int, width: int) -> dict[str, Tensor]:
+    """Maps (1 or 2, channels, height, width) of all kinds of strides."""
+    big = randn(3, channels + 2, 2 * height, 2 * width + 4)
+    return {
+        "slice": big[1:2, 1:-1, :height, 2 : 2 + width],
+        "every other": big[1::2, :channels, ::2, 4::2],
+        "transposed": randn(1, channels, width, height).transpose(2, 3),
+        "channels last slice": big.contiguous(memory_format=torch.channels_last)[1:2, 1:-1, :height, :width],
+        "expanded": big[:1, :channels, :height, :width].expand(2, -1, -1, -1),
+        "batch innermost": randn(channels, height, width, 2).permute(3, 0, 1, 2),
+    }
+
+
+def assert_rule(actual: Tensor, plain: Tensor, exact: Tensor) -> None:
+    assert_float_rule(actual.cpu(), plain.cpu(), exact.cpu())
