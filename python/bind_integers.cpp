@@ -8,6 +8,7 @@
 #include "cpu/ops/qlookup.h"
 #include "cpu/ops/qnorm.h"
 #include "cpu/ops/qpatch_attention.h"
+#include "cpu/ops/qpool_mixer.h"
 #include "cpu/ops/qresize.h"
 #include "cpu/ops/qseparable_attention.h"
 #include "cpu/ops/quantize.h"
@@ -143,6 +144,17 @@ int quantized_mean(int64_t batch, int64_t channels, int64_t pixels, bool channel
     return static_cast<int>(qavg_pool(p, threads));
 }
 
+// size is (B, C, H, W); keep and move: of each channel.
+int quantized_mix_by_pooling(const Sizes& size, uintptr_t x, int32_t zero_point, uintptr_t keep, uintptr_t move, int32_t out_zero_point,
+                             int out_bits, uintptr_t y, int threads) {
+    QPoolMixerProblem p{};
+    p.batch = size[0], p.height = size[2], p.width = size[3], p.channels = size[1];
+    p.x = bytes(x), p.zero_point = zero_point, p.keep = floats(keep), p.move = floats(move);
+    p.out = qbyte(1.0f, out_zero_point, out_bits), p.y = writable_bytes(y);
+    py::gil_scoped_release release;
+    return static_cast<int>(qpool_mixer(p, threads));
+}
+
 // size is (B, C, H, W) of x.
 int quantized_resize(const Sizes& size, std::array<int64_t, 2> out, bool align_corners, uintptr_t x, uintptr_t y, int threads) {
     const QResizeProblem p{size[0], size[1], size[2], size[3], out[0], out[1], align_corners, bytes(x), writable_bytes(y)};
@@ -274,6 +286,7 @@ void mvit::bind_integers(py::module_& m) {
     m.def("quantize_rows", quantization_of_rows);
     m.def("qadd", quantized_sum);
     m.def("qavg_pool", quantized_mean);
+    m.def("qpool_mixer", quantized_mix_by_pooling);
     m.def("qresize", quantized_resize);
     m.def("qlookup", lookup);
     m.def("qgemm_collect", collected_product);

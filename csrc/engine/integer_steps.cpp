@@ -8,6 +8,7 @@
 #include "cpu/ops/qlookup.h"
 #include "cpu/ops/qnorm.h"
 #include "cpu/ops/qpatch_attention.h"
+#include "cpu/ops/qpool_mixer.h"
 #include "cpu/ops/qresize.h"
 #include "cpu/ops/qseparable_attention.h"
 #include "cpu/ops/quantize.h"
@@ -132,6 +133,15 @@ constexpr Field fields[] = {
     MVIT_FIELD(out.inverse),  MVIT_FIELD(out.low),     MVIT_FIELD(out.high),   MVIT_FIELD(out.zero_point),
 };
 }  // namespace qadd_step
+
+namespace qpool_mixer_step {
+using Arguments = QPoolMixerProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(batch),   MVIT_FIELD(height),     MVIT_FIELD(width),          MVIT_FIELD(channels),
+    MVIT_FIELD(x),       MVIT_FIELD(zero_point), MVIT_FIELD(keep),           MVIT_FIELD(move),
+    MVIT_FIELD(out.low), MVIT_FIELD(out.high),   MVIT_FIELD(out.zero_point), MVIT_FIELD(y),
+};
+}  // namespace qpool_mixer_step
 
 namespace qavg_pool_step {
 using Arguments = QAvgPoolProblem;
@@ -275,6 +285,7 @@ constexpr StepKind kinds[] = {
     step_kind<qinverted_residual_step::Arguments>("qinverted_residual", qinverted_residual_step::fields, qinverted_residual_step::run),
     MVIT_STEP(qadd),
     MVIT_STEP(qavg_pool),
+    MVIT_STEP(qpool_mixer),
     MVIT_STEP(qresize),
     MVIT_STEP(qlookup),
     MVIT_STEP(qnorm),

@@ -191,6 +191,7 @@ def _qpatch_attention(node: Node, backend: str | None) -> Prepared:
 
 def _qadd(node: Node, backend: str | None) -> Prepared:
     values = _of_settings(node, "a_scale", "a_zero_point", "b_scale", "b_zero_point", "out_scale", "out_zero_point", "out_bits")
+    values["activation"] = node.settings.get("activation")
     return Prepared(lambda a, b: ops.qadd(_in_channels_last(a), b, backend=backend, **values))
 
 
@@ -199,6 +200,12 @@ def _qavg_pool(node: Node, backend: str | None) -> Prepared:
     if node.settings["out"] == "uint8":
         values |= _of_settings(node, "out_scale", "out_zero_point", "out_bits")
     return Prepared(lambda x: ops.qavg_pool(x, out_dtype=DTYPES[node.settings["out"]], backend=backend, **values))
+
+
+def _qpool_mixer(node: Node, backend: str | None) -> Prepared:
+    values = _of_settings(node, "a_scale", "a_zero_point", "out_scale", "out_zero_point", "out_bits")
+    scale = node.weights["scale"]
+    return Prepared(lambda x: ops.qpool_mixer(_in_channels_last(x), scale, backend=backend, **values))
 
 
 def _qresize(node: Node, backend: str | None) -> Prepared:
@@ -222,6 +229,7 @@ _PREPARE: dict[str, Callable[[Node, str | None], Prepared]] = {
     "qseparable_gate": _qseparable_gate,
     "qpatch_attention": _qpatch_attention,
     "qadd": _qadd,
+    "qpool_mixer": _qpool_mixer,
     "qavg_pool": _qavg_pool,
     "qresize": _qresize,
     "qlookup": _qlookup,

@@ -2,6 +2,7 @@
 
 from mvit_kernels.reference import exponential_table
 
+from .attention import attention
 from .backend import BackendInfo, backends, native, use_backend, warn_of_missing_kernels
 from .conv2d import conv2d
 from .depthwise_conv2d import depthwise_conv2d
@@ -13,6 +14,7 @@ from .layer_norm import layer_norm
 from .pack_weight import PackedWeight, pack_weight
 from .patch_attention import patch_attention
 from .patches import fold_patches, unfold_patches
+from .pool_mixer import pool_mixer
 from .qadd import qadd
 from .qavg_pool import qavg_pool
 from .qconv2d import QConv2d, prepare_qconv2d, qconv2d
@@ -22,6 +24,7 @@ from .qlookup import qlookup
 from .qnorm import qnorm
 from .qnorm_gemm import QNormGemm, prepare_qnorm_gemm, qnorm_gemm
 from .qpatch_attention import qpatch_attention
+from .qpool_mixer import qpool_mixer
 from .qresize import qresize
 from .qseparable_attention import qseparable_context, qseparable_gate
 from .quantize import dequantize, quantize, quantize_rows
@@ -35,6 +38,7 @@ __all__ = [
     "QDepthwiseConv2d",
     "QGemm",
     "QNormGemm",
+    "attention",
     "backends",
     "conv2d",
     "depthwise_conv2d",
@@ -48,6 +52,7 @@ __all__ = [
     "layer_norm",
     "pack_weight",
     "patch_attention",
+    "pool_mixer",
     "prepare_qconv2d",
     "prepare_qdepthwise_conv2d",
     "prepare_qgemm",
@@ -62,6 +67,7 @@ __all__ = [
     "qnorm",
     "qnorm_gemm",
     "qpatch_attention",
+    "qpool_mixer",
     "qresize",
     "qseparable_context",
     "qseparable_gate",

@@ -12,7 +12,7 @@ PRODUCTS = ("conv2d", "depthwise_conv2d", "linear")
 NORMS = ("group_norm", "layer_norm")
 _ATTENTION = ("separable_context", "separable_gate")
 _SOFTMAX = ("patch_attention",)
-_OTHERS = ("add", "cat", "avg_pool", "activation", "resize", *_ATTENTION, *_SOFTMAX)
+_OTHERS = ("add", "cat", "avg_pool", "pool_mixer", "activation", "resize", *_ATTENTION, *_SOFTMAX)
 
 
 class Layout:
