@@ -260,6 +260,25 @@ class _Integers(Lowering):
         }  # fmt: skip
         self.out.add("qpatch_attention", (node,), fields)
 
+    def _qattention(self, node: Node) -> None:
+        handle, sources = self.handle(node), node.inputs
+        (channels, queries), (_, keys), (values, _) = (rows_of(self.program[name].size) for name in sources)
+        heads, mixtures, points = handle.heads, handle.mixtures, handle.zero_points
+        q, k, v = map(self.ref, sources)
+        fields = {
+            "batch": 1, "heads": heads, "queries": queries, "keys": keys, "depth": channels // heads, "value_depth": values // heads,
+            "q": q, "k": k, "v": v, "q_stride[1]": channels, "k_stride[1]": channels, "v_stride[1]": values, "q_zero_point": points[0],
+            "k_zero_point": points[1], "v_zero_point": points[2], "steps": mixtures.steps, "ratio": mixtures.ratio,
+            "table": ATTENTION_TABLE, "y": self.value(node, torch.uint8), "y_stride[1]": values,
+            **_prefixed("out", _byte(handle.out_zero_point, handle.out_bits)),
+        }  # fmt: skip
+        if mixtures.bias is not None:
+            fields |= {"bias": mixtures.bias, "bias_stride": mixtures.bias.shape[2]}
+        for name, value in (("mix", mixtures.scores), ("mix_weights", mixtures.weights), ("shift", mixtures.shift)):
+            if value is not None:
+                fields[name] = value
+        self.out.add("qattention", (node,), fields)
+
     # --- the rest ---
 
     def _qadd(self, node: Node) -> None:

@@ -260,10 +260,9 @@ def _attention(build: Builder, named: Named, path: str) -> Any:
         return None
     (channels, height, width), (_, *of_keys), (values, *_) = (build.size(each.name) for each in inputs)
     scale = named["scale"] if named["scale"] is not None else (channels // heads) ** -0.5
-    macs = height * width * of_keys[0] * of_keys[1] * (channels + values)
     weights = {name: named[name] for name in ("bias", "mix_scores", "mix_weights", "mix_bias")}
     names = tuple(each.name for each in inputs)
-    settings = {"heads": heads, "scale": scale, "macs": macs}
+    settings = {"heads": heads, "scale": scale, "depth": channels // heads, "keys": of_keys[0] * of_keys[1]}
     return Tokens(build.add("attention", names, (values, height, width), f"{names[0]}.attention", settings, weights))
 
 

@@ -186,6 +186,20 @@ def _qpatch_attention(node: Node, backend: str | None) -> Prepared:
     return Prepared(lambda x: _map(ops.qpatch_attention(_pixels(x), heads, patch_size=patch, backend=backend, **values)))
 
 
+def _qattention(node: Node, backend: str | None) -> Prepared:
+    points = [f"{name}_{what}" for name in ("q", "k", "v", "out") for what in ("scale", "zero_point")]
+    values = _of_settings(node, *points, "out_bits", "scale") | {
+        name: node.weights[name] for name in ("bias", "mix_scores", "mix_weights", "mix_bias") if name in node.weights
+    }
+    handle = ops.prepare_qattention(node.settings["heads"], backend=backend, **values)
+
+    def call(*inputs: Tensor) -> Tensor:
+        tokens = handle(*(_pixels(x).flatten(1, 2) for x in inputs))
+        return _map(tokens.unflatten(1, inputs[0].shape[2:]))
+
+    return Prepared(call, handle)
+
+
 # --- the rest ---
 
 
@@ -228,6 +242,7 @@ _PREPARE: dict[str, Callable[[Node, str | None], Prepared]] = {
     "qseparable_context": _qseparable_context,
     "qseparable_gate": _qseparable_gate,
     "qpatch_attention": _qpatch_attention,
+    "qattention": _qattention,
     "qadd": _qadd,
     "qpool_mixer": _qpool_mixer,
     "qavg_pool": _qavg_pool,

@@ -16,6 +16,7 @@ from .patch_attention import patch_attention
 from .patches import fold_patches, unfold_patches
 from .pool_mixer import pool_mixer
 from .qadd import qadd
+from .qattention import QAttention, prepare_qattention, qattention
 from .qavg_pool import qavg_pool
 from .qconv2d import QConv2d, prepare_qconv2d, qconv2d
 from .qdepthwise_conv2d import QDepthwiseConv2d, prepare_qdepthwise_conv2d, qdepthwise_conv2d
@@ -34,6 +35,7 @@ from .separable_attention_block import separable_attention_block
 __all__ = [
     "BackendInfo",
     "PackedWeight",
+    "QAttention",
     "QConv2d",
     "QDepthwiseConv2d",
     "QGemm",
@@ -53,11 +55,13 @@ __all__ = [
     "pack_weight",
     "patch_attention",
     "pool_mixer",
+    "prepare_qattention",
     "prepare_qconv2d",
     "prepare_qdepthwise_conv2d",
     "prepare_qgemm",
     "prepare_qnorm_gemm",
     "qadd",
+    "qattention",
     "qavg_pool",
     "qconv2d",
     "qdepthwise_conv2d",

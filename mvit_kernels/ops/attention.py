@@ -133,14 +133,14 @@ def pack_mixtures(scores: Optional, weights: Optional, shift: Optional) -> Talki
 
 
 def _cpu_forward(problem: _Problem) -> Tensor:
-    q, k, v = (x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous() for x in problem.tensors)
+    q, k, v = map(channels_side_by_side, problem.tensors)
     mixtures = problem.mixtures
     bias = None if mixtures.bias is None else packed(pack_bias, mixtures.bias)
     talking = packed(pack_mixtures, *mixtures[1:]) if any(each is not None for each in mixtures[1:]) else Talking(None, None, None)
     y = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
     status = native.attention(
         FLOAT_CODES[q.dtype], q.shape, v.shape[1:], problem.heads, problem.scale, q.data_ptr(), q.stride()[:2], k.data_ptr(),
-        k.stride()[:2], v.data_ptr(), v.stride()[:2], _address(bias), 0 if bias is None else bias.shape[2], *map(_address, talking),
+        k.stride()[:2], v.data_ptr(), v.stride()[:2], address(bias), 0 if bias is None else bias.shape[2], *map(address, talking),
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if status:
@@ -148,14 +148,19 @@ def _cpu_forward(problem: _Problem) -> Tensor:
     return y
 
 
-def _address(x: Optional) -> int:
+def channels_side_by_side(x: Tensor) -> Tensor:
+    """(B, N, C) as the kernels read it: itself, or a copy."""
+    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+
+
+def address(x: Optional) -> int:
     return 0 if x is None else x.data_ptr()
 
 
 def _reference_forward(problem: _Problem) -> Tensor:
-    q = problem.tensors[0]
-    wide_tensors, mixtures = _wide(problem)
-    return reference.attention(*wide_tensors, problem.heads, problem.scale, mixtures).to(q.dtype).contiguous()
+    dtype = problem.tensors[0].dtype
+    (q, k, v), mixtures = _wide(problem)
+    return reference.attention(q, k, v, problem.heads, problem.scale, mixtures).to(dtype).contiguous()
 
 
 def _wide(problem: _Problem) -> tuple[list[Tensor], Mixtures]:
@@ -165,8 +170,8 @@ def _wide(problem: _Problem) -> tuple[list[Tensor], Mixtures]:
 
 def _reference_backward(dy: Tensor, problem: _Problem) -> list[Tensor]:
     """dq, dk, dv, and the gradients of those of the mixtures that exist."""
-    wide_tensors, mixtures = _wide(problem)
-    *gradients, of_mixtures = reference.attention_backward(wide(dy), *wide_tensors, problem.heads, problem.scale, mixtures)
+    (q, k, v), mixtures = _wide(problem)
+    *gradients, of_mixtures = reference.attention_backward(wide(dy), q, k, v, problem.heads, problem.scale, mixtures)
     given = [*problem.tensors, *(each for each in problem.mixtures if each is not None)]
     found = [*gradients, *(each for each in of_mixtures if each is not None)]
     # In the memory order of what they are gradients of, as torch's own gradients are.

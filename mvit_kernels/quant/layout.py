@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from mvit_kernels.graph import Node, Program
+from mvit_kernels.ops.qattention import fits
 
 from .config import QuantConfig
 
@@ -12,7 +13,7 @@ PRODUCTS = ("conv2d", "depthwise_conv2d", "linear")
 NORMS = ("group_norm", "layer_norm")
 _ATTENTION = ("separable_context", "separable_gate")
 _SOFTMAX = ("patch_attention",)
-_OTHERS = ("add", "cat", "avg_pool", "pool_mixer", "activation", "resize", *_ATTENTION, *_SOFTMAX)
+_OTHERS = ("add", "cat", "avg_pool", "pool_mixer", "attention", "activation", "resize", *_ATTENTION, *_SOFTMAX)
 
 
 class Layout:
@@ -50,6 +51,8 @@ class Layout:
         if node.kind in NORMS:
             return not node.weights  # gamma and beta belong into what follows
         if node.kind in _SOFTMAX and not _softmax_fits(node):
+            return False
+        if node.kind == "attention" and not _attention_fits(node):
             return False
         return node.kind in PRODUCTS or node.kind in _OTHERS
 
@@ -166,6 +169,12 @@ def _softmax_fits(node: Node) -> bool:
     """Whether the kernel takes it: sums over the pixels of a phase fit in int32, and the largest score weighs most."""
     (_, height, width), (patch_h, patch_w) = node.size, node.settings["patch"]
     return node.settings["scale"] > 0 and height * width // (patch_h * patch_w) * 255 * 255 < 2**31 - 1
+
+
+def _attention_fits(node: Node) -> bool:
+    """Whether the kernel takes it: sums of products of bytes are exact in float32."""
+    settings = node.settings
+    return settings["scale"] > 0 and fits(settings["depth"], settings["keys"])
 
 
 def _groups(pairs: Iterable[tuple[str, str]]) -> dict[str, int]:

@@ -228,6 +228,13 @@ class _Builder:
         }  # fmt: skip
         return replace(node, kind="qpatch_attention", settings=settings)
 
+    def attention(self, node: Node, form: str) -> Node:
+        settings = {**node.settings, **self.as_byte(node)}
+        for which, name in enumerate("qkv"):
+            x = self.byte(self.source(node, which))
+            settings |= {f"{name}_scale": x.scale, f"{name}_zero_point": x.zero_point}
+        return replace(node, kind="qattention", settings=settings)
+
     def plus(self, node: Node, form: str) -> Node:
         a, b = self.byte(self.source(node, 0)), self.byte(self.source(node, 1))
         settings = {"a_scale": a.scale, "a_zero_point": a.zero_point, "b_scale": b.scale, "b_zero_point": b.zero_point}
@@ -263,6 +270,7 @@ _MAKE: dict[str, Callable[[_Builder, Node, str], Node]] = {
     "separable_context": _Builder.context,
     "separable_gate": _Builder.gate,
     "patch_attention": _Builder.softmax,
+    "attention": _Builder.attention,
     "add": _Builder.plus,
     "avg_pool": _Builder.pool,
     "pool_mixer": _Builder.mixer,

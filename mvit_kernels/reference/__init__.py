@@ -15,6 +15,7 @@ from .patches import fold_patches, unfold_patches
 from .pointwise import pointwise, pointwise_backward
 from .pool_mixer import pool_mixer, pool_mixer_backward
 from .qadd import qadd
+from .qattention import QMixtures, qattention, quantized_mixtures
 from .qavg_pool import qavg_pool
 from .qconv2d import qconv2d, qconv2d_border, qconv2d_rows
 from .qdepthwise_conv2d import qdepthwise_conv2d
@@ -40,6 +41,7 @@ __all__ = [
     "QACTIVATIONS",
     "Channels",
     "Mixtures",
+    "QMixtures",
     "Rows",
     "activate",
     "activate_backward",
@@ -88,6 +90,7 @@ __all__ = [
     "pool_mixer_backward",
     "qactivate",
     "qadd",
+    "qattention",
     "qavg_pool",
     "qconv2d",
     "qconv2d_border",
@@ -105,6 +108,7 @@ __all__ = [
     "quantize",
     "quantize_rows",
     "quantize_stream",
+    "quantized_mixtures",
     "segments",
     "separable_attention",
     "separable_attention_backward",

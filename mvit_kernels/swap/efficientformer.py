@@ -49,9 +49,7 @@ class AttentionParts(NamedTuple):
     attention: Any  # what has attention_biases and attention_bias_idxs
     heads: int
     filter: Convolution | None  # a depthwise one
-    q: Convolution
-    k: Convolution
-    v: Convolution
+    projections: tuple[Convolution, ...]  # to queries, keys and values
     local: Convolution
     mix_scores: nn.Conv2d | None
     mix_weights: nn.Conv2d | None
@@ -106,27 +104,24 @@ class TokenBlock(Replacement):
         if parts is None:
             return super().forward(x)
         x, backend = fused.autocast(x), self._backend
-        tokens = x.reshape(-1, x.shape[2])
-        projected = [
-            _as_tokens(ops.gemm(tokens, *each, layer_norm=True, eps=parts.norm1.eps, backend=backend), x)
-            for each in weights.queries_keys_values(parts.norm1, parts.attention.qkv, parts.parts)
-        ]
+        tokens: Any = x.reshape(-1, x.shape[2])
+        query, key, value = (
+            _as_tokens(ops.gemm(tokens, weight, shift, layer_norm=True, eps=parts.norm1.eps, backend=backend), x)
+            for weight, shift in weights.queries_keys_values(parts.norm1, parts.attention.qkv, parts.parts)
+        )
         bias = weights.position_bias(parts.attention.attention_biases, parts.attention.attention_bias_idxs)
-        y = ops.attention(*projected, parts.heads, bias=bias, scale=parts.parts[0] ** -0.5, backend=backend)
+        seen = ops.attention(query, key, value, parts.heads, bias=bias, scale=parts.parts[0] ** -0.5, backend=backend)
         proj = weights.scaled_linear(parts.attention.proj, parts.scale1)
-        tokens = _matrix(ops.gemm(y.reshape(-1, y.shape[2]), *proj, residual=tokens, backend=backend))
+        tokens = ops.gemm(seen.reshape(-1, seen.shape[2]), *proj, residual=tokens, backend=backend)
         first = weights.linears(parts.norm2, parts.fc1)
-        hidden = _matrix(ops.gemm(tokens, *first, layer_norm=True, eps=parts.norm2.eps, activation=parts.activation, backend=backend))
+        hidden: Any = ops.gemm(tokens, *first, layer_norm=True, eps=parts.norm2.eps, activation=parts.activation, backend=backend)
         second = weights.scaled_linear(parts.fc2, parts.scale2)
-        return _as_tokens(ops.gemm(hidden, *second, residual=tokens, backend=backend), x)
+        y: Tensor = _as_tokens(ops.gemm(hidden, *second, residual=tokens, backend=backend), x)
+        return y
 
 
-def _matrix(result: Any) -> Tensor:
-    return result  # type: ignore[no-any-return]
-
-
-def _as_tokens(rows: Any, like: Tensor) -> Tensor:
-    return rows.reshape(like.shape[0], like.shape[1], rows.shape[1])  # type: ignore[no-any-return]
+def _as_tokens(rows: Any, like: Tensor) -> Any:
+    return rows.reshape(like.shape[0], like.shape[1], rows.shape[1])
 
 
 class TokenAttention(Replacement):
@@ -226,7 +221,8 @@ class AttentionBlock(Replacement):
         x = fused.autocast(x)
         if parts.attention is not None:
             x = attention(x, parts.attention, x, self._backend)
-        return fused.inverted_residual(x, *parts.mlp, True, self._backend)
+        expand, depthwise, reduce = parts.mlp
+        return fused.inverted_residual(x, expand, depthwise, reduce, True, self._backend)
 
 
 class AttentionDownsample(Replacement):
@@ -258,9 +254,8 @@ def attention(x: Tensor, parts: AttentionParts, residual: Tensor | None, backend
     if parts.query_filter is not None:
         weight, shift = weights.with_every_second_pixel(parts.query_filter)
         queries = ops.depthwise_conv2d(x, weight, shift, stride=2, backend=backend)
-    query, key, value = (
-        fused.convolution(source, part, backend) for source, part in ((queries, parts.q), (x, parts.k), (x, parts.v))
-    )  # fmt: skip
+    sources = (queries, x, x)
+    query, key, value = (fused.convolution(source, part, backend) for source, part in zip(sources, parts.projections, strict=True))
     first, second = parts.mix_scores, parts.mix_weights
     bias = weights.position_bias(
         parts.attention.attention_biases, parts.attention.attention_bias_idxs, None if first is None else first.weight

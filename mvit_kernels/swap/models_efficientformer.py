@@ -73,7 +73,8 @@ class TokenBlock(forwards.TokenBlock, efficientformer.AttentionBlock):
     }  # fmt: skip
 
     def _parts(self) -> TokenParts:
-        heads, parts = self.token_mixer._sizes()
+        mixer: Any = self.token_mixer  # replaced too
+        heads, parts = mixer._sizes()
         return TokenParts(
             self.norm1, self.token_mixer, heads, parts, self.ls1.gamma, self.norm2, self.mlp.fc1, self.mlp.fc2, self.ls2.gamma,
             activation_name(self.mlp.act),
@@ -119,9 +120,10 @@ class MapAttention(forwards.MapAttention, efficientformerv2.Attention):
 
 def _attention(module: Any, scale: Any = None) -> AttentionParts:
     filtered = None if isinstance(module.stride_conv, nn.Identity) else _convolution(module.stride_conv)
+    projections = tuple(map(_convolution, (module.q, module.k, module.v)))
     return AttentionParts(
-        module, module.heads, filtered, *map(_convolution, (module.q, module.k, module.v, module.v_local)), module.talking_head1,
-        module.talking_head2, 1 if filtered is None else filtered.stride, _convolution(module.proj, scale),
+        module, module.heads, filtered, projections, _convolution(module.v_local), module.talking_head1, module.talking_head2,
+        1 if filtered is None else filtered.stride, _convolution(module.proj, scale),
     )  # fmt: skip
 
 
@@ -140,9 +142,9 @@ class DownsampleAttention(forwards.MapAttention, efficientformerv2.AttentionDown
 
 
 def _attention_between(module: Any) -> AttentionParts:
+    projections = tuple(map(_convolution, (module.q.proj, module.k, module.v)))
     return AttentionParts(
-        module, module.heads, None, *map(_convolution, (module.q.proj, module.k, module.v, module.v_local)), None, None, 1,
-        _convolution(module.proj), module.q.local,
+        module, module.heads, None, projections, _convolution(module.v_local), None, None, 1, _convolution(module.proj), module.q.local
     )  # fmt: skip
 
 
@@ -165,7 +167,7 @@ class AttentionBlock(forwards.AttentionBlock, efficientformerv2.EfficientFormerV
     }  # fmt: skip
 
     def _parts(self) -> BlockParts:
-        attention = None if self.token_mixer is None else _attention(self.token_mixer, self.ls1.gamma)
+        attention = None if self.token_mixer is None or self.ls1 is None else _attention(self.token_mixer, self.ls1.gamma)
         mlp = self.mlp
         return BlockParts(attention, (_convolution(mlp.fc1), _convolution(mlp.mid), _convolution(mlp.fc2, self.ls2.gamma)))
 

@@ -63,11 +63,12 @@ class _BatchNorms:
             if eps is None and not scaled:
                 folded.append((weight, bias))
                 continue
-            exact = _exact(weight, bias)
+            arguments: list[Any] = _exact(weight, bias)
             if eps is not None:
-                exact = [*fold_batch_norm(*exact, *_exact(*left[:4]), eps)]
+                arguments = [*fold_batch_norm(*[*arguments, *_exact(*left[:4]), eps])]
                 del left[:4]
-            folded.append(_rounded(*_scaled(*exact, scale), weight))
+            exact_weight, exact_bias = arguments
+            folded.append(_rounded(*_scaled(exact_weight, exact_bias, scale), weight))
         return tuple(folded)
 
 

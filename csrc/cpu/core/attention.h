@@ -35,12 +35,10 @@ inline int locate(const Pixels& pixels, int64_t first, int64_t end, int64_t (&of
     return count;
 }
 
-// to[channel, pixel - begin] = factor * from[pixel, channel], both to whole vectors.
-template <class T>
-void pack_transposed(const Pixels& pixels, int64_t begin, int64_t end, int64_t depth, const void* source, float factor, float* to,
-                     int64_t stride) {
-    const T* from = static_cast<const T*>(source);
-    const F32 times = F32::all(factor), zero = F32::all(0.0f);
+// to[channel, pixel - begin] = read(offset of the pixel + channel, lanes), to whole vectors.
+template <class Read>
+inline void transpose_in(const Pixels& pixels, int64_t begin, int64_t end, int64_t depth, float* to, int64_t stride, const Read& read) {
+    const F32 zero = F32::all(0.0f);
     int64_t offset[W];
     for (int64_t first = begin; first < end; first += W) {
         const int count = locate(pixels, first, end, offset);
@@ -49,21 +47,21 @@ void pack_transposed(const Pixels& pixels, int64_t begin, int64_t end, int64_t d
             F32 x[W];
             if (count == W && lanes == W) {
 #pragma GCC unroll 16
-                for (int i = 0; i < W; ++i) x[i] = F32::load(from + offset[i] + channel);
+                for (int i = 0; i < W; ++i) x[i] = read(offset[i] + channel, W);
             } else {
-                for (int i = 0; i < W; ++i) x[i] = i < count ? F32::load_n(from + offset[i] + channel, lanes, 0.0f) : zero;
+                for (int i = 0; i < W; ++i) x[i] = i < count ? read(offset[i] + channel, lanes) : zero;
             }
             transpose(x);
 #pragma GCC unroll 16
-            for (int i = 0; i < W; ++i) (x[i] * times).store(to + (channel + i) * stride + first - begin);
+            for (int i = 0; i < W; ++i) x[i].store(to + (channel + i) * stride + first - begin);
         }
     }
 }
 
-// The way back: to[pixel, channel] = from[channel, pixel - begin] * times[pixel - begin].
-template <class T>
-void unpack_transposed(const Pixels& pixels, int64_t begin, int64_t end, int64_t depth, const float* from, const float* times,
-                       void* target) {
+// The way back: write(x, offset of the pixel + channel, lanes) of from[channel, pixel - begin] * times[pixel - begin].
+template <class Write>
+inline void transpose_out(const Pixels& pixels, int64_t begin, int64_t end, int64_t depth, const float* from, const float* times,
+                          const Write& write) {
     int64_t offset[W];
     for (int64_t first = begin; first < end; first += W) {
         const int count = locate(pixels, first, end, offset);
@@ -74,15 +72,31 @@ void unpack_transposed(const Pixels& pixels, int64_t begin, int64_t end, int64_t
 #pragma GCC unroll 16
             for (int i = 0; i < W; ++i) x[i] = F32::load(from + (channel + i) * panel + first - begin) * factor;
             transpose(x);
-            T* to = static_cast<T*>(target) + channel;
             if (count == W && lanes == W) {
 #pragma GCC unroll 16
-                for (int i = 0; i < W; ++i) x[i].store(to + offset[i]);
+                for (int i = 0; i < W; ++i) write(x[i], offset[i] + channel, W);
             } else {
-                for (int i = 0; i < count; ++i) x[i].store_n(to + offset[i], lanes);
+                for (int i = 0; i < count; ++i) write(x[i], offset[i] + channel, lanes);
             }
         }
     }
+}
+
+// to[channel, pixel - begin] = factor * from[pixel, channel], both to whole vectors.
+template <class T>
+void pack_transposed(const Pixels& pixels, int64_t begin, int64_t end, int64_t depth, const void* source, float factor, float* to,
+                     int64_t stride) {
+    const T* from = static_cast<const T*>(source);
+    const F32 times = F32::all(factor);
+    transpose_in(pixels, begin, end, depth, to, stride, [&](int64_t at, int lanes) { return load(from + at, lanes, 0.0f) * times; });
+}
+
+// The way back: to[pixel, channel] = from[channel, pixel - begin] * times[pixel - begin].
+template <class T>
+void unpack_transposed(const Pixels& pixels, int64_t begin, int64_t end, int64_t depth, const float* from, const float* times,
+                       void* target) {
+    T* to = static_cast<T*>(target);
+    transpose_out(pixels, begin, end, depth, from, times, [&](F32 x, int64_t at, int lanes) { store(x, to + at, lanes); });
 }
 
 // body(row, offset) for every pixel; row counts from 0.
