@@ -13,6 +13,8 @@ PRODUCTS = ("conv2d", "depthwise_conv2d", "linear")
 NORMS = ("group_norm", "layer_norm")
 _ATTENTION = ("separable_context", "separable_gate")
 _SOFTMAX = ("patch_attention",)
+_WRITE_STREAMS = ("conv2d", "depthwise_conv2d")
+_WRITE_BYTES = ("pool_mixer",)  # of which a stream is made where one begins with them
 _OTHERS = ("add", "cat", "avg_pool", "pool_mixer", "attention", "activation", "resize", *_ATTENTION, *_SOFTMAX)
 
 
@@ -37,7 +39,7 @@ class Layout:
             self.scores, self.projections = self._taken_by(_ATTENTION), self._taken_by(_SOFTMAX)
             self.streams = self._streams()
             wrong = self._broken_attention() | {
-                name for name in self.integer & set(self.streams) if program[name].kind not in ("conv2d", "depthwise_conv2d")
+                name for name in self.integer & set(self.streams) if program[name].kind not in (*_WRITE_STREAMS, *_WRITE_BYTES)
             }
             if not wrong:
                 break
@@ -128,7 +130,7 @@ class Layout:
         floats = node.kind in (*PRODUCTS, "avg_pool", "separable_context")
         if floats and ("" in self.users[node.name] or wanted <= {"float"}):
             return "float"
-        if "stream" in wanted:
+        if "stream" in wanted and node.kind not in _WRITE_BYTES:
             return "float" if "activation" in node.settings else "stream"
         return "byte"
 
