@@ -1,5 +1,6 @@
 // The ops on floats, and patches of elements of any kind.
 #include "bind.h"
+#include "cpu/ops/attention.h"
 #include "cpu/ops/conv2d.h"
 #include "cpu/ops/depthwise_conv2d.h"
 #include "cpu/ops/feed_forward.h"
@@ -9,6 +10,7 @@
 #include "cpu/ops/layer_norm.h"
 #include "cpu/ops/patch_attention.h"
 #include "cpu/ops/patches.h"
+#include "cpu/ops/pool_mixer.h"
 #include "cpu/ops/separable_attention.h"
 #include "cpu/ops/separable_attention_block.h"
 
@@ -23,8 +25,8 @@ SeparableAttentionProblem problem(int dtype, const Sizes& size, std::array<int64
     return {static_cast<DType>(dtype), size[0], (size[1] - 1) / 2, {size[2], size[3]}, patch[0], patch[1], {}, {}, {}};
 }
 
-int attention(int dtype, const Sizes& qkv_size, std::array<int64_t, 2> patch, uintptr_t qkv, const Sizes& qkv_stride, uintptr_t y,
-              const Sizes& y_stride, int threads) {
+int attention_of_phases(int dtype, const Sizes& qkv_size, std::array<int64_t, 2> patch, uintptr_t qkv, const Sizes& qkv_stride, uintptr_t y,
+                        const Sizes& y_stride, int threads) {
     SeparableAttentionProblem p = problem(dtype, qkv_size, patch);
     p.qkv = tensor4(qkv, qkv_stride);
     p.y = tensor4(y, y_stride);
@@ -216,6 +218,32 @@ int softmax_attention_backward(int dtype, const Sizes& qkv_size, int64_t heads, 
     return static_cast<int>(patch_attention_backward(p, threads));
 }
 
+// q_size is (B, N, heads depth), kv_size (M, heads value_depth); strides leave out channels.
+int free_attention(int dtype, std::array<int64_t, 3> q_size, std::array<int64_t, 2> kv_size, int64_t heads, float scale, uintptr_t q,
+                   std::array<int64_t, 2> q_stride, uintptr_t k, std::array<int64_t, 2> k_stride, uintptr_t v,
+                   std::array<int64_t, 2> v_stride, uintptr_t bias, int64_t bias_stride, uintptr_t mix_scores, uintptr_t mix_weights,
+                   uintptr_t mix_bias, uintptr_t y, int threads) {
+    AttentionProblem p{};
+    p.dtype = static_cast<DType>(dtype);
+    p.batch = q_size[0], p.heads = heads, p.queries = q_size[1], p.keys = kv_size[0];
+    p.depth = q_size[2] / heads, p.value_depth = kv_size[1] / heads;
+    p.scale = scale;
+    p.q = pointer(q), p.k = pointer(k), p.v = pointer(v), p.y = pointer(y);
+    for (size_t i = 0; i < 2; ++i) p.q_stride[i] = q_stride[i], p.k_stride[i] = k_stride[i], p.v_stride[i] = v_stride[i];
+    p.bias = floats(bias), p.bias_stride = bias_stride;
+    p.mix_scores = floats(mix_scores), p.mix_weights = floats(mix_weights), p.mix_bias = floats(mix_bias);
+    p.y_stride[0] = p.queries * kv_size[1], p.y_stride[1] = kv_size[1];
+    py::gil_scoped_release release;
+    return static_cast<int>(attention(p, threads));
+}
+
+// size is (B, C, H, W).
+int mix_by_pooling(int dtype, const Sizes& size, uintptr_t x, uintptr_t scale, uintptr_t y, int threads) {
+    const PoolMixerProblem p{static_cast<DType>(dtype), size[0], size[2], size[3], size[1], pointer(x), floats(scale), pointer(y)};
+    py::gil_scoped_release release;
+    return static_cast<int>(pool_mixer(p, threads));
+}
+
 int layer_normalize(int dtype, int64_t rows, int64_t channels, uintptr_t x, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
                     int threads) {
     LayerNormProblem p{};
@@ -244,7 +272,7 @@ int layer_normalize_backward(int dtype, int64_t rows, int64_t channels, uintptr_
 }  // namespace
 
 void mvit::bind_floats(py::module_& m) {
-    m.def("separable_attention", attention);
+    m.def("separable_attention", attention_of_phases);
     m.def("separable_attention_backward", attention_backward);
     m.def("separable_attention_block", attention_block);
     m.def("conv2d", convolution);
@@ -253,6 +281,8 @@ void mvit::bind_floats(py::module_& m) {
     m.def("feed_forward", mlp);
     m.def("gemm", product);
     m.def("patch_attention", softmax_attention);
+    m.def("attention", free_attention);
+    m.def("pool_mixer", mix_by_pooling);
     m.def("patch_attention_backward", softmax_attention_backward);
     m.def("group_norm", group_normalize);
     m.def("group_norm_backward", group_normalize_backward);

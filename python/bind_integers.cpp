@@ -1,6 +1,7 @@
 // The ops on integers.
 #include "bind.h"
 #include "cpu/ops/qadd.h"
+#include "cpu/ops/qattention.h"
 #include "cpu/ops/qavg_pool.h"
 #include "cpu/ops/qconv2d.h"
 #include "cpu/ops/qdepthwise_conv2d.h"
@@ -8,6 +9,7 @@
 #include "cpu/ops/qlookup.h"
 #include "cpu/ops/qnorm.h"
 #include "cpu/ops/qpatch_attention.h"
+#include "cpu/ops/qpool_mixer.h"
 #include "cpu/ops/qresize.h"
 #include "cpu/ops/qseparable_attention.h"
 #include "cpu/ops/quantize.h"
@@ -143,6 +145,37 @@ int quantized_mean(int64_t batch, int64_t channels, int64_t pixels, bool channel
     return static_cast<int>(qavg_pool(p, threads));
 }
 
+// q_size is (B, N, heads depth), kv_size (M, heads value_depth); strides leave out channels; zero_points of q, k and v.
+int quantized_attention(std::array<int64_t, 3> q_size, std::array<int64_t, 2> kv_size, int64_t heads, uintptr_t q,
+                        std::array<int64_t, 2> q_stride, uintptr_t k, std::array<int64_t, 2> k_stride, uintptr_t v,
+                        std::array<int64_t, 2> v_stride, std::array<int32_t, 3> zero_points, uintptr_t bias, int64_t bias_stride,
+                        float steps, uintptr_t mix, uintptr_t mix_weights, uintptr_t shift, float ratio, uintptr_t table,
+                        int32_t out_zero_point, int out_bits, uintptr_t y, int threads) {
+    QAttentionProblem p{};
+    p.batch = q_size[0], p.heads = heads, p.queries = q_size[1], p.keys = kv_size[0];
+    p.depth = q_size[2] / heads, p.value_depth = kv_size[1] / heads;
+    p.q = bytes(q), p.k = bytes(k), p.v = bytes(v), p.y = writable_bytes(y);
+    for (size_t i = 0; i < 2; ++i) p.q_stride[i] = q_stride[i], p.k_stride[i] = k_stride[i], p.v_stride[i] = v_stride[i];
+    p.q_zero_point = zero_points[0], p.k_zero_point = zero_points[1], p.v_zero_point = zero_points[2];
+    p.bias = floats(bias), p.bias_stride = bias_stride, p.steps = steps;
+    p.mix = floats(mix), p.mix_weights = floats(mix_weights), p.shift = floats(shift);
+    p.ratio = ratio, p.table = bytes(table), p.out = qbyte(1.0f, out_zero_point, out_bits);
+    p.y_stride[0] = p.queries * kv_size[1], p.y_stride[1] = kv_size[1];
+    py::gil_scoped_release release;
+    return static_cast<int>(qattention(p, threads));
+}
+
+// size is (B, C, H, W); keep and move: of each channel.
+int quantized_mix_by_pooling(const Sizes& size, uintptr_t x, int32_t zero_point, uintptr_t keep, uintptr_t move, int32_t out_zero_point,
+                             int out_bits, uintptr_t y, int threads) {
+    QPoolMixerProblem p{};
+    p.batch = size[0], p.height = size[2], p.width = size[3], p.channels = size[1];
+    p.x = bytes(x), p.zero_point = zero_point, p.keep = floats(keep), p.move = floats(move);
+    p.out = qbyte(1.0f, out_zero_point, out_bits), p.y = writable_bytes(y);
+    py::gil_scoped_release release;
+    return static_cast<int>(qpool_mixer(p, threads));
+}
+
 // size is (B, C, H, W) of x.
 int quantized_resize(const Sizes& size, std::array<int64_t, 2> out, bool align_corners, uintptr_t x, uintptr_t y, int threads) {
     const QResizeProblem p{size[0], size[1], size[2], size[3], out[0], out[1], align_corners, bytes(x), writable_bytes(y)};
@@ -274,6 +307,8 @@ void mvit::bind_integers(py::module_& m) {
     m.def("quantize_rows", quantization_of_rows);
     m.def("qadd", quantized_sum);
     m.def("qavg_pool", quantized_mean);
+    m.def("qattention", quantized_attention);
+    m.def("qpool_mixer", quantized_mix_by_pooling);
     m.def("qresize", quantized_resize);
     m.def("qlookup", lookup);
     m.def("qgemm_collect", collected_product);

@@ -15,7 +15,7 @@ FUNCTIONS = {"silu": torch.nn.functional.silu, "gelu": torch.nn.functional.gelu}
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-@pytest.mark.parametrize("out_scale", [0.0005, 0.003, 0.03, 0.25, 3.0])
+@pytest.mark.parametrize("out_scale", [0.0005, 0.003, 0.0215, 0.03, 0.0469, 0.25, 3.0])  # the finest steps of GELU and SiLU among them
 @pytest.mark.parametrize("bits", [8, 6])
 def test_near_the_function(name: str, out_scale: float, bits: int) -> None:
     """What the byte adds is at most half a step; the curve adds a fraction of one, more where int16 leaves few fractions."""

@@ -35,7 +35,7 @@ class Draw:
         self.nodes = [Node("input", "input", (), size)]
         for _ in range(self.draw.randint(1, 9)):
             self.draw.choice((self.conv, self.conv, self.depthwise, self.inverted, self.activation, self.add, self.cat, self.norm,
-                              self.resize, self.attention, self.separable, self.layer))()  # fmt: skip
+                              self.resize, self.attention, self.separable, self.layer, self.mixer, self.talking))()  # fmt: skip
         if self.draw.random() < 0.6:
             self.head()
         results = {self.nodes[-1].name, *(node.name for node in self.draw.sample(self.nodes[1:], k=min(1, len(self.nodes) - 1)))}
@@ -133,6 +133,34 @@ class Draw:
         hidden = self.weighted(self.put("group_norm", (x,), x.size, {"eps": 1e-5}, weights), 2 * dim, 1)
         hidden = self.put("activation", (hidden,), hidden.size, {"function": "silu"})
         self.put("add", (self.weighted(hidden, dim, 1), x), x.size)
+
+    def mixer(self) -> None:
+        """The pooling block of EfficientFormer."""
+        x = self.map()
+        y = self.put("pool_mixer", (x,), x.size, {}, {"scale": torch.rand(x.size[0])})
+        if self.draw.random() < 0.5:
+            hidden = self.weighted(y, 2 * x.size[0], 1)
+            hidden = self.put("activation", (hidden,), hidden.size, {"function": "gelu"})
+            self.put("add", (self.weighted(hidden, x.size[0], 1), y), x.size)
+
+    def talking(self) -> None:
+        """Attention of EfficientFormerV2, from a map or half of it, with what its parts leave out."""
+        x, heads, stride = self.map(), self.draw.choice((1, 2, 3, 8)), self.draw.choice((1, 1, 2))
+        depth, wide = self.draw.choice((1, 4, 5, 16)), self.draw.choice((1, 3, 16, 20))
+        self.depthwise(x)
+        q = self.weighted(self.nodes[-1] if stride == 2 else x, heads * depth, 1)
+        k, v = self.weighted(x, heads * depth, 1), self.weighted(x, heads * wide, 1)
+        queries, keys = q.size[1] * q.size[2], x.size[1] * x.size[2]
+        weights = {
+            "bias": torch.randn(heads, queries, keys), "mix_scores": torch.randn(heads, heads), "mix_weights": torch.randn(heads, heads),
+            "mix_bias": torch.randn(heads),
+        }  # fmt: skip
+        weights = {name: weight for name, weight in weights.items() if self.draw.random() < 0.6}
+        settings = {"heads": heads, "scale": depth**-0.5, "depth": depth, "keys": keys}
+        y = self.put("attention", (q, k, v), (v.size[0], *q.size[1:]), settings, weights)
+        if q.size[1:] == v.size[1:] and self.draw.random() < 0.5:
+            y = self.put("add", (y, v), y.size)
+            self.put("activation", (y,), y.size, {"function": self.draw.choice(("gelu", "relu"))})
 
     def head(self) -> None:
         x = self.map()

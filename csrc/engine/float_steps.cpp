@@ -1,6 +1,7 @@
 // The ops on floats as steps: which members of their structs a plan sets.
 #include "cpu/core/scratch.h"
 #include "cpu/ops/add.h"
+#include "cpu/ops/attention.h"
 #include "cpu/ops/avg_pool.h"
 #include "cpu/ops/cat.h"
 #include "cpu/ops/channels_last.h"
@@ -12,6 +13,7 @@
 #include "cpu/ops/inverted_residual.h"
 #include "cpu/ops/layer_norm.h"
 #include "cpu/ops/patch_attention.h"
+#include "cpu/ops/pool_mixer.h"
 #include "cpu/ops/resize.h"
 #include "cpu/ops/row_moments.h"
 #include "cpu/ops/separable_attention.h"
@@ -133,6 +135,25 @@ constexpr Field fields[] = {
 };
 }  // namespace patch_attention_step
 
+namespace attention_step {
+using Arguments = AttentionProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(dtype),       MVIT_FIELD(batch),       MVIT_FIELD(heads),       MVIT_FIELD(queries),     MVIT_FIELD(keys),
+    MVIT_FIELD(depth),       MVIT_FIELD(value_depth), MVIT_FIELD(scale),       MVIT_FIELD(q),           MVIT_FIELD(k),
+    MVIT_FIELD(v),           MVIT_FIELD(q_stride[0]), MVIT_FIELD(q_stride[1]), MVIT_FIELD(k_stride[0]), MVIT_FIELD(k_stride[1]),
+    MVIT_FIELD(v_stride[0]), MVIT_FIELD(v_stride[1]), MVIT_FIELD(bias),        MVIT_FIELD(bias_stride), MVIT_FIELD(mix_scores),
+    MVIT_FIELD(mix_weights), MVIT_FIELD(mix_bias),    MVIT_FIELD(y),           MVIT_FIELD(y_stride[0]), MVIT_FIELD(y_stride[1]),
+};
+}  // namespace attention_step
+
+namespace pool_mixer_step {
+using Arguments = PoolMixerProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(dtype),    MVIT_FIELD(batch), MVIT_FIELD(height), MVIT_FIELD(width),
+    MVIT_FIELD(channels), MVIT_FIELD(x),     MVIT_FIELD(scale),  MVIT_FIELD(y),
+};
+}  // namespace pool_mixer_step
+
 namespace group_norm_step {
 using Arguments = GroupNormProblem;
 constexpr Field fields[] = {
@@ -212,6 +233,8 @@ constexpr StepKind kinds[] = {
     MVIT_STEP(separable_attention_block),
     MVIT_STEP(separable_attention),
     MVIT_STEP(patch_attention),
+    MVIT_STEP(attention),
+    MVIT_STEP(pool_mixer),
     MVIT_STEP(group_norm),
     MVIT_STEP(layer_norm),
     MVIT_STEP(avg_pool),

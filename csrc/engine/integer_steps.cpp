@@ -1,5 +1,6 @@
 // The ops on integers as steps: which members of their structs a plan sets, and what is found out when a step runs.
 #include "cpu/ops/qadd.h"
+#include "cpu/ops/qattention.h"
 #include "cpu/ops/qavg_pool.h"
 #include "cpu/ops/qconv2d.h"
 #include "cpu/ops/qdepthwise_conv2d.h"
@@ -8,6 +9,7 @@
 #include "cpu/ops/qlookup.h"
 #include "cpu/ops/qnorm.h"
 #include "cpu/ops/qpatch_attention.h"
+#include "cpu/ops/qpool_mixer.h"
 #include "cpu/ops/qresize.h"
 #include "cpu/ops/qseparable_attention.h"
 #include "cpu/ops/quantize.h"
@@ -132,6 +134,49 @@ constexpr Field fields[] = {
     MVIT_FIELD(out.inverse),  MVIT_FIELD(out.low),     MVIT_FIELD(out.high),   MVIT_FIELD(out.zero_point),
 };
 }  // namespace qadd_step
+
+namespace qattention_step {
+using Arguments = QAttentionProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(batch),
+    MVIT_FIELD(heads),
+    MVIT_FIELD(queries),
+    MVIT_FIELD(keys),
+    MVIT_FIELD(depth),
+    MVIT_FIELD(value_depth),
+    MVIT_FIELD(q),
+    MVIT_FIELD(k),
+    MVIT_FIELD(v),
+    MVIT_FIELD(q_stride[1]),
+    MVIT_FIELD(k_stride[1]),
+    MVIT_FIELD(v_stride[1]),
+    MVIT_FIELD(q_zero_point),
+    MVIT_FIELD(k_zero_point),
+    MVIT_FIELD(v_zero_point),
+    MVIT_FIELD(bias),
+    MVIT_FIELD(bias_stride),
+    MVIT_FIELD(steps),
+    MVIT_FIELD(mix),
+    MVIT_FIELD(mix_weights),
+    MVIT_FIELD(shift),
+    MVIT_FIELD(ratio),
+    MVIT_FIELD(table),
+    MVIT_FIELD(out.low),
+    MVIT_FIELD(out.high),
+    MVIT_FIELD(out.zero_point),
+    MVIT_FIELD(y),
+    MVIT_FIELD(y_stride[1]),
+};
+}  // namespace qattention_step
+
+namespace qpool_mixer_step {
+using Arguments = QPoolMixerProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(batch),   MVIT_FIELD(height),     MVIT_FIELD(width),          MVIT_FIELD(channels),
+    MVIT_FIELD(x),       MVIT_FIELD(zero_point), MVIT_FIELD(keep),           MVIT_FIELD(move),
+    MVIT_FIELD(out.low), MVIT_FIELD(out.high),   MVIT_FIELD(out.zero_point), MVIT_FIELD(y),
+};
+}  // namespace qpool_mixer_step
 
 namespace qavg_pool_step {
 using Arguments = QAvgPoolProblem;
@@ -275,6 +320,8 @@ constexpr StepKind kinds[] = {
     step_kind<qinverted_residual_step::Arguments>("qinverted_residual", qinverted_residual_step::fields, qinverted_residual_step::run),
     MVIT_STEP(qadd),
     MVIT_STEP(qavg_pool),
+    MVIT_STEP(qattention),
+    MVIT_STEP(qpool_mixer),
     MVIT_STEP(qresize),
     MVIT_STEP(qlookup),
     MVIT_STEP(qnorm),

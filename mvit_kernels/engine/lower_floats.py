@@ -13,6 +13,7 @@ import torch
 
 from mvit_kernels import reference
 from mvit_kernels.graph import Node, Program
+from mvit_kernels.ops.attention import pack_bias, pack_mixtures
 from mvit_kernels.ops.conv2d import MOST_PLANES, filtering_pays
 from mvit_kernels.ops.library import FLOAT_CODES
 from mvit_kernels.ops.packing import pack_convolution, pack_convolution_by_planes, pack_depthwise, pack_matrix, pack_winograd
@@ -239,6 +240,32 @@ class Lowering:
         }  # fmt: skip
         self.out.add("patch_attention", (node,), fields)
 
+    def _attention(self, node: Node) -> None:
+        heads, sources = node.settings["heads"], node.inputs
+        (channels, queries), (_, keys), (values, _) = (rows_of(self.program[name].size) for name in sources)
+        q, k, v = map(self.ref, sources)
+        fields = {
+            **self.code(), "batch": 1, "heads": heads, "queries": queries, "keys": keys, "depth": channels // heads,
+            "value_depth": values // heads, "scale": node.settings["scale"], "q": q, "k": k, "v": v, "q_stride[1]": channels,
+            "k_stride[1]": channels, "v_stride[1]": values, "y": self.value(node), "y_stride[1]": values,
+        }  # fmt: skip
+        if "bias" in node.weights:
+            bias = pack_bias(node.weights["bias"])
+            fields |= {"bias": bias, "bias_stride": bias.shape[2]}
+        mixtures = pack_mixtures(*(node.weights.get(name) for name in ("mix_scores", "mix_weights", "mix_bias")))
+        for name, value in zip(("mix_scores", "mix_weights", "mix_bias"), mixtures, strict=True):
+            if value is not None:
+                fields[name] = value
+        self.out.add("attention", (node,), fields)
+
+    def _pool_mixer(self, node: Node) -> None:
+        channels, height, width = node.size
+        fields = {
+            **self.code(), "batch": 1, "height": height, "width": width, "channels": channels, "x": self.ref(node.inputs[0]),
+            "scale": node.weights["scale"].float().contiguous(), "y": self.value(node),
+        }  # fmt: skip
+        self.out.add("pool_mixer", (node,), fields)
+
     def _separable_attention(self, node: Node) -> None:
         (dim, height, width), (patch_h, patch_w) = node.size, node.settings["patch"]
         depth = 1 + 2 * dim
@@ -284,7 +311,8 @@ class Lowering:
     def _add(self, node: Node) -> None:
         a, b = map(self.ref, node.inputs)
         channels, rows = rows_of(node.size)
-        self.out.add("add", (node,), {**self.code(), "count": channels * rows, "a": a, "b": b, "y": self.value(node)})
+        fields = {**self.code(), "count": channels * rows, "activation": _activation(node), "a": a, "b": b, "y": self.value(node)}
+        self.out.add("add", (node,), fields)
 
     def _activation(self, node: Node) -> None:
         channels, rows = rows_of(node.size)

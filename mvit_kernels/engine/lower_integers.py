@@ -12,7 +12,7 @@ from mvit_kernels.ops.library import QTYPE_CODES
 from mvit_kernels.ops.pack_weight import PackedWeight
 from mvit_kernels.ops.qconv2d import tiles_pay
 from mvit_kernels.ops.qgemm import SEGMENTS, activation_code
-from mvit_kernels.reference import ATTENTION_TABLE, attention_factors
+from mvit_kernels.reference import ATTENTION_TABLE, attention_factors, pool_factors
 from mvit_kernels.reference.quantize import single
 
 from .lower_floats import Lowering, rows_of
@@ -260,6 +260,25 @@ class _Integers(Lowering):
         }  # fmt: skip
         self.out.add("qpatch_attention", (node,), fields)
 
+    def _qattention(self, node: Node) -> None:
+        handle, sources = self.handle(node), node.inputs
+        (channels, queries), (_, keys), (values, _) = (rows_of(self.program[name].size) for name in sources)
+        heads, mixtures, points = handle.heads, handle.mixtures, handle.zero_points
+        q, k, v = map(self.ref, sources)
+        fields = {
+            "batch": 1, "heads": heads, "queries": queries, "keys": keys, "depth": channels // heads, "value_depth": values // heads,
+            "q": q, "k": k, "v": v, "q_stride[1]": channels, "k_stride[1]": channels, "v_stride[1]": values, "q_zero_point": points[0],
+            "k_zero_point": points[1], "v_zero_point": points[2], "steps": mixtures.steps, "ratio": mixtures.ratio,
+            "table": ATTENTION_TABLE, "y": self.value(node, torch.uint8), "y_stride[1]": values,
+            **_prefixed("out", _byte(handle.out_zero_point, handle.out_bits)),
+        }  # fmt: skip
+        if mixtures.bias is not None:
+            fields |= {"bias": mixtures.bias, "bias_stride": mixtures.bias.shape[2]}
+        for name, value in (("mix", mixtures.scores), ("mix_weights", mixtures.weights), ("shift", mixtures.shift)):
+            if value is not None:
+                fields[name] = value
+        self.out.add("qattention", (node,), fields)
+
     # --- the rest ---
 
     def _qadd(self, node: Node) -> None:
@@ -271,7 +290,21 @@ class _Integers(Lowering):
             **_prefixed("b_real", _real(settings["b_scale"], settings["b_zero_point"])),
             **_prefixed("out", _byte(settings["out_zero_point"], settings["out_bits"])), "out.inverse": _inverse(settings["out_scale"]),
         }  # fmt: skip
+        if "activation" in settings:
+            fields["activation"], _ = activation_code(settings["activation"])
+            if settings["activation"] in SEGMENTS:
+                fields["segments"] = SEGMENTS[settings["activation"]]
         self.out.add("qadd", (node,), fields)
+
+    def _qpool_mixer(self, node: Node) -> None:
+        settings, (channels, height, width) = node.settings, node.size
+        keep, move = pool_factors(node.weights["scale"], settings["a_scale"], settings["out_scale"])
+        fields = {
+            "batch": 1, "height": height, "width": width, "channels": channels, "x": self.ref(node.inputs[0]),
+            "zero_point": settings["a_zero_point"], "keep": keep, "move": move, "y": self.value(node, torch.uint8),
+            **_prefixed("out", _byte(settings["out_zero_point"], settings["out_bits"])),
+        }  # fmt: skip
+        self.out.add("qpool_mixer", (node,), fields)
 
     def _qavg_pool(self, node: Node) -> None:
         settings, (channels, pixels) = node.settings, rows_of(self.program[node.inputs[0]].size)

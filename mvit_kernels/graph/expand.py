@@ -37,6 +37,14 @@ class Rows(Value):
     """(B H W, C) of a map."""
 
 
+class Flat(Value):
+    """(B, C, H W) of a map."""
+
+
+class Tokens(Value):
+    """(B, H W, C) of a map."""
+
+
 class Vector(Value):
     """(B, C)."""
 
@@ -101,9 +109,17 @@ class Builder:
         if isinstance(value, Quantized):
             raise ValueError(f"capture: integers of {value.name}: expected them to be made floats again by the same scale, got another use")
         channels, *pixels = self.size(value.name)
+        size: tuple[int, ...]
+        calls: list[tuple[Any, Any]]
         if isinstance(value, Pooled):
-            size: tuple[int, ...] = (channels, 1, 1)
-            calls: list[tuple[Any, Any]] = [(_aten.reshape.default, ([-1, *size],))]
+            size = (channels, 1, 1)
+            calls = [(_aten.reshape.default, ([-1, *size],))]
+        elif isinstance(value, (Flat, Tokens)):
+            size = (channels, pixels[0] * pixels[1])
+            calls = [(_aten.flatten.using_ints, (2,))]
+            if isinstance(value, Tokens):
+                size = size[::-1]
+                calls.append((_aten.transpose.int, (1, 2)))
         else:
             size = (*pixels, channels)
             calls = [(_aten.permute.default, ([0, 2, 3, 1],))]
@@ -238,11 +254,31 @@ def _separable_attention(build: Builder, named: Named, path: str) -> Any:
     return Map(build.add("separable_attention", (qkv,), size, f"{qkv}.attention", {"patch": _patch(named)}))
 
 
+def _attention(build: Builder, named: Named, path: str) -> Any:
+    inputs, heads = [named[name] for name in ("q", "k", "v")], named["heads"]
+    if not all(isinstance(each, Tokens) for each in inputs):
+        return None
+    (channels, height, width), (_, *of_keys), (values, *_) = (build.size(each.name) for each in inputs)
+    scale = named["scale"] if named["scale"] is not None else (channels // heads) ** -0.5
+    weights = {name: named[name] for name in ("bias", "mix_scores", "mix_weights", "mix_bias")}
+    names = tuple(each.name for each in inputs)
+    settings = {"heads": heads, "scale": scale, "depth": channels // heads, "keys": of_keys[0] * of_keys[1]}
+    return Tokens(build.add("attention", names, (values, height, width), f"{names[0]}.attention", settings, weights))
+
+
+def _pool_mixer(build: Builder, named: Named, path: str) -> Any:
+    x = named["x"]
+    if not isinstance(x, Map):
+        return None
+    name = _origin(named, "scale", path)
+    return Map(build.add("pool_mixer", (x.name,), build.size(x.name), name, {}, {"scale": named["scale"]}))
+
+
 def _layer_norm(build: Builder, named: Named, path: str) -> Any:
     x = named["x"]
-    if not isinstance(x, Rows):
+    if not isinstance(x, (Rows, Tokens)):
         return None
-    return Rows(build.norm("layer_norm", x.name, named["weight"], named["bias"], named["eps"], _origin(named, "weight", path)))
+    return type(x)(build.norm("layer_norm", x.name, named["weight"], named["bias"], named["eps"], _origin(named, "weight", path)))
 
 
 def _group_norm(build: Builder, named: Named, path: str) -> Any:
@@ -276,8 +312,10 @@ def _permute(build: Builder, named: Named, path: str) -> Any:
 def _reshape(build: Builder, named: Named, path: str) -> Any:
     x = named["self"]
     shape = list(named.get("shape", named.get("size", ())))
-    if isinstance(x, (Pixels, Rows)):
+    if isinstance(x, (Pixels, Rows, Tokens)):
         channels, height, width = build.size(x.name)
+        if len(shape) == 3 and named["_size"] == (height * width, channels) and not isinstance(x, Pixels):
+            return Tokens(x.name)
         if len(shape) == 2 and named["_size"] == (channels,) and not isinstance(shape[0], int):
             return Rows(x.name)
         if len(shape) == 2 and shape[0] == -1 and shape[1] == channels:
@@ -289,7 +327,21 @@ def _reshape(build: Builder, named: Named, path: str) -> Any:
 
 def _flatten(build: Builder, named: Named, path: str) -> Any:
     x = named["self"]
+    if isinstance(x, Map) and named["start_dim"] == 2 and named["end_dim"] in (-1, 3):
+        return Flat(x.name)
     return Vector(x.name) if isinstance(x, (Vector, Pooled)) and named["_size"] == build.size(x.name) else None
+
+
+def _transpose(build: Builder, named: Named, path: str) -> Any:
+    x = named["self"]
+    if {named["dim0"] % 3, named["dim1"] % 3} != {1, 2}:
+        return None
+    return Tokens(x.name) if isinstance(x, Flat) else Flat(x.name) if isinstance(x, Tokens) else None
+
+
+def _unflatten(build: Builder, named: Named, path: str) -> Any:
+    x = named["self"]
+    return Map(x.name) if isinstance(x, Flat) and named["_size"] == build.size(x.name) else None
 
 
 def _same(build: Builder, named: Named, path: str) -> Any:
@@ -324,7 +376,7 @@ def _pair(value: Any) -> list[int]:
 def _aten_activation(function: str) -> Callable[..., Any]:
     def rule(build: Builder, named: Named, path: str) -> Any:
         x = named["self"]
-        if not isinstance(x, (Map, Rows)) or named.get("approximate", "none") != "none":
+        if not isinstance(x, (Map, Rows, Tokens, Vector)) or named.get("approximate", "none") != "none":
             return None
         return type(x)(build.activate(x.name, function))
 
@@ -333,7 +385,8 @@ def _aten_activation(function: str) -> Callable[..., Any]:
 
 def _aten_add(build: Builder, named: Named, path: str) -> Any:
     a, b = named["self"], named["other"]
-    if type(a) is not type(b) or not isinstance(a, (Map, Rows)) or named.get("alpha", 1) != 1 or build.size(a.name) != build.size(b.name):
+    summands = (Map, Rows, Tokens, Vector)
+    if type(a) is not type(b) or not isinstance(a, summands) or named.get("alpha", 1) != 1 or build.size(a.name) != build.size(b.name):
         return None
     return type(a)(build.plus(a.name, b.name))
 
@@ -347,6 +400,8 @@ def _aten_cat(build: Builder, named: Named, path: str) -> Any:
 
 def _aten_mean(build: Builder, named: Named, path: str) -> Any:
     x, axes = named["self"], sorted(each % 4 for each in named["dim"] or ())
+    if isinstance(x, Tokens) and axes == [1] and named["dtype"] is None and not named["keepdim"]:
+        return Vector(build.pool(x.name))
     if not isinstance(x, Map) or axes != [2, 3] or named["dtype"] is not None:
         return None
     return (Pooled if named["keepdim"] else Vector)(build.pool(x.name))
@@ -371,16 +426,47 @@ def _aten_batch_norm(build: Builder, named: Named, path: str) -> Any:
     return Map(build.add("affine", (x.name,), build.size(x.name), name, {}, {"scale": scale, "shift": shift}))
 
 
+def _aten_factor(build: Builder, named: Named, path: str) -> Any:
+    """A factor, or one for each channel (layer scale); or a divisor, which is a number."""
+    x, factor = named["self"], named["other"]
+    if not isinstance(x, (Map, Rows, Tokens, Vector)):
+        return None
+    channels = build.size(x.name)[0]
+    if isinstance(factor, Tensor):
+        ends = factor.numel() == channels and (factor.shape[:1] == (channels,) if isinstance(x, Map) and factor.ndim < 4 else True)
+        along = -3 if isinstance(x, Map) else -1
+        if not ends or not factor.is_floating_point() or factor.ndim < -along or factor.shape[along] != channels:
+            return None
+        scale = factor.double().reshape(-1)
+    elif isinstance(factor, (int, float)):
+        scale = torch.full((channels,), float(factor), dtype=torch.float64)
+    else:
+        return None
+    name = _origin(named, "other", f"{x.name}.scale")
+    weights = {"scale": scale, "shift": torch.zeros_like(scale)}
+    return type(x)(build.add("affine", (x.name,), build.size(x.name), name, {}, weights))
+
+
+def _aten_divide(build: Builder, named: Named, path: str) -> Any:
+    if not isinstance(named["other"], (int, float)) or not named["other"]:
+        return None
+    return _aten_factor(build, {**named, "other": 1.0 / named["other"]}, path)
+
+
 def _aten_upsample(build: Builder, named: Named, path: str) -> Any:
     x, size = named["input"], named["_size"]
-    if not isinstance(x, Map) or len(size) != 3 or -1 in size or named["scale_factors"] is not None:
+    if not isinstance(x, Map) or len(size) != 3 or -1 in size:
         return None
+    if named["scale_factors"] is not None:  # which torch looks between pixels by, where it is given: the same if it divides evenly
+        before = build.size(x.name)[1:]
+        if [side * factor for side, factor in zip(before, named["scale_factors"], strict=True)] != list(size[1:]):
+            return None
     return Map(build.add("resize", (x.name,), size, f"{x.name}.resize", {"align_corners": named["align_corners"]}))
 
 
 def _aten_layer_norm(build: Builder, named: Named, path: str) -> Any:
     x = named["input"]
-    if not isinstance(x, (Pixels, Rows)) or list(named["normalized_shape"]) != [build.size(x.name)[0]]:
+    if not isinstance(x, (Pixels, Rows, Tokens)) or list(named["normalized_shape"]) != [build.size(x.name)[0]]:
         return None
     return type(x)(build.norm("layer_norm", x.name, named["weight"], named["bias"], named["eps"], _origin(named, "weight", path)))
 
@@ -394,6 +480,8 @@ def _aten_group_norm(build: Builder, named: Named, path: str) -> Any:
 
 def _aten_linear(build: Builder, named: Named, path: str) -> Any:
     x, weight = named["input"], named["weight"]
+    if isinstance(x, (Rows, Tokens)) and isinstance(weight, Tensor):
+        return type(x)(build.conv2d(x.name, weight, named["bias"], 1, _origin(named, "weight", path)))
     if not isinstance(x, Vector) or not isinstance(weight, Tensor) or len(build.size(x.name)) != 1:
         return None
     weights = {"weight": weight, "bias": named["bias"], "weight_scale": named["_scales"].get("weight")}
@@ -414,11 +502,15 @@ RULES: dict[Any, Callable[[Builder, Named, str], Any]] = {
     _ours.gemm.default: _gemm,
     _ours.patch_attention.default: _patch_attention,
     _ours.separable_attention.default: _separable_attention,
+    _ours.attention.default: _attention,
+    _ours.pool_mixer.default: _pool_mixer,
     _ours.layer_norm.default: _layer_norm,
     _ours.group_norm.default: _group_norm,
     _aten.permute.default: _permute,
     _aten.reshape.default: _reshape,
     _aten.view.default: _reshape,
+    _aten.transpose.int: _transpose,
+    _aten.unflatten.int: _unflatten,
     _aten.contiguous.default: _same,
     _aten.clone.default: _same,
     _aten.flatten.using_ints: _flatten,
@@ -436,6 +528,8 @@ RULES: dict[Any, Callable[[Builder, Named, str], Any]] = {
     _aten.gelu.default: _aten_activation("gelu"),
     _aten.add.Tensor: _aten_add,
     _aten.add_.Tensor: _aten_add,
+    _aten.mul.Tensor: _aten_factor,
+    _aten.div.Tensor: _aten_divide,
     _aten.cat.default: _aten_cat,
     _aten.mean.dim: _aten_mean,
     _aten.linear.default: _aten_linear,

@@ -186,11 +186,26 @@ def _qpatch_attention(node: Node, backend: str | None) -> Prepared:
     return Prepared(lambda x: _map(ops.qpatch_attention(_pixels(x), heads, patch_size=patch, backend=backend, **values)))
 
 
+def _qattention(node: Node, backend: str | None) -> Prepared:
+    points = [f"{name}_{what}" for name in ("q", "k", "v", "out") for what in ("scale", "zero_point")]
+    values = _of_settings(node, *points, "out_bits", "scale") | {
+        name: node.weights[name] for name in ("bias", "mix_scores", "mix_weights", "mix_bias") if name in node.weights
+    }
+    handle = ops.prepare_qattention(node.settings["heads"], backend=backend, **values)
+
+    def call(*inputs: Tensor) -> Tensor:
+        tokens = handle(*(_pixels(x).flatten(1, 2) for x in inputs))
+        return _map(tokens.unflatten(1, inputs[0].shape[2:]))
+
+    return Prepared(call, handle)
+
+
 # --- the rest ---
 
 
 def _qadd(node: Node, backend: str | None) -> Prepared:
     values = _of_settings(node, "a_scale", "a_zero_point", "b_scale", "b_zero_point", "out_scale", "out_zero_point", "out_bits")
+    values["activation"] = node.settings.get("activation")
     return Prepared(lambda a, b: ops.qadd(_in_channels_last(a), b, backend=backend, **values))
 
 
@@ -199,6 +214,12 @@ def _qavg_pool(node: Node, backend: str | None) -> Prepared:
     if node.settings["out"] == "uint8":
         values |= _of_settings(node, "out_scale", "out_zero_point", "out_bits")
     return Prepared(lambda x: ops.qavg_pool(x, out_dtype=DTYPES[node.settings["out"]], backend=backend, **values))
+
+
+def _qpool_mixer(node: Node, backend: str | None) -> Prepared:
+    values = _of_settings(node, "a_scale", "a_zero_point", "out_scale", "out_zero_point", "out_bits")
+    scale = node.weights["scale"]
+    return Prepared(lambda x: ops.qpool_mixer(_in_channels_last(x), scale, backend=backend, **values))
 
 
 def _qresize(node: Node, backend: str | None) -> Prepared:
@@ -221,7 +242,9 @@ _PREPARE: dict[str, Callable[[Node, str | None], Prepared]] = {
     "qseparable_context": _qseparable_context,
     "qseparable_gate": _qseparable_gate,
     "qpatch_attention": _qpatch_attention,
+    "qattention": _qattention,
     "qadd": _qadd,
+    "qpool_mixer": _qpool_mixer,
     "qavg_pool": _qavg_pool,
     "qresize": _qresize,
     "qlookup": _qlookup,

@@ -58,7 +58,8 @@ def _weights(node: Node, like: Tensor) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _channels(node: Node, name: str, like: Tensor) -> Tensor:
-    return node.weights[name].to(like.dtype)[:, None, None]
+    value = node.weights[name].to(like.dtype)
+    return value[:, None, None] if like.ndim == 4 else value
 
 
 def _conv2d(node: Node, *inputs: Tensor) -> Tensor:
@@ -103,6 +104,14 @@ def _patch_attention(node: Node, qkv: Tensor) -> Tensor:
     return reference.patch_attention(qkv, settings["heads"], settings["patch"], settings["scale"])
 
 
+def _attention(node: Node, *inputs: Tensor) -> Tensor:
+    names = ("bias", "mix_scores", "mix_weights", "mix_bias")
+    mixtures = reference.Mixtures(*(node.weights[name].to(inputs[0].dtype) if name in node.weights else None for name in names))
+    query, key, value = (x.flatten(2).transpose(1, 2) for x in inputs)
+    y = reference.attention(query, key, value, node.settings["heads"], node.settings["scale"], mixtures)
+    return y.transpose(1, 2).unflatten(2, inputs[0].shape[2:])
+
+
 def _linear(node: Node, x: Tensor) -> Tensor:
     weight, bias = _weights(node, x)
     assert weight is not None
@@ -138,7 +147,7 @@ _EVALUATE: dict[str, Callable[..., Tensor]] = {
     "depthwise_conv2d": _conv2d,
     "affine": lambda node, x: x * _channels(node, "scale", x) + _channels(node, "shift", x),
     "activation": lambda node, x: reference.activate(x, node.settings["function"]),
-    "add": lambda node, a, b: a + b,
+    "add": lambda node, a, b: reference.activate(a + b, node.settings.get("activation", "none")),
     "cat": lambda node, *inputs: torch.cat(inputs, dim=1),
     "group_norm": _group_norm,
     "layer_norm": _layer_norm,
@@ -146,6 +155,8 @@ _EVALUATE: dict[str, Callable[..., Tensor]] = {
     "separable_context": _separable_context,
     "separable_gate": _separable_gate,
     "patch_attention": _patch_attention,
+    "attention": _attention,
+    "pool_mixer": lambda node, x: reference.pool_mixer(x, node.weights["scale"].to(x.dtype)),
     "avg_pool": lambda node, x: x.mean((2, 3)),
     "resize": lambda node, x: F.interpolate(x, node.size[1:], mode="bilinear", align_corners=node.settings["align_corners"]),
     "linear": _linear,

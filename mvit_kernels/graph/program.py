@@ -20,9 +20,9 @@ KINDS = {
     "conv2d": "weight (N, C, k, k), bias (N,) or none; stride; padding k // 2; k 1 or 3; second: of two maps side by side; activation; "
     "residual: the last input is added at the end",
     "depthwise_conv2d": "weight (C, 1, 3, 3), bias (C,) or none; stride; padding 1; activation",
-    "affine": "scale (C,), shift (C,), float64: a BatchNorm in evaluation",
+    "affine": "scale (C,), shift (C,), float64: a BatchNorm in evaluation, a layer scale; of a map or vector",
     "activation": "function: relu, silu or gelu",
-    "add": "of two of the same size",
+    "add": "of two of the same size; activation",
     "cat": "of channels",
     "group_norm": "of a whole image, one group; weight (C,), bias (C,) or none of both; eps",
     "layer_norm": "over the channels of each pixel; weight (C,), bias (C,) or none of both; eps",
@@ -30,6 +30,9 @@ KINDS = {
     "separable_context": "sum of the softmax of a map's first channel times another map, for each phase of pixels: (C, ph, pw); patch",
     "separable_gate": "relu of a map's other channels times a vector (C, ph, pw) for each phase of pixels; patch",
     "patch_attention": "of MobileViT; a map of 3 d channels, q|k|v; heads, patch, scale",
+    "attention": "of queries, keys and values, a map each; heads, scale, depth (of a head), keys; bias (heads, queries, keys), "
+    "mix_scores, mix_weights (heads, heads), mix_bias (heads,), or none of each: reference/attention.py",
+    "pool_mixer": "of EfficientFormer; scale (C,): reference/pool_mixer.py",
     "avg_pool": "over all pixels: a map to a vector",
     "resize": "bilinear, to the size of the node; align_corners",
     "linear": "weight (N, K), bias (N,) or none; activation; of a vector",
@@ -54,7 +57,10 @@ KINDS = {
     "v_zero_point, out_scale, out_zero_point, out_bits",
     "qpatch_attention": "patch_attention of bytes to uint8; heads, patch, scale, q_scale, q_zero_point, k_scale, v_scale, v_zero_point, "
     "out_scale, out_zero_point, out_bits",
-    "qadd": "of bytes to uint8; a_scale, a_zero_point, b_scale, b_zero_point, out_scale, out_zero_point, out_bits",
+    "qadd": "of bytes to uint8; activation or none; a_scale, a_zero_point, b_scale, b_zero_point, out_scale, out_zero_point, out_bits",
+    "qattention": "attention of bytes to uint8; its settings and weights; q_scale, q_zero_point, k_scale, k_zero_point, v_scale, "
+    "v_zero_point, out_scale, out_zero_point, out_bits",
+    "qpool_mixer": "pool_mixer of bytes to uint8; scale (C,); a_scale, a_zero_point, out_scale, out_zero_point, out_bits",
     "qavg_pool": "of bytes; a_scale, a_zero_point, out (uint8 or float32), out_scale, out_zero_point, out_bits",
     "qresize": "bilinear, of bytes, to the size of the node; align_corners",
     "qlookup": "table[x] of bytes: table (256,) uint8",
@@ -75,9 +81,11 @@ class Node:
     def macs(self) -> int:
         """Multiply-adds for one image."""
         weight = self.weights.get("weight")
+        pixels = self.size[1] * self.size[2] if len(self.size) == 3 else 1
+        if self.kind in ("attention", "qattention"):
+            return int(pixels * self.settings["keys"] * (self.settings["heads"] * self.settings["depth"] + self.size[0]))
         if weight is None or self.kind.endswith("norm"):
             return 0
-        pixels = self.size[1] * self.size[2] if len(self.size) == 3 else 1
         return weight.numel() * pixels
 
     def __str__(self) -> str:

@@ -2,6 +2,7 @@
 
 from mvit_kernels.reference import exponential_table
 
+from .attention import attention
 from .backend import BackendInfo, backends, native, use_backend, warn_of_missing_kernels
 from .conv2d import conv2d
 from .depthwise_conv2d import depthwise_conv2d
@@ -13,7 +14,9 @@ from .layer_norm import layer_norm
 from .pack_weight import PackedWeight, pack_weight
 from .patch_attention import patch_attention
 from .patches import fold_patches, unfold_patches
+from .pool_mixer import pool_mixer
 from .qadd import qadd
+from .qattention import QAttention, prepare_qattention, qattention
 from .qavg_pool import qavg_pool
 from .qconv2d import QConv2d, prepare_qconv2d, qconv2d
 from .qdepthwise_conv2d import QDepthwiseConv2d, prepare_qdepthwise_conv2d, qdepthwise_conv2d
@@ -22,6 +25,7 @@ from .qlookup import qlookup
 from .qnorm import qnorm
 from .qnorm_gemm import QNormGemm, prepare_qnorm_gemm, qnorm_gemm
 from .qpatch_attention import qpatch_attention
+from .qpool_mixer import qpool_mixer
 from .qresize import qresize
 from .qseparable_attention import qseparable_context, qseparable_gate
 from .quantize import dequantize, quantize, quantize_rows
@@ -31,10 +35,12 @@ from .separable_attention_block import separable_attention_block
 __all__ = [
     "BackendInfo",
     "PackedWeight",
+    "QAttention",
     "QConv2d",
     "QDepthwiseConv2d",
     "QGemm",
     "QNormGemm",
+    "attention",
     "backends",
     "conv2d",
     "depthwise_conv2d",
@@ -48,11 +54,14 @@ __all__ = [
     "layer_norm",
     "pack_weight",
     "patch_attention",
+    "pool_mixer",
+    "prepare_qattention",
     "prepare_qconv2d",
     "prepare_qdepthwise_conv2d",
     "prepare_qgemm",
     "prepare_qnorm_gemm",
     "qadd",
+    "qattention",
     "qavg_pool",
     "qconv2d",
     "qdepthwise_conv2d",
@@ -62,6 +71,7 @@ __all__ = [
     "qnorm",
     "qnorm_gemm",
     "qpatch_attention",
+    "qpool_mixer",
     "qresize",
     "qseparable_context",
     "qseparable_gate",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 
 from mvit_kernels.graph import Node, Program
+from mvit_kernels.ops.qattention import fits
 
 from .config import QuantConfig
 
@@ -12,7 +13,9 @@ PRODUCTS = ("conv2d", "depthwise_conv2d", "linear")
 NORMS = ("group_norm", "layer_norm")
 _ATTENTION = ("separable_context", "separable_gate")
 _SOFTMAX = ("patch_attention",)
-_OTHERS = ("add", "cat", "avg_pool", "activation", "resize", *_ATTENTION, *_SOFTMAX)
+_WRITE_STREAMS = ("conv2d", "depthwise_conv2d")
+_WRITE_BYTES = ("pool_mixer",)  # of which a stream is made where one begins with them
+_OTHERS = ("add", "cat", "avg_pool", "pool_mixer", "attention", "activation", "resize", *_ATTENTION, *_SOFTMAX)
 
 
 class Layout:
@@ -36,7 +39,7 @@ class Layout:
             self.scores, self.projections = self._taken_by(_ATTENTION), self._taken_by(_SOFTMAX)
             self.streams = self._streams()
             wrong = self._broken_attention() | {
-                name for name in self.integer & set(self.streams) if program[name].kind not in ("conv2d", "depthwise_conv2d")
+                name for name in self.integer & set(self.streams) if program[name].kind not in (*_WRITE_STREAMS, *_WRITE_BYTES)
             }
             if not wrong:
                 break
@@ -50,6 +53,8 @@ class Layout:
         if node.kind in NORMS:
             return not node.weights  # gamma and beta belong into what follows
         if node.kind in _SOFTMAX and not _softmax_fits(node):
+            return False
+        if node.kind == "attention" and not _attention_fits(node):
             return False
         return node.kind in PRODUCTS or node.kind in _OTHERS
 
@@ -125,7 +130,7 @@ class Layout:
         floats = node.kind in (*PRODUCTS, "avg_pool", "separable_context")
         if floats and ("" in self.users[node.name] or wanted <= {"float"}):
             return "float"
-        if "stream" in wanted:
+        if "stream" in wanted and node.kind not in _WRITE_BYTES:
             return "float" if "activation" in node.settings else "stream"
         return "byte"
 
@@ -166,6 +171,12 @@ def _softmax_fits(node: Node) -> bool:
     """Whether the kernel takes it: sums over the pixels of a phase fit in int32, and the largest score weighs most."""
     (_, height, width), (patch_h, patch_w) = node.size, node.settings["patch"]
     return node.settings["scale"] > 0 and height * width // (patch_h * patch_w) * 255 * 255 < 2**31 - 1
+
+
+def _attention_fits(node: Node) -> bool:
+    """Whether the kernel takes it: sums of products of bytes are exact in float32."""
+    settings = node.settings
+    return settings["scale"] > 0 and fits(settings["depth"], settings["keys"])
 
 
 def _groups(pairs: Iterable[tuple[str, str]]) -> dict[str, int]:

@@ -228,15 +228,27 @@ class _Builder:
         }  # fmt: skip
         return replace(node, kind="qpatch_attention", settings=settings)
 
+    def attention(self, node: Node, form: str) -> Node:
+        settings = {**node.settings, **self.as_byte(node)}
+        for which, name in enumerate("qkv"):
+            x = self.byte(self.source(node, which))
+            settings |= {f"{name}_scale": x.scale, f"{name}_zero_point": x.zero_point}
+        return replace(node, kind="qattention", settings=settings)
+
     def plus(self, node: Node, form: str) -> Node:
         a, b = self.byte(self.source(node, 0)), self.byte(self.source(node, 1))
         settings = {"a_scale": a.scale, "a_zero_point": a.zero_point, "b_scale": b.scale, "b_zero_point": b.zero_point}
-        return replace(node, kind="qadd", settings=settings | self.as_byte(node))
+        return replace(node, kind="qadd", settings={**node.settings, **settings, **self.as_byte(node)})
 
     def pool(self, node: Node, form: str) -> Node:
         x = self.byte(self.source(node))
         settings = {"a_scale": x.scale, "a_zero_point": x.zero_point, **self.written_as(node, form)[0]}
         return replace(node, kind="qavg_pool", settings=settings)
+
+    def mixer(self, node: Node, form: str) -> Node:
+        x = self.byte(self.source(node))
+        settings = {"a_scale": x.scale, "a_zero_point": x.zero_point, **self.as_byte(node)}
+        return replace(node, kind="qpool_mixer", settings=settings)
 
     def activation(self, node: Node, form: str) -> Node:
         x, y = self.byte(self.source(node)), self.byte(node.name)
@@ -258,8 +270,10 @@ _MAKE: dict[str, Callable[[_Builder, Node, str], Node]] = {
     "separable_context": _Builder.context,
     "separable_gate": _Builder.gate,
     "patch_attention": _Builder.softmax,
+    "attention": _Builder.attention,
     "add": _Builder.plus,
     "avg_pool": _Builder.pool,
+    "pool_mixer": _Builder.mixer,
     "activation": _Builder.activation,
     "resize": _Builder.resize,
     "cat": _Builder.cat,

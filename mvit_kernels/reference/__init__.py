@@ -2,6 +2,7 @@
 
 from .activation import ACTIVATIONS, activate, activate_backward
 from .activation_curve import CURVE_SHIFT, CURVE_SIZE, CURVES, activation_curve, apply_curve, curve_shift
+from .attention import Mixtures, attention, attention_backward
 from .conv2d import conv2d, conv2d_backward
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from .feed_forward import channel_norm, channel_norm_backward, feed_forward, feed_forward_backward
@@ -12,7 +13,9 @@ from .layer_norm import layer_norm, layer_norm_backward
 from .patch_attention import patch_attention, patch_attention_backward, patch_attention_fused
 from .patches import fold_patches, unfold_patches
 from .pointwise import pointwise, pointwise_backward
+from .pool_mixer import pool_mixer, pool_mixer_backward
 from .qadd import qadd
+from .qattention import QMixtures, qattention, quantized_mixtures
 from .qavg_pool import qavg_pool
 from .qconv2d import qconv2d, qconv2d_border, qconv2d_rows
 from .qdepthwise_conv2d import qdepthwise_conv2d
@@ -20,6 +23,7 @@ from .qgemm import OVERFLOW, QACTIVATIONS, Channels, epilogue, largest_sum, matm
 from .qlookup import activation_table, exact_activation, qlookup
 from .qnorm import qnorm, stream_sums
 from .qpatch_attention import ATTENTION_TABLE, attention_factors, qpatch_attention
+from .qpool_mixer import pool_factors, qpool_mixer
 from .qresize import qresize
 from .qseparable_attention import exponential_table, qseparable_context, qseparable_gate
 from .quantize import Rows, along, dequantize, quantize, quantize_rows
@@ -36,6 +40,8 @@ __all__ = [
     "OVERFLOW",
     "QACTIVATIONS",
     "Channels",
+    "Mixtures",
+    "QMixtures",
     "Rows",
     "activate",
     "activate_backward",
@@ -43,6 +49,8 @@ __all__ = [
     "activation_table",
     "along",
     "apply_curve",
+    "attention",
+    "attention_backward",
     "attention_factors",
     "channel_norm",
     "channel_norm_backward",
@@ -77,8 +85,12 @@ __all__ = [
     "patch_attention_fused",
     "pointwise",
     "pointwise_backward",
+    "pool_factors",
+    "pool_mixer",
+    "pool_mixer_backward",
     "qactivate",
     "qadd",
+    "qattention",
     "qavg_pool",
     "qconv2d",
     "qconv2d_border",
@@ -89,12 +101,14 @@ __all__ = [
     "qlookup",
     "qnorm",
     "qpatch_attention",
+    "qpool_mixer",
     "qresize",
     "qseparable_context",
     "qseparable_gate",
     "quantize",
     "quantize_rows",
     "quantize_stream",
+    "quantized_mixtures",
     "segments",
     "separable_attention",
     "separable_attention_backward",

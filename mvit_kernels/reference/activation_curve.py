@@ -14,7 +14,7 @@ from .quantize import single
 
 Tensor = torch.Tensor
 
-CURVES = {"silu": 12.0, "gelu": 5.0}  # where e has become nothing
+CURVES = {"silu": 12.0, "gelu": 5.5}  # where e has become nothing, and the coefficients of a step still fit in int16
 CURVE_SIZE, CURVE_SHIFT = 196, 192  # int16 values, and which of them is f
 _SEGMENTS, _WIDTH, _FINE = 64, 512, 32
 
@@ -28,7 +28,7 @@ def curve_shift(name: str, out_scale: float) -> int | None:
 def activation_curve(name: str, out_scale: float, out_zero_point: int, bits: int = 8) -> Tensor:
     """(196,) int16 for bytes of out_scale and out_zero_point (0 .. 2^bits - 1): what `table` of the integer products may be.
 
-    Raises ValueError for other functions, zero-points that are no such bytes, and scales below 12 / 2^15 (GELU: 5 / 2^15).
+    Raises ValueError for other functions, zero-points that are no such bytes, and scales below 12 / 2^15 (GELU: 5.5 / 2^15).
     """
     if name not in CURVES:
         raise ValueError(f"activation_curve: name: expected one of {', '.join(CURVES)}, got {name!r}")

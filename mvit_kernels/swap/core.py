@@ -17,10 +17,12 @@ from .blocks import ConvLayer, Replacement, Setting
 
 Model = TypeVar("Model", bound=nn.Module)
 
-# A file of this folder, and the modules that define the classes it replaces.
+# A file of this folder, named after its library, and the modules that define the classes it replaces.
 LIBRARIES = {
     "models": ("mvit_kernels.models.layers", "mvit_kernels.models.mobilevit", "mvit_kernels.models.mobilevitv2"),
+    "models_efficientformer": ("mvit_kernels.models.efficientformer", "mvit_kernels.models.efficientformerv2"),
     "timm": ("timm.models.mobilevit", "timm.models.byobnet"),
+    "timm_efficientformer": ("timm.models.efficientformer", "timm.models.efficientformer_v2"),
     "transformers": (
         "transformers.models.mobilevit.modeling_mobilevit",
         "transformers.models.mobilevitv2.modeling_mobilevitv2",
@@ -47,8 +49,9 @@ def replacements(model: nn.Module) -> dict[type[nn.Module], type[Replacement]]:
         try:
             table |= importlib.import_module(f".{name}", __package__).REPLACEMENTS
         except (ImportError, AttributeError) as error:
-            version = getattr(sys.modules.get(name), "__version__", "of unknown version")
-            raise ImportError(f"mvit_kernels cannot replace the modules of {name} {version}: {error}") from error
+            library = name.partition("_")[0]
+            version = getattr(sys.modules.get(library), "__version__", "of unknown version")
+            raise ImportError(f"mvit_kernels cannot replace the modules of {library} {version}: {error}") from error
     return table
 
 

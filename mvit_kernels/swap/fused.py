@@ -82,11 +82,15 @@ def as_map(matrix: Tensor, like: Tensor) -> Tensor:
     return matrix.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
-def convolution(x: Tensor, part: Convolution, backend: str | None, second: Tensor | None = None) -> Tensor:
+def convolution(
+    x: Tensor, part: Convolution, backend: str | None, second: Tensor | None = None, residual: Tensor | None = None
+) -> Tensor:  # fmt: skip
     ((weight, bias),) = weights.convolutions(part)
     if part.depthwise:
         return ops.depthwise_conv2d(x, weight, bias, stride=part.stride, activation=part.activation, backend=backend)
-    return ops.conv2d(x, weight, bias, second=second, stride=part.stride, activation=part.activation, backend=backend)
+    return ops.conv2d(
+        x, weight, bias, second=second, residual=residual, stride=part.stride, activation=part.activation, backend=backend
+    )  # fmt: skip
 
 
 def inverted_residual(x: Tensor, expand: Convolution, depthwise: Convolution, reduce: Convolution, residual: bool, backend: Any) -> Tensor:

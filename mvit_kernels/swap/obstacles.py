@@ -115,6 +115,7 @@ ORDER_FREE: Place = {**SKIPPED, **CONV, **one_of(*map(Kind, (nn.GroupNorm, nn.Si
 
 # Parts of the fused ops.
 ACTIVATION = one_of(Kind(nn.SiLU), Kind(nn.ReLU), Kind(nn.GELU, exact_gelu, watched=("approximate",)), Kind(nn.Identity))
+GELU = one_of(Kind(nn.GELU, exact_gelu, watched=("approximate",)))
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 CONVOLUTION = one_of(Kind(nn.Conv2d, fusable, watched=_GEOMETRY))
 BATCH_NORM = one_of(Kind(nn.BatchNorm2d, evaluates))

@@ -17,6 +17,7 @@ from .blocks import V1Block, V2Attention, V2Block, round_up
 from .fused import V1Layer, V1Parts, V2Layer, V2Parts
 from .obstacles import (
     ACTIVATION,
+    ACTIVATIONS,
     CONV,
     CONVOLUTION,
     GROUP_NORM,
@@ -30,6 +31,7 @@ from .obstacles import (
     Place,
     activation_name,
     evaluates,
+    exact_gelu,
     inactive,
     not_replaced,
     one_group,
@@ -41,9 +43,11 @@ _SKIPPED: Place = {**SKIPPED, **one_of(Kind(DropPath, inactive("drop_prob")))}
 _ORDER_FREE: Place = {**ORDER_FREE, **one_of(Kind(GroupNorm1))}
 _IDENTITY = one_of(Kind(nn.Identity))
 
-_BATCH_NORM = one_of(Kind(layers.BatchNormAct2d, evaluates, children={"drop": _IDENTITY, "act": ACTIVATION}))
+ACTIVATIONS[layers.activations.GELU] = "gelu"  # which is always the exact one
+GELUS: Place = one_of(Kind(nn.GELU, exact_gelu, watched=("approximate",)), Kind(layers.activations.GELU))
+_BATCH_NORM = one_of(Kind(layers.BatchNormAct2d, evaluates, children={"drop": _IDENTITY, "act": {**ACTIVATION, **GELUS}}))
 _CONV_PARTS: Mapping[str, Place] = {"conv": CONVOLUTION, "bn": _BATCH_NORM}
-_CONV_NORM_ACT = one_of(Kind(layers.ConvNormAct, children=_CONV_PARTS))  # with anti-aliasing, `aa` is in no place
+CONV_NORM_ACT = one_of(Kind(layers.ConvNormAct, children=_CONV_PARTS))  # with anti-aliasing, `aa` is in no place
 
 
 def _convolution(module: Any) -> Convolution:
@@ -64,7 +68,7 @@ class BottleneckBlock(blocks.InvertedResidual, byobnet.BottleneckBlock):
     """An inverted residual where it is linear behind a depthwise convolution, as MobileViT's are."""
 
     _places: ClassVar[Mapping[str, Place]] = {
-        **{name: _CONV_NORM_ACT for name in ("conv1_1x1", "conv2_kxk", "conv3_1x1")},
+        **{name: CONV_NORM_ACT for name in ("conv1_1x1", "conv2_kxk", "conv3_1x1")},
         **{name: _SKIPPED for name in ("shortcut", "conv2b_kxk", "attn", "attn_last", "drop_path", "act")},
     }
 
@@ -75,7 +79,7 @@ class BottleneckBlock(blocks.InvertedResidual, byobnet.BottleneckBlock):
         return self.shortcut is not None
 
 
-_CONV_PLACES: Mapping[str, Place] = {"conv_kxk": _CONV_NORM_ACT, "conv_1x1": CONVOLUTION, "conv_proj": _CONV_NORM_ACT}
+_CONV_PLACES: Mapping[str, Place] = {"conv_kxk": CONV_NORM_ACT, "conv_1x1": CONVOLUTION, "conv_proj": CONV_NORM_ACT}
 
 _V1_ATTENTION = one_of(
     Kind(layers.Attention, children={"qkv": LINEAR, "proj": LINEAR}, others=SKIPPED, watched=("training", "num_heads", "head_dim"))
@@ -92,7 +96,7 @@ _V1_LAYER = one_of(
 
 class MobileVitBlock(V1Block, mobilevit.MobileVitBlock):
     _layer_places: ClassVar[Mapping[str, Place]] = {"transformer": one_of(Kind(nn.Sequential, others=_V1_LAYER)), "norm": LAYER_NORM}
-    _conv_places: ClassVar[Mapping[str, Place]] = {**_CONV_PLACES, "conv_fusion": _CONV_NORM_ACT}
+    _conv_places: ClassVar[Mapping[str, Place]] = {**_CONV_PLACES, "conv_fusion": CONV_NORM_ACT}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = self._prepared_for(x)

@@ -19,11 +19,13 @@ Weights = tuple[torch.Tensor, torch.Tensor | None]
 
 
 class Convolution(NamedTuple):
-    """A convolution, the BatchNorm behind it if there is one, and the name of the activation behind both."""
+    """A convolution, the BatchNorm behind it if there is one, the name of the activation behind both, and a factor for each channel of the
+    result (layer scale), if there is no activation."""
 
     conv: nn.Conv2d
     norm: Any  # nn.BatchNorm2d or None
     activation: str
+    scale: Any = None
 
     @property
     def depthwise(self) -> bool:
@@ -48,22 +50,36 @@ def _rounded(weight: torch.Tensor, bias: torch.Tensor, like: torch.Tensor) -> We
 
 @dataclass(frozen=True)
 class _BatchNorms:
-    """Of several convolutions: the eps of each one's BatchNorm, or None where it has none."""
+    """Of several convolutions: the eps of each one's BatchNorm, or None where it has none; and whether it has a layer scale."""
 
     eps: tuple[float | None, ...]
+    scaled: tuple[bool, ...]
 
     def __call__(self, *sources: torch.Tensor | None) -> tuple[Weights, ...]:
         left, folded = list(sources), []
-        for eps in self.eps:
-            weight, bias = left.pop(0), left.pop(0)
+        for eps, scaled in zip(self.eps, self.scaled, strict=True):
+            weight, bias, scale = left.pop(0), left.pop(0), left.pop(0)
             assert weight is not None
-            if eps is None:
+            if eps is None and not scaled:
                 folded.append((weight, bias))
-            else:
-                arguments = [*_exact(weight, bias, *left[:4]), eps]
+                continue
+            arguments: list[Any] = _exact(weight, bias)
+            if eps is not None:
+                arguments = [*fold_batch_norm(*[*arguments, *_exact(*left[:4]), eps])]
                 del left[:4]
-                folded.append(_rounded(*fold_batch_norm(*arguments), weight))
+            exact_weight, exact_bias = arguments
+            folded.append(_rounded(*_scaled(exact_weight, exact_bias, scale), weight))
         return tuple(folded)
+
+
+def _scaled(weight: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor | None) -> tuple[Any, Any]:
+    """float64: what is behind a layer, too."""
+    if bias is None:
+        bias = weight.new_zeros(weight.shape[0])
+    if scale is None:
+        return weight, bias
+    exact = scale.double()
+    return weight * exact.reshape(-1, *[1] * (weight.ndim - 1)), bias * exact
 
 
 @dataclass(frozen=True)
@@ -108,8 +124,9 @@ def _batch_norm(norm: Any) -> tuple[torch.Tensor, ...]:
 
 def convolutions(*parts: Convolution) -> tuple[Weights, ...]:
     """(weight, bias) of each convolution with its BatchNorm."""
-    sources = [tensor for part in parts for tensor in (part.conv.weight, part.conv.bias, *_batch_norm(part.norm))]
-    return _kept(_BatchNorms(tuple([None if part.norm is None else part.norm.eps for part in parts])), sources, *parts)
+    sources = [tensor for part in parts for tensor in (part.conv.weight, part.conv.bias, part.scale, *_batch_norm(part.norm))]
+    eps = tuple([None if part.norm is None else part.norm.eps for part in parts])
+    return _kept(_BatchNorms(eps, tuple([part.scale is not None for part in parts])), sources, *parts)
 
 
 def projection(norm: Any, part: Convolution) -> Weights:
@@ -122,3 +139,65 @@ def projection(norm: Any, part: Convolution) -> Weights:
 def linears(norm: Any, *layers: nn.Linear) -> Weights:
     """(weight, bias) of linear layers side by side behind a normalisation."""
     return _kept(_NormThenLinear(), (norm.weight, norm.bias, *(tensor for layer in layers for tensor in (layer.weight, layer.bias))))
+
+
+@dataclass(frozen=True)
+class _ScaledLinear:
+    """A linear layer, then a factor for each of its results."""
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor, scale: torch.Tensor) -> Weights:
+        return _rounded(*_scaled(weight.double(), bias.double(), scale), weight)
+
+
+@dataclass(frozen=True)
+class _HeadsThenParts:
+    """A linear layer behind a norm, whose results are queries, keys and values of one head, then of the next: cut into all queries, all
+    keys and all values. parts: how many of each a head has."""
+
+    parts: tuple[int, int, int]
+
+    def __call__(self, gamma: torch.Tensor, beta: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[Weights, ...]:
+        folded = fold_norm_affine(*_exact(weight, bias, gamma, beta))
+        heads = [each.unflatten(0, (-1, sum(self.parts))).split(self.parts, dim=1) for each in folded]
+        return tuple([_rounded(w.flatten(0, 1), b.flatten(0, 1), weight) for w, b in zip(*heads, strict=True)])
+
+
+@dataclass(frozen=True)
+class _PositionBias:
+    """What attention adds to its scores: a table (heads, distances), looked up for each query and key; mixed as the scores are."""
+
+    def __call__(self, table: torch.Tensor, places: torch.Tensor, mixture: torch.Tensor | None) -> torch.Tensor:
+        bias = table.double()[:, places]
+        if mixture is not None:
+            bias = torch.einsum("hg,gnm->hnm", mixture.double().flatten(1), bias)
+        return bias.to(torch.float64 if table.dtype == torch.float64 else torch.float32)
+
+
+@dataclass(frozen=True)
+class _WithEverySecondPixel:
+    """A depthwise 3x3 of stride 2 whose result every second pixel is added to: one more in the middle of each filter."""
+
+    def __call__(self, weight: torch.Tensor) -> torch.Tensor:
+        middle = torch.zeros_like(weight)
+        middle[:, :, 1, 1] = 1.0
+        return weight + middle
+
+
+def scaled_linear(layer: nn.Linear, scale: torch.Tensor) -> Weights:
+    """(weight, bias) of a linear layer and the layer scale behind it."""
+    return _kept(_ScaledLinear(), (layer.weight, layer.bias, scale))
+
+
+def queries_keys_values(norm: Any, layer: nn.Linear, parts: tuple[int, int, int]) -> tuple[Weights, Weights, Weights]:
+    """(weight, bias) of each, of a linear layer behind a normalisation that makes `parts` of them for each head."""
+    return _kept(_HeadsThenParts(parts), (norm.weight, norm.bias, layer.weight, layer.bias))
+
+
+def position_bias(table: torch.Tensor, places: torch.Tensor, mixture: torch.Tensor | None = None) -> torch.Tensor:
+    """(heads, queries, keys), behind the mixture of scores if there is one."""
+    return _kept(_PositionBias(), (table, places, mixture))
+
+
+def with_every_second_pixel(conv: nn.Conv2d) -> Weights:
+    """(weight, bias) of a depthwise 3x3 of stride 2 plus every second pixel."""
+    return _kept(_WithEverySecondPixel(), (conv.weight,)), conv.bias

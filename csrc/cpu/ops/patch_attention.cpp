@@ -13,8 +13,6 @@ MVIT_ISA_TABLE(PatchAttentionKernels, patch_attention)
 
 namespace {
 
-constexpr int64_t tasks_wanted = 16;  // few phases and heads: the queries are cut too
-
 Status check(const PatchAttentionProblem& p) {
     if (p.batch < 0 || p.dim < 0 || p.height < 0 || p.width < 0) return Status::bad_shape;
     if (p.heads < 1 || p.dim % p.heads != 0 || p.patch_h < 1 || p.patch_w < 1) return Status::bad_shape;
@@ -23,56 +21,12 @@ Status check(const PatchAttentionProblem& p) {
     return Status::ok;
 }
 
-// Whole panels a task, about equally many. A query has the same bits in any cut.
-int64_t queries_a_task(int64_t sequences, int64_t pixels) {
-    const int64_t count = panels(pixels), fewest = (tasks_wanted + sequences - 1) / sequences;
-    const int64_t most = patch_attention_queries / panel, pieces = (count + most - 1) / most;
-    const int64_t wanted = pieces > fewest ? pieces : fewest < count ? fewest : count;
-    return (count + wanted - 1) / wanted * panel;
-}
-
-// Places of consecutive arrays, in floats.
-struct Places {
-    int64_t size = 0;
-    int64_t operator()(int64_t floats) {
-        const int64_t start = size;
-        size += floats;
-        return start;
-    }
-};
-
-int64_t at_most(int64_t n, int64_t most) { return n < most ? n : most; }
-
-// Of packed keys, which are read whole rows; see scratch_stride.
-int64_t key_stride(int64_t channels) { return channels % 512 == 0 ? channels + 16 : channels; }
-
-PatchAttentionScratch layout_of(int64_t depth, int64_t pixels, int64_t queries) {
-    const int64_t block = at_most(pixels, patch_attention_keys), all = panels(queries) * panel;
-    PatchAttentionScratch s{};
-    Places place;
-    s.channels = round_up(depth, 16);
-    s.key_stride = key_stride(s.channels);
-    s.value_stride = scratch_stride(block);
-    s.queries = place(all * s.channels);
-    s.results = place(all * s.channels);
-    s.part = place(panel * s.channels);
-    s.scores = place(block * panel);
-    s.keys = place(block * s.key_stride);
-    s.values = place(s.channels * s.value_stride);
-    s.tops = place(all);
-    s.sums = place(all);
-    s.factor = place(panel);
-    s.zeros = place(panel);
-    s.size = place.size;
-    return s;
-}
-
 PatchAttentionBackwardScratch backward_layout_of(int64_t depth, int64_t pixels) {
     const int64_t block = at_most(pixels, patch_attention_backward_keys), all = panels(pixels) * panel;
     PatchAttentionBackwardScratch s{};
     Places place;
     s.channels = round_up(depth, 16);
-    s.key_stride = key_stride(s.channels);
+    s.key_stride = key_row_stride(s.channels);
     s.value_stride = scratch_stride(block);
     s.row_stride = scratch_stride(depth);
     s.queries = place(all * s.channels);
@@ -149,7 +103,7 @@ Status patch_attention(const PatchAttentionProblem& p, int threads) {
     if (is_empty(p)) return Status::ok;
     const Geometry g = geometry_of(p);
     const int64_t queries = queries_a_task(g.sequences, g.pixels);
-    const PatchAttentionScratch layout = layout_of(g.depth, g.pixels, queries);
+    const AttentionScratch layout = attention_scratch(g.depth, g.depth, g.pixels, queries);
     const auto kernel = patch_attention_table.active().forward[static_cast<int>(p.dtype)];
     return run(p, g, kernel, queries, 2, layout.size, [&](PatchAttentionTask& task) { task.layout = &layout; }, threads);
 }

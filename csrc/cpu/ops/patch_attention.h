@@ -23,6 +23,7 @@
 // which counts for little beside it.
 #pragma once
 
+#include "cpu/core/attention_scratch.h"
 #include "cpu/core/tile.h"
 #include "cpu/core/types.h"
 
@@ -47,22 +48,6 @@ Status patch_attention_backward(const PatchAttentionProblem& problem, int thread
 
 // --- what isa/patch_attention.cpp implements: some queries of one phase and head, or the gradient of all of them ---
 
-inline constexpr int64_t patch_attention_keys = 128;     // of a block: its scores for a panel of queries take half of the first cache
-inline constexpr int64_t patch_attention_queries = 256;  // of a task at most: keys are packed once for all of them
-
-// Where what a task needs lies in its scratch, in floats.
-struct PatchAttentionScratch {
-    int64_t channels;                  // c to whole vectors of any ISA
-    int64_t key_stride, value_stride;  // of rows of K, of V^T
-    int64_t queries;                   // a Q^T, a panel after another
-    int64_t results;                   // y^T before the division, a panel after another
-    int64_t part;                      // y^T of a block of keys for a panel
-    int64_t scores;                    // e of a block of keys for a panel
-    int64_t keys, values;              // K and V^T of a block
-    int64_t tops, sums, factor;        // t and the sum of e of every query, 2^(t before - t) of a panel
-    int64_t zeros, size;
-};
-
 inline constexpr int64_t patch_attention_backward_keys = 256;
 
 struct PatchAttentionBackwardScratch {
@@ -84,7 +69,7 @@ struct PatchAttentionTask {
     int64_t begin, end;                                                   // queries; all of them in the backward
     float scale, dscale;                                                  // a, scale
     float* scratch;
-    const PatchAttentionScratch* layout;  // or backward_layout
+    const AttentionScratch* layout;  // or backward_layout
     const PatchAttentionBackwardScratch* backward_layout;
 };
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from ..program import Node, Program
@@ -11,11 +12,13 @@ _PRODUCTS = ("conv2d", "depthwise_conv2d", "linear")
 
 
 def fuse_epilogues(program: Program) -> Program:
-    """An activation goes into the product before it; the sum of a convolution and something earlier into the convolution."""
-    return _fuse_residuals(_fuse_activations(program))
+    """An activation goes into the product before it; the sum of a convolution and something earlier into the convolution; and an
+    activation into a sum that is left."""
+    program = _fuse_activations(program, _PRODUCTS)
+    return _fuse_activations(_fuse_residuals(program), ("add",))
 
 
-def _fuse_activations(program: Program) -> Program:
+def _fuse_activations(program: Program, into: Collection[str]) -> Program:
     changed: dict[str, Node | None] = {}
     instead: dict[str, str] = {}
     users = program.users()
@@ -23,7 +26,7 @@ def _fuse_activations(program: Program) -> Program:
         if node.kind != "activation":
             continue
         product = program[node.inputs[0]]
-        if product.kind not in _PRODUCTS or has_epilogue(product) or only_user(program, users, product.name) is not node:
+        if product.kind not in into or has_epilogue(product) or only_user(program, users, product.name) is not node:
             continue
         changed[product.name] = replace(product, settings={**product.settings, "activation": node.settings["function"]})
         changed[node.name], instead[node.name] = None, product.name

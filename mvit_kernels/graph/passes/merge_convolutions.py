@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..program import Node, Program
-from .weights import bias, has_epilogue, is_pointwise, is_quantized, matrix, only_user, with_weights
+from .weights import bias, is_linear, matrix, only_user, with_weights
 
 
 def merge_convolutions(program: Program) -> Program:
@@ -14,10 +14,10 @@ def merge_convolutions(program: Program) -> Program:
     users = program.users()
     for node in program:
         first = changed.get(node.name, node)
-        if first is None or not _is_linear(first):
+        if first is None or not is_linear(first):
             continue
         second = only_user(program, users, node.name)
-        if second is None or second.kind != first.kind or not _is_linear(second):
+        if second is None or second.kind != first.kind or not is_linear(second):
             continue
         a, b = matrix(first), matrix(second)
         if b.shape[0] * a.shape[1] > a.numel() + b.numel():
@@ -26,7 +26,3 @@ def merge_convolutions(program: Program) -> Program:
         changed[second.name] = replace(merged, inputs=first.inputs)
         changed[node.name] = None
     return program.rewritten(changed)
-
-
-def _is_linear(node: Node) -> bool:
-    return (node.kind == "linear" and not has_epilogue(node) and not is_quantized(node)) or is_pointwise(node)

@@ -41,6 +41,11 @@ def is_pointwise(node: Node) -> bool:
     return plain and node.weights["weight"].shape[2:] == (1, 1) and node.settings["stride"] == 1
 
 
+def is_linear(node: Node) -> bool:
+    """A 1x1 convolution of every pixel or a linear map of a vector, and nothing else, whose weights may change."""
+    return (node.kind == "linear" and not has_epilogue(node) and not is_quantized(node)) or is_pointwise(node)
+
+
 def is_quantized(node: Node) -> bool:
     """Whether weights are integers times a scale, because the model that was captured has them so."""
     return "weight_scale" in node.weights

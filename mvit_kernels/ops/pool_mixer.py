@@ -1,0 +1,143 @@
+"""How EfficientFormer mixes pixels without attention (arXiv 2206.01191, section 4): schema, checks, fake, backward and backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import (
+    FLOAT_CODES,
+    FLOAT_DTYPES,
+    dense,
+    empty_in_format,
+    is_channels_last,
+    raise_status,
+    register,
+    register_autograd,
+    single,
+    widen,
+)
+
+OP = "pool_mixer"
+Tensor = torch.Tensor
+
+
+def pool_mixer(x: Tensor, scale: Tensor, *, backend: str | None = None) -> Tensor:
+    """x + scale (mean(x) - x), the mean over the 3x3 neighbourhood of each pixel, at the border of those neighbours that exist.
+
+    Args:
+        x: (B, C, H, W) float32, bfloat16, float16 or float64, at least one channel and pixel. The cpu kernel runs on channels_last memory:
+            other formats are copied to it, and the result is copied back.
+        scale: (C,), float32 or the dtype of x.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (B, C, H, W); dtype and memory format of x. 16-bit inputs are computed in float32.
+
+    Raises:
+        TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.
+
+    Source: EfficientFormer, arXiv 2206.01191, section 4: a pooling mixer with its residual and layer scale; PoolFormer, arXiv 2111.11418.
+    """
+    checks.all_tensors(OP, x=x, scale=scale)
+    checks.backend(OP, backend)
+    return _call(x, scale, backend=backend)
+
+
+def _check(x: Tensor, scale: Tensor) -> None:
+    checks.image(OP, "x", x, FLOAT_DTYPES)
+    checks.channelwise(OP, "scale", scale, x, x.shape[1])
+
+
+# --- backends ---
+
+
+def _cpu_refuse(x: Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    if not x.is_cpu:
+        return f"x is on {x.device}"
+    if x.dtype not in FLOAT_CODES:
+        return f"it has no kernel for {x.dtype}"
+    return None
+
+
+def _cpu_forward(x: Tensor, scale: Tensor) -> Tensor:
+    channels_last, scale = is_channels_last(x), single(scale)
+    x = dense(x, True)
+    y = empty_in_format(x, tuple(x.shape), True)
+    status = native.pool_mixer(
+        FLOAT_CODES[x.dtype], x.shape, x.data_ptr(), scale.data_ptr(), y.data_ptr(), torch.get_num_threads()
+    )  # fmt: skip
+    if status:
+        raise_status(OP, status)
+    return y if channels_last else dense(y, False)
+
+
+def _reference_forward(x: Tensor, scale: Tensor) -> Tensor:
+    wide_x, wide_scale = widen(x, x, scale)
+    return dense(reference.pool_mixer(wide_x, wide_scale).to(x.dtype), is_channels_last(x))
+
+
+def _reference_backward(dy: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    dx, dscale = reference.pool_mixer_backward(*widen(x, dy, x, scale))
+    return dense(dx.to(x.dtype), is_channels_last(x)), dscale.to(scale.dtype)
+
+
+choose = Choice(
+    OP,
+    cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient is a few sums: torch's
+    reference=Implementation(_reference_forward, _reference_backward),
+)
+
+
+# --- registration ---
+
+
+def _forward(x: Tensor, scale: Tensor, *, backend: str | None = None) -> Tensor:
+    _check(x, scale)
+    return choose(backend, x).forward(x, scale)
+
+
+def _forward_fake(x: Tensor, scale: Tensor, *, backend: str | None = None) -> Tensor:
+    _check(x, scale)
+    return empty_in_format(x, tuple(x.shape), is_channels_last(x))
+
+
+def _backward(dy: Tensor, x: Tensor, scale: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+    _check(x, scale)
+    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
+    backward = choose(backend, x).backward
+    assert backward is not None
+    return backward(dy, x, scale)
+
+
+def _backward_fake(dy: Tensor, x: Tensor, scale: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
+    return empty_in_format(x, tuple(x.shape), is_channels_last(x)), scale.new_empty(scale.shape)
+
+
+_forward_op = register(OP, "(Tensor x, Tensor scale, *, str? backend=None) -> Tensor", _forward, _forward_fake)
+_backward_op = register(
+    f"{OP}_backward", "(Tensor dy, Tensor x, Tensor scale, str? backend) -> (Tensor, Tensor)", _backward, _backward_fake
+)  # fmt: skip
+
+
+def _setup(ctx: Any, x: Tensor, scale: Tensor, *, backend: str | None = None) -> None:
+    ctx.save_for_backward(x, scale)
+    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
+
+
+def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, scale = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
+        return _reference_backward(dy, x, scale)
+    return _backward_op(dy, x, scale, ctx.backend)
+
+
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=2)

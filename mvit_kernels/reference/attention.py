@@ -1,0 +1,84 @@
+"""Multi-head softmax attention with bias and talking heads (arXiv 1706.03762, equation 1; 2003.02436), in plain torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+Tensor = torch.Tensor
+
+
+class Mixtures(NamedTuple):
+    """What is done to the scores and to the weights of all heads; (H, ...) each, or None.
+
+    bias (H, N, M) is added to the scores behind their mixture. scores (H, H): head h gets sum_g scores[h, g] of those of head g. weights
+    (H, H) and shift (H,): the same of what softmax gives, and what is added to it.
+    """
+
+    bias: Tensor | None = None
+    scores: Tensor | None = None
+    weights: Tensor | None = None
+    shift: Tensor | None = None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mixtures: Mixtures | None = None) -> Tensor:
+    """y[h, n] = sum_m w[h, n, m] v[h, m], w = mixed softmax over m of mixed scale q[h, n].k[h, m] + bias.
+
+    q (B, N, H c), k (B, M, H c), v (B, M, H d), head after head; returns (B, N, H d).
+    """
+    mixtures = mixtures or Mixtures()
+    _, _, _, weights = _weights(q, k, heads, scale, mixtures)
+    return _together(weights @ _apart(v, heads))
+
+
+def attention_backward(
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mixtures: Mixtures
+) -> tuple[Tensor, Tensor, Tensor, Mixtures]:
+    """The gradients with respect to q, k, v and what there is of the mixtures.
+
+    With s the scores, l = mix(s) + bias, p = softmax(l), w = mix(p):  dv = w^T dy;  dw = dy v^T;  dp = mix^T(dw);
+    dl = p (dp - sum_m p dp) = dbias;  ds = mix^T(dl);  dq = scale ds k;  dk = scale ds^T q. A mixture's own gradient is the sum over
+    images, queries and keys of what goes out of it times what came in.
+    """
+    scores, _, shares, weights = _weights(q, k, heads, scale, mixtures)
+    query, key, value, grad = (_apart(each, heads) for each in (q, k, v, dy))
+    dweights = grad @ value.mT
+    dshares = dweights if mixtures.weights is None else _mixed(mixtures.weights.T, dweights)
+    dlogits = shares * (dshares - (shares * dshares).sum(dim=-1, keepdim=True))
+    dscores = dlogits if mixtures.scores is None else _mixed(mixtures.scores.T, dlogits)
+    gradients = Mixtures(
+        None if mixtures.bias is None else dlogits.sum(0),
+        None if mixtures.scores is None else torch.einsum("bhnm,bgnm->hg", dlogits, scores),
+        None if mixtures.weights is None else torch.einsum("bhnm,bgnm->hg", dweights, shares),
+        None if mixtures.shift is None else dweights.sum((0, 2, 3)),
+    )
+    dquery, dkey = (dscores @ key) * scale, (dscores.mT @ query) * scale
+    return _together(dquery), _together(dkey), _together(weights.mT @ grad), gradients
+
+
+def _weights(q: Tensor, k: Tensor, heads: int, scale: float, mixtures: Mixtures) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(B, H, N, M) each: scores, what softmax is taken of, its result, and what values are multiplied by."""
+    scores = _apart(q, heads) * scale @ _apart(k, heads).mT
+    logits = scores if mixtures.scores is None else _mixed(mixtures.scores, scores)
+    if mixtures.bias is not None:
+        logits = logits + mixtures.bias
+    shares = logits.softmax(dim=-1)
+    weights = shares if mixtures.weights is None else _mixed(mixtures.weights, shares)
+    if mixtures.shift is not None:
+        weights = weights + mixtures.shift[:, None, None]
+    return scores, logits, shares, weights
+
+
+def _mixed(mixture: Tensor, x: Tensor) -> Tensor:
+    return torch.einsum("hg,bgnm->bhnm", mixture, x)
+
+
+def _apart(x: Tensor, heads: int) -> Tensor:
+    """(B, N, H c) -> (B, H, N, c)"""
+    return x.unflatten(2, (heads, x.shape[2] // heads)).transpose(1, 2)
+
+
+def _together(x: Tensor) -> Tensor:
+    """(B, H, N, c) -> (B, N, H c)"""
+    return x.transpose(1, 2).flatten(2)
