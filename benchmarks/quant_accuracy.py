@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -104,15 +103,13 @@ def _measure(args: argparse.Namespace, images: Images, document: dict[str, Any])
         if not any(each["model"] == case["model"] for each in document["float"]):
             hits = _hits(network.model, images.held_out(network))
             document["float"].append({"model": case["model"], "samples": len(hits), "hits": _packed(hits)})
-        began = time.monotonic()
         config = mk.QuantConfig(case["bits"], case["bits"], case["method"], seed=case["seed"])
         quantized = mk.quantize(network.model, images.calibration(network, case["seed"]), config, progress=False)
-        seconds = time.monotonic() - began
         fast = mk.compile(quantized, torch.zeros(1, 3, network.size, network.size))
         hits = _hits(fast, images.held_out(network))
-        document["cases"].append(case | {"top1": float(hits.mean()), "seconds": round(seconds, 1), "hits": _packed(hits)})
+        document["cases"].append(case | {"top1": float(hits.mean()), "hits": _packed(hits)})
         write_text(args.results, json.dumps({"conditions": conditions(command), **document}, indent=1) + "\n")
-        print(f"{' '.join(str(value) for value in case.values())}: {hits.mean():.1%}, {seconds:.0f} s", file=sys.stderr, flush=True)
+        print(f"{' '.join(str(value) for value in case.values())}: {hits.mean():.1%}", file=sys.stderr, flush=True)
 
 
 def _key(case: dict[str, Any]) -> tuple[Any, ...]:

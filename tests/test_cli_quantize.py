@@ -219,5 +219,14 @@ def test_eval_refuses(capsys, weights, quantized, pictures, tmp_path):
         (odd / name).mkdir(parents=True)
         Image.new("RGB", (64, 64)).save(odd / name / "a.png")
     assert "got 'n09', which is none of its 3" in _complaint(capsys, "eval", quantized, "--data", odd)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    _flat(pictures, flat, lambda folder, names: (folder / "val.txt").write_text("".join(f"{name} 2\n" for name, _ in names)))
+    assert _json(capsys, "eval", quantized, "--data", flat)["images"] == 6  # numbers are numbers of the network's classes
+    unnamed = tmp_path / "unnamed.safetensors"
+    save_weights(unnamed, mk.create_model(MODEL, num_classes=4).state_dict(), {"model": MODEL, "num_classes": "4", "size": "64"})
+    assert "as no file says which of them these are, got 3" in _complaint(
+        capsys, "eval", unnamed, "--num-classes", 4, "--data", pictures, "--eager"
+    )
     mk.save_quantized(mk.load_quantized(mk.create_model(MODEL, num_classes=3).eval(), quantized), tmp_path / "bare")
     assert "which names its model" in _complaint(capsys, "eval", tmp_path / "bare", "--data", pictures)

@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
+from mvit_kernels.data.listed import ListedImages
 from mvit_kernels.files import write_text
 from mvit_kernels.machine import conditions
 
@@ -84,7 +85,7 @@ def show(document: dict[str, Any]) -> None:
 
 def _labels_of(network: Network, images: Labelled) -> list[int] | None:
     """The number, among the network's classes, of each class of the images, if both have names and they are not the same."""
-    if network.class_names is None or tuple(network.class_names) == tuple(images.class_names):
+    if network.class_names is None or (isinstance(images, ListedImages) and images.numbered):
         return None
     missing = sorted(set(images.class_names) - set(network.class_names))
     if missing:
@@ -100,14 +101,16 @@ def _judge(
     """[right, right among the first five, seen]"""
     identity = _identity(args, network, len(images), world)
     state = None if args.state is None else args.state if world == 1 else args.state.with_name(f"{args.state.name}.{rank}")
+    whole = network.class_names is None and not (isinstance(images, ListedImages) and images.numbered)
     counts = [0, 0, 0] if state is None or not state.exists() else _resumed(state, identity)
     loader = DataLoader(Subset(images, chosen[counts[2] :]), args.batch_size, num_workers=args.workers)
     bar = tqdm(total=len(chosen), initial=counts[2], desc="evaluate", unit="image", leave=False, disable=None if rank == 0 else True)
     for number, (x, y) in enumerate(loader):
         logits = network.call(x)
-        classes = len(images.class_names) if network.class_names is None else len(network.class_names)
-        if logits.ndim != 2 or logits.shape[1] < classes:
-            raise ValueError(f"--data: expected at most {tuple(logits.shape)[1:]} classes, those of the network, got {classes}")
+        classes = len(images.class_names)
+        if logits.ndim != 2 or logits.shape[1] < classes or (whole and logits.shape[1] != classes):
+            known = "" if not whole else ", as no file says which of them these are"
+            raise ValueError(f"--data: expected the {tuple(logits.shape)[1:]} classes of the network{known}, got {classes}")
         if labels is not None:
             y = torch.tensor(labels)[y]
         first = logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]

@@ -42,7 +42,7 @@ def load_network(name: str | None, path: Path | None, num_classes: int | None, s
     """
     if path is not None and str(path) in checkpoints.SHIPPED:
         path = checkpoints.path(str(path))
-    if path is not None and path.is_file() and path.read_bytes()[:8] == b"MVITPLAN":
+    if path is not None and path.is_file() and _starts_as_plan(path):
         plan = mk.load(path)
         side = size or plan.sizes[0][1]
         return Network("plan", plan, side, None)
@@ -57,6 +57,11 @@ def load_network(name: str | None, path: Path | None, num_classes: int | None, s
     side = size or classifier.size
     model: Any = mk.compile(classifier.model, torch.zeros(1, 3, side, side)) if compiled else classifier.model
     return Network("float", model, side, classifier.class_names)
+
+
+def _starts_as_plan(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == b"MVITPLAN"
 
 
 def quantized_about(path: Path) -> dict[str, str] | None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import mvit_kernels as mk
 from mvit_kernels.machine import conditions
-from mvit_kernels.quant.onnx import OPSET, export_onnx
 
 from .arguments import positive_int
 from .evaluation import float_model, quantized_about
@@ -26,12 +25,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"{args.network}: expected a file of mvit-kernels quantize, got another")
     quantized = mk.load_quantized(float_model(about, args.network), args.network)
     size = args.size or quantized.size[1]
-    export_onnx(quantized, args.output, (size, size))
+    mk.export_onnx(quantized, args.output, (size, size))
     return {
         "conditions": conditions(args.command),
         "network": str(args.network),
         "output": str(args.output),
-        "opset": OPSET,
         "size": size,
         "bytes": args.output.stat().st_size,
     }
@@ -39,4 +37,4 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(document: dict[str, Any]) -> None:
     side = document["size"]
-    print(f"{document['output']}: ONNX, opset {document['opset']}, {document['bytes'] / 2**20:.2f} MiB, images of {side} x {side}")
+    print(f"{document['output']}: ONNX, {document['bytes'] / 2**20:.2f} MiB, images of {side} x {side}")

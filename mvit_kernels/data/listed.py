@@ -26,7 +26,7 @@ class ListedImages(Dataset[tuple[Tensor, int]]):
         size: side of the square view in pixels.
 
     Samples are (image, label): float32 (3, size, size) in [0, 1], and an int below len(class_names). class_names are the numbers as text
-    where the list has numbers, up to the largest.
+    where the list has numbers, up to the largest; `numbered` says that it has.
     """
 
     def __init__(self, path: str | Path, labels: str | Path, size: int = 256) -> None:
@@ -36,7 +36,8 @@ class ListedImages(Dataset[tuple[Tensor, int]]):
         if not rows or missing or more:
             got = f"none for {more[0]!r}" if more else f"one for {missing[0]!r}, which is not there" if missing else "none"
             raise ValueError(f"ListedImages: labels: expected a line in {str(labels)!r} for each picture of {str(path)!r}, got {got}")
-        if all(label.isdecimal() for label in rows.values()):
+        self.numbered = all(label.isdecimal() for label in rows.values())
+        if self.numbered:
             self.class_names = tuple(map(str, range(max(map(int, rows.values())) + 1)))
         else:
             self.class_names = tuple(sorted(set(rows.values())))

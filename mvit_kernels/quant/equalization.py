@@ -25,6 +25,7 @@ from mvit_kernels.graph import Node, Program
 
 from .calibrate import Range
 from .layout import PRODUCTS
+from .rounding import along_inputs
 
 Tensor = torch.Tensor
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -130,7 +131,7 @@ def _of_softmax(program: Program, users: Mapping[str, list[str]], node: Node) ->
 
 def _of_separable(program: Program, users: Mapping[str, list[str]], node: Node) -> list[Seam]:
     values, keys = node.inputs
-    d, contexts = node.size[0], {user for user in users[values] if user and program[user].kind == "separable_context"}
+    d, contexts = node.size[0], {user for user in users[values] if user and _takes_scores(program[user], values)}
     if not (_is_linear(program, users, values, {node.name} | contexts) and _is_linear(program, users, keys, {node.name})):
         return []
     found = [Seam(f"{node.name}.values", d, ((values, 1),), ((values, 1),), ((keys, 0),))]
@@ -138,6 +139,11 @@ def _of_separable(program: Program, users: Mapping[str, list[str]], node: Node) 
     if readers:
         found.append(Seam(f"{node.name}.keys", d, ((node.name, 0),), ((keys, 0),), (), readers))
     return found
+
+
+def _takes_scores(node: Node, name: str) -> bool:
+    """Whether it takes the first channel of a result and nothing else of it."""
+    return node.kind == "separable_context" and node.inputs[0] == name != node.inputs[1]
 
 
 # --- factors ---
@@ -187,10 +193,8 @@ def _scaled_rows(node: Node, first: int, f: Tensor) -> Node:
 def _scaled_columns(node: Node, first: int, f: Tensor) -> Node:
     weight = node.weights["weight"]
     value = weight.double().clone()
-    if node.kind == "depthwise_conv2d":
-        value *= f.reshape(-1, 1, 1, 1)
-    else:
-        value[:, first : first + f.numel()] *= f.reshape(1, -1, *(1,) * (value.ndim - 2))
+    columns = slice(None) if node.kind == "depthwise_conv2d" else slice(first, first + f.numel())
+    value[:, columns] *= along_inputs(node, f)
     return replace(node, weights={**node.weights, "weight": value.to(weight.dtype)})
 
 
@@ -228,7 +232,7 @@ def _size(seam: Seam, results: tuple[tuple[str, int], ...], ranges: Mapping[str,
 def _noise(
     program: Program, seam: Seam, f: Tensor, ranges: Mapping[str, Range], squares: Mapping[str, Tensor], bits: tuple[int, int]
 ) -> float:  # fmt: skip
-    """A share of the readers' results, up to what does not depend on f."""
+    """As a share of what is computed of the results, up to what does not depend on f."""
 
     def step(name: str, first: int, by: Tensor) -> float:
         low, high = (each[first : first + seam.count].double() * by for each in ranges[name])
@@ -238,27 +242,28 @@ def _noise(
         return squares[name][first : first + seam.count]
 
     total = 0.0
-    if seam.against:
+    if seam.against:  # products of two results, of which the second has bytes of its own in softmax attention
         (a, i), (b, j) = seam.results[0], seam.against[0]
         noise = square(b, j) / f.square() * step(a, i, f) ** 2
         if a == b:
             noise = noise + square(a, i) * f.square() * step(b, j, 1 / f) ** 2
-        total += float(noise.sum() / (square(a, i) * square(b, j)).sum().clamp_min(torch.finfo(torch.float64).tiny))
-    x, first = seam.results[-1]
-    size = sum(step(name, start, f) ** 2 for name, start in seam.results)
-    for name, start in seam.readers:
-        node = program[name]
-        w = node.weights["weight"].double().flatten(2) if node.weights["weight"].ndim == 4 else node.weights["weight"].double()[:, :, None]
-        if node.kind == "depthwise_conv2d":
-            w, inputs = w[:, :1], f[:, None]
-            moved, own, power = w[:, 0] / inputs, w[:, 0], square(x, first)[:, None]
-            noise = moved.square() * size + power * inputs.square() * (moved.abs().amax(1, keepdim=True) / (2 ** (bits[0] - 1) - 1)) ** 2
-        else:
-            whole = w.clone()
-            whole[:, start : start + seam.count] /= f[None, :, None]
-            own, power = w[:, start : start + seam.count], square(x, first)[None, :, None]
-            moved = whole[:, start : start + seam.count]
-            rows = (whole.flatten(1).abs().amax(1) / (2 ** (bits[0] - 1) - 1)).square()[:, None, None]
-            noise = moved.square() * size + power * f.square()[None, :, None] * rows
-        total += float(noise.sum() / (own.square() * power).sum().clamp_min(torch.finfo(torch.float64).tiny))
+        total += _share(noise, square(a, i) * square(b, j))
+    steps = sum(step(name, first, f) ** 2 for name, first in seam.results)
+    for name, first in seam.readers:
+        total += _noise_of_reader(program[name], first, f, steps, square(*seam.results[-1]), 2 ** (bits[0] - 1) - 1)
     return total
+
+
+def _noise_of_reader(node: Node, first: int, f: Tensor, steps: float, power: Tensor, most: int) -> float:
+    """steps: the square of the step of what it takes, scaled by f; power (C,): the mean square of that, unscaled."""
+    weight = node.weights["weight"].double()
+    columns = slice(None) if node.kind == "depthwise_conv2d" else slice(first, first + f.numel())
+    scaled = weight.clone()
+    scaled[:, columns] /= along_inputs(node, f)
+    rows = (scaled.flatten(1).abs().amax(1) / most).square().reshape(-1, *(1,) * (weight.ndim - 1))
+    noise = scaled[:, columns].square() * steps + along_inputs(node, power * f.square()) * rows
+    return _share(noise, weight[:, columns].square() * along_inputs(node, power))
+
+
+def _share(noise: Tensor, of: Tensor) -> float:
+    return float(noise.sum() / of.sum().clamp_min(torch.finfo(torch.float64).tiny))

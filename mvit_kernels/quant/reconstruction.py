@@ -87,11 +87,9 @@ class _Values:
 
 
 def _with_layer(node: Node, old: Layer, new: Layer) -> Node:
-    """An integer node with another layer; of a float node, the weights that this stands for."""
+    """An integer node with another layer of the same scales; of a float node, the weights that this stands for."""
     if node.kind in KINDS:
         return replace(node, weights={**node.weights, **new})
-    ratio = new["weight_scale"] / old["weight_scale"]
-    assert bool((ratio == 1).all())
     scale = new["weight_scale"].reshape(-1, *(1,) * (new["weight"].ndim - 1))
     weight = node.weights["weight"] + (new["weight"].float() - old["weight"].float()) * scale
     return replace(node, weights={**node.weights, "weight": weight} | ({"bias": new["bias"]} if "bias" in node.weights else {}))

@@ -17,7 +17,6 @@ from torch import nn
 import mvit_kernels as mk
 from mvit_kernels.graph import run
 from mvit_kernels.quant import Channels
-from mvit_kernels.quant.onnx import export_onnx
 
 onnx = pytest.importorskip("onnx")
 runtime = pytest.importorskip("onnxruntime")
@@ -68,7 +67,7 @@ def sqnr(exact: Tensor, y: Tensor) -> float:
 def test_every_result_is_within_a_step(name: str, method: str, bits: int, tmp_path: Path) -> None:
     """As long as what comes in is the same, integers differ by rounding alone: of the first, and of all on the average."""
     q, x = quantized(name, bits, method), images(3, 16, 5).abs()
-    export_onnx(q, tmp_path / "q.onnx")
+    mk.export_onnx(q, tmp_path / "q.onnx")
     ours: dict[str, Tensor] = {}
     run(q.program(), x, lambda node, y: ours.__setitem__(node.name, y))
     names = [node.name for node in q.program() if ours[node.name].dtype == torch.uint8]
@@ -95,7 +94,7 @@ def test_zero_points_and_channels_that_pairs_do_not_hold(tmp_path: Path) -> None
 @pytest.mark.parametrize("name", ["mobilevitv2_050", slow("mobilevit_xxs")])
 def test_mobilevits(name: str, tmp_path: Path) -> None:
     q, x = quantized(name, 8), images(6, 64, 5).abs()
-    export_onnx(q, tmp_path / "q.onnx")
+    mk.export_onnx(q, tmp_path / "q.onnx")
     y = torch.from_numpy(session(tmp_path / "q.onnx").run(None, {"input": x.numpy()})[0])
     assert sqnr(q(x), y) > 20
     made = onnx.load(tmp_path / "q.onnx")
@@ -110,7 +109,7 @@ def test_mobilevits(name: str, tmp_path: Path) -> None:
 def test_another_size(tmp_path: Path) -> None:
     """Odd maps are resized."""
     q, x = quantized("mobilevitv2_050", 8), images(2, 80, 5).abs()
-    export_onnx(q, tmp_path / "q.onnx", (80, 80))
+    mk.export_onnx(q, tmp_path / "q.onnx", (80, 80))
     y = torch.from_numpy(session(tmp_path / "q.onnx").run(None, {"input": x.numpy()})[0])
     assert sqnr(q(x), y) > 20
 
@@ -128,7 +127,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
 
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match=r"export_onnx: model: expected a quantized model, of mk.quantize, got Small"):
-        export_onnx(small(), tmp_path / "q.onnx")  # type: ignore[arg-type]
+        mk.export_onnx(small(), tmp_path / "q.onnx")  # type: ignore[arg-type]
 
     class Pooled(nn.Module):
         def __init__(self) -> None:
@@ -140,5 +139,5 @@ def test_refusals(tmp_path: Path) -> None:
 
     q = mk.quantize(Pooled().eval(), [images(2, 16)], mk.QuantConfig(method="minmax"), progress=False)
     with pytest.raises(ValueError, match=r"export_onnx: model: expected nodes of quantize, .*, which is torch"):
-        export_onnx(q, tmp_path / "q.onnx")
+        mk.export_onnx(q, tmp_path / "q.onnx")
     assert not list(tmp_path.iterdir())
