@@ -108,7 +108,7 @@ def _measure(args: argparse.Namespace, images: Images, document: dict[str, Any])
         fast = mk.compile(quantized, torch.zeros(1, 3, network.size, network.size))
         hits = _hits(fast, images.held_out(network))
         document["cases"].append(case | {"top1": float(hits.mean()), "hits": _packed(hits)})
-        write_text(args.results, json.dumps({"conditions": conditions(command), **document}, indent=1) + "\n")
+        write_text(args.results, json.dumps(document | {"conditions": conditions(command)}, indent=1) + "\n")
         print(f"{' '.join(str(value) for value in case.values())}: {hits.mean():.1%}", file=sys.stderr, flush=True)
 
 
