@@ -11,7 +11,7 @@ from .ops import BackendInfo, backends, use_backend
 if TYPE_CHECKING:
     from .engine import CompiledModel, compile, load
     from .models import create_model, list_models, load_checkpoint, save_checkpoint
-    from .quant import QuantConfig, QuantizedModel, QuantReport, convert, load_quantized, quantize, save_quantized
+    from .quant import QuantConfig, QuantizedModel, QuantReport, convert, export_onnx, load_quantized, quantize, save_quantized
     from .swap import Report, accelerate, report, restore
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ _LAZY = {
     "QuantReport": "quant",
     "QuantizedModel": "quant",
     "convert": "quant",
+    "export_onnx": "quant",
     "load_quantized": "quant",
     "quantize": "quant",
     "save_quantized": "quant",
@@ -50,6 +51,7 @@ __all__ = [
     "compile",
     "convert",
     "create_model",
+    "export_onnx",
     "list_models",
     "load",
     "load_checkpoint",

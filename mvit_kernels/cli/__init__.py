@@ -19,6 +19,9 @@ SUBCOMMANDS = {
     "info": "what is installed and usable here, and why the rest is not",
     "run": "classify images",
     "bench": "time models: PyTorch eager against this package",
+    "quantize": "an integer network from a checkpoint and some images",
+    "eval": "accuracy of a float, quantized or compiled network on labelled images",
+    "export": "a quantized network as ONNX",
     "train": "train a model on the stand-in task or on a folder of images",
     "demo": "shipped checkpoints on held-out images, full-size networks on photographs, and a table of latencies",
 }

@@ -71,6 +71,11 @@ class CompiledModel:
                 self._plans = plans
             return self._plans[size]
 
+    @property
+    def sizes(self) -> list[Size]:
+        """(C, H, W) of the images for which there are plans."""
+        return list(self._plans)
+
     def threads(self) -> int:
         """How many it runs on."""
         return self.num_threads or torch.get_num_threads()

@@ -4,6 +4,7 @@ from .carried import carried, carries_quantizers
 from .config import QuantConfig
 from .conv2d import QConv2d
 from .decision import Decision
+from .export import export_onnx
 from .files import load_quantized, save_quantized
 from .linear import QLinear
 from .model import QuantizedModel, convert, quantize
@@ -26,6 +27,7 @@ __all__ = [
     "carried",
     "carries_quantizers",
     "convert",
+    "export_onnx",
     "integer_program",
     "load_quantized",
     "quantize",

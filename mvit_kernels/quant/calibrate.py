@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from torch import nn
 from tqdm import tqdm
 
 from mvit_kernels.graph import Node, Program, run
+
+from .share import ALONE, Share
 
 Tensor = torch.Tensor
 
@@ -51,6 +54,14 @@ def record(model: nn.Module, calibration: Any) -> list[Tensor]:
     return batches
 
 
+def fingerprint(batches: list[Tensor]) -> str:
+    """SHA-256 of all images, one after the other."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        digest.update(batch.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
 def _seen(model: nn.Module, calibration: Callable[[nn.Module], object]) -> list[Any]:
     batches: list[Any] = []
 
@@ -67,12 +78,33 @@ def _seen(model: nn.Module, calibration: Callable[[nn.Module], object]) -> list[
     return batches
 
 
-def ranges(program: Program, batches: list[Tensor], progress: bool = True) -> dict[str, Range]:
+def mean_squares(program: Program, batches: list[Tensor], progress: bool = True, share: Share = ALONE) -> dict[str, Tensor]:
+    """(C,) float64 of each map and vector of a float program: the mean of the squares of each channel, over all batches."""
+    count = sum(batch.shape[0] for batch in batches)
+    found: dict[int, dict[str, Tensor]] = {}
+
+    def watch(node: Node, y: object) -> None:
+        if isinstance(y, Tensor) and y.is_floating_point() and y.ndim in (2, 4):
+            found[number][node.name] = y.double().square().mean([axis for axis in range(y.ndim) if axis != 1]) * (y.shape[0] / count)
+
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        for number, batch in tqdm(share.of(batches), desc="mean squares", unit="batch", leave=False, disable=None if progress else True):
+            found[number] = {}
+            run(program, batch, watch)
+    pieces = share.gathered(found)
+    return {name: torch.stack([piece[name] for piece in pieces]).sum(0) for name in pieces[0]}
+
+
+def ranges(program: Program, batches: list[Tensor], progress: bool = True, share: Share = ALONE) -> dict[str, Range]:
     """What each node of a float program gives, over all batches.
 
     Raises ValueError where a value is not finite.
     """
     found: dict[str, Range] = {}
+
+    def see(name: str, low: Tensor, high: Tensor) -> None:
+        seen = found.get(name)
+        found[name] = Range(low, high) if seen is None else Range(torch.minimum(low, seen.low), torch.maximum(high, seen.high))
 
     def watch(node: Node, y: object) -> None:
         if not isinstance(y, Tensor) or not y.is_floating_point() or y.ndim < 2:
@@ -83,10 +115,12 @@ def ranges(program: Program, batches: list[Tensor], progress: bool = True) -> di
         low, high = y.amin(axes), y.amax(axes)
         if not bool((high - low).isfinite().all()):
             raise ValueError(f"quantize: calibration: expected finite values, got others at {node.name}")
-        seen = found.get(node.name)
-        found[node.name] = Range(low, high) if seen is None else Range(torch.minimum(low, seen.low), torch.maximum(high, seen.high))
+        see(node.name, low, high)
 
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        for batch in tqdm(batches, desc="calibration", unit="batch", leave=False, disable=None if progress else True):
+        for _, batch in tqdm(share.of(batches), desc="calibration", unit="batch", leave=False, disable=None if progress else True):
             run(program, batch, watch)
+    for others in share.gathered({share.rank: found}):
+        for name, (low, high) in others.items():
+            see(name, low, high)
     return found

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 METHODS = ("qhyvit", "minmax", "percentile", "omse", "easyquant", "ptq4vit", "fqvit", "repqvit", "best")
-AVAILABLE = ("qhyvit", "minmax", "percentile", "omse", "easyquant")
+AVAILABLE = ("qhyvit", "minmax", "percentile", "omse", "easyquant", "best")
 _FIELDS = ("weight_bits", "activation_bits")
 
 
@@ -24,7 +24,9 @@ class QuantConfig:
             "minmax": the smallest and the largest value that calibration shows;
             "percentile": the same without the farthest values;
             "omse": the least squared error of each tensor;
-            "easyquant": scales of weights and results in turns, by the angle of each layer's result.
+            "easyquant": scales of weights and results in turns, by the angle of each layer's result;
+            "best": "qhyvit" on a network whose channels were made alike where they share a scale, with weights that are rounded together
+            and corrected biases (`quant/methods/best.py`).
         full: softmax and norms in integers too. In this version they are anyway, as far as kernels go.
         skip: patterns of node names (as of `fnmatch`) that stay float: their weights are not rounded either.
         overrides: pattern of node names -> a dict of weight_bits and activation_bits that differ for them; of several that match, the last.

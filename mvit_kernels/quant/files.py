@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
+from mvit_kernels import __version__
 from mvit_kernels.files import replace_file
 from mvit_kernels.graph import Program, capture, optimize
 from mvit_kernels.reference.int6 import pack_int6, unpack_int6
@@ -30,8 +31,12 @@ _FORMAT, _VERSION = "mvit_kernels.quantized", "1"
 _PACKED = "weight_int6"  # in place of weight: four values in three bytes
 
 
-def save_quantized(model: QuantizedModel, path: str | os.PathLike[str]) -> None:
-    """Write a quantized network: integer weights, scales, zero-points and the configuration. The file is written whole or not at all.
+def save_quantized(model: QuantizedModel, path: str | os.PathLike[str], *, about: Mapping[str, str] | None = None) -> None:
+    """Write a quantized network: integer weights, scales, zero-points, the configuration, how many images calibrated it and which (a
+    fingerprint), and versions. The file is written whole or not at all.
+
+    Args:
+        about: anything else that the file shall say, as text; the command line keeps the name of the model there.
 
     Raises:
         TypeError: model is not what `mk.quantize`, `mk.convert` or `mk.load_quantized` gives.
@@ -50,6 +55,10 @@ def save_quantized(model: QuantizedModel, path: str | os.PathLike[str]) -> None:
         "config": model.config.to_dict(),
         "representations": {key: to_json(value) for key, value in model.representations.items()},
         "decisions": [each.to_dict() for each in model.decisions],
+        "calibration": model.calibration,
+        "versions": {"mvit_kernels": __version__, "torch": torch.__version__},
+        "about": dict(about or {}),
+        "migration": {name: factors.tolist() for name, factors in model.migration.items()},
     }
     text = json.dumps(content, sort_keys=True)
     metadata = {"format": _FORMAT, "version": _VERSION, "content": text, "checksum": _checksum(tensors, text)}
@@ -80,7 +89,10 @@ def load_quantized(model: nn.Module, path: str | os.PathLike[str]) -> QuantizedM
     layers = _layers(tensors, program, config, path)
     found = {key: from_json(value) for key, value in content["representations"].items()}
     decisions = tuple(Decision.from_dict(each) for each in content.get("decisions", ()))
-    return QuantizedModel(own, program, config, found, layers, decisions=decisions)
+    migration = {name: torch.tensor(factors, dtype=torch.float64) for name, factors in content.get("migration", {}).items()}
+    return QuantizedModel(
+        own, program, config, found, layers, decisions=decisions, migration=migration, calibration=content.get("calibration")
+    )
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:

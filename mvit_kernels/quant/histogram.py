@@ -11,6 +11,7 @@ from tqdm import tqdm
 from mvit_kernels.graph import Node, Program, run
 
 from .calibrate import Range
+from .share import ALONE, Share
 
 Tensor = torch.Tensor
 BINS = 8192  # 32 for each step of 8 bits
@@ -47,7 +48,7 @@ Part = tuple[str, int, int]  # the name of a result, and which channels of it: f
 
 
 def histograms(
-    program: Program, batches: list[Tensor], ranges: Mapping[str, Range], parts: set[Part], progress: bool
+    program: Program, batches: list[Tensor], ranges: Mapping[str, Range], parts: set[Part], progress: bool, share: Share = ALONE
 ) -> dict[Part, Histogram]:  # fmt: skip
     """Of parts of results, over the ranges that calibration showed."""
     wanted: dict[str, list[Part]] = {}
@@ -66,9 +67,10 @@ def histograms(
             counts[part] += torch.bincount(index, minlength=BINS)
 
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        for batch in tqdm(batches, desc="histograms", unit="batch", leave=False, disable=None if progress else True):
+        for _, batch in tqdm(share.of(batches), desc="histograms", unit="batch", leave=False, disable=None if progress else True):
             run(program, batch, watch)
-    return {part: Histogram(*ends[part], counts[part]) for part in parts}
+    pieces = share.gathered({share.rank: counts})  # whole numbers: their sums are exact
+    return {part: Histogram(*ends[part], torch.stack([piece[part] for piece in pieces]).sum(0)) for part in parts}
 
 
 def channels(x: Tensor, part: Part, axis: int) -> Tensor:

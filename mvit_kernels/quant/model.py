@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,11 +14,12 @@ from torch import nn
 from mvit_kernels.graph import Program, capture, check_model, optimize, run
 
 from .alignment import aligned, rewritten_otherwise
-from .calibrate import record
+from .calibrate import fingerprint, record
 from .carried import carries_quantizers
 from .config import AVAILABLE, QuantConfig
 from .config import METHODS as ALL_METHODS
 from .decision import Decision
+from .equalization import migrated, shared_factors
 from .layout import Layout
 from .methods import METHODS, Task
 from .methods.base import decisions
@@ -26,6 +27,10 @@ from .program import integer_program
 from .report import QuantReport, report_of
 from .representation import Representation
 from .rounding import Layer, is_rounded, rounded
+from .share import ALONE, share_of_group
+
+if TYPE_CHECKING:
+    from .sensitivity import Sensitivity
 
 Tensor = torch.Tensor
 
@@ -44,12 +49,15 @@ class QuantizedModel(nn.Module):
             each size.
         layers: name of a node -> its weights: integers, scales and biases of convolutions and linear maps, floats of what is skipped.
         decisions: what the method decided about each of these, and why.
+        calibration: how many images there were, and a fingerprint of them.
+        migration: factors of channels that were moved between layers before, by the name of the seam (`quant/equalization.py`).
         backend: which runs integer nodes: "reference", or None, the fastest.
     """
 
     def __init__(
         self, model: nn.Module, program: Program, config: QuantConfig, representations: Mapping[str, Representation],
         layers: Mapping[str, Layer], *, backend: str | None = "reference", decisions: tuple[Decision, ...] = (),
+        migration: Mapping[str, Tensor] | None = None, calibration: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         """model: the float model, which nothing else may change; program: what it is at the size of the calibration, rewritten."""
         super().__init__()
@@ -58,7 +66,7 @@ class QuantizedModel(nn.Module):
         self.config, self.size, self.backend = config, (program["input"].size[0], height, width), backend
         self._calibrated: Program | None = program
         self.representations, self.layers = dict(representations), {name: dict(layer) for name, layer in layers.items()}
-        self.decisions = decisions
+        self.decisions, self.migration, self.calibration = decisions, dict(migration or {}), dict(calibration or {})
         self._programs: dict[tuple[int, int, int], Program] = {}
         self._lock = threading.RLock()
         self.eval()
@@ -86,6 +94,12 @@ class QuantizedModel(nn.Module):
         """What each node of `program(size)` is, and what was decided at calibration."""
         return report_of(self.program(size), self.decisions)
 
+    def sensitivity(self, images: Iterable[Any], *, target: float | None = None, progress: bool = True) -> Sensitivity:
+        """What each layer by itself costs, and which ones to keep in floats: see `quant/sensitivity.py`."""
+        from .sensitivity import sensitivity
+
+        return sensitivity(self, images, target=target, progress=progress)
+
     def extra_repr(self) -> str:
         return f"{self.config}, size={self.size}, backend={self.backend!r}"
 
@@ -106,7 +120,11 @@ class QuantizedModel(nn.Module):
         if size != self.size:
             calibrated = self._float_program(self.size)
             program = aligned(program, calibrated)
-            changed = rewritten_otherwise(program, calibrated)
+            factors, apart = shared_factors(program, calibrated, self.migration)
+            program = migrated(program, factors)
+            changed = rewritten_otherwise(program, migrated(calibrated, self.migration)) | apart
+        else:
+            program = migrated(program, self.migration)
         layers = {name: layer for name, layer in self.layers.items() if name not in changed}
         program = with_float_weights(program, layers, self.config)
         known = {key: value for key, value in self.representations.items() if key.removesuffix(".bytes") not in changed}
@@ -127,7 +145,8 @@ def with_float_weights(program: Program, layers: Mapping[str, Layer], config: Qu
 
 
 def quantize(
-    model: nn.Module, calibration: Any, config: QuantConfig | None = None, *, loss: Any = None, progress: bool = True
+    model: nn.Module, calibration: Any, config: QuantConfig | None = None, *, loss: Any = None, progress: bool = True,
+    distributed: bool = False,
 ) -> QuantizedModel:  # fmt: skip
     """A quantized network, after training: integers from the first convolution to the last linear map, as far as kernels go.
 
@@ -140,6 +159,8 @@ def quantize(
             number, a sum over images, of which the gradient is taken. By default the divergence of class probabilities; half the squared
             error of results that are no logits.
         progress: a progress bar, on a terminal.
+        distributed: every process of the default group of `torch.distributed` calls this with the same images, looks at a share of them,
+            and gets the network that one process alone would get.
 
     Returns:
         A module that is called like the model. It runs plain torch, exact to the bit; `mk.convert` gives one on the integer kernels.
@@ -157,11 +178,17 @@ def quantize(
     if carries_quantizers(program):
         raise ValueError("quantize: model: expected a model without quantizers of its own, got one that mk.compile takes as it is")
     layout = Layout(program, config)
-    task = Task(layout, batches, config, loss, progress)
+    seen: dict[str, Any] = {"images": sum(batch.shape[0] for batch in batches), "fingerprint": fingerprint(batches)}
+    share = share_of_group(seen["fingerprint"]) if distributed else ALONE
+    task = Task(layout, batches, config, loss, progress, share)
     found = METHODS[config.method](task)
-    layers: dict[str, Layer] = {node.name: node.weights for node in program if node.weights}
-    layers |= rounded(layout, found.representations, config, found.stretch)
-    return QuantizedModel(own, program, config, found.representations, layers, decisions=decisions(task, found, layers))
+    if found.migration:
+        layout = Layout(migrated(program, found.migration), config)
+        task = replace(task, layout=layout)
+    layers: dict[str, Layer] = {node.name: node.weights for node in layout.program if node.weights}
+    layers |= found.layers or rounded(layout, found.representations, config, found.stretch)
+    made = decisions(task, found, layers)
+    return QuantizedModel(own, program, config, found.representations, layers, decisions=made, migration=found.migration, calibration=seen)
 
 
 def convert(model: QuantizedModel) -> QuantizedModel:
@@ -174,8 +201,9 @@ def convert(model: QuantizedModel) -> QuantizedModel:
         raise TypeError(f"convert: model: expected a quantized model, of mk.quantize or mk.load_quantized, got {type(model).__name__}")
     program = model._float_program(model.size)
     fast = QuantizedModel(
-        model._source[0], program, model.config, model.representations, model.layers, backend=None, decisions=model.decisions
-    )
+        model._source[0], program, model.config, model.representations, model.layers, backend=None, decisions=model.decisions,
+        migration=model.migration, calibration=model.calibration,
+    )  # fmt: skip
     fast._programs = dict(model._programs)
     return fast
 

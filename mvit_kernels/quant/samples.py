@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -13,14 +14,17 @@ from tqdm import tqdm
 from mvit_kernels.graph import Node, Program, run
 
 from .hessian import Gradients
+from .share import ALONE, Share
 
 Tensor = torch.Tensor
 PIXELS = 2**17  # of images in one pass: two of 256 x 256
 
 
 class Pass(NamedTuple):
-    """A few images: name -> result of the float program, name -> gradient there."""
+    """A few images: name -> result of the float program, name -> gradient there. number: of the pass; before: images in those before it."""
 
+    number: int
+    before: int
     images: int
     values: dict[str, Tensor]
     gradients: dict[str, Tensor] | None
@@ -33,9 +37,12 @@ def chunks(batches: Iterable[Tensor]) -> list[Tensor]:
     return made
 
 
-def passes(program: Program, pieces: list[Tensor], gradients: Gradients | None, what: str, progress: bool) -> Iterator[Pass]:
-    """One for each of `chunks`; results and gradients live until the next."""
-    for x in tqdm(pieces, desc=what, unit="pass", leave=False, disable=None if progress else True):
+def passes(
+    program: Program, pieces: list[Tensor], gradients: Gradients | None, what: str, progress: bool, share: Share = ALONE
+) -> Iterator[Pass]:  # fmt: skip
+    """One for each of `chunks` that this process looks at; results and gradients live until the next."""
+    before = [0, *itertools.accumulate(len(piece) for piece in pieces)]
+    for number, x in tqdm(share.of(pieces), desc=what, unit="pass", leave=False, disable=None if progress else True):
         values: dict[str, Tensor] = {}
 
         def watch(node: Node, y: Any, values: dict[str, Tensor] = values) -> None:
@@ -47,7 +54,7 @@ def passes(program: Program, pieces: list[Tensor], gradients: Gradients | None, 
         if gradients is not None:
             with torch.enable_grad():
                 grads = gradients(x, exact)
-        yield Pass(x.shape[0], values, grads)
+        yield Pass(number, before[number], x.shape[0], values, grads)
 
 
 class Positions:
@@ -56,7 +63,7 @@ class Positions:
 
     def __init__(self, node: Node, count: int, images: int, seed: int) -> None:
         self.node, self.count, self.images = node, count, images
-        self.generator = torch.Generator().manual_seed((seed << 32) ^ zlib.crc32(node.name.encode()))
+        self.seed = (seed << 32) ^ zlib.crc32(node.name.encode())
 
     def draw(self, seen: Pass) -> Tensor:
         """(P,) numbers of (image, row, column) of the result, in order."""
@@ -70,7 +77,8 @@ class Positions:
             largest = seen.values[self.node.inputs[0]][:, :, ::stride, ::stride].abs().amax(1).reshape(seen.images, -1)
         share = -(-wanted // 2 // seen.images)
         top = largest.topk(min(share, largest.shape[1]), 1).indices + torch.arange(seen.images)[:, None] * largest.shape[1]
-        drawn = torch.randperm(every, generator=self.generator)[: wanted - wanted // 2]
+        generator = torch.Generator().manual_seed(self.seed + (seen.number << 48))  # not of the passes before, which others may look at
+        drawn = torch.randperm(every, generator=generator)[: wanted - wanted // 2]
         return torch.cat([top.flatten(), drawn]).unique()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
@@ -63,6 +63,15 @@ class Plan:
     halves: bool = False
 
 
+class _Sample(NamedTuple):
+    """Of one pass: positions and rows of products by name, maps by name, views by number of the taker."""
+
+    at: dict[str, Tensor]
+    rows: dict[str, Rows]
+    maps: dict[str, Tensor]
+    views: dict[int, View]
+
+
 class Search:
     """Attributes: parts by name, products by the name of their node, stretch of each product's rows, found: by key."""
 
@@ -75,7 +84,7 @@ class Search:
         self.halved = plan.halves and images >= _FEWEST and bool(found)
         self.half_ranges: Mapping[str, Range] = task.ranges
         if self.halved:
-            self.half_ranges = ranges(self.layout.program, chunks([torch.cat(task.batches)[::2]]), task.progress)
+            self.half_ranges = ranges(self.layout.program, chunks([torch.cat(task.batches)[::2]]), task.progress, task.share)
         self.same = self._same_keys()
         for key, representation in found.items():
             for part in self._parts(key, representation):
@@ -130,32 +139,33 @@ class Search:
         pieces = chunks([torch.cat(self.task.batches)[1::2]] if self.halved else self.task.batches)
         images = sum(piece.shape[0] for piece in pieces)
         positions = {node.name: Positions(node, POSITIONS, images, self.task.config.seed) for node in self._rounded()}
-        rows: dict[str, list[Rows]] = {name: [] for name in positions}
         around = [(part, *taker) for part in self.parts.values() for taker in takers(self.layout, part)]
-        views: list[list[View]] = [[] for _ in around]
         kept = {name for bridge in self.plan.bridges for name in bridge.sources}
+        found: dict[int, _Sample] = {}
         for seen in self._passes(pieces, "gradients"):
-            for name, position in positions.items():
-                at = position.draw(seen)
-                self.at.setdefault(name, []).append(at)
-                rows[name].append(rows_at(position.node, seen, at))
-            for name in kept:
-                self.maps.setdefault(name, []).append(seen.values[name].clone())
-            for (_, user, member, _), view in zip(around, views, strict=True):
-                wanted = max(1, ELEMENTS // max(seen.values[member][0].numel(), 1))
-                some = min(-(-wanted * seen.images // images), wanted - sum(each.inputs[0].shape[0] for each in view))
+            at = {name: position.draw(seen) for name, position in positions.items()}
+            rows = {name: rows_at(position.node, seen, at[name]) for name, position in positions.items()}
+            views = {}
+            for i, (_, user, member, _) in enumerate(around):
+                wanted = min(max(1, ELEMENTS // max(seen.values[member][0].numel(), 1)), images)
+                some = wanted * (seen.before + seen.images) // images - wanted * seen.before // images
                 if some > 0:
-                    view.append(view_of(self.layout.program, user, member, seen, some))
+                    views[i] = view_of(self.layout.program, user, member, seen, some)
+            found[seen.number] = _Sample(at, rows, {name: seen.values[name].clone() for name in kept}, views)
+        samples = self.task.share.gathered(found)
+        self.at = {name: [each.at[name] for each in samples] for name in positions}
+        self.maps = {name: [each.maps[name] for each in samples] for name in kept}
         for node in self._rounded():
-            self.products[node.name] = self._product(node, joined(rows.pop(node.name)))
+            self.products[node.name] = self._product(node, joined([each.rows.pop(node.name) for each in samples]))
             self.stretch[node.name] = torch.ones(node.weights["weight"].shape[0], dtype=torch.float64)
             if node.name in self.layout.integer:
                 self.parts[self.same[self.layout.key(node.inputs[0], "byte")]].products.append(self.products[node.name])
-        for (part, user, _, which), view in zip(around, views, strict=True):
-            part.around.append(self._around(user, which, joined_views(view)))
+        for i, (part, user, _, which) in enumerate(around):
+            view = joined_views([each.views.pop(i) for each in samples if i in each.views])
+            part.around.append(self._around(user, which, view))
 
     def _passes(self, pieces: list[Tensor], what: str) -> Iterator[Pass]:
-        return passes(self.layout.program, pieces, self.gradients, what, self.task.progress)
+        return passes(self.layout.program, pieces, self.gradients, what, self.task.progress, self.task.share)
 
     def _product(self, node: Node, rows: Rows, kind: type[Product] = Product) -> Product:
         return kind(node, self.task.config.weight_bits_of(node.name), *rows, self.plan.metric)
@@ -275,19 +285,20 @@ class Search:
         if few images have it: images that calibration does not show may have it too."""
         begun = {each.name: each.affine for key, found in self.begun.items() for each in self._parts(key, found)}
         options = {part.name: [part.affine, *self._wider(part), begun[part.name]] for part in self.parts.values()}
-        errors: dict[str, list[list[Tensor]]] = {name: [] for name in self.parts}  # of each pass, of each option, (images,)
-        by_row = {name: [torch.zeros_like(stretch), torch.zeros_like(stretch)] for name, stretch in self.stretch.items()}
         around = [(part, *taker) for part in self.parts.values() for taker in takers(self.layout, part)]
         sources = {product.node.name: part for part in self.parts.values() for product in part.products}
+        found: dict[int, tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]] = {}
         for seen in self._passes(chunks(self.task.batches), "confirmation"):
+            by_row: dict[str, list[Tensor]] = {}
             sums = {name: [torch.zeros(seen.images, dtype=torch.float64) for _ in each] for name, each in options.items()}
             for name, stretch in self.stretch.items():
                 node, part = self.layout.program[name], sources.get(name)
                 product = self._product(node, (multiplied(node, seen), None, importance_of(node, seen)), Whole)
                 fold = None if part is None else part.affine.fold
                 x = product.x if part is None else product.inputs(part.affine)
-                for total, factors in zip(by_row[name], (stretch, torch.ones_like(stretch)), strict=True):
-                    total += product.errors(x, product.rounded(fold, factors))
+                by_row[name] = [
+                    product.errors(x, product.rounded(fold, factors)).double() for factors in (stretch, torch.ones_like(stretch))
+                ]
                 if part is not None:
                     for affine, total in zip(options[part.name], sums[part.name], strict=True):
                         total += product.by_image(affine, product.rounded(affine.fold, stretch), seen.images)
@@ -295,14 +306,15 @@ class Search:
                 probe = self._around(user, which, view_of(self.layout.program, user, member, seen, seen.images))
                 for affine, total in zip(options[part.name], sums[part.name], strict=True):
                     total += probe.by_image(part.fake(affine), seen.images)
-            for name, each in sums.items():
-                errors[name].append(each)
+            found[seen.number] = sums, by_row
+        passed = self.task.share.gathered(found)
         for name, part in self.parts.items():
-            images = [torch.cat([each[i] for each in errors[name]]) for i in range(len(options[name]))]
+            images = [torch.cat([errors[name][i] for errors, _ in passed]) for i in range(len(options[name]))]
             risks = [float(each.mean() + _CAUTION * each.std(correction=0)) for each in images]
             least = min(range(len(risks)), key=lambda i: risks[i])
             part.affine, part.confirmed = options[name][least], (float(images[least].mean()), float(images[-1].mean()))
-        for name, (rows, plain) in by_row.items():
+        for name in self.stretch:
+            rows, plain = (sum((each[name][i] for _, each in passed), torch.zeros(())) for i in range(2))
             self.stretch[name] = torch.where(rows <= plain, self.stretch[name], 1.0)
             self.weight_errors[name] = (float(torch.minimum(rows, plain).sum()), float(plain.sum()))
 

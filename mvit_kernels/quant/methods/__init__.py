@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import easyquant, minmax, omse, percentile, qhyvit
+from . import best, easyquant, minmax, omse, percentile, qhyvit
 from .base import Found, Task
 
 METHODS: dict[str, Callable[[Task], Found]] = {
@@ -13,6 +13,7 @@ METHODS: dict[str, Callable[[Task], Found]] = {
     "percentile": percentile.find,
     "omse": omse.find,
     "easyquant": easyquant.find,
+    "best": best.find,
 }
 
 __all__ = ["METHODS", "Found", "Task"]

@@ -14,7 +14,8 @@ from ..config import QuantConfig
 from ..decision import Decision, decision_of, parts_of
 from ..layout import Layout
 from ..representation import Projection, Representation, Scores, byte_members, whole
-from ..rounding import is_rounded
+from ..rounding import Layer, is_rounded
+from ..share import ALONE, Share
 
 Tensor = torch.Tensor
 
@@ -24,6 +25,7 @@ class Task:
     """A float program that is to be quantized.
 
     loss: of (results of the program with quantizers, results of the float program), for methods that look at its gradient; or None.
+    share: which of the images this process looks at.
     """
 
     layout: Layout
@@ -31,11 +33,12 @@ class Task:
     config: QuantConfig
     loss: Callable[[Any, Any], Tensor] | None = None
     progress: bool = False
+    share: Share = ALONE
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
         """Of every result; nothing is looked at if no result is quantized."""
-        return ranges(self.layout.program, self.batches, self.progress) if self.layout.needed() else {}
+        return ranges(self.layout.program, self.batches, self.progress, self.share) if self.layout.needed() else {}
 
 
 @dataclass(frozen=True)
@@ -44,12 +47,16 @@ class Found:
     representations: for every key of `layout.needed()`.
     stretch: name of a product -> (N,) factor of the scale of each row of its weight, 1 where its largest value is the largest integer.
     more: further fields of the decisions about results; weights: those of the decisions about weights, by name.
+    migration: factors of channels, by seam, that the program had before all else (`equalization.migrated`).
+    layers: integer weights of products, where they are not just rounded.
     """
 
     representations: dict[str, Representation]
     stretch: dict[str, Tensor] = field(default_factory=dict)
     more: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights: dict[str, dict[str, Any]] = field(default_factory=dict)
+    migration: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str, Layer] = field(default_factory=dict)
 
 
 def range_of(task: Task, key: str) -> tuple[float, float]:

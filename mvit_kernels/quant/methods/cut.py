@@ -19,7 +19,7 @@ def find_by(task: Task, choose: Choose, error: Callable[[list[Histogram], Byte],
     found = representations(layout, task.ranges, task.config)
     parts = {key: _parts(task, key, value) for key, value in found.items() if not isinstance(value, Stream)}
     wanted = {part for lists in parts.values() for each in lists for part in each}
-    seen = histograms(layout.program, task.batches, task.ranges, wanted, task.progress) if wanted else {}
+    seen = histograms(layout.program, task.batches, task.ranges, wanted, task.progress, task.share) if wanted else {}
     more: dict[str, dict[str, Any]] = {}
     chosen: dict[str, Representation] = dict(found)
     for key, lists in parts.items():

@@ -1,0 +1,98 @@
+"""Networks in any of our files, and sets of labelled images to judge them on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+import mvit_kernels as mk
+from mvit_kernels import checkpoints
+from mvit_kernels.data import StandInTask
+from mvit_kernels.data.folder import ImageFolder
+from mvit_kernels.data.listed import ListedImages, calibration_images, evaluation_set
+
+from .network import load_classifier
+
+STANDIN = "standin"
+Labelled = StandInTask | ImageFolder | ListedImages
+
+
+@dataclass(frozen=True)
+class Network:
+    """What classifies. kind: "float", "quantized" or "plan"; call: images (B, 3, size, size) to logits; class_names: None if unknown."""
+
+    kind: str
+    call: Callable[[Tensor], Tensor]
+    size: int
+    class_names: tuple[str, ...] | None
+
+
+def load_network(name: str | None, path: Path | None, num_classes: int | None, size: int | None, *, compiled: bool) -> Network:
+    """A checkpoint of any format (or the name of a shipped one), a file of `mvit-kernels quantize` or of a compiled network.
+
+    compiled: checkpoints and quantized networks run as native plans.
+    Raises ValueError, OSError for files that are none of these.
+    """
+    if path is not None and str(path) in checkpoints.SHIPPED:
+        path = checkpoints.path(str(path))
+    if path is not None and path.is_file() and _starts_as_plan(path):
+        plan = mk.load(path)
+        side = size or plan.sizes[0][1]
+        return Network("plan", plan, side, None)
+    about = quantized_about(path) if path is not None else None
+    if path is not None and about is not None:
+        quantized = mk.load_quantized(float_model(about, path), path)
+        side = size or quantized.size[1]
+        fast: Any = mk.compile(quantized, torch.zeros(1, quantized.size[0], side, side)) if compiled else mk.convert(quantized)
+        names = tuple(json.loads(about["class_names"])) if "class_names" in about else None
+        return Network("quantized", fast, side, names)
+    classifier = load_classifier(name, path, num_classes)
+    side = size or classifier.size
+    model: Any = mk.compile(classifier.model, torch.zeros(1, 3, side, side)) if compiled else classifier.model
+    return Network("float", model, side, classifier.class_names)
+
+
+def _starts_as_plan(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(8) == b"MVITPLAN"
+
+
+def quantized_about(path: Path) -> dict[str, str] | None:
+    """What `mvit-kernels quantize` wrote about the network; None if the file is not of it."""
+    if not path.is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError:
+        return None
+    if metadata.get("format") != "mvit_kernels.quantized":
+        return None
+    return dict(json.loads(metadata["content"]).get("about", {}))
+
+
+def float_model(about: dict[str, str], path: Path) -> torch.nn.Module:
+    """The structure of a quantized network; its weights are in the file."""
+    if "model" not in about:
+        raise ValueError(f"{path}: expected a file of mvit-kernels quantize, which names its model, got one of mk.save_quantized")
+    return mk.create_model(about["model"], num_classes=int(about["num_classes"])).eval()
+
+
+def labelled_images(data: str, size: int, images: int | None) -> Labelled:
+    """data: "standin" (held-out images of it), or a folder."""
+    return StandInTask("heldout", images or 2000, size) if data == STANDIN else evaluation_set(data, size)
+
+
+def calibration(data: str, size: int, images: int, seed: int) -> Tensor:
+    """(images, 3, size, size) of the training images of "standin", or of a folder."""
+    if data != STANDIN:
+        return calibration_images(data, images, size, seed)
+    task = StandInTask("train", images, size, seed)
+    return torch.stack([task[i][0] for i in range(images)])

@@ -1,0 +1,232 @@
+"""`mvit-kernels quantize` and `mvit-kernels eval`, and the folders that they read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_cli import _complaint, _json
+
+import mvit_kernels as mk
+from mvit_kernels.cli import main
+from mvit_kernels.data import evaluation_view, read_image
+from mvit_kernels.data.listed import ListedImages, calibration_images, evaluation_set
+from mvit_kernels.training.state import save_weights
+
+MODEL = "mobilevitv2_050"
+CLASSES = ("n01", "n02", "n03")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder as ImageNet is: train and val, a folder a class."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 3), ("val", 2)):
+        for name in CLASSES:
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.fromarray(rng.integers(0, 256, (70, 80, 3), dtype=np.uint8)).save(root / split / name / f"{name}_{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(3)
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    model = mk.create_model(MODEL, num_classes=len(CLASSES))
+    save_weights(path, model.state_dict(), {"model": MODEL, "class_names": json.dumps(CLASSES), "num_classes": "3", "size": "64"})
+    return path
+
+
+@pytest.fixture(scope="module")
+def quantized(weights, pictures, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("quantized")
+    argv = ["quantize", weights, "--calibration", pictures, "--images", 6, "--method", "minmax", "--weight-bits", 6]
+    assert main([*map(str, argv), "--output", str(folder / "q.safetensors"), "--report", str(folder / "report.json")]) == 0
+    return folder / "q.safetensors"
+
+
+def _flat(pictures, folder, labels):
+    """The pictures of val side by side, with a list of labels."""
+    names = []
+    for file in sorted(pictures.glob("val/*/*.png")):
+        (folder / file.name).write_bytes(file.read_bytes())
+        names.append((file.name, file.parent.name))
+    labels(folder, names)
+    return folder
+
+
+# --- folders ---
+
+
+def test_the_validation_layouts_are_the_same_images(pictures, tmp_path):
+    expected = evaluation_set(pictures, 64)
+    assert expected.class_names == CLASSES
+
+    def numbers(folder, names):
+        (folder / "val.txt").write_text("".join(f"{name} {CLASSES.index(label)}\n" for name, label in names))
+
+    def kaggle(folder, names):
+        lines = "".join(f"{name.removesuffix('.png')},{label} 1 2 3 4 \n" for name, label in names)
+        (folder.parent / "LOC_val_solution.csv").write_text("ImageId,PredictionString\n" + lines)
+
+    for i, write in enumerate((numbers, kaggle)):
+        folder = tmp_path / str(i) / "val"
+        folder.mkdir(parents=True)
+        _flat(pictures, folder, write)
+        for root in (folder, folder.parent):
+            found = evaluation_set(root, 64)
+            assert isinstance(found, ListedImages)
+            assert len(found) == len(expected)
+            for (x, label), (y, other) in zip(found, expected, strict=True):
+                assert torch.equal(x, y)
+                assert label == other
+
+
+def test_lists_that_do_not_fit(pictures, tmp_path):
+    folder = _flat(pictures, tmp_path, lambda folder, names: None)
+    with pytest.raises(
+        ValueError, match=r"evaluation_set: path: expected labels of the pictures in .*val.txt or LOC_val_solution.csv, got none"
+    ):
+        evaluation_set(folder)
+    for text, got in (
+        ("", "none for 'n01_0'"),
+        ("n01_0.png 0\n" * 2, "none for 'n01_1'"),
+        ("".join(f"{file.name} 0\n" for file in folder.glob("*.png")) + "more.png 0\n", "one for 'more', which is not there"),
+        ("n01_0.png\n", r"got \['n01_0.png'\]"),
+    ):
+        (folder / "val.txt").write_text(text)
+        with pytest.raises(ValueError, match=f"ListedImages: labels: expected .*{got}"):
+            evaluation_set(folder)
+    with pytest.raises(ValueError, match="evaluation_set: path: expected a folder, got"):
+        evaluation_set(tmp_path / "nothing")
+
+
+def test_calibration_images_are_drawn_by_the_seed(pictures):
+    first, again, other = (calibration_images(pictures, 5, 64, seed) for seed in (0, 0, 1))
+    assert first.shape == (5, 3, 64, 64)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    views = [evaluation_view(read_image(file), 64) for file in sorted(pictures.glob("train/*/*.png"))]
+    assert all(any(torch.equal(x, view) for view in views) for x in first)
+    with pytest.raises(ValueError, match=r"calibration_images: count: expected at most 9, .*got 10"):
+        calibration_images(pictures, 10, 64)
+
+
+# --- quantize ---
+
+
+def test_quantize_writes_what_the_library_makes(weights, pictures, quantized):
+    model = mk.create_model(MODEL, num_classes=3, checkpoint=weights).eval()
+    x = calibration_images(pictures, 6, 64)
+    q = mk.quantize(model, [x], mk.QuantConfig(6, 8, "minmax"), progress=False)
+    loaded = mk.load_quantized(model, quantized)
+    assert loaded.calibration == q.calibration
+    assert loaded.calibration["images"] == 6
+    assert torch.equal(loaded(x), q(x))
+    report = json.loads(quantized.with_name("report.json").read_text())
+    assert report["config"]["weight_bits"] == 6
+    assert {row["node"] for row in report["sensitivity"]["rows"]} <= {row["node"] for row in report["rows"]}
+    assert report["decisions"]
+
+
+def test_quantize_says_what_to_keep_and_draws(capsys, weights, tmp_path):
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    argv = ["quantize", weights, "--calibration", "standin", "--images", 2, "--method", "minmax", "--output", tmp_path / "q"]
+    document = _json(capsys, *argv, "--target", 60, "--plot", tmp_path / "plot.png")
+    assert document["sensitivity"]["target"] == 60
+    assert document["model"] == MODEL
+    assert document["float_nodes"] == 0
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    assert main([*map(str, argv), "--skip", "head.*,stem.*", "--activation-bits", "none"]) == 0
+    assert "W8A32" in capsys.readouterr().out
+
+
+def test_quantize_refuses(capsys, weights, tmp_path):
+    end = ["--output", tmp_path / "q"]
+    assert "--output" in _complaint(capsys, "quantize", weights, "--calibration", "standin")
+    assert "expected a folder" in _complaint(capsys, "quantize", weights, "--calibration", tmp_path / "no", *end)
+    assert "no such checkpoint" in _complaint(capsys, "quantize", tmp_path / "no", "--calibration", "standin", *end)
+    assert "invalid choice" in _complaint(capsys, "quantize", weights, "--calibration", "standin", "--weight-bits", 7, *end)
+    assert not (tmp_path / "q").exists()
+
+
+# --- eval ---
+
+
+def _expected(network, pictures):
+    images = evaluation_set(pictures, 64)
+    logits = network(torch.stack([x for x, _ in images]))
+    return float((logits.argmax(1) == torch.tensor([label for _, label in images])).float().mean())
+
+
+def test_eval_of_floats_integers_and_plans(capsys, weights, pictures, quantized, tmp_path):
+    model = mk.create_model(MODEL, num_classes=3, checkpoint=weights).eval()
+    q = mk.load_quantized(model, quantized)
+    mk.compile(q, torch.zeros(1, 3, 64, 64)).save(tmp_path / "q.plan")
+    with torch.inference_mode():
+        exact = _expected(model, pictures)
+    for file, kind, top1 in (
+        (weights, "float", exact),
+        (quantized, "quantized", _expected(q, pictures)),
+        (tmp_path / "q.plan", "plan", None),
+    ):
+        document = _json(capsys, "eval", file, "--data", pictures)
+        assert (document["kind"], document["images"], document["size"]) == (kind, 6, 64)
+        assert document["top1"] == pytest.approx(_expected(q, pictures) if top1 is None else top1)
+        assert document["top5"] == 1.0
+    assert _json(capsys, "eval", quantized, "--data", pictures, "--eager")["top1"] == pytest.approx(_expected(q, pictures))
+    assert main(["eval", str(quantized), "--data", str(pictures), "--images", "3", "--batch-size", "2"]) == 0
+    assert "on 3 images" in capsys.readouterr().out
+
+
+def test_eval_goes_on_where_it_was(capsys, weights, pictures, tmp_path):
+    argv = ["eval", weights, "--data", pictures, "--state", tmp_path / "state.json"]
+    whole = _json(capsys, *argv)
+    state = json.loads((tmp_path / "state.json").read_text())
+    assert state["counts"][2] == 6
+    (tmp_path / "state.json").write_text(json.dumps(state | {"counts": [2, 4, 4]}))
+    assert _json(capsys, *argv)["images"] == 6
+    assert whole["images"] == 6
+    assert "that of another" in _complaint(capsys, *argv, "--size", 96)
+    (tmp_path / "state.json").write_text("[]")
+    assert "got something else" in _complaint(capsys, *argv)
+
+
+@pytest.mark.slow
+def test_eval_by_two_processes(capsys, quantized, pictures):
+    alone = _json(capsys, "eval", quantized, "--data", pictures)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "mvit_kernels", "eval"]
+    run = subprocess.run([*command, str(quantized), "--data", str(pictures), "--json"], capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    both = json.loads(run.stdout)
+    assert both["processes"] == 2
+    assert {key: both[key] for key in ("top1", "top5", "images")} == {key: alone[key] for key in ("top1", "top5", "images")}
+
+
+def test_eval_refuses(capsys, weights, quantized, pictures, tmp_path):
+    assert "expected one of" in _complaint(capsys, "eval", "--data", pictures)
+    assert "no such file" in _complaint(capsys, "eval", tmp_path / "no", "--data", pictures)
+    odd = tmp_path / "odd"
+    for name in ("n01", "n09"):
+        (odd / name).mkdir(parents=True)
+        Image.new("RGB", (64, 64)).save(odd / name / "a.png")
+    assert "got 'n09', which is none of its 3" in _complaint(capsys, "eval", quantized, "--data", odd)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    _flat(pictures, flat, lambda folder, names: (folder / "val.txt").write_text("".join(f"{name} 2\n" for name, _ in names)))
+    assert _json(capsys, "eval", quantized, "--data", flat)["images"] == 6  # numbers are numbers of the network's classes
+    unnamed = tmp_path / "unnamed.safetensors"
+    save_weights(unnamed, mk.create_model(MODEL, num_classes=4).state_dict(), {"model": MODEL, "num_classes": "4", "size": "64"})
+    assert "as no file says which of them these are, got 3" in _complaint(
+        capsys, "eval", unnamed, "--num-classes", 4, "--data", pictures, "--eager"
+    )
+    mk.save_quantized(mk.load_quantized(mk.create_model(MODEL, num_classes=3).eval(), quantized), tmp_path / "bare")
+    assert "which names its model" in _complaint(capsys, "eval", tmp_path / "bare", "--data", pictures)
