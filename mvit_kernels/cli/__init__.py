@@ -19,6 +19,7 @@ SUBCOMMANDS = {
     "info": "what is installed and usable here, and why the rest is not",
     "run": "classify images",
     "bench": "time models: PyTorch eager against this package",
+    "scale": "MobileViTv2 of any size: train samples, fit them, derive models within a budget",
     "train": "train a model on the stand-in task or on a folder of images",
     "demo": "shipped checkpoints on held-out images, full-size networks on photographs, and a table of latencies",
 }
