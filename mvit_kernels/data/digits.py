@@ -154,7 +154,7 @@ def _arrange(rng: np.random.Generator, scans_by_value: tuple[np.ndarray, ...], s
             )
 
 
-def _draw(rng: np.random.Generator, digits: tuple[Digit, ...], size: int, plain: bool) -> np.ndarray:
+def _draw(rng: np.random.Generator, digits: tuple[Digit, ...], size: int, plain: bool = False) -> np.ndarray:
     """Texture, distractors, digits, grain; of these only digits where `plain`. (size, size, 3) uint8."""
     image = Image.new("RGB", (size, size)) if plain else _texture(rng, size)
     if not plain:

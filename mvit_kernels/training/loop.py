@@ -242,7 +242,7 @@ def _update_average(average: dict[str, Tensor], weights: dict[str, Tensor], deca
 def _metadata(config: TrainConfig, class_names: tuple[str, ...], result: TrainResult, record: dict[str, Any]) -> dict[str, str]:
     return {
         "model": config.model,
-        "options": config.options,
+        **({"options": config.options} if model_options(config) else {}),
         "num_classes": str(len(class_names)),
         "class_names": json.dumps(class_names),
         "size": str(config.size),
