@@ -62,7 +62,7 @@ $(VENV)/install.stamp: pyproject.toml
 	$(PIP) --upgrade pip
 	$(PIP) "$(TORCH)"
 	$(PIP) "setuptools>=77" wheel "pybind11>=2.13" ninja
-	MVIT_KERNELS_NATIVE=0 $(PIP) --no-build-isolation -e ".[demo]"
+	MVIT_KERNELS_NATIVE=0 $(PIP) --no-build-isolation -e ".[demo,scaling]"
 	touch $@
 
 # Built in place, only what changed. A failed build is an error here, not a package without kernels.

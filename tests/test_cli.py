@@ -172,6 +172,7 @@ def test_run_takes_an_image_twice(capsys, photograph, checkpoint):
         ({"class_names": '["cat", "dog"]'}, "class_names: expected 3 in the metadata, one a class, got 2"),
         ({"class_names": "[1, 2, 3]"}, "class_names: expected a JSON list of strings"),
         ({"class_names": "cat, dog"}, "class_names: expected a JSON list of strings"),
+        ({"options": "[1]"}, "options: expected a JSON object in the metadata"),
         ({"size": "large"}, "size: expected a positive integer in the metadata, got 'large'"),
         ({"size": "0"}, "size: expected a positive integer in the metadata, got '0'"),
     ],

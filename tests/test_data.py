@@ -108,6 +108,30 @@ def test_digits_are_drawn_where_the_arrangement_says_and_nowhere_else():
         assert not changed.any()
 
 
+def test_plain_images_are_the_digits_alone():
+    plain, drawn = StandInTask("train", 20, 96, plain=True), StandInTask("train", 20, 96)
+    for i in range(20):
+        scene = plain.scene(i)
+        assert (scene.digits, scene.label) == (drawn.scene(i).digits, drawn.scene(i).label)
+        outside = scene.image.copy()
+        for d in scene.digits:
+            half = 5 / 8 * d.side + 1
+            rows, columns = (slice(max(round(v - half), 0), round(v + half)) for v in (d.y, d.x))
+            assert outside[rows, columns].max() >= 150
+            outside[rows, columns] = 0
+        assert not outside.any()
+
+
+def test_directions_are_what_is_left_of_the_labels():
+    both, direction = StandInTask("heldout", 40), StandInTask("heldout", 40, target="direction")
+    assert direction.class_names == ("above left", "above right", "below left", "below right")
+    for i in range(40):
+        _, label = direction[i]
+        assert both.class_names[both.scene(i).label].endswith(direction.class_names[label])
+    with pytest.raises(ValueError, match="target: expected one of both, direction, got 'value'"):
+        StandInTask("train", 1, target="value")
+
+
 def test_classes_are_even():
     counts = np.bincount([StandInTask("train", 4000, 96).scene(i).label for i in range(800)], minlength=40)
     expected = 800 / 40

@@ -23,6 +23,7 @@ from torch import nn
 import mvit_kernels.training.loop as loop
 from mvit_kernels.checkpoints import SHIPPED
 from mvit_kernels.checkpoints import path as checkpoint_path
+from mvit_kernels.cli.network import load_classifier
 from mvit_kernels.data import StandInTask
 from mvit_kernels.files import replace_file
 from mvit_kernels.models import create_model
@@ -382,6 +383,7 @@ def test_command_names_what_is_not_default(config):
         ("seed", 2**32),
         ("amp", "fp8"),
         ("device", "tpu"),
+        ("options", "width=2"),
     ],
 )
 def test_bad_configuration_is_refused(config, field, value):
@@ -414,6 +416,22 @@ def test_failed_write_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [file]
     with pytest.raises(ValueError, match="values that fp16 holds, got others in w"):
         save_weights(file, {"w": torch.tensor([1e6])}, {})
+
+
+def test_options_make_the_model(config):
+    """A network of any size is trained, resumed and read back as what its options say; other images may take the place of the task's."""
+    options = {"width": 0.1, "depth_ir": 0.5, "depth_vit": 0.25}
+    images = (StandInTask("train", 16, 64, target="direction"), StandInTask("heldout", 4, 64, target="direction"))
+    result = train(replace(config, model="mobilevitv2", options=json.dumps(options)), images)
+    metadata = read_metadata(result.weights)
+    assert json.loads(metadata["options"]) == options
+    assert json.loads(metadata["class_names"]) == list(images[0].class_names)
+    model = create_model("mobilevitv2", num_classes=4, checkpoint=result.weights, **options)
+    assert len(model.stages[1]) == 1
+    classifier = load_classifier(None, result.weights)
+    assert classifier.model.config == model.config
+    with pytest.raises(ValueError, match="got options"):
+        train(replace(config, model="mobilevitv2", options='{"width": 0.2}', resume=config.output / "state.pt"), images)
 
 
 @pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050"])

@@ -22,6 +22,7 @@ SUBCOMMANDS = {
     "quantize": "an integer network from a checkpoint and some images",
     "eval": "accuracy of a float, quantized or compiled network on labelled images",
     "export": "a quantized network as ONNX",
+    "scale": "MobileViTv2 of any size: train samples, fit them, derive models within a budget",
     "train": "train a model on the stand-in task or on a folder of images",
     "demo": "shipped checkpoints on held-out images, full-size networks on photographs, and a table of latencies",
 }

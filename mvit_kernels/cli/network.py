@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 import mvit_kernels as mk
+
+SCALED = "mobilevitv2"
+"""The model whose size follows from options."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,9 @@ def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int 
     Raises FileNotFoundError; ValueError for a file that is damaged, doesn't fit or has metadata that make no sense.
     """
     metadata = {} if checkpoint is None else _metadata(checkpoint)
+    options = _options(checkpoint, metadata.get("options", "{}")) if name in (None, metadata.get("model")) else {}
     name = name or metadata.get("model")
-    if name is None or (name == metadata.get("model") and name not in mk.list_models()):
+    if name is None or (name == metadata.get("model") and name not in (*mk.list_models(), SCALED)):
         raise ValueError(f"--model: expected one of {', '.join(mk.list_models())}, got none, and no checkpoint that names its model")
     class_names = _class_names(checkpoint, metadata["class_names"]) if "class_names" in metadata else None
     num_classes = num_classes or (len(class_names) if class_names else 1000)
@@ -41,7 +46,7 @@ def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int 
         raise ValueError(f"{checkpoint}: size: expected a positive integer in the metadata, got {size!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = mk.create_model(name, num_classes=num_classes, checkpoint=checkpoint).eval()
+        model = mk.create_model(name, num_classes=num_classes, checkpoint=checkpoint, **options).eval()
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f"{checkpoint}: class_names: expected {num_classes} in the metadata, one a class, got {len(class_names)}")
     # Some models take images of one size.
@@ -57,6 +62,16 @@ def _class_names(checkpoint: Path | None, text: str) -> tuple[str, ...]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"{checkpoint}: class_names: expected a JSON list of strings in the metadata, got {text!r}")
     return tuple(names)
+
+
+def _options(checkpoint: Path | None, text: str) -> dict[str, Any]:
+    try:
+        options = json.loads(text)
+    except ValueError:
+        options = None
+    if not isinstance(options, dict):
+        raise ValueError(f"{checkpoint}: options: expected a JSON object in the metadata, got {text!r}")
+    return options
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -35,5 +35,5 @@ def warn(text: str) -> None:
     print(f"WARNING: {text}", file=sys.stderr)
 
 
-def json_text(document: dict[str, Any]) -> str:
+def json_text(document: dict[str, Any] | list[Any]) -> str:
     return json.dumps(document, indent=2, allow_nan=False) + "\n"

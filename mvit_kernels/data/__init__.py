@@ -2,6 +2,6 @@
 
 from mvit_kernels.data.digits import StandInTask
 from mvit_kernels.data.folder import ImageFolder, image_folder
-from mvit_kernels.data.images import evaluation_view, read_image
+from mvit_kernels.data.images import Images, evaluation_view, read_image
 
-__all__ = ["ImageFolder", "StandInTask", "evaluation_view", "image_folder", "read_image"]
+__all__ = ["ImageFolder", "Images", "StandInTask", "evaluation_view", "image_folder", "read_image"]

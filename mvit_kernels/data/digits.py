@@ -16,13 +16,14 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from mvit_kernels.data.images import to_tensor
+from mvit_kernels.data.images import Images, to_tensor
 
 Split = Literal["train", "heldout"]
+Target = Literal["both", "direction"]
 
 SPLITS: tuple[Split, ...] = ("train", "heldout")
+TARGETS: tuple[Target, ...] = ("both", "direction")
 DIRECTIONS = ("above left", "above right", "below left", "below right")
 CLASS_NAMES = tuple(f"{value} {direction}" for value in range(10) for direction in DIRECTIONS)
 MIN_SIZE, MAX_SIZE = 64, 256
@@ -61,7 +62,7 @@ def label_of(digits: tuple[Digit, ...]) -> int:
     return 4 * largest.value + 2 * (smallest.y > largest.y) + (smallest.x > largest.x)
 
 
-class StandInTask(Dataset[tuple[Tensor, int]]):
+class StandInTask(Images):
     """Map-style dataset of generated images: sample i is a function of (seed, split, i, size) alone.
 
     The splits share neither scanned digits nor random streams, whatever their seeds.
@@ -71,13 +72,15 @@ class StandInTask(Dataset[tuple[Tensor, int]]):
         length: number of samples.
         size: side of the square canvas in pixels, 64 to 256; digits keep their 12 to 40 pixels, larger canvases hold more.
         seed: a non-negative int.
+        target: what is asked for: "both", or only the "direction" from the largest digit to the smallest, which is 4 classes.
+        plain: the same digits on black, without texture, strokes and grain: what a small network learns in a minute.
 
     Samples are (image, label): float32 (3, size, size) in [0, 1], and an int below len(class_names).
     """
 
-    class_names = CLASS_NAMES
+    class_names: tuple[str, ...] = CLASS_NAMES
 
-    def __init__(self, split: Split, length: int, size: int = 128, seed: int = 0) -> None:
+    def __init__(self, split: Split, length: int, size: int = 128, seed: int = 0, *, target: Target = "both", plain: bool = False) -> None:
         if split not in SPLITS:
             raise ValueError(f"StandInTask: split: expected one of {', '.join(SPLITS)}, got {split!r}")
         if length < 1:
@@ -86,7 +89,11 @@ class StandInTask(Dataset[tuple[Tensor, int]]):
             raise ValueError(f"StandInTask: size: expected {MIN_SIZE} to {MAX_SIZE}, got {size}")
         if seed < 0:
             raise ValueError(f"StandInTask: seed: expected a non-negative int, got {seed}")
-        self.split, self.length, self.size, self.seed = split, length, size, seed
+        if target not in TARGETS:
+            raise ValueError(f"StandInTask: target: expected one of {', '.join(TARGETS)}, got {target!r}")
+        self.split, self.length, self.size, self.seed, self.target, self.plain = split, length, size, seed, target, plain
+        if target == "direction":
+            self.class_names = DIRECTIONS
 
     def __len__(self) -> int:
         return self.length
@@ -101,7 +108,7 @@ class StandInTask(Dataset[tuple[Tensor, int]]):
             raise IndexError(f"StandInTask: index: expected 0 to {self.length - 1}, got {index}")
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
         digits = _arrange(rng, _scans_by_value(self.split), self.size)
-        return Scene(_draw(rng, digits, self.size), label_of(digits), digits)
+        return Scene(_draw(rng, digits, self.size, self.plain), label_of(digits) % len(self.class_names), digits)
 
 
 @cache
@@ -147,13 +154,16 @@ def _arrange(rng: np.random.Generator, scans_by_value: tuple[np.ndarray, ...], s
             )
 
 
-def _draw(rng: np.random.Generator, digits: tuple[Digit, ...], size: int) -> np.ndarray:
-    """Texture, distractors, digits, grain. (size, size, 3) uint8."""
-    image = _texture(rng, size)
-    _scribble(rng, image)
+def _draw(rng: np.random.Generator, digits: tuple[Digit, ...], size: int, plain: bool = False) -> np.ndarray:
+    """Texture, distractors, digits, grain; of these only digits where `plain`. (size, size, 3) uint8."""
+    image = Image.new("RGB", (size, size)) if plain else _texture(rng, size)
+    if not plain:
+        _scribble(rng, image)
     for digit in digits:
         mask = _mask(rng, digit)
         image.paste(_bright(rng), (round(digit.x - mask.width / 2), round(digit.y - mask.height / 2)), mask)
+    if plain:
+        return np.array(image)
     pixels = np.asarray(image).astype(np.int16)
     pixels += rng.integers(-12, 13, size=pixels.shape, dtype=np.int8)
     return pixels.clip(0, 255).astype(np.uint8)

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from mvit_kernels.data.images import evaluation_view, read_image, training_view
+from mvit_kernels.data.images import Images, evaluation_view, read_image, training_view
 
 EXTENSIONS = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
-class ImageFolder(Dataset[tuple[Tensor, int]]):
+class ImageFolder(Images):
     """Map-style dataset over `path/<class>/**/<picture>`; classes are numbered in the order of their names.
 
     Args:

@@ -9,9 +9,19 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torch.utils.data import Dataset
 
 _CROP_RATIO = 256 / 288
 """Part of the shorter side that the centre crop keeps (MobileViT, Mehta and Rastegari 2022, evaluation)."""
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """What networks are trained on: samples (image, label), float32 (3, size, size) in [0, 1], and an int below len(class_names)."""
+
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        raise NotImplementedError
 
 
 class ImageError(ValueError):

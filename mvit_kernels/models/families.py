@@ -21,11 +21,12 @@ class Kind(NamedTuple):
 
     network: Callable[..., Network]
     variants: Mapping[str, Any]  # name -> config
+    factors: Any = None  # the config under the family's own name, where factors give a model of any size
 
 
 KINDS: dict[Family, Kind] = {
     "mobilevit": Kind(MobileViT, mobilevit.VARIANTS),
-    "mobilevitv2": Kind(MobileViTv2, mobilevitv2.VARIANTS),
+    "mobilevitv2": Kind(MobileViTv2, mobilevitv2.VARIANTS, mobilevitv2.MobileViTv2Config()),
     "efficientformer": Kind(EfficientFormer, efficientformer.VARIANTS),
     "efficientformerv2": Kind(EfficientFormerV2, efficientformerv2.VARIANTS),
     "mobile_former": Kind(MobileFormer, mobile_former.VARIANTS),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -21,12 +22,16 @@ OddMaps = Literal["resize", "drop"]
 class MobileViTv2Config:
     """What makes one MobileViTv2 differ from another: all channels follow from one `width` (paper, table 5).
 
-    `HybridNetwork` says how the stages are built. `odd_maps` says what a block does with a map of odd height or width:
-    "resize" enlarges it by a row or column for good (ml-cvnets, timm); "drop" leaves its last row or column out of the
-    attention, whose result there is zero (transformers).
+    `HybridNetwork` says how the stages are built. `depth_ir` and `depth_vit` multiply the numbers of `blocks` and `depths`: rounded to the
+    nearest, halves up, and at least 1. `resolution` shapes no weight: the model takes images of any size.
+    `odd_maps` says what a block does with a map of odd height or width: "resize" enlarges it by a row or column for good
+    (ml-cvnets, timm); "drop" leaves its last row or column out of the attention, whose result there is zero (transformers).
     """
 
     width: float = 1.0
+    resolution: int = 256  # side in pixels of the images that it is made for
+    depth_ir: float = 1.0
+    depth_vit: float = 1.0
     blocks: tuple[int, int] = (1, 2)  # inverted residuals, stages 1 and 2
     depths: tuple[int, int, int] = (2, 4, 3)  # attention layers, stages 3 to 5
     odd_maps: OddMaps = "resize"
@@ -35,8 +40,11 @@ class MobileViTv2Config:
 
     def __post_init__(self) -> None:
         check_sizes(self, blocks=2, depths=3)
-        if not self.width > 0:
-            raise ValueError(f"MobileViTv2Config: expected width > 0, got {self.width!r}")
+        for name in ("width", "depth_ir", "depth_vit"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"MobileViTv2Config: expected {name} > 0 and finite, got {getattr(self, name)!r}")
+        if not isinstance(self.resolution, int) or self.resolution < 1:
+            raise ValueError(f"MobileViTv2Config: expected resolution to be a positive integer, got {self.resolution!r}")
         if self.odd_maps not in get_args(OddMaps):
             raise ValueError(f"MobileViTv2Config: expected odd_maps in {get_args(OddMaps)}, got {self.odd_maps!r}")
 
@@ -53,6 +61,20 @@ class MobileViTv2Config:
     def dims(self) -> tuple[int, ...]:
         """Width of the attention, stages 3 to 5."""
         return tuple(make_divisible(d * self.width) for d in (128, 192, 256))
+
+    @property
+    def block_counts(self) -> tuple[int, ...]:
+        """Inverted residuals, stages 1 and 2."""
+        return tuple(_multiplied(count, self.depth_ir) for count in self.blocks)
+
+    @property
+    def layer_counts(self) -> tuple[int, ...]:
+        """Attention layers, stages 3 to 5."""
+        return tuple(_multiplied(count, self.depth_vit) for count in self.depths)
+
+
+def _multiplied(count: int, factor: float) -> int:
+    return max(1, math.floor(count * factor + 0.5))
 
 
 VARIANTS = {f"mobilevitv2_{percent:03}": MobileViTv2Config(percent / 100) for percent in range(50, 201, 25)}
@@ -150,12 +172,12 @@ class MobileViTv2(HybridNetwork):
     """MobileViTv2 for classification, or as the backbone of another task."""
 
     def __init__(self, config: MobileViTv2Config, *, num_classes: int = 1000, features_only: bool = False) -> None:
-        sizes = zip(config.channels[2:], config.dims, config.depths, strict=True)
+        sizes = zip(config.channels[2:], config.dims, config.layer_counts, strict=True)
         super().__init__(
             in_chans=config.in_chans,
             stem_channels=config.stem_channels,
             channels=config.channels,
-            blocks=config.blocks,
+            blocks=config.block_counts,
             expand_ratio=2,
             transformer_blocks=[MobileViTv2Block(channels, dim, depth, odd_maps=config.odd_maps) for channels, dim, depth in sizes],
             final_channels=None,

@@ -12,7 +12,7 @@ from .families import KINDS, Network
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` knows, which are timm's where timm has the model."""
+    """The names of models of one size that `create_model` knows, which are timm's where timm has the model."""
     return [name for kind in KINDS.values() for name in kind.variants]
 
 
@@ -27,17 +27,20 @@ def create_model(
     """A model with random weights, or with those of a checkpoint file in any format that `load_checkpoint` reads.
 
     num_classes: 0 gives pooled features in place of logits. features_only: the list of feature maps in place of them.
-    config: other values for fields of the model's config, `MobileViTConfig` and its like.
+    config: other values for fields of the model's config, `MobileViTConfig` and its like. "mobilevitv2" is MobileViTv2 of any size:
+    `create_model("mobilevitv2", resolution=192, width=0.4, depth_ir=1.0, depth_vit=0.75)`, factors of MobileViTv2-1.0.
     Raises ValueError for an unknown name or a bad value, TypeError for an unknown field of the config.
     """
-    kind = next((kind for kind in KINDS.values() if name in kind.variants), None)
-    if kind is None:
+    configs = {each: (kind, base) for kind in KINDS.values() for each, base in kind.variants.items()}
+    configs |= {family: (kind, kind.factors) for family, kind in KINDS.items() if kind.factors is not None}
+    if name not in configs:
         nearest = difflib.get_close_matches(name, list_models(), cutoff=0.5) or list_models()
         raise ValueError(f"create_model: expected the name of a model, such as {', '.join(nearest)}; got {name!r}")
-    fields = [field.name for field in dataclasses.fields(kind.variants[name])]
+    kind, base = configs[name]
+    fields = [field.name for field in dataclasses.fields(base)]
     if unknown := [field for field in config if field not in fields]:
         raise TypeError(f"create_model: {name} has no option {', '.join(unknown)}; its options are {', '.join(fields)}")
-    model = kind.network(dataclasses.replace(kind.variants[name], **config), num_classes=num_classes, features_only=features_only)
+    model = kind.network(dataclasses.replace(base, **config), num_classes=num_classes, features_only=features_only)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     return model

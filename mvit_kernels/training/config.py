@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -16,13 +17,15 @@ class TrainConfig:
     """
 
     model: str
-    """a name from `mvit_kernels.list_models()`"""
+    """a name that `mvit_kernels.create_model` knows"""
     output: Path
     """folder for model.safetensors (the result), state.pt (to resume from) and history.jsonl"""
     data: str = "standin"
     """"standin", or a folder with train/<class>/ and val/<class>/"""
     checkpoint: Path | None = None
     """weights to start from; without it they are random, as a classifier of other classes always is"""
+    options: str = "{}"
+    """options of the model, as a JSON object such as {"width": 0.4, "depth_vit": 0.5}"""
     samples: int = 100_000
     """stand-in task: generated training images an epoch"""
     heldout_samples: int = 2000
@@ -73,8 +76,19 @@ class TrainConfig:
         _require(self, "seed", self.seed < 2**32, "below 2**32")
         for field in ("ema", "label_smoothing"):
             _require(self, field, 0 <= getattr(self, field) < 1, "at least 0 and below 1")
+        model_options(self)
         _require(self, "amp", self.amp in ("none", "bf16"), "none or bf16")
         _require(self, "device", self.device in ("cpu", "cuda"), "cpu or cuda")
+
+
+def model_options(config: TrainConfig) -> dict[str, Any]:
+    """What `create_model` takes beside the name. ValueError if `config.options` is no JSON object."""
+    try:
+        options = json.loads(config.options)
+    except ValueError:
+        options = None
+    _require(config, "options", isinstance(options, dict), "a JSON object")
+    return options
 
 
 def _require(config: TrainConfig, field: str, met: bool, expected: str) -> None:

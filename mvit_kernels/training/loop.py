@@ -21,11 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from mvit_kernels.data import ImageFolder, StandInTask, image_folder
+from mvit_kernels.data import ImageFolder, Images, StandInTask, image_folder
 from mvit_kernels.machine import cpu_model
 from mvit_kernels.models import create_model, load_checkpoint
 from mvit_kernels.swap import accelerate
-from mvit_kernels.training.config import TrainConfig, command_line
+from mvit_kernels.training.config import TrainConfig, command_line, model_options
 from mvit_kernels.training.evaluate import evaluate
 from mvit_kernels.training.state import History, halved, identity_of, load_state, read_metadata, save_state, save_weights
 
@@ -46,8 +46,10 @@ class TrainResult:
     seconds: float
 
 
-def train(config: TrainConfig) -> TrainResult:
+def train(config: TrainConfig, datasets: tuple[Images, Images] | None = None) -> TrainResult:
     """Train a model and write its averaged weights to config.output; every process of torchrun calls this.
+
+    datasets: training and held-out images in place of those that config.data names.
 
     Raises ValueError for an unknown model, missing data, the state of another run, or an output that holds a run other than
     the resumed one, before anything is written.
@@ -55,14 +57,14 @@ def train(config: TrainConfig) -> TrainResult:
     if not config.resume and (config.output / "state.pt").exists():
         raise ValueError(f"train: output: {str(config.output)!r} holds a run: pass resume (its state.pt), or another output")
     with _process_group(config) as (rank, world, device):
-        training, heldout = _datasets(config)
+        training, heldout = datasets or _datasets(config)
         steps_per_epoch = len(training) // (config.batch_size * world)
         if not steps_per_epoch:
             raise ValueError(f"train: batch_size: expected at most {len(training) // world}, got {config.batch_size}")
         total = config.steps or config.epochs * steps_per_epoch
 
         torch.manual_seed(config.seed)
-        model: nn.Module = create_model(config.model, num_classes=len(training.class_names))
+        model: nn.Module = create_model(config.model, num_classes=len(training.class_names), **model_options(config))
         start = None if config.resume else config.checkpoint
         if start and _load_start(model, start) and rank == 0:
             print(f"train: the classifier is fresh: {start} has none for these {len(training.class_names)} classes", file=sys.stderr)
@@ -161,7 +163,7 @@ def _process_group(config: TrainConfig) -> Iterator[tuple[int, int, torch.device
             dist.destroy_process_group()
 
 
-def _datasets(config: TrainConfig) -> tuple[StandInTask | ImageFolder, StandInTask | ImageFolder]:
+def _datasets(config: TrainConfig) -> tuple[Images, Images]:
     if config.data == "standin":
         return (
             StandInTask("train", config.samples, config.size, config.seed),
@@ -171,7 +173,7 @@ def _datasets(config: TrainConfig) -> tuple[StandInTask | ImageFolder, StandInTa
 
 
 def _batches(
-    dataset: StandInTask | ImageFolder, config: TrainConfig, rank: int, world: int, first_step: int, last_step: int
+    dataset: Images, config: TrainConfig, rank: int, world: int, first_step: int, last_step: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of the steps from first_step on. Every epoch has its own order, shared out to the processes in turn."""
     per_epoch = len(dataset) // (config.batch_size * world)
@@ -240,6 +242,7 @@ def _update_average(average: dict[str, Tensor], weights: dict[str, Tensor], deca
 def _metadata(config: TrainConfig, class_names: tuple[str, ...], result: TrainResult, record: dict[str, Any]) -> dict[str, str]:
     return {
         "model": config.model,
+        **({"options": config.options} if model_options(config) else {}),
         "num_classes": str(len(class_names)),
         "class_names": json.dumps(class_names),
         "size": str(config.size),

@@ -1,0 +1,54 @@
+"""The stand-in images, drawn once on a canvas of one size and shown to every network at its own resolution."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from mvit_kernels.data import Images, StandInTask
+from mvit_kernels.files import replace_file
+
+
+class Pictures(Images):
+    """Map-style dataset over drawn images: (image, label), float32 (3, size, size) in [0, 1], and the class.
+
+    Resizing is bilinear with antialiasing, so that a smaller resolution loses what it cannot show and nothing else.
+    """
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, size: int, class_names: tuple[str, ...]) -> None:
+        self.images, self.labels, self.size, self.class_names = images, labels, size, class_names
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)[None].float().div_(255)
+        if self.size != image.shape[-1]:
+            image = F.interpolate(image, (self.size, self.size), mode="bilinear", antialias=True).clamp_(0, 1)
+        return image[0].contiguous(), int(self.labels[index])
+
+
+def draw(task: StandInTask, folder: Path) -> None:
+    """Write a task's images and labels to `folder`, unless they are there: uint8 (length, size, size, 3), and the classes."""
+    images, labels = _files(task, folder)
+    if images.is_file() and labels.is_file():
+        return
+    scenes = [task.scene(index) for index in tqdm(range(len(task)), f"draw {task.split}", leave=False, disable=None)]
+    replace_file(labels, lambda path: np.save(path, np.array([scene.label for scene in scenes])))
+    replace_file(images, lambda path: np.save(path, np.stack([scene.image for scene in scenes])))
+
+
+def load(task: StandInTask, folder: Path, size: int) -> Pictures:
+    """What `draw` wrote, mapped into memory, at `size` pixels."""
+    images, labels = _files(task, folder)
+    return Pictures(np.load(images, mmap_mode="r"), np.load(labels), size, task.class_names)
+
+
+def _files(task: StandInTask, folder: Path) -> tuple[Path, Path]:
+    name = f"{task.split}-{task.length}-{task.size}-{task.seed}-{task.target}{'-plain' if task.plain else ''}"
+    return folder / f"images-{name}.npy", folder / f"labels-{name}.npy"

@@ -1,0 +1,114 @@
+"""`mvit-kernels scale`: what it prints and writes, on the shipped samples and on small ones."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import mvit_kernels as mk
+from mvit_kernels.cli import main
+from mvit_kernels.scaling import SHIPPED, macs, parameters, read
+
+MODEL_KEYS = {"macs", "params", "resolution", "width", "depth_ir", "depth_vit", "config", "accuracy", "accuracy_deviation"}
+
+
+def _json(capsys, *argv):
+    """The document of a call that succeeds; stdout holds nothing else."""
+    assert main(["scale", *map(str, argv), "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def _complaint(capsys, *argv):
+    """The one line of a call that fails; stdout stays empty."""
+    try:
+        code = main(["scale", *map(str, argv)])
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def test_shipped_samples_are_whole():
+    samples = read(SHIPPED)
+    assert len(samples.samples) >= 40
+    classes = samples.recipe["num_classes"]
+    for each in samples.samples:
+        assert (each.macs, each.params) == (macs(each.factors.config, classes), parameters(each.factors.config, classes))
+        assert each.latency.keys() == {(precision, threads) for precision in ("fp32", "int8") for threads in (1, 2)}
+        assert 1 / classes - 0.1 < each.top1 <= 1
+    assert samples.recipe["command"].startswith("mvit-kernels scale sample ")
+    assert samples.recipe["latency"]["torch"]
+
+
+def test_fit_judges_the_shipped_samples(capsys, tmp_path):
+    document = _json(capsys, "fit", "--output", tmp_path)
+    assert document["samples"] == len(read(SHIPPED).samples)
+    assert document["fits"].keys() == {"top-1", *(f"{p}, {t} threads, ms" for p in ("fp32", "int8") for t in (1, 2))}
+    for fit in document["fits"].values():
+        assert fit["log_density"] > fit["baseline_log_density"]  # knows more than their mean and deviation
+        assert fit["within_95"] > 0.8
+    assert len(list(tmp_path.glob("*.png"))) == 5
+    assert main(["scale", "fit"]) == 0
+    assert "top-1" in capsys.readouterr().out
+
+
+def test_downsize_meets_budgets_of_macs(capsys, tmp_path):
+    models = _json(capsys, "downsize", "--macs", "12M", "--output", tmp_path, "--top", 3)
+    assert len(models) == 3
+    assert [each["accuracy"] for each in models] == sorted((each["accuracy"] for each in models), reverse=True)
+    for model in models:
+        assert model.keys() >= MODEL_KEYS
+        network = mk.create_model(**model["config"])
+        assert sum(p.numel() for p in network.parameters()) == model["params"]
+        assert macs(network.config) == model["macs"] <= 12e6
+        assert model["macs"] >= 0.99 * 12e6
+    assert json.loads((tmp_path / "models.json").read_text()) == models
+    assert (tmp_path / "front.png").stat().st_size > 10_000
+    assert main(["scale", "downsize", "--macs", "300M", "--family", "2"]) == 0
+    assert "resolution" in capsys.readouterr().out.split("outside of the samples")[1]
+
+
+@torch.no_grad()
+def test_downsize_meets_latencies(capsys):
+    (model,) = _json(capsys, "downsize", "--latency-ms", "3", "--precision", "fp32", "--threads", "1", "--top", "1")
+    assert model["measure"] == "ms"
+    assert 0 < model["cost"] <= 3
+    side = model["resolution"]
+    assert mk.create_model(**model["config"]).eval()(torch.zeros(1, 3, side, side)).shape == (1, 1000)
+
+
+@pytest.mark.parametrize(
+    ("argv", "match"),
+    [
+        (("downsize", "--macs", "1k"), "expected at least"),
+        (("downsize", "--macs", "much"), "expected a positive number such as"),
+        (("downsize", "--macs", "-3"), "expected a positive number such as"),
+        (("downsize", "--macs", "3M", "--params", "3M"), "not allowed with"),
+        (("downsize",), "one of the arguments --macs --params --latency-ms is required"),
+        (("downsize", "--latency-ms", "1", "--threads", "7"), "expected one of those that every sample has"),
+        (("downsize", "--macs", "3M", "--ratio", "2"), "--ratio: expected a number between 0 and 1"),
+        (("fit", "--samples", "nowhere"), "No such file"),
+        (("sample", "--output", "x", "--width", "1"), "expected two numbers with a comma"),
+        ((), "required"),
+    ],
+)
+def test_complaints(capsys, argv, match):
+    assert match in _complaint(capsys, *argv)
+
+
+def test_sample_prints_what_it_made(capsys, tmp_path):
+    flags = "--count 1 --resolution 32,32 --width 0.1,0.2 --depth-ir 1,1 --depth-vit 0.25,0.25 --canvas 64 --target direction --plain"
+    recipe = "--samples 16 --heldout-samples 8 --epochs 1 --batch-size 8 --warmup 1 --ema 0 --threads 1 --limit 0"
+    argv = ("sample", "--output", tmp_path, *flags.split(), *recipe.split())
+    document = _json(capsys, *argv)
+    (each,) = document["samples"]
+    assert each["factors"]["resolution"] == 32
+    assert each["macs"] > 0
+    assert document["recipe"]["latency"]["command"].startswith("mvit-kernels scale sample")
+    assert main(["scale", *map(str, argv)]) == 0
+    assert "1 settings" in capsys.readouterr().out
