@@ -31,7 +31,7 @@ def qattention(
 
     Args:
         q: (B, N, H c), k: (B, M, H c), v: (B, M, H d) uint8, as of `attention`; c max|q - zero_point| max|k - zero_point| and
-            255 M max|v - zero_point| must be below 2^24: up to 257 keys, and channels of a head, where zero-points are bytes.
+            255 M max|v - zero_point| must be below 2^24: up to 258 keys, and channels of a head, where zero-points are bytes.
         q_scale, q_zero_point, ...: a number and an integer each, |zero_point| <= 2^20.
         scale, bias, mix_scores, mix_weights, mix_bias: as of `attention`, floats; at most 32 heads are mixed.
         out_bits: 8 or 6.

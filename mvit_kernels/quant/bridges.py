@@ -39,7 +39,8 @@ def bridges(layout: Layout) -> list[Bridge]:
         if node.kind not in PRODUCTS or name not in layout.integer:
             continue
         norms = [user for user in layout.users[name] if user and layout.program[user].kind in NORMS and user in layout.integer]
-        begins = not node.settings.get("residual") or node.inputs[-1] not in layout.streams
+        before = node.inputs[-1] if node.settings.get("residual") else None  # bytes of a map are no stream yet
+        begins = before not in layout.streams or layout.program[node.inputs[-1]].kind not in PRODUCTS
         for kind in ("entry", "exit"):
             chain: set[str] = set()
             for norm in norms:

@@ -49,11 +49,12 @@ def attention_backward(
     dscores = dlogits if mixtures.scores is None else _mixed(mixtures.scores.T, dlogits)
     gradients = Mixtures(
         None if mixtures.bias is None else dlogits.sum(0),
-        None if mixtures.scores is None else torch.einsum("bhnm,bgnm->hg", dlogits, scores),
-        None if mixtures.weights is None else torch.einsum("bhnm,bgnm->hg", dweights, shares),
+        None if mixtures.scores is None else _all_sums(dlogits, scores),
+        None if mixtures.weights is None else _all_sums(dweights, shares),
         None if mixtures.shift is None else dweights.sum((0, 2, 3)),
     )
-    dquery, dkey = (dscores @ key) * scale, (dscores.mT @ query) * scale
+    dscores = dscores * scale
+    dquery, dkey = dscores @ key, dscores.mT @ query
     return _together(dquery), _together(dkey), _together(weights.mT @ grad), gradients
 
 
@@ -72,6 +73,11 @@ def _weights(q: Tensor, k: Tensor, heads: int, scale: float, mixtures: Mixtures)
 
 def _mixed(mixture: Tensor, x: Tensor) -> Tensor:
     return torch.einsum("hg,bgnm->bhnm", mixture, x)
+
+
+def _all_sums(a: Tensor, b: Tensor) -> Tensor:
+    """(H, H): of a[h] b[g] over images, queries and keys; those over keys first, as one sum of so many terms loses digits."""
+    return (a.transpose(1, 2) @ b.permute(0, 2, 3, 1)).sum((0, 1))
 
 
 def _apart(x: Tensor, heads: int) -> Tensor:
