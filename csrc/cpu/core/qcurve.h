@@ -9,9 +9,9 @@
 //     Y = max(X, 0) + E * 2^10                                                T is 32 times as fine as X
 //     y = min(max((Y + offset) / 2^f, 0), most)                               rounded down; Y + offset saturates
 //
-// offset is the zero-point times 2^f and half of 2^f. f is as large as int16 allows while X reaches |x| = 12 (GELU: 5.5), where e is nothing;
-// so the result is within about 1 / 2^f of the function, and then rounded. mvit_kernels/reference/activation_curve.py makes the tables and
-// defines the same.
+// offset is the zero-point times 2^f and half of 2^f. f is as large as int16 allows while X reaches |x| = 12 (GELU: 5.5), where e is
+// nothing; so the result is within about 1 / 2^f of the function, and then rounded. mvit_kernels/reference/activation_curve.py makes the
+// tables and defines the same.
 //
 // Floor: 16 instructions for a vector of 32, beside 7 for two of 16 sums that become one of int16.
 #pragma once
