@@ -1,8 +1,8 @@
 """Everything that only a GPU can show, on a machine with one and without a network: `make gpu-check`, in under eight minutes.
 
 Builds in place; runs the tests of the GPU kernels, some of them under compute-sanitizer; times every op against the same in plain torch,
-eager and compiled, and whole networks; writes results/gpu-check.json after every stage and prints a table. A stage that cannot run says why,
-and one that takes too long is ended; the exit code is 0 where none failed.
+eager and compiled, and whole networks; writes results/gpu-check.json after every stage and prints a table. A stage that cannot run says
+why, and one that takes too long is ended; the exit code is 0 where none failed.
 
     python benchmarks/gpu_check.py --only ops            # one stage
 """

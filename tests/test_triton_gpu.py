@@ -40,9 +40,7 @@ def test_graphs_hold_every_op(name: str) -> None:
     assert all(torch.equal(ours, right) for ours, right in zip(captured, expected, strict=True))
 
 
-def test_auto_takes_triton_where_there_is_no_cuda_kernel() -> None:
-    y = mk.ops.separable_attention(qkv(), (2, 2))
-    assert torch.equal(y, mk.ops.separable_attention(qkv(), (2, 2), backend="triton")) or y.shape == (2, 32, 16, 16)
+def test_automatic_choice_goes_by_the_device() -> None:
     from mvit_kernels.ops.separable_attention import choose
 
     assert choose.backend(None, qkv(), (2, 2)) in ("cuda", "triton")

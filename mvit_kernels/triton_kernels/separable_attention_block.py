@@ -100,7 +100,7 @@ def value_out_kernel(
     x += image.to(tl.int64) * x_image + group_start(group, across, x_row, x_column)
     y += image.to(tl.int64) * y_image + group_start(group, across, y_row, y_column)
     context += (program // per_group).to(tl.int64) * dim
-    known, dtype = (t < length)[:, None], x.dtype.element_ty
+    known = (t < length)[:, None]
 
     c = tl.arange(0, BLOCK_C)
     result = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
@@ -111,19 +111,19 @@ def value_out_kernel(
             k = begin + tl.arange(0, BLOCK_K)
             inside = known & (k < dim)[None, :]
             pixels = tl.load(x + at[:, None] + k[None, :], mask=inside, other=0.0).to(tl.float32)
-            centred = tl.where(inside, pixels - mean, 0.0).to(dtype)
+            centred = tl.where(inside, pixels - mean, 0.0).to(x.dtype.element_ty)
             w = tl.load(value + v[None, :] * dim + k[:, None], mask=(v < dim)[None, :] & (k < dim)[:, None], other=0.0)
             values = dot(centred, w, values)
         values = values * inverse + tl.load(value_bias + v, mask=v < dim, other=0.0)[None, :]
         gate = tl.load(context + v, mask=v < dim, other=0.0)
         gated = tl.where(values < 0, 0.0, values) * gate[None, :]
         w = tl.load(out + c[None, :] * dim + v[:, None], mask=(c < dim)[None, :] & (v < dim)[:, None], other=0.0)
-        result = dot(gated.to(dtype), w, result)
+        result = dot(gated.to(x.dtype.element_ty), w, result)
     inside = known & (c < dim)[None, :]
     result += tl.load(out_bias + c, mask=c < dim, other=0.0)[None, :]
     result += tl.load(x + at[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
     y_at = pixel_offsets(t, columns, y_row_step, y_column_step, 1, FAR)
-    tl.store(y + y_at[:, None] + c[None, :], result.to(dtype), mask=inside)
+    tl.store(y + y_at[:, None] + c[None, :], result.to(x.dtype.element_ty), mask=inside)
 
 
 # --- what launches them ---
@@ -174,11 +174,11 @@ def _known_parts(moments: Tensor, x: Tensor) -> tuple[Tensor, int, int, int]:
 
 
 def _tile(length: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Sums of all channels of a tile of pixels are in registers: 64 a thread, 32 where products have no tensor cores."""
+    """Sums of all channels of a tile of pixels are in registers, beside those of the values that are being made: at most 64 a thread."""
     block_c = power_of_two(dim, 16)
     if dtype == torch.float32:
-        sizes = {"BLOCK_T": power_of_two(length, 16, max(16, 8192 // block_c)), "BLOCK_V": 16, "BLOCK_K": 16, "num_stages": 2}
+        sizes = {"BLOCK_T": power_of_two(length, 16, max(16, 4096 // block_c)), "BLOCK_V": 16, "BLOCK_K": 16, "num_stages": 2}
     else:
-        block_v = min(block_c, 64)
-        sizes = {"BLOCK_T": power_of_two(length, 16, min(128, 16384 // block_c)), "BLOCK_V": block_v, "BLOCK_K": block_v, "num_stages": 3}
-    return sizes | {"BLOCK_C": block_c, "num_warps": 8 if sizes["BLOCK_T"] * block_c > 4096 else 4}
+        block_t, block_v = power_of_two(length, 16, min(64, max(32, 8192 // block_c))), min(block_c, 64)
+        sizes = {"BLOCK_T": block_t, "BLOCK_V": block_v, "BLOCK_K": block_v, "num_stages": 3}
+    return sizes | {"BLOCK_C": block_c, "num_warps": 8 if sizes["BLOCK_T"] * block_c > 2048 else 4}
