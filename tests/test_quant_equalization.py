@@ -117,6 +117,23 @@ def test_any_factors_leave_the_function(name: str) -> None:
     assert changed == {name for seam in found for name, _ in (*seam.writers, *seam.against, *seam.readers)}
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_sums_pass_relu_but_not_gelu(activation: str) -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1), nn.Conv2d(4, 5, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(getattr(nn.functional, activation)(self.a(x) + self.b(x)))
+
+    own = in_doubles(optimize(capture(Sum().eval(), (3, 8, 8))))
+    found = seams(own)
+    assert len(found) == (1 if activation == "relu" else 0)
+    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    torch.testing.assert_close(run(migrated(own, {seam.name: drawn(4, 0) for seam in found}), x), run(own, x), rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("activation", ["relu", "silu"])
 def test_maps_pass_relu_but_not_silu(activation: str) -> None:
     class Two(nn.Module):

@@ -79,9 +79,8 @@ def _of_maps(program: Program, users: Mapping[str, list[str]]) -> list[Seam]:
 
 
 def _is_scalable(node: Node) -> bool:
-    if node.kind in PRODUCTS:
-        return node.settings.get("activation", "none") in ("none", "relu")
-    return node.kind in _HOMOGENEOUS
+    """Whether what it computes of scaled channels is scaled as they are: not by SiLU."""
+    return node.kind in (*PRODUCTS, *_HOMOGENEOUS) and node.settings.get("activation", "none") in ("none", "relu")
 
 
 def _copied(node: Node) -> tuple[str, ...]:

@@ -38,7 +38,8 @@ def export_onnx(model: QuantizedModel, path: str | os.PathLike[str], size: tuple
 
     Raises:
         TypeError: another model.
-        ValueError: a node that is none of ours (it runs through torch, and is named).
+        ValueError: a node that has no form in ONNX here (attention and pooling mixers of EfficientFormer, what runs through torch). It is
+            named.
         ImportError: onnx is not installed.
     """
     if not isinstance(model, QuantizedModel):
@@ -259,7 +260,7 @@ class _Writer:
             self.dequantize(node, name, settings[f"{i}_scale"], settings[f"{i}_zero_point"])
             for i, name in zip("ab", node.inputs, strict=True)
         ]
-        self.quantize(node, self.op("Add", sides))
+        self.quantize(node, self.activate(self.op("Add", sides), node.settings.get("activation", "none")))
 
     def pool(self, node: Node) -> None:
         settings = node.settings
