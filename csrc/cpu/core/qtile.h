@@ -23,7 +23,7 @@ struct QChannels {
     const float *scale, *bias, *inverse, *low, *high;
     const int32_t* zero_point;
 
-    QChannels from(int64_t column) const {
+    constexpr QChannels from(int64_t column) const {
         return {init + column, scale + column, bias + column, inverse + column, low + column, high + column, zero_point + column};
     }
 };

@@ -1,0 +1,43 @@
+// What device code is written on, so that the same text is compiled by nvcc for GPUs and by any C++ compiler for the tests.
+//
+// Without nvcc, what belongs to a thread of a block is only declared here: tests/block.cpp defines it, a block whose threads take turns on
+// the processor. So every line of a kernel, its addresses, predicates, pipelines and barriers, is tested on machines without a GPU.
+//
+// Integers and floats here are as exact as in cpu/: files of integer ops are compiled without contraction of multiply-adds (flags.txt).
+#pragma once
+
+#include <cstdint>
+
+#if defined(__CUDACC__)
+#define MVIT_DEVICE __device__ __forceinline__
+#define MVIT_BOTH __host__ __device__ __forceinline__
+#define MVIT_UNROLL _Pragma("unroll")
+#else
+#define MVIT_DEVICE inline
+#define MVIT_BOTH inline
+#define MVIT_UNROLL
+#endif
+
+namespace mvit::cuda {
+
+inline constexpr int warp_size = 32;
+
+#if defined(__CUDACC__)
+
+MVIT_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
+MVIT_DEVICE int64_t block_x() { return blockIdx.x; }
+MVIT_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
+MVIT_DEVICE void block_barrier() { __syncthreads(); }
+
+#else
+
+int thread_index();
+int64_t block_x();
+int block_y();
+void block_barrier();
+
+#endif
+
+MVIT_BOTH constexpr int64_t ceil_divide(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+}  // namespace mvit::cuda

@@ -1,0 +1,27 @@
+// Four products of bytes added to a sum, and bytes picked from two words: one instruction each.
+#pragma once
+
+#include "cuda/primitives/device.cuh"
+
+namespace mvit::cuda {
+
+#if defined(__CUDACC__)
+
+// c + a[0] b[0] + .. + a[3] b[3], a of uint8 and b of int8, modulo 2^32.
+MVIT_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
+    int32_t sum;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+}
+
+// Byte i of the result is byte (selector >> 4 i) % 8 of the eight of a (first) and b.
+MVIT_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+
+#else
+
+int32_t dot4(uint32_t a, uint32_t b, int32_t c);
+uint32_t permute(uint32_t a, uint32_t b, uint32_t selector);
+
+#endif
+
+}  // namespace mvit::cuda

@@ -1,0 +1,258 @@
+#include "tests/block.h"
+
+#include <setjmp.h>
+#include <ucontext.h>
+
+#include <algorithm>
+#include <cmath>
+#include <deque>
+#include <memory>
+
+#include "cuda/primitives/cp_async.cuh"
+#include "cuda/primitives/dot4.cuh"
+#include "cuda/primitives/floats.cuh"
+#include "cuda/primitives/mma_s8.cuh"
+#include "tests/floats.h"
+
+namespace mvit::tests {
+namespace {
+
+struct Copy {
+    uint8_t* to;
+    const uint8_t* from;
+    int bytes, size;
+
+    void run() const {
+        uint8_t some[16] = {};
+        std::memcpy(some, from, static_cast<size_t>(bytes));
+        std::memcpy(to, some, static_cast<size_t>(size));
+    }
+};
+
+// A context to begin in, jumps from then on: swapcontext asks the kernel about signals each time.
+struct Fiber {
+    ucontext_t context;
+    jmp_buf place;
+    int index = 0;
+    bool begun = false, done = false;
+    std::vector<Copy> open;                // copies of no group yet
+    std::deque<std::vector<Copy>> groups;  // those under way
+};
+
+// Where all of `size` threads meet.
+struct Meeting {
+    int size = 0, arrived = 0;
+    int64_t times = 0;
+};
+
+// What each lane brings to an instruction of its warp; two by turns, as lanes may go on while others still read.
+struct Offers {
+    uint64_t values[2][cuda::warp_size][8];
+    int kind[2][cuda::warp_size];
+    Meeting meeting;
+};
+
+struct Block {
+    int64_t x;
+    int y;
+    BlockOrder order;
+    const std::function<void()>* kernel;
+    jmp_buf scheduler;
+    std::vector<std::unique_ptr<Fiber>> fibers;
+    std::vector<Offers> warps;
+    Meeting all;
+    Fiber* running = nullptr;
+    int64_t progress = 0;
+};
+
+Block* block = nullptr;
+
+constexpr size_t stack_bytes = 1 << 18;
+
+// Kept from block to block.
+char* stack_of(int thread) {
+    static std::vector<std::unique_ptr<char[]>> stacks;
+    while (static_cast<int>(stacks.size()) <= thread) stacks.emplace_back(new char[stack_bytes]);
+    return stacks[static_cast<size_t>(thread)].get();
+}
+
+void give_way() {
+    if (_setjmp(block->running->place) == 0) _longjmp(block->scheduler, 1);
+}
+
+void give_turn(Fiber& fiber) {
+    block->running = &fiber;
+    if (_setjmp(block->scheduler) != 0) return;
+    if (fiber.begun) _longjmp(fiber.place, 1);
+    fiber.begun = true;
+    setcontext(&fiber.context);
+}
+
+void meet(Meeting& meeting) {
+    const int64_t times = meeting.times;
+    ++block->progress;
+    if (++meeting.arrived == meeting.size) {
+        meeting.arrived = 0, ++meeting.times;
+        return;
+    }
+    while (meeting.times == times) give_way();
+}
+
+// The values that all lanes of this thread's warp bring to the same instruction.
+const uint64_t (*offer(int kind, const uint64_t (&values)[8]))[8] {
+    Offers& warp = block->warps[static_cast<size_t>(block->running->index / cuda::warp_size)];
+    const int turn = static_cast<int>(warp.meeting.times % 2), lane = block->running->index % cuda::warp_size;
+    std::copy_n(values, 8, warp.values[turn][lane]);
+    warp.kind[turn][lane] = kind;
+    meet(warp.meeting);
+    for (const int other : warp.kind[turn]) CHECK(other == kind);  // all lanes are at the same instruction
+    return warp.values[turn];
+}
+
+void run_fiber() {
+    (*block->kernel)();
+    Fiber& fiber = *block->running;
+    CHECK(fiber.open.empty());  // what is copied is waited for
+    for (const auto& group : fiber.groups) CHECK(group.empty());
+    fiber.done = true;
+    ++block->progress;
+    give_way();
+}
+
+void make_ready(Fiber& fiber) {
+    getcontext(&fiber.context);
+    fiber.context.uc_stack.ss_sp = stack_of(fiber.index);
+    fiber.context.uc_stack.ss_size = stack_bytes;
+    makecontext(&fiber.context, run_fiber, 0);
+}
+
+void copy(void* to, const void* from, int bytes, int size) {
+    CHECK(reinterpret_cast<uintptr_t>(to) % static_cast<uintptr_t>(size) == 0);
+    CHECK(reinterpret_cast<uintptr_t>(from) % static_cast<uintptr_t>(size) == 0);
+    CHECK(bytes >= 0 && bytes <= size);
+    const Copy one{static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), bytes, size};
+    if (block->order.late_copies) {
+        block->running->open.push_back(one);
+    } else {
+        one.run();
+    }
+}
+
+}  // namespace
+
+void run_block(int threads, int64_t x, int y, const BlockOrder& order, const std::function<void()>& kernel) {
+    Block own{x, y, order, &kernel, {}, {}, std::vector<Offers>(static_cast<size_t>(threads / cuda::warp_size)), {threads}};
+    CHECK(threads % cuda::warp_size == 0);
+    block = &own;
+    for (Offers& warp : own.warps) warp.meeting.size = cuda::warp_size;
+    for (int i = 0; i < threads; ++i) {
+        own.fibers.push_back(std::make_unique<Fiber>());
+        own.fibers.back()->index = i;
+        make_ready(*own.fibers.back());
+    }
+    std::vector<std::vector<Fiber*>> teams(own.warps.size());
+    for (const auto& fiber : own.fibers) teams[static_cast<size_t>(fiber->index / cuda::warp_size)].push_back(fiber.get());
+    if (order.turns == BlockOrder::backward) {
+        std::reverse(teams.begin(), teams.end());
+        for (auto& team : teams) std::reverse(team.begin(), team.end());
+    }
+    std::mt19937 generator(3);
+    const auto give_turns = [&](const std::vector<Fiber*>& team) {
+        const int64_t before = own.progress;
+        for (Fiber* fiber : team)
+            if (!fiber->done) give_turn(*fiber);
+        return own.progress != before;
+    };
+    while (std::any_of(own.fibers.begin(), own.fibers.end(), [](const auto& fiber) { return !fiber->done; })) {
+        const int64_t before = own.progress;
+        if (order.turns == BlockOrder::shuffled) std::shuffle(teams.begin(), teams.end(), generator);
+        for (auto& team : teams) {
+            if (order.turns == BlockOrder::shuffled) {
+                std::shuffle(team.begin(), team.end(), generator);
+                give_turns(team);
+            } else {
+                while (give_turns(team)) {
+                }
+            }
+        }
+        CHECK(own.progress != before);  // else some wait for others that are gone
+    }
+    block = nullptr;
+}
+
+}  // namespace mvit::tests
+
+namespace mvit::cuda {
+
+using namespace mvit::tests;
+
+int thread_index() { return block->running->index; }
+int64_t block_x() { return block->x; }
+int block_y() { return block->y; }
+void block_barrier() { meet(block->all); }
+
+void cp_async16(void* shared, const void* global, int bytes) { copy(shared, global, bytes, 16); }
+void cp_async4(void* shared, const void* global, int bytes) { copy(shared, global, bytes, 4); }
+void cp_async_commit() {
+    Fiber& fiber = *block->running;
+    fiber.groups.push_back(std::move(fiber.open));
+    fiber.open.clear();
+}
+void cp_async_wait(int left) {
+    Fiber& fiber = *block->running;
+    for (; static_cast<int>(fiber.groups.size()) > left; fiber.groups.pop_front())
+        for (const Copy& one : fiber.groups.front()) one.run();
+}
+
+void ldmatrix_x4(uint32_t (&r)[4], const void* shared) {
+    CHECK(reinterpret_cast<uintptr_t>(shared) % 16 == 0);
+    const auto* rows = offer(1, {reinterpret_cast<uint64_t>(shared)});
+    const int lane = thread_index() % warp_size;
+    for (int i = 0; i < 4; ++i) std::memcpy(&r[i], reinterpret_cast<const char*>(rows[8 * i + lane / 4][0]) + 4 * (lane % 4), 4);
+}
+
+// Element i of the fragments of mma.m16n8k32, PTX ISA: A and B in bytes, C and D in int32.
+void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    const auto* all = offer(2, {a[0], a[1], a[2], a[3], b0, b1});
+    const auto byte = [](uint64_t word, int i) { return static_cast<uint8_t>(word >> (8 * i)); };
+    uint8_t matrix_a[16][32];
+    int8_t matrix_b[32][8];
+    for (int lane = 0; lane < warp_size; ++lane) {
+        const int group = lane >> 2, inside = lane % 4;
+        for (int i = 0; i < 16; ++i) {
+            const bool upper = (0 <= i && i < 4) || (8 <= i && i < 12);
+            matrix_a[upper ? group : group + 8][inside * 4 + (i & 3) + (i < 8 ? 0 : 16)] = byte(all[lane][i / 4], i % 4);
+        }
+        for (int i = 0; i < 8; ++i)
+            matrix_b[inside * 4 + (i & 3) + (i < 4 ? 0 : 16)][group] = static_cast<int8_t>(byte(all[lane][4 + i / 4], i % 4));
+    }
+    const int lane = thread_index() % warp_size;
+    for (int i = 0; i < 4; ++i) {
+        const int row = i < 2 ? lane >> 2 : (lane >> 2) + 8, column = lane % 4 * 2 + (i & 1);
+        auto sum = static_cast<uint32_t>(c[i]);
+        for (int k = 0; k < 32; ++k) sum += static_cast<uint32_t>(matrix_a[row][k] * matrix_b[k][column]);
+        c[i] = static_cast<int32_t>(sum);
+    }
+}
+
+int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
+    auto sum = static_cast<uint32_t>(c);
+    for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(static_cast<uint8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i)));
+    return static_cast<int32_t>(sum);
+}
+uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
+    const uint64_t bytes = uint64_t{b} << 32 | a;
+    uint32_t result = 0;
+    for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
+    return result;
+}
+
+int32_t round_to_int(float x) { return static_cast<int32_t>(std::lrintf(x)); }
+float to_float(float x) { return x; }
+float to_float(bf16 x) { return mvit::to_float(x); }
+float to_float(f16 x) { return mvit::to_float(x); }
+void from_float(float x, float* to) { *to = x; }
+void from_float(float x, bf16* to) { mvit::from_float(x, to); }
+void from_float(float x, f16* to) { mvit::from_float(x, to); }
+
+}  // namespace mvit::cuda
