@@ -1,0 +1,80 @@
+// The extension mvit_kernels._cuda: pointers of a device, shapes and its stream in; nothing out, or an error with the name of the kernel
+// and of what the launch came to. Tensors are checked in mvit_kernels/ops; nothing here knows torch. Launches run without the GIL.
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "bind_qepilogue.h"
+#include "cuda/ops/qconv2d.h"
+#include "cuda/ops/qdepthwise_conv2d.h"
+#include "cuda/ops/qgemm.h"
+
+namespace py = pybind11;
+using namespace mvit;
+
+namespace {
+
+// What `epilogue` (bind_qepilogue.h) takes.
+using Epilogue = std::tuple<uintptr_t, int64_t, int, bool, int, uintptr_t, uintptr_t, uintptr_t, uintptr_t, int, int64_t, float, int32_t,
+                            uintptr_t, int64_t>;
+// Columns, depth and bits of a weight.
+using Form = std::array<int64_t, 3>;
+
+QEpilogue epilogue_of(const Epilogue& e) { return std::apply(epilogue, e); }
+cuda::QFragments fragments(uintptr_t tiles, const Form& form) { return {bytes(tiles), form[0], form[1], static_cast<int>(form[2])}; }
+
+template <class Launch>
+void launch(const Launch& launch) {
+    cuda::Launched done;
+    {
+        const py::gil_scoped_release release;
+        done = launch();
+    }
+    if (done.error != 0)
+        throw std::runtime_error(std::string(done.kernel) + ": the CUDA kernel was not launched: " + cuda::error_name(done.error) + ", " +
+                                 cuda::error_text(done.error));
+}
+
+void product(int device, uintptr_t stream, int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t tiles, const Form& form,
+             const Epilogue& e, uintptr_t row_scale, uintptr_t row_zero_point, uintptr_t column_sum) {
+    cuda::QGemmProblem p{rows, bytes(a), a_stride, fragments(tiles, form), epilogue_of(e)};
+    p.epilogue.row_scale = floats(row_scale), p.epilogue.row_zero_point = ints(row_zero_point), p.epilogue.column_sum = ints(column_sum);
+    launch([&] { return cuda::qgemm(p, device, pointer(stream)); });
+}
+
+// Sizes are (B, C, H, W), of x; strides likewise. A residual is as dense as y.
+void convolution(int device, uintptr_t stream, const Sizes& size, int kernel, int stride, uintptr_t x, const Sizes& x_stride,
+                 uintptr_t second, int64_t second_channels, const Sizes& second_stride, uintptr_t border, uintptr_t tiles, const Form& form,
+                 const Epilogue& e) {
+    const auto map = [](uintptr_t data, int64_t channels, const Sizes& strides) {
+        return cuda::QMap{bytes(data), channels, strides[0], strides[2], strides[3]};
+    };
+    const cuda::QConv2dProblem p{size[0],
+                                 size[2],
+                                 size[3],
+                                 kernel,
+                                 stride,
+                                 map(x, size[1], x_stride),
+                                 map(second, second_channels, second_stride),
+                                 ints(border),
+                                 fragments(tiles, form),
+                                 epilogue_of(e)};
+    launch([&] { return cuda::qconv2d(p, device, pointer(stream)); });
+}
+
+void depthwise_convolution(int device, uintptr_t stream, const Sizes& size, int stride, uintptr_t x, const Sizes& x_stride, uintptr_t taps,
+                           uintptr_t border, const Epilogue& e) {
+    const cuda::QDepthwiseConv2dProblem p{
+        size[0],      size[2],       size[3],     size[1],     stride,
+        bytes(x),     x_stride[0],   x_stride[2], x_stride[3], static_cast<const uint32_t*>(pointer(taps)),
+        ints(border), epilogue_of(e)};
+    launch([&] { return cuda::qdepthwise_conv2d(p, device, pointer(stream)); });
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, m) {
+    m.def("qgemm", product);
+    m.def("qconv2d", convolution);
+    m.def("qdepthwise_conv2d", depthwise_convolution);
+}
