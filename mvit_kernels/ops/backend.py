@@ -1,6 +1,6 @@
 """Which implementation of an op runs.
 
-Every op has a `reference` implementation and may have others (`cpu`, `triton`, later `cuda`). With no request the first one that can
+Every op has a `reference` implementation and may have others (`cpu`, `triton`, `cuda`). With no request the first one that can
 take the call runs, fastest first. A request (`backend=`, `use_backend`, or the environment variable MVIT_KERNELS_BACKEND) is never replaced
 by something else: where it cannot be met the call raises and says why.
 """
@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from . import triton_support
+from . import cuda_support, triton_support
 
 native: Any  # the extension mvit_kernels._cpu, or None
 try:
@@ -53,11 +53,12 @@ def backends() -> dict[str, BackendInfo]:
         also = f"; built but not supported by this processor: {', '.join(missing)}" if missing else ""
         cpu = BackendInfo(True, detail=f"{native.isa()} (of {', '.join(native.isas_supported())}{also})")
     detail, reason = triton_support.describe()
+    cuda_detail, cuda_reason = cuda_support.describe()
     return {
         "reference": BackendInfo(True, detail=f"torch {torch.__version__}"),
         "cpu": cpu,
         "triton": BackendInfo(not reason, detail, reason),
-        "cuda": BackendInfo(False, reason="this version has no CUDA kernels"),
+        "cuda": BackendInfo(not cuda_reason, cuda_detail, cuda_reason),
     }
 
 

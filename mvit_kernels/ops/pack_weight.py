@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from . import checks
+from .placed import Placed
 
 OP = "pack_weight"
 QPANEL = 16  # columns
@@ -53,6 +54,7 @@ class PackedWeight:
             raise ValueError(f"PackedWeight: data: expected checksum {checksum}, got {zlib.crc32(raw[_HEADER.size :])}: it is damaged")
         self.data, self.columns, self.depth, self.bits, self.largest = data, columns, depth, bits, largest
         self.filtered: torch.Tensor | None = None  # what `qconv2d` made of it
+        self._placed = Placed(data)
 
     @property
     def sum(self) -> torch.Tensor:
@@ -63,6 +65,12 @@ class PackedWeight:
     def sum_abs(self) -> torch.Tensor:
         """(N,) int32: the sum of the absolute values of each row."""
         return self._sums(1)
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """`data` on that device, copied there once."""
+        (data,) = (self.data,) if device.type == "cpu" else self._placed.on(device)
+        assert data is not None
+        return data
 
     def unpack(self) -> torch.Tensor:
         """The (N, K) int8 weight."""

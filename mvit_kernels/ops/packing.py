@@ -133,7 +133,7 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: 
     try:
         state = (*map(_described, tensors), *places)
     except RuntimeError:  # tensors of inference mode have no version
-        if native is None:
+        if native is None or not all(x.is_cpu for x in tensors):  # what lies on a GPU cannot be read here
             return _made(recipe, sources)
         state = (*((_content(x) if x.is_inference() else x._version, x.shape, x.dtype) for x in tensors), *places)
     if contents:

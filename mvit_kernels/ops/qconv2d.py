@@ -9,13 +9,15 @@ import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from . import checks, qchecks, triton_support
+from . import checks, cuda_support, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import QTYPE_CODES, dense, direct, in_format, raise_status, register
 from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
 from .packing import packed
+from .placed import Placed
 from .qchannels import Settings, check_channels, quantization, unpack_channels
-from .qgemm import TritonWeight, activation_code, check_residual, table_addresses, triton_finish, triton_refuse
+from .qfragments import PackBorder, PackFragments
+from .qgemm import TritonWeight, activation_code, check_residual, cuda_epilogue, table_addresses, triton_finish, triton_refuse
 
 OP = "qconv2d"
 _kernels = triton_support.Kernels("qgemm")
@@ -38,11 +40,18 @@ class QConv2d:
         self.kernel_size, self.stride, self.second_channels, self.settings = kernel_size, stride, second_channels, settings
         self.backend = backend
         self._sizes = weight.columns, weight.depth, weight.bits, kernel_size, stride, second_channels
+        self._placed = Placed(channels, zero_point, border, table)
 
     def __call__(self, x: Tensor, second: Optional = None, residual: Optional = None) -> Tensor:
-        """y (B, N, ceil(H / stride), ceil(W / stride)), in channels_last memory."""
+        """y (B, N, ceil(H / stride), ceil(W / stride)), in channels_last memory. What was prepared is copied to the
+        device of x by the first call there."""
+        weight, filtered = self.weight.data, self.filtered
+        prepared: tuple[Optional, ...] = (self.channels, self.zero_point, self.border, self.table)
+        if not x.is_cpu:
+            weight, filtered, prepared = self.weight.on(x.device), None, self._placed.on(x.device)  # filtered: for processors
+        channels, zero_point, border, table = prepared
         return _call(
-            x, second, residual, self.weight.data, self.channels, self.zero_point, self.border, self.filtered, self.table,
+            x, second, residual, weight, channels, zero_point, border, filtered, table,
             *self._sizes, *self.settings, backend=self.backend,
         )  # fmt: skip
 
@@ -284,8 +293,39 @@ def _triton_forward(
     return y
 
 
+def _cuda_refuse(x: Tensor, depth: int, bits: int) -> str | None:
+    return cuda_support.refuse(x) or cuda_support.refuse_deep_int6(depth, bits)
+
+
+def _cuda_forward(
+    x: Tensor, second: Optional, residual: Optional, weight: Tensor, channels: Tensor, zero_point: Tensor, border: Optional,
+    filtered: Optional, table: Optional, columns: int, depth: int, bits: int, kernel: int, stride: int, second_channels: int,
+    out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
+) -> Tensor:  # fmt: skip
+    x = in_format(x, channels_last=True)
+    if second is not None:
+        second = in_format(second, channels_last=True)
+    if residual is not None:
+        residual = dense(residual, channels_last=True)
+    y = _empty(x, columns, stride, out_dtype)
+    parts = (x.shape[1], second_channels) if second_channels else (x.shape[1],)
+    fragments = packed(PackFragments(columns, depth, bits, parts), weight)
+    if kernel == 3:
+        border = packed(PackBorder(columns, depth, bits), weight, zero_point, channels)
+    epilogue = cuda_epilogue(
+        OP, channels, out_dtype, plain, activation, table, residual, columns, residual_scale, residual_zero_point, y, columns
+    )  # fmt: skip
+    cuda_support.native.qconv2d(
+        *cuda_support.place(x), x.shape, kernel, stride, x.data_ptr(), x.stride(), 0 if second is None else second.data_ptr(),
+        second_channels, x.stride() if second is None else second.stride(), 0 if border is None else border.data_ptr(),
+        fragments.tiles.data_ptr(), (columns, fragments.depth, bits), epilogue,
+    )  # fmt: skip
+    return y
+
+
 choose = Choice(
     OP,
+    cuda=Implementation(_cuda_forward, refuse=_cuda_refuse),
     triton=Implementation(_triton_forward, refuse=triton_refuse),
     cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
     reference=Implementation(_reference_forward),

@@ -9,12 +9,15 @@ import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from . import checks, qchecks, triton_support
+from . import checks, cuda_support, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import QTYPE_CODES, dense, direct, empty_in_format, in_format, raise_status, register
 from .pack_weight import MOST
+from .packing import packed
+from .placed import Placed
 from .qchannels import Settings, check_channels, quantization, unpack_channels
-from .qgemm import SEGMENTS, activation_code, check_residual, table_addresses, triton_finish
+from .qfragments import pack_taps
+from .qgemm import SEGMENTS, activation_code, check_residual, cuda_epilogue, table_addresses, triton_finish
 
 OP = "qdepthwise_conv2d"
 _kernels = triton_support.Kernels(OP)
@@ -38,13 +41,16 @@ class QDepthwiseConv2d:
         self.stride, self.table, self.backend = stride, table, backend
         self.blocks = arrange(weight, zero_point, channels)
         self.narrow = is_narrow(channels, settings)
+        self._placed = Placed(weight, zero_point, self.blocks, channels, table)
 
     def __call__(self, x: Tensor, residual: Optional = None) -> Tensor:
-        """y (B, C, ceil(H / stride), ceil(W / stride)), channels_last; residual of that size."""
-        return _call(
-            x, self.weight, self.zero_point, self.blocks, self.channels, residual, self.table, self.stride, self.narrow, *self.settings,
-            backend=self.backend,
-        )  # fmt: skip
+        """y (B, C, ceil(H / stride), ceil(W / stride)), channels_last; residual of that size. What was prepared is
+        copied to the device of x by the first call there."""
+        prepared: tuple[Optional, ...] = (self.weight, self.zero_point, self.blocks, self.channels, self.table)
+        if not x.is_cpu:
+            prepared = self._placed.on(x.device)
+        *tensors, table = prepared
+        return _call(x, *tensors, residual, table, self.stride, self.narrow, *self.settings, backend=self.backend)
 
 
 def prepare_qdepthwise_conv2d(
@@ -239,8 +245,27 @@ def _triton_forward(
     return y
 
 
+def _cuda_forward(
+    x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, table: Optional, stride: int,
+    narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
+) -> Tensor:  # fmt: skip
+    x = in_format(x, channels_last=True)
+    y = empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype)
+    if residual is not None:
+        residual = dense(residual, channels_last=True)
+    taps, border = packed(pack_taps, weight, zero_point, channels)
+    epilogue = cuda_epilogue(
+        OP, channels, out_dtype, plain, activation, table, residual, x.shape[1], residual_scale, residual_zero_point, y, x.shape[1]
+    )  # fmt: skip
+    cuda_support.native.qdepthwise_conv2d(
+        *cuda_support.place(x), x.shape, stride, x.data_ptr(), x.stride(), taps.data_ptr(), border.data_ptr(), epilogue
+    )
+    return y
+
+
 choose = Choice(
     OP,
+    cuda=Implementation(_cuda_forward, refuse=cuda_support.refuse),
     triton=Implementation(_triton_forward, refuse=_triton_refuse),
     cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
     reference=Implementation(_reference_forward),

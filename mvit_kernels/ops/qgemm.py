@@ -10,13 +10,15 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks, qchecks, triton_support
+from . import checks, cuda_support, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import OVERFLOWED, QTYPE_CODES, direct, raise_status, register
 from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
 from .packing import packed
+from .placed import Placed
 from .qchannels import Settings, check_channels, quantization, unpack_channels
+from .qfragments import PackFragments
 
 OP = "qgemm"
 Tensor = torch.Tensor
@@ -34,6 +36,7 @@ class QGemm:
         self.weight, self.channels, self.settings, self.table, self.backend = weight, channels, settings, table, backend
         self.dynamic = dynamic  # scales and zero-points of rows come with the call
         self._sizes = weight.columns, weight.depth, weight.bits
+        self._placed = Placed(channels, table)
 
     @overload
     def __call__(self, a: Tensor, residual: Optional = None, *, a_scale: Optional = None, a_zero_point: Optional = None) -> Tensor: ...
@@ -43,18 +46,21 @@ class QGemm:
         self, a: Tensor, residual: Optional = None, *, a_scale: Optional = None, a_zero_point: Optional = None, collect: int | None = None
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         """y (M, N), with `collect` (y, sums (collect, 2)). a_scale (M,) float32 and a_zero_point (M,) int32: of rows, for what was prepared
-        with a_scale=None."""
+        with a_scale=None. What was prepared is copied to the device of `a` by the first call there."""
+        weight, channels, table = self.weight.data, self.channels, self.table
+        if not a.is_cpu:
+            weight, (channels, table) = self.weight.on(a.device), self._placed.on(a.device)  # type: ignore[assignment]
         if collect is not None:
             checks.integer(OP, "collect", collect)
             if self.settings.out_dtype != torch.int16:
                 raise ValueError(f"{OP}: collect: expected None for out_dtype {self.settings.out_dtype}, got {collect}")
             if a_scale is not None or a_zero_point is not None:
                 raise ValueError(f"{OP}: a_scale: expected None with collect, got {type(a_scale).__name__}")
-            return _collect_call(a, self.weight.data, self.channels, residual, *self._sizes, collect, backend=self.backend)
+            return _collect_call(a, weight, channels, residual, *self._sizes, collect, backend=self.backend)
         if self.dynamic or a_scale is not None or a_zero_point is not None:
             self._check_rows(a_scale, a_zero_point)
         return _call(
-            a, self.weight.data, self.channels, residual, a_scale, a_zero_point, self.table, *self._sizes, *self.settings,
+            a, weight, channels, residual, a_scale, a_zero_point, table, *self._sizes, *self.settings,
             backend=self.backend,
         )  # fmt: skip
 
@@ -115,7 +121,8 @@ def qgemm(
             `reference.activation_curve` for this out_scale and out_zero_point: the activation in finer steps than bytes.
         a_bits, out_bits: 8 or 6: bytes of a are at most 2^a_bits - 1, those of y are.
         collect: of an int16 y, how many groups of rows to give the sums of, for the norm that follows (`qnorm`).
-        backend: None for automatic choice, or the name of one.
+        backend: None for automatic choice, or the name of one. CUDA kernels do not wait for the device, so zero-points of rows that let a
+            sum overflow are not seen there.
 
     Returns:
         y (M, N), out_dtype; with `collect`, (y, sums (collect, 2) int64): the exact sum and sum of squares of each group.
@@ -161,7 +168,7 @@ def qgemm_accumulate(a: Tensor, weight: PackedWeight, a_zero_point: Any, *, back
     most = reference.largest_sum(weight.unpack(), z[:, None] if rows else z, 8)
     if most >= reference.OVERFLOW:
         raise ValueError(f"{OP}_accumulate: a_zero_point: expected sums below 2^31, got up to {most} with K = {weight.depth}")
-    return _accumulate_call(a, weight.data, z.contiguous(), weight.columns, weight.depth, weight.bits, backend=backend)
+    return _accumulate_call(a, weight.on(a.device), z.contiguous().to(a.device), weight.columns, weight.depth, weight.bits, backend=backend)
 
 
 # --- checks ---
@@ -376,6 +383,7 @@ class TritonWeight:
 
 @functools.cache
 def _segments_on(activation: str, device: torch.device) -> Tensor:
+    cuda_support.once("activation", device)
     with torch.inference_mode(False):
         return SEGMENTS[activation].to(device)
 
@@ -420,14 +428,84 @@ def _triton_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns: i
     return y
 
 
+# --- backend cuda ---
+
+
+def cuda_epilogue(
+    op: str, channels: Tensor, out_dtype: torch.dtype, plain: bool, activation: str, table: Optional, residual: Optional,
+    residual_stride: int, residual_scale: float, residual_zero_point: int, y: Tensor, y_stride: int,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The arguments of `epilogue` in python/bind_qepilogue.h."""
+    cuda_support.aligned(op, "channels", channels)
+    code, _ = activation_code(activation)
+    segments = _segments_on(activation, y.device).data_ptr() if activation in SEGMENTS else 0
+    return (
+        channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype], plain, code, segments, *table_addresses(table),
+        0 if residual is None else residual.data_ptr(), 0 if residual is None else QTYPE_CODES[residual.dtype], residual_stride,
+        residual_scale, residual_zero_point, y.data_ptr(), y_stride,
+    )  # fmt: skip
+
+
+def _refuse_cuda(a: Tensor, depth: int, bits: int) -> str | None:
+    return cuda_support.refuse(a) or cuda_support.refuse_deep_int6(depth, bits)
+
+
+def _cuda_product(
+    a: Tensor, weight: Tensor, form: tuple[int, int, int], epilogue: tuple[Any, ...], row_scale: Optional, row_zero_point: Optional
+) -> None:  # fmt: skip
+    fragments = packed(PackFragments(*form), weight)
+    if row_zero_point is not None:
+        row_zero_point = row_zero_point.contiguous()
+    if row_scale is not None:
+        row_scale = row_scale.contiguous()
+    cuda_support.native.qgemm(
+        *cuda_support.place(a), a.shape[0], a.data_ptr(), a.stride(0), fragments.tiles.data_ptr(), form, epilogue,
+        0 if row_scale is None else row_scale.data_ptr(), 0 if row_zero_point is None else row_zero_point.data_ptr(),
+        fragments.column_sum.data_ptr(),
+    )  # fmt: skip
+
+
+def _cuda_forward(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, row_scale: Optional, row_zero_point: Optional, table: Optional,
+    columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float,
+    residual_zero_point: int,
+) -> Tensor:  # fmt: skip
+    a = walkable_rows(a)
+    y = a.new_empty(a.shape[0], columns, dtype=out_dtype)
+    if residual is not None:
+        residual = walkable_rows(residual)
+    epilogue = cuda_epilogue(
+        OP, channels, out_dtype, plain, activation, table, residual, 0 if residual is None else residual.stride(0), residual_scale,
+        residual_zero_point, y, columns,
+    )  # fmt: skip
+    _cuda_product(a, weight, (columns, depth, bits), epilogue, row_scale, row_zero_point)
+    return y
+
+
+def _cuda_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int) -> Tensor:
+    op = f"{OP}_accumulate"
+    a = walkable_rows(a)
+    y = a.new_empty(a.shape[0], columns, dtype=torch.int32)
+    rows = zero_point.ndim == 1
+    channels = a.new_zeros(7, columns + -columns % QPANEL, dtype=torch.int32)
+    if not rows:
+        w = unpack_bytes(weight, columns, depth, bits)
+        channels[0, :columns] = reference.wrap(-(w.to(torch.int64) * zero_point).sum(1))
+    epilogue = cuda_epilogue(op, channels, torch.int32, True, "none", None, None, 0, 1.0, 0, y, columns)
+    _cuda_product(a, weight, (columns, depth, bits), epilogue, None, zero_point if rows else None)
+    return y
+
+
 choose = Choice(
     OP,
+    cuda=Implementation(_cuda_forward, refuse=_refuse_cuda),
     triton=Implementation(_triton_forward, refuse=triton_refuse),
     cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
     reference=Implementation(_reference_forward),
 )
 choose_accumulate = Choice(
     f"{OP}_accumulate",
+    cuda=Implementation(_cuda_accumulate, refuse=_refuse_cuda),
     triton=Implementation(_triton_accumulate, refuse=triton_refuse),
     cpu=Implementation(_cpu_accumulate, refuse=refuse_off_cpu),
     reference=Implementation(_reference_accumulate),

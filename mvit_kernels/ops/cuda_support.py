@@ -1,0 +1,87 @@
+"""The extension mvit_kernels._cuda: whether it can be used, and what the calls of its kernels share.
+
+Kernels run on the stream that is current for the device of their tensors; nothing waits for it. What is made once (weights in the order of
+tensor cores, copies of prepared tensors on a device) is made by the first call, with a copy from the host that a CUDA graph cannot capture:
+call once before.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from typing import Any
+
+import torch
+
+Tensor = torch.Tensor
+
+native: Any  # the extension, or None
+try:
+    native = importlib.import_module("mvit_kernels._cuda")
+    REASON = ""
+except ImportError as error:
+    native = None
+    REASON = f"the CUDA kernels are not built ({error}); install mvit_kernels again where nvcc is found"
+
+CAPABILITY = (8, 0)
+_ALIGNMENT = 16  # bytes, of arrays that kernels read four values at a time
+
+
+def describe() -> tuple[str, str]:
+    """(detail, reason): which devices the kernels run on, or why on none."""
+    if native is None:
+        return "", REASON
+    if torch.version.cuda is None:
+        return "", "this PyTorch is built without CUDA"
+    if not torch.cuda.is_available():
+        return "", "no GPU is available"
+    devices = range(torch.cuda.device_count())
+    reasons = [too_old(index) for index in devices]
+    names = [f"{torch.cuda.get_device_name(index)}" for index, reason in zip(devices, reasons, strict=True) if reason is None]
+    return (", ".join(names), "") if names else ("", str(reasons[0]))
+
+
+@functools.cache
+def too_old(index: int) -> str | None:
+    """Why the device of that number cannot run the kernels, or None."""
+    capability = torch.cuda.get_device_capability(index)
+    if capability >= CAPABILITY:
+        return None
+    return f"{torch.cuda.get_device_name(index)} has compute capability {_dotted(capability)}, the kernels need {_dotted(CAPABILITY)}"
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
+
+
+def refuse(x: Tensor, *_: object) -> str | None:
+    """Why the kernels cannot take a call whose dtypes and shapes they all take."""
+    if native is None:
+        return REASON
+    if not x.is_cuda:
+        return f"the tensor is on {x.device}"
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    return too_old(x.device.index)
+
+
+def refuse_deep_int6(depth: int, bits: int) -> str | None:
+    """Why a product with 6-bit weights is too deep: kernels multiply four times the weight (csrc/cuda/primitives/int6.cuh)."""
+    most = (2**31 - 1) // (4 * 31 * 255)
+    return f"6-bit weights are taken up to a depth of {most}, this one has {depth}" if bits == 6 and depth > most else None
+
+
+def place(x: Tensor) -> tuple[int, int]:
+    """(number of the device, its current stream)."""
+    return x.get_device(), torch.cuda.current_stream(x.device).cuda_stream
+
+
+def once(what: str, device: torch.device) -> None:
+    """Before something is copied to a device for all calls to come."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(f"{what}: expected to be on {device} before a CUDA graph is captured: call the op once before")
+
+
+def aligned(op: str, name: str, x: Tensor) -> None:
+    if x.data_ptr() % _ALIGNMENT:
+        raise ValueError(f"{op}: {name}: expected memory at a multiple of {_ALIGNMENT} bytes, got {x.data_ptr():#x}")

@@ -1,0 +1,173 @@
+"""Calls of the ops that have CUDA kernels, in every form that a kernel tells apart: for a GPU (tests/gpu), and for what comes before a
+kernel (test_cuda_calls.py). Each case makes its inputs and computes on a device by a backend; all results of one case are the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from q_checks import byte_map, random_bytes, random_packed_weight, random_weight
+
+from mvit_kernels import ops, reference
+
+Tensor = torch.Tensor
+Case = Callable[[torch.device, str], Tensor]  # the device and the backend to compute on
+
+
+def placed(x: Tensor | None, device: torch.device) -> Tensor | None:
+    """x there, with the same strides and what lies between."""
+    if x is None or x.device == device:
+        return x
+    base = torch.empty(0, dtype=x.dtype).set_(x.untyped_storage())
+    return base.to(device).as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def bytes_out(columns: int, **more: Any) -> dict[str, Any]:
+    scales = {"out_scale": torch.rand(columns) * 0.3 + 0.1, "out_zero_point": torch.randint(-100, 300, (columns,))}
+    return {"out_dtype": torch.uint8, **scales, **more}
+
+
+def epilogues(columns: int) -> Iterator[tuple[str, dict[str, Any], torch.dtype | None]]:
+    """(name, settings, dtype of the residual) of every way in which results leave."""
+    yield "bytes", bytes_out(columns), None
+    yield "bytes_relu", bytes_out(columns, activation="relu"), None
+    for activation in ("silu", "gelu", "hard_swish"):
+        yield f"bytes_{activation}", bytes_out(columns, activation=activation), None
+    yield "bytes_table", bytes_out(columns, out_bits=6, table=random_bytes(256)), None
+    curve = reference.activation_curve("silu", 0.1, 20)
+    yield "bytes_curve", {"out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": 20, "table": curve}, None
+    for residual in (torch.uint8, torch.int16):
+        more = {"residual_scale": 0.07, "residual_zero_point": 3 if residual == torch.uint8 else 0, "activation": "relu"}
+        yield f"bytes_residual_{residual}", bytes_out(columns, **more), residual
+    yield "int16", {"out_dtype": torch.int16, "out_scale": 0.01}, None
+    yield "int16_residual", {"out_dtype": torch.int16, "out_scale": 0.01}, torch.int16
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        yield f"{dtype}", {"out_dtype": dtype, "activation": "silu"}, None
+        yield f"{dtype}_residual", {"out_dtype": dtype}, dtype
+
+
+def random_residual(dtype: torch.dtype | None, *size: int) -> Tensor | None:
+    if dtype is None:
+        return None
+    return torch.randn(size).to(dtype) if dtype.is_floating_point else torch.randint(0, 256, size).to(dtype)
+
+
+def product(rows: int, columns: int, depth: int, bits: int, settings: dict[str, Any], residual: torch.dtype | None, gap: int = 0) -> Case:
+    a = random_bytes(rows, depth + gap)[:, :depth]
+    weight = random_packed_weight(columns, depth, bits)
+    zero_point = torch.randint(-1275, 300, (1, depth)) if depth % 2 else 300
+    added = random_residual(residual, rows, columns)
+    scales = {"a_scale": 0.05, "a_zero_point": zero_point, "w_scale": torch.rand(columns) * 0.01 + 1e-3, "bias": torch.randn(columns)}
+    prepared = {name: ops.prepare_qgemm(weight, **scales, **settings, backend=name) for name in ("cuda", "reference")}
+    return lambda device, backend: prepared[backend](placed(a, device), placed(added, device))
+
+
+def product_of_rows(rows: int, columns: int, depth: int, bits: int, settings: dict[str, Any]) -> Case:
+    a, weight = random_bytes(rows, depth), random_packed_weight(columns, depth, bits)
+    prepared = {
+        name: ops.prepare_qgemm(weight, w_scale=0.01, bias=torch.randn(columns, generator=torch.Generator().manual_seed(1)),
+                                **settings, backend=name)
+        for name in ("cuda", "reference")
+    }  # fmt: skip
+    scale, zero_point = torch.rand(2 * rows)[::2], torch.randint(-1275, 300, (rows,), dtype=torch.int32)
+    return lambda device, backend: prepared[backend](
+        placed(a, device), a_scale=placed(scale, device), a_zero_point=placed(zero_point, device)
+    )
+
+
+def sums(rows: int, columns: int, depth: int, bits: int, zero_point: Any) -> Case:
+    a, weight = random_bytes(rows, depth), random_packed_weight(columns, depth, bits)
+    return lambda device, backend: ops.qgemm_accumulate(placed(a, device), weight, zero_point, backend=backend)
+
+
+def qgemm_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for name, settings, residual in epilogues(40):
+        cases[name] = product(35, 40, 33, 8, settings, residual)
+    for name, settings, residual in epilogues(37):  # rows of results that are not aligned
+        cases[f"{name}_odd"] = product(35, 37, 64, 6, settings, residual, gap=3)
+    for bits in (8, 6):
+        for size in ((1, 1, 1), (3, 17, 3), (130, 64, 64), (257, 80, 130), (1, 1000, 640), (33, 65, 0), (0, 16, 16)):
+            cases[f"{size}_{bits}"] = product(*size, bits, bytes_out(size[1]), None)
+            cases[f"rows_{size}_{bits}"] = product_of_rows(*size, bits, {"out_dtype": torch.float32, "activation": "gelu"})
+    cases["rows_bytes"] = product_of_rows(20, 24, 40, 8, bytes_out(24))
+    for name, zero_point in (("one", 300), ("rows", torch.randint(-300, 300, (9,))), ("channels", torch.randint(-300, 300, (1, 50)))):
+        cases[f"sums_{name}"] = sums(9, 21, 50, 6 if name == "rows" else 8, zero_point)
+    return cases
+
+
+def convolution(
+    size: tuple[int, int, int, int], columns: int, kernel: int, stride: int, *, second: int = 0, bits: int = 8, wide: bool = True,
+    settings: dict[str, Any] | None = None, residual: torch.dtype | None = None, memory: torch.memory_format = torch.channels_last,
+) -> Case:  # fmt: skip
+    batch, channels, height, width = size
+    settings = settings or bytes_out(columns)
+    x = byte_map(*size).contiguous(memory_format=memory)
+    other = byte_map(batch, second, height, width) if second else None
+    both = channels + second
+    weight = ops.pack_weight(random_weight(columns, both, kernel, kernel, bits=bits), bits=bits)
+    zero_point = torch.randint(-600, 600, (both,)) if wide else 17
+    arguments = {"w_scale": torch.rand(columns) * 0.01 + 1e-3, "bias": torch.randn(columns), "kernel_size": kernel, "stride": stride}
+    added = random_residual(residual, batch, columns, (height - 1) // stride + 1, (width - 1) // stride + 1)
+    prepared = {
+        name: ops.prepare_qconv2d(weight, 0.05, zero_point, **arguments, second_channels=second, **settings, backend=name)
+        for name in ("cuda", "reference")
+    }
+    return lambda device, backend: prepared[backend](placed(x, device), placed(other, device), placed(added, device))
+
+
+def qconv2d_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for name, settings, residual in epilogues(24):
+        cases[name] = convolution((2, 12, 5, 7), 24, 3, 1, settings=settings, residual=residual)
+    for kernel in (1, 3):
+        for stride in (1, 2):
+            for channels, second in ((3, 0), (16, 0), (20, 7), (32, 16)):
+                for bits in (8, 6):
+                    cases[f"{kernel}x{kernel}_{stride}_{channels}+{second}_{bits}"] = convolution(
+                        (2, channels, 6, 9), 33, kernel, stride, second=second, bits=bits
+                    )
+    for size in ((1, 16, 1, 1), (1, 16, 1, 4), (1, 16, 2, 2), (1, 16, 32, 31), (0, 16, 3, 3)):
+        cases[f"{size}"] = convolution(size, 40, 3, 1, wide=False)
+    cases["contiguous"] = convolution((1, 16, 4, 5), 16, 3, 1, memory=torch.contiguous_format)
+    return cases
+
+
+def depthwise(
+    size: tuple[int, int, int, int], stride: int, *, settings: dict[str, Any] | None = None, residual: torch.dtype | None = None
+) -> Case:
+    batch, channels, height, width = size
+    settings = settings or bytes_out(channels)
+    x, weight = byte_map(*size), random_weight(channels, 1, 3, 3)
+    added = random_residual(residual, batch, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
+    arguments = {"w_scale": torch.rand(channels) * 0.01 + 1e-3, "bias": torch.randn(channels), "stride": stride}
+    zero_point = torch.randint(-600, 600, (channels,))
+    prepared = {
+        name: ops.prepare_qdepthwise_conv2d(weight, a_scale=0.05, a_zero_point=zero_point, **arguments, **settings, backend=name)
+        for name in ("cuda", "reference")
+    }
+    return lambda device, backend: prepared[backend](placed(x, device), placed(added, device))
+
+
+def qdepthwise_conv2d_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for name, settings, residual in epilogues(24):
+        cases[name] = depthwise((2, 24, 5, 7), 1, settings=settings, residual=residual)
+    for stride in (1, 2):
+        for channels in (1, 3, 16, 34):
+            for height, width in ((1, 1), (2, 2), (4, 17), (9, 8)):
+                cases[f"{channels}_{height}x{width}_{stride}"] = depthwise((2, channels, height, width), stride)
+    return cases
+
+
+CASES = {"qgemm": qgemm_cases, "qconv2d": qconv2d_cases, "qdepthwise_conv2d": qdepthwise_conv2d_cases}
+
+
+def assert_equal_bits(case: Case, device: torch.device) -> None:
+    """Of the kernel, and of plain torch on the CPU."""
+    ours, theirs = case(device, "cuda"), case(torch.device("cpu"), "reference")
+    assert ours.device == device
+    assert ours.dtype == theirs.dtype
+    assert ours.stride() == theirs.stride()
+    assert torch.equal(ours.cpu(), theirs.cpu())

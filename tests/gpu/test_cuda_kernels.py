@@ -1,0 +1,124 @@
+"""The CUDA kernels on a GPU, against plain torch on the CPU, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from cuda_cases import CASES, assert_equal_bits, bytes_out
+from q_checks import byte_map, random_bytes, random_packed_weight, random_weight
+
+from mvit_kernels import ops
+from mvit_kernels.ops import cuda_support
+
+Tensor = torch.Tensor
+
+_, REASON = cuda_support.describe()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(REASON), reason=REASON)]
+DEVICE = torch.device("cuda", 0)
+
+
+def calls(device: torch.device) -> Iterator[tuple[str, Callable[[Tensor], Tensor], Tensor]]:
+    """(op, a call of what is prepared, its input on the device)."""
+    product = ops.prepare_qgemm(random_packed_weight(96, 80), 0.05, 300, 0.01, backend="cuda", **bytes_out(96, activation="silu"))
+    yield "qgemm", product, random_bytes(200, 80).to(device)
+    weight = ops.pack_weight(random_weight(48, 20, 3, 3, bits=6), bits=6)
+    convolution = ops.prepare_qconv2d(weight, 0.05, -300, 0.01, kernel_size=3, backend="cuda", **bytes_out(48))
+    yield "qconv2d", convolution, byte_map(2, 20, 9, 11).to(device)
+    thin = ops.prepare_qdepthwise_conv2d(random_weight(40, 1, 3, 3), a_scale=0.05, a_zero_point=300, backend="cuda", **bytes_out(40))
+    yield "qdepthwise_conv2d", thin, byte_map(2, 40, 9, 11).to(device)
+    packed = random_packed_weight(96, 80, 6)
+    yield "qgemm_accumulate", lambda a: ops.qgemm_accumulate(a, packed, 7, backend="cuda"), random_bytes(200, 80).to(device)
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("op", CASES)
+def test_bits_are_those_of_plain_torch(op: str) -> None:
+    for name, case in CASES[op]().items():
+        assert_equal_bits(case, DEVICE)
+        print(name)  # the last one before a failure
+
+
+def test_they_are_chosen_where_nothing_else_is_asked_for() -> None:
+    from mvit_kernels.ops import qgemm
+
+    assert qgemm.choose.backend(None, random_bytes(3, 4).to(DEVICE), 4, 8) == "cuda"
+
+
+def test_side_streams() -> None:
+    """A kernel waits for what its stream has before it, and for nothing else."""
+    for _, call, x in calls(DEVICE):
+        expected = call(x)
+        side = torch.cuda.Stream(DEVICE)
+        late = torch.zeros_like(x)
+        side.wait_stream(torch.cuda.current_stream(DEVICE))
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(20_000_000)
+            late.copy_(x)
+            y = call(late)
+        side.synchronize()
+        assert torch.equal(y, expected)
+
+
+def test_cuda_graphs() -> None:
+    for op, call, x in calls(DEVICE):
+        if op == "qgemm_accumulate":  # checks its zero-points, which are numbers of the host
+            continue
+        call(x)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = call(x)
+        x.copy_(x.flip(0))
+        graph.replay()
+        torch.cuda.synchronize(DEVICE)
+        assert torch.equal(y, call(x))
+
+
+def test_the_first_call_is_no_part_of_a_graph() -> None:
+    for op, call, x in calls(DEVICE):
+        if op == "qgemm_accumulate":
+            continue
+        graph = torch.cuda.CUDAGraph()
+        with pytest.raises(RuntimeError, match="before a CUDA graph is captured"), torch.cuda.graph(graph):
+            call(x)
+        assert call(x).device == DEVICE
+
+
+def test_compiled_functions() -> None:
+    for _, call, x in calls(DEVICE):
+        expected = call(x)
+        torch.compiler.reset()
+        assert torch.equal(torch.compile(call, fullgraph=True, backend="aot_eager")(x), expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU only")
+def test_a_second_device() -> None:
+    second = torch.device("cuda", 1)
+    for op in CASES:
+        for case in list(CASES[op]().values())[:3]:
+            assert_equal_bits(case, second)
+    assert torch.cuda.current_device() == 0
+
+
+def test_devices_that_differ_are_refused() -> None:
+    weight = random_packed_weight(4, 8)
+    product = ops.prepare_qgemm(weight, 0.05, 3, 0.01, backend="cuda")
+    a = random_bytes(3, 8).to(DEVICE)
+    with pytest.raises(ValueError, match="residual: expected device cuda:0, got cpu"):
+        product(a, torch.zeros(3, 4))
+    with pytest.raises(ValueError, match="weight: expected device cuda:0, got cpu"):
+        torch.ops.mvit_kernels.qgemm(
+            a, weight.data, product.channels.to(DEVICE), None, None, None, None, 4, 8, 8, torch.float32, "none", False
+        )
+
+
+def test_more_than_two_to_the_31_bytes() -> None:
+    if torch.cuda.get_device_properties(DEVICE).total_memory < 2**33:
+        pytest.skip("needs 8 GB")
+    rows = 2**31 // 32 + 5
+    weight = random_packed_weight(16, 32)
+    product = ops.prepare_qgemm(weight, 0.05, 3, 0.01, backend="cuda", **bytes_out(16))
+    a = torch.zeros(rows, 32, dtype=torch.uint8, device=DEVICE)
+    a[-3:] = random_bytes(3, 32).to(DEVICE)
+    assert torch.equal(product(a)[-3:], product(a[-3:].clone()))

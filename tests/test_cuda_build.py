@@ -1,0 +1,76 @@
+"""What nvcc made of the CUDA kernels: registers, no spills, tensor cores, for every architecture that they are built for."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from mvit_kernels.ops import cuda_support
+
+pytestmark = pytest.mark.skipif(cuda_support.native is None, reason="the CUDA kernels are not built: no nvcc was found")
+
+ARCHITECTURES = ("sm_80", "sm_90a")
+PRODUCTS = ("qgemm_kernel", "qconv2d_kernel")
+# (registers, bytes of shared memory), at most: what two blocks of 128 threads and more on a multiprocessor leave for each.
+MOST = {"qgemm_kernel": (168, 49152), "qconv2d_kernel": (168, 49152), "qdepthwise_conv2d_kernel": (128, 0)}
+
+
+def cuobjdump() -> str | None:
+    """On the PATH, beside nvcc, or in Triton's package. It calls nvdisasm, beside it."""
+    triton = importlib.util.find_spec("triton")
+    packaged = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump" if triton is not None and triton.origin else None
+    nvcc = shutil.which("nvcc")
+    beside = Path(nvcc).resolve().parent / "cuobjdump" if nvcc else None
+    found = [str(path) for path in (beside, packaged) if path is not None and path.is_file()]
+    return shutil.which("cuobjdump") or (found[0] if found else None)
+
+
+@cache
+def dump(*options: str) -> str:
+    tool = cuobjdump()
+    if tool is None:
+        pytest.skip("no cuobjdump was found")
+    done = subprocess.run([tool, *options, str(cuda_support.native.__file__)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_nothing_spills(arch: str) -> None:
+    seen = set()
+    for part in re.split(r"^arch = ", dump("--dump-resource-usage"), flags=re.MULTILINE):
+        if part.split("\n", 1)[0].strip() != arch:
+            continue
+        for name, usage in re.findall(r"Function (\S+):\n\s*(.*)", part):
+            values = {key: int(value) for key, value in re.findall(r"([A-Z]+)(?:\[\d+\])?:(\d+)", usage)}
+            kernel = next(each for each in MOST if f"{len(each)}{each}" in name)
+            registers, shared = MOST[kernel]
+            assert values["STACK"] == values["LOCAL"] == 0, (name, usage)
+            assert values["REG"] <= registers, (name, usage)
+            assert values["SHARED"] <= shared + 1024, (name, usage)  # from sm_90 on the system has one KB of each block's
+            seen.add(kernel)
+    assert seen == set(MOST)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_products_are_of_tensor_cores(arch: str) -> None:
+    code = dump("--gpu-architecture", arch, "--dump-sass")
+    functions = dict(re.findall(r"Function : (\S+)\n(.*?)(?=Function :|\Z)", code, flags=re.DOTALL))
+    for kernel in PRODUCTS:
+        bodies = [body for name, body in functions.items() if f"{len(kernel)}{kernel}" in name]
+        assert len(bodies) == 4  # two heights of blocks, two widths of weights
+        for body in bodies:
+            assert re.search(r"IMMA\.16832\.U8\.S8", body)
+            assert "LDGSTS" in body  # copies to shared memory beside the computation
+            assert "LDSM" in body
+    (thin, also) = (body for name, body in functions.items() if "24qdepthwise_conv2d_kernel" in name)
+    assert re.search(r"IDP\.4A\.U8\.S8", thin)
+    assert re.search(r"IDP\.4A\.U8\.S8", also)
+    for body in functions.values():  # multiply-adds are two operations, or bits would differ from the CPU's
+        assert "FFMA" not in body

@@ -1,0 +1,225 @@
+"""What the cuda backend does before a kernel, on machines without a GPU: the arguments that it gives to the extension, and what it refuses.
+
+A stand-in for the extension takes the same addresses, unpacks the weights from the order of tensor cores, and lets the kernels of the CPU
+compute with the rest as it came. (csrc/tests has what the CUDA kernels themselves compute.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cuda_cases import CASES, assert_equal_bits
+from op_checks import needs_native
+from q_checks import random_packed_weight, random_weight
+
+from mvit_kernels import ops
+from mvit_kernels.ops import backend, cuda_support, qfragments
+from mvit_kernels.ops.placed import Placed
+
+Tensor = torch.Tensor
+CPU = torch.device("cpu")
+
+
+def memory(address: int, count: int, dtype: type) -> np.ndarray:
+    raw = ctypes.string_at(address, count * np.dtype(dtype).itemsize)
+    return np.frombuffer(raw, dtype=dtype)
+
+
+def matrix_of(tiles: int, columns: int, depth: int, bits: int) -> Tensor:
+    """(N, K) int8 from tiles, value by value from what csrc/cuda/primitives/qfragments.h says."""
+    if depth == 0:
+        return torch.zeros(columns, 0, dtype=torch.int8)
+    deep = -(-depth // 64) * 2
+    size = 512 if bits == 8 else 384
+    raw = memory(tiles, -(-columns // 64) * 4 * deep * size, np.uint8).reshape(-1, deep, size)
+    n, k = np.meshgrid(np.arange(columns), np.arange(depth), indexing="ij")
+    lane, word, byte = n % 8 * 4 + k % 16 // 4, n % 16 // 8 * 2 + k % 32 // 16, k % 4
+    tile = raw[n // 16, k // 32]
+    rows = np.arange(columns)[:, None], np.arange(depth)[None, :]
+    if bits == 8:
+        return torch.from_numpy(tile[(*rows, lane * 16 + word * 4 + byte)].view(np.int8).copy())
+    planes = [tile[(*rows, plane * 128 + lane * 4 + byte)] for plane in range(3)]
+    own = np.choose(np.minimum(word, 2), planes) & 0xFC
+    last = (planes[0] & 3) << 6 | (planes[1] & 3) << 4 | (planes[2] & 3) << 2
+    return torch.from_numpy(np.where(word == 3, last, own).astype(np.uint8).view(np.int8) >> 2)
+
+
+class StandIn:
+    """The functions of mvit_kernels._cuda with those of mvit_kernels._cpu."""
+
+    def qgemm(
+        self, device: int, stream: int, rows: int, a: int, a_stride: int, tiles: int, form: tuple[int, int, int], epilogue: tuple[Any, ...],
+        row_scale: int, row_zero_point: int, column_sum: int,
+    ) -> None:  # fmt: skip
+        columns, depth, bits = form
+        matrix = matrix_of(tiles, columns, depth, bits)
+        assert np.array_equal(memory(column_sum, columns, np.int32), matrix.to(torch.int64).sum(1).numpy())
+        packed = ops.pack_weight(matrix, bits=bits).data
+        *most, y, y_stride = epilogue
+        status = backend.native.qgemm(
+            rows, a, a_stride, packed.data_ptr(), packed.numel(), form, *most, row_scale, row_zero_point, y, y_stride, 1
+        )
+        assert (device, stream, status) == (0, 0, 0)
+
+    def qconv2d(
+        self, device: int, stream: int, size: Any, kernel: int, stride: int, x: int, x_stride: Any, second: int, second_channels: int,
+        second_stride: Any, border: int, tiles: int, form: tuple[int, int, int], epilogue: tuple[Any, ...],
+    ) -> None:  # fmt: skip
+        columns, depth, bits = form
+        taps = matrix_of(tiles, columns, depth, bits).unflatten(1, (kernel * kernel, -1))
+        first = -(-size[1] // 16) * 16
+        matrix = torch.cat([taps[:, :, : size[1]], taps[:, :, first : first + second_channels]], dim=2).flatten(1)
+        assert int(matrix.to(torch.int64).abs().sum()) == int(taps.to(torch.int64).abs().sum())  # the gaps are zeros
+        packed = ops.pack_weight(matrix, bits=bits).data
+        # With a border, bytes outside of the map are 0 here too, and zero-points are not looked at.
+        *most, residual_stride, residual_scale, residual_zero_point, y, y_stride = epilogue
+        assert residual_stride == y_stride == columns
+        status = backend.native.qconv2d(
+            tuple(size), kernel, stride, x, tuple(x_stride), second, second_channels, tuple(second_stride), 0, border, packed.data_ptr(),
+            packed.numel(), (columns, matrix.shape[1], bits), 0, *most, residual_scale, residual_zero_point, y, 1,
+        )  # fmt: skip
+        assert (device, stream, status) == (0, 0, 0)
+
+    def qdepthwise_conv2d(
+        self, device: int, stream: int, size: Any, stride: int, x: int, x_stride: Any, taps: int, border: int, epilogue: tuple[Any, ...]
+    ) -> None:
+        """As a convolution whose weight is 0 between different channels."""
+        channels, padded = size[1], -(-size[1] // 16) * 16
+        words = torch.from_numpy(memory(taps, 12 * padded, np.int8).copy()).reshape(3, padded, 4)  # kx, c, ky
+        assert not words[:, channels:].any()
+        assert not words[:, :, 3].any()
+        weight = torch.zeros(channels, channels, 3, 3, dtype=torch.int8)
+        index = torch.arange(channels)
+        weight[index, index] = words[:, :channels, :3].permute(1, 2, 0)
+        fragments = qfragments.PackFragments(channels, 9 * channels, 8, (channels,))(ops.pack_weight(weight).data)
+        form = (channels, fragments.depth, 8)
+        self.qconv2d(
+            device, stream, size, 3, stride, x, x_stride, 0, 0, x_stride, border, fragments.tiles.data_ptr(), form, epilogue
+        )  # fmt: skip
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_support, "native", StandIn())
+    monkeypatch.setattr(cuda_support, "place", lambda x: (0, 0))
+    for op in CASES:
+        choice = next(each for each in backend.Choice.every if each.op == op)
+        allowed = backend.Implementation(choice.implementations["cuda"].forward)
+        monkeypatch.setitem(choice.implementations, "cuda", allowed)
+    accumulate = next(each for each in backend.Choice.every if each.op == "qgemm_accumulate")
+    monkeypatch.setitem(accumulate.implementations, "cuda", backend.Implementation(accumulate.implementations["cuda"].forward))
+
+
+@needs_native
+@pytest.mark.usefixtures("stand_in", "one_thread")
+@pytest.mark.parametrize("op", CASES)
+def test_kernels_are_given_what_the_ops_compute_with(op: str) -> None:
+    for case in CASES[op]().values():
+        assert_equal_bits(case, CPU)
+
+
+@pytest.mark.parametrize("bits", [8, 6])
+@pytest.mark.parametrize("size", [(1, 1), (16, 32), (17, 33), (80, 130)], ids=str)
+def test_tiles_hold_the_weight(bits: int, size: tuple[int, int]) -> None:
+    weight = random_weight(*size, bits=bits)
+    fragments = qfragments.PackFragments(*size, bits)(ops.pack_weight(weight, bits=bits).data)
+    assert torch.equal(matrix_of(fragments.tiles.data_ptr(), *size, bits), weight)
+    padded = torch.zeros(-(-size[0] // 64) * 64, -(-size[1] // 64) * 64, dtype=torch.int8)
+    padded[: size[0], : size[1]] = weight
+    assert torch.equal(matrix_of(fragments.tiles.data_ptr(), *padded.shape, bits), padded)
+
+
+# --- what is refused ---
+
+
+def test_tensors_of_the_cpu_are_refused() -> None:
+    a, weight = torch.zeros(2, 1, dtype=torch.uint8), random_packed_weight(3, 1)
+    reason = "not built" if cuda_support.native is None else "the tensor is on cpu"
+    for call in (
+        lambda: ops.qgemm(a, weight, a_scale=1.0, a_zero_point=0, w_scale=1.0, backend="cuda"),
+        lambda: ops.qgemm_accumulate(a, weight, 0, backend="cuda"),
+        lambda: ops.qconv2d(a[None, None], weight, kernel_size=1, a_scale=1.0, a_zero_point=0, w_scale=1.0, backend="cuda"),
+        lambda: ops.qdepthwise_conv2d(a[None, None], random_weight(1, 1, 3, 3), a_scale=1.0, a_zero_point=0, backend="cuda"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"backend 'cuda' was requested and cannot take this call: .*{reason}"):
+            call()
+
+
+def test_deep_weights_of_six_bits_are_refused() -> None:
+    """Four times their sums must fit in int32."""
+    most = next(depth for depth in range(67_000, 69_000) if 4 * 31 * 255 * (depth + 1) >= 2**31)
+    assert cuda_support.refuse_deep_int6(most, 6) is None
+    assert cuda_support.refuse_deep_int6(most + 1, 8) is None
+    assert f"up to a depth of {most}, this one has {most + 1}" in str(cuda_support.refuse_deep_int6(most + 1, 6))
+
+
+class OnGpu:
+    """What `refuse` asks a tensor."""
+
+    is_cuda, device = True, torch.device("cuda", 3)
+
+
+def test_old_devices_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda_support.too_old.cache_clear()
+    monkeypatch.setattr(cuda_support, "native", StandIn())
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
+    capabilities = {3: (7, 5)}
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    assert cuda_support.refuse(OnGpu()) == "GPU 3 has compute capability 7.5, the kernels need 8.0"
+    cuda_support.too_old.cache_clear()
+    capabilities[3] = (9, 0)
+    assert cuda_support.refuse(OnGpu()) is None
+    cuda_support.too_old.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("built", "torch_cuda", "available", "reason"),
+    [(False, "13.0", True, "not built"), (True, None, False, "built without CUDA"), (True, "13.0", False, "no GPU is available")],
+)
+def test_why_no_device_is_usable(
+    monkeypatch: pytest.MonkeyPatch, built: bool, torch_cuda: str | None, available: bool, reason: str
+) -> None:
+    monkeypatch.setattr(cuda_support, "native", StandIn() if built else None)
+    monkeypatch.setattr(cuda_support, "REASON", "the CUDA kernels are not built (no nvcc)")
+    monkeypatch.setattr(torch.version, "cuda", torch_cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+    detail, told = cuda_support.describe()
+    assert detail == ""
+    assert reason in told
+
+
+def test_backends_tell_what_the_support_says() -> None:
+    info = backend.backends()["cuda"]
+    assert (info.detail, info.reason) == cuda_support.describe()
+    assert info.usable == (not info.reason)
+
+
+def test_unaligned_channels_are_refused() -> None:
+    x = torch.zeros(64, dtype=torch.int32)
+    cuda_support.aligned("qgemm", "channels", x)
+    with pytest.raises(ValueError, match="qgemm: channels: expected memory at a multiple of 16 bytes, got 0x"):
+        cuda_support.aligned("qgemm", "channels", x[1:])
+
+
+def test_nothing_is_copied_into_a_graph_that_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="prepared tensors: expected to be on cuda before a CUDA graph is captured: call the op once"):
+        Placed(torch.zeros(1)).on(torch.device("cuda"))
+
+
+def test_prepared_tensors_follow_the_input() -> None:
+    """On `meta`, the one other device that is always there: fakes of every op take what was prepared there."""
+    weight = random_packed_weight(8, 9)
+    assert weight.on(CPU) is weight.data
+    product = ops.prepare_qgemm(weight, 0.1, 3, 0.01, out_dtype=torch.uint8, out_scale=0.1, out_zero_point=0)
+    assert product(torch.empty(2, 9, dtype=torch.uint8, device="meta")).shape == (2, 8)
+    assert weight.on(torch.device("meta")) is weight.on(torch.device("meta"))
+    layer = ops.prepare_qconv2d(weight, 0.1, 3, 0.01, kernel_size=3, out_dtype=torch.float32)
+    assert layer(torch.empty(2, 1, 4, 4, dtype=torch.uint8, device="meta")).device.type == "meta"
+    thin = ops.prepare_qdepthwise_conv2d(random_weight(2, 1, 3, 3), a_scale=0.1, a_zero_point=3)
+    assert thin(torch.empty(2, 2, 4, 4, dtype=torch.uint8, device="meta")).device.type == "meta"
