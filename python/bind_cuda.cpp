@@ -8,6 +8,7 @@
 #include "cuda/ops/qconv2d.h"
 #include "cuda/ops/qdepthwise_conv2d.h"
 #include "cuda/ops/qgemm.h"
+#include "cuda/ops/separable_attention_block.h"
 
 namespace py = pybind11;
 using namespace mvit;
@@ -71,10 +72,29 @@ void depthwise_convolution(int device, uintptr_t stream, const Sizes& size, int 
     launch([&] { return cuda::qdepthwise_conv2d(p, device, pointer(stream)); });
 }
 
+// size: (B, C, H, W). weights: query, gamma, beta, key, its bias, the tiles of values and their bias, those of the output and its bias.
+// scratch: scores, partial moments, context, moments.
+void attention_block(int device, uintptr_t stream, int dtype, const Sizes& size, const std::array<int, 2>& patch, float eps, uintptr_t x,
+                     uintptr_t y, const std::array<uintptr_t, 9>& weights, uintptr_t moments, const std::array<uintptr_t, 4>& scratch) {
+    const auto doubles = [](uintptr_t address) { return static_cast<double*>(pointer(address)); };
+    const auto writable = [](uintptr_t address) { return static_cast<float*>(pointer(address)); };
+    cuda::SeparableAttentionBlockProblem p{};
+    p.dtype = static_cast<DType>(dtype), p.batch = size[0], p.channels = static_cast<int>(size[1]);
+    p.height = static_cast<int>(size[2]), p.width = static_cast<int>(size[3]), p.patch_height = patch[0], p.patch_width = patch[1];
+    p.eps = eps, p.x = pointer(x), p.y = pointer(y);
+    p.query = floats(weights[0]), p.gamma = floats(weights[1]), p.beta = floats(weights[2]);
+    p.key = floats(weights[3]), p.key_bias = floats(weights[4]);
+    p.value_tiles = bytes(weights[5]), p.value_bias = floats(weights[6]), p.out_tiles = bytes(weights[7]), p.out_bias = floats(weights[8]);
+    p.moments = doubles(moments);
+    p.scores = writable(scratch[0]), p.partial = doubles(scratch[1]), p.context = writable(scratch[2]), p.normal = writable(scratch[3]);
+    launch([&] { return cuda::separable_attention_block(p, device, pointer(stream)); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
     m.def("qgemm", product);
     m.def("qconv2d", convolution);
     m.def("qdepthwise_conv2d", depthwise_convolution);
+    m.def("separable_attention_block", attention_block);
 }

@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from op_checks import FORMATS
 from q_checks import byte_map, random_bytes, random_packed_weight, random_weight
+from tolerance import assert_float_rule
 
 from mvit_kernels import ops, reference
 
@@ -159,6 +161,50 @@ def qdepthwise_conv2d_cases() -> dict[str, Case]:
             for height, width in ((1, 1), (2, 2), (4, 17), (9, 8)):
                 cases[f"{channels}_{height}x{width}_{stride}"] = depthwise((2, channels, height, width), stride)
     return cases
+
+
+def attention_block(
+    size: tuple[int, int, int, int], dtype: torch.dtype, patch: tuple[int, int] | None, *, mean: float = 0.0, moments: bool = False,
+    parameters: torch.dtype | None = None, memory: torch.memory_format = torch.channels_last,
+) -> tuple[list[Tensor], dict[str, Any]]:  # fmt: skip
+    """(arguments, keywords) of `separable_attention_block`."""
+    dim = size[1]
+    x = (torch.randn(size) + mean).to(dtype).contiguous(memory_format=memory)
+    shapes = (dim,), (dim,), (1 + 2 * dim, dim), (1 + 2 * dim,), (dim, dim), (dim,)
+    weights = [(torch.randn(shape) / (shape[-1] ** 0.5 if len(shape) == 2 else 1.0)).to(parameters or dtype) for shape in shapes]
+    given = {"moments": reference.moments_of(x, size[0])} if moments else {}
+    return [x, *weights], {"patch_size": patch, **given}
+
+
+def attention_blocks() -> dict[str, tuple[list[Tensor], dict[str, Any]]]:
+    half, brain = torch.float16, torch.bfloat16
+    return {
+        "half": attention_block((2, 64, 16, 16), half, (2, 2)),
+        "bfloat16": attention_block((2, 96, 8, 12), brain, (2, 2)),
+        "unfolded": attention_block((3, 72, 4, 65), half, None, memory=torch.contiguous_format),
+        "far_mean": attention_block((1, 128, 8, 8), half, (2, 2), mean=30.0),
+        "moments": attention_block((2, 64, 6, 10), half, (3, 2), moments=True),
+        "wide_parameters": attention_block((1, 144, 8, 8), brain, (2, 2), parameters=torch.float32),
+        "largest": attention_block((1, 512, 8, 8), half, (2, 2)),
+        "one_pixel": attention_block((1, 8, 1, 1), half, (1, 1)),
+        "empty": attention_block((0, 64, 8, 8), half, (2, 2)),
+    }
+
+
+def assert_attention_block(inputs: list[Tensor], keywords: dict[str, Any], device: torch.device) -> None:
+    """The kernels by the float rule, plain torch in the same dtype on the CPU being what they are measured with."""
+
+    def compute(backend: str, *tensors: Tensor, **more: Any) -> tuple[Tensor, Tensor]:
+        return ops.separable_attention_block(*tensors, collect=True, backend=backend, **more)
+
+    there = {name: placed(value, device) if isinstance(value, Tensor) else value for name, value in keywords.items()}
+    ours, moments = compute("cuda", *(placed(x, device) for x in inputs), **there)
+    patch = {"patch_size": keywords["patch_size"]}
+    plain = reference.separable_attention_block(*(x.to(inputs[0].dtype) for x in inputs), **patch)
+    exact = reference.separable_attention_block(*(x.double() for x in inputs), **patch)
+    assert all(ours.is_contiguous(memory_format=kind) for kind in FORMATS.values() if inputs[0].is_contiguous(memory_format=kind))
+    assert_float_rule(ours.cpu(), plain, exact)
+    assert torch.allclose(moments.cpu(), reference.moments_of(ours.cpu(), len(ours)), equal_nan=True)
 
 
 CASES = {"qgemm": qgemm_cases, "qconv2d": qconv2d_cases, "qdepthwise_conv2d": qdepthwise_conv2d_cases}

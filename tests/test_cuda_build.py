@@ -18,7 +18,14 @@ pytestmark = pytest.mark.skipif(cuda_support.native is None, reason="the CUDA ke
 ARCHITECTURES = ("sm_80", "sm_90a")
 PRODUCTS = ("qgemm_kernel", "qconv2d_kernel")
 # (registers, bytes of shared memory), at most: what two blocks of 128 threads and more on a multiprocessor leave for each.
-MOST = {"qgemm_kernel": (168, 49152), "qconv2d_kernel": (168, 49152), "qdepthwise_conv2d_kernel": (128, 0)}
+MOST = {
+    "qgemm_kernel": (168, 49152),
+    "qconv2d_kernel": (168, 49152),
+    "qdepthwise_conv2d_kernel": (128, 0),
+    "separable_attention_scores_kernel": (64, 64),
+    "separable_attention_context_kernel": (64, 12288),
+    "separable_attention_values_kernel": (80, 0),
+}
 
 
 def cuobjdump() -> str | None:
@@ -72,5 +79,8 @@ def test_products_are_of_tensor_cores(arch: str) -> None:
     (thin, also) = (body for name, body in functions.items() if "24qdepthwise_conv2d_kernel" in name)
     assert re.search(r"IDP\.4A\.U8\.S8", thin)
     assert re.search(r"IDP\.4A\.U8\.S8", also)
-    for body in functions.values():  # multiply-adds are two operations, or bits would differ from the CPU's
-        assert "FFMA" not in body
+    values = [body for name, body in functions.items() if "separable_attention_values_kernel" in name]
+    assert {kind for body in values for kind in re.findall(r"HMMA\.16816\.F32(\.BF16)?", body)} == {"", ".BF16"}
+    for name, body in functions.items():
+        if "separable_attention" not in name:  # multiply-adds of integer ops are two operations, or bits would differ from the CPU's
+            assert "FFMA" not in body, name

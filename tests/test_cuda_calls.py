@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_cases import CASES, assert_equal_bits
+from cuda_cases import CASES, assert_attention_block, assert_equal_bits, attention_block, attention_blocks
 from op_checks import needs_native
 from q_checks import random_packed_weight, random_weight
 
-from mvit_kernels import ops
+from mvit_kernels import ops, reference
 from mvit_kernels.ops import backend, cuda_support, qfragments
 from mvit_kernels.ops.placed import Placed
 
@@ -101,17 +101,44 @@ class StandIn:
             device, stream, size, 3, stride, x, x_stride, 0, 0, x_stride, border, fragments.tiles.data_ptr(), form, epilogue
         )  # fmt: skip
 
+    def separable_attention_block(
+        self, device: int, stream: int, dtype: int, size: Any, patch: Any, eps: float, x: int, y: int, weights: list[int], moments: int,
+        scratch: list[int],
+    ) -> None:  # fmt: skip
+        """In float64, of what lies at the addresses; scratch memory is as large as the kernels write."""
+        batch, dim, height, width = size
+        kind = {1: torch.bfloat16, 2: torch.float16}[dtype]
+        count = batch * dim * height * width
+        if count == 0:
+            return
+        lengths = batch * height * width, 2 * batch * -(-height * width // 32), batch * patch[0] * patch[1] * dim, 2 * batch
+        for address, length, width_of in zip(scratch, lengths, (4, 8, 4, 4), strict=True):
+            ctypes.memset(address, 0xFF, length * width_of)
+        query, gamma, beta, key, key_bias, _, value_bias, _, out_bias = (
+            torch.from_numpy(memory(at, dim * (dim if i == 3 else 1), np.float32).copy()).double() for i, at in enumerate(weights)
+        )
+        value, out = (matrix_of(weights[i], dim, 2 * dim, 8).contiguous().view(kind).double() for i in (5, 7))
+        values = torch.frombuffer(bytearray(ctypes.string_at(x, 2 * count)), dtype=kind)
+        image = values.reshape(batch, height, width, dim).permute(0, 3, 1, 2).double()
+        if moments:
+            given = torch.from_numpy(memory(moments, 2 * batch, np.float64).copy()).reshape(batch, 2)
+            assert torch.allclose(given, reference.moments_of(image, batch))
+        # `query` has gamma in it; what else moves a score moves all of a softmax.
+        qkv = torch.cat([query[None] / gamma, key.reshape(dim, dim), value])
+        bias = torch.cat([torch.zeros(1).double(), key_bias, value_bias])
+        result = reference.separable_attention_block(image, gamma, beta, qkv, bias, out, out_bias, eps, patch_size=tuple(patch)).to(kind)
+        raw = result.permute(0, 2, 3, 1).contiguous().view(torch.uint8).numpy().tobytes()
+        ctypes.memmove(y, raw, len(raw))
+        assert (device, stream) == (0, 0)
+
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_support, "native", StandIn())
     monkeypatch.setattr(cuda_support, "place", lambda x: (0, 0))
-    for op in CASES:
-        choice = next(each for each in backend.Choice.every if each.op == op)
-        allowed = backend.Implementation(choice.implementations["cuda"].forward)
-        monkeypatch.setitem(choice.implementations, "cuda", allowed)
-    accumulate = next(each for each in backend.Choice.every if each.op == "qgemm_accumulate")
-    monkeypatch.setitem(accumulate.implementations, "cuda", backend.Implementation(accumulate.implementations["cuda"].forward))
+    for choice in backend.Choice.every:
+        if "cuda" in choice.implementations:
+            monkeypatch.setitem(choice.implementations, "cuda", backend.Implementation(choice.implementations["cuda"].forward))
 
 
 @needs_native
@@ -120,6 +147,27 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernels_are_given_what_the_ops_compute_with(op: str) -> None:
     for case in CASES[op]().values():
         assert_equal_bits(case, CPU)
+
+
+@pytest.mark.usefixtures("stand_in", "one_thread")
+def test_attention_blocks_are_given_what_they_compute_with() -> None:
+    for inputs, keywords in attention_blocks().values():
+        assert_attention_block(inputs, keywords, CPU)
+
+
+@pytest.mark.parametrize(
+    ("size", "dtype", "reason"),
+    [
+        ((1, 64, 4, 4), torch.float32, "no kernel for torch.float32"),
+        ((1, 12, 4, 4), torch.float16, "multiples of 8 channels up to 512, got 12"),
+        ((1, 520, 4, 4), torch.float16, "multiples of 8 channels up to 512, got 520"),
+    ],
+)
+def test_attention_blocks_that_are_refused(monkeypatch: pytest.MonkeyPatch, size: Any, dtype: torch.dtype, reason: str) -> None:
+    monkeypatch.setattr(cuda_support, "refuse", lambda x: None)
+    inputs, keywords = attention_block(size, dtype, (2, 2))
+    with pytest.raises(ValueError, match=f"backend 'cuda' was requested and cannot take this call: .*{reason}"):
+        ops.separable_attention_block(*inputs, **keywords, backend="cuda")
 
 
 @pytest.mark.parametrize("bits", [8, 6])

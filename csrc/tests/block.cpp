@@ -11,7 +11,9 @@
 #include "cuda/primitives/cp_async.cuh"
 #include "cuda/primitives/dot4.cuh"
 #include "cuda/primitives/floats.cuh"
+#include "cuda/primitives/mma_f16.cuh"
 #include "cuda/primitives/mma_s8.cuh"
+#include "cuda/primitives/warp.cuh"
 #include "tests/floats.h"
 
 namespace mvit::tests {
@@ -234,6 +236,46 @@ void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
         c[i] = static_cast<int32_t>(sum);
     }
 }
+
+namespace {
+
+// The same fragments of values of two bytes: elements i of A and B, sums in float32 (a GPU's order of additions is its own).
+template <class T>
+void mma_of(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    const auto* all = offer(3, {a[0], a[1], a[2], a[3], b0, b1});
+    const auto value = [](uint64_t word, int i) { return to_float(T{static_cast<uint16_t>(word >> (16 * i))}); };
+    float matrix_a[16][16], matrix_b[16][8];
+    for (int lane = 0; lane < warp_size; ++lane) {
+        const int group = lane >> 2, inside = lane % 4;
+        for (int i = 0; i < 8; ++i) {
+            const bool upper = (0 <= i && i < 2) || (4 <= i && i < 6);
+            matrix_a[upper ? group : group + 8][inside * 2 + (i & 1) + (i < 4 ? 0 : 8)] = value(all[lane][i / 2], i % 2);
+        }
+        for (int i = 0; i < 4; ++i) matrix_b[inside * 2 + (i & 1) + (i < 2 ? 0 : 8)][group] = value(all[lane][4 + i / 2], i % 2);
+    }
+    const int lane = thread_index() % warp_size;
+    for (int i = 0; i < 4; ++i) {
+        const int row = i < 2 ? lane >> 2 : (lane >> 2) + 8, column = lane % 4 * 2 + (i & 1);
+        for (int k = 0; k < 16; ++k) c[i] += matrix_a[row][k] * matrix_b[k][column];
+    }
+}
+
+template <class T, class Bits>
+T shuffled(T x, int mask) {
+    Bits bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    const auto* all = offer(4, {bits});
+    bits = static_cast<Bits>(all[thread_index() % warp_size ^ mask][0]);
+    std::memcpy(&x, &bits, sizeof bits);
+    return x;
+}
+
+}  // namespace
+
+void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, f16) { mma_of<f16>(c, a, b0, b1); }
+void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16) { mma_of<bf16>(c, a, b0, b1); }
+float shuffle_xor(float x, int mask) { return shuffled<float, uint32_t>(x, mask); }
+double shuffle_xor(double x, int mask) { return shuffled<double, uint64_t>(x, mask); }
 
 int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
     auto sum = static_cast<uint32_t>(c);

@@ -82,6 +82,17 @@ def once(what: str, device: torch.device) -> None:
         raise RuntimeError(f"{what}: expected to be on {device} before a CUDA graph is captured: call the op once before")
 
 
+def settle(device: torch.device) -> None:
+    """After something was made on a device for all calls to come, whatever their stream."""
+    if device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+
+
+def aligned_copy(x: Tensor) -> Tensor:
+    """x, or a copy of it in the same memory format where it begins between two multiples of 16 bytes."""
+    return x.clone() if x.data_ptr() % _ALIGNMENT else x
+
+
 def aligned(op: str, name: str, x: Tensor) -> None:
     if x.data_ptr() % _ALIGNMENT:
         raise ValueError(f"{op}: {name}: expected memory at a multiple of {_ALIGNMENT} bytes, got {x.data_ptr():#x}")

@@ -9,7 +9,7 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks, triton_support
+from . import checks, cuda_support, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .group_norm import choose as choose_group_norm
 from .library import (
@@ -22,10 +22,12 @@ from .library import (
     raise_status,
     register,
     register_autograd,
+    single,
     wide_dtype,
     widen,
 )
 from .packing import Packed, fold_norm, pack_matrix, packed
+from .qfragments import tiles
 from .separable_attention import choose as choose_attention
 
 OP = "separable_attention_block"
@@ -166,6 +168,78 @@ def _backward_by(backend: str, dy: Tensor, x: Tensor, *parameters: Any) -> tuple
     )  # fmt: skip
 
 
+_TILE = 32  # pixels, of csrc/cuda/ops/separable_attention_block.h; its channels likewise
+_CHANNELS, _MOST_CHANNELS = 8, 512
+
+
+def _cuda_refuse(x: Tensor, *_: object) -> str | None:
+    if (reason := cuda_support.refuse(x)) is not None:
+        return reason
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return f"it has no kernel for {x.dtype}"
+    if x.shape[1] % _CHANNELS or x.shape[1] > _MOST_CHANNELS:
+        return f"it takes multiples of {_CHANNELS} channels up to {_MOST_CHANNELS}, got {x.shape[1]}"
+    return None
+
+
+class _CudaWeights(NamedTuple):
+    """In the order of python/bind_cuda.cpp; float32 but for the tiles."""
+
+    query: Tensor
+    gamma: Tensor
+    beta: Tensor
+    key: Tensor
+    key_bias: Tensor
+    value: Tensor
+    value_bias: Tensor
+    out: Tensor
+    out_bias: Tensor
+
+
+@dataclass(frozen=True)
+class _PackCuda:
+    dtype: torch.dtype  # of x, which weights of products take too
+
+    def __call__(self, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor) -> _CudaWeights:
+        cuda_support.once("weights", norm_w.device)
+        dim = norm_w.shape[0]
+        query, key, value = qkv_w.flatten(1).split([1, dim, dim])
+        _, key_bias, value_bias = qkv_b.split([1, dim, dim])  # the query's cancels
+        folded = (query[0].double() * norm_w.double()).float()
+        weights = _CudaWeights(
+            folded, single(norm_w), single(norm_b), single(key), single(key_bias), self._tiles(value), single(value_bias),
+            self._tiles(out_w.flatten(1)), single(out_b),
+        )  # fmt: skip
+        cuda_support.settle(norm_w.device)
+        return weights
+
+    def _tiles(self, weight: Tensor) -> Tensor:
+        return tiles(weight.to(self.dtype).contiguous().view(torch.int8), 8)
+
+
+def _cuda_forward(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional, eps: float,
+    patch_size: list[int] | None, collect: bool, patch: tuple[int, int],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    weights: _CudaWeights = packed(_PackCuda(x.dtype), norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)
+    channels_last, (batch, dim, height, width) = is_channels_last(x), x.shape
+    x = cuda_support.aligned_copy(dense(x, True))
+    y = empty_in_format(x, tuple(x.shape), True)
+    pixels = height * width
+    parts = x.new_empty(2 * batch * -(-pixels // _TILE), dtype=torch.float64)
+    sizes = [batch * pixels, batch * patch[0] * patch[1] * dim, 2 * batch]
+    scores, context, normal = x.new_empty(sum(sizes), dtype=torch.float32).split(sizes)
+    if moments is not None:
+        moments = moments.contiguous()
+    cuda_support.native.separable_attention_block(
+        *cuda_support.place(x), FLOAT_CODES[x.dtype], x.shape, patch, eps, x.data_ptr(), y.data_ptr(),
+        [each.data_ptr() for each in weights], 0 if moments is None else moments.data_ptr(),
+        [each.data_ptr() for each in (scores, parts, context, normal)],
+    )  # fmt: skip
+    collected = reference.moments_of(y, batch) if collect else y.new_empty(0, 2, dtype=torch.float64)
+    return dense(y, channels_last), collected
+
+
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
     if x.shape[1] > _WIDEST:
         return f"it has no kernel for more than {_WIDEST} channels, got {x.shape[1]}"
@@ -236,6 +310,7 @@ def _composed_backward(
 
 choose = Choice(
     OP,
+    cuda=Implementation(_cuda_forward, _reference_backward, _cuda_refuse),
     triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
     reference=Implementation(_reference_forward, _reference_backward),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cuda_cases import CASES, assert_equal_bits, bytes_out
+from cuda_cases import CASES, assert_attention_block, assert_equal_bits, attention_block, attention_blocks, bytes_out
 from q_checks import byte_map, random_bytes, random_packed_weight, random_weight
 
 from mvit_kernels import ops
@@ -28,6 +28,9 @@ def calls(device: torch.device) -> Iterator[tuple[str, Callable[[Tensor], Tensor
     yield "qconv2d", convolution, byte_map(2, 20, 9, 11).to(device)
     thin = ops.prepare_qdepthwise_conv2d(random_weight(40, 1, 3, 3), a_scale=0.05, a_zero_point=300, backend="cuda", **bytes_out(40))
     yield "qdepthwise_conv2d", thin, byte_map(2, 40, 9, 11).to(device)
+    inputs, keywords = attention_block((2, 96, 8, 8), torch.float16, (2, 2))
+    x, *weights = (each.to(device) for each in inputs)
+    yield "separable_attention_block", lambda x: ops.separable_attention_block(x, *weights, **keywords, backend="cuda"), x
     packed = random_packed_weight(96, 80, 6)
     yield "qgemm_accumulate", lambda a: ops.qgemm_accumulate(a, packed, 7, backend="cuda"), random_bytes(200, 80).to(device)
 
@@ -38,6 +41,25 @@ def test_bits_are_those_of_plain_torch(op: str) -> None:
     for name, case in CASES[op]().items():
         assert_equal_bits(case, DEVICE)
         print(name)  # the last one before a failure
+
+
+@pytest.mark.usefixtures("poison")
+def test_attention_blocks_follow_the_float_rule() -> None:
+    for name, (inputs, keywords) in attention_blocks().items():
+        assert_attention_block(inputs, keywords, DEVICE)
+        print(name)
+
+
+def test_gradients_of_attention_blocks() -> None:
+    """Those of plain torch, from a forward by kernels."""
+    inputs, keywords = attention_block((2, 64, 8, 8), torch.float16, (2, 2))
+    grads = []
+    for backend in ("cuda", "reference"):
+        leaves = [x.to(DEVICE).requires_grad_() for x in inputs]
+        ops.separable_attention_block(*leaves, **keywords, backend=backend).float().square().mean().backward()
+        grads.append([leaf.grad for leaf in leaves])
+    for ours, theirs in zip(*grads, strict=True):
+        assert (ours - theirs).abs().max() <= 0.02 * theirs.abs().max()
 
 
 def test_they_are_chosen_where_nothing_else_is_asked_for() -> None:

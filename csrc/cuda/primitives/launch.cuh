@@ -7,6 +7,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <atomic>
 #include <cstdint>
 
 #include "cuda/primitives/launched.h"
@@ -40,6 +41,23 @@ Launched launched(const char* kernel, int device, const Launch& launch) {
     launch();
     return {static_cast<int>(cudaGetLastError()), kernel};
 }
+
+// What a kernel needs of shared memory beyond the 48 KB that every kernel has: asked for once a kernel and device.
+class SharedLimit {
+  public:
+    // On the current device, `device`; where it fails, the error is the last one of the runtime.
+    template <class Kernel>
+    bool raise(Kernel kernel, int bytes, int device) {
+        const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
+        if (raised_.load(std::memory_order_acquire) & bit) return true;
+        if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) return false;
+        raised_.fetch_or(bit, std::memory_order_release);
+        return true;
+    }
+
+  private:
+    std::atomic<uint64_t> raised_{0};
+};
 
 inline int processors(int device) {
     int count = 0;
