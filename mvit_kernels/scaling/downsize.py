@@ -72,7 +72,9 @@ class Downsizer:
     def __init__(self, samples: SampleSet, cost: Cost, *, num_classes: int = 1000, seed: int = 0) -> None:
         self.accuracy, self.ranges, self.num_classes = accuracy_surface(samples, seed), samples.ranges, num_classes
         self.front = front(self.accuracy, cost, self.ranges, seed=seed)
-        self.formula = Formula(self.front, cost, {"resolution": RESOLUTIONS, "depth_ir": DEPTHS, "depth_vit": DEPTHS}, seed)
+        self.formula = Formula(
+            self.front, cost, self.accuracy.settings, {"resolution": RESOLUTIONS, "depth_ir": DEPTHS, "depth_vit": DEPTHS}, seed
+        )
 
     def derive(self, budget: float, count: int = 1, *, scale: float = 1.0) -> list[Derived]:
         """The `count` best configurations around the formula that cost at most `budget`, by predicted accuracy, best first.

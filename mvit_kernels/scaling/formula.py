@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn.exceptions import ConvergenceWarning
@@ -20,12 +21,15 @@ class Formula:
         log r(c), log d_i(c), log d_m(c):  Gaussian processes over log c, linear + Matérn 5/2 + white noise
         w(c):                              the positive root of a(r, d_i, d_m) w² + b(r, d_i, d_m) w = c  for multiply-adds (`counts`)
 
-    The form is that of TinyNet (arXiv 2010.14819, section 3.3), where w = sqrt(c / (d r²)). Beyond the front the linear parts go on as
-    power laws, inside of `limits`.
+    The form is that of TinyNet (arXiv 2010.14819, section 3.3), where w = sqrt(c / (d r²)). At a cost that lies between those of the
+    samples, r and the depths stay inside of theirs; beyond them the linear parts go on as power laws, inside of `limits`.
     """
 
-    def __init__(self, front: Front, cost: Cost, limits: dict[str, tuple[float, float]], seed: int = 0) -> None:
+    def __init__(self, front: Front, cost: Cost, sampled: Sequence[Factors], limits: dict[str, tuple[float, float]], seed: int = 0) -> None:
         self.cost, self.limits = cost, limits
+        columns = zip(*sampled, strict=True)
+        self._known = {name: (min(column), max(column)) for name, column in zip(Factors._fields, columns, strict=True)}
+        self._costs = cost.of(sampled)
         self._middle, self._spread = np.log(front.costs).mean(), np.log(front.costs).std() or 1.0
         kernel = ConstantKernel(1.0) * DotProduct(1.0, "fixed") + ConstantKernel(0.1) * Matern(1.0, (0.3, 1e2), nu=2.5)
         self._curves = {}
@@ -38,10 +42,11 @@ class Formula:
 
     def at(self, budget: float) -> Factors:
         """The factors for a cost, none of them rounded but the resolution."""
+        limits = self._known if self._costs.min() <= budget <= self._costs.max() else self.limits
         values = {}
         for name, process in self._curves.items():
             value = float(np.exp(process.predict(self._input(np.array([budget])))[0]))
-            values[name] = min(max(value, self.limits[name][0]), self.limits[name][1])
+            values[name] = min(max(value, limits[name][0]), limits[name][1])
         factors = Factors(round(values["resolution"]), 1.0, values["depth_ir"], values["depth_vit"])
         width = self.cost.width(factors, budget)
         return factors._replace(width=min(max(width, WIDTHS[0]), WIDTHS[1]))

@@ -84,12 +84,15 @@ class Surface:
             kind = "positive numbers" if scale == "log" else "numbers from 0 to 1"
             raise ValueError(f"Surface: values: expected {kind}, got {y.tolist()}")
         self.settings, self.values, self.scale = tuple(settings), y, scale
-        self._target = np.log(y) if scale == "log" else logit(np.clip(y, 0.5 / counts, 1 - 0.5 / counts))
+        inside = np.clip(y, 0.5 / counts, 1 - 0.5 / counts)
+        self._target = np.log(y) if scale == "log" else logit(inside)
+        # A share of so many images is no better known than this, whatever the fit would like to believe.
+        least = float(np.mean(1 / (counts * inside * (1 - inside))) / self._target.var()) if scale == "logit" else 0.0
         self._scaler = StandardScaler()
         x = self._scaler.fit_transform(inputs(settings))
         linear = ConstantKernel(0.1, (1e-5, 1e2)) * DotProduct(1.0, "fixed")
         smooth = ConstantKernel(0.5, (1e-3, 1e2)) * Matern(np.full(x.shape[1], 3.0), (0.5, 1e2), nu=2.5)
-        noise = WhiteKernel(0.05, (1e-6, 1.0))
+        noise = WhiteKernel(max(least, 0.05), (max(least, 1e-6), max(least, 1.0)))
         self._process = GaussianProcessRegressor(linear + smooth + noise, normalize_y=True, n_restarts_optimizer=4, random_state=seed)
         with warnings.catch_warnings():  # a parameter at its bound: an input that does not matter has no finite length
             warnings.simplefilter("ignore", ConvergenceWarning)
