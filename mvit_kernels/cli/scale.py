@@ -95,8 +95,8 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
         samples = sample(args.output, args.count, recipe, jobs=args.jobs, command=args.command)
     if args.only != "accuracy":
         samples = measure(args.output, threads=args.threads, limit=args.limit)
-        text = json_text({**samples.recipe, "latency": conditions(args.command)})
-        write_text(args.output / "recipe.json", text)
+        samples = dataclasses.replace(samples, recipe={**samples.recipe, "latency": conditions(args.command)})
+        write_text(args.output / "recipe.json", json_text(samples.recipe))
     return {"samples": [_row(each) for each in samples.samples], "recipe": samples.recipe}
 
 
