@@ -60,7 +60,8 @@ def settings(count):
     ]
 
 
-ALL = [("mobilevitv2_" + name, {}) for name in PUBLISHED] + [("mobilevitv2", options) for options in settings(16)]
+ALL = [("mobilevitv2_050", {}), ("mobilevitv2_200", {})] + [("mobilevitv2", options) for options in settings(12)]
+ALL += [pytest.param("mobilevitv2_" + name, {}, marks=pytest.mark.slow) for name in PUBLISHED if name not in ("050", "200")]
 
 
 @pytest.mark.parametrize(("name", "options"), ALL, ids=str)

@@ -164,6 +164,7 @@ def test_pictures_are_those_of_the_task(tmp_path):
 # --- latency ---
 
 
+@pytest.mark.slow
 def test_latencies_are_added_to_the_table(uninterrupted):
     folder, before = uninterrupted
     options = {"threads": [1], "precisions": ["fp32"], "seconds": 0.01}

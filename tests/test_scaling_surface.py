@@ -291,6 +291,7 @@ def test_documents_are_json(downsizer):
     assert document.keys() >= {"macs", "params", "accuracy", "accuracy_deviation", "gap", "budget", "cost", "extrapolated", "formula"}
 
 
+@pytest.mark.slow  # the command line draws the same
 def test_pictures_are_drawn(samples, downsizer, tmp_path):
     plots.surfaces(downsizer.accuracy, samples.ranges, "top-1", tmp_path / "surface.png")
     plots.fronts(downsizer, downsizer.derive(7e6), "models", tmp_path / "front.png")
