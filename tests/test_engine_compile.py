@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.nn.functional as F
 from op_checks import needs_native
 from test_graph_capture import Plain, random_statistics
 from torch import nn
@@ -347,6 +349,47 @@ class WithQuantizers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(quantized(self.first(quantized(x, 0.03, 128)), 0.02, 120))
+
+
+class OnTokens(nn.Module):
+    """A function of tokens that a parameter was added to: torch's, and so is what follows until they are vectors."""
+
+    def __init__(self, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.linear, self.norm = nn.Conv2d(3, 8, 2, 2), nn.Linear(8, 8), nn.LayerNorm(8)
+        self.position, self.scale = nn.Parameter(torch.randn(1, 16, 8)), nn.Parameter(torch.randn(1, 1, 8))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, self.conv(x).flatten(2).transpose(1, 2) + self.position)
+
+
+def a_block(model: nn.Module, t: Tensor) -> Tensor:
+    t = t + F.gelu(model.linear(model.norm(t)))
+    return model.linear(t.mean(1))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda model, t: F.relu(t),
+        lambda model, t: F.gelu(t),
+        lambda model, t: t + model.linear(t),
+        lambda model, t: t * 0.5,
+        lambda model, t: t / 3,
+        lambda model, t: F.silu(t.sum((1, 2))),
+        lambda model, t: t.mean(1) * model.scale,
+        a_block,
+    ],
+)
+def test_tokens_that_torch_made(function) -> None:
+    torch.manual_seed(0)
+    model, x = OnTokens(function).eval(), torch.randn(3, 3, 8, 8)
+    with torch.no_grad():
+        expected = model(x)
+    actual = mk.compile(model, x)(x)
+    assert actual.shape == expected.shape
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_models_with_quantizers_of_their_own(tmp_path) -> None:

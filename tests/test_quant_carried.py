@@ -310,6 +310,54 @@ def test_pt2e():
             assert torch.equal(mk.compile(converted, x)(x), y)
 
 
+def test_tokens():
+    """Linear maps of tokens are products of pixels, with the scales of their weights."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.linear = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = pair(self.conv(x), 0.02, 128).flatten(2).transpose(1, 2)
+            weight = fake(self.linear.weight, self.linear.weight.detach().abs().amax(1) / 127)
+            return pair(F.linear(x, weight, self.linear.bias), 0.02, 128).mean(1)
+
+    torch.manual_seed(0)
+    model, x = Tokens().eval(), torch.randn(2, *SIZE)
+    _, integers = programs(model)
+    with torch.no_grad():
+        assert_close(run(integers, x), model(x))
+    assert kinds(integers)["qconv2d"] == 1
+
+
+def test_constants_that_are_numbers():
+    class Number(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+            self.register_buffer("q", torch.tensor(7, dtype=torch.int8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(pair(x, 0.02, 128)) * decomposed.dequantize_per_tensor(self.q, 0.1, 0, -128, 127, torch.int8)
+
+    model, x = Number().eval(), torch.randn(2, *SIZE)
+    with torch.no_grad():
+        assert_close(run(programs(model)[1], x), model(x))
+
+
+def test_exported_in_training():
+    class Drops(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.dropout(x, 0.5, self.training)
+
+    x = torch.randn(2, *SIZE)
+    dynamic = ({0: torch.export.Dim("batch", min=1)},)
+    with pytest.raises(ValueError, match="expected a model in evaluation"):
+        capture(torch.export.export(Drops().train(), (x,), dynamic_shapes=dynamic).module(), SIZE)
+    capture(torch.export.export(Drops().eval(), (x,), dynamic_shapes=dynamic).module(), SIZE)
+
+
 def test_refusals():
     model = Quantized().eval()
     with pytest.raises(ValueError, match="without quantizers of its own"):

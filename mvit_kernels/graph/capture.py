@@ -19,7 +19,7 @@ from torch import fx, nn
 from mvit_kernels.swap import accelerate
 
 from . import quantizers
-from .expand import RULES, Builder, Map, Moments, Opaque, Value, Vector
+from .expand import RULES, Builder, Floats, Map, Moments, Opaque, Value, Vector
 from .program import Program
 
 Tensor = torch.Tensor
@@ -46,12 +46,19 @@ def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:
 
 
 def check_model(what: str, model: Any) -> None:
-    """Raises TypeError, ValueError if it is no module or one in training. What `torch.export` made says that it is in training, always."""
+    """Raises TypeError, ValueError if it is no module or one in training."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{what}: model: expected a torch.nn.Module, got {type(model).__name__}")
-    exported = isinstance(model, fx.GraphModule) and any(isinstance(node.target, torch._ops.OpOverload) for node in model.graph.nodes)
-    if model.training and not exported:
+    training = _exported_in_training(model) if isinstance(model, fx.GraphModule) else None
+    if model.training if training is None else training:
         raise ValueError(f"{what}: model: expected a model in evaluation (call model.eval()), got one in training")
+
+
+def _exported_in_training(model: fx.GraphModule) -> bool | None:
+    """What `torch.export` made says that it is in training, always; its ops know. None of other graphs."""
+    ops = [node for node in model.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    arguments = [dict(zip((each.name for each in op.target._schema.arguments), op.args, strict=False)) | op.kwargs for op in ops]
+    return any(True in (given.get("train"), given.get("training")) for given in arguments) if ops else None
 
 
 class _Translator:
@@ -167,7 +174,8 @@ class _Translator:
         name = self.build.add("torch", tuple(inputs), size, self.name_of(node) + "." + node.name, settings, weights)
         if not self.of_images(node.meta.get("val")):
             return Opaque(name)
-        return Map(name) if len(size) == 3 else Vector(name)
+        kind: type[Value] = {1: Vector, 3: Map}.get(len(size), Floats)
+        return kind(name)
 
     def of_images(self, result: Any) -> bool:
         """Floats of each image, one image after another."""

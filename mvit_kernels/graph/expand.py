@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from mvit_kernels.ops.attention import MOST_MIXED_HEADS
+
 from .program import Node
 
 Tensor = torch.Tensor
@@ -61,6 +63,10 @@ class Quantized(Value):
     bits: int | None = None
 
 
+class Floats(Value):
+    """Of each image, but neither a map nor a vector: torch made it, and torch takes it."""
+
+
 class Opaque(Value):
     """What torch made and only torch takes: no floats, no images in front, or several tensors."""
 
@@ -102,7 +108,7 @@ class Builder:
 
     def plain(self, value: Any) -> str:
         """A node whose result is the value as torch has it."""
-        if isinstance(value, (Map, Vector, Opaque)):
+        if isinstance(value, (Map, Vector, Floats, Opaque)):
             return value.name
         if isinstance(value, Moments):
             raise ValueError(f"capture: moments of {value.of}: expected them at a product that normalises by them, got another use")
@@ -256,7 +262,8 @@ def _separable_attention(build: Builder, named: Named, path: str) -> Any:
 
 def _attention(build: Builder, named: Named, path: str) -> Any:
     inputs, heads = [named[name] for name in ("q", "k", "v")], named["heads"]
-    if not all(isinstance(each, Tokens) for each in inputs):
+    mixed = any(named[name] is not None for name in ("mix_scores", "mix_weights", "mix_bias"))
+    if not all(isinstance(each, Tokens) for each in inputs) or (mixed and heads > MOST_MIXED_HEADS):
         return None
     (channels, height, width), (_, *of_keys), (values, *_) = (build.size(each.name) for each in inputs)
     scale = named["scale"] if named["scale"] is not None else (channels // heads) ** -0.5
@@ -429,7 +436,8 @@ def _aten_batch_norm(build: Builder, named: Named, path: str) -> Any:
 def _aten_factor(build: Builder, named: Named, path: str) -> Any:
     """A factor, or one for each channel (layer scale); or a divisor, which is a number."""
     x, factor = named["self"], named["other"]
-    if not isinstance(x, (Map, Rows, Tokens, Vector)):
+    rank = {Map: 4, Tokens: 3, Rows: 2, Vector: 2}.get(type(x))
+    if rank is None or (isinstance(factor, Tensor) and factor.ndim > rank):  # it would have more dimensions than x
         return None
     channels = build.size(x.name)[0]
     if isinstance(factor, Tensor):
@@ -480,11 +488,12 @@ def _aten_group_norm(build: Builder, named: Named, path: str) -> Any:
 
 def _aten_linear(build: Builder, named: Named, path: str) -> Any:
     x, weight = named["input"], named["weight"]
+    scales = named["_scales"].get("weight")
     if isinstance(x, (Rows, Tokens)) and isinstance(weight, Tensor):
-        return type(x)(build.conv2d(x.name, weight, named["bias"], 1, _origin(named, "weight", path)))
-    if not isinstance(x, Vector) or not isinstance(weight, Tensor) or len(build.size(x.name)) != 1:
+        return type(x)(build.conv2d(x.name, weight, named["bias"], 1, _origin(named, "weight", path), scales))
+    if not isinstance(x, Vector) or not isinstance(weight, Tensor):
         return None
-    weights = {"weight": weight, "bias": named["bias"], "weight_scale": named["_scales"].get("weight")}
+    weights = {"weight": weight, "bias": named["bias"], "weight_scale": scales}
     return Vector(build.add("linear", (x.name,), weight.shape[:1], _origin(named, "weight", path), {}, weights))
 
 

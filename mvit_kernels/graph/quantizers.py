@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .expand import Builder, Named, Quantized, Value
+from .expand import Builder, Floats, Named, Quantized, Value
 
 Tensor = torch.Tensor
 _BITS = {63: 6, 255: 8}  # by the largest of the integers, counted from the smallest
@@ -47,7 +47,9 @@ def _settings(named: Named, bits: int | None = None) -> dict[str, Any] | None:
 def _quantize(build: Builder, named: Named, path: str) -> Any:
     x, bits = _operand(named), named.get("bits")
     settings = _settings(named, bits)
-    if settings is None or not isinstance(x, Value) or not named["_users"].issubset(_TO_FLOATS):  # integers for others are torch's
+    if settings is None or isinstance(x, Floats) or not isinstance(x, Value):
+        return None
+    if not named["_users"].issubset(_TO_FLOATS):  # integers for others are torch's
         return None
     floats = type(x)(build.add("fake_quantize", (x.name,), build.size(x.name), f"{x.name}.fake_quantize", settings))
     return Quantized(floats.name, floats, bits)
@@ -68,7 +70,7 @@ RULES: dict[str, Callable[[Builder, Named, str], Any]] = {
 
 def scales_of(target: str, named: Named) -> Tensor | None:
     """(N,) float32 of a constant that is integers times one scale for each of its rows, or for all; None of every other one."""
-    if target not in (*_FAKE, *_TO_FLOATS):
+    if target not in (*_FAKE, *_TO_FLOATS) or _operand(named).ndim == 0:
         return None
     scale, zero, axis = _scales(named)
     if bool((zero != 0).any()) or axis not in (None, 0):

@@ -59,17 +59,23 @@ class QAttention:
 
     Attributes:
         mixtures: in steps of the table, bias as the kernel reads it: (H, M, N to whole panels).
+        bias_shape: (H, N, M), as it was given; None without a bias.
         zero_points: of q, k and v. out_zero_point, out_bits: of the result.
     """
 
     def __init__(
-        self, heads: int, mixtures: QMixtures, zero_points: tuple[int, int, int], out_zero_point: int, out_bits: int, backend: str | None
+        self, heads: int, mixtures: QMixtures, bias_shape: tuple[int, ...] | None, zero_points: tuple[int, int, int], out_zero_point: int,
+        out_bits: int, backend: str | None,
     ) -> None:  # fmt: skip
+        self.bias_shape = bias_shape
         self.heads, self.mixtures, self.zero_points = heads, mixtures, zero_points
         self.out_zero_point, self.out_bits, self.backend = out_zero_point, out_bits, backend
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         checks.all_tensors(OP, q=q, k=k, v=v)
+        if self.bias_shape is not None and q.ndim == k.ndim == 3 and self.bias_shape[1:] != (q.shape[1], k.shape[1]):
+            expected = (self.heads, q.shape[1], k.shape[1])
+            raise ValueError(f"{OP}: bias: expected shape {expected}, got {self.bias_shape}")
         return _call(
             q, k, v, *self.mixtures[:4], self.heads, *self.zero_points, *self.mixtures[4:], self.out_zero_point, self.out_bits,
             backend=self.backend,
@@ -105,7 +111,13 @@ def prepare_qattention(
         across = mixtures.bias.transpose(1, 2)
         mixtures = mixtures._replace(bias=F.pad(across, (0, -across.shape[2] % PANEL)).contiguous())
     return QAttention(
-        heads, mixtures, (zero_points[0], zero_points[1], zero_points[2]), out, qchecks.bits(OP, "out_bits", out_bits), backend
+        heads,
+        mixtures,
+        None if bias is None else tuple(bias.shape),
+        (zero_points[0], zero_points[1], zero_points[2]),
+        out,
+        qchecks.bits(OP, "out_bits", out_bits),
+        backend,
     )
 
 

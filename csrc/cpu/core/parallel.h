@@ -33,7 +33,9 @@ struct Team {
     }
     void wait() const {
 #ifdef _OPENMP
+        if (size > 1) {  // the leader of a crew, which is alone in such a region, must not wait for its followers
 #pragma omp barrier
+        }
 #endif
     }
 };
