@@ -1,10 +1,20 @@
-// What the tests of attention share: where its rows lie, and the table of exponentials of those on bytes.
+// What the tests of attention share: where its rows lie, what of its mixtures there is, and the table of exponentials of those on bytes.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 
 namespace mvit::tests {
+
+// Which parts of the formula (ops/attention.h) there are.
+struct Mixed {
+    bool bias, scores, weights, shift;
+};
+
+inline constexpr Mixed mixtures[] = {
+    {false, false, false, false}, {true, false, false, false}, {false, true, false, false},
+    {true, false, true, false},   {true, true, true, true},
+};
 
 // Rows of `channels` elements with `gap` more between them, and a row more between images; returns how many elements there are, none beyond
 // the last that is used.

@@ -18,15 +18,6 @@ struct Case {
     float far = 1.0f;  // how much larger queries are
 };
 
-struct Mixed {
-    bool bias, scores, weights, shift;
-};
-
-constexpr Mixed mixtures[] = {
-    {false, false, false, false}, {true, false, false, false}, {false, true, false, false},
-    {true, false, true, false},   {true, true, true, true},
-};
-
 template <class T>
 struct Tensors {
     AttentionProblem p{};  // whose strides come with the sizes
@@ -188,26 +179,26 @@ TEST(attention_of_scores_of_minus_infinity) {
 
 TEST(attention_refuses_what_it_cannot_do) {
     const float some[32 * 33] = {};
-    const auto refuses = [&](Status status, auto change) {
+    const auto gives = [&](Status status, auto change) {
         AttentionProblem p{};
         p.batch = 0, p.heads = 2, p.queries = 3, p.keys = 4, p.depth = p.value_depth = 5;
         CHECK(attention(p, 1) == Status::ok);
         change(p);
         CHECK(attention(p, 1) == status);
     };
-    refuses(Status::bad_shape, [](AttentionProblem& p) { p.batch = -1; });
-    refuses(Status::bad_shape, [](AttentionProblem& p) { p.queries = -1; });
-    refuses(Status::bad_shape, [](AttentionProblem& p) { p.keys = -1; });
-    refuses(Status::bad_shape, [](AttentionProblem& p) { p.depth = -1; });
-    refuses(Status::bad_shape, [](AttentionProblem& p) { p.value_depth = -1; });
-    refuses(Status::bad_shape, [](AttentionProblem& p) { p.heads = 0; });
-    refuses(Status::bad_shape, [](AttentionProblem& p) { p.batch = 1, p.keys = 0; });
-    refuses(Status::bad_dtype, [](AttentionProblem& p) { p.dtype = static_cast<DType>(3); });
-    refuses(Status::bad_layout, [&](AttentionProblem& p) { p.bias = some, p.bias_stride = 3; });
-    refuses(Status::bad_layout, [&](AttentionProblem& p) { p.mix_bias = some; });
-    refuses(Status::bad_shape, [&](AttentionProblem& p) { p.mix_scores = some, p.heads = most_mixed_heads + 1; });
-    refuses(Status::bad_shape, [&](AttentionProblem& p) { p.mix_weights = some, p.heads = most_mixed_heads + 1; });
-    refuses(Status::ok, [&](AttentionProblem& p) { p.mix_weights = p.mix_bias = some, p.bias = some, p.bias_stride = panel; });
-    refuses(Status::ok, [](AttentionProblem& p) { p.heads = most_mixed_heads + 1; });
-    refuses(Status::ok, [](AttentionProblem& p) { p.batch = 1, p.keys = p.queries = 0; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.batch = -1; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.queries = -1; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.keys = -1; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.depth = -1; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.value_depth = -1; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.heads = 0; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.batch = 1, p.keys = 0; });
+    gives(Status::bad_dtype, [](AttentionProblem& p) { p.dtype = static_cast<DType>(3); });
+    gives(Status::bad_layout, [&](AttentionProblem& p) { p.bias = some, p.bias_stride = 3; });
+    gives(Status::bad_layout, [&](AttentionProblem& p) { p.mix_bias = some; });
+    gives(Status::bad_shape, [&](AttentionProblem& p) { p.mix_scores = some, p.heads = most_mixed_heads + 1; });
+    gives(Status::bad_shape, [&](AttentionProblem& p) { p.mix_weights = some, p.heads = most_mixed_heads + 1; });
+    gives(Status::ok, [&](AttentionProblem& p) { p.mix_weights = p.mix_bias = some, p.bias = some, p.bias_stride = panel; });
+    gives(Status::ok, [](AttentionProblem& p) { p.heads = most_mixed_heads + 1; });
+    gives(Status::ok, [](AttentionProblem& p) { p.batch = 1, p.keys = p.queries = 0; });
 }

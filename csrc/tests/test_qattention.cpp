@@ -18,15 +18,6 @@ struct Case {
     int32_t q_zero_point = 117, k_zero_point = 131, v_zero_point = 140;
 };
 
-struct Mixed {
-    bool bias, scores, weights, shift;
-};
-
-constexpr Mixed mixtures[] = {
-    {false, false, false, false}, {true, false, false, false}, {false, true, false, false},
-    {true, false, true, false},   {true, true, true, true},
-};
-
 using Floats = std::vector<float>;
 
 // to[h] = start[h] + mixture[h, 0] x[0] + mixture[h, 1] x[1] + ..., in this order; `count` values a head.
@@ -159,32 +150,32 @@ TEST(qattention_at_its_ends) {
 
 TEST(qattention_refuses_what_it_cannot_do) {
     const float some[32 * 33] = {};
-    const auto refuses = [&](Status status, auto change) {
+    const auto gives = [&](Status status, auto change) {
         QAttentionProblem p{};
         p.batch = 0, p.heads = 2, p.queries = 3, p.keys = 4, p.depth = p.value_depth = 5;
         CHECK(qattention(p, 1) == Status::ok);
         change(p);
         CHECK(qattention(p, 1) == status);
     };
-    refuses(Status::bad_shape, [](QAttentionProblem& p) { p.batch = -1; });
-    refuses(Status::bad_shape, [](QAttentionProblem& p) { p.queries = -1; });
-    refuses(Status::bad_shape, [](QAttentionProblem& p) { p.keys = -1; });
-    refuses(Status::bad_shape, [](QAttentionProblem& p) { p.depth = -1; });
-    refuses(Status::bad_shape, [](QAttentionProblem& p) { p.value_depth = -1; });
-    refuses(Status::bad_shape, [](QAttentionProblem& p) { p.heads = 0; });
-    refuses(Status::bad_shape, [](QAttentionProblem& p) { p.batch = 1, p.keys = 0; });
-    refuses(Status::bad_shape, [&](QAttentionProblem& p) { p.mix = some, p.heads = qattention_most_heads + 1; });
-    refuses(Status::bad_shape, [&](QAttentionProblem& p) { p.mix_weights = some, p.heads = qattention_most_heads + 1; });
-    refuses(Status::ok, [](QAttentionProblem& p) { p.heads = qattention_most_heads + 1; });
-    refuses(Status::bad_layout, [&](QAttentionProblem& p) { p.bias = some, p.bias_stride = 3; });
-    refuses(Status::bad_layout, [&](QAttentionProblem& p) { p.shift = some; });
-    refuses(Status::ok, [&](QAttentionProblem& p) { p.mix_weights = p.shift = p.bias = some, p.bias_stride = panel; });
+    gives(Status::bad_shape, [](QAttentionProblem& p) { p.batch = -1; });
+    gives(Status::bad_shape, [](QAttentionProblem& p) { p.queries = -1; });
+    gives(Status::bad_shape, [](QAttentionProblem& p) { p.keys = -1; });
+    gives(Status::bad_shape, [](QAttentionProblem& p) { p.depth = -1; });
+    gives(Status::bad_shape, [](QAttentionProblem& p) { p.value_depth = -1; });
+    gives(Status::bad_shape, [](QAttentionProblem& p) { p.heads = 0; });
+    gives(Status::bad_shape, [](QAttentionProblem& p) { p.batch = 1, p.keys = 0; });
+    gives(Status::bad_shape, [&](QAttentionProblem& p) { p.mix = some, p.heads = qattention_most_heads + 1; });
+    gives(Status::bad_shape, [&](QAttentionProblem& p) { p.mix_weights = some, p.heads = qattention_most_heads + 1; });
+    gives(Status::ok, [](QAttentionProblem& p) { p.heads = qattention_most_heads + 1; });
+    gives(Status::bad_layout, [&](QAttentionProblem& p) { p.bias = some, p.bias_stride = 3; });
+    gives(Status::bad_layout, [&](QAttentionProblem& p) { p.shift = some; });
+    gives(Status::ok, [&](QAttentionProblem& p) { p.mix_weights = p.shift = p.bias = some, p.bias_stride = panel; });
     for (const auto point : {&QAttentionProblem::q_zero_point, &QAttentionProblem::k_zero_point, &QAttentionProblem::v_zero_point})
         for (const int32_t far : {farthest_zero_point + 1, -farthest_zero_point - 1, INT32_MIN, INT32_MAX})
-            refuses(Status::overflow, [&](QAttentionProblem& p) { p.*point = far; });
-    refuses(Status::overflow, [](QAttentionProblem& p) { p.out.zero_point = farthest_zero_point + 1; });
-    refuses(Status::ok, [](QAttentionProblem& p) { p.depth = p.keys = 258; });
-    refuses(Status::overflow, [](QAttentionProblem& p) { p.depth = 259; });
-    refuses(Status::overflow, [](QAttentionProblem& p) { p.keys = 259; });
-    refuses(Status::overflow, [](QAttentionProblem& p) { p.depth = 274, p.q_zero_point = 14; });
+            gives(Status::overflow, [&](QAttentionProblem& p) { p.*point = far; });
+    gives(Status::overflow, [](QAttentionProblem& p) { p.out.zero_point = farthest_zero_point + 1; });
+    gives(Status::ok, [](QAttentionProblem& p) { p.depth = p.keys = 258; });
+    gives(Status::overflow, [](QAttentionProblem& p) { p.depth = 259; });
+    gives(Status::overflow, [](QAttentionProblem& p) { p.keys = 259; });
+    gives(Status::overflow, [](QAttentionProblem& p) { p.depth = 274, p.q_zero_point = 14; });
 }

@@ -69,19 +69,19 @@ TEST(qpool_mixer_at_its_ends) {
 }
 
 TEST(qpool_mixer_refuses_what_it_cannot_do) {
-    const auto refuses = [&](Status status, auto change) {
+    const auto gives = [&](Status status, auto change) {
         QPoolMixerProblem p{};
         p.batch = p.height = p.width = 1;
         CHECK(qpool_mixer(p, 1) == Status::ok);
         change(p);
         CHECK(qpool_mixer(p, 1) == status);
     };
-    refuses(Status::bad_shape, [](QPoolMixerProblem& p) { p.batch = -1; });
-    refuses(Status::bad_shape, [](QPoolMixerProblem& p) { p.height = -1; });
-    refuses(Status::bad_shape, [](QPoolMixerProblem& p) { p.width = -1; });
-    refuses(Status::bad_shape, [](QPoolMixerProblem& p) { p.channels = -1; });
-    refuses(Status::overflow, [](QPoolMixerProblem& p) { p.zero_point = farthest_zero_point + 1; });
-    refuses(Status::overflow, [](QPoolMixerProblem& p) { p.zero_point = -farthest_zero_point - 1; });
-    refuses(Status::overflow, [](QPoolMixerProblem& p) { p.out.zero_point = farthest_zero_point + 1; });
-    refuses(Status::ok, [](QPoolMixerProblem& p) { p.batch = 0, p.channels = 5; });
+    gives(Status::bad_shape, [](QPoolMixerProblem& p) { p.batch = -1; });
+    gives(Status::bad_shape, [](QPoolMixerProblem& p) { p.height = -1; });
+    gives(Status::bad_shape, [](QPoolMixerProblem& p) { p.width = -1; });
+    gives(Status::bad_shape, [](QPoolMixerProblem& p) { p.channels = -1; });
+    gives(Status::overflow, [](QPoolMixerProblem& p) { p.zero_point = farthest_zero_point + 1; });
+    gives(Status::overflow, [](QPoolMixerProblem& p) { p.zero_point = -farthest_zero_point - 1; });
+    gives(Status::overflow, [](QPoolMixerProblem& p) { p.out.zero_point = farthest_zero_point + 1; });
+    gives(Status::ok, [](QPoolMixerProblem& p) { p.batch = 0, p.channels = 5; });
 }
