@@ -32,13 +32,23 @@ def attend(inputs: list[Tensor], size: tuple[int, ...], backend: str, **changes:
 
 
 @pytest.mark.parametrize("mixed", MIXTURES)
-@pytest.mark.parametrize("size", [size for size in SIZES if fits(size[4], size[2])], ids=str)
+@pytest.mark.parametrize("size", [*(size for size in SIZES if fits(size[4], size[2])), (2, 6, 140, 2, 6, 6)], ids=str)
 def test_the_same_bits(size, mixed: str, isa: str, poison) -> None:
     inputs, held = bytes_of(size), parameters(size, mixed)
     for changes in ({}, {"out_bits": 6, "out_zero_point": 30}, {"q_zero_point": 0, "k_zero_point": 255, "v_zero_point": 255}):
         y = attend(inputs, size, "cpu", **held, **changes)
         assert torch.equal(y, attend(inputs, size, "reference", **held, **changes))
     assert y.numel() < 20 or len(attend(inputs, size, "cpu", **held, out_scale=0.5).unique()) > 3
+
+
+@needs_native
+@pytest.mark.parametrize("mixed", ["none", "weights", "all"])
+def test_the_same_bits_of_many_queries(mixed: str) -> None:
+    """Thousands of weights: one rounding too many in a scale of theirs turns some byte over."""
+    size = (16, 49, 49, 8, 32, 128)
+    inputs, held = bytes_of(size), parameters(size, mixed)
+    settings = {**held, "out_scale": 0.05}
+    assert torch.equal(attend(inputs, size, "cpu", **settings), attend(inputs, size, "reference", **settings))
 
 
 @pytest.mark.parametrize("extreme", [0, 255])
@@ -52,6 +62,17 @@ def test_extremes(mixed: str, extreme: int, isa: str) -> None:
     far = {"q_zero_point": 255 - extreme, "k_zero_point": 255 - extreme, "v_zero_point": 255 - extreme}
     for changes in ({}, far):
         assert torch.equal(attend(inputs, size, "cpu", **held, **changes), attend(inputs, size, "reference", **held, **changes))
+
+
+def test_sums_up_to_the_last_exact_one(isa: str) -> None:
+    """273 x 241 x 255 = 2^24 - 1."""
+    size = (1, 3, 5, 1, 273, 4)
+    inputs = bytes_of(size)
+    inputs[0][0, 0], inputs[1][0, 0] = 255, 255
+    points = {"q_zero_point": 14, "k_zero_point": 0}
+    assert torch.equal(attend(inputs, size, "cpu", **points), attend(inputs, size, "reference", **points))
+    with pytest.raises(ValueError, match=r"qattention: k: expected sums of products below 2\^24, got 274 channels a head"):
+        attend(bytes_of((1, 3, 5, 1, 274, 4)), size, "cpu", **points)
 
 
 @pytest.mark.parametrize("mixed", MIXTURES)

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tests/attention.h"
 #include "tests/check.h"
 
 using namespace mvit;
@@ -26,19 +27,13 @@ int64_t set_strides(const QPatchAttentionProblem& p, int64_t channels, int64_t g
     return (p.batch - 1) * stride[0] + (p.height - 1) * stride[1] + (p.width - 1) * stride[2] + channels;
 }
 
-const uint8_t* table() {
-    static uint8_t values[256];
-    for (int i = 0; i < 256; ++i) values[i] = static_cast<uint8_t>(std::nearbyint(255 * std::exp(-i / 40.0)));
-    return values;
-}
-
 void compare(const Case& c) {
     QPatchAttentionProblem p{};
     p.batch = c.batch, p.dim = c.depth * c.heads, p.heads = c.heads;
     p.height = c.rows * c.patch_h, p.width = c.columns * c.patch_w, p.patch_h = c.patch_h, p.patch_w = c.patch_w;
     p.q_zero_point = c.q_zero_point, p.v_zero_point = c.v_zero_point;
     p.score_steps = c.score_steps, p.ratio = 1.7f;
-    p.table = table(), p.byte = qbyte_of_inverse(1.0f, 90, 8);
+    p.table = exponential_table(), p.byte = qbyte_of_inverse(1.0f, 90, 8);
     Guarded<uint8_t> qkv(set_strides(p, 3 * p.dim, c.gap, p.qkv_stride)), y(set_strides(p, p.dim, c.gap, p.y_stride));
     for (int64_t i = 0; i < qkv.size(); ++i) qkv[i] = static_cast<uint8_t>(random_int(0, 255));
     const uint8_t untouched = 7;
@@ -116,7 +111,7 @@ TEST(qpatch_attention_at_its_ends) {
 TEST(qpatch_attention_refuses) {
     QPatchAttentionProblem p{};
     p.batch = 1, p.dim = 8, p.heads = 2, p.height = 4, p.width = 6, p.patch_h = 2, p.patch_w = 3;
-    p.table = table();
+    p.table = exponential_table();
     p.height = 0;
     CHECK(qpatch_attention(p, 1) == Status::ok);
     p.height = 3;

@@ -54,7 +54,7 @@ def attention_backward(
         None if mixtures.shift is None else dweights.sum((0, 2, 3)),
     )
     dscores = dscores * scale
-    dquery, dkey = dscores @ key, dscores.mT @ query
+    dquery, dkey = dscores @ _side_by_side(key), dscores.mT @ query
     return _together(dquery), _together(dkey), _together(weights.mT @ grad), gradients
 
 
@@ -77,7 +77,13 @@ def _mixed(mixture: Tensor, x: Tensor) -> Tensor:
 
 def _all_sums(a: Tensor, b: Tensor) -> Tensor:
     """(H, H): of a[h] b[g] over images, queries and keys; those over keys first, as one sum of so many terms loses digits."""
-    return (a.transpose(1, 2) @ b.permute(0, 2, 3, 1)).sum((0, 1))
+    return (a.transpose(1, 2) @ _side_by_side(b.permute(0, 2, 3, 1))).sum((0, 1))
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """(..., M, c), the same with the values of a channel side by side: a product over M is then as many sums as vectors have lanes, as in
+    torch's own gradients. With channels side by side MKL adds up narrow matrices row after row, with 2.4 times the error at M = 300."""
+    return x.mT.contiguous().mT
 
 
 def _apart(x: Tensor, heads: int) -> Tensor:

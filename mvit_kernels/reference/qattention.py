@@ -77,7 +77,7 @@ def qattention(
             shift = mixtures.shift[:, None, None].expand_as(scores)
         weights = _mixed(shift, mixtures.weights, e * (1.0 / total))
         most = weights.abs().amax(-1, keepdim=True).clamp_min(_LEAST)
-        whole = (weights * (255.0 / most)).round()
+        whole = (weights * (single(255.0) / most)).round()  # a number over a tensor would be times its inverse, rounded twice
         t = (whole.double() @ value).float() * (most * (ratio / 255.0))
     y = t.clamp(-out_zero_point, 2**out_bits - 1 - out_zero_point).round().to(torch.int64) + out_zero_point
     return _together(y.to(torch.uint8)).contiguous()

@@ -14,6 +14,7 @@ namespace {
 Status check(const AttentionProblem& p) {
     if (p.batch < 0 || p.queries < 0 || p.keys < 0 || p.depth < 0 || p.value_depth < 0 || p.heads < 1) return Status::bad_shape;
     if (p.bias && p.bias_stride != round_up(p.queries, panel)) return Status::bad_layout;
+    if (p.mix_bias && !p.mix_weights) return Status::bad_layout;
     if ((p.mix_scores || p.mix_weights) && p.heads > most_mixed_heads) return Status::bad_shape;
     if (p.keys == 0 && p.batch * p.queries * p.value_depth > 0) return Status::bad_shape;
     return known(p.dtype) ? Status::ok : Status::bad_dtype;

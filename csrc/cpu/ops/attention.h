@@ -34,7 +34,7 @@ struct AttentionProblem {
     const float* bias;
     int64_t bias_stride;
     const float *mix_scores, *mix_weights;  // (heads, heads), or null
-    const float* mix_bias;                  // (heads,), or null
+    const float* mix_bias;                  // (heads,), beside mix_weights, or null
     void* y;
     int64_t y_stride[2];
 };

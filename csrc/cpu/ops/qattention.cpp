@@ -18,10 +18,10 @@ Status check(const QAttentionProblem& p) {
     if (p.heads > qattention_most_heads && (p.mix || p.mix_weights)) return Status::bad_shape;
     if (p.bias && p.bias_stride != round_up(p.queries, panel)) return Status::bad_layout;
     if (p.shift && !p.mix_weights) return Status::bad_layout;
-    constexpr int64_t exact = 1 << 24;
+    constexpr int64_t exact = (1 << 24) - 1;
     if (!writable(p.q_zero_point) || !writable(p.k_zero_point) || !writable(p.v_zero_point)) return Status::overflow;
-    if (p.depth * farthest(p.q_zero_point) >= exact / farthest(p.k_zero_point)) return Status::overflow;
-    if (p.keys * 255 * farthest(p.v_zero_point) >= exact) return Status::overflow;
+    if (p.depth * farthest(p.q_zero_point) > exact / farthest(p.k_zero_point)) return Status::overflow;
+    if (p.keys * 255 * farthest(p.v_zero_point) > exact) return Status::overflow;
     return writable(p.out.zero_point) ? Status::ok : Status::overflow;
 }
 

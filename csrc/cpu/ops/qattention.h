@@ -20,7 +20,7 @@
 // table, 40 to a factor of e; ratio = float32(s_v / s_y).
 //
 // Whole numbers below 2^24 are exact in float32, and so are their sums, in any order: products of differences of bytes are multiplied by
-// the tiles of floats. That needs c max|q - z_q| max|k - z_k| < 2^24 and 255 M max|v - z_v| < 2^24: heads and maps of up to 257 channels
+// the tiles of floats. That needs c max|q - z_q| max|k - z_k| < 2^24 and 255 M max|v - z_v| < 2^24: heads and maps of up to 258 channels
 // and keys.
 //
 // Floor: that of attention.

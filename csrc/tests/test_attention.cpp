@@ -1,0 +1,204 @@
+// Every tail, mixture and float type against a double-precision loop over the formulas, with guard pages behind each tensor.
+#include "cpu/ops/attention.h"
+
+#include <algorithm>
+#include <numbers>
+
+#include "tests/attention.h"
+#include "tests/floats.h"
+
+using namespace mvit;
+using namespace mvit::tests;
+
+namespace {
+
+struct Case {
+    int64_t batch, queries, keys, heads, depth, value_depth;
+    int64_t gap = 0;   // between rows
+    float far = 1.0f;  // how much larger queries are
+};
+
+template <class T>
+struct Tensors {
+    AttentionProblem p{};  // whose strides come with the sizes
+    Guarded<T> q, k, v, y;
+    Guarded<float> bias, mix_scores, mix_weights, mix_bias;
+
+    Tensors(const Case& c, const Mixed& mixed)
+        : q(set_row_strides(c.batch, c.queries, c.heads * c.depth, c.gap, p.q_stride)),
+          k(set_row_strides(c.batch, c.keys, c.heads * c.depth, c.gap, p.k_stride)),
+          v(set_row_strides(c.batch, c.keys, c.heads * c.value_depth, c.gap, p.v_stride)),
+          y(set_row_strides(c.batch, c.queries, c.heads * c.value_depth, c.gap, p.y_stride)),
+          bias(mixed.bias ? c.heads * c.keys * round_up(c.queries, panel) : 0),
+          mix_scores(mixed.scores ? c.heads * c.heads : 0),
+          mix_weights(mixed.weights ? c.heads * c.heads : 0),
+          mix_bias(mixed.shift ? c.heads : 0) {
+        p.dtype = dtype_of<T>;
+        p.batch = c.batch, p.heads = c.heads, p.queries = c.queries, p.keys = c.keys, p.depth = c.depth, p.value_depth = c.value_depth;
+        p.scale = 1.0f / std::sqrt(static_cast<float>(c.depth));
+        const float share = 1.0f / std::sqrt(static_cast<float>(c.heads));
+        fill(q, 0.0f, c.far), fill(k), fill(v), fill(bias), fill(mix_scores, 0.0f, share), fill(mix_weights, 0.0f, share), fill(mix_bias);
+        p.q = q.data(), p.k = k.data(), p.v = v.data(), p.y = y.data();
+        if (mixed.bias) p.bias = bias.data(), p.bias_stride = round_up(c.queries, panel);
+        if (mixed.scores) p.mix_scores = mix_scores.data();
+        if (mixed.weights) p.mix_weights = mix_weights.data();
+        if (mixed.shift) p.mix_bias = mix_bias.data();
+    }
+};
+
+// to[h] = sum_g mixture[h, g] from[g], or from[h]; each has `count` values a head.
+std::vector<double> mix(const float* mixture, int64_t heads, int64_t count, const std::vector<double>& from, bool sizes = false) {
+    if (!mixture) return from;
+    std::vector<double> to(from.size());
+    for (int64_t h = 0; h < heads; ++h)
+        for (int64_t g = 0; g < heads; ++g) {
+            const double factor = double{mixture[h * heads + g]};
+            for (int64_t m = 0; m < count; ++m)
+                to[static_cast<size_t>(h * count + m)] += (sizes ? std::fabs(factor) : factor) * from[static_cast<size_t>(g * count + m)];
+        }
+    return to;
+}
+
+template <class T>
+void compare(const Case& c, const Mixed& mixed) {
+    Tensors<T> t(c, mixed);
+    const AttentionProblem& p = t.p;
+    fill_with(t.y, 7.0f);
+    Guarded<T> alone(t.y.size());
+    fill_with(alone, 7.0f);
+    CHECK(attention(p, 2) == Status::ok);
+    AttentionProblem again = p;
+    again.y = alone.data();
+    CHECK(attention(again, 1) == Status::ok);
+    CHECK(t.y.canary_intact() && same_bits(t.y, alone));
+
+    const auto at = [](int64_t h, int64_t m, int64_t count) { return static_cast<size_t>(h * count + m); };
+    std::vector<double> scores(static_cast<size_t>(c.heads * c.keys));
+    for (int64_t b = 0; b < c.batch; ++b)
+        for (int64_t n = 0; n < c.queries; ++n) {
+            for (int64_t h = 0; h < c.heads; ++h)
+                for (int64_t m = 0; m < c.keys; ++m) {
+                    double& sum = scores[at(h, m, c.keys)] = 0.0;
+                    for (int64_t i = 0; i < c.depth; ++i)
+                        sum += value(t.q[b * p.q_stride[0] + n * p.q_stride[1] + h * c.depth + i]) *
+                               value(t.k[b * p.k_stride[0] + m * p.k_stride[1] + h * c.depth + i]);
+                    sum *= double{p.scale};
+                }
+            std::vector<double> shares = mix(p.mix_scores, c.heads, c.keys, scores);
+            double largest = 1.0;  // |l|: its rounding is a relative error of e
+            for (int64_t h = 0; h < c.heads; ++h) {
+                double top = -INFINITY, sum = 0.0;
+                for (int64_t m = 0; m < c.keys; ++m) {
+                    double& l = shares[at(h, m, c.keys)];
+                    if (p.bias) l += double{p.bias[(h * c.keys + m) * p.bias_stride + n]} / std::numbers::log2e;
+                    top = std::max(top, l), largest = std::max(largest, std::fabs(l));
+                }
+                for (int64_t m = 0; m < c.keys; ++m) sum += shares[at(h, m, c.keys)] = std::exp(shares[at(h, m, c.keys)] - top);
+                for (int64_t m = 0; m < c.keys; ++m) shares[at(h, m, c.keys)] /= sum;
+            }
+            const std::vector<double> weights = mix(p.mix_weights, c.heads, c.keys, shares);
+            const std::vector<double> sizes = mix(p.mix_weights, c.heads, c.keys, shares, true);
+            for (int64_t h = 0; h < c.heads; ++h) {
+                const double shift = p.mix_bias ? double{p.mix_bias[h]} : 0.0;
+                for (int64_t i = 0; i < c.value_depth; ++i) {
+                    double exact = 0.0, size = 0.0;
+                    for (int64_t m = 0; m < c.keys; ++m) {
+                        const double x = value(t.v[b * p.v_stride[0] + m * p.v_stride[1] + h * c.value_depth + i]);
+                        exact += (weights[at(h, m, c.keys)] + shift) * x;
+                        size += (sizes[at(h, m, c.keys)] + std::fabs(shift)) * std::fabs(x);
+                    }
+                    T& actual = t.y[b * p.y_stride[0] + n * p.y_stride[1] + h * c.value_depth + i];
+                    CHECK(std::fabs(value(actual) - exact) <= 2e-6 * largest * size + rounding<T> * std::fabs(exact) + 0x1p-25);
+                    from_float(7.0f, &actual);  // so that the gaps can be looked at in the end
+                }
+            }
+        }
+    for (int64_t i = 0; i < t.y.size(); ++i) CHECK(value(t.y[i]) == 7.0);
+}
+
+template <class T>
+void compare_all() {
+    for (const Mixed& mixed : mixtures) {
+        for (int64_t queries : {1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 49, 70})
+            for (int64_t keys : {1, 3, 16, 49}) compare<T>({1, queries, keys, 2, 5, 9}, mixed);
+        for (int64_t depth : {1, 3, 7, 8, 9, 15, 16, 17, 33, 36})
+            for (int64_t wide : {1, 8, 17, 64}) compare<T>({2, 5, 6, 3, depth, wide, 3}, mixed);
+        for (int64_t keys : {127, 128, 129, 257, 300}) compare<T>({1, 6, keys, 2, 6, 5}, mixed);  // blocks of keys
+        compare<T>({1, 49, 49, 8, 32, 128}, mixed);
+        compare<T>({2, 300, 20, 1, 4, 4, 1}, mixed);  // tasks of queries
+        compare<T>({1, 4, 5, 1, 512, 512}, mixed);    // rows of a power of two
+        compare<T>({1, 20, 40, 2, 4, 5, 0, 100.0f}, mixed);
+    }
+    compare<T>({1, 3, 4, most_mixed_heads, 2, 3}, mixtures[4]);
+}
+
+}  // namespace
+
+TEST(attention_on_every_tail) {
+    on_every_isa([] {
+        compare_all<float>();
+        compare_all<bf16>();
+        compare_all<f16>();
+    });
+}
+
+TEST(attention_keeps_nan_to_its_query) {
+    on_every_isa([] {
+        for (const Mixed& mixed : mixtures) {
+            const Case c{1, 40, 20, 2, 3, 4};
+            Tensors<float> t(c, mixed);
+            t.q[6 * 17] = std::nanf("");  // of the first head, which mixtures carry to the other one
+            CHECK(attention(t.p, 1) == Status::ok);
+            for (int64_t i = 0; i < t.y.size(); ++i) {
+                const bool reached = i / 8 == 17 && (i % 8 < 4 || mixed.scores || mixed.weights);
+                CHECK(std::isnan(t.y[i]) == reached);
+            }
+        }
+    });
+}
+
+TEST(attention_of_scores_of_minus_infinity) {
+    on_every_isa([] {
+        for (const Mixed& mixed : {mixtures[1], mixtures[4]}) {
+            const Case c{1, 3, 20, 1, 3, 4};
+            Tensors<float> t(c, mixed);
+            for (int64_t m = 0; m < c.keys; ++m) {
+                if (m != 5) t.bias[m * panel + 1] = -INFINITY;  // query 1 sees key 5 alone,
+                t.bias[m * panel + 2] = -INFINITY;              // query 2 none, and is NaN
+            }
+            CHECK(attention(t.p, 1) == Status::ok);
+            for (int64_t i = 0; i < 4; ++i) {
+                double exact = double{t.v[5 * 4 + i]};
+                if (mixed.weights) exact *= double{t.mix_weights[0]};
+                for (int64_t m = 0; mixed.shift && m < c.keys; ++m) exact += double{t.mix_bias[0]} * double{t.v[m * 4 + i]};
+                CHECK(std::isfinite(t.y[i]) && std::fabs(double{t.y[4 + i]} - exact) <= 1e-5 && std::isnan(t.y[8 + i]));
+            }
+        }
+    });
+}
+
+TEST(attention_refuses_what_it_cannot_do) {
+    const float some[32 * 33] = {};
+    const auto gives = [&](Status status, auto change) {
+        AttentionProblem p{};
+        p.batch = 0, p.heads = 2, p.queries = 3, p.keys = 4, p.depth = p.value_depth = 5;
+        CHECK(attention(p, 1) == Status::ok);
+        change(p);
+        CHECK(attention(p, 1) == status);
+    };
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.batch = -1; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.queries = -1; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.keys = -1; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.depth = -1; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.value_depth = -1; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.heads = 0; });
+    gives(Status::bad_shape, [](AttentionProblem& p) { p.batch = 1, p.keys = 0; });
+    gives(Status::bad_dtype, [](AttentionProblem& p) { p.dtype = static_cast<DType>(3); });
+    gives(Status::bad_layout, [&](AttentionProblem& p) { p.bias = some, p.bias_stride = 3; });
+    gives(Status::bad_layout, [&](AttentionProblem& p) { p.mix_bias = some; });
+    gives(Status::bad_shape, [&](AttentionProblem& p) { p.mix_scores = some, p.heads = most_mixed_heads + 1; });
+    gives(Status::bad_shape, [&](AttentionProblem& p) { p.mix_weights = some, p.heads = most_mixed_heads + 1; });
+    gives(Status::ok, [&](AttentionProblem& p) { p.mix_weights = p.mix_bias = some, p.bias = some, p.bias_stride = panel; });
+    gives(Status::ok, [](AttentionProblem& p) { p.heads = most_mixed_heads + 1; });
+    gives(Status::ok, [](AttentionProblem& p) { p.batch = 1, p.keys = p.queries = 0; });
+}
