@@ -7,6 +7,8 @@ compute with the rest as it came. (csrc/tests has what the CUDA kernels themselv
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import importlib
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from op_checks import needs_native
 from q_checks import random_packed_weight, random_weight
 
 from mvit_kernels import ops, reference
-from mvit_kernels.ops import backend, cuda_support, qfragments
+from mvit_kernels.ops import backend, cuda_support, packing, qfragments
 from mvit_kernels.ops.placed import Placed
 
 Tensor = torch.Tensor
@@ -138,7 +140,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_support, "place", lambda x: (0, 0))
     for choice in backend.Choice.every:
         if "cuda" in choice.implementations:
-            monkeypatch.setitem(choice.implementations, "cuda", backend.Implementation(choice.implementations["cuda"].forward))
+            taking_all = dataclasses.replace(choice.implementations["cuda"], refuse=lambda *_: None)
+            monkeypatch.setitem(choice.implementations, "cuda", taking_all)
 
 
 @needs_native
@@ -168,6 +171,28 @@ def test_attention_blocks_that_are_refused(monkeypatch: pytest.MonkeyPatch, size
     inputs, keywords = attention_block(size, dtype, (2, 2))
     with pytest.raises(ValueError, match=f"backend 'cuda' was requested and cannot take this call: .*{reason}"):
         ops.separable_attention_block(*inputs, **keywords, backend="cuda")
+
+
+@pytest.mark.usefixtures("stand_in", "one_thread")
+@pytest.mark.parametrize("refusal", [None, "Triton is not installed"])
+def test_gradients_of_attention_blocks_are_triton_s_where_it_takes_them(monkeypatch: pytest.MonkeyPatch, refusal: str | None) -> None:
+    asked = []
+    op = importlib.import_module("mvit_kernels.ops.separable_attention_block")
+
+    def by_triton(*arguments: Any) -> tuple[Tensor, ...]:
+        asked.append("triton")
+        return op._reference_backward(*arguments)
+
+    monkeypatch.setattr(op, "_triton_refuse", lambda x: refusal)
+    monkeypatch.setattr(op, "_triton_backward", by_triton)
+    inputs, keywords = attention_block((2, 16, 4, 4), torch.float16, (2, 2))
+    gradients = []
+    for each in ("cuda", "reference"):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        y = ops.separable_attention_block(*leaves, **keywords, backend=each)
+        gradients.append(torch.autograd.grad(y, leaves, torch.ones_like(y)))
+    assert asked == ([] if refusal else ["triton"])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
 
 
 @pytest.mark.parametrize("bits", [8, 6])
@@ -256,8 +281,47 @@ def test_unaligned_channels_are_refused() -> None:
 
 def test_nothing_is_copied_into_a_graph_that_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    with pytest.raises(RuntimeError, match="prepared tensors: expected to be on cuda before a CUDA graph is captured: call the op once"):
+    expected = "expected to be on cuda before a CUDA graph is captured, got a first call inside of the capture: call the op once before"
+    with pytest.raises(RuntimeError, match=f"prepared tensors: {expected}"):
         Placed(torch.zeros(1)).on(torch.device("cuda"))
+    with pytest.raises(RuntimeError, match=f"packed weights: {expected}, and capture again after a change of weights"):
+        packing._made_to_keep(lambda x: pytest.fail("packed inside of the capture"), (torch.zeros(1),), torch.device("cuda"))
+
+
+def test_packed_weights_are_finished_before_another_call_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever backend they are for."""
+    weight, told = torch.zeros(3), []
+    entries = len(packing._entries)
+
+    def tell(what: str, device: torch.device) -> None:
+        assert device == weight.device
+        assert len(packing._entries) == entries
+        told.append(what)
+
+    monkeypatch.setattr(cuda_support, "once", lambda _, device: tell("once", device))
+    monkeypatch.setattr(cuda_support, "settle", lambda device: tell("settle", device))
+
+    def recipe(x: Tensor) -> Tensor:
+        tell("packed", x.device)
+        return x + 1
+
+    first = packing.packed(recipe, weight)
+    assert packing.packed(recipe, weight) is first
+    assert told == ["once", "packed", "settle"]
+
+
+def test_the_stream_that_packed_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited = []
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.synchronize = lambda: waited.append(device)
+
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    device = torch.device("cuda", 1)
+    assert packing._made_to_keep(torch.neg, (torch.ones(1),), device) == -1
+    assert waited == [device]
 
 
 def test_prepared_tensors_follow_the_input() -> None:

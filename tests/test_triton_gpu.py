@@ -40,6 +40,17 @@ def test_graphs_hold_every_op(name: str) -> None:
     assert all(torch.equal(ours, right) for ours, right in zip(captured, expected, strict=True))
 
 
+def test_weights_are_packed_before_a_graph_and_not_in_it() -> None:
+    sizes = (64,), (64,), (129, 64), (129,), (64, 64), (64,)
+    inputs = [torch.randn(2, 64, 8, 8), *(torch.randn(size) / 8 for size in sizes)]
+    inputs = [each.to("cuda", torch.float16) for each in inputs]
+    with pytest.raises(RuntimeError, match="before a CUDA graph is captured"), torch.cuda.graph(torch.cuda.CUDAGraph()):
+        mk.ops.separable_attention_block(*inputs, patch_size=(2, 2), backend="triton")
+    y = mk.ops.separable_attention_block(*inputs, patch_size=(2, 2), backend="triton")
+    expected = reference.separable_attention_block(*(each.float() for each in inputs), patch_size=(2, 2))
+    assert (y.float() - expected).abs().max() <= 0.02 * expected.abs().max()
+
+
 def test_automatic_choice_goes_by_the_device() -> None:
     from mvit_kernels.ops.separable_attention import choose
 

@@ -1,8 +1,8 @@
-"""The extension mvit_kernels._cuda: whether it can be used, and what the calls of its kernels share.
+"""The extension mvit_kernels._cuda: whether it can be used, what the calls of its kernels share, and what any GPU backend makes once.
 
 Kernels run on the stream that is current for the device of their tensors; nothing waits for it. What is made once (weights in the order of
-tensor cores, copies of prepared tensors on a device) is made by the first call, with a copy from the host that a CUDA graph cannot capture:
-call once before.
+tensor cores, copies of prepared tensors on a device) is made by the first call, and cannot be part of a CUDA graph: call once before its
+capture. The graph holds what was made before, the weights as they were at its capture: capture again after they change (`packing`).
 """
 
 from __future__ import annotations
@@ -77,9 +77,12 @@ def place(x: Tensor) -> tuple[int, int]:
 
 
 def once(what: str, device: torch.device) -> None:
-    """Before something is copied to a device for all calls to come."""
+    """Before something is made on a device for all calls to come: in a graph that is captured, nothing runs before a replay."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(f"{what}: expected to be on {device} before a CUDA graph is captured: call the op once before")
+        raise RuntimeError(
+            f"{what}: expected to be on {device} before a CUDA graph is captured, got a first call inside of the capture: call the op once"
+            " before, and capture again after a change of weights, which the graph holds as they were"
+        )
 
 
 def settle(device: torch.device) -> None:

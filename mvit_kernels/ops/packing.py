@@ -8,6 +8,10 @@ weight is packed anew, or new memory might come to lie at its address. What torc
   count.
 - In-place changes of `tensor.data`, through numpy, by collectives of torch.distributed or by another process: nobody can see them.
   `forget_all` (and so `mk.accelerate`, called again) makes everything anew.
+
+Calls on any stream and any thread use a copy on a GPU: it is finished before another call can find it, and never made inside of a CUDA
+graph, whose replays alone would fill it. A graph reads the copies that were there at its capture: it computes with the weights as they were
+then, and once they are packed anew or gone, the memory that it reads is no longer theirs. Capture it again after a change of weights.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from mvit_kernels.reference.folding import fold_norm_affine
 
+from . import cuda_support
 from .backend import native
 
 PANEL = 32  # of csrc/cpu/core/tile.h
@@ -149,7 +154,7 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: 
     def forget(_: object, entries: dict[Any, Any] = _entries) -> None:  # bound: at exit, globals go first
         entries.pop(key, None)
 
-    value = _made(recipe, sources)
+    value = _made_to_keep(recipe, sources, tensors[0].device)
     references = tuple(weakref.ref(x, forget) for x in tensors)
     memory = tuple(x.untyped_storage() for x in tensors)
     _entries[key] = _Entry(references, state, memory, value)
@@ -160,6 +165,14 @@ def _content(x: torch.Tensor) -> int:
     """A fingerprint of all that the memory of x holds."""
     storage = x.untyped_storage()
     return native.fingerprint(storage.data_ptr(), storage.nbytes())
+
+
+def _made_to_keep(recipe: Callable[..., Any], sources: tuple[torch.Tensor | None, ...], device: torch.device) -> Any:
+    """For calls to come: on other streams and threads, too, and beside graphs. What one call makes for itself is in order on its stream."""
+    cuda_support.once("packed weights", device)
+    value = _made(recipe, sources)
+    cuda_support.settle(device)
+    return value
 
 
 def _made(recipe: Callable[..., Any], sources: tuple[torch.Tensor | None, ...]) -> Any:

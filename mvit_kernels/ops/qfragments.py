@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from .cuda_support import once
 from .pack_weight import QPANEL, unpack_bytes
 
 Tensor = torch.Tensor
@@ -41,7 +40,6 @@ class PackFragments:
     parts: tuple[int, ...] = ()
 
     def __call__(self, weight: Tensor) -> Fragments:
-        once("weight", weight.device)
         matrix = unpack_bytes(weight.cpu(), self.columns, self.depth, self.bits)
         sums = F.pad(matrix.to(torch.int32).sum(1, dtype=torch.int32), (0, -self.columns % QPANEL))
         if self.parts:
@@ -76,7 +74,6 @@ class PackBorder:
     bits: int
 
     def __call__(self, weight: Tensor, zero_point: Tensor, channels: Tensor) -> Tensor:
-        once("weight", weight.device)
         matrix = unpack_bytes(weight.cpu(), self.columns, self.depth, self.bits)
         return _padded(reference.qconv2d_border(matrix, zero_point.cpu(), channels[0, : self.columns].cpu()), weight.device)
 
@@ -88,7 +85,6 @@ class Taps(NamedTuple):
 
 def pack_taps(weight: Tensor, zero_point: Tensor, channels: Tensor) -> Taps:
     """Of depthwise weights (C, 1, 3, 3), zero_point (C,) and the channels of `quantization`: csrc/cuda/ops/qdepthwise_conv2d.h."""
-    once("weight", weight.device)
     w, count = weight.cpu()[:, 0], weight.shape[0]
     taps = F.pad(w.permute(2, 0, 1), (0, 1, 0, -count % QPANEL))  # (kx, C, ky and a zero)
     # A depthwise weight is that of a convolution with one channel, whose zero-point differs from column to column.

@@ -201,17 +201,14 @@ class _PackCuda:
     dtype: torch.dtype  # of x, which weights of products take too
 
     def __call__(self, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor) -> _CudaWeights:
-        cuda_support.once("weights", norm_w.device)
         dim = norm_w.shape[0]
         query, key, value = qkv_w.flatten(1).split([1, dim, dim])
         _, key_bias, value_bias = qkv_b.split([1, dim, dim])  # the query's cancels
         folded = (query[0].double() * norm_w.double()).float()
-        weights = _CudaWeights(
+        return _CudaWeights(
             folded, single(norm_w), single(norm_b), single(key), single(key_bias), self._tiles(value), single(value_bias),
             self._tiles(out_w.flatten(1)), single(out_b),
         )  # fmt: skip
-        cuda_support.settle(norm_w.device)
-        return weights
 
     def _tiles(self, weight: Tensor) -> Tensor:
         return tiles(weight.to(self.dtype).contiguous().view(torch.int8), 8)
@@ -238,6 +235,12 @@ def _cuda_forward(
     )  # fmt: skip
     collected = reference.moments_of(y, batch) if collect else y.new_empty(0, 2, dtype=torch.float64)
     return dense(y, channels_last), collected
+
+
+def _cuda_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
+    """There are no kernels for it here: by Triton's, where they take x, or else by plain torch."""
+    backward = _triton_backward if _triton_refuse(x) is None else _reference_backward
+    return backward(dy, x, *parameters)
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
@@ -310,7 +313,7 @@ def _composed_backward(
 
 choose = Choice(
     OP,
-    cuda=Implementation(_cuda_forward, _reference_backward, _cuda_refuse),
+    cuda=Implementation(_cuda_forward, _cuda_backward, _cuda_refuse),
     triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
     reference=Implementation(_reference_forward, _reference_backward),
