@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mvit_kernels import ops, reference
+from mvit_kernels.ops.backend import Choice
 
 Tensor = torch.Tensor
 PATCH = (2, 2)
@@ -16,14 +17,14 @@ PATCH = (2, 2)
 
 class Case(NamedTuple):
     name: str
-    ours: Callable[[], Any]
-    plain: Callable[[], Any]  # what `ours` is held against, and timed against, eager and compiled
+    ours: dict[str, Callable[[], Any]]  # by the backends that have a kernel for it
+    plain: Callable[[], Any]  # what they are held against, and timed against, eager and compiled
     bytes: int  # read and written at least once
     operations: int = 0  # of tensor cores
     exact: bool = False  # integers: the same bits
 
 
-def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, backend: str) -> Iterator[Case]:
+def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, backends: tuple[str, ...]) -> Iterator[Case]:
     """Maps (batch, dim, side, side) of the attention blocks, channels_last, and the products of bytes on their pixels."""
 
     def image(channels: int) -> Tensor:
@@ -34,20 +35,26 @@ def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, back
 
     x, qkv = image(dim), image(1 + 2 * dim)
     element, pixels = x.element_size(), batch * side * side
-    call = functools.partial(functools.partial, backend=backend)
+
+    def call(op: str, *args: Any, **settings: Any) -> dict[str, Callable[[], Any]]:
+        return {each: functools.partial(getattr(ops, op), *args, **settings, backend=each) for each in having(op, backends)}
+
     yield Case(
-        "separable_attention", call(ops.separable_attention, qkv, PATCH), functools.partial(reference.separable_attention, qkv, PATCH),
+        "separable_attention", call("separable_attention", qkv, PATCH), functools.partial(reference.separable_attention, qkv, PATCH),
         element * (qkv.numel() + x.numel()),
     )  # fmt: skip
     dy = image(dim)
     yield Case(
         "separable_attention backward",
-        functools.partial(torch.ops.mvit_kernels.separable_attention_backward, dy, qkv, PATCH, backend),
+        {
+            each: functools.partial(torch.ops.mvit_kernels.separable_attention_backward, dy, qkv, PATCH, each)
+            for each in having("separable_attention", backends)
+        },
         functools.partial(reference.separable_attention_backward, dy, qkv, PATCH), element * (2 * qkv.numel() + x.numel()),
     )  # fmt: skip
     parameters = [weight(dim), weight(dim), weight(1 + 2 * dim, dim), weight(1 + 2 * dim), weight(dim, dim), weight(dim)]
     yield Case(
-        "separable_attention_block", call(ops.separable_attention_block, x, *parameters, patch_size=PATCH),
+        "separable_attention_block", call("separable_attention_block", x, *parameters, patch_size=PATCH),
         functools.partial(reference.separable_attention_block, x, *parameters, patch_size=PATCH), 2 * element * x.numel(),
         4 * pixels * dim * dim,
     )  # fmt: skip
@@ -55,21 +62,21 @@ def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, back
     rows = x.permute(0, 2, 3, 1).flatten(0, 2)
     for name, data in (("group_norm", x), ("layer_norm", rows)):
         plain = functools.partial(getattr(reference, name), data, gamma, beta)
-        yield Case(name, call(getattr(ops, name), data, gamma, beta), plain, 2 * element * x.numel())
+        yield Case(name, call(name, data, gamma, beta), plain, 2 * element * x.numel())
     heads = image(3 * dim)
     yield Case(
-        "patch_attention", call(ops.patch_attention, heads, 4), functools.partial(reference.patch_attention_fused, heads, 4),
+        "patch_attention", call("patch_attention", heads, 4), functools.partial(reference.patch_attention_fused, heads, 4),
         element * 4 * x.numel(), 4 * pixels * (side * side // 4) * dim,
     )  # fmt: skip
     unfolded = functools.partial(_copied, reference.unfold_patches, x)
-    yield Case("unfold_patches", call(ops.unfold_patches, x), unfolded, 2 * element * x.numel())
+    yield Case("unfold_patches", call("unfold_patches", x), unfolded, 2 * element * x.numel())
     yield Case(
-        "quantize", call(ops.quantize, x, 0.02, 113), functools.partial(_quantized, x, 0.02, 113), (element + 1) * x.numel(), exact=True
+        "quantize", call("quantize", x, 0.02, 113), functools.partial(_quantized, x, 0.02, 113), (element + 1) * x.numel(), exact=True
     )  # fmt: skip
-    yield from _integers(device, pixels, dim, backend)
+    yield from _integers(device, pixels, dim, backends)
 
 
-def _integers(device: str, rows: int, dim: int, backend: str) -> Iterator[Case]:
+def _integers(device: str, rows: int, dim: int, backends: tuple[str, ...]) -> Iterator[Case]:
     a = torch.randint(0, 256, (rows, dim), dtype=torch.uint8).to(device)
     for bits in (8, 6):
         most = 127 if bits == 8 else 31
@@ -77,11 +84,19 @@ def _integers(device: str, rows: int, dim: int, backend: str) -> Iterator[Case]:
         scales = {"a_scale": 0.02, "a_zero_point": 113, "w_scale": 0.01, "bias": torch.randn(2 * dim)}
         narrow = {"activation": "silu", "out_dtype": torch.uint8, "out_scale": 0.02 * dim**0.5, "out_zero_point": 20}
         packed = ops.pack_weight(matrix, bits=bits)
-        ours, same = (ops.prepare_qgemm(packed, **scales, **narrow, backend=each) for each in (backend, "reference"))
+        ours, plain = (
+            {each: functools.partial(ops.prepare_qgemm(packed, **scales, **narrow, backend=each), a) for each in names}
+            for names in (having("qgemm", backends), ["reference"])
+        )
         yield Case(
-            f"qgemm int{bits}", functools.partial(ours, a), functools.partial(same, a), a.numel() + 2 * rows * dim + matrix.numel(),
-            4 * rows * dim * dim, exact=True,
+            f"qgemm int{bits}", ours, plain["reference"], a.numel() + 2 * rows * dim + matrix.numel(), 4 * rows * dim * dim, exact=True
         )  # fmt: skip
+
+
+def having(op: str, backends: tuple[str, ...]) -> list[str]:
+    """Those of the backends that have a kernel for the op."""
+    (choice,) = (each for each in Choice.every if each.op == op)
+    return [each for each in backends if each in choice.implementations]
 
 
 def int_mm(device: str, rows: int, dim: int) -> Callable[[], Tensor]:
@@ -105,11 +120,13 @@ def _quantized(x: Tensor, scale: float, zero_point: int) -> Tensor:
 
 
 def check(case: Case) -> None:
-    """Our result is that of plain torch: the same bits of integers, floats as near as 16 bits are."""
-    ours, plain = case.ours(), case.plain()
-    if case.exact:
-        assert torch.equal(ours, plain), case.name
-        return
-    most = float(plain.double().abs().max())
-    off = float((ours.double() - plain.double()).abs().max())
-    assert off <= (2e-5 if ours.dtype == torch.float32 else 2e-2) * most, f"{case.name}: off by {off:g} of {most:g}"
+    """Our results are those of plain torch: the same bits of integers, floats as near as 16 bits are."""
+    plain = case.plain()
+    for backend, call in case.ours.items():
+        ours = call()
+        if case.exact:
+            assert torch.equal(ours, plain), f"{case.name} {backend}: not the bits of plain torch"
+            continue
+        most = float(plain.double().abs().max())
+        off = float((ours.double() - plain.double()).abs().max())
+        assert off <= (2e-5 if ours.dtype == torch.float32 else 2e-2) * most, f"{case.name} {backend}: off by {off:g} of {most:g}"

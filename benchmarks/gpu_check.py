@@ -2,7 +2,8 @@
 
 Builds in place; runs the tests of the GPU kernels, some of them under compute-sanitizer; times every op against the same in plain torch,
 eager and compiled, and whole networks; writes results/gpu-check.json after every stage and prints a table. A stage that cannot run says
-why, and one that takes too long is ended; the exit code is 0 where none failed.
+why, and one that takes too long is ended; the exit code is 0 where none failed. Where nvcc is found, CUDA kernels that are missing are
+a failure.
 
     python benchmarks/gpu_check.py --only ops            # one stage
 """
@@ -30,25 +31,33 @@ BATCHES = (1, 128)
 MAPS = ((128, 32), (192, 16), (256, 8))  # (dim, side) of the attention blocks of MobileViTv2-1.0 at 256 x 256
 MODELS = ("mobilevitv2_100", "mobilevit_s")
 TESTS = ("tests/test_triton_*.py", "tests/gpu")
-SANITIZED = "tests/test_triton_qgemm.py tests/test_triton_separable_attention.py -k 'strides or empty or epilogues'"
+SANITIZED = (
+    "tests/test_triton_qgemm.py tests/test_triton_separable_attention.py tests/gpu/test_cuda_kernels.py"
+    " -k 'strides or empty or epilogues or bits_are_those'"
+)
+BACKENDS = ("cuda", "triton")
 
 Record = dict[str, Any]
 
 
 def build() -> Record:
-    return _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"])
+    cuda = nvcc() is not None
+    switches = {"MVIT_KERNELS_NATIVE": "1", "MVIT_KERNELS_CUDA": str(int(cuda))}  # what is not built is an error, not a warning
+    record = _run([sys.executable, "setup.py", "-q", "build_ext", "--inplace"], switches=switches)
+    return record | {"summary": "with CUDA kernels" if cuda else "without CUDA kernels: no nvcc was found"}
 
 
 def tests() -> Record:
     files = sorted(str(each.relative_to(ROOT)) for pattern in TESTS for each in ROOT.glob(pattern))
-    return _pytest([*files, "-m", "gpu or not slow", "-n", str(min(12, os.cpu_count() or 1))])
+    return _with_cuda_kernels(_pytest([*files, "-m", "gpu or not slow", "-n", str(min(12, os.cpu_count() or 1))]))
 
 
 def sanitizer() -> Record:
     tool = shutil.which("compute-sanitizer")
     if tool is None:
         return {"skipped": "compute-sanitizer is not installed"}
-    return _pytest([*shlex.split(SANITIZED), "-m", "not slow", "-x"], [tool, "--tool", "memcheck", "--error-exitcode", "7"])
+    checked = _pytest([*shlex.split(SANITIZED), "-m", "not slow", "-x"], [tool, "--tool", "memcheck", "--error-exitcode", "7"])
+    return _with_cuda_kernels(checked)
 
 
 def ops() -> Record:
@@ -57,18 +66,20 @@ def ops() -> Record:
     import triton
     from gpu_cases import cases, check, int_mm
 
+    from mvit_kernels.ops import cuda_support
+
+    usable = tuple(each for each in BACKENDS if each != "cuda" or cuda_support.native is not None)
     copy, product = _copy_rate(), _product_rate()
     time_of = functools.partial(triton.testing.do_bench_cudagraph, rep=10, return_mode="median")
     lines = []
     for batch in BATCHES:
         for dim, side in MAPS:
-            for case in cases("cuda", batch, side, dim, torch.float16, "triton"):
+            for case in cases("cuda", batch, side, dim, torch.float16, usable):
                 check(case)
                 torch._dynamo.reset()
-                contenders = {"ours": case.ours, "eager": case.plain}
+                contenders = {**case.ours, "eager": case.plain}
                 if case.exact and case.operations:
-                    contenders["eager"] = contenders["inductor"] = int_mm("cuda", batch * side * side, dim)
-                    del contenders["eager"]
+                    contenders = {**case.ours, "inductor": int_mm("cuda", batch * side * side, dim)}
                 elif not case.exact:
                     contenders["inductor"] = torch.compile(case.plain, dynamic=False)
                 times = {}
@@ -78,7 +89,7 @@ def ops() -> Record:
                 floor = 1e6 * max(case.bytes / copy, case.operations / product)
                 line = {"op": case.name, "batch": batch, "map": f"{dim}x{side}x{side}", **times, "floor_us": round(floor, 3)}
                 lines.append(line)
-    return {"copy_gb_s": round(copy / 1e9), "fp16_tflop_s": round(product / 1e12), "lines": lines}
+    return _with_cuda_kernels({"copy_gb_s": round(copy / 1e9), "fp16_tflop_s": round(product / 1e12), "lines": lines})
 
 
 def networks() -> Record:
@@ -155,6 +166,21 @@ def _apart(name: str) -> Record:
         return json.loads(result.read_text())
 
 
+def nvcc() -> str | None:
+    """Where setup.py finds it."""
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    return os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("nvcc", path=f"{home}/bin")
+
+
+def _with_cuda_kernels(record: Record) -> Record:
+    """The record; an error where CUDA kernels could be built and are not there: tests of them are skipped then, and so are timings."""
+    from mvit_kernels.ops import cuda_support
+
+    if nvcc() is None or cuda_support.native is not None:
+        return record
+    return {"error": f"without the kernels of {nvcc()}: {cuda_support.REASON}"} | record
+
+
 def _pytest(arguments: list[str], before: list[str] | None = None) -> Record:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     record = _run([*(before or []), *command])
@@ -162,9 +188,9 @@ def _pytest(arguments: list[str], before: list[str] | None = None) -> Record:
     return record | {"summary": lines[-1] if lines else ""}
 
 
-def _run(command: list[str], limit: float | None = None) -> Record:
+def _run(command: list[str], limit: float | None = None, switches: dict[str, str] | None = None) -> Record:
     """The command, and the end of what it printed; an error where it failed or was not done in time."""
-    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    env = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | (switches or {})
     started = subprocess.Popen(
         command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )  # fmt: skip
@@ -236,7 +262,7 @@ def _word(record: Record) -> str:
     if "skipped" in record:
         return f"skipped ({record['skipped']})"
     if "error" in record:
-        return f"FAILED ({record['error']})\n{record['tail'][-1500:]}"
+        return f"FAILED ({record['error']})\n{record.get('tail', '')[-1500:]}"
     return record.get("summary") or "done"
 
 
@@ -244,10 +270,10 @@ def _show(document: Record) -> None:
     from mvit_kernels.cli.output import print_table
 
     stages = document["stages"]
-    columns = ("ours_us", "eager_us", "inductor_us", "floor_us")
+    columns = (*BACKENDS, "eager", "inductor", "floor")
     if lines := stages.get("ops", {}).get("lines"):
-        rows = [[each["op"], str(each["batch"]), each["map"], *(str(each.get(key, "")) for key in columns)] for each in lines]
-        print_table("ops, float16, us inside a CUDA graph", ("op", "batch", "map", "ours", "eager", "inductor", "floor"), rows)
+        rows = [[each["op"], str(each["batch"]), each["map"], *(str(each.get(f"{key}_us", "")) for key in columns)] for each in lines]
+        print_table("ops, float16, us inside a CUDA graph", ("op", "batch", "map", *columns), rows)
     if lines := stages.get("networks", {}).get("lines"):
         rows = [[each["model"], str(each["batch"]), each["variant"], str(each["ms"])] for each in lines]
         print_table("networks, float16, ms a batch", ("model", "batch", "variant", "ms"), rows)
