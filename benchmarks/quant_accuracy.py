@@ -1,7 +1,7 @@
 """What quantization costs: top-1 on held-out images of the shipped networks, and of variants of them that are harder to quantize.
 
     python benchmarks/quant_accuracy.py                          # everything; goes on where it was interrupted
-    python benchmarks/quant_accuracy.py --methods qhyvit --bits 6 --results /tmp/mine.json
+    python benchmarks/quant_accuracy.py --methods qhyvit --bits 6 --results mine.json
     python benchmarks/quant_accuracy.py --table                  # prints what was measured
     python benchmarks/quant_accuracy.py --imagenet DIR --results imagenet.json   # the table of the Q-HyViT paper, for who has ImageNet
 
