@@ -14,7 +14,7 @@ from test_cli import _complaint, _json
 
 import mvit_kernels as mk
 from mvit_kernels.cli import main
-from mvit_kernels.data import evaluation_view, read_image
+from mvit_kernels.data import StandInTask, evaluation_view, read_image
 from mvit_kernels.data.listed import ListedImages, calibration_images, evaluation_set
 from mvit_kernels.training.state import save_weights
 
@@ -156,6 +156,36 @@ def test_quantize_refuses(capsys, weights, tmp_path):
     assert "no such checkpoint" in _complaint(capsys, "quantize", tmp_path / "no", "--calibration", "standin", *end)
     assert "invalid choice" in _complaint(capsys, "quantize", weights, "--calibration", "standin", "--weight-bits", 7, *end)
     assert not (tmp_path / "q").exists()
+
+
+def test_nothing_is_begun_that_cannot_be_written(capsys, monkeypatch, weights, tmp_path):
+    monkeypatch.setattr("mvit_kernels.cli.quantize.load_classifier", lambda *_: pytest.fail("worked before it looked"))
+    (tmp_path / "file").touch()
+    for flag in ("--output", "--report", "--plot"):
+        for path in (tmp_path / "no" / "q", tmp_path / "file" / "q", tmp_path):
+            others = ["--output", tmp_path / "q"] if flag != "--output" else []
+            complaint = _complaint(capsys, "quantize", weights, "--calibration", "standin", *others, flag, path)
+            assert f"{flag}: expected a file in a folder that exists" in complaint
+            assert repr(str(path)) in complaint
+    assert "--output: expected" in _complaint(capsys, "export", tmp_path / "file", "--output", tmp_path / "no" / "q.onnx")
+    assert not (tmp_path / "q").exists()
+
+
+def test_a_scaled_model_goes_all_the_way(capsys, tmp_path):
+    """Its options are in every file, from training to ONNX."""
+    pytest.importorskip("onnx")
+    options, task = {"width": 0.4, "depth_vit": 0.5}, StandInTask("heldout", 20, 64)
+    torch.manual_seed(3)
+    model = mk.create_model("mobilevitv2", num_classes=len(task.class_names), **options).eval()
+    metadata = {"model": "mobilevitv2", "options": json.dumps(options), "class_names": json.dumps(task.class_names), "size": "64"}
+    save_weights(tmp_path / "model.safetensors", model.state_dict(), metadata)
+    argv = ["quantize", tmp_path / "model.safetensors", "--calibration", "standin", "--images", 4, "--method", "minmax"]
+    assert _json(capsys, *argv, "--output", tmp_path / "q")["model"] == "mobilevitv2"
+    loaded = mk.load_quantized(model, tmp_path / "q")
+    document = _json(capsys, "eval", tmp_path / "q", "--data", "standin", "--images", 20)
+    right = sum(int(loaded(image[None]).argmax()) == label for image, label in (task[i] for i in range(20)))
+    assert document["top1"] == pytest.approx(right / 20)
+    assert _json(capsys, "export", tmp_path / "q", "--output", tmp_path / "q.onnx")["bytes"] > 0
 
 
 # --- eval ---

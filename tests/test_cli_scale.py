@@ -73,6 +73,18 @@ def test_downsize_meets_budgets_of_macs(capsys, tmp_path):
     assert "resolution" in capsys.readouterr().out.split("outside of the samples")[1]
 
 
+def test_a_family_ends_at_the_least_possible(capsys, tmp_path):
+    """What there is, is written."""
+    argv = ["scale", "downsize", "--params", "400k", "--classes", "10", "--family", "3", "--ratio", "0.1", "--output", str(tmp_path)]
+    assert main([*argv, "--json"]) == 0
+    out, err = capsys.readouterr()
+    models = json.loads(out)
+    assert 1 <= len(models) < 3
+    assert json.loads((tmp_path / "models.json").read_text()) == models
+    (warning,) = err.splitlines()
+    assert warning.startswith(f"WARNING: the family ends after {len(models)} of 3 models: downsize: budget: expected at least ")
+
+
 @torch.no_grad()
 def test_downsize_meets_latencies(capsys):
     (model,) = _json(capsys, "downsize", "--latency-ms", "3", "--precision", "fp32", "--threads", "1", "--top", "1")

@@ -106,12 +106,45 @@ def test_mobilevits(name: str, tmp_path: Path) -> None:
     assert [each.dim_param or each.dim_value for each in image.type.tensor_type.shape.dim] == ["batch", 3, 64, 64]
 
 
-def test_another_size(tmp_path: Path) -> None:
-    """Odd maps are resized."""
-    q, x = quantized("mobilevitv2_050", 8), images(2, 80, 5).abs()
-    mk.export_onnx(q, tmp_path / "q.onnx", (80, 80))
+@pytest.mark.parametrize("side", [80, 232])
+def test_another_size(side: int, tmp_path: Path) -> None:
+    """Odd maps are resized; 29 times the float32 next to 30 / 29, that of 232, is less than 30."""
+    q, x = quantized("mobilevitv2_050", 8), images(2, side, 5).abs()
+    mk.export_onnx(q, tmp_path / "q.onnx", (side, side))
     y = torch.from_numpy(session(tmp_path / "q.onnx").run(None, {"input": x.numpy()})[0])
     assert sqnr(q(x), y) > 20
+
+
+class Resized(nn.Module):
+    """A table, or a table beside another, and a resize of it: what follows is wrong by as much as the resize is."""
+
+    def __init__(self, beside: bool, size: tuple[int, int], align_corners: bool) -> None:
+        super().__init__()
+        self.a, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(16 if beside else 8, 5)
+        self.b, self.beside, self.size, self.align_corners = nn.Conv2d(3, 8, 3, 2, 1), beside, size, align_corners
+        self.after = nn.Conv2d(16 if beside else 8, 16 if beside else 8, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = self.a(x), self.b(x)
+        y = nn.functional.silu(a + b)
+        y = torch.cat([y, nn.functional.silu(a + a)], 1) if self.beside else y
+        y = nn.functional.interpolate(y, self.size, mode="bilinear", align_corners=self.align_corners)
+        return self.head(self.after(y).mean((2, 3)))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize(("size", "align_corners"), [((58, 58), False), ((30, 30), False), ((30, 30), True), ((17, 41), True)])
+def test_resizes_of_tables(beside: bool, size: tuple[int, int], align_corners: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    q = mk.quantize(Resized(beside, size, align_corners).eval(), [images(4, 58).abs()], mk.QuantConfig(method="minmax"), progress=False)
+    kinds = [node.kind for node in q.program()]
+    assert {"qlookup", "qresize"} <= set(kinds)
+    assert ("cat" in kinds) == beside
+    x = images(3, 58, 5).abs()
+    mk.export_onnx(q, tmp_path / "q.onnx")
+    for optimized in (False, True):
+        y = torch.from_numpy(session(tmp_path / "q.onnx", optimized=optimized).run(None, {"input": x.numpy()})[0])
+        assert sqnr(q(x), y) > 35
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

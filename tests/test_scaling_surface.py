@@ -200,6 +200,13 @@ def test_latencies_that_were_not_timed_are_refused(samples):
         latency_surface(SampleSet((), {}), "fp32", 1)
 
 
+@pytest.mark.parametrize(("scale", "value"), [("logit", 0.3), ("logit", 0.0), ("log", 0.1)])
+def test_values_that_are_all_the_same_are_refused(samples, scale, value):
+    settings = [each.factors for each in samples.samples]
+    with pytest.raises(ValueError, match=r"Surface: values: expected values that differ, got \["):
+        Surface(settings, [value] * len(settings), scale)
+
+
 # --- models within budgets ---
 
 

@@ -18,7 +18,7 @@ from mvit_kernels.data import StandInTask
 from mvit_kernels.data.folder import ImageFolder
 from mvit_kernels.data.listed import ListedImages, calibration_images, evaluation_set
 
-from .network import load_classifier
+from .network import load_classifier, parse_options
 
 STANDIN = "standin"
 Labelled = StandInTask | ImageFolder | ListedImages
@@ -82,7 +82,8 @@ def float_model(about: dict[str, str], path: Path) -> torch.nn.Module:
     """The structure of a quantized network; its weights are in the file."""
     if "model" not in about:
         raise ValueError(f"{path}: expected a file of mvit-kernels quantize, which names its model, got one of mk.save_quantized")
-    return mk.create_model(about["model"], num_classes=int(about["num_classes"])).eval()
+    options = parse_options(path, about.get("options", "{}"))
+    return mk.create_model(about["model"], num_classes=int(about["num_classes"]), **options).eval()
 
 
 def labelled_images(data: str, size: int, images: int | None) -> Labelled:

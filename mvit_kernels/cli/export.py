@@ -11,6 +11,7 @@ from mvit_kernels.machine import conditions
 
 from .arguments import positive_int
 from .evaluation import float_model, quantized_about
+from .output import require_writable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
+    require_writable("--output", args.output)
     about = quantized_about(args.network)
     if about is None:
         raise ValueError(f"{args.network}: expected a file of mvit-kernels quantize, got another")

@@ -18,13 +18,14 @@ SCALED = "mobilevitv2"
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model in evaluation mode. class_names: None where no file names them. size: side of its images in pixels."""
+    """A model in evaluation mode, made with `options`. class_names: None where no file names them. size: side of its images in pixels."""
 
     name: str
     model: torch.nn.Module
     class_names: tuple[str, ...] | None
     size: int
     trained: bool
+    options: dict[str, Any]
 
 
 def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int | None = None) -> Classifier:
@@ -35,7 +36,7 @@ def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int 
     Raises FileNotFoundError; ValueError for a file that is damaged, doesn't fit or has metadata that make no sense.
     """
     metadata = {} if checkpoint is None else _metadata(checkpoint)
-    options = _options(checkpoint, metadata.get("options", "{}")) if name in (None, metadata.get("model")) else {}
+    options = parse_options(checkpoint, metadata.get("options", "{}")) if name in (None, metadata.get("model")) else {}
     name = name or metadata.get("model")
     if name is None or (name == metadata.get("model") and name not in (*mk.list_models(), SCALED)):
         raise ValueError(f"--model: expected one of {', '.join(mk.list_models())}, got none, and no checkpoint that names its model")
@@ -51,7 +52,7 @@ def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int 
         raise ValueError(f"{checkpoint}: class_names: expected {num_classes} in the metadata, one a class, got {len(class_names)}")
     # Some models take images of one size.
     side = getattr(model.config, "image_size", 256) if size is None else int(size)
-    return Classifier(name, model, class_names, side, checkpoint is not None)
+    return Classifier(name, model, class_names, side, checkpoint is not None, options)
 
 
 def _class_names(checkpoint: Path | None, text: str) -> tuple[str, ...]:
@@ -64,7 +65,8 @@ def _class_names(checkpoint: Path | None, text: str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _options(checkpoint: Path | None, text: str) -> dict[str, Any]:
+def parse_options(checkpoint: Path | None, text: str) -> dict[str, Any]:
+    """What `mk.create_model` takes beside the name, out of the metadata of a file. Raises ValueError, which names the file."""
     try:
         options = json.loads(text)
     except ValueError:

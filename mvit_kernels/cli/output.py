@@ -1,10 +1,12 @@
-"""Tables and JSON on stdout, warnings on stderr."""
+"""Tables and JSON on stdout, warnings on stderr, and whether a file can be written at all."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -33,6 +35,12 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]
 
 def warn(text: str) -> None:
     print(f"WARNING: {text}", file=sys.stderr)
+
+
+def require_writable(flag: str, path: Path | None) -> None:
+    """Raises ValueError, which names the flag, where no file can be written as `path`."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK)):
+        raise ValueError(f"{flag}: expected a file in a folder that exists and may be written to, got {str(path)!r}")
 
 
 def json_text(document: dict[str, Any] | list[Any]) -> str:

@@ -19,7 +19,7 @@ from mvit_kernels.quant.config import AVAILABLE
 from .arguments import names, natural_number, positive_int
 from .evaluation import calibration
 from .network import load_classifier
-from .output import json_text, print_table
+from .output import json_text, print_table, require_writable
 from .processes import process_group
 
 _BATCH = 8
@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Every process of torchrun takes a share of the images; the first one writes."""
+    for flag in ("output", "report", "plot"):  # before the work
+        require_writable(f"--{flag}", getattr(args, flag))
     path = checkpoints.path(str(args.checkpoint)) if str(args.checkpoint) in checkpoints.SHIPPED else args.checkpoint
     classifier = load_classifier(args.model, path, args.num_classes)
     size = args.size or classifier.size
@@ -64,6 +66,8 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         return None
     seconds = time.monotonic() - began
     about = {"model": classifier.name, "num_classes": str(_classes(classifier.model, size))}
+    if classifier.options:
+        about["options"] = json.dumps(classifier.options)
     if classifier.class_names is not None:
         about["class_names"] = json.dumps(classifier.class_names)
     report = quantized.report()

@@ -17,7 +17,7 @@ from mvit_kernels.training import TrainConfig
 
 from .arguments import natural_number, positive_int
 from .fields import add_fields
-from .output import json_text, print_table
+from .output import json_text, print_table, warn
 
 _OF_ONE_RUN = ("model", "output", "size", "options", "checkpoint", "resume")
 _RANGES = {"resolution": (128, 256), "width": (0.25, 1.0), "depth-ir": (0.5, 2.0), "depth-vit": (0.25, 1.5)}
@@ -70,7 +70,9 @@ def _add_downsize(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=positive_int, default=1000, help="of the models (default: %(default)s)")
     parser.add_argument("--top", type=positive_int, default=5, help="models, best first (default: %(default)s)")
     parser.add_argument(
-        "--family", type=positive_int, help="in place of --top: the best of this many budgets, each --ratio of the one before"
+        "--family",
+        type=positive_int,
+        help="in place of --top: the best of this many budgets, each --ratio of the one before, down to the least possible",
     )
     parser.add_argument("--ratio", type=float, default=0.5, help="(default: %(default)s)")
     parser.add_argument("--output", type=Path, help="folder for models.json, whose configs mk.create_model takes, and front.png")
@@ -136,12 +138,18 @@ def _downsize(args: argparse.Namespace) -> list[dict[str, Any]]:
         cost = scaling.Latency(scaling.latency_surface(samples, args.precision, args.threads, args.seed))
     downsizer = scaling.Downsizer(samples, cost, num_classes=args.classes, seed=args.seed)
     first = next(budget for budget in (args.macs, args.params, args.latency_ms) if budget is not None)
-    models = []
+    models = list[scaling.Derived]()
     for budget in [first * args.ratio**step for step in range(args.family or 1)]:
-        if args.latency_ms is None:
-            found = downsizer.derive(budget, args.top)
-        else:
-            found = downsizer.derive_measured(budget, args.top, args.precision, args.threads)
+        try:
+            if args.latency_ms is None:
+                found = downsizer.derive(budget, args.top)
+            else:
+                found = downsizer.derive_measured(budget, args.top, args.precision, args.threads)
+        except ValueError as error:
+            if not models:
+                raise
+            warn(f"the family ends after {len(models)} of {args.family} models: {error}")
+            break
         models += found[:1] if args.family else found
     documents = [{"measure": cost.unit, **model.document()} for model in models]
     if args.output:

@@ -8,7 +8,6 @@ and a product and a sum beside it do the rest, so that what takes the result run
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -271,10 +270,9 @@ class _Writer:
         name = node.inputs[0]
         pair = self.integer[name]
         x = self.dequantize(node, name, *pair)
-        _, height, width = self.program[name].size
-        scales = self.constant([1, 1, node.size[1] / height, node.size[2] / width], np.float32)
         mode = "align_corners" if node.settings["align_corners"] else "half_pixel"
-        y = self.op("Resize", [x, "", scales], mode="linear", coordinate_transformation_mode=mode)
+        sizes = self.constant(node.size[1:], np.int64)  # a float32 scale may give one pixel more or less
+        y = self.op("Resize", [x, "", "", sizes], mode="linear", coordinate_transformation_mode=mode, axes=[2, 3])
         self.again(node, y, pair)
 
     def again(self, node: Node, x: str, pair: tuple[Any, Any]) -> None:
@@ -287,7 +285,8 @@ class _Writer:
     def lookup(self, node: Node) -> None:
         index = self.op("Cast", [node.inputs[0]], to=6)  # int32
         self.op("Gather", [self.constant(node.weights["table"], np.uint8), index], out=node.name, axis=0)
-        self.integer[node.name] = (math.nan, 0)
+        # Its scale is nowhere: who computes with the bytes knows theirs, and a resize, whose weights sum to 1, is the same with any.
+        self.integer[node.name] = (1.0, 0)
 
     def cat(self, node: Node) -> None:
         self.op("Concat", list(node.inputs), out=node.name, axis=1)

@@ -71,8 +71,8 @@ class Surface:
 
     Args:
         settings: at least 5 of them.
-        values: one each: accuracies in [0, 1] (scale "logit"; those of 0 and 1 are taken as half a count inside, out of `counts`),
-            or positive times (scale "log").
+        values: one each, not all the same: accuracies in [0, 1] (scale "logit"; those of 0 and 1 are taken as half a count inside, out of
+            `counts`), or positive times (scale "log").
         seed: of the restarts of the search for the kernel's parameters.
     """
 
@@ -86,6 +86,8 @@ class Surface:
         self.settings, self.values, self.scale = tuple(settings), y, scale
         inside = np.clip(y, 0.5 / counts, 1 - 0.5 / counts)
         self._target = np.log(y) if scale == "log" else logit(inside)
+        if np.ptp(self._target) == 0:
+            raise ValueError(f"Surface: values: expected values that differ, got {y.tolist()}")
         # A share of so many images is no better known than this, whatever the fit would like to believe.
         least = float(np.mean(1 / (counts * inside * (1 - inside))) / self._target.var()) if scale == "logit" else 0.0
         self._scaler = StandardScaler()
