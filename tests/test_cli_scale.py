@@ -45,6 +45,7 @@ def test_shipped_samples_are_whole():
     assert samples.recipe["latency"]["torch"]
 
 
+@pytest.mark.slow
 def test_fit_judges_the_shipped_samples(capsys, tmp_path):
     document = _json(capsys, "fit", "--output", tmp_path)
     assert document["samples"] == len(read(SHIPPED).samples)
