@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
+import weakref
 
 import pytest
 import torch
@@ -87,6 +89,22 @@ def test_options(name: str, options: dict[str, bool]) -> None:
     swapped = mk.accelerate(copy.deepcopy(model), **options)
     assert replaced(swapped)
     torch.testing.assert_close(swapped(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_modules_are_not_kept() -> None:
+    """Those of an attention either, that runs by itself because its block stands back."""
+    model = mk.accelerate(mk.create_model("efficientformerv2_s0").eval())
+    assert isinstance(model, nn.Module)
+    for module in model.modules():
+        if type(module).__name__ in ("AttentionBlock", "Downsample"):
+            for child in (module, *(each for each in module.children() if type(each).__name__ in ("ConvMlp", "ConvNorm"))):
+                child.register_forward_hook(lambda *_: None)
+    model(torch.randn(1, 3, 224, 224))
+    kept = [weakref.ref(module) for module in model.modules()]
+    del model, module, child
+    gc.collect()
+    assert not [each for each in kept if each() is not None]
 
 
 @needs_native

@@ -14,7 +14,7 @@ from mvit_kernels import ops
 
 from . import fused, weights
 from .blocks import Replacement
-from .obstacles import Obstacle, Place, inside, shadowed
+from .obstacles import Obstacle, Place, activation_name, inside, shadowed
 from .weights import Convolution
 
 Tensor = torch.Tensor
@@ -44,9 +44,9 @@ class TokenParts(NamedTuple):
 
 
 class AttentionParts(NamedTuple):
-    """proj(gelu(enlarged(attention(q, k, v) + local(v)))), all of a filtered map if it has a filter."""
+    """proj(gelu(enlarged(attention(q, k, v) + local(v)))), all of a filtered map if it has a filter. The module is not among them: it
+    lives as long as what is kept here."""
 
-    attention: Any  # what has attention_biases and attention_bias_idxs
     heads: int
     filter: Convolution | None  # a depthwise one
     projections: tuple[Convolution, ...]  # to queries, keys and values
@@ -71,7 +71,9 @@ class PoolingBlock(Replacement):
     _option = "conv"
 
     def _parts(self) -> PoolingParts:
-        raise NotImplementedError
+        mlp = self.mlp
+        first = Convolution(mlp.fc1, mlp.norm1, activation_name(mlp.act))
+        return PoolingParts(self.ls1.gamma, first, Convolution(mlp.fc2, mlp.norm2, "none", self.ls2.gamma))
 
     def _ops(self) -> tuple[str, ...]:
         return ("pool_mixer", "conv2d")
@@ -91,7 +93,12 @@ class TokenBlock(Replacement):
     _option = "attention"
 
     def _parts(self) -> TokenParts:
-        raise NotImplementedError
+        mixer: Any = self.token_mixer  # replaced too
+        heads, parts = mixer._sizes()
+        return TokenParts(
+            self.norm1, mixer, heads, parts, self.ls1.gamma, self.norm2, self.mlp.fc1, self.mlp.fc2, self.ls2.gamma,
+            activation_name(self.mlp.act),
+        )  # fmt: skip
 
     def _ops(self) -> tuple[str, ...]:
         return ("gemm", "attention")
@@ -146,14 +153,34 @@ class TokenAttention(Replacement):
         return self.proj(ops.attention(query, key, value, heads, bias=bias, scale=parts[0] ** -0.5, backend=self._backend))
 
 
-class MapAttention(Replacement):
+class OfConvolutions(Replacement):
+    """A part of EfficientFormerV2, in a library that says how its convolutions are written."""
+
+    @staticmethod
+    def _convolution(module: Any, scale: Tensor | None = None) -> Convolution:
+        """A convolution with its norm and activation, times scale."""
+        raise NotImplementedError
+
+
+class MapAttention(OfConvolutions):
     """EfficientFormerV2's attention by itself, on a map; with a `LocalGlobalQuery`, that between its stages."""
 
     _option = "attention"
     _fused_parts: ClassVar[Mapping[str, Place]]
 
     def _parts(self) -> AttentionParts:
-        raise NotImplementedError
+        return self._scaled(None)
+
+    def _scaled(self, scale: Tensor | None) -> AttentionParts:
+        """Its parts, the last convolution times scale (N,)."""
+        query_filter, own_filter = getattr(self.q, "local", None), getattr(self, "stride_conv", None)
+        filtered = None if own_filter is None or isinstance(own_filter, nn.Identity) else self._convolution(own_filter)
+        queries = self.q if query_filter is None else self.q.proj
+        return AttentionParts(
+            self._heads(), filtered, tuple(map(self._convolution, (queries, self.k, self.v))), self._convolution(self.v_local),
+            getattr(self, "talking_head1", None), getattr(self, "talking_head2", None), 1 if filtered is None else filtered.stride,
+            self._convolution(self.proj, scale), query_filter,
+        )  # fmt: skip
 
     def _ops(self) -> tuple[str, ...]:
         return ("attention",)
@@ -169,7 +196,7 @@ class MapAttention(Replacement):
     def forward(self, x: Tensor) -> Tensor:
         parts = self._prepared_for(x)
         if parts is not None:
-            return attention(fused.autocast(x), parts, None, self._backend)
+            return attention(self, fused.autocast(x), parts, None, self._backend)
         if self._obstacle() is not None or self._standing_back(x):
             return super().forward(x)
         return self._attended(x)
@@ -197,7 +224,7 @@ class MapAttention(Replacement):
         raise NotImplementedError
 
 
-class AttentionBlock(Replacement):
+class AttentionBlock(OfConvolutions):
     """EfficientFormerV2's block, in evaluation."""
 
     _option = "conv"
@@ -209,10 +236,15 @@ class AttentionBlock(Replacement):
         return obstacle
 
     def _parts(self) -> BlockParts:
-        raise NotImplementedError
+        attention = self.token_mixer._scaled(self.ls1.gamma) if self._attends() else None  # the mixer is replaced too
+        mlp = self.mlp
+        return BlockParts(attention, (self._convolution(mlp.fc1), self._convolution(mlp.mid), self._convolution(mlp.fc2, self.ls2.gamma)))
+
+    def _attends(self) -> bool:
+        return self.token_mixer is not None and self.ls1 is not None
 
     def _ops(self) -> tuple[str, ...]:
-        return ("inverted_residual",) if self._parts().attention is None else ("attention", "conv2d", "inverted_residual")
+        return ("attention", "conv2d", "inverted_residual") if self._attends() else ("inverted_residual",)
 
     def forward(self, x: Tensor) -> Tensor:
         parts = self._prepared_for(x)
@@ -220,21 +252,21 @@ class AttentionBlock(Replacement):
             return super().forward(x)
         x = fused.autocast(x)
         if parts.attention is not None:
-            x = attention(x, parts.attention, x, self._backend)
+            x = attention(self.token_mixer, x, parts.attention, x, self._backend)
         expand, depthwise, reduce = parts.mlp
         return fused.inverted_residual(x, expand, depthwise, reduce, True, self._backend)
 
 
-class AttentionDownsample(Replacement):
+class AttentionDownsample(OfConvolutions):
     """What halves the map between two stages of EfficientFormerV2: a convolution and, before the last stage, attention."""
 
     _option = "conv"
 
     def _parts(self) -> tuple[Convolution, AttentionParts | None]:
-        raise NotImplementedError
+        return self._convolution(self.conv), None if self.attn is None else self.attn._scaled(None)  # which is replaced too
 
     def _ops(self) -> tuple[str, ...]:
-        return ("conv2d",) if self._parts()[1] is None else ("conv2d", "attention")
+        return ("conv2d",) if self.attn is None else ("conv2d", "attention")
 
     def forward(self, x: Tensor) -> Tensor:
         found = self._prepared_for(x)
@@ -243,11 +275,11 @@ class AttentionDownsample(Replacement):
         conv, parts = found
         x = fused.autocast(x)
         y = fused.convolution(x, conv, self._backend)
-        return y if parts is None else attention(x, parts, y, self._backend)
+        return y if parts is None else attention(self.attn, x, parts, y, self._backend)
 
 
-def attention(x: Tensor, parts: AttentionParts, residual: Tensor | None, backend: str | None) -> Tensor:
-    """What `parts` say of a channels-last map, plus `residual`."""
+def attention(module: Any, x: Tensor, parts: AttentionParts, residual: Tensor | None, backend: str | None) -> Tensor:
+    """What `parts` of a module with attention_biases and attention_bias_idxs say of a channels-last map, plus `residual`."""
     if parts.filter is not None:
         x = fused.convolution(x, parts.filter, backend)
     queries = x
@@ -258,7 +290,7 @@ def attention(x: Tensor, parts: AttentionParts, residual: Tensor | None, backend
     query, key, value = (fused.convolution(source, part, backend) for source, part in zip(sources, parts.projections, strict=True))
     first, second = parts.mix_scores, parts.mix_weights
     bias = weights.position_bias(
-        parts.attention.attention_biases, parts.attention.attention_bias_idxs, None if first is None else first.weight
+        module.attention_biases, module.attention_bias_idxs, None if first is None else first.weight
     )  # fmt: skip
     y = ops.attention(
         tokens(query), tokens(key), tokens(value), parts.heads, bias=bias, mix_scores=_mixture(first), mix_weights=_mixture(second),

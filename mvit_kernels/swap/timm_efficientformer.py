@@ -11,7 +11,6 @@ from torch import nn
 
 from . import blocks
 from . import efficientformer as forwards
-from .efficientformer import AttentionParts, BlockParts, PoolingParts, TokenParts
 from .obstacles import (
     ACTIVATION,
     BATCH_NORM,
@@ -59,11 +58,6 @@ class MetaBlock2d(forwards.PoolingBlock, efficientformer.MetaBlock2d):
         "drop_path2": _DROP_PATH,
     }  # fmt: skip
 
-    def _parts(self) -> PoolingParts:
-        mlp = self.mlp
-        first = Convolution(mlp.fc1, mlp.norm1, activation_name(mlp.act))
-        return PoolingParts(self.ls1.gamma, first, Convolution(mlp.fc2, mlp.norm2, "none", self.ls2.gamma))
-
 
 class TokenAttention(forwards.TokenAttention, efficientformer.Attention):
     def _sizes(self) -> tuple[int, tuple[int, int, int]]:
@@ -79,14 +73,6 @@ class MetaBlock1d(forwards.TokenBlock, efficientformer.MetaBlock1d):
         "norm1": LAYER_NORM, "token_mixer": _TOKEN_ATTENTION, "ls1": _LAYER_SCALE, "norm2": LAYER_NORM, "mlp": _MLP, "ls2": _LAYER_SCALE,
         "drop_path1": _DROP_PATH, "drop_path2": _DROP_PATH,
     }  # fmt: skip
-
-    def _parts(self) -> TokenParts:
-        mixer: Any = self.token_mixer  # replaced too
-        heads, parts = mixer._sizes()
-        return TokenParts(
-            self.norm1, self.token_mixer, heads, parts, self.ls1.gamma, self.norm2, self.mlp.fc1, self.mlp.fc2, self.ls2.gamma,
-            activation_name(self.mlp.act),
-        )  # fmt: skip
 
 
 class Downsample(blocks.ConvLayer, efficientformer.Downsample):
@@ -128,21 +114,10 @@ _MAP_PARTS: Mapping[str, Place] = {
 class Attention2d(forwards.MapAttention, efficientformer_v2.Attention2d):
     _places: ClassVar[Mapping[str, Place]] = _TALKING
     _fused_parts: ClassVar[Mapping[str, Place]] = _MAP_PARTS
+    _convolution = staticmethod(_convolution)
 
     def _heads(self) -> int:
         return self.num_heads
-
-    def _parts(self) -> AttentionParts:
-        return _attention(self)
-
-
-def _attention(module: Any, scale: Any = None) -> AttentionParts:
-    filtered = None if module.stride_conv is None else _convolution(module.stride_conv)
-    projections = tuple(map(_convolution, (module.q, module.k, module.v)))
-    return AttentionParts(
-        module, module.num_heads, filtered, projections, _convolution(module.v_local), module.talking_head1, module.talking_head2,
-        1 if filtered is None else filtered.stride, _convolution(module.proj, scale),
-    )  # fmt: skip
 
 
 def _of_one(pool: nn.AvgPool2d) -> str | None:
@@ -162,19 +137,10 @@ _DOWN_PARTS: Mapping[str, Place] = {"q": _QUERY, "act": GELUS, **dict.fromkeys((
 
 class Attention2dDownsample(forwards.MapAttention, efficientformer_v2.Attention2dDownsample):
     _fused_parts: ClassVar[Mapping[str, Place]] = _DOWN_PARTS
+    _convolution = staticmethod(_convolution)
 
     def _heads(self) -> int:
         return self.num_heads
-
-    def _parts(self) -> AttentionParts:
-        return _attention_between(self)
-
-
-def _attention_between(module: Any) -> AttentionParts:
-    projections = tuple(map(_convolution, (module.q.proj, module.k, module.v)))
-    return AttentionParts(
-        module, module.num_heads, None, projections, _convolution(module.v_local), None, None, 1, _convolution(module.proj), module.q.local
-    )  # fmt: skip
 
 
 _DOWN_ATTENTION = one_of(
@@ -184,9 +150,7 @@ _DOWN_ATTENTION = one_of(
 
 class AttentionDownsample(forwards.AttentionDownsample, efficientformer_v2.Downsample):
     _places: ClassVar[Mapping[str, Place]] = {"conv": _CONV_NORM, "attn": _DOWN_ATTENTION}
-
-    def _parts(self) -> tuple[Convolution, AttentionParts | None]:
-        return _convolution(self.conv), None if self.attn is None else _attention_between(self.attn)
+    _convolution = staticmethod(_convolution)
 
 
 _MAP_ATTENTION = one_of(Kind(Attention2d, children=_MAP_PARTS), Kind(efficientformer_v2.Attention2d, not_replaced))
@@ -197,11 +161,7 @@ class EfficientFormerV2Block(forwards.AttentionBlock, efficientformer_v2.Efficie
         "token_mixer": _MAP_ATTENTION, "ls1": _LAYER_SCALE, "mlp": _MLP_V2, "ls2": _LAYER_SCALE, "drop_path1": _DROP_PATH,
         "drop_path2": _DROP_PATH,
     }  # fmt: skip
-
-    def _parts(self) -> BlockParts:
-        attention = None if self.token_mixer is None or self.ls1 is None else _attention(self.token_mixer, self.ls1.gamma)
-        mlp = self.mlp
-        return BlockParts(attention, (_convolution(mlp.fc1), _convolution(mlp.mid), _convolution(mlp.fc2, self.ls2.gamma)))
+    _convolution = staticmethod(_convolution)
 
 
 REPLACEMENTS = {
