@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import mvit_kernels as mk
@@ -17,6 +16,8 @@ from mvit_kernels import checkpoints
 from mvit_kernels.data import StandInTask
 from mvit_kernels.data.folder import ImageFolder
 from mvit_kernels.data.listed import ListedImages, calibration_images, evaluation_set
+from mvit_kernels.engine import is_plan
+from mvit_kernels.quant import about as about_of
 
 from .network import load_classifier, parse_options
 
@@ -42,11 +43,11 @@ def load_network(name: str | None, path: Path | None, num_classes: int | None, s
     """
     if path is not None and str(path) in checkpoints.SHIPPED:
         path = checkpoints.path(str(path))
-    if path is not None and path.is_file() and _starts_as_plan(path):
+    if path is not None and path.is_file() and is_plan(path):
         plan = mk.load(path)
         side = size or plan.sizes[0][1]
         return Network("plan", plan, side, None)
-    about = quantized_about(path) if path is not None else None
+    about = about_of(path) if path is not None else None
     if path is not None and about is not None:
         quantized = mk.load_quantized(float_model(about, path), path)
         side = size or quantized.size[1]
@@ -57,25 +58,6 @@ def load_network(name: str | None, path: Path | None, num_classes: int | None, s
     side = size or classifier.size
     model: Any = mk.compile(classifier.model, torch.zeros(1, 3, side, side)) if compiled else classifier.model
     return Network("float", model, side, classifier.class_names)
-
-
-def _starts_as_plan(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(8) == b"MVITPLAN"
-
-
-def quantized_about(path: Path) -> dict[str, str] | None:
-    """What `mvit-kernels quantize` wrote about the network; None if the file is not of it."""
-    if not path.is_file():
-        raise FileNotFoundError(2, "no such file", str(path))
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except SafetensorError:
-        return None
-    if metadata.get("format") != "mvit_kernels.quantized":
-        return None
-    return dict(json.loads(metadata["content"]).get("about", {}))
 
 
 def float_model(about: dict[str, str], path: Path) -> torch.nn.Module:

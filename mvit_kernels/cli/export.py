@@ -8,9 +8,10 @@ from typing import Any
 
 import mvit_kernels as mk
 from mvit_kernels.machine import conditions
+from mvit_kernels.quant import about as about_of
 
 from .arguments import positive_int
-from .evaluation import float_model, quantized_about
+from .evaluation import float_model
 from .output import require_writable
 
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     require_writable("--output", args.output)
-    about = quantized_about(args.network)
+    about = about_of(args.network)
     if about is None:
         raise ValueError(f"{args.network}: expected a file of mvit-kernels quantize, got another")
     quantized = mk.load_quantized(float_model(about, args.network), args.network)

@@ -3,13 +3,13 @@
 from typing import TYPE_CHECKING, Any
 
 from .compiled import CompiledModel
-from .files import load
+from .files import is_plan, load
 from .report import PlanReport, Profile
 
 if TYPE_CHECKING:
     from .compiling import compile
 
-__all__ = ["CompiledModel", "PlanReport", "Profile", "compile", "load"]
+__all__ = ["CompiledModel", "PlanReport", "Profile", "compile", "is_plan", "load"]
 
 
 def __getattr__(name: str) -> Any:

@@ -63,6 +63,12 @@ def save_plans(path: Path, plans: Mapping[tuple[int, int, int], Plan], num_threa
     replace_file(path, write)
 
 
+def is_plan(path: str | Path) -> bool:
+    """Whether a file begins as those of `CompiledModel.save` do."""
+    with Path(path).open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
 def load(path: str | Path, *, num_threads: int | None = None) -> CompiledModel:
     """What `CompiledModel.save` wrote, ready to run: the same results bit for bit. Weights are mapped into memory, not copied.
 

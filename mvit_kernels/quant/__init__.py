@@ -5,7 +5,7 @@ from .config import QuantConfig
 from .conv2d import QConv2d
 from .decision import Decision
 from .export import export_onnx
-from .files import load_quantized, save_quantized
+from .files import about, load_quantized, save_quantized
 from .linear import QLinear
 from .model import QuantizedModel, convert, quantize
 from .program import integer_program
@@ -24,6 +24,7 @@ __all__ = [
     "QuantizedModel",
     "Scores",
     "Stream",
+    "about",
     "carried",
     "carries_quantizers",
     "convert",

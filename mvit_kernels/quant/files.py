@@ -95,6 +95,18 @@ def load_quantized(model: nn.Module, path: str | os.PathLike[str]) -> QuantizedM
     )
 
 
+def about(path: str | os.PathLike[str]) -> dict[str, str] | None:
+    """What `save_quantized` was told that a file shall say; None of a file that it did not write. Weights are not looked at."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(2, "no such file", str(path))
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+    except SafetensorError:
+        return None
+    return dict(json.loads(metadata["content"]).get("about", {})) if metadata.get("format") == _FORMAT else None
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
         raise FileNotFoundError(f"load_quantized: path: expected a file, got {path}")
