@@ -27,6 +27,20 @@ def _pixels(x, n, length, columns, ph, pw, row, column, channel, c, head_dim, FA
 
 
 @triton.jit
+def _place(program, heads, ph, pw):
+    """(head, first row, first column, image) that the programs of a head of a phase work on."""
+    phase = program // heads % (ph * pw)
+    image = program // heads // (ph * pw)
+    return program % heads, (phase // pw).to(tl.int64), (phase % pw).to(tl.int64), image.to(tl.int64)
+
+
+@triton.jit
+def _start(x, head, row, column, image, head_dim, x_image, x_channel, x_row, x_column):
+    """The first pixel of a phase, at the first channel of a head."""
+    return x + image * x_image + row * x_row + column * x_column + tl.cast(head * head_dim, tl.int64) * x_channel
+
+
+@triton.jit
 def _scores(query, keys, n, length, factor):
     """log2 of the unnormalised weights of keys n; -inf beyond the last."""
     scores = dot(query, tl.trans(keys), None) * factor
@@ -42,11 +56,9 @@ def patch_attention_fwd_kernel(
     per_head = tl.cdiv(length, BLOCK_M)
     program = tl.program_id(0)
     m = (program % per_head) * BLOCK_M + tl.arange(0, BLOCK_M)
-    head, phase = (program // per_head) % heads, (program // per_head) // heads % (ph * pw)
-    image = program // per_head // heads // (ph * pw)
-    start_y, start_x = (phase // pw).to(tl.int64), (phase % pw).to(tl.int64)
-    qkv += image.to(tl.int64) * qkv_image + start_y * qkv_row + start_x * qkv_column + tl.cast(head * head_dim, tl.int64) * qkv_channel
-    y += image.to(tl.int64) * y_image + start_y * y_row + start_x * y_column + tl.cast(head * head_dim, tl.int64) * y_channel
+    head, row, column, image = _place(program // per_head, heads, ph, pw)
+    qkv = _start(qkv, head, row, column, image, head_dim, qkv_image, qkv_channel, qkv_row, qkv_column)
+    y = _start(y, head, row, column, image, head_dim, y_image, y_channel, y_row, y_column)
     c = tl.arange(0, BLOCK_D)
     part = tl.cast(heads * head_dim, tl.int64) * qkv_channel
 
@@ -84,13 +96,10 @@ def patch_attention_bwd_query_kernel(
     per_head = tl.cdiv(length, BLOCK_M)
     program = tl.program_id(0)
     m = (program % per_head) * BLOCK_M + tl.arange(0, BLOCK_M)
-    head, phase = (program // per_head) % heads, (program // per_head) // heads % (ph * pw)
-    image = program // per_head // heads // (ph * pw)
-    start_y, start_x = (phase // pw).to(tl.int64), (phase % pw).to(tl.int64)
-    first = tl.cast(head * head_dim, tl.int64)
-    qkv += image.to(tl.int64) * qkv_image + start_y * qkv_row + start_x * qkv_column + first * qkv_channel
-    dy += image.to(tl.int64) * dy_image + start_y * dy_row + start_x * dy_column + first * dy_channel
-    dqkv += image.to(tl.int64) * dqkv_image + start_y * dqkv_row + start_x * dqkv_column + first * dqkv_channel
+    head, row, column, image = _place(program // per_head, heads, ph, pw)
+    qkv = _start(qkv, head, row, column, image, head_dim, qkv_image, qkv_channel, qkv_row, qkv_column)
+    dy = _start(dy, head, row, column, image, head_dim, dy_image, dy_channel, dy_row, dy_column)
+    dqkv = _start(dqkv, head, row, column, image, head_dim, dqkv_image, dqkv_channel, dqkv_row, dqkv_column)
     statistics += (program // per_head).to(tl.int64) * 2 * length
     c = tl.arange(0, BLOCK_D)
     part = tl.cast(heads * head_dim, tl.int64) * qkv_channel
@@ -143,13 +152,10 @@ def patch_attention_bwd_key_kernel(
     per_head = tl.cdiv(length, BLOCK_N)
     program = tl.program_id(0)
     n = (program % per_head) * BLOCK_N + tl.arange(0, BLOCK_N)
-    head, phase = (program // per_head) % heads, (program // per_head) // heads % (ph * pw)
-    image = program // per_head // heads // (ph * pw)
-    start_y, start_x = (phase // pw).to(tl.int64), (phase % pw).to(tl.int64)
-    first = tl.cast(head * head_dim, tl.int64)
-    qkv += image.to(tl.int64) * qkv_image + start_y * qkv_row + start_x * qkv_column + first * qkv_channel
-    dy += image.to(tl.int64) * dy_image + start_y * dy_row + start_x * dy_column + first * dy_channel
-    dqkv += image.to(tl.int64) * dqkv_image + start_y * dqkv_row + start_x * dqkv_column + first * dqkv_channel
+    head, row, column, image = _place(program // per_head, heads, ph, pw)
+    qkv = _start(qkv, head, row, column, image, head_dim, qkv_image, qkv_channel, qkv_row, qkv_column)
+    dy = _start(dy, head, row, column, image, head_dim, dy_image, dy_channel, dy_row, dy_column)
+    dqkv = _start(dqkv, head, row, column, image, head_dim, dqkv_image, dqkv_channel, dqkv_row, dqkv_column)
     statistics += (program // per_head).to(tl.int64) * 2 * length
     c = tl.arange(0, BLOCK_D)
     part = tl.cast(heads * head_dim, tl.int64) * qkv_channel
