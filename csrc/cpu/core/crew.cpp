@@ -118,7 +118,8 @@ void Crew::follow(int index) {
         uint32_t order = order_.load(std::memory_order_acquire);
         for (int tries = 0; order == seen || order % 2 == 0; order = order_.load(std::memory_order_acquire)) {
             if (over_.load(std::memory_order_acquire)) return;
-            if (++tries < tries_awake) {
+            if (tries < tries_awake) {
+                ++tries;
                 pause();
             } else if (borrowed_) {
                 sched_yield();
