@@ -28,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = "gpu-check.json"
 BATCHES = (1, 128)
+NETWORK_BATCHES = (1, 256)
 MAPS = ((128, 32), (192, 16), (256, 8))  # (dim, side) of the attention blocks of MobileViTv2-1.0 at 256 x 256
 MODELS = ("mobilevitv2_100", "mobilevit_s")
 TESTS = ("tests/test_triton_*.py", "tests/gpu")
@@ -93,26 +94,32 @@ def ops() -> Record:
 
 
 def networks() -> Record:
-    """Milliseconds of one batch, float16, channels_last: PyTorch eager, and swapped (all, and attention alone), by CUDA events."""
+    """Milliseconds of one batch, float16, channels_last, by CUDA events: PyTorch eager, swapped, and compiled in float16 and int8."""
     import torch
+    from gpu_peers import quantized
 
     import mvit_kernels as mk
 
     lines = []
     for name in MODELS:
         plain = mk.create_model(name).cuda().half().eval().to(memory_format=torch.channels_last)
-        swapped = {"eager": plain}
-        for label, options in {"swapped": {}, "swapped, attention": {"conv": False}}.items():
-            model = mk.create_model(name).cuda().half().eval().to(memory_format=torch.channels_last)
-            model.load_state_dict(plain.state_dict())
-            swapped[label] = mk.accelerate(model, **options)
-        for batch in BATCHES:
+        with torch.inference_mode(False):
+            copies = [mk.create_model(name).eval() for _ in range(3)]
+            for each in copies:
+                each.load_state_dict(plain.state_dict())
+            swapped = mk.accelerate(copies[0].cuda().half().to(memory_format=torch.channels_last))
+            image = torch.empty(1, 3, 256, 256, device="cuda")
+            contenders = {
+                "eager": plain, "accelerate": swapped, "compile": mk.compile(copies[1].cuda().half(), image),
+                "compile, int8": mk.compile(quantized(copies[2], 256), image),
+            }  # fmt: skip
+        for batch in NETWORK_BATCHES:
             x = torch.randn(batch, 3, 256, 256, device="cuda", dtype=torch.float16).contiguous(memory_format=torch.channels_last)
             with torch.inference_mode():
                 right = plain(x).float()
-                for label, model in swapped.items():
+                for label, model in contenders.items():
                     off = float((model(x).float() - right).abs().max() / right.abs().max())
-                    if not off < 0.05:
+                    if not off < (0.5 if "int8" in label else 0.05):
                         raise AssertionError(f"{name} {label}: logits are off by {off:g} of the largest")
                     line = {"model": name, "batch": batch, "variant": label, "ms": _milliseconds(functools.partial(model, x))}
                     lines.append(line | {"off": round(off, 5)})

@@ -56,24 +56,36 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def variants(model: Callable[[], Any]) -> dict[str, Callable[[], Callable[[Any], Any]]]:
+def variants(model: Callable[[], Any], size: int) -> dict[str, Callable[[], Callable[[Any], Any]]]:
     """How each is made; all begin with the same weights."""
     import torch
 
     import mvit_kernels as mk
 
-    def swapped(**options: Any) -> Any:
-        return mk.accelerate(model(), **options)
+    def compiled() -> Any:
+        network = model()
+        return mk.compile(network, torch.empty(1, 3, size, size, device="cuda"))
 
     return {
         "eager": model,
         "compile": lambda: torch.compile(model(), dynamic=False),
-        "ours": swapped,
-        "ours, attention": lambda: swapped(conv=False),
-        "ours, attention, compiled": lambda: torch.compile(swapped(conv=False), dynamic=False),
-        "ours, attention, CUDA graph": lambda: torch.compile(swapped(conv=False), dynamic=False, mode="reduce-overhead"),
+        "mk.accelerate": lambda: mk.accelerate(model()),
+        "mk.compile": compiled,
+        "mk.compile, int8": lambda: mk.compile(quantized(model(), size), torch.empty(1, 3, size, size, device="cuda")),
+        "mk.compile, int6": lambda: mk.compile(quantized(model(), size, 6), torch.empty(1, 3, size, size, device="cuda")),
         "compile, max-autotune": lambda: torch.compile(model(), dynamic=False, mode="max-autotune"),
     }
+
+
+def quantized(model: Any, size: int, bits: int = 8) -> Any:
+    """With the ranges of a few random images: what it takes to time it, not what makes it accurate."""
+    import torch
+
+    import mvit_kernels as mk
+
+    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    config = mk.QuantConfig(method="minmax", weight_bits=bits, activation_bits=bits)
+    return mk.quantize(model.cpu().float(), [images], config)
 
 
 def measure(name: str, batch: int, size: int, dtype: Any) -> list[dict[str, Any]]:
@@ -95,7 +107,7 @@ def measure(name: str, batch: int, size: int, dtype: Any) -> list[dict[str, Any]
     started = time.monotonic()
     with torch.inference_mode():
         right = model()(x).float()
-        for label, make in variants(model).items():
+        for label, make in variants(model, size).items():
             if time.monotonic() - started > LIMIT:
                 rows.append({"variant": label, "error": f"not begun: {LIMIT} s were over"})
                 continue

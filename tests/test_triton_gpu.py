@@ -122,4 +122,4 @@ def test_more_than_two_to_the_31_elements() -> None:
     big = torch.zeros(2, 3, 2**15, 11000, dtype=torch.float16, device="cuda")
     big[:, 1:] = 1.0
     y = mk.ops.separable_attention(big, (2, 2), backend="triton")
-    assert (y[-1, 0, -1, -8:] == 1.0).all()
+    assert (y[-1, 0, -1, -8:] - 1.0).abs().max() < 0.01  # a float32 sum of 90 million weights

@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch.utils import _pytree as pytree
@@ -14,16 +14,20 @@ from torch.utils import _pytree as pytree
 from .plan import Plan
 from .report import PlanReport, Profile, profile_of, report_of
 
+if TYPE_CHECKING:
+    from .device_plan import DevicePlan  # with it comes all that captures networks
+
 Tensor = torch.Tensor
 Size = tuple[int, int, int]
 PLAN_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MOST_PLANS = 16  # image sizes at hand
+CPU = torch.device("cpu")
 
 
 class Source(Protocol):
     """Where plans come from."""
 
-    def plan(self, size: Size) -> Plan: ...
+    def plan(self, size: Size) -> Plan | DevicePlan: ...
 
 
 def check_threads(what: str, num_threads: int | None) -> None:
@@ -34,16 +38,18 @@ def check_threads(what: str, num_threads: int | None) -> None:
 class CompiledModel:
     """A network as plans. Call it with images; `compile` and `load` make it. Any number of threads may call it."""
 
-    def __init__(self, source: Source | None, plans: Mapping[Size, Plan], num_threads: int | None) -> None:
-        self._source, self.num_threads = source, num_threads
-        self._plans = dict(plans)
+    def __init__(
+        self, source: Source | None, plans: Mapping[Size, Plan], num_threads: int | None, device: torch.device = CPU
+    ) -> None:  # fmt: skip
+        self._source, self.num_threads, self.device = source, num_threads, device
+        self._plans: dict[Size, Plan | DevicePlan] = dict(plans)
         self._used: dict[Size, int] = {}  # when each was wanted last
         self._turn = itertools.count()
         self._lock = threading.Lock()
 
     def __call__(self, x: Tensor) -> Any:
-        """x (B, C, H, W) float32, bfloat16 or float16 on the CPU, of any strides; results as of the model, floats in the dtype of x. They
-        carry no gradient.
+        """x (B, C, H, W) float32, bfloat16 or float16 on the device of the plan, of any strides; results as of the model, floats in the
+        dtype of x. They carry no gradient.
 
         Raises TypeError, ValueError: wrong arguments, or a size for which there is no plan and no model to make it of.
         """
@@ -53,7 +59,7 @@ class CompiledModel:
         results = [each.to(x.dtype) if each.is_floating_point() else each for each in results]
         return results[0] if plan.structure is None else pytree.tree_unflatten(results, plan.structure)
 
-    def plan(self, size: Size) -> Plan:
+    def plan(self, size: Size) -> Plan | DevicePlan:
         """That of images (C, H, W), made if there is none yet."""
         plan = self._plans.get(size)
         self._used[size] = next(self._turn)
@@ -82,7 +88,8 @@ class CompiledModel:
 
     def report(self, size: Size | None = None) -> PlanReport:
         """The steps of a plan (of the first one, if no size is given), with what torch runs and why, and the memory it takes."""
-        return report_of(self._plan_of(size, "report"), self.threads())
+        plan = self._plan_of(size, "report")
+        return report_of(plan, self.threads()) if isinstance(plan, Plan) else plan.report()
 
     def profile(self, x: Tensor, *, repeats: int = 20) -> Profile:
         """`report` with the time of each step on images x, the median of `repeats` runs, against what the processor could do."""
@@ -90,7 +97,9 @@ class CompiledModel:
         if repeats < 1:
             raise ValueError(f"CompiledModel: repeats: expected at least 1, got {repeats}")
         plan = self.plan(size_of(x))
-        return profile_of(plan, self._prepared(x, plan), self.threads(), repeats)
+        if isinstance(plan, Plan):
+            return profile_of(plan, self._prepared(x, plan), self.threads(), repeats)
+        return plan.profile(x, repeats)
 
     def save(self, path: str | Path, sizes: Sequence[tuple[int, int]] | None = None) -> None:
         """Write the plans to a file that `load` reads: those at hand, or those of images of `sizes` (height, width)."""
@@ -98,11 +107,16 @@ class CompiledModel:
 
         if sizes is not None and (not sizes or any(len(size) != 2 for size in sizes)):
             raise ValueError(f"CompiledModel: save: sizes: expected one (height, width) or more, got {sizes!r}")
+        if self.device != CPU:
+            raise ValueError(
+                f"CompiledModel: save: expected plans of the CPU, got those of {self.device}, which are made where they run: save the model"
+            )
         channels = next(iter(self._plans))[0]
         wanted = list(self._plans) if sizes is None else [(channels, *size) for size in sizes]
-        save_plans(Path(path), {size: self.plan(size) for size in wanted}, self.num_threads)
+        plans = {size: plan for size in wanted if isinstance(plan := self.plan(size), Plan)}
+        save_plans(Path(path), plans, self.num_threads)
 
-    def _plan_of(self, size: Size | None, what: str) -> Plan:
+    def _plan_of(self, size: Size | None, what: str) -> Plan | DevicePlan:
         if size is not None and (len(size) != 3 or any(not isinstance(each, int) or each < 1 for each in size)):
             raise ValueError(f"CompiledModel: {what}: expected a size (channels, height, width), got {size!r}")
         return next(iter(self._plans.values())) if size is None else self.plan(size)
@@ -115,14 +129,17 @@ class CompiledModel:
             raise ValueError(f"CompiledModel: x: expected shape (B, {channels}, H, W), got {tuple(x.shape)}")
         if x.dtype not in PLAN_DTYPES:
             raise TypeError(f"CompiledModel: x: expected one of {', '.join(map(str, PLAN_DTYPES))}, got {x.dtype}")
-        if not x.is_cpu:
-            raise ValueError(f"CompiledModel: x: expected a tensor on the CPU, got one on {x.device}")
+        if x.device != self.device:
+            raise ValueError(f"CompiledModel: x: expected a tensor on {self.device}, got one on {x.device}")
 
-    def _prepared(self, x: Tensor, plan: Plan) -> Tensor:
+    def _prepared(self, x: Tensor, plan: Plan | DevicePlan) -> Tensor:
+        if not isinstance(plan, Plan):
+            return x.detach()  # its graph reads a copy
         return x.detach().to(plan.input.dtype).contiguous()
 
     def __repr__(self) -> str:
-        return f"CompiledModel(sizes={list(self._plans)}, threads={self.threads()})"
+        where = f"threads={self.threads()}" if self.device == CPU else f"device={self.device}"
+        return f"CompiledModel(sizes={list(self._plans)}, {where})"
 
 
 def size_of(x: Tensor) -> Size:

@@ -1,4 +1,4 @@
-"""`compile`: from a float or a quantized model to a plan for each image size."""
+"""`compile`: from a float or a quantized model to a plan for each image size, of the CPU or of a GPU."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from mvit_kernels.ops.backend import NATIVE_REASON, native
 from mvit_kernels.quant import QuantizedModel, carried, carries_quantizers
 
 from .compiled import PLAN_DTYPES, CompiledModel, Size, check_threads, size_of
+from .device_plan import DevicePlan
+from .lower_calls import lower_calls
 from .lower_integers import lower
 from .plan import Plan, assemble
+from .steps import Value
 
 Tensor = torch.Tensor
 
@@ -22,37 +25,44 @@ Tensor = torch.Tensor
 class FloatSource:
     """A float model, captured anew at each size."""
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
         # Of its own: the model may change later, and what a plan was made of must not.
-        self.model, self.dtype = copy.deepcopy(model).cpu().float(), dtype
+        self.model, self.dtype, self.device = copy.deepcopy(model).cpu().float(), dtype, device
 
     def program(self, size: Size) -> Program:
-        program = optimize(capture(self.model, size))
+        program = optimize(capture(self.model, size), device=self.device.type != "cpu")
         if not carries_quantizers(program):
             return program
         if self.dtype != torch.float32:
             raise ValueError(f"compile: dtype: expected None for a model with quantizers of its own, got {self.dtype}")
         return carried(program)
 
-    def plan(self, size: Size) -> Plan:
-        return assemble(lower(self.program(size), self.dtype))
+    def plan(self, size: Size) -> Plan | DevicePlan:
+        return _plan(self.program(size), self.dtype, self.device)
 
 
 class QuantizedSource:
     """A quantized model: the program that it runs is the one that is compiled."""
 
-    def __init__(self, model: QuantizedModel) -> None:
-        self.model = model
+    def __init__(self, model: QuantizedModel, device: torch.device) -> None:
+        self.model, self.device = model, device
 
-    def plan(self, size: Size) -> Plan:
-        return assemble(lower(self.model.program(size)))
+    def plan(self, size: Size) -> Plan | DevicePlan:
+        return _plan(self.model.program(size), torch.float32, self.device)
+
+
+def _plan(program: Program, dtype: torch.dtype, device: torch.device) -> Plan | DevicePlan:
+    if device.type == "cpu":
+        return assemble(lower(program, dtype))
+    image = Value(program["input"].size, dtype, channels_last=False)
+    return DevicePlan(lower_calls(program, dtype, device), image, program.outputs, program.structure, device)
 
 
 def compile(
     model: nn.Module, example_inputs: Tensor | Sequence[Tensor], *, backend: str = "auto", dtype: torch.dtype | None = None,
     num_threads: int | None = None,
 ) -> CompiledModel:  # fmt: skip
-    """The whole network as one native plan, with no Python between its layers.
+    """The whole network as one native plan, with no Python between its layers: on a GPU, one CUDA graph for each batch size.
 
     Args:
         model: in evaluation; quantized by `mk.quantize`, or any of this package, of timm, transformers or ml-cvnets, accelerated or not, or
@@ -61,9 +71,10 @@ def compile(
             changes of it do not reach the plan.
         example_inputs: one batch of images (B, C, H, W), or a sequence of just that. Only its size matters. The plan of another size is
             made when the first image of that size comes; the batch is free.
-        backend: "auto" or "cpu".
-        dtype: how a float network stores what lies between its layers: float32 (None), bfloat16 or float16. Sums are float32.
-        num_threads: None for torch.get_num_threads() at each call.
+        backend: "cpu", "cuda", or "auto": a GPU if the model or the example is on one. The plan of a GPU takes images there.
+        dtype: how a float network stores what lies between its layers: float32, bfloat16 or float16. Sums are float32. None is float32 on
+            the CPU, and on a GPU what the model has.
+        num_threads: of the CPU; None for torch.get_num_threads() at each call.
 
     Returns:
         A callable that takes images and returns what the model returns.
@@ -78,16 +89,41 @@ def compile(
     if not isinstance(x, Tensor) or x.ndim != 4:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(example_inputs).__name__
         raise ValueError(f"compile: example_inputs: expected one batch of images (B, C, H, W), got {got}")
-    if backend not in ("auto", "cpu"):
-        raise ValueError(f'compile: backend: expected "auto" or "cpu", got {backend!r}')
-    if native is None:
-        raise ValueError(f"compile: backend: cpu cannot be used ({NATIVE_REASON})")
+    device = _device(backend, model, x)
     if dtype is not None and dtype not in PLAN_DTYPES:
         raise ValueError(f"compile: dtype: expected one of {', '.join(map(str, PLAN_DTYPES))}, got {dtype}")
     check_threads("compile", num_threads)
+    if num_threads is not None and device.type != "cpu":
+        raise ValueError(f"compile: num_threads: expected None on {device}, got {num_threads}")
     if isinstance(model, QuantizedModel) and dtype not in (None, torch.float32):
         raise ValueError(f"compile: dtype: expected None for a quantized model, got {dtype}")
-    source = QuantizedSource(model) if isinstance(model, QuantizedModel) else FloatSource(model, dtype or torch.float32)
-    compiled = CompiledModel(source, {}, num_threads)
+    source = (
+        QuantizedSource(model, device) if isinstance(model, QuantizedModel) else FloatSource(model, dtype or _dtype(model, device), device)
+    )
+    compiled = CompiledModel(source, {}, num_threads, device)
     compiled.plan(size_of(x))
     return compiled
+
+
+def _device(backend: str, model: nn.Module, x: Tensor) -> torch.device:
+    """Where the plan runs."""
+    if backend not in ("auto", "cpu", "cuda"):
+        raise ValueError(f'compile: backend: expected "auto", "cpu" or "cuda", got {backend!r}')
+    devices = [x.device, *{parameter.device for parameter in model.parameters()}]
+    gpu = next((device for device in devices if device.type == "cuda"), None)
+    if backend == "cpu" or (backend == "auto" and gpu is None):
+        if native is None:
+            raise ValueError(f"compile: backend: cpu cannot be used ({NATIVE_REASON})")
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ValueError("compile: backend: cuda cannot be used (no GPU is available)")
+    return gpu or torch.device("cuda", torch.cuda.current_device())
+
+
+def _dtype(model: nn.Module, device: torch.device) -> torch.dtype:
+    """That of the most weights, on a GPU."""
+    counts = dict.fromkeys(PLAN_DTYPES, 0)
+    for parameter in model.parameters():
+        if device.type == "cuda" and parameter.dtype in counts:
+            counts[parameter.dtype] += parameter.numel()
+    return max(counts, key=lambda dtype: counts[dtype])

@@ -6,7 +6,7 @@ convolutions is done while these load their rows; the moments of a GroupNorm are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,55 +18,32 @@ from mvit_kernels.ops.conv2d import MOST_PLANES, filtering_pays
 from mvit_kernels.ops.library import FLOAT_CODES
 from mvit_kernels.ops.packing import pack_convolution, pack_convolution_by_planes, pack_depthwise, pack_matrix, pack_winograd
 
+from .blocks import Blocks, activation_of, is_pointwise, kernel_of, rows_of
 from .steps import Lowered, Ref, TorchStep, Value
 
 Tensor = torch.Tensor
 _GATHERED, _PLANES, _WINOGRAD = range(3)
 
 
-class Lowering:
+class Lowering(Blocks):
     """Steps for one image; floats are stored as dtype: float32, bfloat16 or float16."""
 
     def __init__(self, program: Program, dtype: torch.dtype) -> None:
-        self.program, self.dtype = program, dtype
-        self.users = program.users()
+        super().__init__(program)
+        self.dtype = dtype
         self.out = Lowered(outputs=program.outputs, structure=program.structure)
-        self.groups: dict[str, tuple[Callable[..., None], tuple[Node, ...]]] = {}  # by their last node
-        self.grouped: set[str] = set()
         self.normed = {node.inputs[0] for node in program if node.kind == "group_norm"}
-        for node in program:
-            for find, emit in ((_find_attention, self.attention), (_find_mlp, self.mlp), (_find_inverted, self.inverted)):
-                nodes = None if node.name in self.grouped else find(self, node)
-                if nodes is not None:
-                    self.groups[nodes[-1].name] = emit, nodes
-                    self.grouped.update(each.name for each in nodes)
-        # Norms that nobody but products that do it themselves takes.
-        self.absorbed = {node.name for node in program if node.kind in ("group_norm", "layer_norm") and self.absorbs(node)}
 
     def lowered(self) -> Lowered:
         for node in self.program:
             if node.name in self.groups:
-                emit, nodes = self.groups[node.name]
-                emit(*nodes)
+                block, nodes = self.groups[node.name]
+                getattr(self, block)(*nodes)
             elif node.name not in self.grouped and node.name not in self.absorbed:
                 self.single(node)
         return self.out
 
-    # --- what passes know ---
-
-    def only_user(self, name: str) -> Node | None:
-        users = self.users[name]
-        return self.program[users[0]] if len(users) == 1 and users[0] else None
-
-    def absorbs(self, norm: Node) -> bool:
-        users = self.users[norm.name]
-        return (
-            norm.name not in self.grouped
-            and not norm.weights
-            and bool(users)
-            and all(each and _is_pointwise(self.program[each]) and each not in self.grouped for each in users)
-            and all(self.program[each].inputs.count(norm.name) == 1 and self.program[each].inputs[0] == norm.name for each in users)
-        )
+    # --- values ---
 
     def value(self, node: Node, dtype: torch.dtype | None = None) -> Ref:
         """Memory for the result of a node."""
@@ -168,7 +145,7 @@ class Lowering:
 
     def _conv2d(self, node: Node) -> None:
         norm = self.program[node.inputs[0]]
-        if _is_pointwise(node) or (_kernel(node) == 1 and node.settings["stride"] == 1):
+        if is_pointwise(node) or (kernel_of(node) == 1 and node.settings["stride"] == 1):
             return self.product(node, norm if norm.name in self.absorbed else None)
         weight, bias, stride = node.weights["weight"], node.weights.get("bias"), node.settings["stride"]
         columns, both, kernel, _ = weight.shape
@@ -331,73 +308,8 @@ class Lowering:
         self.out.add("cat", (node,), fields)
 
 
-# --- blocks, found by their first node ---
-
-
-def _find_attention(low: Lowering, norm: Node) -> tuple[Node, ...] | None:
-    if norm.kind != "group_norm" or norm.weights or len(low.users[norm.name]) != 2 or "" in low.users[norm.name]:
-        return None
-    conv, context = (low.program[name] for name in low.users[norm.name])
-    if not _is_plain_pointwise(conv) or context.kind != "separable_context" or context.inputs != (conv.name, norm.name):
-        return None
-    key = low.only_user(context.name)
-    gate = None if key is None else low.only_user(key.name)
-    out = None if gate is None else low.only_user(gate.name)
-    if key is None or gate is None or out is None or not _is_plain_pointwise(key) or gate.kind != "separable_gate":
-        return None
-    if gate.inputs != (conv.name, key.name) or sorted(low.users[conv.name]) != sorted((context.name, gate.name)):
-        return None
-    return (norm, conv, context, key, gate, out) if _adds(out, gate, norm.inputs[0]) else None
-
-
-def _find_mlp(low: Lowering, norm: Node) -> tuple[Node, ...] | None:
-    if norm.kind not in ("group_norm", "layer_norm") or norm.weights:
-        return None
-    first = low.only_user(norm.name)
-    if first is None or not _is_pointwise(first) or "residual" in first.settings:
-        return None
-    second = low.only_user(first.name)
-    return (norm, first, second) if second is not None and _adds(second, first, norm.inputs[0]) else None
-
-
-def _find_inverted(low: Lowering, first: Node) -> tuple[Node, ...] | None:
-    depthwise: Node | None = first
-    nodes: tuple[Node, ...] = ()
-    if _is_pointwise(first) and "activation" in first.settings and "residual" not in first.settings:
-        source = low.program[first.inputs[0]]
-        if source.kind in ("group_norm", "layer_norm") and not source.weights:
-            return None  # the product takes the norm
-        depthwise, nodes = low.only_user(first.name), (first,)
-    if depthwise is None or depthwise.kind != "depthwise_conv2d" or _activation(depthwise) != _activation(first):
-        return None
-    reduce = low.only_user(depthwise.name)
-    if reduce is None or not _is_pointwise(reduce) or "activation" in reduce.settings or reduce.inputs[0] != depthwise.name:
-        return None
-    if "residual" in reduce.settings and (not nodes or reduce.inputs[-1] != first.inputs[0] or depthwise.settings["stride"] != 1):
-        return None
-    return (*nodes, depthwise, reduce)
-
-
-def _adds(node: Node, product_of: Node, residual: str) -> bool:
-    """A 1x1 convolution of one node's result to which that of another is added."""
-    plain = _is_pointwise(node) and "activation" not in node.settings
-    return plain and "residual" in node.settings and node.inputs == (product_of.name, residual)
-
-
-def _is_pointwise(node: Node) -> bool:
-    return node.kind == "conv2d" and _kernel(node) == 1 and node.settings["stride"] == 1 and "second" not in node.settings
-
-
-def _is_plain_pointwise(node: Node) -> bool:
-    return _is_pointwise(node) and "activation" not in node.settings and "residual" not in node.settings
-
-
-def _kernel(node: Node) -> int:
-    return node.weights["weight"].shape[-1]
-
-
 def _activation(node: Node) -> int:
-    return reference.ACTIVATIONS.index(node.settings.get("activation", "none"))
+    return reference.ACTIVATIONS.index(activation_of(node))
 
 
 def _packed(node: Node) -> Any:
@@ -411,8 +323,3 @@ def _scale_and_shift(node: Node) -> tuple[Tensor, Tensor]:
         torch.ones(channels, dtype=torch.float32) if weight is None else weight.float().contiguous(),
         torch.zeros(channels, dtype=torch.float32) if bias is None else bias.float().contiguous(),
     )
-
-
-def rows_of(size: tuple[int, ...]) -> tuple[int, int]:
-    """(channels, pixels); of a vector one pixel."""
-    return size[0], size[1] * size[2] if len(size) == 3 else 1

@@ -15,7 +15,8 @@ from mvit_kernels.ops.qgemm import SEGMENTS, activation_code
 from mvit_kernels.reference import ATTENTION_TABLE, attention_factors, pool_factors
 from mvit_kernels.reference.quantize import single
 
-from .lower_floats import Lowering, rows_of
+from .blocks import rows_of
+from .lower_floats import Lowering
 from .steps import Lowered, Part, Ref, Value
 
 Tensor = torch.Tensor
@@ -38,8 +39,7 @@ class _Integers(Lowering):
         for node in program:
             nodes = None if node.name in self.grouped else self.find_inverted(node)
             if nodes is not None:
-                self.groups[nodes[-1].name] = self.qinverted, nodes
-                self.grouped.update(each.name for each in nodes)
+                self.group("qinverted", nodes)
 
     def is_loaded(self, norm: Node) -> bool:
         user = self.only_user(norm.name)

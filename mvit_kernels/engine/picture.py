@@ -25,7 +25,7 @@ def draw(profile: Profile, path: Path) -> None:
     bars.set_yticks(places, [f"{row.op}  {row.node[-40:]}" for row in profile.rows], fontsize=6)
     bars.invert_yaxis()
     bars.set_xlabel("us an image")
-    bars.set_title(f"{profile.seconds * 1e3:.2f} ms an image, {profile.threads} threads, {profile.isa}")
+    bars.set_title(f"{profile.seconds * 1e3:.2f} ms an image, {profile.machine}")
     kinds = sorted({row.kind for row in profile.rows})
     bars.legend(handles=[Patch(color=_COLOURS[kind], label=kind) for kind in kinds])
     for kind in kinds:

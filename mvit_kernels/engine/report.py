@@ -46,8 +46,8 @@ class PlanReport:
     """A table when printed; `to_dict()` for programs."""
 
     rows: tuple[Row, ...]
-    threads: int
-    isa: str
+    threads: int  # 0 on a GPU
+    isa: str  # of a GPU its name
     arena_bytes: int  # of one image in work
     weight_bytes: int
     boundaries: int  # between float and integer steps
@@ -69,8 +69,12 @@ class PlanReport:
         fallbacks = f"{len(self.fallbacks)} by torch" if self.fallbacks else "none by torch"
         return (
             f"{len(self.rows)} steps, {fallbacks}, {macs / 1e6:.0f} M multiply-adds; {self.boundaries} times between float and integer; "
-            f"weights {self.weight_bytes / 2**20:.1f} MiB, arena {self.arena_bytes / 2**20:.1f} MiB; {self.isa}, {self.threads} threads"
+            f"weights {self.weight_bytes / 2**20:.1f} MiB, arena {self.arena_bytes / 2**20:.1f} MiB; {self.machine}"
         )
+
+    @property
+    def machine(self) -> str:
+        return f"{self.isa}, {self.threads} threads" if self.threads else self.isa
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,7 @@ def _table(rows: Sequence[Row]) -> str:
 
 def report_of(plan: Plan, threads: int) -> PlanReport:
     rows = _rows(plan)
-    return PlanReport(rows, threads, native.isa(), plan.arena_bytes, plan.weights.nbytes, _boundaries(rows))
+    return PlanReport(rows, threads, native.isa(), plan.arena_bytes, plan.weights.nbytes, boundaries(rows))
 
 
 def profile_of(plan: Plan, x: Tensor, threads: int, repeats: int) -> Profile:
@@ -134,8 +138,8 @@ def profile_of(plan: Plan, x: Tensor, threads: int, repeats: int) -> Profile:
     batch = max(x.shape[0], 1)
     medians = [statistics.median(each) / batch for each in zip(*runs, strict=True)]
     ceilings = _ceilings(threads, native.isa())
-    rows = tuple(_timed(row, seconds, ceilings) for row, seconds in zip(_rows(plan), medians, strict=True))
-    return Profile(rows, threads, native.isa(), plan.arena_bytes, plan.weights.nbytes, _boundaries(rows), x.shape[0], ceilings)
+    rows = tuple(timed(row, seconds, ceilings) for row, seconds in zip(_rows(plan), medians, strict=True))
+    return Profile(rows, threads, native.isa(), plan.arena_bytes, plan.weights.nbytes, boundaries(rows), x.shape[0], ceilings)
 
 
 @functools.cache
@@ -143,7 +147,7 @@ def _ceilings(threads: int, isa: str) -> dict[str, float]:
     return {"float": native.fma_gflops(threads), "integer": native.dot_gops(threads)}
 
 
-def _timed(row: Row, seconds: float, ceilings: dict[str, float]) -> Row:
+def timed(row: Row, seconds: float, ceilings: dict[str, float]) -> Row:
     share = 2 * row.macs / seconds / 1e9 / ceilings[row.kind] if row.macs and row.kind in ceilings and seconds > 0 else None
     return Row(**{**vars(row), "seconds": seconds, "share": share})
 
@@ -153,7 +157,7 @@ def _rows(plan: Plan) -> tuple[Row, ...]:
     for part in plan.parts:
         if isinstance(part, Segment):
             for step in part.steps:
-                rows.append(Row(step.op, step.nodes[-1], len(step.nodes), step.result, _kind(step.op), step.macs, step.bytes, None))
+                rows.append(Row(step.op, step.nodes[-1], len(step.nodes), step.result, kind_of(step.op), step.macs, step.bytes, None))
         else:
             node = part.node
             target = node.settings.get("target", node.kind)
@@ -162,13 +166,13 @@ def _rows(plan: Plan) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def _kind(op: str) -> str:
+def kind_of(op: str) -> str:
     if op in ("cat", "channels_last"):
         return "copy"
     return "integer" if op == "stream_sums" or (op.startswith("q") and not op.startswith("quantize")) else "float"
 
 
-def _boundaries(rows: Sequence[Row]) -> int:
+def boundaries(rows: Sequence[Row]) -> int:
     """How often a value goes from floats to integers or back between the first and the last integer step."""
     kinds = [row.kind == "integer" for row in rows if row.kind != "copy"]
     if True not in kinds:

@@ -12,7 +12,7 @@ from .elide_keys import elide_keys
 from .fold_affine import fold_affine, fold_affine_forward
 from .fold_norm import fold_norm
 from .fuse_epilogues import fuse_epilogues
-from .merge_convolutions import merge_convolutions
+from .merge_convolutions import merge_convolutions, merge_linears
 from .merge_sums import merge_sums
 from .pool_first import pool_first
 from .split_cat import split_cat
@@ -23,14 +23,18 @@ PASSES = (
 )  # fmt: skip
 
 
-def optimize(program: Program) -> Program:
-    """All passes, in the order in which they find most to do."""
-    for rewrite in PASSES:
+DEVICE_PASSES = tuple(merge_linears if each is merge_convolutions else each for each in PASSES)
+
+
+def optimize(program: Program, *, device: bool = False) -> Program:
+    """All passes, in the order in which they find most to do; `device`: those for a GPU."""
+    for rewrite in DEVICE_PASSES if device else PASSES:
         program = rewrite(program)
     return program
 
 
 __all__ = [
+    "DEVICE_PASSES",
     "PASSES",
     "cancel_constants",
     "drop_unused",
@@ -40,6 +44,7 @@ __all__ = [
     "fold_norm",
     "fuse_epilogues",
     "merge_convolutions",
+    "merge_linears",
     "merge_sums",
     "optimize",
     "pool_first",

@@ -1,0 +1,128 @@
+"""Which nodes of a program one kernel computes together, on any device: the attention and the feed-forward half of a transformer layer,
+inverted residuals, and norms inside the products behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from mvit_kernels.graph import Node, Program
+
+
+class Blocks:
+    """What a program divides into. A lowering has a method for each name of a block.
+
+    Attributes:
+        groups: last node of a block -> its name ("attention", "mlp", "inverted") and all its nodes in order.
+        grouped: the nodes of all blocks.
+        absorbed: norms that nobody but products that do it themselves takes.
+    """
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.users = program.users()
+        self.groups: dict[str, tuple[str, tuple[Node, ...]]] = {}
+        self.grouped: set[str] = set()
+        for node in program:
+            for block, find in _FINDERS.items():
+                nodes = None if node.name in self.grouped else find(self, node)
+                if nodes is not None:
+                    self.group(block, nodes)
+        self.absorbed = {node.name for node in program if node.kind in ("group_norm", "layer_norm") and self._absorbs(node)}
+
+    def group(self, block: str, nodes: tuple[Node, ...]) -> None:
+        self.groups[nodes[-1].name] = block, nodes
+        self.grouped.update(each.name for each in nodes)
+
+    def only_user(self, name: str) -> Node | None:
+        users = self.users[name]
+        return self.program[users[0]] if len(users) == 1 and users[0] else None
+
+    def _absorbs(self, norm: Node) -> bool:
+        users = self.users[norm.name]
+        return (
+            norm.name not in self.grouped
+            and not norm.weights
+            and bool(users)
+            and all(each and is_pointwise(self.program[each]) and each not in self.grouped for each in users)
+            and all(self.program[each].inputs.count(norm.name) == 1 and self.program[each].inputs[0] == norm.name for each in users)
+        )
+
+
+def is_pointwise(node: Node) -> bool:
+    """A 1x1 convolution of every pixel of one map."""
+    return node.kind == "conv2d" and kernel_of(node) == 1 and node.settings["stride"] == 1 and "second" not in node.settings
+
+
+def kernel_of(node: Node) -> int:
+    return node.weights["weight"].shape[-1]
+
+
+def activation_of(node: Node) -> str:
+    return node.settings.get("activation", "none")
+
+
+def rows_of(size: tuple[int, ...]) -> tuple[int, int]:
+    """(channels, pixels); of a vector one pixel."""
+    return size[0], size[1] * size[2] if len(size) == 3 else 1
+
+
+# --- blocks, found by their first node ---
+
+
+def _find_attention(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
+    if norm.kind != "group_norm" or norm.weights or len(low.users[norm.name]) != 2 or "" in low.users[norm.name]:
+        return None
+    conv, context = (low.program[name] for name in low.users[norm.name])
+    if not _is_plain_pointwise(conv) or context.kind != "separable_context" or context.inputs != (conv.name, norm.name):
+        return None
+    key = low.only_user(context.name)
+    gate = None if key is None else low.only_user(key.name)
+    out = None if gate is None else low.only_user(gate.name)
+    if key is None or gate is None or out is None or not _is_plain_pointwise(key) or gate.kind != "separable_gate":
+        return None
+    if gate.inputs != (conv.name, key.name) or sorted(low.users[conv.name]) != sorted((context.name, gate.name)):
+        return None
+    return (norm, conv, context, key, gate, out) if _adds(out, gate, norm.inputs[0]) else None
+
+
+def _find_mlp(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
+    if norm.kind not in ("group_norm", "layer_norm") or norm.weights:
+        return None
+    first = low.only_user(norm.name)
+    if first is None or not is_pointwise(first) or "residual" in first.settings:
+        return None
+    second = low.only_user(first.name)
+    return (norm, first, second) if second is not None and _adds(second, first, norm.inputs[0]) else None
+
+
+def _find_inverted(low: Blocks, first: Node) -> tuple[Node, ...] | None:
+    depthwise: Node | None = first
+    nodes: tuple[Node, ...] = ()
+    if is_pointwise(first) and "activation" in first.settings and "residual" not in first.settings:
+        source = low.program[first.inputs[0]]
+        if source.kind in ("group_norm", "layer_norm") and not source.weights:
+            return None  # the product takes the norm
+        depthwise, nodes = low.only_user(first.name), (first,)
+    if depthwise is None or depthwise.kind != "depthwise_conv2d" or activation_of(depthwise) != activation_of(first):
+        return None
+    reduce = low.only_user(depthwise.name)
+    if reduce is None or not is_pointwise(reduce) or "activation" in reduce.settings or reduce.inputs[0] != depthwise.name:
+        return None
+    if "residual" in reduce.settings and (not nodes or reduce.inputs[-1] != first.inputs[0] or depthwise.settings["stride"] != 1):
+        return None
+    return (*nodes, depthwise, reduce)
+
+
+def _adds(node: Node, product_of: Node, residual: str) -> bool:
+    """A 1x1 convolution of one node's result to which that of another is added."""
+    plain = is_pointwise(node) and "activation" not in node.settings
+    return plain and "residual" in node.settings and node.inputs == (product_of.name, residual)
+
+
+def _is_plain_pointwise(node: Node) -> bool:
+    return is_pointwise(node) and "activation" not in node.settings and "residual" not in node.settings
+
+
+_FINDERS: dict[str, Callable[[Blocks, Node], tuple[Node, ...] | None]] = {
+    "attention": _find_attention, "mlp": _find_mlp, "inverted": _find_inverted,
+}  # fmt: skip

@@ -1,0 +1,145 @@
+"""A plan of a GPU: calls of ops in order, captured in one CUDA graph for each batch size.
+
+A graph reads and writes memory of its own. Images are copied into it and results out of it, so callers never see that memory; calls from
+several threads and streams run one after another. All graphs of a plan share one pool of memory, as they never run at the same time.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from .device_report import profile_of, report_of
+from .lower_calls import Call
+from .report import PlanReport, Profile
+from .steps import Value
+
+Tensor = torch.Tensor
+MOST_GRAPHS = 8  # batch sizes at hand
+
+
+@dataclass(frozen=True)
+class _Graph:
+    graph: torch.cuda.CUDAGraph
+    input: Tensor
+    outputs: list[Tensor]
+
+
+class DevicePlan:
+    """For images of one size (C, H, W), any number of them.
+
+    Attributes:
+        uncaptured: why its calls run one by one and not as a graph, where one of torch's cannot be captured; else None.
+    """
+
+    def __init__(self, calls: Sequence[Call], image: Value, outputs: Sequence[str], structure: Any, device: torch.device) -> None:
+        self.calls, self.input, self.outputs, self.structure, self.device = tuple(calls), image, tuple(outputs), structure, device
+        self.uncaptured: str | None = None
+        last: dict[str, int] = {}
+        for i, call in enumerate(self.calls):
+            for name in (*call.inputs, *_results(call)):  # a result that nobody takes is gone at once
+                last[name] = i
+        self._done = [[name for name in last if last[name] == i and name not in self.outputs] for i in range(len(self.calls))]
+        self._graphs: OrderedDict[tuple[int, bool], _Graph] = OrderedDict()
+        self._lock = threading.Lock()
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                self._pool = torch.cuda.graph_pool_handle()
+                self._free = torch.cuda.Event()  # when the memory of the graphs was last read
+
+    def run(self, x: Tensor, threads: int = 0) -> list[Tensor]:
+        """x (B, C, H, W) on the device, of any float dtype and strides; results in the dtypes of the plan. It waits for nothing."""
+        if x.shape[0] == 0 or self.device.type != "cuda" or torch.cuda.is_current_stream_capturing() or self.uncaptured:
+            return self.call_all(x)
+        with self._lock, torch.cuda.device(self.device):
+            held = self._graph_for(x)
+            if held is None:
+                return self.call_all(x)
+            stream = torch.cuda.current_stream()
+            stream.wait_event(self._free)
+            held.input.copy_(x, non_blocking=True)
+            held.graph.replay()
+            results = [y.clone() for y in held.outputs]
+            self._free.record(stream)
+        return results
+
+    def call_all(self, x: Tensor, watch: Callable[[Call, list[Tensor]], None] | None = None) -> list[Tensor]:
+        """Call by call, on the current stream. watch: sees each call and its inputs."""
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            values = {"input": x.detach().to(self.input.dtype)}
+            for call, done in zip(self.calls, self._done, strict=True):
+                inputs = [values[name] for name in call.inputs]
+                if watch is not None:
+                    watch(call, inputs)
+                y = call.run(*inputs)
+                values.update(zip(_results(call), y if call.collects else (y,), strict=True))
+                del inputs, y
+                for name in done:
+                    del values[name]
+            return [values[name] for name in self.outputs]
+
+    def _graph_for(self, x: Tensor) -> _Graph | None:
+        """Captured at the first batch of its size, in the memory format of that one: the copy of others changes theirs."""
+        key = x.shape[0], x.is_contiguous(memory_format=torch.channels_last)
+        held = self._graphs.get(key)
+        if held is not None:
+            self._graphs.move_to_end(key)
+            return held
+        static = torch.empty(x.shape, dtype=self.input.dtype, device=self.device, memory_format=_format(key[1]))
+        static.copy_(x)
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            self.call_all(static)  # kernels are compiled and weights arranged before the capture, inside of which nothing runs
+        torch.cuda.synchronize()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                outputs = self.call_all(static)
+        except RuntimeError as error:
+            ours = [call for call in self.calls if call.reason is not None]
+            if not ours:
+                raise
+            self.uncaptured = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            warnings.warn(
+                f"mvit_kernels: the network runs call by call, not as a CUDA graph: torch runs {', '.join(call.name for call in ours)} and"
+                f" something there cannot be captured ({self.uncaptured})",
+                stacklevel=4,
+            )
+            return None
+        while len(self._graphs) >= MOST_GRAPHS:
+            self._free.synchronize()
+            self._graphs.popitem(last=False)
+        self._graphs[key] = _Graph(graph, static, outputs)
+        return self._graphs[key]
+
+    def report(self) -> PlanReport:
+        return report_of(self)
+
+    def profile(self, x: Tensor, repeats: int) -> Profile:
+        with torch.cuda.device(self.device):
+            return profile_of(self, x, repeats)
+
+    @property
+    def arena_bytes(self) -> int:
+        """The most that results of one image take while they are wanted."""
+        sizes, now, most = {"input": self.input.bytes}, self.input.bytes, 0
+        for call, done in zip(self.calls, self._done, strict=True):
+            sizes[call.name] = call.result.bytes
+            now += call.result.bytes
+            most = max(most, now)
+            now -= sum(sizes.get(name, 0) for name in done)
+        return most
+
+
+def _results(call: Call) -> tuple[str, ...]:
+    return (call.name, f"{call.name}.moments") if call.collects else (call.name,)
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format

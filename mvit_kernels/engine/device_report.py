@@ -1,0 +1,100 @@
+"""What a plan of a GPU does, call by call, and how long each call takes."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from .lower_calls import Call
+from .report import PlanReport, Profile, Row, boundaries, kind_of, timed
+
+if TYPE_CHECKING:
+    from .device_plan import DevicePlan
+
+Tensor = torch.Tensor
+_COPIES = 4  # of a call in the graph that times it
+_MATRIX = 8192  # rows and columns of the product that shows the ceiling
+
+
+def report_of(plan: DevicePlan) -> PlanReport:
+    rows = _rows(plan)
+    weights = sum(call.weight_bytes for call in plan.calls)
+    return PlanReport(rows, 0, _name(plan.device), plan.arena_bytes, weights, boundaries(rows))
+
+
+def profile_of(plan: DevicePlan, x: Tensor, repeats: int) -> Profile:
+    """Each call by itself: the median of `repeats` replays of a graph that holds it a few times."""
+    times: list[float] = []
+    plan.call_all(x)
+    plan.call_all(x, lambda call, inputs: times.append(_seconds(call, inputs, repeats)))
+    batch, ceilings = max(x.shape[0], 1), _ceilings(plan.device, plan.input.dtype)
+    rows = tuple(timed(row, seconds / batch, ceilings) for row, seconds in zip(_rows(plan), times, strict=True))
+    plain = report_of(plan)
+    return Profile(rows, 0, plain.isa, plain.arena_bytes, plain.weight_bytes, plain.boundaries, x.shape[0], ceilings)
+
+
+def _rows(plan: DevicePlan) -> tuple[Row, ...]:
+    return tuple(
+        Row(
+            call.op, call.name, len(call.nodes), str(call.result), kind_of(call.op) if call.reason is None else "torch", call.macs,
+            call.bytes, call.reason,
+        )
+        for call in plan.calls
+    )  # fmt: skip
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _seconds(call: Call, inputs: list[Tensor], repeats: int) -> float:
+    run, copies = _captured(call, inputs)
+    times = []
+    for i in range(repeats + 2):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        if i >= 2:
+            times.append(begin.elapsed_time(end) / 1e3 / copies)
+    return statistics.median(times)
+
+
+def _captured(call: Call, inputs: list[Tensor]) -> tuple[Callable[[], object], int]:
+    """(what runs the call, how often it does at once): one of torch's that cannot be captured runs once, from Python."""
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.synchronize()
+    try:
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            for _ in range(_COPIES):
+                call.run(*inputs)
+    except RuntimeError:
+        if call.reason is None:
+            raise
+        return functools.partial(call.run, *inputs), 1
+    return graph.replay, _COPIES
+
+
+@functools.cache
+def _ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Billions of operations a second of large products by torch."""
+    floats = torch.randn(_MATRIX, _MATRIX, dtype=dtype, device=device)
+    integers = torch.randint(-128, 128, (_MATRIX, _MATRIX), dtype=torch.int8, device=device)
+    products = {"float": lambda: floats @ floats, "integer": lambda: torch._int_mm(integers, integers.T)}
+    rates = {}
+    for name, product in products.items():
+        times = []
+        for _ in range(8):
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            product()
+            end.record()
+            end.synchronize()
+            times.append(begin.elapsed_time(end) / 1e3)
+        rates[name] = 2 * _MATRIX**3 / statistics.median(times) / 1e9
+    return rates

@@ -1,0 +1,261 @@
+"""From nodes to calls of ops on tensors of one device, which a CUDA graph holds (`device_plan.py`): the blocks of `blocks.py`, one op each.
+
+Maps are (B, C, H, W) in channels_last memory, vectors (B, C); any number of images. Ops choose kernels by the device of their tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from mvit_kernels import ops, reference
+from mvit_kernels.graph import Node, Program, evaluate, integers
+from mvit_kernels.ops.backend import Choice
+
+from .blocks import Blocks, activation_of
+from .steps import Value
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class Call:
+    """One op: `run` takes the results that `inputs` names and gives that of the last of `nodes`, and its moments after it if `collects`,
+    which others take by that name and ".moments"."""
+
+    op: str
+    nodes: tuple[str, ...]
+    inputs: tuple[str, ...]
+    run: Callable[..., Any]
+    result: Value
+    collects: bool = False
+    macs: int = 0  # for one image, as the bytes
+    bytes: int = 0  # read and written at least, weights included
+    weight_bytes: int = 0
+    reason: str | None = None  # why torch's kernels run it, where ours do not
+
+    @property
+    def name(self) -> str:
+        return self.nodes[-1]
+
+
+def lower_calls(program: Program, dtype: torch.dtype, device: torch.device) -> list[Call]:
+    """The calls of a float or an integer program; floats are stored as dtype, weights are on the device."""
+    return _Calls(program, dtype, device).lowered()
+
+
+class _Calls(Blocks):
+    def __init__(self, program: Program, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__(program)
+        self.dtype, self.device = dtype, device
+        self.calls: list[Call] = []
+        self.values: dict[str, Value] = {}
+        self.kept: dict[tuple[int, torch.dtype | None], tuple[Tensor, Tensor]] = {}
+        # Whose moments are wanted by a norm inside of a product, which does not compute them itself as blocks do.
+        self.normed = {self.program[name].inputs[0] for name in self.absorbed if self.program[name].kind == "group_norm"}
+        self.collected: set[str] = set()
+
+    def lowered(self) -> list[Call]:
+        for node in self.program:
+            if node.kind == "input":
+                self.values[node.name] = Value(node.size, self.dtype, channels_last=False)
+            elif node.name in self.groups:
+                block, nodes = self.groups[node.name]
+                getattr(self, block)(*nodes)
+            elif node.name not in self.grouped and node.name not in self.absorbed:
+                emit = getattr(self, f"_{node.kind}", None)
+                if emit is not None:
+                    emit(node)
+                elif node.kind in integers.KINDS:
+                    self.integers(node)
+                else:
+                    self.by_torch(node)
+        return self.calls
+
+    # --- weights and results ---
+
+    def weight(self, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """On the device; the same tensor each time."""
+        key = id(x), dtype
+        if key not in self.kept:
+            self.kept[key] = x, x.detach().to(self.device, dtype).contiguous()
+        return self.kept[key][1]
+
+    def parameter(self, x: Tensor | None, count: int = 0, fill: float = 0.0) -> Tensor:
+        """A vector in float32, by default of `count` times the same number."""
+        return torch.full((count,), fill, device=self.device) if x is None else self.weight(x, torch.float32)
+
+    def optional(self, node: Node) -> Tensor | None:
+        bias = node.weights.get("bias")
+        return None if bias is None else self.weight(bias, torch.float32)
+
+    def matrix(self, node: Node) -> Tensor:
+        return self.weight(node.weights["weight"], self.dtype)
+
+    def add(
+        self, op: str, nodes: tuple[Node, ...], inputs: tuple[str, ...], run: Callable[..., Any], reason: str | None = None,
+        dtype: torch.dtype | None = None, collects: bool = False,
+    ) -> None:  # fmt: skip
+        last = nodes[-1]
+        value = self.values[last.name] = Value(last.size, dtype or self.dtype)
+        weights = [weight for node in nodes for weight in node.weights.values()]
+        sizes = [x.numel() * (self.dtype.itemsize if x.is_floating_point() else x.element_size()) for x in weights]
+        touched = value.bytes + sum(self.values[name].bytes for name in set(inputs) if name in self.values) + sum(sizes)
+        names, macs = tuple(node.name for node in nodes), sum(node.macs() for node in nodes)
+        self.calls.append(Call(op, names, inputs, run, value, collects, macs, touched, sum(sizes), reason))
+        if collects:
+            self.collected.add(last.name)
+
+    # --- blocks ---
+
+    def attention(self, norm: Node, conv: Node, context: Node, key: Node, gate: Node, out: Node) -> None:
+        dim, eps, patch = norm.size[0], norm.settings["eps"], context.settings["patch"]
+        first, keys = conv.weights["weight"].flatten(1), key.weights["weight"].flatten(1)
+        bias = conv.weights["bias"]
+        key_bias = key.weights.get("bias", bias.new_zeros(dim))
+        qkv_w = self.weight(torch.cat([first[:1], keys, first[1:]]), self.dtype)
+        qkv_b = self.weight(torch.cat([bias[:1], key_bias, bias[1:]]), torch.float32)
+        one, zero = self.parameter(None, dim, 1.0), self.parameter(None, dim)
+        out_w, out_b = self.matrix(out).flatten(1), self.parameter(out.weights.get("bias"), dim)
+
+        collects = out.name in self.normed
+
+        def run(x: Tensor) -> Any:
+            return ops.separable_attention_block(x, one, zero, qkv_w, qkv_b, out_w, out_b, eps, patch_size=patch, collect=collects)
+
+        self.add("separable_attention_block", (norm, conv, context, key, gate, out), norm.inputs[:1], run, collects=collects)
+
+    def mlp(self, norm: Node, first: Node, second: Node) -> None:
+        dim, hidden, eps = norm.size[0], first.size[0], norm.settings["eps"]
+        kind, activation = "layer" if norm.kind == "layer_norm" else "group", _or_none(activation_of(first))
+        one, zero = self.parameter(None, dim, 1.0), self.parameter(None, dim)
+        weights = (
+            one, zero, self.matrix(first), self.parameter(first.weights.get("bias"), hidden), self.matrix(second),
+            self.parameter(second.weights.get("bias"), dim),
+        )  # fmt: skip
+        collects = second.name in self.normed
+
+        def run(x: Tensor) -> Any:
+            return ops.feed_forward(x, *weights, eps, norm=kind, activation=activation, collect=collects)
+
+        self.add("feed_forward", (norm, first, second), norm.inputs[:1], run, collects=collects)
+
+    def inverted(self, *nodes: Node) -> None:
+        expand, depthwise, reduce = nodes[0] if len(nodes) == 3 else None, nodes[-2], nodes[-1]
+        hidden, stride = depthwise.size[0], depthwise.settings["stride"]
+        residual, activation = "residual" in reduce.settings, _or_none(activation_of(depthwise))
+        weights = (
+            None if expand is None else self.matrix(expand),
+            None if expand is None else self.parameter(expand.weights.get("bias"), hidden),
+            self.matrix(depthwise), self.parameter(depthwise.weights.get("bias"), hidden), self.matrix(reduce), self.optional(reduce),
+        )  # fmt: skip
+
+        collects = reduce.name in self.normed
+
+        def run(x: Tensor) -> Any:
+            return ops.inverted_residual(x, *weights, stride=stride, residual=residual, activation=activation, collect=collects)
+
+        self.add("inverted_residual", nodes, nodes[0].inputs[:1], run, collects=collects)
+
+    # --- single nodes ---
+
+    def _conv2d(self, node: Node) -> None:
+        norm = self.program[node.inputs[0]]
+        if norm.name in self.absorbed:
+            return self.product(norm, node)
+        weight, bias, stride, activation = self.matrix(node), self.optional(node), node.settings["stride"], _or_none(activation_of(node))
+        second, residual = "second" in node.settings, "residual" in node.settings
+
+        def run(x: Tensor, *more: Tensor) -> Any:
+            beside, added = more[0] if second else None, more[-1] if residual else None
+            return ops.conv2d(x, weight, bias, second=beside, stride=stride, activation=activation, residual=added)
+
+        self.add("conv2d", (node,), node.inputs, run)
+
+    def product(self, norm: Node, node: Node) -> None:
+        """A 1x1 convolution that does the norm before it while it loads its rows."""
+        weight, bias, activation = self.matrix(node).flatten(1), self.optional(node), _or_none(activation_of(node))
+        eps, by_pixel, residual = norm.settings["eps"], norm.kind == "layer_norm", "residual" in node.settings
+        source = norm.inputs[0]
+        moments = (f"{source}.moments",) if source in self.collected else ()
+
+        def run(x: Tensor, *more: Tensor) -> Any:
+            rows = _rows(x)
+            norms: dict[str, Any] = {"layer_norm": True}
+            if not by_pixel:
+                norms = {"moments": more[0] if moments else reference.moments_of(rows, x.shape[0])}
+            added = _rows(more[-1]) if residual else None
+            y: Any = ops.gemm(rows, weight, bias, **norms, eps=eps, activation=activation, residual=added)
+            return _map(y, x)
+
+        self.add("gemm", (norm, node), (source, *moments, *node.inputs[1:]), run)
+
+    def _linear(self, node: Node) -> None:
+        weight, bias, activation = self.matrix(node), self.optional(node), _or_none(activation_of(node))
+        self.add("gemm", (node,), node.inputs, lambda x: ops.gemm(x, weight, bias, activation=activation))
+
+    def _depthwise_conv2d(self, node: Node) -> None:
+        weight, bias, stride = self.matrix(node), self.optional(node), node.settings["stride"]
+        activation = _or_none(activation_of(node))
+        self.add(
+            "depthwise_conv2d", (node,), node.inputs,
+            lambda x: ops.depthwise_conv2d(x, weight, bias, stride=stride, activation=activation),
+        )  # fmt: skip
+
+    def _patch_attention(self, node: Node) -> None:
+        heads, patch, scale = node.settings["heads"], node.settings["patch"], node.settings["scale"]
+        self.add("patch_attention", (node,), node.inputs, lambda x: ops.patch_attention(x, heads, patch, scale))
+
+    def _separable_attention(self, node: Node) -> None:
+        patch = node.settings["patch"]
+        self.add("separable_attention", (node,), node.inputs, lambda x: ops.separable_attention(x, patch))
+
+    def _group_norm(self, node: Node) -> None:
+        weight, bias, eps = *self.scale_and_shift(node), node.settings["eps"]
+        self.add(node.kind, (node,), node.inputs, lambda x: ops.group_norm(x, weight, bias, eps))
+
+    def _layer_norm(self, node: Node) -> None:
+        weight, bias, eps = *self.scale_and_shift(node), node.settings["eps"]
+        self.add(node.kind, (node,), node.inputs, lambda x: ops.layer_norm(x.movedim(1, -1), weight, bias, eps).movedim(-1, 1))
+
+    def scale_and_shift(self, node: Node) -> tuple[Tensor, Tensor]:
+        channels = node.size[0]
+        return self.parameter(node.weights.get("weight"), channels, 1.0), self.parameter(node.weights.get("bias"), channels)
+
+    def integers(self, node: Node) -> None:
+        dtype = integers.DTYPES[node.settings.get("out", "float32" if node.kind == "dequantize" else "uint8")]
+        run = integers.prepared(self.program, node, None)
+        self.add(node.kind, (node,), node.inputs, run, _without_kernel(node.kind), dtype)
+
+    def by_torch(self, node: Node) -> None:
+        """By torch's kernels: what is memory traffic of small maps, and what we have no kernel for."""
+        weights = {name: self.weight(x, self.dtype if x.is_floating_point() else None) for name, x in node.weights.items()}
+        moved = replace(node, weights=weights)
+        target = node.settings.get("target")
+        reason = "no kernel for it" if target is not None else f"torch's kernel for {node.kind}"
+        self.add(node.kind if target is None else str(target), (node,), node.inputs, lambda *inputs: evaluate(moved, list(inputs)), reason)
+
+
+def _without_kernel(kind: str) -> str | None:
+    """Why an integer node runs in plain torch on a GPU."""
+    implementations = next((each.implementations for each in Choice.every if each.op == kind), {})
+    return None if {"cuda", "triton"} & set(implementations) else "no kernel for GPUs: plain torch"
+
+
+def _or_none(activation: str) -> str | None:
+    return None if activation == "none" else activation
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B H W, C), in place where it is channels_last; a vector is a row."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) if x.ndim == 4 else x
+
+
+def _map(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows as a map of the height and width of another."""
+    if like.ndim != 4:
+        return rows
+    return rows.unflatten(0, (like.shape[0], like.shape[2], like.shape[3])).permute(0, 3, 1, 2)

@@ -1,0 +1,113 @@
+"""Plans of a GPU on the CPU: the same calls, by kernels of the CPU and without a graph. What only a GPU shows: tests/gpu/test_engine.py."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import mvit_kernels as mk
+from mvit_kernels import ops
+from mvit_kernels.engine.compiling import _plan
+from mvit_kernels.engine.device_plan import DevicePlan
+from mvit_kernels.engine.lower_calls import lower_calls
+from mvit_kernels.engine.steps import Value
+from mvit_kernels.graph import Program, capture, optimize, run
+
+CPU = torch.device("cpu")
+
+
+def device_plan(program: Program, dtype: torch.dtype = torch.float32) -> DevicePlan:
+    image = Value(program["input"].size, dtype, channels_last=False)
+    return DevicePlan(lower_calls(program, dtype, CPU), image, program.outputs, program.structure, CPU)
+
+
+def programs(model: nn.Module, side: int) -> Program:
+    return optimize(capture(model, (3, side, side)), device=True)
+
+
+@pytest.mark.parametrize(("name", "side"), [
+    ("mobilevit_xxs", 64), ("mobilevitv2_050", 64), ("efficientformer_l1", 224), ("efficientformerv2_s0", 224), ("mobile_former_26m", 64),
+])  # fmt: skip
+def test_calls_compute_the_network(name: str, side: int) -> None:
+    torch.manual_seed(0)
+    model = mk.create_model(name).eval()
+    x = torch.randn(2, 3, side, side)
+    with torch.no_grad():
+        right = model(x)
+    (y,) = device_plan(programs(model, side)).run(x)
+    assert (y - right).abs().max() <= 1e-4 * right.abs().max()
+
+
+def test_blocks_are_single_calls() -> None:
+    plan = device_plan(programs(mk.create_model("mobilevitv2_050").eval(), 64))
+    counts = {op: sum(call.op == op for call in plan.calls) for op in {call.op for call in plan.calls}}
+    assert counts["separable_attention_block"] == counts["feed_forward"] == 9
+    assert counts["inverted_residual"] == 6 + 3  # the depthwise and 1x1 convolutions before the transformers are some without expansion
+    assert [call.op for call in plan.calls if call.reason] == ["avg_pool"]
+    report = plan.report()
+    assert sum(row.macs for row in report.rows) == sum(call.macs for call in plan.calls) > 1e7
+    assert report.fallbacks[0].op == "avg_pool"
+    assert "GPU" not in str(report.machine)
+    assert plan.arena_bytes >= max(call.result.bytes for call in plan.calls)
+
+
+def test_the_smallest_maps_are_what_is_written() -> None:
+    """On the CPU the last convolution of an inverted residual and the first of the next are one; what is between them is smaller."""
+    model = mk.create_model("mobilevitv2_050").eval()
+    merged, kept = (device_plan(optimize(capture(model, (3, 64, 64)), device=device)) for device in (False, True))
+    assert sum(call.bytes for call in kept.calls) < sum(call.bytes for call in merged.calls)
+
+
+def test_integers_have_the_bits_of_the_program() -> None:
+    torch.manual_seed(0)
+    model = mk.create_model("mobilevitv2_050").eval()
+    quantized = mk.quantize(model, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False)
+    program = quantized.program()
+    x = torch.randn(3, 3, 64, 64)
+    (y,) = device_plan(program).run(x)
+    assert torch.equal(y, run(program, x))
+
+
+def test_maps_of_a_backbone_and_no_images() -> None:
+    model = mk.create_model("mobilevit_xxs", features_only=True).eval()
+    plan = device_plan(programs(model, 64))
+    with torch.no_grad():
+        right = model(torch.ones(2, 3, 64, 64))
+    for y, each in zip(plan.run(torch.ones(2, 3, 64, 64)), right, strict=True):
+        assert (y - each).abs().max() <= 1e-4 * each.abs().max()
+    assert [y.shape for y in plan.run(torch.ones(0, 3, 64, 64))] == [(0, *each.shape[1:]) for each in right]
+
+
+def test_reduced_precision() -> None:
+    torch.manual_seed(0)
+    model = mk.create_model("mobilevitv2_050").eval()
+    x = torch.randn(2, 3, 64, 64)
+    (y,) = device_plan(programs(model, 64), torch.bfloat16).run(x.bfloat16())
+    assert y.dtype == torch.bfloat16
+    with torch.no_grad():
+        right = model(x)
+    assert (y.float() - right).abs().max() <= 0.1 * right.abs().max()
+
+
+def test_a_norm_in_front_of_a_product_takes_the_moments_that_its_producer_collected() -> None:
+    plan = device_plan(programs(mk.create_model("mobilevitv2_050").eval(), 64))
+    taking = [call for call in plan.calls if any(name.endswith(".moments") for name in call.inputs)]
+    assert [call.op for call in taking] == ["gemm", "gemm"]
+    assert [call.collects for call in plan.calls if f"{call.name}.moments" in {name for each in taking for name in each.inputs}] == [
+        True,
+        True,
+    ]
+
+
+def test_where_a_plan_runs() -> None:
+    model, x = mk.create_model("mobilevit_xxs").eval(), torch.ones(1, 3, 64, 64)
+    assert mk.compile(model, x).device == CPU
+    with pytest.raises(ValueError, match='backend: expected "auto", "cpu" or "cuda", got \'gpu\''):
+        mk.compile(model, x, backend="gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="backend: cuda cannot be used"):
+            mk.compile(model, x, backend="cuda")
+    plan = _plan(programs(model, 64), torch.float32, CPU)
+    assert not isinstance(plan, DevicePlan)
+    assert ops.backends()["cpu"].usable
