@@ -11,8 +11,10 @@ a failure.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import functools
 import json
+import multiprocessing
 import os
 import shlex
 import shutil
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,32 +67,48 @@ def ops() -> Record:
     """Microseconds of one call inside a CUDA graph, and of the peers; share of what memory or tensor cores allow."""
     import torch
     import triton
-    from gpu_cases import cases, check, int_mm
+    from gpu_cases import check
+
+    copy, product = _copy_rate(), _product_rate()
+    time_of = functools.partial(triton.testing.do_bench_cudagraph, rep=10, return_mode="median")
+    everything = [(batch, dim, side) for batch in BATCHES for dim, side in MAPS]
+    with concurrent.futures.ProcessPoolExecutor(len(everything), multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_compile_all, everything))  # into caches on disk: compilers take most of the time
+    lines = []
+    for batch, dim, side in everything:
+        for case, contenders in _contenders(batch, dim, side):
+            check(case)
+            torch._dynamo.reset()
+            times = {}
+            for name, function in contenders.items():
+                function()
+                times[f"{name}_us"] = round(1e3 * time_of(function), 3)
+            floor = 1e6 * max(case.bytes / copy, case.operations / product)
+            line = {"op": case.name, "batch": batch, "map": f"{dim}x{side}x{side}", **times, "floor_us": round(floor, 3)}
+            lines.append(line)
+    return _with_cuda_kernels({"copy_gb_s": round(copy / 1e9), "fp16_tflop_s": round(product / 1e12), "lines": lines})
+
+
+def _contenders(batch: int, dim: int, side: int) -> Iterator[tuple[Any, dict[str, Callable[[], object]]]]:
+    import torch
+    from gpu_cases import cases, int_mm
 
     from mvit_kernels.ops import cuda_support
 
     usable = tuple(each for each in BACKENDS if each != "cuda" or cuda_support.native is not None)
-    copy, product = _copy_rate(), _product_rate()
-    time_of = functools.partial(triton.testing.do_bench_cudagraph, rep=10, return_mode="median")
-    lines = []
-    for batch in BATCHES:
-        for dim, side in MAPS:
-            for case in cases("cuda", batch, side, dim, torch.float16, usable):
-                check(case)
-                torch._dynamo.reset()
-                contenders = {**case.ours, "eager": case.plain}
-                if case.exact and case.operations:
-                    contenders = {**case.ours, "inductor": int_mm("cuda", batch * side * side, dim)}
-                elif not case.exact:
-                    contenders["inductor"] = torch.compile(case.plain, dynamic=False)
-                times = {}
-                for name, function in contenders.items():
-                    function()
-                    times[f"{name}_us"] = round(1e3 * time_of(function), 3)
-                floor = 1e6 * max(case.bytes / copy, case.operations / product)
-                line = {"op": case.name, "batch": batch, "map": f"{dim}x{side}x{side}", **times, "floor_us": round(floor, 3)}
-                lines.append(line)
-    return _with_cuda_kernels({"copy_gb_s": round(copy / 1e9), "fp16_tflop_s": round(product / 1e12), "lines": lines})
+    for case in cases("cuda", batch, side, dim, torch.float16, usable):
+        contenders = {**case.ours, "eager": case.plain}
+        if case.exact and case.operations:
+            contenders = {**case.ours, "inductor": int_mm("cuda", batch * side * side, dim)}
+        elif not case.exact:
+            contenders["inductor"] = torch.compile(case.plain, dynamic=False)
+        yield case, contenders
+
+
+def _compile_all(sizes: tuple[int, int, int]) -> None:
+    for _, contenders in _contenders(*sizes):
+        for function in contenders.values():
+            function()
 
 
 def networks() -> Record:
