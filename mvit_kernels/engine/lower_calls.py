@@ -54,8 +54,7 @@ class _Calls(Blocks):
         self.calls: list[Call] = []
         self.values: dict[str, Value] = {}
         self.kept: dict[tuple[int, torch.dtype | None], tuple[Tensor, Tensor]] = {}
-        # Whose moments are wanted by a norm inside of a product, which does not compute them itself as blocks do.
-        self.normed = {self.program[name].inputs[0] for name in self.absorbed if self.program[name].kind == "group_norm"}
+        self.normed = {node.inputs[0] for node in program if node.kind == "group_norm" and (node.name in self.grouped | self.absorbed)}
         self.collected: set[str] = set()
 
     def lowered(self) -> list[Call]:
@@ -109,6 +108,11 @@ class _Calls(Blocks):
         if collects:
             self.collected.add(last.name)
 
+    def with_moments(self, norm: Node) -> tuple[str, ...]:
+        """What a norm reads: a map, and its moments if its producer collected them."""
+        (source,) = norm.inputs
+        return (source, f"{source}.moments") if norm.kind == "group_norm" and source in self.collected else (source,)
+
     # --- blocks ---
 
     def attention(self, norm: Node, conv: Node, context: Node, key: Node, gate: Node, out: Node) -> None:
@@ -123,10 +127,13 @@ class _Calls(Blocks):
 
         collects = out.name in self.normed
 
-        def run(x: Tensor) -> Any:
-            return ops.separable_attention_block(x, one, zero, qkv_w, qkv_b, out_w, out_b, eps, patch_size=patch, collect=collects)
+        def run(x: Tensor, moments: Tensor | None = None) -> Any:
+            return ops.separable_attention_block(
+                x, one, zero, qkv_w, qkv_b, out_w, out_b, eps, patch_size=patch, moments=moments, collect=collects
+            )  # fmt: skip
 
-        self.add("separable_attention_block", (norm, conv, context, key, gate, out), norm.inputs[:1], run, collects=collects)
+        nodes = norm, conv, context, key, gate, out
+        self.add("separable_attention_block", nodes, self.with_moments(norm), run, collects=collects)
 
     def mlp(self, norm: Node, first: Node, second: Node) -> None:
         dim, hidden, eps = norm.size[0], first.size[0], norm.settings["eps"]
@@ -138,10 +145,10 @@ class _Calls(Blocks):
         )  # fmt: skip
         collects = second.name in self.normed
 
-        def run(x: Tensor) -> Any:
-            return ops.feed_forward(x, *weights, eps, norm=kind, activation=activation, collect=collects)
+        def run(x: Tensor, moments: Tensor | None = None) -> Any:
+            return ops.feed_forward(x, *weights, eps, norm=kind, activation=activation, moments=moments, collect=collects)
 
-        self.add("feed_forward", (norm, first, second), norm.inputs[:1], run, collects=collects)
+        self.add("feed_forward", (norm, first, second), self.with_moments(norm), run, collects=collects)
 
     def inverted(self, *nodes: Node) -> None:
         expand, depthwise, reduce = nodes[0] if len(nodes) == 3 else None, nodes[-2], nodes[-1]
@@ -179,19 +186,18 @@ class _Calls(Blocks):
         """A 1x1 convolution that does the norm before it while it loads its rows."""
         weight, bias, activation = self.matrix(node).flatten(1), self.optional(node), _or_none(activation_of(node))
         eps, by_pixel, residual = norm.settings["eps"], norm.kind == "layer_norm", "residual" in node.settings
-        source = norm.inputs[0]
-        moments = (f"{source}.moments",) if source in self.collected else ()
+        source = self.with_moments(norm)
 
         def run(x: Tensor, *more: Tensor) -> Any:
             rows = _rows(x)
             norms: dict[str, Any] = {"layer_norm": True}
             if not by_pixel:
-                norms = {"moments": more[0] if moments else reference.moments_of(rows, x.shape[0])}
+                norms = {"moments": more[0] if len(source) == 2 else reference.moments_of(rows, x.shape[0])}
             added = _rows(more[-1]) if residual else None
             y: Any = ops.gemm(rows, weight, bias, **norms, eps=eps, activation=activation, residual=added)
             return _map(y, x)
 
-        self.add("gemm", (norm, node), (source, *moments, *node.inputs[1:]), run)
+        self.add("gemm", (norm, node), (*source, *node.inputs[1:]), run)
 
     def _linear(self, node: Node) -> None:
         weight, bias, activation = self.matrix(node), self.optional(node), _or_none(activation_of(node))
