@@ -108,7 +108,43 @@ def separable_attention_block_calls() -> dict[str, Any]:
     return calls
 
 
+def product_calls() -> dict[str, Any]:
+    """Tiles of many rows and of few, all norms, and collected moments."""
+    calls = {}
+    for rows, columns, depth, dtype in (
+        (65536, 128, 64, torch.float16), (65536, 432, 144, torch.bfloat16), (4096, 64, 128, torch.float16), (64, 512, 256, torch.float16),
+        (1, 1000, 640, torch.float16), (1024, 128, 64, torch.float32),
+    ):  # fmt: skip
+        a, weight = ones(rows, depth, dtype=dtype), ones(columns, depth, dtype=dtype)
+        name = f"gemm {rows}x{columns}x{depth} {dtype}"
+        calls[name] = use(ops.gemm, a, weight, ones(columns), activation="silu", residual=ones(rows, columns, dtype=dtype))
+        calls[f"{name} layer_norm"] = use(ops.gemm, a, weight, ones(columns), layer_norm=True)
+    a, weight = ones(4096, 128, dtype=torch.float16), ones(256, 128, dtype=torch.float16)
+    moments = ones(4, 2, dtype=torch.float64)
+    calls["gemm norm, collect"] = use(ops.gemm, a, weight, moments=moments, collect=4, activation="gelu")
+    calls["gemm collect in a pass"] = use(ops.gemm, a[:4090], weight, collect=5)
+    calls["gemm second"] = use(ops.gemm, a, ones(64, 256, dtype=torch.float16), second=a)
+    return calls
+
+
+def convolution_calls() -> dict[str, Any]:
+    calls = {}
+    for batch, channels, beside, columns, side, kernel, stride, dtype in (
+        (2, 3, 0, 32, 256, 3, 2, torch.float16), (64, 3, 0, 16, 256, 3, 2, torch.bfloat16), (1, 96, 0, 96, 32, 3, 1, torch.float16),
+        (64, 96, 96, 96, 32, 3, 1, torch.bfloat16), (1, 160, 160, 160, 8, 3, 1, torch.float16), (16, 64, 0, 128, 32, 1, 2, torch.float16),
+        (1, 16, 16, 16, 8, 3, 1, torch.float32), (1, 3, 0, 16, 64, 3, 2, torch.float32),
+    ):  # fmt: skip
+        x = image(batch, channels, side, side, dtype=dtype, channels_last=channels > 3)
+        weight = ones(columns, channels + beside, kernel, kernel, dtype=dtype)
+        call = use(ops.conv2d, x, weight, ones(columns), stride=stride, activation="silu")
+        name = f"conv2d {tuple(x.shape)}, {beside} to {columns}, {kernel}x{kernel} {dtype}"
+        calls[name] = functools.partial(call, second=image(batch, beside, side, side, dtype=dtype)) if beside else call
+    return calls
+
+
 CALLS = {
+    **product_calls(),
+    **convolution_calls(),
     **separable_attention_block_calls(),
     **separable_attention_calls(),
     **patch_calls(),
