@@ -142,9 +142,23 @@ def convolution_calls() -> dict[str, Any]:
     return calls
 
 
+def depthwise_conv2d_calls() -> dict[str, Any]:
+    calls = {}
+    for batch, channels, side, stride, dtype in (
+        (1, 256, 128, 1, torch.float16), (16, 128, 128, 2, torch.bfloat16), (1, 512, 8, 1, torch.float16), (1, 512, 16, 2, torch.float16),
+        (1, 64, 32, 1, torch.float32), (2, 24, 16, 1, torch.float16),
+    ):  # fmt: skip
+        x, weight = image(batch, channels, side, side, dtype=dtype), ones(channels, 1, 3, 3)
+        calls[f"depthwise_conv2d {tuple(x.shape)}, {stride} {dtype}"] = use(
+            ops.depthwise_conv2d, x, weight, ones(channels), stride=stride, activation="silu"
+        )
+    return calls
+
+
 CALLS = {
     **product_calls(),
     **convolution_calls(),
+    **depthwise_conv2d_calls(),
     **separable_attention_block_calls(),
     **separable_attention_calls(),
     **patch_calls(),
