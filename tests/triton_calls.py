@@ -155,10 +155,29 @@ def depthwise_conv2d_calls() -> dict[str, Any]:
     return calls
 
 
+def feed_forward_calls() -> dict[str, Any]:
+    """Channels of one power of two and of two, tiles of many pixels and of few, two launches."""
+    calls = {}
+    for batch, dim, side, dtype in (
+        (16, 64, 32, torch.float16), (64, 128, 32, torch.float16), (1, 128, 32, torch.bfloat16), (64, 144, 32, torch.bfloat16),
+        (256, 192, 16, torch.float16), (256, 240, 8, torch.float16), (64, 384, 16, torch.float16), (128, 512, 16, torch.float16),
+        (8, 512, 8, torch.float16), (1, 256, 8, torch.float16), (1, 128, 32, torch.float32),
+    ):  # fmt: skip
+        x = image(batch, dim, side, side, dtype=dtype)
+        sizes = (dim,), (dim,), (2 * dim, dim), (2 * dim,), (dim, 2 * dim), (dim,)
+        parameters = [ones(*size, dtype=dtype) for size in sizes]
+        name = f"feed_forward {tuple(x.shape)} {dtype}"
+        calls[name] = use(ops.feed_forward, x, *parameters, norm="layer")
+        moments = ones(batch, 2, dtype=torch.float64)
+        calls[f"{name} group"] = use(ops.feed_forward, x, *parameters, moments=moments, collect=True)
+    return calls
+
+
 CALLS = {
     **product_calls(),
     **convolution_calls(),
     **depthwise_conv2d_calls(),
+    **feed_forward_calls(),
     **separable_attention_block_calls(),
     **separable_attention_calls(),
     **patch_calls(),

@@ -250,9 +250,10 @@ def _launch(
     data, columns, depths = weight.data, weight.bias.shape[0], weight.depths
     rows = y.numel() // columns
     vector, out_vector = vector_of(*depths, *strides, *beside), vector_of(columns, residual_row)
-    tiles = tile(rows, columns, max(depths), x, rows // collect if collect else 0)
-    across, in_tiles = blocks(columns, tiles["BLOCK_N"]), collect > 0 and rows // collect % tiles["BLOCK_M"] == 0
-    programs = blocks(rows, tiles["BLOCK_M"]) * across
+    of_moments = rows // collect if collect and rows // collect % 16 == 0 else 0
+    tiles = tile(rows, columns, max(depths), x, of_moments)
+    programs = blocks(rows, tiles["BLOCK_M"]) * blocks(columns, tiles["BLOCK_N"])
+    in_tiles = collect > 0 and rows // collect % tiles["BLOCK_M"] == 0
     parts = moments_.empty_parts(y, collect, programs // collect) if in_tiles else weight.bias
     padded = [each + -each % ALIGNED for each in depths]
     launch(
@@ -284,19 +285,14 @@ def _gathered(
 
 def tile(rows: int, columns: int, depth: int, x: Tensor, rows_of_group: int = 0) -> dict[str, Any]:
     """The largest tile that gives every multiprocessor a program: large ones read less, but half of a GPU computes nothing. Moments are
-    collected in tiles where no tile has rows of two groups."""
+    collected in tiles that no group of rows ends in, where there are such."""
     if x.dtype == torch.float32:  # on no tensor cores: 16 sums a thread
         return {"BLOCK_M": power_of_two(rows, 16, 64), "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    block_k = power_of_two(depth, 16, 64)
-    wide = power_of_two(columns, 16, 128)
-    for block_m, block_n, warps in (
-        (128, wide, 8 if wide > 64 else 4),
-        (64, min(wide, 64), 4),
-        (64, min(wide, 32), 4),
-        (32, min(wide, 32), 4),
-    ):
-        if blocks(rows, block_m) * blocks(columns, block_n) >= processors(x) and not (rows_of_group % block_m and rows_of_group % 16 == 0):
+    wide, block_k = power_of_two(columns, 16, 128), power_of_two(depth, 16, 64)
+    for block_m, block_n in ((128, wide), (64, min(wide, 64)), (64, min(wide, 32)), (32, min(wide, 32))):
+        if blocks(rows, block_m) * blocks(columns, block_n) >= processors(x) and rows_of_group % block_m == 0:
             break
     else:  # few programs, whose time is that of their loads: more of them on the way
-        block_m, block_n, block_k, warps = 16, min(wide, 32), power_of_two(depth, 16, 128), 4
+        block_m, block_n, block_k = 16, min(wide, 32), power_of_two(depth, 16, 128)
+    warps = 8 if block_m * block_n > 8192 else 4
     return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": 3}

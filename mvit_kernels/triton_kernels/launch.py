@@ -48,9 +48,22 @@ def processors(x: Tensor) -> int:
     return _processors(x.device.index) if x.is_cuda else 132
 
 
+def capability(x: Tensor) -> int:
+    """Of the device of x, as 80; off a GPU of the one that kernels are compiled for."""
+    if x.is_cuda:
+        return _capability(x.device.index)
+    return 80 if triton.knobs.runtime.interpret else triton.runtime.driver.active.get_current_target().arch
+
+
 @functools.cache
 def _processors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def _capability(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def far(*tensors: Tensor | None) -> bool:
