@@ -108,7 +108,76 @@ def separable_attention_block_calls() -> dict[str, Any]:
     return calls
 
 
+def product_calls() -> dict[str, Any]:
+    """Tiles of many rows and of few, all norms, and collected moments."""
+    calls = {}
+    for rows, columns, depth, dtype in (
+        (65536, 128, 64, torch.float16), (65536, 432, 144, torch.bfloat16), (4096, 64, 128, torch.float16), (64, 512, 256, torch.float16),
+        (1, 1000, 640, torch.float16), (1024, 128, 64, torch.float32),
+    ):  # fmt: skip
+        a, weight = ones(rows, depth, dtype=dtype), ones(columns, depth, dtype=dtype)
+        name = f"gemm {rows}x{columns}x{depth} {dtype}"
+        calls[name] = use(ops.gemm, a, weight, ones(columns), activation="silu", residual=ones(rows, columns, dtype=dtype))
+        calls[f"{name} layer_norm"] = use(ops.gemm, a, weight, ones(columns), layer_norm=True)
+    a, weight = ones(4096, 128, dtype=torch.float16), ones(256, 128, dtype=torch.float16)
+    moments = ones(4, 2, dtype=torch.float64)
+    calls["gemm norm, collect"] = use(ops.gemm, a, weight, moments=moments, collect=4, activation="gelu")
+    calls["gemm collect in a pass"] = use(ops.gemm, a[:4090], weight, collect=5)
+    calls["gemm second"] = use(ops.gemm, a, ones(64, 256, dtype=torch.float16), second=a)
+    return calls
+
+
+def convolution_calls() -> dict[str, Any]:
+    calls = {}
+    for batch, channels, beside, columns, side, kernel, stride, dtype in (
+        (2, 3, 0, 32, 256, 3, 2, torch.float16), (64, 3, 0, 16, 256, 3, 2, torch.bfloat16), (1, 96, 0, 96, 32, 3, 1, torch.float16),
+        (64, 96, 96, 96, 32, 3, 1, torch.bfloat16), (1, 160, 160, 160, 8, 3, 1, torch.float16), (16, 64, 0, 128, 32, 1, 2, torch.float16),
+        (1, 16, 16, 16, 8, 3, 1, torch.float32), (1, 3, 0, 16, 64, 3, 2, torch.float32),
+    ):  # fmt: skip
+        x = image(batch, channels, side, side, dtype=dtype, channels_last=channels > 3)
+        weight = ones(columns, channels + beside, kernel, kernel, dtype=dtype)
+        call = use(ops.conv2d, x, weight, ones(columns), stride=stride, activation="silu")
+        name = f"conv2d {tuple(x.shape)}, {beside} to {columns}, {kernel}x{kernel} {dtype}"
+        calls[name] = functools.partial(call, second=image(batch, beside, side, side, dtype=dtype)) if beside else call
+    return calls
+
+
+def depthwise_conv2d_calls() -> dict[str, Any]:
+    calls = {}
+    for batch, channels, side, stride, dtype in (
+        (1, 256, 128, 1, torch.float16), (16, 128, 128, 2, torch.bfloat16), (1, 512, 8, 1, torch.float16), (1, 512, 16, 2, torch.float16),
+        (1, 64, 32, 1, torch.float32), (2, 24, 16, 1, torch.float16),
+    ):  # fmt: skip
+        x, weight = image(batch, channels, side, side, dtype=dtype), ones(channels, 1, 3, 3)
+        calls[f"depthwise_conv2d {tuple(x.shape)}, {stride} {dtype}"] = use(
+            ops.depthwise_conv2d, x, weight, ones(channels), stride=stride, activation="silu"
+        )
+    return calls
+
+
+def feed_forward_calls() -> dict[str, Any]:
+    """Channels of one power of two and of two, tiles of many pixels and of few, two launches."""
+    calls = {}
+    for batch, dim, side, dtype in (
+        (16, 64, 32, torch.float16), (64, 128, 32, torch.float16), (1, 128, 32, torch.bfloat16), (64, 144, 32, torch.bfloat16),
+        (256, 192, 16, torch.float16), (256, 240, 8, torch.float16), (64, 384, 16, torch.float16), (128, 512, 16, torch.float16),
+        (8, 512, 8, torch.float16), (1, 256, 8, torch.float16), (1, 128, 32, torch.float32),
+    ):  # fmt: skip
+        x = image(batch, dim, side, side, dtype=dtype)
+        sizes = (dim,), (dim,), (2 * dim, dim), (2 * dim,), (dim, 2 * dim), (dim,)
+        parameters = [ones(*size, dtype=dtype) for size in sizes]
+        name = f"feed_forward {tuple(x.shape)} {dtype}"
+        calls[name] = use(ops.feed_forward, x, *parameters, norm="layer")
+        moments = ones(batch, 2, dtype=torch.float64)
+        calls[f"{name} group"] = use(ops.feed_forward, x, *parameters, moments=moments, collect=True)
+    return calls
+
+
 CALLS = {
+    **product_calls(),
+    **convolution_calls(),
+    **depthwise_conv2d_calls(),
+    **feed_forward_calls(),
     **separable_attention_block_calls(),
     **separable_attention_calls(),
     **patch_calls(),

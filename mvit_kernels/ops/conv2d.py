@@ -8,8 +8,9 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
+from .gemm import TritonWeight
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -25,6 +26,7 @@ from .library import (
 from .packing import pack_convolution, pack_convolution_by_planes, pack_winograd, packed
 
 OP = "conv2d"
+_kernels = triton_support.Kernels("gemm")
 FEWEST_CHANNELS = 16  # for minimal filtering, on either side
 MOST_PLANES = 4  # channels of an image, which a 3x3 convolution reads plane by plane
 Tensor = torch.Tensor
@@ -47,7 +49,7 @@ def conv2d(
         stride: 1 or 2.
         activation: None, "relu", "silu" or "gelu" (the exact one).
         residual: (B, N, ceil(H / stride), ceil(W / stride)), dtype of x; added last.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, N, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last. Arithmetic and sums are float32 (float64 of float64).
@@ -144,6 +146,26 @@ def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, second: Optional, re
     return y
 
 
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, FLOAT_CODES)
+
+
+def _triton_forward(
+    x: Tensor, weight: Tensor, bias: Optional, second: Optional, residual: Optional, stride: int, activation: str
+) -> Tensor:
+    beside = 0 if second is None else second.shape[1]
+    matrix = packed(TritonWeight(x.dtype, beside), weight, bias)
+    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
+    if not _kernels.gathered(weight.shape[2], x.shape[1], beside):
+        x = in_format(x, channels_last=True)
+    if second is not None:
+        second = in_format(second, channels_last=True)
+    if residual is not None:
+        residual = dense(residual, channels_last=True)
+    _kernels.conv2d(x, matrix, y, second=second, stride=stride, activation=activation, residual=residual)
+    return y
+
+
 def _reference_forward(
     x: Tensor, weight: Tensor, bias: Optional, second: Optional, residual: Optional, stride: int, activation: str
 ) -> Tensor:
@@ -166,6 +188,7 @@ def _reference_backward(
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient of a convolution is torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )

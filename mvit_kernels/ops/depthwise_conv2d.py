@@ -8,7 +8,7 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
@@ -25,6 +25,7 @@ from .library import (
 from .packing import pack_depthwise, packed
 
 OP = "depthwise_conv2d"
+_kernels = triton_support.Kernels(OP)
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 
@@ -41,7 +42,7 @@ def depthwise_conv2d(
         bias: (C,) or None.
         stride: 1 or 2.
         activation: None, "relu", "silu" or "gelu" (the exact one).
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, C, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last. Arithmetic is float32 (float64 of float64). Gradients
@@ -97,6 +98,22 @@ def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, stride: int, activat
     return y
 
 
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, FLOAT_CODES)
+
+
+def _arrange(weight: Tensor, bias: Optional) -> Any:
+    return _kernels.arrange(weight, bias)
+
+
+def _triton_forward(x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: str) -> Tensor:
+    taps = packed(_arrange, weight, bias)
+    x = in_format(x, channels_last=True)
+    y = empty_in_format(x, _out_size(x, stride), channels_last=True)
+    _kernels.forward(x, taps, y, stride=stride, activation=activation)
+    return y
+
+
 def _reference_forward(x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: str) -> Tensor:
     dtype = x.dtype
     x, weight, bias = widen(x, x, weight, bias)
@@ -112,6 +129,7 @@ def _reference_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Optional, s
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient of a convolution is torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .group_norm import choose as choose_group_norm
 from .library import (
@@ -24,9 +25,10 @@ from .library import (
     wide_dtype,
     widen,
 )
-from .packing import Packed, pack_matrix, pack_normed, packed
+from .packing import Packed, fold_norm, pack_matrix, pack_normed, packed
 
 OP = "feed_forward"
+_kernels = triton_support.Kernels(OP)
 NORMS = ("group", "layer")
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -47,7 +49,7 @@ def feed_forward(
         moments: (B, 2) float64, mean and variance of each image of x, if they are known; with norm="group" only. The gradient is that of
             the layer, in which they depend on x.
         collect: also give the moments of y.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         y, of the shape, dtype and memory format of x; with `collect`, (y, moments (B, 2) float64).
@@ -129,6 +131,38 @@ def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]
     return _composed_backward(dy, x, *parameters, group_norm_backward=choose_group_norm.implementations["cpu"].backward)
 
 
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, FLOAT_CODES)
+
+
+@dataclass(frozen=True)
+class _TritonWeights:
+    """The recipe of `mvit_kernels.triton_kernels.feed_forward.Weights` for x of that dtype."""
+
+    dtype: torch.dtype
+
+    def __call__(self, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor) -> Any:
+        return _kernels.arrange(*fold_norm(norm_w, norm_b, fc1_w, fc1_b), fc2_w.flatten(1), fc2_b, self.dtype)
+
+
+def _triton_forward(
+    x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, moments: Optional, eps: float,
+    norm: str, activation: str, collect: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    weights = packed(_TritonWeights(x.dtype), norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b)
+    channels_last = is_channels_last(x)
+    x = dense(x, True)
+    y = empty_in_format(x, tuple(x.shape), True)
+    collected = _kernels.forward(
+        x, weights, y, layer_norm=norm == "layer", moments=moments, eps=eps, activation=activation, collect=collect
+    )  # fmt: skip
+    return dense(y, channels_last), collected
+
+
+def _triton_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
+    return _composed_backward(dy, x, *parameters, group_norm_backward=choose_group_norm.implementations["triton"].backward)
+
+
 def _reference_forward(
     x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, moments: Optional, eps: float,
     norm: str, activation: str, collect: bool,
@@ -156,6 +190,7 @@ def _composed_backward(
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
     reference=Implementation(_reference_forward, _reference_backward),
 )

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import FLOAT_CODES, FLOAT_DTYPES, empty_moments, raise_status, register, register_autograd, wide_dtype, widen
 from .packing import pack_matrix, packed
 
 OP = "gemm"
+_kernels = triton_support.Kernels(OP)
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 
@@ -37,7 +39,7 @@ def gemm(
         activation: None, "relu", "silu" or "gelu" (the exact one).
         residual: (M, N), dtype of a; added last.
         collect: how many groups of rows of y to give the moments of; as many as `moments` has, if both are given.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         y (M, N), dtype of a; with `collect`, (y, moments (collect, 2) float64). Arithmetic and sums are float32 (float64 of float64).
@@ -138,6 +140,35 @@ def _cpu_forward(
     return y, collected
 
 
+def _triton_refuse(a: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(a, FLOAT_CODES)
+
+
+@dataclass(frozen=True)
+class TritonWeight:
+    """The recipe of `mvit_kernels.triton_kernels.gemm.Weight` for rows of that dtype and a second input of so many channels."""
+
+    dtype: torch.dtype
+    second_channels: int = 0
+
+    def __call__(self, weight: Tensor, bias: Optional) -> Any:
+        return _kernels.arrange(weight, bias, self.dtype, self.second_channels)
+
+
+def _triton_forward(
+    a: Tensor, weight: Tensor, bias: Optional, second: Optional, moments: Optional, residual: Optional, layer_norm: bool, eps: float,
+    activation: str, collect: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    matrix = packed(TritonWeight(a.dtype, 0 if second is None else second.shape[1]), weight, bias)
+    y = a.new_empty(a.shape[0], weight.shape[0])
+    second, residual = (None if each is None else walkable_rows(each) for each in (second, residual))
+    collected = _kernels.gemm(
+        walkable_rows(a), matrix, y, second=second, moments=None if moments is None else moments.contiguous(), layer_norm=layer_norm,
+        eps=eps, activation=activation, residual=residual, collect=collect,
+    )  # fmt: skip
+    return y, collected
+
+
 def _reference_forward(
     a: Tensor, weight: Tensor, bias: Optional, second: Optional, moments: Optional, residual: Optional, layer_norm: bool, eps: float,
     activation: str, collect: int,
@@ -162,6 +193,7 @@ def _reference_backward(
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient is three plain products: torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )

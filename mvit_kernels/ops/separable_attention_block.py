@@ -31,7 +31,7 @@ from .qfragments import tiles
 from .separable_attention import choose as choose_attention
 
 OP = "separable_attention_block"
-_kernels = triton_support.Kernels(OP)
+_kernels, _moments = triton_support.Kernels(OP), triton_support.Kernels("moments")
 _WIDEST = 512  # channels of a pixel that the Triton kernels keep in registers
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -275,10 +275,7 @@ def _triton_forward(
     x = dense(x, True)
     y = empty_in_format(x, tuple(x.shape), True)
     _kernels.forward(x, weights, moments, eps, patch, y)
-    if not collect:
-        collected = x.new_empty(0, 2, dtype=torch.float64)
-    else:
-        collected = _kernels.collect(y) if y.numel() else x.new_full((x.shape[0], 2), float("nan"), dtype=torch.float64)
+    collected = _moments.collect(y, y.shape[0] if collect else 0)
     return dense(y, channels_last), collected
 
 

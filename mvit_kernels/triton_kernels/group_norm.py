@@ -33,13 +33,13 @@ def _tile(image, tile, channels, pixels, CHANNELS_LAST: tl.constexpr, BLOCK_C: t
 
 @triton.jit
 def group_norm_fwd_kernel(
-    x, weight, bias, parts, y, channels, pixels, size, pieces, piece_size, eps,
+    x, weight, bias, parts, y, channels, pixels, pieces, eps,
     CHANNELS_LAST: tl.constexpr, PIECES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     tiles = tl.cdiv(channels, BLOCK_C) * tl.cdiv(pixels, BLOCK_P)
     program = tl.program_id(0)
     image = program // tiles
-    mean, inverse = combine_moments(parts, image, size, pieces, piece_size, eps, PIECES)
+    mean, inverse = combine_moments(parts, image, pieces, eps, PIECES)
     offsets, c, inside = _tile(image, program % tiles, channels, pixels, CHANNELS_LAST, BLOCK_C, BLOCK_P)
     value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
     gamma = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
@@ -50,14 +50,14 @@ def group_norm_fwd_kernel(
 
 @triton.jit
 def group_norm_bwd_sums_kernel(
-    dy, x, parts, sums, channels, pixels, size, pieces, piece_size, eps,
+    dy, x, parts, sums, channels, pixels, pieces, eps,
     CHANNELS_LAST: tl.constexpr, PIECES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """sums (B, pieces of PIXELS pixels, 2, C): of dy and of dy xhat."""
     across, along = tl.cdiv(channels, BLOCK_C), tl.cdiv(pixels, PIXELS)
     program = tl.program_id(0)
     image, piece, block = program // (across * along), (program // across) % along, program % across
-    mean, inverse = combine_moments(parts, image, size, pieces, piece_size, eps, PIECES)
+    mean, inverse = combine_moments(parts, image, pieces, eps, PIECES)
     c = block * BLOCK_C + tl.arange(0, BLOCK_C)
     of_dy, of_product = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
     for tile in range(piece * (PIXELS // BLOCK_P), tl.minimum((piece + 1) * (PIXELS // BLOCK_P), tl.cdiv(pixels, BLOCK_P))):
@@ -73,14 +73,14 @@ def group_norm_bwd_sums_kernel(
 
 @triton.jit
 def group_norm_bwd_kernel(
-    dy, x, weight, parts, means, dx, channels, pixels, size, pieces, piece_size, eps,
+    dy, x, weight, parts, means, dx, channels, pixels, pieces, eps,
     CHANNELS_LAST: tl.constexpr, PIECES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """dx = (g - mean(g) - xhat mean(g xhat)) / sigma with g = dy weight; means (2, B)."""
     tiles = tl.cdiv(channels, BLOCK_C) * tl.cdiv(pixels, BLOCK_P)
     program = tl.program_id(0)
     image, images = program // tiles, tl.num_programs(0) // tiles
-    mean, inverse = combine_moments(parts, image, size, pieces, piece_size, eps, PIECES)
+    mean, inverse = combine_moments(parts, image, pieces, eps, PIECES)
     mean_g, mean_product = tl.load(means + image), tl.load(means + images + image)
     offsets, c, inside = _tile(image, program % tiles, channels, pixels, CHANNELS_LAST, BLOCK_C, BLOCK_P)
     grad = tl.load(dy + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -98,11 +98,11 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor, chan
     """y of x (B, C, H, W), both dense in the same format."""
     if x.numel() == 0:
         return
-    parts, *pieces = parts_of(x)
+    parts, pieces, lanes = parts_of(x)
     channels, pixels, block_c, block_p = _sizes(x, channels_last)
     launch(
         group_norm_fwd_kernel, x.shape[0] * blocks(channels, block_c) * blocks(pixels, block_p),
-        x, weight, bias, parts, y, channels, pixels, *pieces, eps, CHANNELS_LAST=channels_last, PIECES=power_of_two(pieces[1]),
+        x, weight, bias, parts, y, channels, pixels, pieces, eps, CHANNELS_LAST=channels_last, PIECES=lanes,
         BLOCK_C=block_c, BLOCK_P=block_p, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
 
@@ -112,22 +112,22 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, dx: Tensor, chan
     channels, pixels, block_c, block_p = _sizes(x, channels_last)
     if x.numel() == 0:
         return weight.new_zeros(channels, dtype=torch.float32), weight.new_zeros(channels, dtype=torch.float32)
-    parts, *pieces = parts_of(x)
+    parts, pieces, lanes = parts_of(x)
     along = blocks(pixels, PIXELS)
     sums = x.new_empty(x.shape[0], along, 2, channels, dtype=torch.float32)
     settings = {
-        "CHANNELS_LAST": channels_last, "PIECES": power_of_two(pieces[1]), "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 4,
+        "CHANNELS_LAST": channels_last, "PIECES": lanes, "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 4,
         "enable_fp_fusion": True,
     }  # fmt: skip
     launch(
         group_norm_bwd_sums_kernel, x.shape[0] * along * blocks(channels, block_c),
-        dy, x, parts, sums, channels, pixels, *pieces, eps, PIXELS=PIXELS, **settings,
+        dy, x, parts, sums, channels, pixels, pieces, eps, PIXELS=PIXELS, **settings,
     )  # fmt: skip
     of_images = sums.sum(1)  # (B, 2, C)
-    means = (of_images * weight.float()).sum(2).T.contiguous() / pieces[0]
+    means = (of_images * weight.float()).sum(2).T.contiguous() / x[0].numel()
     launch(
         group_norm_bwd_kernel, x.shape[0] * blocks(channels, block_c) * blocks(pixels, block_p),
-        dy, x, weight, parts, means, dx, channels, pixels, *pieces, eps, **settings,
+        dy, x, weight, parts, means, dx, channels, pixels, pieces, eps, **settings,
     )  # fmt: skip
     dbias, dweight = of_images.sum(0).unbind(0)
     return dweight.contiguous(), dbias.contiguous()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -35,6 +36,34 @@ def blocks(size: int, block: int) -> int:
 def power_of_two(size: int, least: int = 1, most: int = 2**30) -> int:
     """The smallest power of two that covers `size`, from `least` to `most`."""
     return min(max(triton.next_power_of_2(max(size, 1)), least), most)
+
+
+def vector_of(*sizes: int) -> int:
+    """What kernels get sizes and strides divided by, where that makes loads of 16 bytes: Triton itself looks for multiples of 16 only."""
+    return 8 if all(size % 8 == 0 for size in sizes) else 1
+
+
+def processors(x: Tensor) -> int:
+    """Multiprocessors of the device of x: how many programs it takes to keep it busy. Off a GPU as on an H100."""
+    return _processors(x.device.index) if x.is_cuda else 132
+
+
+def capability(x: Tensor) -> int:
+    """Of the device of x, as 80; off a GPU of the one that kernels are compiled for."""
+    if x.is_cuda:
+        return _capability(x.device.index)
+    return 80 if triton.knobs.runtime.interpret else triton.runtime.driver.active.get_current_target().arch
+
+
+@functools.cache
+def _processors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@functools.cache
+def _capability(device: int) -> int:
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
 
 
 def far(*tensors: Tensor | None) -> bool:

@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .launch import blocks, far, launch, power_of_two
-from .moments import combine_moments, parts_of
+from .moments import combine_moments, parts_or_moments
 from .phases import group_start, phases_of, pixel_offsets
 from .products import dot
 
@@ -40,12 +40,12 @@ class Weights(NamedTuple):
 @triton.jit
 def mixed_kernel(
     x, query, parts, mixed, dim, groups, across, length, columns, x_image, x_row, x_column, x_row_step, x_column_step,
-    size, pieces, piece_size, eps, PIECES: tl.constexpr, FAR: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """mixed (B, groups, d) of whole phases, with a running maximum and sum."""
     program = tl.program_id(0)
     group, image = program % groups, program // groups
-    mean, inverse = combine_moments(parts, image, size, pieces, piece_size, eps, PIECES)
+    mean, inverse = combine_moments(parts, image, pieces, eps, PIECES)
     x += image.to(tl.int64) * x_image + group_start(group, across, x_row, x_column)
     c = tl.arange(0, BLOCK_C)
     w = tl.load(query + c, mask=c < dim, other=0.0) * inverse
@@ -88,13 +88,13 @@ def context_kernel(mixed, key, key_bias, context, rows, dim, BLOCK_M: tl.constex
 def value_out_kernel(
     x, parts, context, value, value_bias, out, out_bias, y, dim, groups, across, length, columns,
     x_image, x_row, x_column, x_row_step, x_column_step, y_image, y_row, y_column, y_row_step, y_column_step,
-    size, pieces, piece_size, eps, PIECES: tl.constexpr, FAR: tl.constexpr,
+    pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     per_group = tl.cdiv(length, BLOCK_T)
     program = tl.program_id(0)
     group, image = (program // per_group) % groups, (program // per_group) // groups
-    mean, inverse = combine_moments(parts, image, size, pieces, piece_size, eps, PIECES)
+    mean, inverse = combine_moments(parts, image, pieces, eps, PIECES)
     t = (program % per_group) * BLOCK_T + tl.arange(0, BLOCK_T)
     at = pixel_offsets(t, columns, x_row_step, x_column_step, 1, FAR)
     x += image.to(tl.int64) * x_image + group_start(group, across, x_row, x_column)
@@ -134,15 +134,15 @@ def forward(x: Tensor, weights: Weights, moments: Tensor | None, eps: float, pat
     if x.numel() == 0:
         return
     dim, walk = x.shape[1], phases_of(x, patch, y)._replace(vector=1)
-    parts, size, pieces, piece_size = parts_of(x) if moments is None else _known_parts(moments, x)
+    parts, pieces, lanes = parts_or_moments(x, moments)
     rows = x.shape[0] * walk.groups
     mixed, context = (x.new_empty(rows, dim, dtype=torch.float32) for _ in range(2))
-    of_image = {"PIECES": power_of_two(pieces), "FAR": far(x, y), "enable_fp_fusion": True}
-    map_, of_moments = (dim, walk.groups, walk.across, walk.length, walk.columns), (size, pieces, piece_size, eps)
+    of_image = {"PIECES": lanes, "FAR": far(x, y), "enable_fp_fusion": True}
+    map_ = (dim, walk.groups, walk.across, walk.length, walk.columns)
     block_c = power_of_two(dim, 16)
     launch(
         mixed_kernel, rows,
-        x, weights.query, parts, mixed, *map_, x.stride(0), *walk.steps(x), *of_moments, BLOCK_C=block_c,
+        x, weights.query, parts, mixed, *map_, x.stride(0), *walk.steps(x), pieces, eps, BLOCK_C=block_c,
         BLOCK_T=power_of_two(walk.length, 1, 4096 // block_c), num_warps=4, **of_image,
     )  # fmt: skip
     launch(
@@ -153,24 +153,8 @@ def forward(x: Tensor, weights: Weights, moments: Tensor | None, eps: float, pat
     launch(
         value_out_kernel, rows * blocks(walk.length, tiles["BLOCK_T"]),
         x, parts, context, weights.value, weights.value_bias, weights.out, weights.out_bias, y, *map_, x.stride(0), *walk.steps(x),
-        y.stride(0), *walk.steps(y), *of_moments, **tiles, **of_image,
+        y.stride(0), *walk.steps(y), pieces, eps, **tiles, **of_image,
     )  # fmt: skip
-
-
-def collect(y: Tensor) -> Tensor:
-    """(B, 2) float64: mean and variance of the dense images of y."""
-    parts, size, pieces, piece_size = parts_of(y)
-    count = torch.full((pieces,), piece_size, dtype=torch.float64, device=y.device)
-    count[-1:] = size - piece_size * (pieces - 1)
-    mean_of, m2_of = parts.double().unbind(2)
-    mean = (mean_of * count).sum(1, keepdim=True) / size
-    variance = (m2_of + count * (mean_of - mean).square()).sum(1, keepdim=True) / size
-    return torch.cat([mean, variance], dim=1)
-
-
-def _known_parts(moments: Tensor, x: Tensor) -> tuple[Tensor, int, int, int]:
-    size = x[0].numel()
-    return torch.stack([moments[:, 0], moments[:, 1] * size], dim=1)[:, None].float().contiguous(), size, 1, size
 
 
 def _tile(length: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,0 +1,198 @@
+"""The feed-forward half of a transformer layer on channels_last maps: y = x + W_2 act(W_1 norm(x) + b_1) + b_2, gamma and beta inside W_1.
+
+A program has a tile of pixels with all their channels: it normalises them, and walks over slices of the hidden channels. Each slice is a
+product, an activation and the depth of a second product, in registers; the hidden map never exists. Channels are two powers of two, C1 + C2,
+of which nearly all widths of MobileViT are sums: 144 = 128 + 16, 192 = 128 + 64, 384 = 256 + 128.
+
+Where there are few pixels, each program would wait for all weights by itself: there, and where channels do not fit into registers, two
+launches of `gemm` take its place, whose programs share the weights' columns.
+
+Floor on an H100: at 2 d operations a byte memory up to d = 115, tensor cores beyond; of d = 128, batch 256, 32 x 32: 45 us."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from . import gemm
+from . import moments as moments_
+from .activation import activate
+from .launch import blocks, capability, launch, power_of_two, processors, vector_of
+from .moments import combine_moments, write_part
+from .products import dot
+
+Tensor = torch.Tensor
+HIDDEN = 64  # channels: of weights, what the hidden ones are a multiple of
+WIDEST = 512  # channels of a pixel that are kept in registers
+
+
+class Weights(NamedTuple):
+    """With the norm's gamma and beta inside, and zeros up to sizes that need no masks; matrices (out, in) in the dtype of x."""
+
+    first: Tensor
+    first_bias: Tensor  # float32, as the other
+    second: Tensor
+    second_bias: Tensor
+    dim: int
+    hidden: int
+
+    def of_products(self) -> tuple[gemm.Weight, gemm.Weight]:
+        first = gemm.Weight(self.first[: self.hidden], self.first_bias[: self.hidden], (self.dim, 0), 1)
+        return first, gemm.Weight(self.second[: self.dim], self.second_bias[: self.dim], (self.hidden, 0), 1)
+
+
+def arrange(first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tensor, dtype: torch.dtype) -> Weights:
+    """first (h, d), second (d, h), for x of `dtype`."""
+    hidden, dim = first.shape
+    beyond, outside = -hidden % HIDDEN, sum(widths(dim)) - dim
+    return Weights(
+        F.pad(first, (0, outside, 0, beyond)).to(dtype).contiguous(), F.pad(first_bias, (0, beyond)).float().contiguous(),
+        F.pad(second, (0, beyond, 0, outside)).to(dtype).contiguous(), F.pad(second_bias, (0, outside)).float().contiguous(), dim, hidden,
+    )  # fmt: skip
+
+
+def widths(dim: int) -> tuple[int, int]:
+    """(C1, C2), powers of two from 16 or 0, that cover so many channels."""
+    whole = power_of_two(dim, 16)
+    if whole == dim or whole == 16:
+        return whole, 0
+    rest = power_of_two(dim - whole // 2, 16)
+    return (whole, 0) if rest >= whole // 2 else (whole // 2, rest)
+
+
+@triton.jit
+def _load(x, rows, c, dim):
+    return tl.load(x + rows + c[None, :], mask=(c < dim)[None, :], other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _squares(value, mean, c, dim):
+    distance = tl.where((c < dim)[None, :], value - mean, 0.0)
+    return tl.sum(distance * distance, 1)
+
+
+@triton.jit
+def _finish(total, x, y, rows, c, dim, bias, inside_t, parts, piece, COLLECT: tl.constexpr):
+    inside = inside_t[:, None] & (c < dim)[None, :]
+    result = (total + tl.load(bias + c)[None, :] + _load(x, rows, c, dim)).to(y.dtype.element_ty)
+    tl.store(y + rows + c[None, :], result, mask=inside)
+    if COLLECT:
+        count = tl.sum(tl.where(inside_t, 1.0, 0.0), 0) * tl.sum(tl.where(c < dim, 1.0, 0.0), 0)
+        write_part(parts, piece, result, inside, count)
+
+
+@triton.jit
+def feed_forward_kernel(
+    x, moments, first, first_bias, second, second_bias, y, parts, dim, hidden, pixels, pieces, eps,
+    LAYER: tl.constexpr, PIECES: tl.constexpr, ACTIVATION: tl.constexpr, COLLECT: tl.constexpr, VECTOR: tl.constexpr,
+    C1: tl.constexpr, C2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """dim comes divided by VECTOR. LAYER: mean and variance of each pixel, else of its image, as `combine_moments` finds them."""
+    dim = dim * VECTOR
+    per_image = tl.cdiv(pixels, BLOCK_T)
+    program = tl.program_id(0)
+    image = program // per_image
+    t = (program % per_image) * BLOCK_T + tl.arange(0, BLOCK_T)
+    # Pixels beyond the last repeat it, so that their loads need no mask.
+    rows = (image.to(tl.int64) * pixels + tl.minimum(t, pixels - 1))[:, None] * dim
+    c1 = tl.arange(0, C1)
+    value1 = _load(x, rows, c1, dim)
+    if C2 > 0:
+        c2 = C1 + tl.arange(0, C2)
+        value2 = _load(x, rows, c2, dim)
+    if LAYER:
+        mean = tl.sum(value1, 1)
+        if C2 > 0:
+            mean += tl.sum(value2, 1)
+        mean = (mean / dim)[:, None]
+        variance = _squares(value1, mean, c1, dim)
+        if C2 > 0:
+            variance += _squares(value2, mean, c2, dim)
+        inverse = (1.0 / tl.sqrt(variance / dim + eps))[:, None]
+    else:
+        mean, inverse = combine_moments(moments, image, pieces, eps, PIECES)
+    normal1 = ((value1 - mean) * inverse).to(x.dtype.element_ty)  # beyond the last channel weights are zero, and these are finite
+    total1 = tl.zeros((BLOCK_T, C1), tl.float32)
+    if C2 > 0:
+        normal2 = ((value2 - mean) * inverse).to(x.dtype.element_ty)
+        total2 = tl.zeros((BLOCK_T, C2), tl.float32)
+    for begin in range(0, hidden, BLOCK_H):
+        h = begin + tl.arange(0, BLOCK_H)
+        into, out = first + h[None, :] * (C1 + C2), second + h[:, None]
+        value = dot(normal1, tl.load(into + c1[:, None]), tl.zeros((BLOCK_T, BLOCK_H), tl.float32))
+        if C2 > 0:
+            value = dot(normal2, tl.load(into + c2[:, None]), value)
+        value = activate(value + tl.load(first_bias + h)[None, :], ACTIVATION).to(x.dtype.element_ty)
+        total1 = dot(value, tl.load(out + c1[None, :] * hidden), total1)
+        if C2 > 0:
+            total2 = dot(value, tl.load(out + c2[None, :] * hidden), total2)
+    inside = t < pixels
+    if C2 > 0:
+        _finish(total1, x, y, rows, c1, dim, second_bias, inside, parts, program * 2, COLLECT)
+        _finish(total2, x, y, rows, c2, dim, second_bias, inside, parts, program * 2 + 1, COLLECT)
+    else:
+        _finish(total1, x, y, rows, c1, dim, second_bias, inside, parts, program, COLLECT)
+
+
+# --- what launches it ---
+
+
+def forward(
+    x: Tensor, weights: Weights, y: Tensor, *, layer_norm: bool, moments: Tensor | None = None, eps: float, activation: str, collect: bool
+) -> Tensor:
+    """y of x (B, d, H, W), both dense in channels_last; the moments (B, 2) float64 of images of y, (0, 2) unless they are to be collected.
+    moments (B, 2) float64, of the images of x, if they are known."""
+    images, (dim, pixels) = x.shape[0], (x.shape[1], x.shape[2] * x.shape[3])
+    wanted = images if collect else 0
+    if y.numel() == 0:
+        return moments_.collect(y, wanted)
+    tiles = tile(images, pixels, dim, x)
+    if tiles is None:
+        return _in_two(x, weights, y, layer_norm, moments, eps, activation, wanted)
+    c1, c2 = widths(dim)
+    given, pieces, lanes = (weights.second_bias, 0, 0) if layer_norm else moments_.parts_or_moments(x, moments)
+    programs, vector = blocks(pixels, tiles["BLOCK_T"]), vector_of(dim)
+    parts = moments_.empty_parts(x, images, programs * (2 if c2 else 1)) if collect else weights.second_bias
+    launch(
+        feed_forward_kernel, images * programs,
+        x, given, weights.first, weights.first_bias, weights.second, weights.second_bias, y, parts, dim // vector, weights.second.shape[1],
+        pixels, pieces, eps, LAYER=layer_norm, PIECES=lanes, ACTIVATION=activation, COLLECT=collect, VECTOR=vector, C1=c1, C2=c2,
+        enable_fp_fusion=True, **tiles,
+    )  # fmt: skip
+    return moments_.join(parts) if collect else moments_.collect(y, 0)
+
+
+def _in_two(
+    x: Tensor, weights: Weights, y: Tensor, layer_norm: bool, moments: Tensor | None, eps: float, activation: str, collect: int
+) -> Tensor:
+    if not layer_norm:
+        moments = moments_.collect(x, x.shape[0]) if moments is None else moments.contiguous()
+    rows, result = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (x, y))
+    first, second = weights.of_products()
+    hidden = x.new_empty(rows.shape[0], weights.hidden)
+    gemm.gemm(rows, first, hidden, moments=moments, layer_norm=layer_norm, eps=eps, activation=activation)
+    return gemm.gemm(hidden, second, result, residual=rows, collect=collect)
+
+
+def tile(images: int, pixels: int, dim: int, x: Tensor) -> dict[str, Any] | None:
+    """Sums of all channels of a tile of pixels are in registers, 64 a thread and at most 128, beside the pixels themselves on sm_80; the
+    tensor cores of sm_90 read those from shared memory, 64 pixels at a time. None: two launches."""
+    width = sum(widths(dim))
+    if width > WIDEST:
+        return None
+    if x.dtype == torch.float32:  # on no tensor cores
+        return {"BLOCK_T": 16, "BLOCK_H": 16, "num_warps": 8 if width > 128 else 4, "num_stages": 1}
+    if capability(x) >= 90:
+        block_t = 128 if width <= 128 else 64 if width <= 192 else 32
+    else:
+        block_t = 64 if width <= 128 else 32
+    while block_t > 16 and (images * blocks(pixels, block_t) < processors(x) or block_t >= 2 * pixels):
+        block_t //= 2
+    if images * blocks(pixels, block_t) < processors(x) // 4:
+        return None
+    block_h = 64 if width <= 128 else 32
+    return {"BLOCK_T": block_t, "BLOCK_H": block_h, "num_warps": 8 if block_t * width > 8192 else 4, "num_stages": 2}

@@ -1,0 +1,298 @@
+"""Products of rows and convolutions, 1x1 and 3x3: one kernel, an implicit product with the rows that output pixels see.
+
+A program has a tile (BLOCK_M rows, BLOCK_N columns) of sums in registers while the depth passes in steps of BLOCK_K. Programs that share
+their rows are neighbours, so that those come from memory once and from L2 after that; weights of these networks (at most 2 MB) stay in L2.
+
+**Norms.** Rows are centred and scaled in float32 before they are rounded to 16 bits for the tensor cores, so a large mean costs no
+accuracy. Mean and variance of a row itself (`NORM` layer) come from a pass over it that precedes the product: its second reading is from
+L1 or L2. Those of a group of rows (`NORM` group) are given.
+
+Floors on an H100 (3.0 TB/s, 700 TFLOP/s of 16-bit floats): at fewer than 2 N K / (N + K) = 230 operations a byte, which is all of
+MobileViT's products but the widest, memory: rows of a, of y and of the residual once each."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+from . import moments as moments_
+from .activation import activate
+from .launch import blocks, far, launch, power_of_two, processors, vector_of
+from .moments import write_part
+from .products import dot
+
+Tensor = torch.Tensor
+ALIGNED = 16  # values: of weights, what an input begins with
+MOST_PLANES = 4  # channels of an image whose taps are gathered together
+
+# --- weights ---
+
+
+class Weight(NamedTuple):
+    """A matrix as the kernel reads it."""
+
+    data: Tensor  # (N, pitch), the dtype of the rows
+    bias: Tensor  # (N,) float32
+    depths: tuple[int, int]  # channels of both inputs
+    kernel: int
+
+
+def arrange(weight: Tensor, bias: Tensor | None, dtype: torch.dtype, second_channels: int = 0) -> Weight:
+    """weight (N, C + C2) or (N, C + C2, k, k), bias (N,) or None, for rows of `dtype`. Columns of weights that read channels beside each
+    other are in the order (tap, c), with zeros up to whole copies for each input; of images of few channels in the order (c, tap)."""
+    columns, both = weight.shape[:2]
+    kernel, depths = (weight.shape[2] if weight.ndim == 4 else 1), (both - second_channels, second_channels)
+    if gathered(kernel, *depths):
+        data = weight.flatten(1)
+        data = F.pad(data, (0, -data.shape[1] % ALIGNED))
+    else:
+        parts = weight.reshape(columns, both, kernel * kernel).transpose(1, 2).split(depths, dim=2)
+        data = torch.cat([F.pad(part, (0, -part.shape[2] % ALIGNED)) for part in parts], dim=2).flatten(1)
+    bias = data.new_zeros(columns) if bias is None else bias
+    return Weight(data.to(dtype).contiguous(), bias.float().contiguous(), depths, kernel)
+
+
+def gathered(kernel: int, channels: int, second_channels: int) -> bool:
+    """Whether a convolution reads its image value by value, in whatever format: of so few channels no load would be wide."""
+    return kernel == 3 and channels <= MOST_PLANES and second_channels == 0
+
+
+# --- kernels ---
+
+
+@triton.jit
+def finish(
+    total, m, n, rows, columns, bias, residual, residual_row, y, parts, piece,
+    ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, COLLECT: tl.constexpr,
+):  # fmt: skip
+    """y rows m, columns n: act(total + bias) + residual; and with COLLECT the part of this tile."""
+    known = n < columns
+    inside = (m < rows)[:, None] & known[None, :]
+    result = activate(total + tl.load(bias + n, mask=known, other=0.0)[None, :], ACTIVATION)
+    wide = m.to(tl.int64)[:, None]
+    if RESIDUAL:
+        result += tl.load(residual + wide * residual_row + n[None, :], mask=inside, other=0.0).to(tl.float32)
+    result = result.to(y.dtype.element_ty)
+    tl.store(y + wide * columns + n[None, :], result, mask=inside)
+    if COLLECT:
+        count = tl.sum(tl.where(m < rows, 1.0, 0.0), 0) * tl.sum(tl.where(known, 1.0, 0.0), 0)
+        write_part(parts, piece, result, inside, count)
+
+
+@triton.jit
+def _row_moments(a, depth, eps, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
+    """(mean, 1 / sigma) of rows that begin at addresses a (m, 1)."""
+    mean, m2 = tl.zeros((BLOCK_M,), tl.float32), tl.zeros((BLOCK_M,), tl.float32)
+    for begin in range(0, depth, BLOCK_K):
+        k = begin + tl.arange(0, BLOCK_K)
+        known = (k < depth)[None, :]
+        value = tl.load(a + k[None, :], mask=known, other=0.0).to(tl.float32)
+        n = tl.minimum(depth - begin, BLOCK_K).to(tl.float32)
+        mean_here = tl.sum(value, 1) / n
+        distance = tl.where(known, value - mean_here[:, None], 0.0)
+        before = tl.cast(begin, tl.float32)
+        step = mean_here - mean
+        mean += step * (n / (before + n))
+        m2 += tl.sum(distance * distance, 1) + step * step * (before * n / (before + n))
+    return mean, 1.0 / tl.sqrt(m2 / depth + eps)
+
+
+@triton.jit
+def _products(
+    total, x, weight, depth, y_at, x_at, height, width, row, column, mean, inverse, inside_n,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, TAP: tl.constexpr, NORM: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """total + sum over taps and channels of one input. x: addresses (m, 1) of the images; y_at, x_at: the output pixel of each row;
+    weight: addresses (1, n) of the first channel, TAP values from tap to tap."""
+    steps = tl.cdiv(depth, BLOCK_K)
+    for step in range(0, KERNEL * KERNEL * steps):
+        tap, k = step // steps, (step % steps) * BLOCK_K + tl.arange(0, BLOCK_K)
+        known = (k < depth)[None, :]
+        if KERNEL == 1:
+            a = tl.load(x + k[None, :], mask=known, other=0.0)
+            if NORM != "none":
+                a = tl.where(known, (a.to(tl.float32) - mean[:, None]) * inverse[:, None], 0.0).to(a.dtype)
+        else:
+            row_at, column_at = y_at * STRIDE + tap // KERNEL - KERNEL // 2, x_at * STRIDE + tap % KERNEL - KERNEL // 2
+            in_map = ((row_at >= 0) & (row_at < height) & (column_at >= 0) & (column_at < width))[:, None]
+            a = tl.load(x + (row_at * row + column_at * column)[:, None] + k[None, :], mask=in_map & known, other=0.0)
+        w = tl.load(weight + tap * TAP + k[:, None], mask=(k < depth)[:, None] & inside_n, other=0.0)
+        total = dot(a, w, total)
+    return total
+
+
+@triton.jit
+def gemm_kernel(
+    x, second, weight, bias, moments, residual, y, parts, rows, columns, depth, second_depth, rows_of_group, eps,
+    height, width, out_height, out_width, x_image, x_row, x_column, second_image, second_row, second_column, residual_row, pitch,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, TAP: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, NORM: tl.constexpr,
+    ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, COLLECT: tl.constexpr, FAR: tl.constexpr, VECTOR: tl.constexpr,
+    OUT_VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """y (rows, columns): a row is an output pixel of x (B, H, W, C) and second, KERNEL x KERNEL taps around it. Depths and strides of the
+    inputs come divided by VECTOR, columns and the residual's by OUT_VECTOR: so the compiler knows how wide loads may be."""
+    depth, second_depth, columns, residual_row = depth * VECTOR, second_depth * VECTOR, columns * OUT_VECTOR, residual_row * OUT_VECTOR
+    x_image, x_row, x_column = x_image * VECTOR, x_row * VECTOR, x_column * VECTOR
+    across = tl.cdiv(columns, BLOCK_N)
+    program = tl.program_id(0)
+    m = (program // across) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (program % across) * BLOCK_N + tl.arange(0, BLOCK_N)
+    # Rows beyond the last repeat it, so that their loads need no mask.
+    pixel = tl.minimum(m, rows - 1)
+    image, y_at, x_at = pixel // (out_height * out_width), pixel // out_width % out_height, pixel % out_width
+    if FAR:
+        y_at, x_at = y_at.to(tl.int64), x_at.to(tl.int64)
+    image = image.to(tl.int64)
+    inside_n = (n < columns)[None, :]
+    w = weight + n.to(tl.int64)[None, :] * pitch
+    at = x + (image * x_image)[:, None]
+    if KERNEL == 1:
+        at += (y_at * STRIDE * x_row + x_at * STRIDE * x_column)[:, None]
+    if NORM == "layer":
+        mean, inverse = _row_moments(at, depth, eps, BLOCK_M, BLOCK_K)
+    elif NORM == "group":
+        of_group = moments + (pixel // rows_of_group) * 2
+        mean = tl.load(of_group).to(tl.float32)
+        inverse = (1.0 / tl.sqrt(tl.load(of_group + 1) + eps)).to(tl.float32)
+    else:
+        mean, inverse = 0.0, 0.0
+    total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    total = _products(
+        total, at, w, depth, y_at, x_at, height, width, x_row, x_column, mean, inverse, inside_n, KERNEL, STRIDE, TAP, NORM, BLOCK_K
+    )  # fmt: skip
+    if SECOND:
+        second_image, second_row, second_column = second_image * VECTOR, second_row * VECTOR, second_column * VECTOR
+        at = second + (image * second_image)[:, None]
+        if KERNEL == 1:
+            at += (y_at * STRIDE * second_row + x_at * STRIDE * second_column)[:, None]
+        total = _products(
+            total, at, w + FIRST, second_depth, y_at, x_at, height, width, second_row, second_column, mean, inverse, inside_n, KERNEL,
+            STRIDE, TAP, NORM, BLOCK_K,
+        )  # fmt: skip
+    finish(
+        total, m, n, rows, columns, bias, residual, residual_row, y, parts, program, ACTIVATION, RESIDUAL, COLLECT
+    )  # fmt: skip
+
+
+@triton.jit
+def gathered_conv2d_kernel(
+    x, weight, bias, residual, y, rows, columns, channels, height, width, out_height, out_width, x_image, x_channel, x_row, x_column,
+    residual_row, pitch, STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, FAR: tl.constexpr,
+    OUT_VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """y (rows, columns) of an image of a few channels in any format: its 9 C values around a pixel are one step of the depth."""
+    columns, residual_row = columns * OUT_VECTOR, residual_row * OUT_VECTOR
+    across = tl.cdiv(columns, BLOCK_N)
+    program = tl.program_id(0)
+    m = (program // across) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = (program % across) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    image, y_at, x_at = m // (out_height * out_width), m // out_width % out_height, m % out_width
+    row, column = (y_at * STRIDE - 1)[:, None] + (k // 3 % 3)[None, :], (x_at * STRIDE - 1)[:, None] + (k % 3)[None, :]
+    inside = (m < rows)[:, None] & (k < 9 * channels)[None, :] & (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    channel = (k // 9)[None, :]
+    if FAR:
+        row, column, channel = row.to(tl.int64), column.to(tl.int64), channel.to(tl.int64)
+    at = x + (image.to(tl.int64) * x_image)[:, None] + channel * x_channel + row * x_row + column * x_column
+    a = tl.load(at, mask=inside, other=0.0)
+    w = tl.load(weight + n[None, :] * pitch + k[:, None], mask=(n < columns)[None, :] & (k < pitch)[:, None], other=0.0)
+    total = dot(a, w, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
+    finish(total, m, n, rows, columns, bias, residual, residual_row, y, y, 0, ACTIVATION, RESIDUAL, False)
+
+
+# --- what launches them ---
+
+
+def gemm(
+    a: Tensor, weight: Weight, y: Tensor, *, second: Tensor | None = None, moments: Tensor | None = None, layer_norm: bool = False,
+    eps: float = 0.0, activation: str = "none", residual: Tensor | None = None, collect: int = 0,
+) -> Tensor:  # fmt: skip
+    """y (M, N) of a (M, K) and second, with rows of stride 1, as the residual's; the moments (collect, 2) float64 of groups of its rows."""
+    if y.numel() == 0:
+        return moments_.collect(y, collect)
+    strides, beside = ((0 if each is None else each.stride(0), 0, 0) for each in (a, second))  # a row is an image of one pixel
+    groups = 1 if moments is None else moments.shape[0]
+    norm = "layer" if layer_norm else "none" if moments is None else "group"
+    return _launch(
+        a, second, weight, y, strides, beside, (1, 1, 1, 1), 1, False, moments=moments, groups=groups, norm=norm, eps=eps,
+        activation=activation, residual=residual, residual_row=0 if residual is None else residual.stride(0), collect=collect,
+    )  # fmt: skip
+
+
+def conv2d(
+    x: Tensor, weight: Weight, y: Tensor, *, second: Tensor | None = None, stride: int = 1, activation: str = "none",
+    residual: Tensor | None = None,
+) -> None:  # fmt: skip
+    """y (B, N, Ho, Wo) of x (B, C, H, W) and second, whose channels have stride 1 (those of a `gathered` image any); y and the residual are
+    dense in channels_last."""
+    if y.numel() == 0:
+        return
+    columns, size = y.shape[1], (*x.shape[2:], *y.shape[2:])
+    row = 0 if residual is None else columns
+    if gathered(weight.kernel, *weight.depths):
+        _gathered(x, weight, y, stride, size, activation, residual, row)
+        return
+    strides, beside = ((0, 0, 0) if each is None else (each.stride(0), *each.stride()[2:]) for each in (x, second))
+    _launch(
+        x, second, weight, y, strides, beside, size, stride, far(x, second), activation=activation, residual=residual, residual_row=row
+    )  # fmt: skip
+
+
+def _launch(
+    x: Tensor, second: Tensor | None, weight: Weight, y: Tensor, strides: tuple[int, ...], beside: tuple[int, ...], size: tuple[int, ...],
+    stride: int, far: bool, *, moments: Tensor | None = None, groups: int = 1, norm: str = "none", eps: float = 0.0, activation: str,
+    residual: Tensor | None, residual_row: int, collect: int = 0,
+) -> Tensor:  # fmt: skip
+    data, columns, depths = weight.data, weight.bias.shape[0], weight.depths
+    rows = y.numel() // columns
+    vector, out_vector = vector_of(*depths, *strides, *beside), vector_of(columns, residual_row)
+    of_moments = rows // collect if collect and rows // collect % 16 == 0 else 0
+    tiles = tile(rows, columns, max(depths), x, of_moments)
+    programs = blocks(rows, tiles["BLOCK_M"]) * blocks(columns, tiles["BLOCK_N"])
+    in_tiles = collect > 0 and rows // collect % tiles["BLOCK_M"] == 0
+    parts = moments_.empty_parts(y, collect, programs // collect) if in_tiles else weight.bias
+    padded = [each + -each % ALIGNED for each in depths]
+    launch(
+        gemm_kernel, programs,
+        x, x if second is None else second, data, weight.bias, weight.bias if moments is None else moments,
+        y if residual is None else residual, y, parts, rows, columns // out_vector, *(each // vector for each in depths), rows // groups,
+        eps, *size, *(each // vector for each in (*strides, *beside)), residual_row // out_vector, data.stride(0), KERNEL=weight.kernel,
+        STRIDE=stride, TAP=sum(padded), FIRST=padded[0], SECOND=second is not None, NORM=norm, ACTIVATION=activation,
+        RESIDUAL=residual is not None, COLLECT=in_tiles, FAR=far, VECTOR=vector, OUT_VECTOR=out_vector, enable_fp_fusion=True, **tiles,
+    )  # fmt: skip
+    return moments_.join(parts) if in_tiles else moments_.collect(y, collect)
+
+
+def _gathered(
+    x: Tensor, weight: Weight, y: Tensor, stride: int, size: tuple[int, ...], activation: str, residual: Tensor | None, residual_row: int
+) -> None:
+    columns = y.shape[1]
+    rows, out_vector = y.numel() // columns, vector_of(columns)
+    block_n = power_of_two(columns, 16, 64)
+    block_m = 128 if rows >= 128 * processors(x) else 64 if rows > 64 else 16
+    launch(
+        gathered_conv2d_kernel, blocks(rows, block_m) * blocks(columns, block_n),
+        x, weight.data, weight.bias, y if residual is None else residual, y, rows, columns // out_vector, x.shape[1], *size, *x.stride(),
+        residual_row // out_vector, weight.data.stride(0), STRIDE=stride, ACTIVATION=activation, RESIDUAL=residual is not None, FAR=far(x),
+        OUT_VECTOR=out_vector, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=power_of_two(9 * x.shape[1], 16), num_warps=4,
+        enable_fp_fusion=True,
+    )  # fmt: skip
+
+
+def tile(rows: int, columns: int, depth: int, x: Tensor, rows_of_group: int = 0) -> dict[str, Any]:
+    """The largest tile that gives every multiprocessor a program: large ones read less, but half of a GPU computes nothing. Moments are
+    collected in tiles that no group of rows ends in, where there are such."""
+    if x.dtype == torch.float32:  # on no tensor cores: 16 sums a thread
+        return {"BLOCK_M": power_of_two(rows, 16, 64), "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+    wide, block_k = power_of_two(columns, 16, 128), power_of_two(depth, 16, 64)
+    for block_m, block_n in ((128, wide), (64, min(wide, 64)), (64, min(wide, 32)), (32, min(wide, 32))):
+        if blocks(rows, block_m) * blocks(columns, block_n) >= processors(x) and rows_of_group % block_m == 0:
+            break
+    else:  # few programs, whose time is that of their loads: more of them on the way
+        block_m, block_n, block_k = 16, min(wide, 32), power_of_two(depth, 16, 128)
+    warps = 8 if block_m * block_n > 8192 else 4
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": 3}
