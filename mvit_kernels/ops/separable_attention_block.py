@@ -31,7 +31,7 @@ from .qfragments import tiles
 from .separable_attention import choose as choose_attention
 
 OP = "separable_attention_block"
-_kernels, _moments = triton_support.Kernels(OP), triton_support.Kernels("moments")
+_kernels = triton_support.Kernels(OP)
 _WIDEST = 512  # channels of a pixel that the Triton kernels keep in registers
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -274,8 +274,7 @@ def _triton_forward(
     channels_last = is_channels_last(x)
     x = dense(x, True)
     y = empty_in_format(x, tuple(x.shape), True)
-    _kernels.forward(x, weights, moments, eps, patch, y)
-    collected = _moments.collect(y, y.shape[0] if collect else 0)
+    collected = _kernels.forward(x, weights, moments, eps, patch, y, collect)
     return dense(y, channels_last), collected
 
 

@@ -2,8 +2,9 @@
 tensor, no normalised copy, no unfolded copy. With xc = x - mean and r = 1 / sigma of an image, gamma and beta inside the weights:
 
 1. moments of pieces of each image (moments.py);
-2. `mixed` = r sum_n softmax_n(r w_q xc) xc of every phase, in one pass over x;
-3. context = W_k mixed + b_k, one vector a phase;
+2. `mixed` = r sum_n softmax_n(r w_q xc) xc of every phase, in one pass over x, by as many programs a phase as keep the GPU busy: each
+   leaves its largest score m_i, the sum t_i of its exp(score - m_i), and the unscaled sum v_i of the pixels weighted by these;
+3. context = W_k mixed + b_k, one vector a phase, with mixed = sum_i e^(m_i - m) v_i / sum_i e^(m_i - m) t_i, m = max m_i;
 4. y = x + W_o (relu(r W_v xc + b_v) context) + b_o: both products of a tile of pixels in one program, v and what comes of it stay there.
 
 x is centred before it is rounded to 16 bits for the tensor cores, so a large mean costs no accuracy.
@@ -17,8 +18,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, far, launch, power_of_two
-from .moments import combine_moments, parts_or_moments
+from .launch import blocks, far, launch, power_of_two, processors
+from .moments import collect as collect_moments
+from .moments import combine_moments, empty_parts, join, parts_or_moments, write_part
 from .phases import group_start, phases_of, pixel_offsets
 from .products import dot
 
@@ -39,45 +41,64 @@ class Weights(NamedTuple):
 
 @triton.jit
 def mixed_kernel(
-    x, query, parts, mixed, dim, groups, across, length, columns, x_image, x_row, x_column, x_row_step, x_column_step,
-    pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, query, parts, mixed, softmax, dim, groups, across, length, columns, x_image, x_row, x_column, x_row_step, x_column_step,
+    pieces, eps, splits, share, PIECES: tl.constexpr, FAR: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """mixed (B, groups, d) of whole phases, with a running maximum and sum."""
+    """mixed (B, groups, splits, d) and softmax (B, groups, splits, 2), largest score and sum, of `share` pixels of a phase, with a running
+    maximum and sum."""
     program = tl.program_id(0)
-    group, image = program % groups, program // groups
+    split, group, image = program % splits, (program // splits) % groups, (program // splits) // groups
     mean, inverse = combine_moments(parts, image, pieces, eps, PIECES)
     x += image.to(tl.int64) * x_image + group_start(group, across, x_row, x_column)
     c = tl.arange(0, BLOCK_C)
     w = tl.load(query + c, mask=c < dim, other=0.0) * inverse
     largest, total = float("-inf"), 0.0
     result = tl.zeros((BLOCK_C,), tl.float32)
-    for begin in range(0, length, BLOCK_T):
+    end = tl.minimum((split + 1) * share, length)
+    for begin in range(split * share, end, BLOCK_T):
         t = begin + tl.arange(0, BLOCK_T)
         at = pixel_offsets(t, columns, x_row_step, x_column_step, 1, FAR)
-        inside = (t < length)[:, None] & (c < dim)[None, :]
+        inside = (t < end)[:, None] & (c < dim)[None, :]
         centred = tl.load(x + at[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
         centred = tl.where(inside, centred - mean, 0.0)
-        scores = tl.where(t < length, tl.sum(centred * w[None, :], 1), float("-inf"))
+        scores = tl.where(t < end, tl.sum(centred * w[None, :], 1), float("-inf"))
         now = tl.maximum(largest, tl.max(scores, 0))
         finite = tl.where(now == float("-inf"), 0.0, now)
         weights, shrink = tl.exp(scores - finite), tl.exp(largest - finite)
         total = total * shrink + tl.sum(weights, 0)
         result = result * shrink + tl.sum(weights[:, None] * centred, 0)
         largest = now
-    tl.store(mixed + tl.cast(program, tl.int64) * dim + c, result * (inverse / total), mask=c < dim)
+    wide = tl.cast(program, tl.int64)
+    tl.store(mixed + wide * dim + c, result * inverse, mask=c < dim)
+    tl.store(softmax + wide * 2, largest)
+    tl.store(softmax + wide * 2 + 1, total)
 
 
 @triton.jit
-def context_kernel(mixed, key, key_bias, context, rows, dim, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+def context_kernel(
+    mixed, softmax, key, key_bias, context, rows, dim,
+    SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """context (rows, d) = mixed key^T + key_bias."""
     across = tl.cdiv(dim, BLOCK_N)
     m = (tl.program_id(0) // across) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (tl.program_id(0) % across) * BLOCK_N + tl.arange(0, BLOCK_N)
+    first = m.to(tl.int64) * SPLITS
+    largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
+    for split in tl.static_range(SPLITS):
+        largest = tl.maximum(largest, tl.load(softmax + (first + split) * 2, mask=m < rows, other=0.0))
+    weight_of_all = tl.zeros((BLOCK_M,), tl.float32)
+    for split in tl.static_range(SPLITS):
+        shrink = tl.exp(tl.load(softmax + (first + split) * 2, mask=m < rows, other=0.0) - largest)
+        weight_of_all += shrink * tl.load(softmax + (first + split) * 2 + 1, mask=m < rows, other=1.0)
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for begin in range(0, dim, BLOCK_K):
         k = begin + tl.arange(0, BLOCK_K)
-        row = m.to(tl.int64)[:, None] * dim + k[None, :]
-        a = tl.load(mixed + row, mask=(m < rows)[:, None] & (k < dim)[None, :], other=0.0)
+        inside = (m < rows)[:, None] & (k < dim)[None, :]
+        a = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+        for split in tl.static_range(SPLITS):
+            weight = tl.exp(tl.load(softmax + (first + split) * 2, mask=m < rows, other=0.0) - largest) / weight_of_all
+            a += weight[:, None] * tl.load(mixed + (first + split)[:, None] * dim + k[None, :], mask=inside, other=0.0)
         w = tl.load(key + n[None, :] * dim + k[:, None], mask=(n < dim)[None, :] & (k < dim)[:, None], other=0.0)
         total = dot(a, w, total)
     total += tl.load(key_bias + n, mask=n < dim, other=0.0)[None, :]
@@ -86,9 +107,9 @@ def context_kernel(mixed, key, key_bias, context, rows, dim, BLOCK_M: tl.constex
 
 @triton.jit
 def value_out_kernel(
-    x, parts, context, value, value_bias, out, out_bias, y, dim, groups, across, length, columns,
+    x, parts, context, value, value_bias, out, out_bias, y, collected, dim, groups, across, length, columns,
     x_image, x_row, x_column, x_row_step, x_column_step, y_image, y_row, y_column, y_row_step, y_column_step,
-    pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr,
+    pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, COLLECT: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     per_group = tl.cdiv(length, BLOCK_T)
@@ -123,46 +144,73 @@ def value_out_kernel(
     result += tl.load(out_bias + c, mask=c < dim, other=0.0)[None, :]
     result += tl.load(x + at[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
     y_at = pixel_offsets(t, columns, y_row_step, y_column_step, 1, FAR)
-    tl.store(y + y_at[:, None] + c[None, :], result.to(x.dtype.element_ty), mask=inside)
+    result = result.to(x.dtype.element_ty)
+    tl.store(y + y_at[:, None] + c[None, :], result, mask=inside)
+    if COLLECT:
+        write_part(collected, program, result, inside, tl.sum(tl.where(t < length, 1.0, 0.0), 0) * dim)
 
 
 # --- what launches them ---
 
 
-def forward(x: Tensor, weights: Weights, moments: Tensor | None, eps: float, patch: tuple[int, int], y: Tensor) -> None:
-    """y of x (B, d, H, W), both dense in channels_last; moments (B, 2) float64, mean and variance of the images of x, if they are known."""
+def forward(
+    x: Tensor, weights: Weights, moments: Tensor | None, eps: float, patch: tuple[int, int], y: Tensor, collect: bool = False
+) -> Tensor:  # fmt: skip
+    """y of x (B, d, H, W), both dense in channels_last; moments (B, 2) float64, mean and variance of the images of x, if they are known.
+    Gives those of y with `collect`, else none of them (0, 2)."""
+    if x.numel() == 0 or not collect:
+        collected = collect_moments(y, y.shape[0] if collect else 0)
     if x.numel() == 0:
-        return
+        return collected
     dim, walk = x.shape[1], phases_of(x, patch, y)._replace(vector=1)
     parts, pieces, lanes = parts_or_moments(x, moments)
-    rows = x.shape[0] * walk.groups
-    mixed, context = (x.new_empty(rows, dim, dtype=torch.float32) for _ in range(2))
+    rows, block_c = x.shape[0] * walk.groups, power_of_two(dim, 16)
+    block_t = power_of_two(walk.length, 1, 4096 // block_c)
+    splits = _splits(rows, blocks(walk.length, block_t), processors(x))
+    share = blocks(blocks(walk.length, block_t), splits) * block_t
+    mixed, softmax = (x.new_empty(rows, splits, size, dtype=torch.float32) for size in (dim, 2))
+    context = x.new_empty(rows, dim, dtype=torch.float32)
     of_image = {"PIECES": lanes, "FAR": far(x, y), "enable_fp_fusion": True}
     map_ = (dim, walk.groups, walk.across, walk.length, walk.columns)
-    block_c = power_of_two(dim, 16)
     launch(
-        mixed_kernel, rows,
-        x, weights.query, parts, mixed, *map_, x.stride(0), *walk.steps(x), pieces, eps, BLOCK_C=block_c,
-        BLOCK_T=power_of_two(walk.length, 1, 4096 // block_c), num_warps=4, **of_image,
+        mixed_kernel, rows * splits,
+        x, weights.query, parts, mixed, softmax, *map_, x.stride(0), *walk.steps(x), pieces, eps, splits, share, BLOCK_C=block_c,
+        BLOCK_T=block_t, num_warps=4, **of_image,
     )  # fmt: skip
     launch(
         context_kernel, blocks(rows, 16) * blocks(dim, 32),
-        mixed, weights.key, weights.key_bias, context, rows, dim, BLOCK_M=16, BLOCK_N=32, BLOCK_K=32, num_warps=4, enable_fp_fusion=True,
+        mixed, softmax, weights.key, weights.key_bias, context, rows, dim, SPLITS=splits, BLOCK_M=16, BLOCK_N=32, BLOCK_K=32, num_warps=4,
+        enable_fp_fusion=True,
     )  # fmt: skip
-    tiles = _tile(walk.length, dim, x.dtype)
+    tiles = _tile(walk.length, dim, x.dtype, rows, processors(x))
+    per_group = blocks(walk.length, tiles["BLOCK_T"])
+    made = empty_parts(x, x.shape[0], walk.groups * per_group) if collect else parts
     launch(
-        value_out_kernel, rows * blocks(walk.length, tiles["BLOCK_T"]),
-        x, parts, context, weights.value, weights.value_bias, weights.out, weights.out_bias, y, *map_, x.stride(0), *walk.steps(x),
-        y.stride(0), *walk.steps(y), pieces, eps, **tiles, **of_image,
+        value_out_kernel, rows * per_group,
+        x, parts, context, weights.value, weights.value_bias, weights.out, weights.out_bias, y, made, *map_, x.stride(0), *walk.steps(x),
+        y.stride(0), *walk.steps(y), pieces, eps, COLLECT=collect, **tiles, **of_image,
     )  # fmt: skip
+    return join(made) if collect else collected
 
 
-def _tile(length: int, dim: int, dtype: torch.dtype) -> dict[str, Any]:
-    """Sums of all channels of a tile of pixels are in registers, beside those of the values that are being made: at most 64 a thread."""
+_MOST_SPLITS = 8
+
+
+def _splits(rows: int, tiles: int, processors: int) -> int:
+    """Programs for each phase: a power of two, as every number of them is a kernel of its own."""
+    wanted = min(blocks(2 * processors, rows), tiles, _MOST_SPLITS)
+    return 1 << (wanted.bit_length() - 1)
+
+
+def _tile(length: int, dim: int, dtype: torch.dtype, rows: int, processors: int) -> dict[str, Any]:
+    """Sums of all channels of a tile of pixels are in registers, beside those of the values that are being made: at most 64 a thread. Of few
+    images tiles are smaller, down to what tensor cores take, until there is one for each processor."""
     block_c = power_of_two(dim, 16)
     if dtype == torch.float32:
         sizes = {"BLOCK_T": power_of_two(length, 16, max(16, 4096 // block_c)), "BLOCK_V": 16, "BLOCK_K": 16, "num_stages": 2}
     else:
         block_t, block_v = power_of_two(length, 16, min(64, max(32, 8192 // block_c))), min(block_c, 64)
+        while block_t > 16 and rows * blocks(length, block_t) < processors:
+            block_t //= 2
         sizes = {"BLOCK_T": block_t, "BLOCK_V": block_v, "BLOCK_K": block_v, "num_stages": 3}
     return sizes | {"BLOCK_C": block_c, "num_warps": 8 if sizes["BLOCK_T"] * block_c > 2048 else 4}
