@@ -13,6 +13,8 @@ from mvit_kernels.ops.backend import Choice
 
 Tensor = torch.Tensor
 PATCH = (2, 2)
+# The inverted residuals of MobileViTv2-1.0 at 256 x 256: side of x, its channels, hidden channels, channels of y, stride.
+RESIDUALS = ((128, 32, 64, 64, 1), (128, 64, 128, 128, 2), (64, 128, 256, 128, 1), (64, 128, 256, 256, 2), (32, 256, 512, 384, 2))
 
 
 class Case(NamedTuple):
@@ -91,6 +93,28 @@ def _integers(device: str, rows: int, dim: int, backends: tuple[str, ...]) -> It
         yield Case(
             f"qgemm int{bits}", ours, plain["reference"], a.numel() + 2 * rows * dim + matrix.numel(), 4 * rows * dim * dim, exact=True
         )  # fmt: skip
+
+
+def residual(device: str, batch: int, block: tuple[int, ...], dtype: torch.dtype, backends: tuple[str, ...]) -> Case:
+    """One of RESIDUALS, by those of the backends that take it."""
+    side, channels, hidden, columns, stride = block
+
+    def weight(*size: int) -> Tensor:
+        return (torch.randn(size) / torch.Size(size[1:]).numel() ** 0.5).to(device, dtype)
+
+    x = torch.randn(batch, channels, side, side).to(device, dtype).contiguous(memory_format=torch.channels_last)
+    shapes = (hidden, channels, 1, 1), (hidden,), (hidden, 1, 3, 3), (hidden,), (columns, hidden, 1, 1), (columns,)
+    weights = [weight(*shape) for shape in shapes]
+    settings: dict[str, Any] = {"stride": stride, "residual": stride == 1 and channels == columns}
+    arguments = x, *weights, stride, settings["residual"], "silu"
+    (choice,) = (each for each in Choice.every if each.op == "inverted_residual")
+    taking = [each for each in having("inverted_residual", backends) if choice.implementations[each].refuse(*arguments) is None]
+    pixels, of_y = batch * side**2, batch * (side // stride) ** 2
+    return Case(
+        "inverted_residual", {each: functools.partial(ops.inverted_residual, x, *weights, **settings, backend=each) for each in taking},
+        functools.partial(reference.inverted_residual, x, *weights, **settings),
+        x.element_size() * (pixels * channels + of_y * columns), 2 * hidden * (pixels * channels + of_y * columns),
+    )  # fmt: skip
 
 
 def having(op: str, backends: tuple[str, ...]) -> list[str]:

@@ -67,16 +67,16 @@ def ops() -> Record:
     """Microseconds of one call inside a CUDA graph, and of the peers; share of what memory or tensor cores allow."""
     import torch
     import triton
-    from gpu_cases import check
+    from gpu_cases import RESIDUALS, check
 
     copy, product = _copy_rate(), _product_rate()
     time_of = functools.partial(triton.testing.do_bench_cudagraph, rep=10, return_mode="median")
-    everything = [(batch, dim, side) for batch in BATCHES for dim, side in MAPS]
+    everything = [(batch, *size) for batch in BATCHES for size in MAPS] + [(BATCHES[-1], *block) for block in RESIDUALS]
     with concurrent.futures.ProcessPoolExecutor(len(everything), multiprocessing.get_context("spawn")) as pool:
         list(pool.map(_compile_all, everything))  # into caches on disk: compilers take most of the time
     lines = []
-    for batch, dim, side in everything:
-        for case, contenders in _contenders(batch, dim, side):
+    for batch, *size in everything:
+        for case, contenders in _contenders(batch, *size):
             check(case)
             torch._dynamo.reset()
             times = {}
@@ -84,19 +84,21 @@ def ops() -> Record:
                 function()
                 times[f"{name}_us"] = round(1e3 * time_of(function), 3)
             floor = 1e6 * max(case.bytes / copy, case.operations / product)
-            line = {"op": case.name, "batch": batch, "map": f"{dim}x{side}x{side}", **times, "floor_us": round(floor, 3)}
-            lines.append(line)
+            lines.append({"op": case.name, "batch": batch, "map": "x".join(map(str, size)), **times, "floor_us": round(floor, 3)})
     return _with_cuda_kernels({"copy_gb_s": round(copy / 1e9), "fp16_tflop_s": round(product / 1e12), "lines": lines})
 
 
-def _contenders(batch: int, dim: int, side: int) -> Iterator[tuple[Any, dict[str, Callable[[], object]]]]:
+def _contenders(batch: int, *size: int) -> Iterator[tuple[Any, dict[str, Callable[[], object]]]]:
+    """Of one of MAPS, or of the inverted residuals of gpu_cases.py."""
     import torch
-    from gpu_cases import cases, int_mm
+    from gpu_cases import cases, int_mm, residual
 
     from mvit_kernels.ops import cuda_support
 
     usable = tuple(each for each in BACKENDS if each != "cuda" or cuda_support.native is not None)
-    for case in cases("cuda", batch, side, dim, torch.float16, usable):
+    dim, side, *block = size
+    of_map = [residual("cuda", batch, size, torch.float16, usable)] if block else cases("cuda", batch, side, dim, torch.float16, usable)
+    for case in of_map:
         contenders = {**case.ours, "eager": case.plain}
         if case.exact and case.operations:
             contenders = {**case.ours, "inductor": int_mm("cuda", batch * side * side, dim)}
@@ -105,7 +107,7 @@ def _contenders(batch: int, dim: int, side: int) -> Iterator[tuple[Any, dict[str
         yield case, contenders
 
 
-def _compile_all(sizes: tuple[int, int, int]) -> None:
+def _compile_all(sizes: tuple[int, ...]) -> None:
     for _, contenders in _contenders(*sizes):
         for function in contenders.values():
             function()

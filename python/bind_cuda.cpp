@@ -5,6 +5,7 @@
 #include <tuple>
 
 #include "bind_qepilogue.h"
+#include "cuda/ops/inverted_residual.h"
 #include "cuda/ops/qconv2d.h"
 #include "cuda/ops/qdepthwise_conv2d.h"
 #include "cuda/ops/qgemm.h"
@@ -90,9 +91,32 @@ void attention_block(int device, uintptr_t stream, int dtype, const Sizes& size,
     launch([&] { return cuda::separable_attention_block(p, device, pointer(stream)); });
 }
 
+// size: (B, C, H, W), of x.
+void inverted_residual(int device, uintptr_t stream, int dtype, const Sizes& size, int hidden, int columns, int stride, bool residual,
+                       uintptr_t x, uintptr_t y, uintptr_t slices, uintptr_t bias) {
+    const auto small = [](int64_t value) { return static_cast<int>(value); };
+    const cuda::InvertedResidualProblem p{static_cast<DType>(dtype),
+                                          size[0],
+                                          small(size[2]),
+                                          small(size[3]),
+                                          small(size[1]),
+                                          hidden,
+                                          columns,
+                                          stride,
+                                          residual,
+                                          pointer(x),
+                                          pointer(y),
+                                          bytes(slices),
+                                          floats(bias)};
+    launch([&] { return cuda::inverted_residual(p, device, pointer(stream)); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
+    m.def("shared_of_block", cuda::shared_of_block);
+    m.def("inverted_residual", inverted_residual);
+    m.def("inverted_residual_shared", cuda::inverted_residual_shared);
     m.def("qgemm", product);
     m.def("qconv2d", convolution);
     m.def("qdepthwise_conv2d", depthwise_convolution);

@@ -207,6 +207,53 @@ def assert_attention_block(inputs: list[Tensor], keywords: dict[str, Any], devic
     assert torch.allclose(moments.cpu(), reference.moments_of(ours.cpu(), len(ours)), equal_nan=True)
 
 
+def residual_block(
+    size: tuple[int, int, int, int], hidden: int, columns: int, dtype: torch.dtype, *, stride: int = 1, residual: bool = False,
+    bias: bool = True, parameters: torch.dtype | None = None, memory: torch.memory_format = torch.channels_last,
+) -> tuple[list[Tensor | None], dict[str, Any]]:  # fmt: skip
+    """(arguments, keywords) of `inverted_residual`."""
+    channels = size[1]
+    x = torch.randn(size).to(dtype).contiguous(memory_format=memory)
+    shapes = (hidden, channels, 1, 1), (hidden,), (hidden, 1, 3, 3), (hidden,), (columns, hidden, 1, 1), (columns,)
+    weights: list[Tensor | None] = [
+        (torch.randn(shape) / shape[1:].numel() ** 0.5).to(parameters or dtype) for shape in map(torch.Size, shapes)
+    ]
+    if not bias:
+        weights[-1] = None
+    return [x, *weights], {"stride": stride, "residual": residual}
+
+
+def residual_blocks() -> dict[str, tuple[list[Tensor | None], dict[str, Any]]]:
+    half, brain = torch.float16, torch.bfloat16
+    return {
+        "half": residual_block((2, 32, 24, 40), 64, 64, half),
+        "residual": residual_block((2, 64, 17, 33), 128, 64, brain, residual=True),
+        "wide": residual_block((1, 128, 16, 16), 256, 128, half, residual=True),
+        "odd": residual_block((3, 40, 9, 15), 72, 48, brain),
+        "down": residual_block((2, 64, 32, 24), 128, 128, half, stride=2),
+        "down_odd": residual_block((2, 24, 17, 19), 40, 56, brain, stride=2),
+        "down_wide": residual_block((1, 128, 16, 16), 256, 256, half, stride=2),
+        "no_bias": residual_block((1, 16, 8, 8), 32, 24, half, bias=False),
+        "wide_parameters": residual_block((1, 16, 8, 8), 64, 32, brain, parameters=torch.float32),
+        "contiguous": residual_block((1, 16, 8, 8), 64, 32, half, memory=torch.contiguous_format),
+        "one_pixel": residual_block((1, 8, 1, 1), 8, 8, half, stride=2),
+        "empty": residual_block((0, 32, 8, 8), 64, 32, half),
+    }
+
+
+def assert_residual_block(inputs: list[Tensor | None], keywords: dict[str, Any], device: torch.device) -> None:
+    """The kernel by the float rule, plain torch in the same dtype on the CPU being what it is measured with."""
+    x = inputs[0]
+    assert x is not None
+    ours, moments = ops.inverted_residual(*(placed(each, device) for each in inputs), **keywords, collect=True, backend="cuda")
+    plain = reference.inverted_residual(*(None if each is None else each.to(x.dtype) for each in inputs), **keywords)
+    exact = reference.inverted_residual(*(None if each is None else each.double() for each in inputs), **keywords)
+    assert ours.dtype == x.dtype
+    assert ours.is_contiguous(memory_format=torch.channels_last)
+    assert_float_rule(ours.cpu(), plain, exact)
+    assert torch.allclose(moments.cpu(), reference.moments_of(ours.cpu(), len(ours)), equal_nan=True)
+
+
 CASES = {"qgemm": qgemm_cases, "qconv2d": qconv2d_cases, "qdepthwise_conv2d": qdepthwise_conv2d_cases}
 
 

@@ -14,7 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cuda_cases import CASES, assert_attention_block, assert_equal_bits, attention_block, attention_blocks
+from cuda_cases import (
+    CASES,
+    assert_attention_block,
+    assert_equal_bits,
+    assert_residual_block,
+    attention_block,
+    attention_blocks,
+    residual_block,
+    residual_blocks,
+)
 from op_checks import needs_native
 from q_checks import random_packed_weight, random_weight
 
@@ -31,13 +40,13 @@ def memory(address: int, count: int, dtype: type) -> np.ndarray:
     return np.frombuffer(raw, dtype=dtype)
 
 
-def matrix_of(tiles: int, columns: int, depth: int, bits: int) -> Tensor:
-    """(N, K) int8 from tiles, value by value from what csrc/cuda/primitives/qfragments.h says."""
+def matrix_of(tiles: int, columns: int, depth: int, bits: int, multiples: tuple[int, int] = (64, 64)) -> Tensor:
+    """(N, K) int8 from tiles, value by value from what csrc/cuda/primitives/qfragments.h says; N and K rounded up to `multiples`."""
     if depth == 0:
         return torch.zeros(columns, 0, dtype=torch.int8)
-    deep = -(-depth // 64) * 2
+    deep = -(-depth // multiples[1]) * multiples[1] // 32
     size = 512 if bits == 8 else 384
-    raw = memory(tiles, -(-columns // 64) * 4 * deep * size, np.uint8).reshape(-1, deep, size)
+    raw = memory(tiles, -(-columns // multiples[0]) * multiples[0] // 16 * deep * size, np.uint8).reshape(-1, deep, size)
     n, k = np.meshgrid(np.arange(columns), np.arange(depth), indexing="ij")
     lane, word, byte = n % 8 * 4 + k % 16 // 4, n % 16 // 8 * 2 + k % 32 // 16, k % 4
     tile = raw[n // 16, k // 32]
@@ -133,6 +142,35 @@ class StandIn:
         ctypes.memmove(y, raw, len(raw))
         assert (device, stream) == (0, 0)
 
+    def inverted_residual(
+        self, device: int, stream: int, dtype: int, size: Any, hidden: int, columns: int, stride: int, residual: bool, x: int, y: int,
+        slices: int, bias: int,
+    ) -> None:  # fmt: skip
+        """In float64, of what lies at the addresses."""
+        batch, channels, height, width = size
+        kind = {1: torch.bfloat16, 2: torch.float16}[dtype]
+        count = batch * channels * height * width
+        if count == 0:
+            return
+        expand_bytes, reduce_bytes = 1024 * -(-channels // 16), 1024 * -(-columns // 16)
+        rows, floats, reduced = [], [], []
+        for slice_ in range(-(-hidden // 32)):
+            at = slices + slice_ * (expand_bytes + reduce_bytes + 4 * 11 * 32)
+            rows.append(matrix_of(at, 32, 2 * channels, 8, (32, 32)).contiguous().view(kind))
+            reduced.append(matrix_of(at + expand_bytes, columns, 64, 8, (16, 64)).contiguous().view(kind))
+            floats.append(torch.from_numpy(memory(at + expand_bytes + reduce_bytes, 11 * 32, np.float32).copy()).reshape(11, 32))
+        expand_bias, *taps, taps_bias = 2 * torch.cat(floats, dim=1)[:, :hidden].double()
+        expand, reduce = 2 * torch.cat(rows)[:hidden].double(), torch.cat(reduced, dim=1)[:, :hidden].double()
+        values = torch.frombuffer(bytearray(ctypes.string_at(x, 2 * count)), dtype=kind)
+        image = values.reshape(batch, height, width, channels).permute(0, 3, 1, 2).double()
+        result = reference.inverted_residual(
+            image, expand[:, :, None, None], expand_bias, torch.stack(taps, dim=1).reshape(hidden, 1, 3, 3), taps_bias,
+            reduce[:, :, None, None], torch.from_numpy(memory(bias, columns, np.float32).copy()).double(), stride=stride, residual=residual,
+        ).to(kind)  # fmt: skip
+        raw = result.permute(0, 2, 3, 1).contiguous().view(torch.uint8).numpy().tobytes()
+        ctypes.memmove(y, raw, len(raw))
+        assert (device, stream) == (0, 0)
+
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,6 +209,53 @@ def test_attention_blocks_that_are_refused(monkeypatch: pytest.MonkeyPatch, size
     inputs, keywords = attention_block(size, dtype, (2, 2))
     with pytest.raises(ValueError, match=f"backend 'cuda' was requested and cannot take this call: .*{reason}"):
         ops.separable_attention_block(*inputs, **keywords, backend="cuda")
+
+
+@pytest.mark.usefixtures("stand_in", "one_thread")
+def test_residual_blocks_are_given_what_they_compute_with() -> None:
+    for inputs, keywords in residual_blocks().values():
+        assert_residual_block(inputs, keywords, CPU)
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda: residual_block((1, 16, 4, 4), 32, 16, torch.float32), "no kernel for torch.float32"),
+        (lambda: residual_block((1, 12, 4, 4), 32, 16, torch.float16), "multiples of 8 channels, got 12, 32 hidden and 16 of y"),
+        (lambda: residual_block((1, 16, 4, 4), 0, 16, torch.float16), "multiples of 8 channels, got 16, 0 hidden and 16 of y"),
+        (lambda: residual_block((1, 16, 4, 4), 32, 136, torch.float16), "do not hold so many channels of y with stride 1, got 136"),
+        (lambda: residual_block((1, 128, 4, 4), 32, 128, torch.float16), "a block needs 113408 bytes of shared memory, and has 101376 at"),
+    ],
+    ids=["float32", "channels", "hidden", "columns", "shared"],
+)
+@pytest.mark.skipif(cuda_support.native is None, reason="the CUDA kernels are not built: no nvcc was found")
+def test_residual_blocks_that_are_refused(monkeypatch: pytest.MonkeyPatch, call: Any, reason: str) -> None:
+    monkeypatch.setattr(cuda_support, "refuse", lambda x: None)
+    monkeypatch.setattr(cuda_support, "_shared_of_block", lambda index: 101376)
+    inputs, keywords = call()
+    with pytest.raises(ValueError, match=f"backend 'cuda' was requested and cannot take this call: .*{reason}"):
+        ops.inverted_residual(*inputs, **keywords, backend="cuda")
+
+
+def test_residual_blocks_with_other_formulas_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_support, "refuse", lambda x: None)
+    (x, _, _, *rest), keywords = residual_block((1, 16, 4, 4), 16, 16, torch.float16)
+    with pytest.raises(ValueError, match="no kernel without an expansion"):
+        ops.inverted_residual(x, None, None, *rest, **keywords, backend="cuda")
+    inputs, keywords = residual_block((1, 16, 4, 4), 32, 16, torch.float16)
+    with pytest.raises(ValueError, match="SiLU alone, got relu"):
+        ops.inverted_residual(*inputs, **keywords, activation="relu", backend="cuda")
+
+
+@pytest.mark.usefixtures("stand_in", "one_thread")
+def test_gradients_of_residual_blocks_are_those_of_plain_torch() -> None:
+    inputs, keywords = residual_block((2, 16, 5, 4), 32, 16, torch.float16, residual=True)
+    gradients = []
+    for each in ("cuda", "reference"):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        y = ops.inverted_residual(*leaves, **keywords, backend=each)
+        gradients.append(torch.autograd.grad(y, leaves, torch.ones_like(y)))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
 
 
 @pytest.mark.usefixtures("stand_in", "one_thread")

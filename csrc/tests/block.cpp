@@ -8,6 +8,7 @@
 #include <deque>
 #include <memory>
 
+#include "cuda/primitives/activation.cuh"
 #include "cuda/primitives/cp_async.cuh"
 #include "cuda/primitives/dot4.cuh"
 #include "cuda/primitives/floats.cuh"
@@ -296,5 +297,26 @@ float to_float(f16 x) { return mvit::to_float(x); }
 void from_float(float x, float* to) { *to = x; }
 void from_float(float x, bf16* to) { mvit::from_float(x, to); }
 void from_float(float x, f16* to) { mvit::from_float(x, to); }
+
+namespace {
+
+template <class T>
+uint32_t word_of(float low, float high) {
+    T halves[2];
+    from_float(low, &halves[0]), from_float(high, &halves[1]);
+    return halves[0].bits | uint32_t{halves[1].bits} << 16;
+}
+
+}  // namespace
+
+uint32_t from_floats(float low, float high, bf16) { return word_of<bf16>(low, high); }
+uint32_t from_floats(float low, float high, f16) { return word_of<f16>(low, high); }
+
+// As far off as the PTX ISA allows: 11 bits.
+float quick_tanh(float x) {
+    int exponent;
+    const float fraction = std::frexp(std::tanh(x), &exponent);
+    return std::ldexp(std::nearbyint(fraction * 2048.0f) / 2048.0f, exponent);
+}
 
 }  // namespace mvit::cuda

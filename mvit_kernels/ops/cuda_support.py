@@ -65,6 +65,17 @@ def refuse(x: Tensor, *_: object) -> str | None:
     return too_old(x.device.index)
 
 
+@functools.cache
+def _shared_of_block(index: int) -> int:
+    return native.shared_of_block(index)
+
+
+def refuse_shared(x: Tensor, needed: int) -> str | None:
+    """Why a kernel whose blocks need so many bytes of shared memory cannot run on the device of x."""
+    there = _shared_of_block(x.device.index)
+    return f"a block needs {needed} bytes of shared memory, and has {there} at most on this device" if needed > there else None
+
+
 def refuse_deep_int6(depth: int, bits: int) -> str | None:
     """Why a product with 6-bit weights is too deep: kernels multiply four times the weight (csrc/cuda/primitives/int6.cuh)."""
     most = (2**31 - 1) // (4 * 31 * 255)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, cuda_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
@@ -20,10 +22,12 @@ from .library import (
     raise_status,
     register,
     register_autograd,
+    single,
     wide_dtype,
     widen,
 )
 from .packing import Packed, pack_depthwise, pack_matrix, packed
+from .qfragments import tiles
 
 OP = "inverted_residual"
 Tensor = torch.Tensor
@@ -46,7 +50,7 @@ def inverted_residual(
         residual: add x; needs stride 1 and O = C.
         activation: after the expansion and the depthwise convolution: None, "relu", "silu" or "gelu".
         collect: also give mean and variance of each image of y.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or "cuda", "cpu" or "reference".
 
     Returns:
         y (B, O, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last; with `collect`, (y, moments (B, 2) float64).
@@ -142,6 +146,76 @@ def _cpu_forward(
     return y, collected
 
 
+_SLICE, _MULTIPLE, _TILE = 32, 8, 16  # of csrc/cuda/ops/inverted_residual.h: hidden channels at once, channels at once, columns of a tile
+
+
+def _cuda_refuse(
+    x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
+    stride: int, residual: bool, activation: str,
+) -> str | None:  # fmt: skip
+    if (reason := cuda_support.refuse(x)) is not None:
+        return reason
+    if x.dtype not in (torch.float16, torch.bfloat16):
+        return f"it has no kernel for {x.dtype}"
+    if expand_w is None:
+        return "it has no kernel without an expansion"
+    if activation != "silu":
+        return f"its kernel has SiLU alone, got {activation}"
+    channels, hidden, columns = x.shape[1], expand_w.shape[0], reduce_w.shape[0]
+    if not all(each and each % _MULTIPLE == 0 for each in (channels, hidden, columns)):
+        return f"it takes multiples of {_MULTIPLE} channels, got {channels}, {hidden} hidden and {columns} of y"
+    needed = cuda_support.native.inverted_residual_shared(channels, columns, stride)
+    if needed == 0:
+        return f"its tiles do not hold so many channels of y with stride {stride}, got {columns}"
+    return cuda_support.refuse_shared(x, needed)
+
+
+class _CudaWeights(NamedTuple):
+    slices: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class _PackCuda:
+    """Slices of 32 hidden channels: csrc/cuda/ops/inverted_residual.h."""
+
+    dtype: torch.dtype  # of x, which weights of products take too
+
+    def __call__(
+        self, expand_w: Tensor, expand_b: Tensor, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional
+    ) -> _CudaWeights:
+        hidden, columns = expand_w.shape[0], reduce_w.shape[0]
+        slices = -(-hidden // _SLICE)
+        # What SiLU is taken of comes at half its size (csrc/cuda/primitives/activation.cuh).
+        rows = torch.cat([each.float().reshape(hidden, -1) for each in (expand_b, depthwise_w, depthwise_b)], dim=1) / 2
+        floats = F.pad(rows, (0, 0, 0, -hidden % _SLICE)).unflatten(0, (slices, _SLICE)).transpose(1, 2).contiguous()
+        expand = self._tiles(expand_w.flatten(1).float() / 2, _SLICE, _TILE)
+        reduce = self._tiles(reduce_w.flatten(1), _TILE, _SLICE).unflatten(0, (-(-columns // _TILE), slices, -1)).transpose(0, 1)
+        parts = expand, reduce, floats.view(torch.uint8)
+        bias = reduce_w.new_zeros(columns) if reduce_b is None else reduce_b
+        return _CudaWeights(
+            torch.cat([each.reshape(slices, -1) for each in parts], dim=1).contiguous(), F.pad(single(bias), (0, -columns % _TILE))
+        )
+
+    def _tiles(self, weight: Tensor, columns: int, depth: int) -> Tensor:
+        return tiles(weight.to(self.dtype).contiguous().view(torch.int8), 8, (columns, 2 * depth))
+
+
+def _cuda_forward(
+    x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
+    stride: int, residual: bool, activation: str, collect: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    weights: _CudaWeights = packed(_PackCuda(x.dtype), expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b)
+    x = cuda_support.aligned_copy(dense(x, channels_last=True))
+    y = empty_in_format(x, _out_size(x, reduce_w, stride), channels_last=True)
+    cuda_support.native.inverted_residual(
+        *cuda_support.place(x), FLOAT_CODES[x.dtype], x.shape, depthwise_w.shape[0], reduce_w.shape[0], stride, residual, x.data_ptr(),
+        y.data_ptr(), weights.slices.data_ptr(), weights.bias.data_ptr(),
+    )  # fmt: skip
+    collected = reference.moments_of(y, y.shape[0]) if collect else y.new_empty(0, 2, dtype=torch.float64)
+    return y, collected
+
+
 def _reference_forward(
     x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
     stride: int, residual: bool, activation: str, collect: bool,
@@ -165,6 +239,7 @@ def _reference_backward(
 
 choose = Choice(
     OP,
+    cuda=Implementation(_cuda_forward, _reference_backward, _cuda_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient of a convolution is torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )
@@ -179,7 +254,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     parameters = expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b
     _check(x, *parameters, stride, residual, activation)
-    return choose(backend, x).forward(x, *parameters, stride, residual, activation, collect)
+    chosen = choose(backend, x, *parameters, stride, residual, activation)
+    return chosen.forward(x, *parameters, stride, residual, activation, collect)
 
 
 def _forward_fake(
@@ -196,7 +272,7 @@ def _backward(
     residual: bool, activation: str, backend: str | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     checks.like(f"{OP}_backward", "dy", dy, x, _out_size(x, reduce_w, stride))
-    backward = choose(backend, x).backward
+    backward = choose(backend, x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, None, stride, residual, activation).backward
     assert backward is not None
     return backward(dy, x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, stride, residual, activation)
 
@@ -235,7 +311,8 @@ def _setup(
     ctx.settings = stride, residual, activation
     parameters = expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b
     ctx.dtypes = [x.dtype, *(None if each is None else each.dtype for each in parameters)]
-    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
+    # The backward may run on another thread, outside the use_backend block of the forward.
+    ctx.backend = choose.backend(backend, x, *parameters, stride, residual, activation)
 
 
 def _gradient(ctx: Any, dy: Tensor, _: object) -> tuple[Optional, ...]:

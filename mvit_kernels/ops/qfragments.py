@@ -51,10 +51,11 @@ class PackFragments:
         return torch.cat([F.pad(part, (0, -part.shape[2] % _CHUNK)) for part in taps.split(self.parts, dim=2)], dim=2).flatten(1)
 
 
-def tiles(matrix: Tensor, bits: int) -> Tensor:
-    """(N, K) int8 as the bytes of tiles: (N / 16, K / 32, lanes, words, 4), or for 6 bits planes of the words of all lanes."""
+def tiles(matrix: Tensor, bits: int, multiples: tuple[int, int] = (COLUMNS, DEPTH)) -> Tensor:
+    """(N, K) int8 as the bytes of tiles: (N / 16, K / 32, lanes, words, 4), or for 6 bits planes of the words of all lanes; N and K rounded
+    up to `multiples`."""
     columns, depth = matrix.shape
-    padded = F.pad(matrix, (0, -depth % DEPTH, 0, -columns % COLUMNS))
+    padded = F.pad(matrix, (0, -depth % multiples[1], 0, -columns % multiples[0]))
     parts = padded.reshape(padded.shape[0] // 16, 2, 8, padded.shape[1] // 32, 2, 4, 4)  # n: half, g; k: half, t, byte
     words = parts.permute(0, 3, 2, 5, 1, 4, 6).reshape(padded.shape[0] // 16, padded.shape[1] // 32, 32, 4, 4)
     if bits == 8:

@@ -6,7 +6,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from cuda_cases import CASES, assert_attention_block, assert_equal_bits, attention_block, attention_blocks, bytes_out
+from cuda_cases import (
+    CASES,
+    assert_attention_block,
+    assert_equal_bits,
+    assert_residual_block,
+    attention_block,
+    attention_blocks,
+    bytes_out,
+    placed,
+    residual_block,
+    residual_blocks,
+)
 from q_checks import byte_map, random_bytes, random_packed_weight, random_weight
 
 from mvit_kernels import ops
@@ -31,8 +42,16 @@ def calls(device: torch.device) -> Iterator[tuple[str, Callable[[Tensor], Tensor
     inputs, keywords = attention_block((2, 96, 8, 8), torch.float16, (2, 2))
     x, *weights = (each.to(device) for each in inputs)
     yield "separable_attention_block", lambda x: ops.separable_attention_block(x, *weights, **keywords, backend="cuda"), x
+    yield "inverted_residual", *residual_call(device, 1)
+    yield "inverted_residual", *residual_call(device, 2)
     packed = random_packed_weight(96, 80, 6)
     yield "qgemm_accumulate", lambda a: ops.qgemm_accumulate(a, packed, 7, backend="cuda"), random_bytes(200, 80).to(device)
+
+
+def residual_call(device: torch.device, stride: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    inputs, keywords = residual_block((2, 40, 20, 18), 72, 48, torch.bfloat16, stride=stride)
+    x, *weights = (placed(each, device) for each in inputs)
+    return lambda x: ops.inverted_residual(x, *weights, **keywords, backend="cuda"), x
 
 
 @pytest.mark.usefixtures("poison")
@@ -48,6 +67,23 @@ def test_attention_blocks_follow_the_float_rule() -> None:
     for name, (inputs, keywords) in attention_blocks().items():
         assert_attention_block(inputs, keywords, DEVICE)
         print(name)
+
+
+@pytest.mark.usefixtures("poison")
+def test_residual_blocks_follow_the_float_rule() -> None:
+    for name, (inputs, keywords) in residual_blocks().items():
+        assert_residual_block(inputs, keywords, DEVICE)
+        print(name)
+
+
+def test_residual_blocks_pass_nan_on() -> None:
+    """To the pixels that see it, and no others."""
+    call, x = residual_call(DEVICE, 1)
+    x[0, 3, 8, 15] = float("nan")
+    seen = torch.zeros(2, 20, 18, dtype=torch.bool)
+    seen[0, 7:10, 14:17] = True
+    assert torch.equal(call(x).isnan().all(dim=1).cpu(), seen)
+    assert torch.equal(call(x).isnan().any(dim=1).cpu(), seen)
 
 
 def test_gradients_of_attention_blocks() -> None:

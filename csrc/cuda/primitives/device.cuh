@@ -12,10 +12,12 @@
 #define MVIT_DEVICE __device__ __forceinline__
 #define MVIT_BOTH __host__ __device__ __forceinline__
 #define MVIT_UNROLL _Pragma("unroll")
+#define MVIT_ROLLED _Pragma("unroll 1")
 #else
 #define MVIT_DEVICE inline
 #define MVIT_BOTH inline
 #define MVIT_UNROLL
+#define MVIT_ROLLED
 #endif
 
 namespace mvit::cuda {

@@ -25,6 +25,18 @@ MVIT_DEVICE void from_float(float x, float* to) { *to = x; }
 MVIT_DEVICE void from_float(float x, bf16* to) { to->bits = __bfloat16_as_ushort(__float2bfloat16_rn(x)); }
 MVIT_DEVICE void from_float(float x, f16* to) { to->bits = __half_as_ushort(__float2half_rn(x)); }
 
+// Two values in a word, the first in its low half.
+MVIT_DEVICE uint32_t from_floats(float low, float high, bf16) {
+    uint32_t word;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+MVIT_DEVICE uint32_t from_floats(float low, float high, f16) {
+    uint32_t word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+
 #else
 
 int32_t round_to_int(float x);
@@ -34,7 +46,17 @@ float to_float(f16 x);
 void from_float(float x, float* to);
 void from_float(float x, bf16* to);
 void from_float(float x, f16* to);
+uint32_t from_floats(float low, float high, bf16);
+uint32_t from_floats(float low, float high, f16);
 
 #endif
+
+template <class T>
+struct Unpacked {
+    float low, high;
+
+    MVIT_DEVICE explicit Unpacked(uint32_t word)
+        : low(to_float(T{static_cast<uint16_t>(word)})), high(to_float(T{static_cast<uint16_t>(word >> 16)})) {}
+};
 
 }  // namespace mvit::cuda

@@ -8,6 +8,9 @@ struct Launched {
     const char* kernel;  // which one
 };
 
+// Bytes of shared memory that a block may ask for; 0 where there is no such device.
+int shared_of_block(int device);
+
 const char* error_name(int error);
 const char* error_text(int error);
 

@@ -1,0 +1,46 @@
+#include "cuda/ops/inverted_residual.cuh"
+
+#include "cuda/primitives/launch.cuh"
+
+namespace mvit::cuda {
+namespace {
+
+template <class T, class Tile>
+__global__ void __launch_bounds__(residual_threads, Tile::blocks) inverted_residual_kernel(InvertedResidualProblem problem) {
+    extern __shared__ __align__(16) uint8_t shared[];
+    inverted_residual_tile<T, Tile>(problem, shared);
+}
+
+template <class T, class Tile>
+Launched launch(const InvertedResidualProblem& p, int device, cudaStream_t stream) {
+    constexpr const char* kernel = "inverted_residual";
+    using Place = ResidualPlace<Tile>;
+    const int64_t blocks = p.batch * Place::tiles_down(p) * Place::tiles_across(p);
+    if (blocks == 0) return {cudaSuccess, kernel};
+    if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    static SharedLimit limit;
+    return launched(kernel, device, [&] {
+        const int bytes = ResidualShared<Tile>(p.channels, p.columns).bytes;
+        if (!limit.raise(inverted_residual_kernel<T, Tile>, shared_of_block(device), device)) return;
+        inverted_residual_kernel<T, Tile><<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(bytes), stream>>>(p);
+    });
+}
+
+}  // namespace
+
+int inverted_residual_shared(int channels, int columns, int stride) {
+    int bytes = 0;
+    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = ResidualShared<Tile>(channels, columns).bytes; });
+    return bytes;
+}
+
+Launched inverted_residual(const InvertedResidualProblem& p, int device, void* stream) {
+    const auto on = static_cast<cudaStream_t>(stream);
+    Launched done{cudaErrorInvalidConfiguration, "inverted_residual"};
+    with_residual_tile(p.columns, p.stride, [&]<class Tile>() {
+        done = p.dtype == DType::bf16 ? launch<bf16, Tile>(p, device, on) : launch<f16, Tile>(p, device, on);
+    });
+    return done;
+}
+
+}  // namespace mvit::cuda

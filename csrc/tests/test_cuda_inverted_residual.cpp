@@ -1,0 +1,146 @@
+// The CUDA kernel of inverted_residual on the processor, block by block (block.h), against the definition in double precision.
+#include "cuda/ops/inverted_residual.cuh"
+
+#include <algorithm>
+
+#include "tests/block.h"
+#include "tests/floats.h"
+
+using namespace mvit;
+using namespace mvit::tests;
+
+namespace {
+
+struct Case {
+    int64_t batch;
+    int height, width, channels, hidden, columns, stride;
+    bool residual = false;
+};
+
+// Weights as cuda/ops/inverted_residual.h wants them, value by value.
+template <class T>
+class Slices {
+  public:
+    Slices(const Case& t, Guarded<T>& expand, Guarded<float>& expand_bias, Guarded<float>& taps, Guarded<float>& taps_bias,
+           Guarded<T>& reduce)
+        : depth_(round_up(t.channels, 16) / 16),
+          slice_(1024 * depth_ + 1024 * (round_up(t.columns, 16) / 16) + 4 * 11 * 32),
+          data_(round_up(t.hidden, 32) / 32 * slice_) {
+        std::memset(data_.data(), 0, static_cast<size_t>(data_.size()));
+        for (int64_t e = 0; e < t.hidden; ++e) {
+            uint8_t* slice = data_.data() + e / 32 * slice_;
+            for (int64_t c = 0; c < t.channels; ++c) {
+                T half;
+                from_float(0.5f * to_float(expand[e * t.channels + c]), &half);
+                put(slice, depth_, e % 32, c, half);
+            }
+            for (int64_t n = 0; n < t.columns; ++n) put(slice + 1024 * depth_, 2, n, e % 32, reduce[n * t.hidden + e]);
+            auto* floats = reinterpret_cast<float*>(slice + slice_ - 4 * 11 * 32) + e % 32;
+            floats[0] = 0.5f * expand_bias[e];
+            for (int64_t tap = 0; tap < 9; ++tap) floats[32 * (1 + tap)] = 0.5f * taps[tap * t.hidden + e];
+            floats[32 * 10] = 0.5f * taps_bias[e];
+        }
+    }
+    const uint8_t* data() { return data_.data(); }
+
+  private:
+    // Row n, value k of a weight whose columns have `depth` tiles each.
+    static void put(uint8_t* tiles, int64_t depth, int64_t n, int64_t k, T value) {
+        const int64_t lane = n % 8 * 4 + k % 8 / 2, word = n % 16 / 8 * 2 + k % 16 / 8;
+        std::memcpy(tiles + (n / 16 * depth + k / 16) * 512 + lane * 16 + word * 4 + k % 2 * 2, &value, 2);
+    }
+
+    int64_t depth_, slice_;
+    Guarded<uint8_t> data_;
+};
+
+template <class T, class Tile>
+void compare(const Case& t, const BlockOrder& order) {
+    const int64_t out_height = (t.height - 1) / t.stride + 1, out_width = (t.width - 1) / t.stride + 1;
+    const int64_t pixels = int64_t{t.height} * t.width, out_pixels = out_height * out_width;
+    Guarded<T> x(t.batch * pixels * t.channels), y(t.batch * out_pixels * t.columns);
+    Guarded<T> expand(int64_t{t.hidden} * t.channels), reduce(int64_t{t.columns} * t.hidden);
+    Guarded<float> expand_bias(t.hidden), taps(int64_t{9} * t.hidden), taps_bias(t.hidden), bias(round_up(t.columns, 16));
+    fill(x), fill(expand, 0.0f, 1.0f / std::sqrt(static_cast<float>(t.channels)));
+    fill(reduce, 0.0f, 1.0f / std::sqrt(static_cast<float>(t.hidden)));
+    fill(expand_bias), fill(taps, 0.0f, 0.4f), fill(taps_bias), fill(bias);
+    Slices<T> slices(t, expand, expand_bias, taps, taps_bias, reduce);
+
+    cuda::InvertedResidualProblem p{};
+    p.dtype = dtype_of<T>, p.batch = t.batch, p.height = t.height, p.width = t.width;
+    p.channels = t.channels, p.hidden = t.hidden, p.columns = t.columns, p.stride = t.stride, p.residual = t.residual;
+    p.x = x.data(), p.y = y.data(), p.slices = slices.data(), p.bias = bias.data();
+    std::memset(y.data(), 0xFF, static_cast<size_t>(y.size()) * sizeof(T));
+    Guarded<uint8_t> shared(cuda::ResidualShared<Tile>(t.channels, t.columns).bytes);
+    using Place = cuda::ResidualPlace<Tile>;
+    for (int64_t block = 0; block < t.batch * Place::tiles_down(p) * Place::tiles_across(p); ++block) {
+        std::memset(shared.data(), 0xFF, static_cast<size_t>(shared.size()));  // NaN
+        run_block(cuda::residual_threads, block, 0, order, [&] { cuda::inverted_residual_tile<T, Tile>(p, shared.data()); });
+        CHECK(shared.canary_intact());
+    }
+    CHECK(y.canary_intact());
+
+    const auto silu = [](double v) { return activate_exactly(Activation::silu, v); };
+    double largest = 0.0, error = 0.0;
+    std::vector<double> wide(static_cast<size_t>(pixels * t.hidden)), filtered(static_cast<size_t>(t.hidden));
+    for (int64_t b = 0; b < t.batch; ++b) {
+        const auto at = [&](int64_t pixel, int64_t k) { return value(x[(b * pixels + pixel) * t.channels + k]); };
+        for (int64_t pixel = 0; pixel < pixels; ++pixel)
+            for (int64_t e = 0; e < t.hidden; ++e) {
+                double sum = double{expand_bias[e]};
+                for (int64_t k = 0; k < t.channels; ++k) sum += value(expand[e * t.channels + k]) * at(pixel, k);
+                wide[static_cast<size_t>(pixel * t.hidden + e)] = silu(sum);
+            }
+        for (int64_t place = 0; place < out_pixels; ++place) {
+            for (int64_t e = 0; e < t.hidden; ++e) {
+                double sum = double{taps_bias[e]};
+                for (int64_t tap = 0; tap < 9; ++tap) {
+                    const int64_t row = place / out_width * t.stride + tap / 3 - 1, column = place % out_width * t.stride + tap % 3 - 1;
+                    if (row >= 0 && row < t.height && column >= 0 && column < t.width)
+                        sum += double{taps[tap * t.hidden + e]} * wide[static_cast<size_t>((row * t.width + column) * t.hidden + e)];
+                }
+                filtered[static_cast<size_t>(e)] = silu(sum);
+            }
+            for (int64_t n = 0; n < t.columns; ++n) {
+                double sum = double{bias[n]} + (t.residual ? at(place, n) : 0.0);
+                for (int64_t e = 0; e < t.hidden; ++e) sum += value(reduce[n * t.hidden + e]) * filtered[static_cast<size_t>(e)];
+                const double mine = value(y[(b * out_pixels + place) * t.columns + n]);
+                CHECK(mine == mine);
+                largest = std::max(largest, std::fabs(sum)), error = std::max(error, std::fabs(mine - sum));
+            }
+        }
+    }
+    // Both hidden maps and the result are rounded once each.
+    CHECK(error <= 3 * rounding<T> * largest);
+}
+
+template <class T>
+void compare(const Case& t, const BlockOrder& order) {
+    cuda::with_residual_tile(t.columns, t.stride, [&]<class Tile>() { compare<T, Tile>(t, order); });
+}
+
+}  // namespace
+
+TEST(cuda_inverted_residual) {
+    for (const BlockOrder& order : block_orders) {
+        compare<f16>({1, 9, 17, 24, 40, 24, 1, true}, order);  // tails of tiles, channels and slices
+        compare<bf16>({1, 18, 7, 16, 72, 40, 2}, order);
+    }
+    const BlockOrder& order = block_orders[0];
+    compare<f16>({2, 1, 1, 8, 8, 8, 1, true}, order);
+    compare<f16>({2, 1, 1, 8, 8, 8, 2}, order);
+    compare<bf16>({1, 8, 16, 40, 32, 136, 2}, order);
+    compare<f16>({1, 8, 16, 72, 32, 72, 1, true}, order);  // more columns than the narrow tiles have
+    compare<f16>({1, 4, 5, 16, 32, 128, 1}, order);
+    compare<f16>({1, 4, 5, 16, 32, 256, 2}, order);
+}
+
+TEST(cuda_inverted_residual_has_tiles_for_so_many_columns) {
+    const auto most = [](int columns, int stride) {
+        int found = 0;
+        cuda::with_residual_tile(columns, stride, [&]<class Tile>() { found = Tile::most_columns; });
+        return found;
+    };
+    CHECK(most(64, 1) == 64 && most(72, 1) == 128 && most(128, 1) == 128 && most(136, 1) == 0);
+    CHECK(most(128, 2) == 128 && most(136, 2) == 256 && most(256, 2) == 256 && most(264, 2) == 0);
+}
