@@ -176,6 +176,15 @@ def test_product_of_any_strides_and_empty(backend: str) -> None:
     assert prepared(0, backend=backend)(big[:, :0]).shape == (40, 9)
 
 
+@both_backends
+def test_sums_of_groups(backend: str) -> None:
+    big = stream(12, 40)
+    for x in (big, big[::2, 3:20], big[:0]):
+        for groups in (0,) if x.shape[0] == 0 else (1, 3, x.shape[0]):
+            y = mk.ops.qnorm(x, groups=groups, backend=backend, **QUANTIZATIONS[0])
+            assert torch.equal(y, mk.ops.qnorm(x, reference.stream_sums(x, groups), backend=backend, **QUANTIZATIONS[0]))
+
+
 # --- the torch side ---
 
 
@@ -187,13 +196,15 @@ def test_opcheck() -> None:
         torch.library.opcheck(torch.ops.mvit_kernels.qnorm.default, (x, each, 0.01, 0.03, 120, 1e-5, 8))
         args = (x, handle.weight.data, handle.channels, each, None, *handle.norm, 9, 20, 8, torch.uint8, "none", True)
         torch.library.opcheck(torch.ops.mvit_kernels.qnorm_gemm.default, args)
+    torch.library.opcheck(torch.ops.mvit_kernels.qnorm.default, (x, None, 0.01, 0.03, 120, 1e-5, 8, 3))
 
 
 def test_compile_and_export() -> None:
     handle = prepared()
 
     def layer(x: torch.Tensor, sums: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return mk.ops.qnorm(x, sums, **QUANTIZATIONS[0]), handle(x, sums), handle(x)
+        norms = mk.ops.qnorm(x, sums, **QUANTIZATIONS[0]), mk.ops.qnorm(x, groups=sums.shape[0], **QUANTIZATIONS[0])
+        return *norms, handle(x, sums), handle(x)
 
     streams = stream(6, 20), stream(10, 20)
     assert_compiles_and_exports(layer, *((x, reference.stream_sums(x, 2)) for x in streams))
@@ -214,6 +225,12 @@ def test_bad_input() -> None:
         norm(x, sums[:, :1])
     with pytest.raises(ValueError, match=r"qnorm: sums: expected a number of groups that divides 6 rows, got 4"):
         norm(x, torch.zeros(4, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"qnorm: groups: expected a number of groups that divides 6 rows, got 4"):
+        norm(x, groups=4)
+    with pytest.raises(ValueError, match=r"qnorm: groups: expected None with sums, got 2"):
+        norm(x, sums, groups=2)
+    with pytest.raises(TypeError, match=r"qnorm: groups: expected an integer, got 2.0"):
+        norm(x, groups=2.0)
     for name, value in (
         ("eps", 0.0),
         ("eps", float("nan")),

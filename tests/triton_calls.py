@@ -98,6 +98,32 @@ def integer_calls() -> dict[str, Any]:
     return calls
 
 
+def integer_map_calls() -> dict[str, Any]:
+    """What runs between the products of quantized networks."""
+    calls = {}
+    x, table = image(2, 96, 32, 32, dtype=torch.uint8), ones(256, dtype=torch.uint8)
+    to = {"out_scale": 0.05, "out_zero_point": 7}
+    beside = {"a_scale": 0.1, "a_zero_point": 3, "b_scale": 0.2, "b_zero_point": 130}
+    for activation in (None, "silu"):
+        calls[f"qadd {activation}"] = use(ops.qadd, x, x, activation=activation, **beside, **to)
+    calls["qadd far"] = use(ops.qadd, x, x, **{**beside, "a_zero_point": -(2**31)}, **to)
+    calls["qlookup"] = use(ops.qlookup, x, table)
+    calls["qavg_pool"] = use(ops.qavg_pool, x, a_scale=0.1, a_zero_point=3, **to)
+    calls["qavg_pool NCHW"] = use(ops.qavg_pool, x.contiguous(), a_scale=0.1, a_zero_point=3, out_dtype=torch.float32)
+    norm = {"scale": 0.01, "out_scale": 0.05, "out_zero_point": 121}
+    for rows, depth, groups in ((1024, 144, None), (1024, 512, None), (2048, 64, 2), (128, 128, 2), (64, 128, 1)):
+        stream = ones(rows, depth, dtype=torch.int16)
+        calls[f"qnorm {rows}x{depth} in {groups}"] = use(ops.qnorm, stream, groups=groups, **norm)
+    calls["qnorm with sums"] = use(ops.qnorm, stream, ones(1, 2, dtype=torch.int64), **norm)
+    calls["quantize_stream"] = use(ops.quantize_stream, image(2, 96, 32, 32), 0.1)
+    calls["dequantize_stream"] = use(ops.dequantize_stream, stream, 0.1)
+    scores, pixels, table = x.permute(0, 2, 3, 1)[..., 0], x.permute(0, 2, 3, 1), ops.exponential_table(0.1).to(DEVICE)
+    for how in ({}, to):
+        calls[f"qseparable_context {how}"] = use(ops.qseparable_context, scores, pixels, table, x_scale=0.1, x_zero_point=3, **how)
+    calls["qseparable_gate"] = use(ops.qseparable_gate, pixels, ones(2, 4, 96), v_scale=0.1, v_zero_point=3, **to)
+    return calls
+
+
 def separable_attention_block_calls() -> dict[str, Any]:
     calls = {}
     for dim, side, dtype in ((64, 32, torch.float16), (128, 32, torch.bfloat16), (192, 16, torch.float16), (512, 8, torch.float16),
@@ -184,4 +210,5 @@ CALLS = {
     **norm_calls(),
     **patch_attention_calls(),
     **integer_calls(),
+    **integer_map_calls(),
 }

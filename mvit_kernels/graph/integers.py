@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from mvit_kernels import ops, reference
+from mvit_kernels import ops
+from mvit_kernels.ops.placed import Placed
 
 from .program import Node, Program
 
@@ -51,6 +52,17 @@ def _value(node: Node, name: str) -> Any:
     return node.weights.get(name, node.settings.get(name))
 
 
+class _Values:
+    """Numbers, or tensors that are on the device of who asks for them (`Placed`)."""
+
+    def __init__(self, *values: Any) -> None:
+        self._numbers = tuple(None if isinstance(each, Tensor) else each for each in values)
+        self._placed = Placed(*(each if isinstance(each, Tensor) else None for each in values))
+
+    def on(self, device: torch.device) -> tuple[Any, ...]:
+        return tuple(n if x is None else x for n, x in zip(self._numbers, self._placed.on(device), strict=True))
+
+
 def _in_channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 else x.contiguous()
 
@@ -69,17 +81,19 @@ def _map(x: Tensor) -> Tensor:
 
 
 def _quantize(node: Node, backend: str | None) -> Prepared:
-    scale, zero_point, bits = _value(node, "scale"), _value(node, "zero_point"), node.settings.get("bits", 8)
+    scale, bits = _value(node, "scale"), node.settings.get("bits", 8)
     if node.settings["out"] == "int16":
-        return Prepared(lambda x: reference.quantize_stream(_in_channels_last(x), scale))
-    return Prepared(lambda x: ops.quantize(_in_channels_last(x), scale, zero_point, bits=bits, axis=1, backend=backend))
+        return Prepared(lambda x: ops.quantize_stream(_in_channels_last(x), scale, backend=backend))
+    values = _Values(scale, _value(node, "zero_point"))
+    return Prepared(lambda x: ops.quantize(_in_channels_last(x), *values.on(x.device), bits=bits, axis=1, backend=backend))
 
 
 def _dequantize(node: Node, backend: str | None) -> Prepared:
-    scale, zero_point = _value(node, "scale"), _value(node, "zero_point")
+    scale = _value(node, "scale")
     if node.settings["source"] == "int16":
-        return Prepared(lambda x: reference.dequantize_stream(_in_channels_last(x), scale))
-    return Prepared(lambda x: ops.dequantize(_in_channels_last(x), scale, zero_point, axis=1, backend=backend))
+        return Prepared(lambda x: ops.dequantize_stream(_in_channels_last(x), scale, backend=backend))
+    values = _Values(scale, _value(node, "zero_point"))
+    return Prepared(lambda x: ops.dequantize(_in_channels_last(x), *values.on(x.device), axis=1, backend=backend))
 
 
 # --- products ---
@@ -144,8 +158,8 @@ def _qnorm(node: Node, backend: str | None) -> Prepared:
     def call(x: Tensor) -> Tensor:
         pixels = _pixels(x)
         rows = pixels.reshape(-1, x.shape[1])
-        sums = reference.stream_sums(rows, x.shape[0]) if settings["norm"] == "group" else None
-        return _map(ops.qnorm(rows, sums, backend=backend, **values).reshape(pixels.shape))
+        groups = x.shape[0] if settings["norm"] == "group" else None
+        return _map(ops.qnorm(rows, groups=groups, backend=backend, **values).reshape(pixels.shape))
 
     return Prepared(call)
 
@@ -155,13 +169,13 @@ def _of_settings(node: Node, *names: str) -> dict[str, Any]:
 
 
 def _qseparable_context(node: Node, backend: str | None) -> Prepared:
-    table, patch = node.weights["table"], node.settings["patch"]
+    table, patch = _Values(node.weights["table"]), node.settings["patch"]
     values = _of_settings(node, "x_scale", "x_zero_point")
     if node.settings["out"] == "uint8":
         values |= _of_settings(node, "out_scale", "out_zero_point", "out_bits")
 
     def call(scores: Tensor, x: Tensor) -> Tensor:
-        y = ops.qseparable_context(scores[:, 0], _pixels(x), table, patch_size=patch, backend=backend, **values)
+        y = ops.qseparable_context(scores[:, 0], _pixels(x), *table.on(x.device), patch_size=patch, backend=backend, **values)
         return _map(y.unflatten(1, patch))
 
     return Prepared(call)
@@ -228,8 +242,8 @@ def _qresize(node: Node, backend: str | None) -> Prepared:
 
 
 def _qlookup(node: Node, backend: str | None) -> Prepared:
-    table = node.weights["table"]
-    return Prepared(lambda x: ops.qlookup(_in_channels_last(x), table, backend=backend))
+    table = _Values(node.weights["table"])
+    return Prepared(lambda x: ops.qlookup(_in_channels_last(x), *table.on(x.device), backend=backend))
 
 
 _PREPARE: dict[str, Callable[[Node, str | None], Prepared]] = {

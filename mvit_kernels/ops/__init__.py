@@ -31,6 +31,7 @@ from .qseparable_attention import qseparable_context, qseparable_gate
 from .quantize import dequantize, quantize, quantize_rows
 from .separable_attention import separable_attention
 from .separable_attention_block import separable_attention_block
+from .stream import dequantize_stream, quantize_stream
 
 __all__ = [
     "BackendInfo",
@@ -45,6 +46,7 @@ __all__ = [
     "conv2d",
     "depthwise_conv2d",
     "dequantize",
+    "dequantize_stream",
     "exponential_table",
     "feed_forward",
     "fold_patches",
@@ -77,6 +79,7 @@ __all__ = [
     "qseparable_gate",
     "quantize",
     "quantize_rows",
+    "quantize_stream",
     "separable_attention",
     "separable_attention_block",
     "unfold_patches",

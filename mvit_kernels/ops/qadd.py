@@ -8,13 +8,14 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks, qchecks
+from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import dense, dense_in_own_format, direct, empty_in_own_format, in_format_of, raise_status, register
-from .qgemm import activation_code
+from .qgemm import SEGMENTS, activation_code, segments_on
 
 OP = "qadd"
 Tensor = torch.Tensor
+_kernels = triton_support.Kernels(OP)
 
 
 def qadd(
@@ -31,7 +32,7 @@ def qadd(
         out_zero_point: |out_zero_point| <= 2^20.
         activation: None, "relu", or "silu", "gelu" or "hard_swish" by `reference.qactivate`.
         out_bits: 8 or 6.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         uint8, shape and memory format of a.
@@ -77,11 +78,29 @@ def _cpu_forward(
     return y
 
 
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, (torch.uint8,))
+
+
+def _triton_forward(a: Tensor, b: Tensor, *settings: Any) -> Tensor:
+    *numbers, activation, out_bits = settings
+    y = empty_in_own_format(a, torch.uint8)
+    a, channels_last = dense_in_own_format(a)
+    segments = segments_on(activation, a.device) if activation in SEGMENTS else None
+    _kernels.qadd(a, dense(b, channels_last), *numbers, activation, segments, out_bits, y)
+    return y
+
+
 def _reference_forward(a: Tensor, b: Tensor, *settings: Any) -> Tensor:
     return in_format_of(a, reference.qadd(a, b, *settings))
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
+choose = Choice(
+    OP,
+    triton=Implementation(_triton_forward, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_forward),
+)
 
 
 # --- registration ---

@@ -8,12 +8,13 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks, qchecks
+from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import dense_in_own_format, direct, raise_status, register
 
 OP = "qavg_pool"
 Tensor = torch.Tensor
+_kernels = triton_support.Kernels(OP)
 
 
 def qavg_pool(
@@ -28,7 +29,7 @@ def qavg_pool(
         out_scale, out_zero_point: for out_dtype uint8, a number and an integer, |out_zero_point| <= 2^20; None for float32.
         out_dtype: uint8, rint(t) + out_zero_point clamped to 0 .. 2^out_bits - 1; or float32, t itself with an out_scale of 1.
         out_bits: 8 or 6.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, C), contiguous.
@@ -82,7 +83,26 @@ def _cpu_forward(
     return y
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(reference.qavg_pool))
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, (torch.uint8,))
+
+
+def _triton_forward(
+    x: Tensor, a_scale: float, a_zero_point: int, out_scale: float, out_zero_point: int, out_dtype: torch.dtype, out_bits: int
+) -> Tensor:  # fmt: skip
+    x, channels_last = dense_in_own_format(x)
+    y = x.new_empty(x.shape[0], x.shape[1], dtype=out_dtype)
+    scale = a_scale / (x.shape[2] * x.shape[3] * out_scale)
+    _kernels.qavg_pool(x, channels_last, a_zero_point, scale, out_zero_point, out_bits, y)
+    return y
+
+
+choose = Choice(
+    OP,
+    triton=Implementation(_triton_forward, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
+    reference=Implementation(reference.qavg_pool),
+)
 
 
 # --- registration ---

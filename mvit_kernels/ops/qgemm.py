@@ -382,7 +382,7 @@ class TritonWeight:
 
 
 @functools.cache
-def _segments_on(activation: str, device: torch.device) -> Tensor:
+def segments_on(activation: str, device: torch.device) -> Tensor:
     cuda_support.once("activation", device)
     with torch.inference_mode(False):
         return SEGMENTS[activation].to(device)
@@ -392,7 +392,7 @@ def triton_finish(
     channels: Tensor, out_dtype: torch.dtype, plain: bool, activation: str, table: Optional, residual: Optional, residual_scale: float,
     residual_zero_point: int,
 ) -> Any:  # fmt: skip
-    segments = _segments_on(activation, channels.device) if activation in SEGMENTS else None
+    segments = segments_on(activation, channels.device) if activation in SEGMENTS else None
     return _kernels.Finish(channels, out_dtype, plain, activation, segments, table, residual, residual_scale, residual_zero_point)
 
 
@@ -438,7 +438,7 @@ def cuda_epilogue(
     """The arguments of `epilogue` in python/bind_qepilogue.h."""
     cuda_support.aligned(op, "channels", channels)
     code, _ = activation_code(activation)
-    segments = _segments_on(activation, y.device).data_ptr() if activation in SEGMENTS else 0
+    segments = segments_on(activation, y.device).data_ptr() if activation in SEGMENTS else 0
     return (
         channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype], plain, code, segments, *table_addresses(table),
         0 if residual is None else residual.data_ptr(), 0 if residual is None else QTYPE_CODES[residual.dtype], residual_stride,

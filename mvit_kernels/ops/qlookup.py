@@ -6,12 +6,13 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import dense_in_own_format, direct, empty_in_own_format, in_format_of, raise_status, register
 
 OP = "qlookup"
 Tensor = torch.Tensor
+_kernels = triton_support.Kernels(OP)
 
 
 def qlookup(x: Tensor, table: Tensor, *, backend: str | None = None) -> Tensor:
@@ -20,7 +21,7 @@ def qlookup(x: Tensor, table: Tensor, *, backend: str | None = None) -> Tensor:
     Args:
         x: uint8 of any shape. Dense NCHW and channels_last maps are read in place, other strides are copied.
         table: (256,) uint8; `reference.activation_table` makes that of an activation.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         uint8, shape and memory format of x.
@@ -53,11 +54,26 @@ def _cpu_forward(x: Tensor, table: Tensor) -> Tensor:
     return y
 
 
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, (torch.uint8,))
+
+
+def _triton_forward(x: Tensor, table: Tensor) -> Tensor:
+    y = empty_in_own_format(x, torch.uint8)
+    _kernels.qlookup(dense_in_own_format(x)[0], table.contiguous(), y)
+    return y
+
+
 def _reference_forward(x: Tensor, table: Tensor) -> Tensor:
     return in_format_of(x, reference.qlookup(x, table))
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
+choose = Choice(
+    OP,
+    triton=Implementation(_triton_forward, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_forward),
+)
 
 
 # --- registration ---

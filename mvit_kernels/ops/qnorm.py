@@ -9,7 +9,7 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks, qchecks
+from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import direct, raise_status, register
@@ -18,6 +18,7 @@ OP = "qnorm"
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 LARGEST_GROUP = 2**33  # values of int16 whose squares add up in int64
+_kernels = triton_support.Kernels(OP)
 
 
 class Norm(NamedTuple):
@@ -31,8 +32,8 @@ class Norm(NamedTuple):
 
 
 def qnorm(
-    x: Tensor, sums: Tensor | None = None, *, scale: Any, out_scale: Any, out_zero_point: Any, eps: float = 1e-5, bits: int = 8,
-    backend: str | None = None,
+    x: Tensor, sums: Tensor | None = None, *, groups: int | None = None, scale: Any, out_scale: Any, out_zero_point: Any,
+    eps: float = 1e-5, bits: int = 8, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     """(x - mean) / sqrt(variance + eps) of an int16 residual stream, as bytes for the integer product behind the norm.
 
@@ -41,12 +42,13 @@ def qnorm(
     Args:
         x: (M, K) int16, real = scale * x; rows of stride 1 are read in place.
         sums: (G, 2) int64, sum and sum of squares of each of G groups of M / G rows, as `qgemm(..., collect=G)` gives them: GroupNorm with
-            one group has a group an image. None: each row is normalised by itself, as LayerNorm does.
+            one group has a group an image. None: they are computed here.
+        groups: without sums, the number of groups; None: each row is normalised by itself, as LayerNorm does.
         scale, out_scale: a positive number each.
         out_zero_point: an integer, |out_zero_point| <= 2^20; real y = out_scale * (y - out_zero_point).
         eps: added to the variance; positive.
         bits: 8 or 6: bytes of y are at most 2^bits - 1.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (M, K) uint8; the same on every backend: see `reference.qnorm`.
@@ -59,7 +61,9 @@ def qnorm(
     checks.all_tensors(OP, x=x)
     checks.tensors(OP, sums=sums)
     checks.backend(OP, backend)
-    return _call(x, sums, *norm_of(OP, scale, out_scale, out_zero_point, eps, bits), backend=backend)
+    if groups is not None:
+        checks.integer(OP, "groups", groups)
+    return _call(x, sums, *norm_of(OP, scale, out_scale, out_zero_point, eps, bits), groups, backend=backend)
 
 
 def norm_of(op: str, scale: Any, out_scale: Any, out_zero_point: Any, eps: float, bits: int, prefix: str = "out") -> Norm:
@@ -75,9 +79,14 @@ def norm_of(op: str, scale: Any, out_scale: Any, out_zero_point: Any, eps: float
     )
 
 
-def check_stream(op: str, x: Tensor, sums: Optional) -> None:
+def check_stream(op: str, x: Tensor, sums: Optional, groups: int | None = None) -> None:
     checks.tensor(op, "x", x, 2, (torch.int16,))
     group = x.shape[1]
+    if groups is not None:
+        if sums is not None:
+            raise ValueError(f"{op}: groups: expected None with sums, got {groups}")
+        checks.whole_groups(op, "groups", groups, x.shape[0])
+        group *= x.shape[0] // max(groups, 1)
     if sums is not None:
         checks.tensor(op, "sums", sums, 2, (torch.int64,))
         if sums.shape[1] != 2 or sums.device != x.device:
@@ -92,11 +101,13 @@ def check_stream(op: str, x: Tensor, sums: Optional) -> None:
 
 
 def _cpu_forward(
-    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None
 ) -> Tensor:  # fmt: skip
     x = walkable_rows(x)
     rows, depth = x.shape
     y = torch.empty(rows, depth, dtype=torch.uint8)
+    if groups is not None:
+        sums = reference.stream_sums(x, groups)
     if sums is not None:
         sums = sums.contiguous()
     status = native.qnorm(
@@ -108,31 +119,61 @@ def _cpu_forward(
     return y
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(reference.qnorm))
+def _reference_forward(
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None
+) -> Tensor:  # fmt: skip
+    sums = sums if groups is None else reference.stream_sums(x, groups)
+    return reference.qnorm(x, sums, scale, out_scale, out_zero_point, eps, bits)
+
+
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, (torch.int16,))
+
+
+def _triton_forward(
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None
+) -> Tensor:  # fmt: skip
+    y = x.new_empty(x.shape, dtype=torch.uint8)
+    groups = groups if groups is not None else x.shape[0] if sums is None else sums.shape[0]
+    x = walkable_rows(x) if sums is None and groups == x.shape[0] else x.contiguous()
+    sums = None if sums is None else sums.contiguous()
+    _kernels.qnorm(x, sums, groups, scale, out_scale, out_zero_point, eps, bits, y)
+    return y
+
+
+choose = Choice(
+    OP,
+    triton=Implementation(_triton_forward, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_forward),
+)
 
 
 # --- registration ---
 
 
 def _forward(
-    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, *, backend: str | None = None
-) -> Tensor:
-    check_stream(OP, x, sums)
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None = None, *,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    check_stream(OP, x, sums, groups)
     qchecks.bits(OP, "bits", bits)
-    return choose(backend, x).forward(x, sums, scale, out_scale, out_zero_point, eps, bits)
+    return choose(backend, x).forward(x, sums, scale, out_scale, out_zero_point, eps, bits, groups)
 
 
 def _forward_fake(
-    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, *, backend: str | None = None
-) -> Tensor:
-    check_stream(OP, x, sums)
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None = None, *,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    check_stream(OP, x, sums, groups)
     qchecks.bits(OP, "bits", bits)
     return x.new_empty(x.shape, dtype=torch.uint8)
 
 
 _op = register(
     OP,
-    "(Tensor x, Tensor? sums, float scale, float out_scale, int out_zero_point, float eps, int bits, *, str? backend=None) -> Tensor",
+    "(Tensor x, Tensor? sums, float scale, float out_scale, int out_zero_point, float eps, int bits, SymInt? groups=None, *,"
+    " str? backend=None) -> Tensor",
     _forward,
     _forward_fake,
 )

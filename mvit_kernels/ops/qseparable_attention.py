@@ -9,13 +9,14 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks, qchecks
+from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import direct, raise_status, register
 
 CONTEXT, GATE = "qseparable_context", "qseparable_gate"
 Tensor = torch.Tensor
 SMALLEST, LARGEST = 2.0**-64, 2.0**64
+_kernels = triton_support.Kernels("qseparable_attention")
 
 
 def qseparable_context(
@@ -29,12 +30,13 @@ def qseparable_context(
     Args:
         scores: q (B, H, W) uint8, any strides; its zero-point does not matter.
         x: (B, H, W, d) uint8, real = x_scale * (x - x_zero_point), any strides: the normalised input of the projection, or keys.
-        table: `exponential_table(scale of the scores)`, (256,) int32 with values in [0, 2^16] and the first not 0.
+        table: `exponential_table(scale of the scores)`, (256,) int32 with values in [0, 2^16] and the first not 0; on a GPU they are not
+            checked, as that would wait for it.
         x_scale, x_zero_point: a positive number; any int32.
         out_scale, out_zero_point: a positive number and an integer of at most 2^20 in size: y in bytes. None: y in float32.
         out_bits: 8 or 6: bytes of y are at most 2^out_bits - 1.
         patch_size: (ph, pw); phase (y mod ph) pw + x mod pw, and H and W are multiples of it.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, ph pw, d), uint8 or float32; the same on every backend: see `reference.qseparable_context`.
@@ -185,8 +187,41 @@ def _reference_context(scores: Tensor, x: Tensor, table: Tensor, *settings: Any)
     return reference.qseparable_context(scores, x, table, *settings)
 
 
-choose_context = Choice(CONTEXT, cpu=Implementation(_cpu_context, refuse=refuse_off_cpu), reference=Implementation(_reference_context))
-choose_gate = Choice(GATE, cpu=Implementation(_cpu_gate, refuse=refuse_off_cpu), reference=Implementation(reference.qseparable_gate))
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, (torch.uint8,))
+
+
+def _triton_context(
+    scores: Tensor, x: Tensor, table: Tensor, patch: tuple[int, int], x_scale: float, x_zero_point: int, out_scale: float | None,
+    out_zero_point: int, out_bits: int,
+) -> Tensor:  # fmt: skip
+    if not table.is_cuda:
+        _check_table(table)
+    y = x.new_empty(x.shape[0], patch[0] * patch[1], x.shape[3], dtype=torch.float32 if out_scale is None else torch.uint8)
+    _kernels.qseparable_context(
+        scores, _walkable(x), table.contiguous(), patch, x_scale, x_zero_point, out_scale, out_zero_point, out_bits, y
+    )
+    return y
+
+
+def _triton_gate(v: Tensor, context: Tensor, *settings: Any) -> Tensor:
+    y = v.new_empty(v.shape)
+    _kernels.qseparable_gate(_walkable(v), context.contiguous(), *settings, y)
+    return y
+
+
+choose_context = Choice(
+    CONTEXT,
+    triton=Implementation(_triton_context, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_context, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_context),
+)
+choose_gate = Choice(
+    GATE,
+    triton=Implementation(_triton_gate, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_gate, refuse=refuse_off_cpu),
+    reference=Implementation(reference.qseparable_gate),
+)
 
 
 # --- registration ---

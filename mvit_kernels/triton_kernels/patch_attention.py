@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from .launch import blocks, far, launch, power_of_two
+from .phases import phase_pixels
 from .products import dot
 
 Tensor = torch.Tensor
@@ -21,8 +22,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 @triton.jit
 def _pixels(x, n, length, columns, ph, pw, row, column, channel, c, head_dim, FAR: tl.constexpr):
     """(addresses, inside) of the channels c of positions n of a phase, where x is its first pixel."""
-    wide, wide_c = (n.to(tl.int64), c.to(tl.int64)) if FAR else (n, c)
-    at = (wide // columns) * ph * row + (wide % columns) * pw * column
+    wide_c = c.to(tl.int64) if FAR else c
+    at = phase_pixels(n, columns, ph, pw, row, column, FAR)
     return x + at[:, None] + wide_c[None, :] * channel, (n < length)[:, None] & (c < head_dim)[None, :]
 
 

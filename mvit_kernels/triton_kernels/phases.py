@@ -55,6 +55,14 @@ def group_start(group, across, row_stride, column_stride):
 
 
 @triton.jit
+def phase_pixels(n, columns, ph, pw, row_stride, column_stride, FAR: tl.constexpr):
+    """Where pixels n of a phase by itself, of `columns` pixels in a row, lie from its first."""
+    if FAR:
+        n = n.to(tl.int64)
+    return (n // columns) * ph * row_stride + (n % columns) * pw * column_stride
+
+
+@triton.jit
 def pixel_offsets(t, columns, row_step, column_step, VECTOR: tl.constexpr, FAR: tl.constexpr):
     """Where pixels t of a group lie, from its start."""
     if FAR:

@@ -5,6 +5,7 @@ launched without contraction into fused multiply-adds."""
 
 from __future__ import annotations
 
+import struct
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,25 @@ def rint(x):
 def clamp(x, low, high):
     """min(max(x, low), high); NaN becomes low."""
     return tl.where(x >= low, tl.where(x <= high, x, high), low)
+
+
+@triton.jit
+def to_byte(x, zero_point, most):
+    """rint(x) + zero_point, from 0 to most, of float32 x and |zero_point| <= 2^20; NaN becomes 0."""
+    q = rint(clamp(x, -4194304.0, 4194304.0)).to(tl.int32) + zero_point
+    return tl.minimum(tl.maximum(q, 0), most).to(tl.uint8)
+
+
+@triton.jit
+def double(bits):
+    """The float64 that `double_bits` made a number of: Triton passes a float as a float32."""
+    return tl.cast(bits, tl.int64).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def rint_double(x):
+    """`rint` of float64, of |x| <= 2^51."""
+    return (x + 6755399441055744.0) - 6755399441055744.0
 
 
 @triton.jit
@@ -136,6 +156,12 @@ def epilogue(
 
 
 # --- what launches it ---
+
+
+def double_bits(number: float) -> int:
+    """A number as the argument of a kernel, which calls it `double`."""
+    bits: int = struct.unpack("<q", struct.pack("<d", number))[0]
+    return bits
 
 
 class Finish(NamedTuple):

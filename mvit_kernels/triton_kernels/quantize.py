@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .launch import blocks, launch, power_of_two
-from .pinned import clamp, rint
+from .pinned import clamp, rint, to_byte
 
 Tensor = torch.Tensor
 BLOCK = 2048
@@ -31,8 +31,7 @@ def quantize_kernel(
         inverse = tl.load(inverses + _channel(at, along, after, INVERSES == "many"), mask=inside, other=0.0)
     if ZERO_POINTS != "none":
         zero_point = tl.load(zero_points + _channel(at, along, after, ZERO_POINTS == "many"), mask=inside, other=0)
-    q = rint(clamp(value * inverse, -4194304.0, 4194304.0)).to(tl.int32) + zero_point
-    tl.store(y + at, tl.minimum(tl.maximum(q, 0), most).to(tl.uint8), mask=inside)
+    tl.store(y + at, to_byte(value * inverse, zero_point, most), mask=inside)
 
 
 @triton.jit
@@ -70,8 +69,7 @@ def quantize_rows_kernel(x, q, scales, zero_points, rows, depth, x_row, step, mo
         k = begin + tl.arange(0, BLOCK_K)
         inside = inside_r[:, None] & (k < depth)[None, :]
         value = tl.load(x + wide * x_row + k[None, :], mask=inside, other=0.0).to(tl.float32)
-        byte = rint(clamp(value * inverse[:, None], -4194304.0, 4194304.0)).to(tl.int32) + zero_point[:, None]
-        tl.store(q + wide * depth + k[None, :], tl.minimum(tl.maximum(byte, 0), most).to(tl.uint8), mask=inside)
+        tl.store(q + wide * depth + k[None, :], to_byte(value * inverse[:, None], zero_point[:, None], most), mask=inside)
 
 
 # --- what launches them ---
