@@ -203,8 +203,8 @@ def _splits(rows: int, tiles: int, processors: int) -> int:
 
 
 def _tile(length: int, dim: int, dtype: torch.dtype, rows: int, processors: int) -> dict[str, Any]:
-    """Sums of all channels of a tile of pixels are in registers, beside those of the values that are being made: at most 64 a thread. Of few
-    images tiles are smaller, down to what tensor cores take, until there is one for each processor."""
+    """Sums of all channels of a tile of pixels are in registers, beside those of the values that are being made: at most 64 a thread. Of
+    few images tiles are smaller, down to what tensor cores take, until there is one for each processor."""
     block_c = power_of_two(dim, 16)
     if dtype == torch.float32:
         sizes = {"BLOCK_T": power_of_two(length, 16, max(16, 4096 // block_c)), "BLOCK_V": 16, "BLOCK_K": 16, "num_stages": 2}

@@ -36,7 +36,7 @@ def test_the_losses_are_those_of_the_plain_model(name: str, dtype: torch.dtype |
     plain = mk.create_model(name, num_classes=10).cuda()
     fast = mk.create_model(name, num_classes=10).cuda()
     fast.load_state_dict(plain.state_dict())
-    assert mk.report(mk.accelerate(fast)).replaced
+    assert any(row.backend in ("cuda", "triton") for row in mk.report(mk.accelerate(fast)).rows)
     x, labels = torch.randn(16, 3, 64, 64).cuda(), torch.arange(16).cuda() % 10
     right, ours = losses(plain, x, labels, dtype), losses(fast, x, labels, dtype)
     assert right[-1] < right[0]
