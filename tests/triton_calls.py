@@ -199,11 +199,28 @@ def feed_forward_calls() -> dict[str, Any]:
     return calls
 
 
+def inverted_residual_calls() -> dict[str, Any]:
+    """With and without an expansion; tiles of many pixels and of few; all columns in a program and some."""
+    calls = {}
+    for batch, channels, hidden, columns, side, stride, dtype in (
+        (64, 32, 64, 64, 64, 1, torch.float16), (64, 64, 128, 128, 64, 2, torch.bfloat16), (256, 256, 512, 256, 16, 2, torch.float16),
+        (1, 64, 256, 96, 64, 2, torch.float16), (1, 384, 768, 512, 16, 2, torch.float16), (1, 256, 0, 128, 32, 1, torch.float16),
+        (16, 96, 0, 96, 32, 1, torch.bfloat16), (1, 16, 64, 24, 16, 1, torch.float32),
+    ):  # fmt: skip
+        x, wide = image(batch, channels, side, side, dtype=dtype), hidden or channels
+        expand = (ones(hidden, channels, 1, 1), ones(hidden)) if hidden else (None, None)
+        parameters = (*expand, ones(wide, 1, 3, 3), ones(wide), ones(columns, wide, 1, 1), ones(columns))
+        call = use(ops.inverted_residual, x, *parameters, stride=stride, residual=stride == 1 and columns == channels, collect=not hidden)
+        calls[f"inverted_residual {tuple(x.shape)}, {hidden}, {columns}, {stride} {dtype}"] = call
+    return calls
+
+
 CALLS = {
     **product_calls(),
     **convolution_calls(),
     **depthwise_conv2d_calls(),
     **feed_forward_calls(),
+    **inverted_residual_calls(),
     **separable_attention_block_calls(),
     **separable_attention_calls(),
     **patch_calls(),

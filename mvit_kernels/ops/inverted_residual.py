@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from . import checks, cuda_support
+from . import checks, cuda_support, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
@@ -30,6 +30,7 @@ from .packing import Packed, pack_depthwise, pack_matrix, packed
 from .qfragments import tiles
 
 OP = "inverted_residual"
+_kernels = triton_support.Kernels(OP)
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 
@@ -50,7 +51,7 @@ def inverted_residual(
         residual: add x; needs stride 1 and O = C.
         activation: after the expansion and the depthwise convolution: None, "relu", "silu" or "gelu".
         collect: also give mean and variance of each image of y.
-        backend: None for automatic choice, or "cuda", "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         y (B, O, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last; with `collect`, (y, moments (B, 2) float64).
@@ -216,6 +217,30 @@ def _cuda_forward(
     return y, collected
 
 
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, FLOAT_CODES)
+
+
+@dataclass(frozen=True)
+class _TritonWeights:
+    """The recipe of `mvit_kernels.triton_kernels.inverted_residual.Weights` for x of that dtype."""
+
+    dtype: torch.dtype
+
+    def __call__(self, *parameters: Optional) -> Any:
+        return _kernels.arrange(*parameters, self.dtype)
+
+
+def _triton_forward(
+    x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
+    stride: int, residual: bool, activation: str, collect: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    weights = packed(_TritonWeights(x.dtype), expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b)
+    x = dense(x, channels_last=True)
+    y = empty_in_format(x, _out_size(x, reduce_w, stride), channels_last=True)
+    return y, _kernels.forward(x, weights, y, stride=stride, residual=residual, activation=activation, collect=collect)
+
+
 def _reference_forward(
     x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
     stride: int, residual: bool, activation: str, collect: bool,
@@ -240,6 +265,7 @@ def _reference_backward(
 choose = Choice(
     OP,
     cuda=Implementation(_cuda_forward, _reference_backward, _cuda_refuse),
+    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient of a convolution is torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )

@@ -1,8 +1,8 @@
 """The feed-forward half of a transformer layer on channels_last maps: y = x + W_2 act(W_1 norm(x) + b_1) + b_2, gamma and beta inside W_1.
 
 A program has a tile of pixels with all their channels: it normalises them, and walks over slices of the hidden channels. Each slice is a
-product, an activation and the depth of a second product, in registers; the hidden map never exists. Channels are two powers of two, C1 + C2,
-of which nearly all widths of MobileViT are sums: 144 = 128 + 16, 192 = 128 + 64, 384 = 256 + 128.
+product, an activation and the depth of a second product, in registers; the hidden map never exists. Channels are two powers of two,
+C1 + C2, of which nearly all widths of MobileViT are sums: 144 = 128 + 16, 192 = 128 + 64, 384 = 256 + 128.
 
 Where there are few pixels, each program would wait for all weights by itself: there, and where channels do not fit into registers, two
 launches of `gemm` take its place, whose programs share the weights' columns.
@@ -186,10 +186,9 @@ def tile(images: int, pixels: int, dim: int, x: Tensor) -> dict[str, Any] | None
         return None
     if x.dtype == torch.float32:  # on no tensor cores
         return {"BLOCK_T": 16, "BLOCK_H": 16, "num_warps": 8 if width > 128 else 4, "num_stages": 1}
-    if capability(x) >= 90:
-        block_t = 128 if width <= 128 else 64 if width <= 192 else 32
-    else:
-        block_t = 64 if width <= 128 else 32
+    block_t = 64 if width <= 128 or (capability(x) >= 90 and width <= 192) else 32
+    if capability(x) >= 90 and width <= 128:
+        block_t = 128
     while block_t > 16 and (images * blocks(pixels, block_t) < processors(x) or block_t >= 2 * pixels):
         block_t //= 2
     if images * blocks(pixels, block_t) < processors(x) // 4:

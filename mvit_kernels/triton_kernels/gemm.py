@@ -66,12 +66,12 @@ def gathered(kernel: int, channels: int, second_channels: int) -> bool:
 
 @triton.jit
 def finish(
-    total, m, n, rows, columns, bias, residual, residual_row, y, parts, piece,
+    total, m, inside_m, n, columns, bias, residual, residual_row, y, parts, piece,
     ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, COLLECT: tl.constexpr,
 ):  # fmt: skip
-    """y rows m, columns n: act(total + bias) + residual; and with COLLECT the part of this tile."""
+    """y rows m (those inside), columns n: act(total + bias) + residual; and with COLLECT the part of this tile."""
     known = n < columns
-    inside = (m < rows)[:, None] & known[None, :]
+    inside = inside_m[:, None] & known[None, :]
     result = activate(total + tl.load(bias + n, mask=known, other=0.0)[None, :], ACTIVATION)
     wide = m.to(tl.int64)[:, None]
     if RESIDUAL:
@@ -79,7 +79,7 @@ def finish(
     result = result.to(y.dtype.element_ty)
     tl.store(y + wide * columns + n[None, :], result, mask=inside)
     if COLLECT:
-        count = tl.sum(tl.where(m < rows, 1.0, 0.0), 0) * tl.sum(tl.where(known, 1.0, 0.0), 0)
+        count = tl.sum(tl.where(inside_m, 1.0, 0.0), 0) * tl.sum(tl.where(known, 1.0, 0.0), 0)
         write_part(parts, piece, result, inside, count)
 
 
@@ -173,9 +173,7 @@ def gemm_kernel(
             total, at, w + FIRST, second_depth, y_at, x_at, height, width, second_row, second_column, mean, inverse, inside_n, KERNEL,
             STRIDE, TAP, NORM, BLOCK_K,
         )  # fmt: skip
-    finish(
-        total, m, n, rows, columns, bias, residual, residual_row, y, parts, program, ACTIVATION, RESIDUAL, COLLECT
-    )  # fmt: skip
+    finish(total, m, m < rows, n, columns, bias, residual, residual_row, y, parts, program, ACTIVATION, RESIDUAL, COLLECT)
 
 
 @triton.jit
@@ -201,7 +199,7 @@ def gathered_conv2d_kernel(
     a = tl.load(at, mask=inside, other=0.0)
     w = tl.load(weight + n[None, :] * pitch + k[:, None], mask=(n < columns)[None, :] & (k < pitch)[:, None], other=0.0)
     total = dot(a, w, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
-    finish(total, m, n, rows, columns, bias, residual, residual_row, y, y, 0, ACTIVATION, RESIDUAL, False)
+    finish(total, m, m < rows, n, columns, bias, residual, residual_row, y, y, 0, ACTIVATION, RESIDUAL, False)
 
 
 # --- what launches them ---
