@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, far, launch, power_of_two
+from .launch import blocks, far, launch, power_of_two, processors
 from .phases import group_start, phase_pixels
 from .pinned import rint, to_byte
 from .products import signed
@@ -94,13 +94,13 @@ def qpatch_attention(
     if y.numel() == 0:
         return
     (batch, height, width, dim), (ph, pw) = y.shape, patch
-    length, groups = height // ph * (width // pw), batch * ph * pw * heads
-    queries = groups * length
-    block_m = power_of_two(length, 16, 64 if queries >= 16384 else 16)
+    length, groups, depth = height // ph * (width // pw), batch * ph * pw * heads, dim // heads
+    many = groups * blocks(length, 64) >= 2 * processors(y)
+    block_m = power_of_two(length, 16, 64 if many else 16)
     block_n = power_of_two(length, 32, 4096 // block_m)
     launch(
         qpatch_attention_kernel, groups * blocks(length, block_m),
-        qkv, table, y, heads, length, width // pw, ph, pw, *qkv.stride()[:3], *y.stride()[:3], 128 - q_zero_point,
-        128 - v_zero_point, f, g, out_zero_point, 2**out_bits - 1, HEAD_DIM=dim // heads, ALIGN=math.gcd(16, *qkv.stride()[:3]),
-        WHOLE=length <= block_n, FAR=far(qkv, y), BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=power_of_two(dim // heads, 32), num_warps=4, num_stages=1,
+        qkv, table, y, heads, length, width // pw, ph, pw, *qkv.stride()[:3], *y.stride()[:3], 128 - q_zero_point, 128 - v_zero_point,
+        f, g, out_zero_point, 2**out_bits - 1, HEAD_DIM=depth, ALIGN=math.gcd(16, *qkv.stride()[:3]), WHOLE=length <= block_n,
+        FAR=far(qkv, y), BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_D=power_of_two(depth, 32), num_warps=4, num_stages=1,
     )  # fmt: skip

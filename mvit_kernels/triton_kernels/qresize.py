@@ -1,4 +1,4 @@
-"""Bilinear resizing of a map of bytes: the bits of `mvit_kernels/reference/qresize.py`. Coordinates are computed in float64, once a pixel."""
+"""Bilinear resizing of a map of bytes: the bits of `mvit_kernels/reference/qresize.py`. Coordinates are float64, computed once a pixel."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ Tensor = torch.Tensor
 def _taps(i, size, step, CORNERS: tl.constexpr):
     """(first, second, weight of second in 2^-11) of outputs i along an axis; step: inputs to an output, float64."""
     at = i.to(tl.float64)
-    if CORNERS:
-        at = at * double(step)
-    else:
-        at = tl.maximum((at + 0.5) * double(step) - 0.5, 0.0)
+    at = at * double(step) if CORNERS else tl.maximum((at + 0.5) * double(step) - 0.5, 0.0)
     first = tl.minimum(tl.floor(at), tl.cast(size - 1, tl.float64))
     weight = rint_double(tl.minimum(at - first, 1.0) * 2048.0).to(tl.int32)
     first = first.to(tl.int32)
@@ -61,11 +58,7 @@ def qresize(x: Tensor, align_corners: bool, y: Tensor) -> None:
     if y.numel() == 0:
         return
     batch, channels, height, width = x.shape
-    sizes = list(zip(x.shape[2:], y.shape[2:], strict=True))
-    if align_corners:
-        steps = [(size - 1) / (out - 1) if out > 1 else 0.0 for size, out in sizes]
-    else:
-        steps = [size / out for size, out in sizes]
+    steps = [_step(size, out, align_corners) for size, out in zip(x.shape[2:], y.shape[2:], strict=True)]
     pixels = batch * y.shape[2] * y.shape[3]
     block_c = power_of_two(channels, 1, 64)
     block_p = power_of_two(pixels, 1, 1024 // block_c)
@@ -74,3 +67,10 @@ def qresize(x: Tensor, align_corners: bool, y: Tensor) -> None:
         x, y, pixels, channels, height, width, *y.shape[2:], channels * height * width, *map(double_bits, steps), CORNERS=align_corners,
         FAR=far(x), BLOCK_P=block_p, BLOCK_C=block_c, num_warps=4,
     )  # fmt: skip
+
+
+def _step(size: int, out: int, align_corners: bool) -> float:
+    """Inputs from one output to the next."""
+    if align_corners:
+        return (size - 1) / (out - 1) if out > 1 else 0.0
+    return size / out
