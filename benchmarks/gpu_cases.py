@@ -24,6 +24,7 @@ class Case(NamedTuple):
     bytes: int  # read and written at least once
     operations: int = 0  # of tensor cores
     exact: bool = False  # integers: the same bits
+    peer: bool = True  # whether plain torch is timed, too: in a CUDA graph, where it does not wait for the GPU
 
 
 def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, backends: tuple[str, ...]) -> Iterator[Case]:
@@ -76,6 +77,7 @@ def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, back
         "quantize", call("quantize", x, 0.02, 113), _quantized(x, 0.02, 113), (element + 1) * x.numel(), exact=True
     )  # fmt: skip
     yield from _integers(device, pixels, dim, backends)
+    yield from _between_products(device, batch, side, dim, backends)
 
 
 def _integers(device: str, rows: int, dim: int, backends: tuple[str, ...]) -> Iterator[Case]:
@@ -115,6 +117,33 @@ def residual(device: str, batch: int, block: tuple[int, ...], dtype: torch.dtype
         functools.partial(reference.inverted_residual, x, *weights, **settings),
         x.element_size() * (pixels * channels + of_y * columns), 2 * hidden * (pixels * channels + of_y * columns),
     )  # fmt: skip
+
+
+def _between_products(device: str, batch: int, side: int, dim: int, backends: tuple[str, ...]) -> Iterator[Case]:
+    """What else a quantized network does with maps of bytes (batch, side, side, dim) and int16 streams."""
+    x, scores = (torch.randint(0, 256, (batch, side, side, count), dtype=torch.uint8).to(device) for count in (dim, 1))
+    stream = torch.randint(-9999, 9999, (batch * side * side, dim)).to(device, torch.int16)
+    table, count = ops.exponential_table(0.02).to(device), x.numel()
+    to = {"out_scale": 0.03, "out_zero_point": 121}
+    beside = {"a_scale": 0.02, "a_zero_point": 113, "b_scale": 0.03, "b_zero_point": 7}
+    points = {"q_scale": 0.03, "q_zero_point": 120, "k_scale": 0.02, "v_scale": 0.02, "v_zero_point": 101}
+    image, context = x.permute(0, 3, 1, 2), torch.randn(batch, 4, dim, device=device)
+    for name, op, inputs, settings, moved in (
+        ("qnorm of images", "qnorm", (stream,), {"groups": batch, "scale": 0.001, **to}, 3 * count),
+        ("qnorm of rows", "qnorm", (stream,), {"scale": 0.001, **to}, 3 * count),
+        ("qadd", "qadd", (x, x), {**beside, **to, "activation": "silu"}, 2 * count),
+        ("qlookup", "qlookup", (x, x.flatten()[:256]), {}, 2 * count),
+        ("qavg_pool", "qavg_pool", (image,), {"a_scale": 0.02, "a_zero_point": 113, **to}, count),
+        ("qresize", "qresize", (image, (side // 2, side // 2)), {}, count + count // 4),
+        ("qseparable_context", "qseparable_context", (scores[..., 0], x, table), {"x_scale": 0.02, "x_zero_point": 113, **to}, count),
+        ("qseparable_gate", "qseparable_gate", (x, context), {"v_scale": 0.02, "v_zero_point": 113, **to}, 2 * count),
+        ("qpatch_attention", "qpatch_attention", (torch.cat([x, x, x], 3), 4), {**points, **to}, 4 * count),
+    ):  # fmt: skip
+        ours, plain = (
+            {each: functools.partial(getattr(ops, op), *inputs, **settings, backend=each) for each in names}
+            for names in (having(op, backends), ["reference"])
+        )
+        yield Case(name, ours, plain["reference"], moved, exact=True, peer=False)
 
 
 def having(op: str, backends: tuple[str, ...]) -> list[str]:

@@ -102,6 +102,8 @@ def _contenders(batch: int, *size: int) -> Iterator[tuple[Any, dict[str, Callabl
         contenders = {**case.ours, "eager": case.plain}
         if case.exact and case.operations:
             contenders = {**case.ours, "inductor": int_mm("cuda", batch * side * side, dim)}
+        elif not case.peer:
+            contenders = dict(case.ours)
         elif not case.exact:
             contenders["inductor"] = torch.compile(case.plain, dynamic=False)
         yield case, contenders

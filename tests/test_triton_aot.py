@@ -46,6 +46,7 @@ def test_shared_memory_is_there(records) -> None:
 
 @pytest.mark.parametrize(("kernel", "instructions"), [
     ("qgemm_kernel", {"IMMA", "IGMMA"}),
+    ("qpatch_attention_kernel", {"IMMA", "IGMMA"}),
     ("patch_attention_fwd_kernel", {"HMMA", "HGMMA"}),
     ("patch_attention_bwd_query_kernel", {"HMMA", "HGMMA"}),
     ("patch_attention_bwd_key_kernel", {"HMMA", "HGMMA"}),

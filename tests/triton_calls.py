@@ -110,6 +110,8 @@ def integer_map_calls() -> dict[str, Any]:
     calls["qlookup"] = use(ops.qlookup, x, table)
     calls["qavg_pool"] = use(ops.qavg_pool, x, a_scale=0.1, a_zero_point=3, **to)
     calls["qavg_pool NCHW"] = use(ops.qavg_pool, x.contiguous(), a_scale=0.1, a_zero_point=3, out_dtype=torch.float32)
+    for size, align_corners in (((16, 16), False), ((33, 33), True)):
+        calls[f"qresize {size}"] = use(ops.qresize, x, size, align_corners=align_corners)
     norm = {"scale": 0.01, "out_scale": 0.05, "out_zero_point": 121}
     for rows, depth, groups in ((1024, 144, None), (1024, 512, None), (2048, 64, 2), (128, 128, 2), (64, 128, 1)):
         stream = ones(rows, depth, dtype=torch.int16)
@@ -120,6 +122,10 @@ def integer_map_calls() -> dict[str, Any]:
     scores, pixels, table = x.permute(0, 2, 3, 1)[..., 0], x.permute(0, 2, 3, 1), ops.exponential_table(0.1).to(DEVICE)
     for how in ({}, to):
         calls[f"qseparable_context {how}"] = use(ops.qseparable_context, scores, pixels, table, x_scale=0.1, x_zero_point=3, **how)
+    points = {"q_scale": 0.1, "q_zero_point": 3, "k_scale": 0.1, "v_scale": 0.1, "v_zero_point": 3}
+    for batch, side, depth in ((1, 32, 36), (1, 16, 48), (1, 8, 60), (8, 32, 16), (8, 32, 60), (2, 64, 36)):
+        qkv = image(batch, 12 * depth, side, side, dtype=torch.uint8).permute(0, 2, 3, 1)
+        calls[f"qpatch_attention {batch} {side} {depth}"] = use(ops.qpatch_attention, qkv, 4, **points, **to)
     calls["qseparable_gate"] = use(ops.qseparable_gate, pixels, ones(2, 4, 96), v_scale=0.1, v_zero_point=3, **to)
     return calls
 

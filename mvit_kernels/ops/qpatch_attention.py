@@ -9,13 +9,16 @@ import torch
 from mvit_kernels import reference
 from mvit_kernels.reference.patch_attention import default_scale
 
-from . import checks, qchecks
+from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import direct, raise_status, register
+from .placed import Placed
 
 OP = "qpatch_attention"
 Tensor = torch.Tensor
 SMALLEST, LARGEST = 2.0**-64, 2.0**64
+TABLE = Placed(reference.ATTENTION_TABLE)
+_kernels = triton_support.Kernels(OP)
 
 
 def qpatch_attention(
@@ -35,7 +38,7 @@ def qpatch_attention(
         out_bits: 8 or 6: bytes of y are at most 2^out_bits - 1.
         patch_size: (ph, pw); phase (y mod ph) pw + x mod pw; (1, 1) is attention among all pixels.
         scale: a positive number; None is c^-0.5.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, H, W, d) uint8, contiguous; the same on every backend: see `reference.qpatch_attention`.
@@ -106,7 +109,34 @@ def _cpu(
     return y
 
 
-choose = Choice(OP, cpu=Implementation(_cpu, refuse=refuse_off_cpu), reference=Implementation(reference.qpatch_attention))
+_DEEPEST_TRITON = 256  # channels of a head: a program has them all in registers
+
+
+def _triton_refuse(qkv: Tensor, heads: int, *_: object) -> str | None:
+    depth = qkv.shape[3] // (3 * heads)
+    if depth > _DEEPEST_TRITON:
+        return f"it takes heads of at most {_DEEPEST_TRITON} channels, got {depth}"
+    return triton_support.refuse(qkv, (torch.uint8,))
+
+
+def _triton(
+    qkv: Tensor, heads: int, patch: tuple[int, int], q_zero_point: int, v_zero_point: int, f: float, g: float, out_zero_point: int,
+    out_bits: int,
+) -> Tensor:  # fmt: skip
+    if qkv.stride(3) != 1 and qkv.shape[3] != 1:
+        qkv = qkv.contiguous()
+    y = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
+    (table,) = TABLE.on(qkv.device)
+    _kernels.qpatch_attention(qkv, heads, patch, q_zero_point, v_zero_point, f, g, table, out_zero_point, out_bits, y)
+    return y
+
+
+choose = Choice(
+    OP,
+    triton=Implementation(_triton, refuse=_triton_refuse),
+    cpu=Implementation(_cpu, refuse=refuse_off_cpu),
+    reference=Implementation(reference.qpatch_attention),
+)
 
 
 # --- registration ---
@@ -118,7 +148,7 @@ def _attention(
 ) -> Tensor:  # fmt: skip
     patch = _check(qkv, heads, patch_size, q_zero_point, v_zero_point, out_bits)
     f, g = _factors(qkv, heads, q_scale, k_scale, v_scale, scale, out_scale)
-    return choose(backend, qkv).forward(qkv, heads, patch, q_zero_point, v_zero_point, f, g, out_zero_point, out_bits)
+    return choose(backend, qkv, heads).forward(qkv, heads, patch, q_zero_point, v_zero_point, f, g, out_zero_point, out_bits)
 
 
 def _fake(

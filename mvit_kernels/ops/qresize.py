@@ -8,12 +8,13 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import dense, direct, empty_in_format, raise_status, register
 
 OP = "qresize"
 Tensor = torch.Tensor
+_kernels = triton_support.Kernels(OP)
 
 
 def qresize(x: Tensor, output_size: tuple[int, int], *, align_corners: bool = False, backend: str | None = None) -> Tensor:
@@ -26,7 +27,7 @@ def qresize(x: Tensor, output_size: tuple[int, int], *, align_corners: bool = Fa
         x: (B, C, H, W) uint8, at least one channel and pixel. channels_last is read in place, other strides are copied to it first.
         output_size: (height, width), both positive.
         align_corners: as of torch.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, C, *output_size) uint8, always channels_last.
@@ -67,7 +68,22 @@ def _reference_forward(x: Tensor, output_size: tuple[int, int], align_corners: b
     return dense(reference.qresize(x, output_size, align_corners), channels_last=True)
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, (torch.uint8,))
+
+
+def _triton_forward(x: Tensor, output_size: tuple[int, int], align_corners: bool) -> Tensor:
+    y = empty_in_format(x, (x.shape[0], x.shape[1], *output_size), channels_last=True)
+    _kernels.qresize(dense(x, channels_last=True), align_corners, y)
+    return y
+
+
+choose = Choice(
+    OP,
+    triton=Implementation(_triton_forward, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_forward),
+)
 
 
 # --- registration ---

@@ -1,4 +1,4 @@
-"""Products of matrices of floats on tensor cores, with sums in float32."""
+"""Products of matrices on tensor cores: of floats, with sums in float32, and what stands for bytes in those of int8."""
 
 from __future__ import annotations
 
@@ -14,3 +14,9 @@ def dot(a, b, total):
     if _INTERPRETED:  # which multiplies the bits of bfloat16 as if they were integers
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="ieee")
+
+
+@triton.jit
+def signed(a):
+    """a - 128 of bytes, as int8."""
+    return (a ^ 128).to(tl.int8, bitcast=True)

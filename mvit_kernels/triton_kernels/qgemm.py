@@ -21,6 +21,7 @@ import triton.language as tl
 
 from .launch import blocks, launch, power_of_two
 from .pinned import Finish, epilogue
+from .products import signed
 
 Tensor = torch.Tensor
 ALIGNED = 16  # bytes: the widest copy into shared memory
@@ -64,12 +65,6 @@ def _planes(weight: Tensor) -> Tensor:
 
 
 @triton.jit
-def _signed(a):
-    """a - 128 of bytes, as int8."""
-    return (a ^ 128).to(tl.int8, bitcast=True)
-
-
-@triton.jit
 def _products(
     total, x, zero_point, weight, depth, y, x_pixel, height, width, row, column,
     inside_n, KERNEL: tl.constexpr, STRIDE: tl.constexpr, BORDER: tl.constexpr, TAP: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -93,7 +88,7 @@ def _products(
                 outside = tl.load(zero_point + k, mask=k < depth, other=0).to(tl.uint8)
                 a = tl.where(in_map, a, outside[None, :])
         w = tl.load(weight + tap * TAP + k[:, None], mask=(k < depth)[:, None] & inside_n, other=0)
-        total = tl.dot(_signed(a), w, total, out_dtype=tl.int32)
+        total = tl.dot(signed(a), w, total, out_dtype=tl.int32)
     return total
 
 
@@ -108,14 +103,14 @@ def _six_bit_products(total, a, weight, depth, inside_n):
         plane2 = tl.load(at + 64, mask=inside_n, other=0)
         k = block * 128 + within
         rows = a + k[None, :]
-        part = _signed(tl.load(rows, mask=(k < depth)[None, :], other=128))
+        part = signed(tl.load(rows, mask=(k < depth)[None, :], other=128))
         total = tl.dot(part, (plane0 << 2).to(tl.int8, bitcast=True), total, out_dtype=tl.int32)
-        part = _signed(tl.load(rows + 32, mask=(k + 32 < depth)[None, :], other=128))
+        part = signed(tl.load(rows + 32, mask=(k + 32 < depth)[None, :], other=128))
         total = tl.dot(part, (plane1 << 2).to(tl.int8, bitcast=True), total, out_dtype=tl.int32)
-        part = _signed(tl.load(rows + 64, mask=(k + 64 < depth)[None, :], other=128))
+        part = signed(tl.load(rows + 64, mask=(k + 64 < depth)[None, :], other=128))
         total = tl.dot(part, (plane2 << 2).to(tl.int8, bitcast=True), total, out_dtype=tl.int32)
         last = ((plane0 >> 4) & 12) | ((plane1 >> 2) & 48) | (plane2 & 192)
-        part = _signed(tl.load(rows + 96, mask=(k + 96 < depth)[None, :], other=128))
+        part = signed(tl.load(rows + 96, mask=(k + 96 < depth)[None, :], other=128))
         total = tl.dot(part, last.to(tl.int8, bitcast=True), total, out_dtype=tl.int32)
     return total
 

@@ -1,0 +1,61 @@
+"""Quantized networks on the Triton kernels alone give the bits of plain torch, node by node."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_engine_integers import quantized
+from test_graph_capture import random_statistics
+from torch import nn
+from triton_checks import DEVICE
+
+import mvit_kernels as mk
+from mvit_kernels.graph import Node, run
+
+Tensor = torch.Tensor
+
+
+def check(model: mk.QuantizedModel, x: Tensor, kinds: str) -> None:
+    """kinds: of nodes that the network must have, for the test to mean what it says."""
+    program, right = model.program(tuple(x.shape[1:])), {}
+    run(program, x, lambda node, y: right.update({node.name: y}))
+
+    def compare(node: Node, y: Tensor) -> None:
+        assert torch.equal(y.cpu(), right[node.name]), node
+
+    run(program, x.to(DEVICE), compare, backend="triton")
+    assert set(kinds.split()) <= {node.kind for node in program}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 6])
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("mobilevitv2_050", "qconv2d qdepthwise_conv2d qlinear qnorm qseparable_context qseparable_gate qavg_pool qresize"),
+        ("mobilevit_xxs", "qconv2d qdepthwise_conv2d qlinear qnorm qpatch_attention qavg_pool qresize"),
+    ],
+)
+def test_networks(name: str, kinds: str, bits: int) -> None:
+    model = random_statistics(mk.create_model(name, num_classes=7))
+    check(quantized(model, (3, 32, 32), weight_bits=bits, activation_bits=bits), torch.randn(1, 3, 32, 32), kinds)
+
+
+class Small(nn.Module):
+    """Sums, resizes, two maps side by side and a pool."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.wide = nn.Conv2d(4, 16, 3, 2, 1), nn.Conv2d(16, 16, 1)
+        self.depthwise, self.fusion, self.last = nn.Conv2d(16, 16, 3, 2, 1, groups=16), nn.Conv2d(32, 8, 3, padding=1), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.silu(self.stem(x))
+        y = nn.functional.gelu(self.wide(x)) + x
+        back = nn.functional.interpolate(nn.functional.relu(self.depthwise(y)), y.shape[2:], mode="bilinear", align_corners=True)
+        return self.last(nn.functional.silu(self.fusion(torch.cat([back, y], 1))).mean((2, 3)))
+
+
+def test_a_small_network() -> None:
+    kinds = "quantize qconv2d qdepthwise_conv2d qadd qresize qavg_pool qlinear"
+    check(quantized(Small().eval(), (4, 16, 16)), torch.randn(1, 4, 7, 10), kinds)
