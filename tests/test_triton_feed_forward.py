@@ -37,7 +37,7 @@ def launches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) ->
     """Both ways: which of them runs is a matter of speed."""
     from mvit_kernels.triton_kernels import feed_forward
 
-    tile = {"BLOCK_T": 16, "BLOCK_H": 32, "num_warps": 4, "num_stages": 2} if request.param == "one launch" else None
+    tile = {"BLOCK_T": 16, "BLOCK_H": 32, "num_warps": 4, "num_stages": 2} if request.param == "one launch" else {}
     monkeypatch.setattr(feed_forward, "tile", lambda *_: tile)
 
 

@@ -8,13 +8,15 @@ what the multiprocessors issue in that time."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from . import tuning
 from .activation import activate
 from .launch import blocks, far, launch, power_of_two, processors, vector_of
 
@@ -113,7 +115,8 @@ def forward(x: Tensor, weight: Weight, y: Tensor, *, stride: int = 1, activation
         return
     images, channels, out_height, out_width = y.shape
     strides = x.stride(0), *x.stride()[2:]
-    vector, tiles = vector_of(channels, *strides), tile(y)
+    vector, sizes = vector_of(channels, *strides), (images, channels, out_height, out_width, stride)
+    tiles = tuning.choose("depthwise_conv2d", x, sizes, tile(y), functools.partial(candidates, y))
     programs = images * blocks(out_height, tiles["ROWS"]) * blocks(out_width, tiles["BLOCK_W"]) * blocks(channels, tiles["BLOCK_C"])
     launch(
         depthwise_conv2d_kernel, programs,
@@ -122,8 +125,8 @@ def forward(x: Tensor, weight: Weight, y: Tensor, *, stride: int = 1, activation
     )  # fmt: skip
 
 
-def tile(y: Tensor) -> dict[str, Any]:
-    """Eight values a thread, of all channels up to 128; rows as long as there are more programs than multiprocessors hold."""
+def tile(y: Tensor) -> tuning.Tile:
+    """Eight values a thread; strips as long as there are more programs than multiprocessors hold."""
     images, channels, out_height, out_width = y.shape
     block_c = power_of_two(channels, 16, 64)
     block_w = power_of_two(out_width, 1, 1024 // block_c)
@@ -131,4 +134,20 @@ def tile(y: Tensor) -> dict[str, Any]:
     rows = 8
     while rows > 1 and (across * blocks(out_height, rows) < 4 * processors(y) or out_height <= rows // 2):
         rows //= 2
-    return {"ROWS": rows, "BLOCK_W": block_w, "BLOCK_C": block_c, "num_warps": max(1, block_w * block_c // 256)}
+    return _tile(rows, block_w, block_c, 8)
+
+
+def candidates(y: Tensor) -> list[tuning.Tile]:
+    found = {
+        (min(rows, power_of_two(y.shape[2])), power_of_two(y.shape[3], 1, elements // min(c, power_of_two(y.shape[1], 16))),
+         min(c, power_of_two(y.shape[1], 16)), values)
+        for rows, elements, c, values in (
+            (1, 512, 64, 4), (2, 1024, 64, 8), (4, 1024, 64, 8), (4, 1024, 64, 4), (8, 1024, 128, 8), (8, 2048, 64, 8), (8, 1024, 32, 8),
+            (8, 1024, 64, 4),
+        )
+    }  # fmt: skip
+    return [_tile(*each) for each in sorted(found)]
+
+
+def _tile(rows: int, block_w: int, block_c: int, values: int) -> tuning.Tile:
+    return {"ROWS": rows, "BLOCK_W": block_w, "BLOCK_C": block_c, "num_warps": max(1, block_w * block_c // (32 * values))}

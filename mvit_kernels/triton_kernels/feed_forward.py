@@ -11,14 +11,15 @@ Floor on an H100: at 2 d operations a byte memory up to d = 115, tensor cores be
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from . import gemm
+from . import gemm, tuning
 from . import moments as moments_
 from .activation import activate
 from .launch import blocks, capability, launch, power_of_two, processors, vector_of
@@ -28,6 +29,7 @@ from .products import dot
 Tensor = torch.Tensor
 HIDDEN = 64  # channels: of weights, what the hidden ones are a multiple of
 WIDEST = 512  # channels of a pixel that are kept in registers
+IN_TWO: tuning.Tile = {}  # two launches
 
 
 class Weights(NamedTuple):
@@ -150,8 +152,9 @@ def forward(
     wanted = images if collect else 0
     if y.numel() == 0:
         return moments_.collect(y, wanted)
-    tiles = tile(images, pixels, dim, x)
-    if tiles is None:
+    sizes = images, pixels, dim, weights.hidden, "layer" if layer_norm else "group"
+    tiles = tuning.choose("feed_forward", x, sizes, tile(images, pixels, dim, x), functools.partial(candidates, pixels, dim, x))
+    if tiles == IN_TWO:
         return _in_two(x, weights, y, layer_norm, moments, eps, activation, wanted)
     c1, c2 = widths(dim)
     given, pieces, lanes = (weights.second_bias, 0, 0) if layer_norm else moments_.parts_or_moments(x, moments)
@@ -178,20 +181,35 @@ def _in_two(
     return gemm.gemm(hidden, second, result, residual=rows, collect=collect)
 
 
-def tile(images: int, pixels: int, dim: int, x: Tensor) -> dict[str, Any] | None:
+def tile(images: int, pixels: int, dim: int, x: Tensor) -> tuning.Tile:
     """Sums of all channels of a tile of pixels are in registers, 64 a thread and at most 128, beside the pixels themselves on sm_80; the
-    tensor cores of sm_90 read those from shared memory, 64 pixels at a time. None: two launches."""
+    tensor cores of sm_90 read those from shared memory, 64 pixels at a time."""
     width = sum(widths(dim))
     if width > WIDEST:
-        return None
+        return IN_TWO
     if x.dtype == torch.float32:  # on no tensor cores
-        return {"BLOCK_T": 16, "BLOCK_H": 16, "num_warps": 8 if width > 128 else 4, "num_stages": 1}
+        return _tile(16, 16, 8 if width > 128 else 4, 1)
     block_t = 64 if width <= 128 or (capability(x) >= 90 and width <= 192) else 32
     if capability(x) >= 90 and width <= 128:
         block_t = 128
     while block_t > 16 and (images * blocks(pixels, block_t) < processors(x) or block_t >= 2 * pixels):
         block_t //= 2
     if images * blocks(pixels, block_t) < processors(x) // 4:
-        return None
-    block_h = 64 if width <= 128 else 32
-    return {"BLOCK_T": block_t, "BLOCK_H": block_h, "num_warps": 8 if block_t * width > 8192 else 4, "num_stages": 2}
+        return IN_TWO
+    return _tile(block_t, 64 if width <= 128 else 32, 8 if block_t * width > 8192 else 4, 2)
+
+
+def candidates(pixels: int, dim: int, x: Tensor) -> list[tuning.Tile]:
+    width = sum(widths(dim))
+    if x.dtype == torch.float32 or width > WIDEST:
+        return []
+    found = [(16, 32, 4, 2), (16, 64, 4, 2), (32, 32, 4, 2), (32, 32, 8, 2)]
+    if width <= 256:
+        found += [(64, 32, 4, 2), (64, 32, 8, 2)]
+    if width <= 128:
+        found += [(64, 64, 4, 2), (128, 32, 8, 2)]
+    return [IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * pixels)]
+
+
+def _tile(block_t: int, block_h: int, warps: int, stages: int) -> tuning.Tile:
+    return {"BLOCK_T": block_t, "BLOCK_H": block_h, "num_warps": warps, "num_stages": stages}

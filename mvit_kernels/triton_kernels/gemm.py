@@ -12,7 +12,8 @@ MobileViT's products but the widest, memory: rows of a, of y and of the residual
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ import triton
 import triton.language as tl
 
 from . import moments as moments_
+from . import tuning
 from .activation import activate
 from .launch import blocks, far, launch, power_of_two, processors, vector_of
 from .moments import write_part
@@ -103,11 +105,11 @@ def _row_moments(a, depth, eps, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def _products(
-    total, x, weight, depth, y_at, x_at, height, width, row, column, mean, inverse, inside_n,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, TAP: tl.constexpr, NORM: tl.constexpr, BLOCK_K: tl.constexpr,
+    total, x, weight, depth, y_at, x_at, height, width, row, column, mean, inverse, inside_n, pitch_of_tap,
+    KERNEL: tl.constexpr, STRIDE: tl.constexpr, NORM: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """total + sum over taps and channels of one input. x: addresses (m, 1) of the images; y_at, x_at: the output pixel of each row;
-    weight: addresses (1, n) of the first channel, TAP values from tap to tap."""
+    weight: addresses (1, n) of the first channel, pitch_of_tap values from tap to tap."""
     steps = tl.cdiv(depth, BLOCK_K)
     for step in range(0, KERNEL * KERNEL * steps):
         tap, k = step // steps, (step % steps) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -120,7 +122,7 @@ def _products(
             row_at, column_at = y_at * STRIDE + tap // KERNEL - KERNEL // 2, x_at * STRIDE + tap % KERNEL - KERNEL // 2
             in_map = ((row_at >= 0) & (row_at < height) & (column_at >= 0) & (column_at < width))[:, None]
             a = tl.load(x + (row_at * row + column_at * column)[:, None] + k[None, :], mask=in_map & known, other=0.0)
-        w = tl.load(weight + tap * TAP + k[:, None], mask=(k < depth)[:, None] & inside_n, other=0.0)
+        w = tl.load(weight + tap * pitch_of_tap + k[:, None], mask=(k < depth)[:, None] & inside_n, other=0.0)
         total = dot(a, w, total)
     return total
 
@@ -129,9 +131,9 @@ def _products(
 def gemm_kernel(
     x, second, weight, bias, moments, residual, y, parts, rows, columns, depth, second_depth, rows_of_group, eps,
     height, width, out_height, out_width, x_image, x_row, x_column, second_image, second_row, second_column, residual_row, pitch,
-    KERNEL: tl.constexpr, STRIDE: tl.constexpr, TAP: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, NORM: tl.constexpr,
-    ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, COLLECT: tl.constexpr, FAR: tl.constexpr, VECTOR: tl.constexpr,
-    OUT_VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    tap, first, KERNEL: tl.constexpr, STRIDE: tl.constexpr, SECOND: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
+    RESIDUAL: tl.constexpr, COLLECT: tl.constexpr, FAR: tl.constexpr, VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y (rows, columns): a row is an output pixel of x (B, H, W, C) and second, KERNEL x KERNEL taps around it. Depths and strides of the
     inputs come divided by VECTOR, columns and the residual's by OUT_VECTOR: so the compiler knows how wide loads may be."""
@@ -162,7 +164,7 @@ def gemm_kernel(
         mean, inverse = 0.0, 0.0
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     total = _products(
-        total, at, w, depth, y_at, x_at, height, width, x_row, x_column, mean, inverse, inside_n, KERNEL, STRIDE, TAP, NORM, BLOCK_K
+        total, at, w, depth, y_at, x_at, height, width, x_row, x_column, mean, inverse, inside_n, tap, KERNEL, STRIDE, NORM, BLOCK_K
     )  # fmt: skip
     if SECOND:
         second_image, second_row, second_column = second_image * VECTOR, second_row * VECTOR, second_column * VECTOR
@@ -170,8 +172,8 @@ def gemm_kernel(
         if KERNEL == 1:
             at += (y_at * STRIDE * second_row + x_at * STRIDE * second_column)[:, None]
         total = _products(
-            total, at, w + FIRST, second_depth, y_at, x_at, height, width, second_row, second_column, mean, inverse, inside_n, KERNEL,
-            STRIDE, TAP, NORM, BLOCK_K,
+            total, at, w + first, second_depth, y_at, x_at, height, width, second_row, second_column, mean, inverse, inside_n, tap,
+            KERNEL, STRIDE, NORM, BLOCK_K,
         )  # fmt: skip
     finish(total, m, m < rows, n, columns, bias, residual, residual_row, y, parts, program, ACTIVATION, RESIDUAL, COLLECT)
 
@@ -229,27 +231,38 @@ def conv2d(
     dense in channels_last."""
     if y.numel() == 0:
         return
-    columns, size = y.shape[1], (*x.shape[2:], *y.shape[2:])
+    columns, size = y.shape[1], tuple([*x.shape[2:], *y.shape[2:]])
     row = 0 if residual is None else columns
     if gathered(weight.kernel, *weight.depths):
         _gathered(x, weight, y, stride, size, activation, residual, row)
         return
-    strides, beside = ((0, 0, 0) if each is None else (each.stride(0), *each.stride()[2:]) for each in (x, second))
+    if weight.kernel == 1 and stride == 1 and all(each is None or _evenly_spaced(each) for each in (x, second)):
+        size = (1, 1, 1, 1)  # a pixel is an image of its own, whose place takes no divisions
+        strides, beside = ((0 if each is None else each.stride(3), 0, 0) for each in (x, second))
+    else:
+        strides, beside = ((0, 0, 0) if each is None else (each.stride(0), *each.stride()[2:]) for each in (x, second))
     _launch(
         x, second, weight, y, strides, beside, size, stride, far(x, second), activation=activation, residual=residual, residual_row=row
     )  # fmt: skip
 
 
+def _evenly_spaced(x: Tensor) -> bool:
+    """Whether the pixels of all images of x are as far from each other."""
+    return x.stride(2) == x.shape[3] * x.stride(3) and x.stride(0) == x.shape[2] * x.stride(2)
+
+
 def _launch(
     x: Tensor, second: Tensor | None, weight: Weight, y: Tensor, strides: tuple[int, ...], beside: tuple[int, ...], size: tuple[int, ...],
-    stride: int, far: bool, *, moments: Tensor | None = None, groups: int = 1, norm: str = "none", eps: float = 0.0, activation: str,
+    stride: int, is_far: bool, *, moments: Tensor | None = None, groups: int = 1, norm: str = "none", eps: float = 0.0, activation: str,
     residual: Tensor | None, residual_row: int, collect: int = 0,
 ) -> Tensor:  # fmt: skip
     data, columns, depths = weight.data, weight.bias.shape[0], weight.depths
     rows = y.numel() // columns
     vector, out_vector = vector_of(*depths, *strides, *beside), vector_of(columns, residual_row)
     of_moments = rows // collect if collect and rows // collect % 16 == 0 else 0
-    tiles = tile(rows, columns, max(depths), x, of_moments)
+    sizes = rows, columns, *depths, weight.kernel, stride, norm, of_moments
+    guess = tile(rows, columns, max(depths), x, of_moments)
+    tiles = tuning.choose("gemm", x, sizes, guess, functools.partial(candidates, rows, columns, max(depths), x, of_moments))
     programs = blocks(rows, tiles["BLOCK_M"]) * blocks(columns, tiles["BLOCK_N"])
     in_tiles = collect > 0 and rows // collect % tiles["BLOCK_M"] == 0
     parts = moments_.empty_parts(y, collect, programs // collect) if in_tiles else weight.bias
@@ -258,9 +271,9 @@ def _launch(
         gemm_kernel, programs,
         x, x if second is None else second, data, weight.bias, weight.bias if moments is None else moments,
         y if residual is None else residual, y, parts, rows, columns // out_vector, *(each // vector for each in depths), rows // groups,
-        eps, *size, *(each // vector for each in (*strides, *beside)), residual_row // out_vector, data.stride(0), KERNEL=weight.kernel,
-        STRIDE=stride, TAP=sum(padded), FIRST=padded[0], SECOND=second is not None, NORM=norm, ACTIVATION=activation,
-        RESIDUAL=residual is not None, COLLECT=in_tiles, FAR=far, VECTOR=vector, OUT_VECTOR=out_vector, enable_fp_fusion=True, **tiles,
+        eps, *size, *(each // vector for each in (*strides, *beside)), residual_row // out_vector, data.stride(0), sum(padded), padded[0],
+        KERNEL=weight.kernel, STRIDE=stride, SECOND=second is not None, NORM=norm, ACTIVATION=activation,
+        RESIDUAL=residual is not None, COLLECT=in_tiles, FAR=is_far, VECTOR=vector, OUT_VECTOR=out_vector, enable_fp_fusion=True, **tiles,
     )  # fmt: skip
     return moments_.join(parts) if in_tiles else moments_.collect(y, collect)
 
@@ -281,16 +294,31 @@ def _gathered(
     )  # fmt: skip
 
 
-def tile(rows: int, columns: int, depth: int, x: Tensor, rows_of_group: int = 0) -> dict[str, Any]:
+def tile(rows: int, columns: int, depth: int, x: Tensor, rows_of_group: int = 0) -> tuning.Tile:
     """The largest tile that gives every multiprocessor a program: large ones read less, but half of a GPU computes nothing. Moments are
     collected in tiles that no group of rows ends in, where there are such."""
     if x.dtype == torch.float32:  # on no tensor cores: 16 sums a thread
-        return {"BLOCK_M": power_of_two(rows, 16, 64), "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
+        return _tile(power_of_two(rows, 16, 64), 32, 32, 2)
     wide, block_k = power_of_two(columns, 16, 128), power_of_two(depth, 16, 64)
     for block_m, block_n in ((128, wide), (64, min(wide, 64)), (64, min(wide, 32)), (32, min(wide, 32))):
         if blocks(rows, block_m) * blocks(columns, block_n) >= processors(x) and rows_of_group % block_m == 0:
-            break
-    else:  # few programs, whose time is that of their loads: more of them on the way
-        block_m, block_n, block_k = 16, min(wide, 32), power_of_two(depth, 16, 128)
+            return _tile(block_m, block_n, block_k, 3)
+    return _tile(16, min(wide, 32), power_of_two(depth, 16, 128), 3)  # few programs, whose time is that of their loads: more on the way
+
+
+def candidates(rows: int, columns: int, depth: int, x: Tensor, rows_of_group: int = 0) -> list[tuning.Tile]:
+    if x.dtype == torch.float32:
+        return []
+    few = [(16, 16, 128, 3), (16, 32, 128, 2), (16, 32, 128, 4), (16, 64, 64, 3), (32, 32, 64, 3), (32, 64, 64, 3), (64, 32, 64, 4)]
+    many = [(128, 128, 64, 2), (128, 128, 32, 4), (128, 64, 64, 3), (64, 256, 64, 3), (64, 128, 64, 3), (128, 256, 64, 3), (64, 64, 64, 2)]
+    found = {
+        (m, min(n, power_of_two(columns, 16)), min(k, power_of_two(depth, 16)), stages)
+        for m, n, k, stages in (few if rows * columns <= 128 * 128 * processors(x) else many)
+        if rows_of_group % m == 0
+    }  # fmt: skip
+    return [_tile(*each) for each in sorted(found)]
+
+
+def _tile(block_m: int, block_n: int, block_k: int, stages: int) -> tuning.Tile:
     warps = 8 if block_m * block_n > 8192 else 4
-    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": 3}
+    return {"BLOCK_M": block_m, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": stages}

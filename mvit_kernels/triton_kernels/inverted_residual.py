@@ -9,14 +9,15 @@ Floor on an H100: memory, the hidden map written and read once at 3.0 TB/s and L
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from . import depthwise_conv2d, gemm
+from . import depthwise_conv2d, gemm, tuning
 from . import moments as moments_
 from .activation import activate
 from .gemm import finish
@@ -104,7 +105,8 @@ def forward(
         return moments_.collect(y, wanted)
     expanded = x if weights.expand is None else _expanded(x, weights.expand, activation)
     hidden, (images, columns, out_height, out_width) = expanded.shape[1], y.shape
-    strides, tiles = (expanded.stride(0), *expanded.stride()[2:]), tile(y, x)
+    strides, sizes = (expanded.stride(0), *expanded.stride()[2:]), (images, hidden, columns, out_height, out_width, stride)
+    tiles = tuning.choose("inverted_residual", x, sizes, tile(y, x), functools.partial(candidates, y, x))
     vector, out_vector = vector_of(hidden, *strides), vector_of(columns)
     pieces = blocks(out_height, tiles["TILE_H"]) * blocks(out_width, tiles["TILE_W"]) * blocks(columns, tiles["BLOCK_N"])
     parts = moments_.empty_parts(y, images, pieces) if collect else weights.reduce.bias
@@ -126,17 +128,28 @@ def _expanded(x: Tensor, weight: gemm.Weight, activation: str) -> Tensor:
     return hidden.view(images, height, width, -1).permute(0, 3, 1, 2)
 
 
-def tile(y: Tensor, x: Tensor) -> dict[str, Any]:
+def tile(y: Tensor, x: Tensor) -> tuning.Tile:
     """The largest tile that gives every multiprocessor a program; all columns up to 256, as each block of them filters by itself."""
     images, columns, height, width = y.shape
     if x.dtype == torch.float32:  # on no tensor cores
-        return {"TILE_H": 4, "TILE_W": 4, "BLOCK_N": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 1}
+        return _tile(4, 4, 32, 32, 4)
     for tile_h, tile_w, most in ((8, 8, 256), (8, 8, 64), (4, 8, 64)):
         block_n = power_of_two(columns, 16, most)
         programs = images * blocks(height, tile_h) * blocks(width, tile_w) * blocks(columns, block_n)
         if programs >= processors(x) and tile_h * tile_w < 2 * height * width:
-            break
-    else:
-        tile_h, tile_w, block_n = 4, 4, power_of_two(columns, 16, 32)
-    warps = 8 if tile_h * tile_w * block_n > 8192 else 4 if tile_h > 4 else 2
-    return {"TILE_H": tile_h, "TILE_W": tile_w, "BLOCK_N": block_n, "BLOCK_K": 32, "num_warps": warps, "num_stages": 1}
+            return _tile(tile_h, tile_w, block_n, 32, 8 if block_n > 128 else 4)
+    return _tile(4, 4, power_of_two(columns, 16, 32), 32, 2)
+
+
+def candidates(y: Tensor, x: Tensor) -> list[tuning.Tile]:
+    if x.dtype == torch.float32:
+        return []
+    few = ((4, 4, 16, 32, 2), (4, 4, 64, 32, 4), (4, 8, 32, 32, 4), (4, 8, 64, 64, 4), (8, 8, 32, 32, 4), (8, 8, 64, 64, 8))
+    many = ((4, 8, 128, 32, 4), (8, 8, 128, 32, 8), (8, 8, 64, 32, 4), (8, 16, 64, 32, 8), (8, 16, 128, 32, 8), (8, 8, 256, 64, 8))
+    pixels, columns = y.shape[0] * y.shape[2] * y.shape[3], power_of_two(y.shape[1], 16)
+    found = {(h, w, min(n, columns), k, warps) for h, w, n, k, warps in (few if pixels <= 128 * processors(x) else many)}
+    return [_tile(*each) for each in sorted(found)]
+
+
+def _tile(tile_h: int, tile_w: int, block_n: int, block_k: int, warps: int) -> tuning.Tile:
+    return {"TILE_H": tile_h, "TILE_W": tile_w, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_warps": warps, "num_stages": 1}

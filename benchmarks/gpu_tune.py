@@ -1,0 +1,175 @@
+"""Which tiles the Triton kernels run with, found on a GPU: the candidates of every kernel are timed on the calls of two networks, inside of
+CUDA graphs, and `mvit_kernels/triton_kernels/tuned.json` gets the fastest of each.
+
+Compilers take most of the time: they run beside each other, as many as there are processors, into Triton's cache on disk, before anything
+is timed. What is not done in `--seconds` keeps the kernel's own choice, and so does what is less than 3 % slower with it.
+
+    python benchmarks/gpu_tune.py
+    python benchmarks/gpu_tune.py --models mobilevit_xs --batches 1 8 64    # adds to what is in the table
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import json
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mvit_kernels as mk
+from mvit_kernels.files import write_text
+from mvit_kernels.triton_kernels import tuning
+
+MODELS, BATCHES, SIZE = ("mobilevitv2_100", "mobilevit_s"), (1, 256), 256
+LEAST_GAIN = 0.03
+COMPILING = 0.6  # of the seconds
+COPIES, REPEATS = 10, 5  # of a call in the graph that times it, and of the graph
+
+Times = list[tuple[float, tuning.Tile]]  # seconds; the kernel's own choice first
+Visit = Callable[[tuning.Key, list[tuning.Tile], Callable[[tuning.Tile], object]], None]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
+    parser.add_argument("--models", nargs="+", default=MODELS, choices=mk.list_models(), metavar="NAME")
+    parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="IMAGES")
+    parser.add_argument("--seconds", type=float, default=90, help="for all of it")
+    parser.add_argument("--output", type=Path, default=tuning.TABLE, metavar="FILE")
+    args = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print(f"gpu_tune: expected a machine with a GPU, torch {torch.__version__} finds none", file=sys.stderr)
+        return 2
+    started = time.time()
+    networks = [(model, batch) for model in args.models for batch in args.batches]
+    shares = max(1, (os.cpu_count() or 1) // len(networks))
+    tasks = [(*network, share, shares, started + COMPILING * args.seconds) for network in networks for share in range(shares)]
+    with concurrent.futures.ProcessPoolExecutor(len(tasks), multiprocessing.get_context("spawn")) as pool:
+        compiled = sum(pool.map(compile_share, *zip(*tasks, strict=True)))
+    print(f"{compiled} kernels ready after {time.time() - started:.0f} s", flush=True)
+    found: dict[tuning.Key, Times] = {}
+    for model, batch in networks:
+        time_choices(model, batch, found, started + args.seconds)
+    write_text(args.output, text_of({**written(args.output), **{key: best(times) for key, times in found.items()}}))
+    for key, times in found.items():
+        (own, _), (least, tile) = times[0], min(times, key=lambda each: each[0])
+        print(f"{' '.join(key):80} {1e6 * own:9.2f} us own {1e6 * least:9.2f} us least {list(tile.values())}")
+    print(f"{len(found)} calls in {args.output} after {time.time() - started:.0f} s")
+    return 0
+
+
+def walk(model: str, batch: int, visit: Visit) -> None:
+    """Run a network once, and show every choice of a tile where it is made first: the kernel's own and its candidates, and what runs the op
+    with one of them."""
+    network = mk.create_model(model).cuda().half().eval()
+    size = (3, SIZE, SIZE)
+    plan: Any = mk.compile(network, torch.empty(1, *size, device="cuda")).plan(size)
+    seen: set[tuning.Key] = set()
+
+    def of_call(call: Any, inputs: list[torch.Tensor]) -> None:
+        choices: dict[tuning.Key, list[tuning.Tile]] = {}
+
+        def look(key: tuning.Key, guess: tuning.Tile, candidates: Callable[[], Any]) -> tuning.Tile:
+            choices[key] = [guess, *(tile for tile in candidates() if tile != guess)]
+            return guess
+
+        with tuning.watched(look):
+            call.run(*inputs)
+        for key, tiles in choices.items():
+            if key not in seen:
+                seen.add(key)
+                visit(key, tiles, lambda tile, key=key: run_with(key, tile, lambda: call.run(*inputs)))
+
+    plan.call_all(torch.randn(batch, *size, dtype=torch.float16, device="cuda"), of_call)
+
+
+def run_with(key: tuning.Key, tile: tuning.Tile, run: Callable[[], object]) -> object:
+    """Other choices of the same call are the kernels' own."""
+    with tuning.watched(lambda each, guess, _: tile if each == key else guess):
+        return run()
+
+
+def compile_share(model: str, batch: int, share: int, shares: int, end: float) -> int:
+    """Compile every `shares`th of the choices of a network; how many kernels there are then."""
+    count = 0
+
+    def compiled(key: tuning.Key, tiles: list[tuning.Tile], run: Callable[[tuning.Tile], object]) -> None:
+        nonlocal count
+        if zlib.crc32(" ".join(key).encode()) % shares == share:
+            for tile in tiles:
+                if time.time() < end and launches(run, tile):
+                    count += 1
+
+    walk(model, batch, compiled)
+    return count
+
+
+def launches(run: Callable[[tuning.Tile], object], tile: tuning.Tile) -> bool:
+    """Whether the GPU has what the tile takes."""
+    from triton.runtime.errors import OutOfResources
+
+    try:
+        run(tile)
+    except OutOfResources:
+        return False
+    return True
+
+
+def time_choices(model: str, batch: int, found: dict[tuning.Key, Times], end: float) -> None:
+    def timed(key: tuning.Key, tiles: list[tuning.Tile], run: Callable[[tuning.Tile], object]) -> None:
+        if key not in found and len(tiles) > 1 and time.time() < end:
+            found[key] = [(seconds(lambda tile=tile: run(tile)), tile) for tile in tiles if launches(run, tile)]
+
+    walk(model, batch, timed)
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Of one call, the median of graphs that hold several."""
+    graph, times = torch.cuda.CUDAGraph(), []
+    torch.cuda.synchronize()
+    with torch.cuda.graph(graph):
+        for _ in range(COPIES):
+            run()
+    for turn in range(REPEATS + 1):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        if turn:
+            times.append(begin.elapsed_time(end) / 1e3 / COPIES)
+    return statistics.median(times)
+
+
+def best(times: Times) -> tuning.Tile:
+    """The fastest tile; the kernel's own where that is nearly as fast."""
+    (own, own_tile), (least, tile) = times[0], min(times, key=lambda each: each[0])
+    return tile if least < (1 - LEAST_GAIN) * own else own_tile
+
+
+def written(path: Path) -> dict[tuning.Key, tuning.Tile]:
+    return tuning.read(path) if path.exists() else {}
+
+
+def text_of(tiles: dict[tuning.Key, tuning.Tile]) -> str:
+    """JSON, a call on a line."""
+    devices: dict[str, dict[str, list[str]]] = {}
+    for (device, kernel, call), tile in sorted(tiles.items()):
+        devices.setdefault(device, {}).setdefault(kernel, []).append(f"   {json.dumps(call)}: {json.dumps(tile)}")
+    kernels = {
+        device: ",\n".join(f"  {json.dumps(kernel)}: {{\n" + ",\n".join(lines) + "\n  }" for kernel, lines in each.items())
+        for device, each in devices.items()
+    }  # fmt: skip
+    return "{\n" + ",\n".join(f" {json.dumps(device)}: {{\n{text}\n }}" for device, text in kernels.items()) + "\n}\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
