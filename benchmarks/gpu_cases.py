@@ -66,6 +66,29 @@ def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, back
     for name, data in (("group_norm", x), ("layer_norm", rows)):
         plain = functools.partial(getattr(reference, name), data, gamma, beta)
         yield Case(name, call(name, data, gamma, beta), plain, 2 * element * x.numel())
+    widen, narrow, bias, wide_bias = weight(2 * dim, dim), weight(dim, 2 * dim), weight(dim), weight(2 * dim)
+    yield Case(
+        "gemm", call("gemm", rows, widen, wide_bias, activation="silu"),
+        functools.partial(reference.gemm, rows, widen, wide_bias, activation="silu"), element * (3 * x.numel() + widen.numel()),
+        4 * pixels * dim * dim,
+    )  # fmt: skip
+    for norm in ("group", "layer"):
+        layer = [gamma, beta, widen, wide_bias, narrow, bias]
+        yield Case(
+            f"feed_forward {norm}", call("feed_forward", x, *layer, norm=norm),
+            functools.partial(reference.feed_forward, x, *layer, norm=norm), element * (2 * x.numel() + 2 * widen.numel()),
+            8 * pixels * dim * dim,
+        )  # fmt: skip
+    filters, taps = weight(dim, dim, 3, 3) / 3, weight(dim, 1, 3, 3)
+    yield Case(
+        "conv2d", call("conv2d", x, filters, bias, activation="silu"),
+        functools.partial(reference.conv2d, x, filters, bias, activation="silu"), element * (2 * x.numel() + filters.numel()),
+        18 * pixels * dim * dim,
+    )  # fmt: skip
+    yield Case(
+        "depthwise_conv2d", call("depthwise_conv2d", x, taps, bias, activation="silu"),
+        functools.partial(reference.depthwise_conv2d, x, taps, bias, activation="silu"), 2 * element * x.numel(),
+    )  # fmt: skip
     heads = image(3 * dim)
     yield Case(
         "patch_attention", call("patch_attention", heads, 4), functools.partial(reference.patch_attention_fused, heads, 4),

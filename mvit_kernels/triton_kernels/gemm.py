@@ -231,24 +231,30 @@ def conv2d(
     dense in channels_last."""
     if y.numel() == 0:
         return
-    columns, size = y.shape[1], tuple([*x.shape[2:], *y.shape[2:]])
+    columns, size = y.shape[1], tuple(each for map_ in (x, y) for each in map_.shape[2:])
     row = 0 if residual is None else columns
     if gathered(weight.kernel, *weight.depths):
         _gathered(x, weight, y, stride, size, activation, residual, row)
         return
-    if weight.kernel == 1 and stride == 1 and all(each is None or _evenly_spaced(each) for each in (x, second)):
-        size = (1, 1, 1, 1)  # a pixel is an image of its own, whose place takes no divisions
-        strides, beside = ((0 if each is None else each.stride(3), 0, 0) for each in (x, second))
-    else:
-        strides, beside = ((0, 0, 0) if each is None else (each.stride(0), *each.stride()[2:]) for each in (x, second))
+    alone = weight.kernel == 1 and stride == 1 and all(each is None or _evenly_spaced(each) for each in (x, second))
+    if alone:
+        size = (1, 1, 1, 1)
     _launch(
-        x, second, weight, y, strides, beside, size, stride, far(x, second), activation=activation, residual=residual, residual_row=row
+        x, second, weight, y, _steps(x, alone), _steps(second, alone), size, stride, far(x, second), activation=activation,
+        residual=residual, residual_row=row,
     )  # fmt: skip
 
 
 def _evenly_spaced(x: Tensor) -> bool:
     """Whether the pixels of all images of x are as far from each other."""
     return x.stride(2) == x.shape[3] * x.stride(3) and x.stride(0) == x.shape[2] * x.stride(2)
+
+
+def _steps(x: Tensor | None, alone: bool) -> tuple[int, int, int]:
+    """From image to image, row to row and pixel to pixel. alone: each pixel is an image, whose place takes no divisions."""
+    if x is None:
+        return 0, 0, 0
+    return (x.stride(3), 0, 0) if alone else (x.stride(0), x.stride(2), x.stride(3))
 
 
 def _launch(
