@@ -25,7 +25,7 @@ MOST = {
     "separable_attention_scores_kernel": (64, 64),
     "separable_attention_context_kernel": (64, 12288),
     "separable_attention_values_kernel": (80, 0),
-    "inverted_residual_kernel": (168, 0),
+    "inverted_residual_kernel": (176, 0),
 }
 
 

@@ -27,13 +27,13 @@ struct ResidualTile {
     static constexpr int seen_height = (height - 1) * stride + 3, seen_width = (width - 1) * stride + 3, seen = seen_height * seen_width;
     static constexpr int seen_blocks = (seen + 15) / 16;  // of 16 rows of a product
 
-    // How warps share a product: of the expansion each has 16 columns and every fourth block of rows, of the reduction two blocks of rows
-    // and every so manieth tile of columns.
-    static constexpr int expand_warps = residual_warps / 2, expand_rounds = (seen_blocks + expand_warps - 1) / expand_warps;
+    // How warps share a product: of the expansion each has one or both tiles of columns and every expand_warps-th block of rows, of the
+    // reduction two blocks of rows and every reduce_step-th tile of columns. Both tiles: rows are read once, but fewer blocks are to share.
+    static constexpr int expand_tiles = stride, expand_step = residual_slice / tile_values / expand_tiles;
+    static constexpr int expand_warps = residual_warps / expand_step, expand_rounds = (seen_blocks + expand_warps - 1) / expand_warps;
     static constexpr bool expand_evenly = seen_blocks % expand_warps == 0;
     static constexpr int reduce_warps = pixels / 32, reduce_step = residual_warps / reduce_warps;
     static constexpr int reduce_rounds = most_columns / tile_values / reduce_step;
-    static constexpr int at_once = reduce_rounds == 4 && blocks == 2 ? 2 : 3;  // fewer where sums leave fewer registers
 
     // Of the filter, a thread has two channels and `strip` pixels of a column.
     static constexpr int strips = residual_threads / (residual_slice / 2), strip = pixels / strips;
@@ -129,7 +129,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
     cp_async_commit();
 
     // Which rows of this thread's results of the expansion are pixels of the map: bit 2 round + half.
-    const int expand_block = warp / 2, expand_tile = warp % 2;
+    const int expand_block = warp / Tile::expand_step, expand_tile = warp % Tile::expand_step;
     uint32_t of_map = 0;
     MVIT_UNROLL
     for (int i = 0; i < 2 * Tile::expand_rounds; ++i) {
@@ -138,48 +138,46 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
     }
 
     const auto expand = [&](const uint8_t* weights) {
+        constexpr int rounds = Tile::expand_rounds, parts = 2 * Tile::expand_tiles;  // of 8 columns
         const uint8_t* tiles = weights + expand_tile * at.depth * tile_bytes(8) + 16 * lane;
         const auto* bias = reinterpret_cast<const float*>(weights + at.expand + at.reduce) + expand_tile * tile_values;
-        constexpr int most = Tile::at_once;
+        const auto block = [&](int i) { return expand_block + i * Tile::expand_warps; };
+        const auto has = [&](int i) { return Tile::expand_evenly || block(i) < Tile::seen_blocks; };
+        float sums[rounds][parts][4];
         MVIT_UNROLL
-        for (int first = 0; first < Tile::expand_rounds; first += most) {
-            const auto block = [&](int i) { return expand_block + (first + i) * Tile::expand_warps; };
-            const auto has = [&](int i) {
-                return first + i < Tile::expand_rounds && (Tile::expand_evenly || block(i) < Tile::seen_blocks);
-            };
-            float sums[most][2][4];
+        for (int i = 0; i < rounds; ++i) {
             MVIT_UNROLL
-            for (int i = 0; i < most; ++i) {
+            for (int j = 0; j < parts; ++j) {
                 MVIT_UNROLL
-                for (int j = 0; j < 2; ++j) {
-                    MVIT_UNROLL
-                    for (int k = 0; k < 4; ++k) sums[i][j][k] = bias[8 * j + c_column(lane, k)];
-                }
+                for (int k = 0; k < 4; ++k) sums[i][j][k] = bias[8 * j + c_column(lane, k)];
             }
-            MVIT_ROLLED
-            for (int k = 0; k < at.depth; ++k) {
-                const Sixteen b = *reinterpret_cast<const Sixteen*>(tiles + k * tile_bytes(8));
-                MVIT_UNROLL
-                for (int i = 0; i < most; ++i) {
-                    if (!has(i)) continue;
-                    uint32_t a[4];
-                    ldmatrix_x4(a, shared + (16 * block(i) + ldmatrix_row(lane)) * at.row + k * tile_depth + 16 * ldmatrix_chunk(lane));
-                    mma(sums[i][0], a, b.words[0], b.words[1], T{});
-                    mma(sums[i][1], a, b.words[2], b.words[3], T{});
-                }
-            }
+        }
+        MVIT_ROLLED
+        for (int k = 0; k < at.depth; ++k) {
+            Sixteen b[Tile::expand_tiles];
             MVIT_UNROLL
-            for (int i = 0; i < most; ++i) {
+            for (int j = 0; j < Tile::expand_tiles; ++j)
+                b[j] = *reinterpret_cast<const Sixteen*>(tiles + (j * at.depth + k) * tile_bytes(8));
+            MVIT_UNROLL
+            for (int i = 0; i < rounds; ++i) {
                 if (!has(i)) continue;
+                uint32_t a[4];
+                ldmatrix_x4(a, shared + (16 * block(i) + ldmatrix_row(lane)) * at.row + k * tile_depth + 16 * ldmatrix_chunk(lane));
                 MVIT_UNROLL
-                for (int half = 0; half < 2; ++half) {
-                    const bool there = of_map >> (2 * (first + i) + half) & 1;
-                    uint8_t* row = hidden + (16 * block(i) + c_row(lane, 2 * half)) * slice_row_bytes + expand_tile * tile_depth;
-                    MVIT_UNROLL
-                    for (int j = 0; j < 2; ++j) {
-                        const float low = silu_of_double(sums[i][j][2 * half]), high = silu_of_double(sums[i][j][2 * half + 1]);
-                        *reinterpret_cast<uint32_t*>(row + 2 * (8 * j + c_column(lane, 0))) = there ? from_floats(low, high, T{}) : 0;
-                    }
+                for (int j = 0; j < parts; ++j) mma(sums[i][j], a, b[j / 2].words[j % 2 * 2], b[j / 2].words[j % 2 * 2 + 1], T{});
+            }
+        }
+        MVIT_UNROLL
+        for (int i = 0; i < rounds; ++i) {
+            if (!has(i)) continue;
+            MVIT_UNROLL
+            for (int half = 0; half < 2; ++half) {
+                const bool there = of_map >> (2 * i + half) & 1;
+                uint8_t* row = hidden + (16 * block(i) + c_row(lane, 2 * half)) * slice_row_bytes + expand_tile * tile_depth;
+                MVIT_UNROLL
+                for (int j = 0; j < parts; ++j) {
+                    const float low = silu_of_double(sums[i][j][2 * half]), high = silu_of_double(sums[i][j][2 * half + 1]);
+                    *reinterpret_cast<uint32_t*>(row + 2 * (8 * j + c_column(lane, 0))) = there ? from_floats(low, high, T{}) : 0;
                 }
             }
         }
