@@ -155,7 +155,7 @@ def _between_products(device: str, batch: int, side: int, dim: int, backends: tu
         ("qnorm of images", "qnorm", (stream,), {"groups": batch, "scale": 0.001, **to}, 3 * count),
         ("qnorm of rows", "qnorm", (stream,), {"scale": 0.001, **to}, 3 * count),
         ("qadd", "qadd", (x, x), {**beside, **to, "activation": "silu"}, 2 * count),
-        ("qlookup", "qlookup", (x, x.flatten()[:256]), {}, 2 * count),
+        ("qlookup", "qlookup", (x, torch.arange(256, device=device).to(torch.uint8)), {}, 2 * count),
         ("qavg_pool", "qavg_pool", (image,), {"a_scale": 0.02, "a_zero_point": 113, **to}, count),
         ("qresize", "qresize", (image, (side // 2, side // 2)), {}, count + count // 4),
         ("qseparable_context", "qseparable_context", (scores[..., 0], x, table), {"x_scale": 0.02, "x_zero_point": 113, **to}, count),

@@ -126,6 +126,15 @@ def integer_map_calls() -> dict[str, Any]:
     for batch, side, depth in ((1, 32, 36), (1, 16, 48), (1, 8, 60), (8, 32, 16), (8, 32, 60), (2, 64, 36)):
         qkv = image(batch, 12 * depth, side, side, dtype=torch.uint8).permute(0, 2, 3, 1)
         calls[f"qpatch_attention {batch} {side} {depth}"] = use(ops.qpatch_attention, qkv, 4, **points, **to)
+    names = [f"{each}_{what}" for each in ("q", "k", "v", "out") for what in ("scale", "zero_point")]
+    heads = {"scale": 0.2, "backend": "triton", **dict(zip(names, (0.1, 3) * 4, strict=True))}
+    mixed = {"bias": ones(8, 49, 49).cpu(), "mix_scores": ones(8, 8).cpu(), "mix_weights": ones(8, 8).cpu(), "mix_bias": ones(8).cpu()}
+    for batch, width, more in ((1, 128, {"bias": mixed["bias"]}), (16, 128, {}), (1, 128, mixed), (16, 32, mixed)):
+        q, v = ones(batch, 49, 256, dtype=torch.uint8), ones(batch, 49, 8 * width, dtype=torch.uint8)
+        call = functools.partial(ops.prepare_qattention(8, **heads, **more), q, q, v)
+        calls[f"qattention {batch} {width} {' '.join(more)}"] = call
+    mixer = ops.prepare_qpool_mixer(torch.ones(96), a_scale=0.1, a_zero_point=3, backend="triton", **to)
+    calls["qpool_mixer"] = functools.partial(mixer, x)
     calls["qseparable_gate"] = use(ops.qseparable_gate, pixels, ones(2, 4, 96), v_scale=0.1, v_zero_point=3, **to)
     return calls
 

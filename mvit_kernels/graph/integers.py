@@ -232,8 +232,8 @@ def _qavg_pool(node: Node, backend: str | None) -> Prepared:
 
 def _qpool_mixer(node: Node, backend: str | None) -> Prepared:
     values = _of_settings(node, "a_scale", "a_zero_point", "out_scale", "out_zero_point", "out_bits")
-    scale = node.weights["scale"]
-    return Prepared(lambda x: ops.qpool_mixer(_in_channels_last(x), scale, backend=backend, **values))
+    handle = ops.prepare_qpool_mixer(node.weights["scale"], backend=backend, **values)
+    return Prepared(lambda x: handle(_in_channels_last(x)), handle)
 
 
 def _qresize(node: Node, backend: str | None) -> Prepared:

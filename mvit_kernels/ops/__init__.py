@@ -25,7 +25,7 @@ from .qlookup import qlookup
 from .qnorm import qnorm
 from .qnorm_gemm import QNormGemm, prepare_qnorm_gemm, qnorm_gemm
 from .qpatch_attention import qpatch_attention
-from .qpool_mixer import qpool_mixer
+from .qpool_mixer import QPoolMixer, prepare_qpool_mixer, qpool_mixer
 from .qresize import qresize
 from .qseparable_attention import qseparable_context, qseparable_gate
 from .quantize import dequantize, quantize, quantize_rows
@@ -41,6 +41,7 @@ __all__ = [
     "QDepthwiseConv2d",
     "QGemm",
     "QNormGemm",
+    "QPoolMixer",
     "attention",
     "backends",
     "conv2d",
@@ -62,6 +63,7 @@ __all__ = [
     "prepare_qdepthwise_conv2d",
     "prepare_qgemm",
     "prepare_qnorm_gemm",
+    "prepare_qpool_mixer",
     "qadd",
     "qattention",
     "qavg_pool",

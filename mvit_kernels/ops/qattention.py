@@ -10,14 +10,17 @@ import torch.nn.functional as F
 from mvit_kernels import reference
 from mvit_kernels.reference import ATTENTION_TABLE, Mixtures, QMixtures
 
-from . import checks, qchecks
+from . import checks, qchecks, triton_support
 from .attention import MOST_MIXED_HEADS, address, channels_side_by_side
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import direct, raise_status, register
 from .packing import PANEL
+from .placed import Placed
+from .qpatch_attention import TABLE
 
 OP = "qattention"
 EXACT = 2**24  # whole numbers below it are exact in float32
+_kernels = triton_support.Kernels(OP)
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 
@@ -35,7 +38,7 @@ def qattention(
         q_scale, q_zero_point, ...: a number and an integer each, |zero_point| <= 2^20.
         scale, bias, mix_scores, mix_weights, mix_bias: as of `attention`, floats; at most 32 heads are mixed.
         out_bits: 8 or 6.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, N, H d) uint8, contiguous.
@@ -69,6 +72,7 @@ class QAttention:
     ) -> None:  # fmt: skip
         self.bias_shape = bias_shape
         self.heads, self.mixtures, self.zero_points = heads, mixtures, zero_points
+        self._placed = Placed(*mixtures[:4])
         self.out_zero_point, self.out_bits, self.backend = out_zero_point, out_bits, backend
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -76,8 +80,9 @@ class QAttention:
         if self.bias_shape is not None and q.ndim == k.ndim == 3 and self.bias_shape[1:] != (q.shape[1], k.shape[1]):
             expected = (self.heads, q.shape[1], k.shape[1])
             raise ValueError(f"{OP}: bias: expected shape {expected}, got {self.bias_shape}")
+        mixtures = self.mixtures[:4] if q.is_cpu else self._placed.on(q.device)
         return _call(
-            q, k, v, *self.mixtures[:4], self.heads, *self.zero_points, *self.mixtures[4:], self.out_zero_point, self.out_bits,
+            q, k, v, *mixtures, self.heads, *self.zero_points, *self.mixtures[4:], self.out_zero_point, self.out_bits,
             backend=self.backend,
         )  # fmt: skip
 
@@ -185,7 +190,36 @@ def _reference_forward(
     return reference.qattention(q, k, v, heads, (q_zero_point, k_zero_point, v_zero_point), mixtures, out_zero_point, out_bits)
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
+_DEEPEST_TRITON = 256  # channels of a head: a program has them all in registers
+
+
+def _triton_refuse(q: Tensor, v: Tensor, heads: int) -> str | None:
+    depth = max(q.shape[2], v.shape[2]) // heads
+    if depth > _DEEPEST_TRITON:
+        return f"it takes heads of at most {_DEEPEST_TRITON} channels, got {depth}"
+    return triton_support.refuse(q, (torch.uint8,))
+
+
+def _triton_forward(
+    q: Tensor, k: Tensor, v: Tensor, bias: Optional, mix_scores: Optional, mix_weights: Optional, shift: Optional, heads: int,
+    q_zero_point: int, k_zero_point: int, v_zero_point: int, steps: float, ratio: float, out_zero_point: int, out_bits: int,
+) -> Tensor:  # fmt: skip
+    q, k, v = map(channels_side_by_side, (q, k, v))
+    y = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+    (table,) = TABLE.on(q.device)
+    _kernels.qattention(
+        q, k, v, bias, mix_scores, mix_weights, shift, heads, q_zero_point, k_zero_point, v_zero_point, steps, ratio, table,
+        out_zero_point, out_bits, y,
+    )  # fmt: skip
+    return y
+
+
+choose = Choice(
+    OP,
+    triton=Implementation(_triton_forward, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_forward),
+)
 
 
 # --- registration ---
@@ -193,7 +227,7 @@ choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), ref
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *settings: Any, backend: str | None = None) -> Tensor:
     _check(q, k, v, *settings)
-    return choose(backend, q).forward(q, k, v, *settings)
+    return choose(backend, q, v, settings[4]).forward(q, k, v, *settings)
 
 
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *settings: Any, backend: str | None = None) -> Tensor:
