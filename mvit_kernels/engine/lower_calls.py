@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from mvit_kernels import ops, reference
+from mvit_kernels import ops
 from mvit_kernels.graph import Node, Program, evaluate, integers
 from mvit_kernels.ops.backend import Choice
+from mvit_kernels.ops.moments import moments_of
 
 from .blocks import Blocks, activation_of
 from .steps import Value
@@ -192,7 +193,7 @@ class _Calls(Blocks):
             rows = _rows(x)
             norms: dict[str, Any] = {"layer_norm": True}
             if not by_pixel:
-                norms = {"moments": more[0] if len(source) == 2 else reference.moments_of(rows, x.shape[0])}
+                norms = {"moments": more[0] if len(source) == 2 else moments_of(rows, x.shape[0])}
             added = _rows(more[-1]) if residual else None
             y: Any = ops.gemm(rows, weight, bias, **norms, eps=eps, activation=activation, residual=added)
             return _map(y, x)

@@ -50,6 +50,12 @@ def too_old(index: int) -> str | None:
     return f"{torch.cuda.get_device_name(index)} has compute capability {_dotted(capability)}, the kernels need {_dotted(CAPABILITY)}"
 
 
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
 def _dotted(capability: tuple[int, int]) -> str:
     return f"{capability[0]}.{capability[1]}"
 

@@ -26,6 +26,7 @@ from .library import (
     wide_dtype,
     widen,
 )
+from .moments import moments_of
 from .packing import Packed, pack_depthwise, pack_matrix, packed
 from .qfragments import tiles
 
@@ -171,6 +172,27 @@ def _cuda_refuse(
     return cuda_support.refuse_shared(x, needed)
 
 
+# Measured on an H100 with 1 and 256 images of two networks: seconds of a slice in a wave of blocks, of a small launch, and bytes a second
+# of three launches that write what the next one reads.
+_SLICE_SECONDS, _LAUNCH_SECONDS, _MAP_RATE = 3.9e-6, 4e-6, 2.3e12
+
+
+def _order(
+    x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
+    stride: int, *_: object,
+) -> tuple[str, ...]:  # fmt: skip
+    """One launch (cuda) makes a tile slice by slice, however few tiles there are; three (triton) write both hidden maps to memory."""
+    images, channels, height, width = x.shape
+    hidden, (columns, out_height, out_width) = depthwise_w.shape[0], _out_size(x, reduce_w, stride)[1:]
+    tiles = images * -(-out_height // 8) * -(-out_width // (16 if stride == 1 else 8))
+    at_once = cuda_support.processors(x.device) * (1 if stride == 2 and columns > 128 else 2)
+    one = _SLICE_SECONDS * -(-hidden // _SLICE) * -(-tiles // at_once)
+    pixels, out_pixels = images * height * width, images * out_height * out_width
+    size = x.element_size() * (pixels * (channels + 2 * hidden) + out_pixels * (2 * hidden + columns))
+    three = max(3 * _LAUNCH_SECONDS, size / _MAP_RATE)
+    return ("cuda", "triton", "reference") if one < three else ("triton", "cuda", "reference")
+
+
 class _CudaWeights(NamedTuple):
     slices: Tensor
     bias: Tensor
@@ -213,7 +235,7 @@ def _cuda_forward(
         *cuda_support.place(x), FLOAT_CODES[x.dtype], x.shape, depthwise_w.shape[0], reduce_w.shape[0], stride, residual, x.data_ptr(),
         y.data_ptr(), weights.slices.data_ptr(), weights.bias.data_ptr(),
     )  # fmt: skip
-    collected = reference.moments_of(y, y.shape[0]) if collect else y.new_empty(0, 2, dtype=torch.float64)
+    collected = moments_of(y, y.shape[0]) if collect else y.new_empty(0, 2, dtype=torch.float64)
     return y, collected
 
 
@@ -264,6 +286,7 @@ def _reference_backward(
 
 choose = Choice(
     OP,
+    order=_order,
     cuda=Implementation(_cuda_forward, _reference_backward, _cuda_refuse),
     triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient of a convolution is torch's

@@ -31,9 +31,9 @@ class Weight(NamedTuple):
     bias: Tensor  # (channels,) float32
 
 
-def arrange(weight: Tensor, bias: Tensor | None, channels: int = 0) -> Weight:
-    """weight (C, 1, 3, 3), bias (C,) or None; `channels` that there shall be at least."""
-    beyond = max(channels, blocks(weight.shape[0], ALIGNED) * ALIGNED) - weight.shape[0]
+def arrange(weight: Tensor, bias: Tensor | None) -> Weight:
+    """weight (C, 1, 3, 3), bias (C,) or None."""
+    beyond = -weight.shape[0] % ALIGNED
     taps = F.pad(weight.float().reshape(-1, 9).T, (0, beyond)).contiguous()
     return Weight(taps, taps.new_zeros(taps.shape[1]) if bias is None else F.pad(bias.float(), (0, beyond)).contiguous())
 

@@ -1,0 +1,43 @@
+"""Which backend a call on a GPU takes where several could."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mvit_kernels.ops import cuda_support
+from mvit_kernels.ops.backend import Choice, Implementation
+from mvit_kernels.ops.inverted_residual import _order
+
+
+@pytest.fixture(autouse=True)
+def _an_h100(monkeypatch) -> None:
+    monkeypatch.setattr(cuda_support, "processors", lambda device: 132)
+
+
+def first(batch: int, channels: int, hidden: int, columns: int, side: int, stride: int) -> str:
+    x = torch.empty(batch, channels, side, side, dtype=torch.float16, device="meta")
+    expand, depthwise, reduce = ((torch.empty(*size, 1, 1, device="meta")) for size in ((hidden, channels), (hidden, 1), (columns, hidden)))
+    return _order(x, expand, None, depthwise, None, reduce, None, stride, False, "silu")[0]
+
+
+@pytest.mark.parametrize(("size", "fastest"), [
+    ((256, 32, 64, 64, 128, 1), "cuda"), ((256, 64, 128, 128, 128, 2), "cuda"), ((256, 128, 256, 128, 64, 1), "cuda"),
+    ((256, 128, 256, 256, 64, 2), "triton"), ((256, 128, 512, 160, 16, 2), "triton"),
+    ((1, 32, 64, 64, 128, 1), "cuda"), ((1, 128, 256, 128, 64, 1), "triton"), ((1, 256, 512, 384, 32, 2), "triton"),
+])  # fmt: skip
+def test_inverted_residuals_are_one_launch_where_that_was_faster(size: tuple[int, ...], fastest: str) -> None:
+    assert first(*size) == fastest
+
+
+def test_the_order_is_asked_on_gpus_alone() -> None:
+    made = {name: Implementation(lambda *_, name=name: name) for name in ("cuda", "triton", "cpu", "reference")}
+    try:
+        choose = Choice("op", order=lambda x, wanted: (wanted, "reference"), **made)
+        off_cpu = torch.empty(1, device="meta")
+        assert choose(None, off_cpu, "triton").forward() == "triton"
+        assert choose(None, off_cpu, "cuda").forward() == "cuda"
+        assert choose(None, torch.empty(1), "cuda").forward() == "cpu"
+        assert choose("cuda", off_cpu, "triton").forward() == "cuda"
+    finally:
+        Choice.every.pop()
