@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from mvit_kernels.ops.moments import keeping_parts
+
 from .device_report import profile_of, report_of
 from .lower_calls import Call
 from .report import PlanReport, Profile
@@ -71,7 +73,7 @@ class DevicePlan:
 
     def call_all(self, x: Tensor, watch: Callable[[Call, list[Tensor]], None] | None = None) -> list[Tensor]:
         """Call by call, on the current stream. watch: sees each call and its inputs."""
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), keeping_parts():
             values = {"input": x.detach().to(self.input.dtype)}
             for call, done in zip(self.calls, self._done, strict=True):
                 inputs = [values[name] for name in call.inputs]

@@ -9,6 +9,8 @@ import torch
 
 from mvit_kernels.reference import ACTIVATIONS
 
+from . import triton_support
+
 # --- in the public functions, before the dispatcher sees the call ---
 
 
@@ -126,9 +128,11 @@ def matrix(op: str, name: str, x: torch.Tensor, data: torch.Tensor, size: tuple[
 
 
 def moments(op: str, x: torch.Tensor, data: torch.Tensor, groups: int | None = None) -> None:
-    """x (G, 2) holds mean and variance of the groups of `data`."""
-    tensor(op, "moments", x, 2, (torch.float64,))
-    if x.shape[1] != 2 or x.device != data.device or groups not in (None, x.shape[0]):
+    """x (G, 2) holds mean and variance of the groups of `data`; or (G, pieces, 3) their parts, where Triton's kernels made them."""
+    apart = x.ndim == 3 and x.dtype == torch.float32 and x.shape[2] == 3 and (x.is_cuda or triton_support.interpreted())
+    if not apart:
+        tensor(op, "moments", x, 2, (torch.float64,))
+    if not (apart or x.shape[1] == 2) or x.device != data.device or groups not in (None, x.shape[0]):
         count = "G" if groups is None else groups
         raise ValueError(f"{op}: moments: expected shape ({count}, 2) on {data.device}, got {tuple(x.shape)} on {x.device}")
 

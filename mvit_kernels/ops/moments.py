@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from contextlib import AbstractContextManager
+
 import torch
 
 from mvit_kernels import reference
@@ -10,6 +13,16 @@ from . import triton_support
 from .library import FLOAT_CODES
 
 _kernels = triton_support.Kernels("moments")
+
+
+def keeping_parts() -> AbstractContextManager[None]:
+    """Inside, what ops on a GPU collect stays in parts, for ops on the same one: see `mvit_kernels/triton_kernels/moments.py`."""
+    return _kernels.keeping_parts() if triton_support.installed() is None else contextlib.nullcontext()
+
+
+def joined(moments: torch.Tensor | None) -> torch.Tensor | None:
+    """(B, 2), of moments or of their parts."""
+    return _kernels.joined(moments) if moments is not None and moments.ndim == 3 else moments
 
 
 def moments_of(y: torch.Tensor, images: int) -> torch.Tensor:

@@ -26,7 +26,7 @@ from .library import (
     wide_dtype,
     widen,
 )
-from .moments import moments_of
+from .moments import joined, moments_of
 from .packing import Packed, fold_norm, pack_matrix, packed
 from .qfragments import tiles
 from .separable_attention import choose as choose_attention
@@ -227,6 +227,7 @@ def _cuda_forward(
     parts = x.new_empty(2 * batch * -(-pixels // _TILE), dtype=torch.float64)
     sizes = [batch * pixels, batch * patch[0] * patch[1] * dim, 2 * batch]
     scores, context, normal = x.new_empty(sum(sizes), dtype=torch.float32).split(sizes)
+    moments = joined(moments)
     if moments is not None:
         moments = moments.contiguous()
     cuda_support.native.separable_attention_block(

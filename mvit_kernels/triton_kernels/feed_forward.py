@@ -166,14 +166,14 @@ def forward(
         pixels, pieces, eps, LAYER=layer_norm, PIECES=lanes, ACTIVATION=activation, COLLECT=collect, VECTOR=vector, C1=c1, C2=c2,
         enable_fp_fusion=True, **tiles,
     )  # fmt: skip
-    return moments_.join(parts) if collect else moments_.collect(y, 0)
+    return moments_.collected(parts) if collect else moments_.collect(y, 0)
 
 
 def _in_two(
     x: Tensor, weights: Weights, y: Tensor, layer_norm: bool, moments: Tensor | None, eps: float, activation: str, collect: int
 ) -> Tensor:
     if not layer_norm:
-        moments = moments_.collect(x, x.shape[0]) if moments is None else moments.contiguous()
+        moments = moments_.collect(x, x.shape[0]) if moments is None else moments
     rows, result = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (x, y))
     first, second = weights.of_products()
     hidden = x.new_empty(rows.shape[0], weights.hidden)

@@ -215,6 +215,7 @@ def gemm(
     if y.numel() == 0:
         return moments_.collect(y, collect)
     strides, beside = ((0 if each is None else each.stride(0), 0, 0) for each in (a, second))  # a row is an image of one pixel
+    moments = moments_.joined(moments)
     groups = 1 if moments is None else moments.shape[0]
     norm = "layer" if layer_norm else "none" if moments is None else "group"
     return _launch(
@@ -281,7 +282,7 @@ def _launch(
         KERNEL=weight.kernel, STRIDE=stride, SECOND=second is not None, NORM=norm, ACTIVATION=activation,
         RESIDUAL=residual is not None, COLLECT=in_tiles, FAR=is_far, VECTOR=vector, OUT_VECTOR=out_vector, enable_fp_fusion=True, **tiles,
     )  # fmt: skip
-    return moments_.join(parts) if in_tiles else moments_.collect(y, collect)
+    return moments_.collected(parts) if in_tiles else moments_.collect(y, collect)
 
 
 def _gathered(

@@ -9,6 +9,10 @@ M2 is the sum of squared distances from the mean. Pieces of n_i elements with me
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
+from collections.abc import Iterator
+
 import torch
 import triton
 import triton.language as tl
@@ -117,8 +121,12 @@ def parts_of(x: Tensor, images: int | None = None) -> tuple[Tensor, int, int]:
 
 
 def parts_or_moments(x: Tensor, moments: Tensor | None) -> tuple[Tensor, int, int]:
-    """What `combine_moments` takes: parts of x, unless moments (B, 2) float64 are known."""
-    return parts_of(x) if moments is None else (moments.contiguous(), 0, 0)
+    """What `combine_moments` takes: parts of x, unless they (B, pieces, 3) float32 or moments (B, 2) float64 are known."""
+    if moments is None:
+        return parts_of(x)
+    if moments.ndim == 3:
+        return moments.contiguous(), moments.shape[1], power_of_two(moments.shape[1])
+    return moments.contiguous(), 0, 0
 
 
 def empty_parts(x: Tensor, images: int, pieces: int) -> Tensor:
@@ -134,8 +142,33 @@ def join(parts: Tensor) -> Tensor:
     return moments
 
 
+def joined(moments: Tensor | None) -> Tensor | None:
+    """Moments (B, 2), of moments or of parts."""
+    return join(moments) if moments is not None and moments.ndim == 3 else moments
+
+
+_apart: contextvars.ContextVar[bool] = contextvars.ContextVar("apart", default=False)
+
+
+@contextlib.contextmanager
+def keeping_parts() -> Iterator[None]:
+    """Inside, ops that collect the moments of their result give parts (B, pieces, 3) float32, which ops take wherever they take moments:
+    a launch less between the two."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
+
+
+def collected(parts: Tensor) -> Tensor:
+    """What an op gives whose programs wrote parts (B, pieces, 3)."""
+    return parts if _apart.get() else join(parts)
+
+
 def collect(y: Tensor, images: int) -> Tensor:
-    """(images, 2) float64: mean and variance of the dense images of y; NaN where they hold nothing."""
+    """What an op gives whose programs did not: (images, 2) float64, mean and variance of the dense images of y; NaN where they hold
+    nothing."""
     if images == 0 or y.numel() == 0:
         return y.new_full((images, 2), float("nan"), dtype=torch.float64)
-    return join(parts_of(y, images)[0])
+    return collected(parts_of(y, images)[0])

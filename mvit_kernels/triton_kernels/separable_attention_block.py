@@ -20,7 +20,7 @@ import triton.language as tl
 
 from .launch import blocks, far, launch, power_of_two, processors
 from .moments import collect as collect_moments
-from .moments import combine_moments, empty_parts, join, parts_or_moments, write_part
+from .moments import collected, combine_moments, empty_parts, parts_or_moments, write_part
 from .phases import group_start, phases_of, pixel_offsets
 from .products import dot
 
@@ -107,7 +107,7 @@ def context_kernel(
 
 @triton.jit
 def value_out_kernel(
-    x, parts, context, value, value_bias, out, out_bias, y, collected, dim, groups, across, length, columns,
+    x, parts, context, value, value_bias, out, out_bias, y, made, dim, groups, across, length, columns,
     x_image, x_row, x_column, x_row_step, x_column_step, y_image, y_row, y_column, y_row_step, y_column_step,
     pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, COLLECT: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
@@ -147,7 +147,7 @@ def value_out_kernel(
     result = result.to(x.dtype.element_ty)
     tl.store(y + y_at[:, None] + c[None, :], result, mask=inside)
     if COLLECT:
-        write_part(collected, program, result, inside, tl.sum(tl.where(t < length, 1.0, 0.0), 0) * dim)
+        write_part(made, program, result, inside, tl.sum(tl.where(t < length, 1.0, 0.0), 0) * dim)
 
 
 # --- what launches them ---
@@ -158,10 +158,9 @@ def forward(
 ) -> Tensor:  # fmt: skip
     """y of x (B, d, H, W), both dense in channels_last; moments (B, 2) float64, mean and variance of the images of x, if they are known.
     Gives those of y with `collect`, else none of them (0, 2)."""
-    if x.numel() == 0 or not collect:
-        collected = collect_moments(y, y.shape[0] if collect else 0)
+    no_moments = y.new_empty(0, 2, dtype=torch.float64)
     if x.numel() == 0:
-        return collected
+        return collect_moments(y, y.shape[0]) if collect else no_moments
     dim, walk = x.shape[1], phases_of(x, patch, y)._replace(vector=1)
     parts, pieces, lanes = parts_or_moments(x, moments)
     rows, block_c = x.shape[0] * walk.groups, power_of_two(dim, 16)
@@ -190,7 +189,7 @@ def forward(
         x, parts, context, weights.value, weights.value_bias, weights.out, weights.out_bias, y, made, *map_, x.stride(0), *walk.steps(x),
         y.stride(0), *walk.steps(y), pieces, eps, COLLECT=collect, **tiles, **of_image,
     )  # fmt: skip
-    return join(made) if collect else collected
+    return collected(made) if collect else no_moments
 
 
 _MOST_SPLITS = 8
