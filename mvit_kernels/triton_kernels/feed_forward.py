@@ -207,7 +207,7 @@ def candidates(pixels: int, dim: int, x: Tensor) -> list[tuning.Tile]:
     if width <= 256:
         found += [(64, 32, 4, 2), (64, 32, 8, 2)]
     if width <= 128:
-        found += [(64, 64, 4, 2), (128, 32, 8, 2)]
+        found += [(64, 64, 8, 2), (128, 32, 8, 2)]
     return [IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * pixels)]
 
 
