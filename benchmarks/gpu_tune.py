@@ -66,12 +66,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def walk(model: str, batch: int, visit: Visit) -> None:
-    """Run a network once, and show every choice of a tile where it is made first: the kernel's own and its candidates, and what runs the op
-    with one of them."""
-    network = mk.create_model(model).cuda().half().eval()
+def network(model: str, batch: int) -> tuple[Any, torch.Tensor]:
+    """Its plan, and images."""
     size = (3, SIZE, SIZE)
-    plan: Any = mk.compile(network, torch.empty(1, *size, device="cuda")).plan(size)
+    compiled = mk.compile(mk.create_model(model).cuda().half().eval(), torch.empty(1, *size, device="cuda"))
+    return compiled.plan(size), torch.randn(batch, *size, dtype=torch.float16, device="cuda")
+
+
+def walk(plan: Any, x: torch.Tensor, visit: Visit) -> None:
+    """Run a plan once, and show every choice of a tile where it is made first: the kernel's own and its candidates, and what runs the op
+    with one of them."""
     seen: set[tuning.Key] = set()
 
     def of_call(call: Any, inputs: list[torch.Tensor]) -> None:
@@ -88,7 +92,7 @@ def walk(model: str, batch: int, visit: Visit) -> None:
                 seen.add(key)
                 visit(key, tiles, lambda tile, key=key: run_with(key, tile, lambda: call.run(*inputs)))
 
-    plan.call_all(torch.randn(batch, *size, dtype=torch.float16, device="cuda"), of_call)
+    plan.call_all(x, of_call)
 
 
 def run_with(key: tuning.Key, tile: tuning.Tile, run: Callable[[], object]) -> object:
@@ -108,7 +112,7 @@ def compile_share(model: str, batch: int, share: int, shares: int, end: float) -
                 if time.time() < end and launches(run, tile):
                     count += 1
 
-    walk(model, batch, compiled)
+    walk(*network(model, batch), compiled)
     return count
 
 
@@ -128,7 +132,7 @@ def time_choices(model: str, batch: int, found: dict[tuning.Key, Times], end: fl
         if key not in found and len(tiles) > 1 and time.time() < end:
             found[key] = [(seconds(lambda tile=tile: run(tile)), tile) for tile in tiles if launches(run, tile)]
 
-    walk(model, batch, timed)
+    walk(*network(model, batch), timed)
 
 
 def seconds(run: Callable[[], object]) -> float:

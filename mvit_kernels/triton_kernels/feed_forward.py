@@ -204,10 +204,10 @@ def candidates(pixels: int, dim: int, x: Tensor) -> list[tuning.Tile]:
     if x.dtype == torch.float32 or width > WIDEST:
         return []
     found = [(16, 32, 4, 2), (16, 64, 4, 2), (32, 32, 4, 2), (32, 32, 8, 2)]
-    if width <= 256:
-        found += [(64, 32, 4, 2), (64, 32, 8, 2)]
+    if width <= 192:
+        found += [(64, 32, 8, 2)]
     if width <= 128:
-        found += [(64, 64, 8, 2), (128, 32, 8, 2)]
+        found += [(64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2)]
     return [IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * pixels)]
 
 
