@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from triton_checks import randn
+from triton_checks import DEVICE, randn
 
 import mvit_kernels as mk
+from mvit_kernels.engine.lower_calls import Call
+from mvit_kernels.engine.steps import Value
 from mvit_kernels.triton_kernels import tuning as tuning_
 
 OWN, OTHER = {"BLOCK": 1}, {"BLOCK": 2}
@@ -90,7 +92,7 @@ def test_the_search_sees_every_choice_once_and_makes_it(gpu_tune: Any, monkeypat
     for kernels in ("gemm", "inverted_residual"):
         recording = lambda *args, **settings: (launched.append(settings), launch(*args, **settings))  # noqa: E731
         monkeypatch.setattr(f"mvit_kernels.triton_kernels.{kernels}.launch", recording)
-    x, run, seen = randn(1, 8, 5, 6, dtype=torch.float16, fmt="nhwc"), inverted_residual(), []
+    run, seen = inverted_residual(), []
 
     def visit(key: tuple[str, ...], tiles: list[Any], with_tile: Callable[[Any], Any]) -> None:
         seen.append(key[1])
@@ -100,8 +102,9 @@ def test_the_search_sees_every_choice_once_and_makes_it(gpu_tune: Any, monkeypat
             settings = launched[["gemm", "inverted_residual"].index(key[1])]
             assert {name: settings[name] for name in wanted} == wanted
 
-    plan = SimpleNamespace(call_all=lambda x, watch: [watch(SimpleNamespace(run=run), [x]) for _ in range(2)])
-    gpu_tune.walk(plan, x, visit)
+    result = Value((16, 5, 6), torch.float16)
+    calls = [Call("inverted_residual", (name,), (source,), run, result) for name, source in (("first", "input"), ("again", "input"))]
+    gpu_tune.walk(SimpleNamespace(calls=calls, input=Value((8, 5, 6), torch.float16), device=torch.device(DEVICE)), 1, visit)
     assert seen == ["gemm", "inverted_residual"]
 
 
