@@ -54,7 +54,6 @@ def test_shared_memory_is_there(records) -> None:
     ("gemm_kernel", {"HMMA", "HGMMA"}),
     ("gathered_conv2d_kernel", {"HMMA", "HGMMA"}),
     ("feed_forward_kernel", {"HMMA", "HGMMA"}),
-    ("depthwise_reduce_kernel", {"HMMA", "HGMMA"}),
 ])  # fmt: skip
 def test_products_run_on_tensor_cores(records, kernel: str, instructions: set[str]) -> None:
     of_kernel = [each for each in records if each["kernel"] == kernel and "float32" not in each["call"]]

@@ -79,33 +79,28 @@ def test_the_shipped_table_names_tiles_of_kernels() -> None:
         assert all(isinstance(value, int) for value in tile.values())
 
 
-def inverted_residual() -> Callable[..., Any]:
-    parameters = [randn(*size, dtype=torch.float16) for size in ((24, 8, 1, 1), (24,), (24, 1, 3, 3), (24,), (16, 24, 1, 1), (16,))]
-    return lambda x: mk.ops.inverted_residual(x, *parameters, backend="triton")
-
-
 def test_the_search_sees_every_choice_once_and_makes_it(gpu_tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two calls of the same sizes; each kernel is launched with the tile that is wanted."""
     from mvit_kernels.triton_kernels.launch import launch
 
     launched: list[dict[str, Any]] = []
-    for kernels in ("gemm", "inverted_residual"):
+    for kernels in ("gemm", "depthwise_conv2d"):
         recording = lambda *args, **settings: (launched.append(settings), launch(*args, **settings))  # noqa: E731
         monkeypatch.setattr(f"mvit_kernels.triton_kernels.{kernels}.launch", recording)
-    run, seen = inverted_residual(), []
+    parameters = [randn(*size, dtype=torch.float16) for size in ((24, 8, 1, 1), (24,), (24, 1, 3, 3), (24,), (16, 24, 1, 1), (16,))]
+    run, seen = (lambda x: mk.ops.inverted_residual(x, *parameters, backend="triton")), []
 
     def visit(key: tuple[str, ...], tiles: list[Any], with_tile: Callable[[Any], Any]) -> None:
-        seen.append(key[1])
         for wanted in tiles[:2]:
             launched.clear()
             assert gpu_tune.launches(with_tile, wanted)
-            settings = launched[["gemm", "inverted_residual"].index(key[1])]
-            assert {name: settings[name] for name in wanted} == wanted
+            assert {name: launched[len(seen)][name] for name in wanted} == wanted
+        seen.append(key[1])
 
     result = Value((16, 5, 6), torch.float16)
     calls = [Call("inverted_residual", (name,), (source,), run, result) for name, source in (("first", "input"), ("again", "input"))]
     gpu_tune.walk(SimpleNamespace(calls=calls, input=Value((8, 5, 6), torch.float16), device=torch.device(DEVICE)), 1, visit)
-    assert seen == ["gemm", "inverted_residual"]
+    assert seen == ["gemm", "depthwise_conv2d", "gemm"]
 
 
 FLOAT_OPS = {
@@ -117,12 +112,6 @@ FLOAT_OPS = {
          randn(40)],
         {"norm": "layer"},
     ),
-    "inverted_residual": lambda: (
-        mk.ops.inverted_residual,
-        [randn(1, 40, 9, 11, dtype=torch.float16, fmt="nhwc"), None, None, randn(40, 1, 3, 3) / 3, randn(40), randn(24, 40, 1, 1) / 6,
-         None],
-        {},
-    ),
 }  # fmt: skip
 
 
@@ -131,7 +120,7 @@ FLOAT_OPS = {
 @pytest.mark.parametrize("busy", [True, False])
 def test_every_candidate_computes_the_same(op: str, busy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of many programs, which a GPU of one multiprocessor has at once, and those of few."""
-    for kernels in ("gemm", "depthwise_conv2d", "feed_forward", "inverted_residual"):
+    for kernels in ("gemm", "depthwise_conv2d", "feed_forward"):
         monkeypatch.setattr(f"mvit_kernels.triton_kernels.{kernels}.processors", lambda x: 0 if busy else 132)
     function, inputs, settings = FLOAT_OPS[op]()
     plain = function(*inputs, **settings, backend="reference")
