@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml csrc/flags.txt csrc/cpu/isa/flags.txt csrc/cuda/flags.txt \
 	$(shell find csrc/cpu csrc/cuda csrc/engine python -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo build test test-all lint asan fuzz bench peers gpu-check gpu-peers clean
+.PHONY: demo build test test-all lint asan fuzz bench peers gpu-check gpu-tune gpu-peers clean
 
 demo: $(VENV)/native.stamp
 	$(BIN)/mvit-kernels demo --out out
@@ -53,6 +53,9 @@ peers: $(VENV)/peers.stamp
 # `make PYTHON=python gpu-check`; `make gpu-peers MODEL=mobilevit_s BATCH=8` compares one network with torch.compile's max-autotune.
 gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
+
+gpu-tune:
+	$(PYTHON) benchmarks/gpu_tune.py $(MODEL:%=--models %) $(BATCH:%=--batches %)
 
 gpu-peers:
 	$(PYTHON) benchmarks/gpu_peers.py $(MODEL:%=--model %) $(BATCH:%=--batch %)

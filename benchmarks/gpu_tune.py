@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import json
 import multiprocessing
 import os
@@ -66,49 +67,67 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def walk(model: str, batch: int, visit: Visit) -> None:
-    """Run a network once, and show every choice of a tile where it is made first: the kernel's own and its candidates, and what runs the op
-    with one of them."""
-    network = mk.create_model(model).cuda().half().eval()
+def plan_of(model: str) -> Any:
     size = (3, SIZE, SIZE)
-    plan: Any = mk.compile(network, torch.empty(1, *size, device="cuda")).plan(size)
-    seen: set[tuning.Key] = set()
+    return mk.compile(mk.create_model(model).cuda().half().eval(), torch.empty(1, *size, device="cuda")).plan(size)
 
-    def of_call(call: Any, inputs: list[torch.Tensor]) -> None:
-        choices: dict[tuning.Key, list[tuning.Tile]] = {}
 
-        def look(key: tuning.Key, guess: tuning.Tile, candidates: Callable[[], Any]) -> tuning.Tile:
-            choices[key] = [guess, *(tile for tile in candidates() if tile != guess)]
-            return guess
-
-        with tuning.watched(look):
-            call.run(*inputs)
-        for key, tiles in choices.items():
+def walk(plan: Any, batch: int, visit: Visit, wanted: Callable[[str], bool] = lambda _: True) -> None:
+    """Show every choice of a tile that the (wanted) calls of a plan make: the kernel's own and its candidates, and what runs the op with
+    one of them. Calls get random numbers, each by itself, and those of one size are one."""
+    values = {"input": plan.input} | {call.name: call.result for call in plan.calls}
+    alike, seen = set(), set()
+    for call in plan.calls:
+        sizes = [str(values.get(name, "moments")) for name in call.inputs]
+        name = " ".join([call.op, *sizes, str(call.result), str(call.weight_bytes)])
+        if call.reason is not None or name in alike or not wanted(name):
+            continue
+        alike.add(name)
+        run = functools.partial(call.run, *(tensor(values.get(name), batch, plan.device) for name in call.inputs))
+        for key, tiles in choices(run).items():
             if key not in seen:
                 seen.add(key)
-                visit(key, tiles, lambda tile, key=key: run_with(key, tile, lambda: call.run(*inputs)))
-
-    plan.call_all(torch.randn(batch, *size, dtype=torch.float16, device="cuda"), of_call)
+                visit(key, tiles, functools.partial(run_with, key, run))
 
 
-def run_with(key: tuning.Key, tile: tuning.Tile, run: Callable[[], object]) -> object:
+def tensor(value: Any, batch: int, device: torch.device) -> torch.Tensor:
+    """Numbers for images of a value of the plan; moments where it has none of that name."""
+    if value is None:
+        return torch.ones(batch, 2, dtype=torch.float64, device=device)
+    x = torch.randn(batch, *value.size, dtype=value.dtype, device=device)
+    return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 and value.channels_last else x
+
+
+def choices(run: Callable[[], object]) -> dict[tuning.Key, list[tuning.Tile]]:
+    found: dict[tuning.Key, list[tuning.Tile]] = {}
+
+    def look(key: tuning.Key, guess: tuning.Tile, candidates: Callable[[], Any]) -> tuning.Tile:
+        found[key] = [guess, *(tile for tile in candidates() if tile != guess)]
+        return guess
+
+    with tuning.watched(look):
+        run()
+    return found
+
+
+def run_with(key: tuning.Key, run: Callable[[], object], tile: tuning.Tile) -> object:
     """Other choices of the same call are the kernels' own."""
     with tuning.watched(lambda each, guess, _: tile if each == key else guess):
         return run()
 
 
 def compile_share(model: str, batch: int, share: int, shares: int, end: float) -> int:
-    """Compile every `shares`th of the choices of a network; how many kernels there are then."""
+    """Compile what every `shares`th of the calls of a network may choose; how many kernels there are then."""
+    torch.set_num_threads(1)
     count = 0
 
     def compiled(key: tuning.Key, tiles: list[tuning.Tile], run: Callable[[tuning.Tile], object]) -> None:
         nonlocal count
-        if zlib.crc32(" ".join(key).encode()) % shares == share:
-            for tile in tiles:
-                if time.time() < end and launches(run, tile):
-                    count += 1
+        for tile in tiles:
+            if time.time() < end and launches(run, tile):
+                count += 1
 
-    walk(model, batch, compiled)
+    walk(plan_of(model), batch, compiled, lambda name: time.time() < end and zlib.crc32(name.encode()) % shares == share)
     return count
 
 
@@ -126,18 +145,20 @@ def launches(run: Callable[[tuning.Tile], object], tile: tuning.Tile) -> bool:
 def time_choices(model: str, batch: int, found: dict[tuning.Key, Times], end: float) -> None:
     def timed(key: tuning.Key, tiles: list[tuning.Tile], run: Callable[[tuning.Tile], object]) -> None:
         if key not in found and len(tiles) > 1 and time.time() < end:
-            found[key] = [(seconds(lambda tile=tile: run(tile)), tile) for tile in tiles if launches(run, tile)]
+            found[key] = [(seconds(functools.partial(run, tile)), tile) for tile in tiles if launches(run, tile)]
 
-    walk(model, batch, timed)
+    walk(plan_of(model), batch, timed)
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Of one call, the median of graphs that hold several."""
+    """Of one call, the median of graphs that hold several. Captured without torch's tidying up, which takes longer than all of it."""
     graph, times = torch.cuda.CUDAGraph(), []
     torch.cuda.synchronize()
-    with torch.cuda.graph(graph):
+    with torch.cuda.stream(torch.cuda.Stream()):
+        graph.capture_begin()
         for _ in range(COPIES):
             run()
+        graph.capture_end()
     for turn in range(REPEATS + 1):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

@@ -51,6 +51,9 @@ def test_shared_memory_is_there(records) -> None:
     ("patch_attention_bwd_query_kernel", {"HMMA", "HGMMA"}),
     ("patch_attention_bwd_key_kernel", {"HMMA", "HGMMA"}),
     ("value_out_kernel", {"HMMA", "HGMMA"}),
+    ("gemm_kernel", {"HMMA", "HGMMA"}),
+    ("gathered_conv2d_kernel", {"HMMA", "HGMMA"}),
+    ("feed_forward_kernel", {"HMMA", "HGMMA"}),
 ])  # fmt: skip
 def test_products_run_on_tensor_cores(records, kernel: str, instructions: set[str]) -> None:
     of_kernel = [each for each in records if each["kernel"] == kernel and "float32" not in each["call"]]

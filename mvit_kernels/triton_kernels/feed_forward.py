@@ -153,7 +153,7 @@ def forward(
     if y.numel() == 0:
         return moments_.collect(y, wanted)
     sizes = images, pixels, dim, weights.hidden, "layer" if layer_norm else "group"
-    tiles = tuning.choose("feed_forward", x, sizes, tile(images, pixels, dim, x), functools.partial(candidates, pixels, dim, x))
+    tiles = tuning.choose("feed_forward", x, sizes, tile(images, pixels, dim, x), functools.partial(candidates, images, pixels, dim, x))
     if tiles == IN_TWO:
         return _in_two(x, weights, y, layer_norm, moments, eps, activation, wanted)
     c1, c2 = widths(dim)
@@ -199,15 +199,16 @@ def tile(images: int, pixels: int, dim: int, x: Tensor) -> tuning.Tile:
     return _tile(block_t, 64 if width <= 128 else 32, 8 if block_t * width > 8192 else 4, 2)
 
 
-def candidates(pixels: int, dim: int, x: Tensor) -> list[tuning.Tile]:
+def candidates(images: int, pixels: int, dim: int, x: Tensor) -> list[tuning.Tile]:
     width = sum(widths(dim))
     if x.dtype == torch.float32 or width > WIDEST:
         return []
-    found = [(16, 32, 4, 2), (16, 64, 4, 2), (32, 32, 4, 2), (32, 32, 8, 2)]
-    if width <= 256:
-        found += [(64, 32, 4, 2), (64, 32, 8, 2)]
-    if width <= 128:
-        found += [(64, 64, 4, 2), (128, 32, 8, 2)]
+    found = [(32, 32, 4, 2), (32, 32, 8, 2)]
+    if images * pixels <= 64 * processors(x):
+        found += [(16, 32, 4, 2), (16, 64, 4, 2)]
+    else:
+        found += [(64, 32, 8, 2)] if width <= 192 else []
+        found += [(64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2)] if width <= 128 else []
     return [IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * pixels)]
 
 

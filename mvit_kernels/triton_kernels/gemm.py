@@ -268,8 +268,8 @@ def _launch(
     vector, out_vector = vector_of(*depths, *strides, *beside), vector_of(columns, residual_row)
     of_moments = rows // collect if collect and rows // collect % 16 == 0 else 0
     sizes = rows, columns, *depths, weight.kernel, stride, norm, of_moments
-    guess = tile(rows, columns, max(depths), x, of_moments)
-    tiles = tuning.choose("gemm", x, sizes, guess, functools.partial(candidates, rows, columns, max(depths), x, of_moments))
+    guess, others = tile(rows, weight, x, of_moments), functools.partial(candidates, rows, weight, x, of_moments)
+    tiles = tuning.choose("gemm", x, sizes, guess, others)
     programs = blocks(rows, tiles["BLOCK_M"]) * blocks(columns, tiles["BLOCK_N"])
     in_tiles = collect > 0 and rows // collect % tiles["BLOCK_M"] == 0
     parts = moments_.empty_parts(y, collect, programs // collect) if in_tiles else weight.bias
@@ -301,23 +301,26 @@ def _gathered(
     )  # fmt: skip
 
 
-def tile(rows: int, columns: int, depth: int, x: Tensor, rows_of_group: int = 0) -> tuning.Tile:
+def tile(rows: int, weight: Weight, x: Tensor, rows_of_group: int = 0) -> tuning.Tile:
     """The largest tile that gives every multiprocessor a program: large ones read less, but half of a GPU computes nothing. Moments are
     collected in tiles that no group of rows ends in, where there are such."""
     if x.dtype == torch.float32:  # on no tensor cores: 16 sums a thread
         return _tile(power_of_two(rows, 16, 64), 32, 32, 2)
+    columns, depth = weight.bias.shape[0], max(weight.depths)
     wide, block_k = power_of_two(columns, 16, 128), power_of_two(depth, 16, 64)
+    stages = 2 if weight.kernel == 1 and sum(weight.depths) <= block_k else 3  # of one step, more take room from other programs
     for block_m, block_n in ((128, wide), (64, min(wide, 64)), (64, min(wide, 32)), (32, min(wide, 32))):
         if blocks(rows, block_m) * blocks(columns, block_n) >= processors(x) and rows_of_group % block_m == 0:
-            return _tile(block_m, block_n, block_k, 3)
+            return _tile(block_m, block_n, block_k, stages)
     return _tile(16, min(wide, 32), power_of_two(depth, 16, 128), 3)  # few programs, whose time is that of their loads: more on the way
 
 
-def candidates(rows: int, columns: int, depth: int, x: Tensor, rows_of_group: int = 0) -> list[tuning.Tile]:
+def candidates(rows: int, weight: Weight, x: Tensor, rows_of_group: int = 0) -> list[tuning.Tile]:
     if x.dtype == torch.float32:
         return []
-    few = [(16, 16, 128, 3), (16, 32, 128, 2), (16, 32, 128, 4), (16, 64, 64, 3), (32, 32, 64, 3), (32, 64, 64, 3), (64, 32, 64, 4)]
-    many = [(128, 128, 64, 2), (128, 128, 32, 4), (128, 64, 64, 3), (64, 256, 64, 3), (64, 128, 64, 3), (128, 256, 64, 3), (64, 64, 64, 2)]
+    columns, depth = weight.bias.shape[0], max(weight.depths)
+    few = ((16, 16, 128, 3), (16, 32, 128, 4), (16, 64, 64, 3), (32, 32, 64, 3), (32, 64, 64, 4), (64, 32, 64, 4))
+    many = ((128, 128, 64, 2), (128, 64, 64, 3), (64, 256, 64, 3), (64, 128, 64, 3), (128, 256, 64, 3), (64, 64, 64, 2))
     found = {
         (m, min(n, power_of_two(columns, 16)), min(k, power_of_two(depth, 16)), stages)
         for m, n, k, stages in (few if rows * columns <= 128 * 128 * processors(x) else many)

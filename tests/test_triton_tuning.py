@@ -1,0 +1,147 @@
+"""The table of measured tiles, and the search that fills it: all but its clock, which needs a GPU."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from triton_checks import DEVICE, randn
+
+import mvit_kernels as mk
+from mvit_kernels.engine.lower_calls import Call
+from mvit_kernels.engine.steps import Value
+from mvit_kernels.triton_kernels import tuning as tuning_
+
+OWN, OTHER = {"BLOCK": 1}, {"BLOCK": 2}
+KEY = ("sm_90", "gemm", "float16 1024 7 group")
+
+
+@pytest.fixture
+def tuning(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(tuning_, "capability", lambda x: 90)
+    monkeypatch.setattr(tuning_, "table", lambda: {KEY: OTHER})
+    return tuning_
+
+
+@pytest.fixture
+def gpu_tune(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(Path(__file__).parents[1] / "benchmarks")
+    import gpu_tune
+
+    return gpu_tune
+
+
+def choose(tuning: Any, rows: int = 1024, columns: int = 7, dtype: torch.dtype = torch.float16) -> dict[str, int]:
+    return tuning.choose("gemm", torch.empty(0, dtype=dtype), (rows, columns, "group"), OWN, lambda: [OTHER])
+
+
+def test_measured_sizes_get_their_tile_and_others_the_kernels_own(tuning: Any) -> None:
+    assert [choose(tuning, rows) for rows in (512, 513, 1000, 1024, 1025)] == [OWN, OTHER, OTHER, OTHER, OWN]
+    assert choose(tuning, columns=8) == OWN
+    assert [choose(tuning, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)] == [OTHER, OWN]
+
+
+def test_who_watches_makes_the_choice(tuning: Any) -> None:
+    seen = []
+
+    def watch(key: Any, guess: Any, candidates: Any) -> Any:
+        seen.append((key, guess, candidates()))
+        return {"BLOCK": 3}
+
+    with tuning.watched(watch):
+        assert choose(tuning) == {"BLOCK": 3}
+    assert seen == [(KEY, OWN, [OTHER])]
+    assert choose(tuning) == OTHER
+
+
+def test_the_table_is_read_as_it_is_written(tuning: Any, gpu_tune: Any, tmp_path: Path) -> None:
+    tiles = {KEY: OTHER, ("sm_90", "feed_forward", "float16 1"): {}, ("sm_80", "gemm", "uint8 1"): OWN}
+    path = tmp_path / "tuned.json"
+    assert gpu_tune.written(path) == {}
+    path.write_text(gpu_tune.text_of(tiles))
+    assert gpu_tune.written(path) == tiles
+
+
+def test_what_is_nearly_as_fast_stays(gpu_tune: Any) -> None:
+    assert gpu_tune.best([(1.0, OWN), (0.98, OTHER)]) == OWN
+    assert gpu_tune.best([(1.0, OWN), (0.9, OTHER), (2.0, {})]) == OTHER
+
+
+def test_the_shipped_table_names_tiles_of_kernels() -> None:
+    for (device, _, call), tile in tuning_.read(tuning_.TABLE).items():
+        assert device.startswith("sm_")
+        assert call.split()[0] in ("float16", "uint8")
+        assert all(isinstance(value, int) for value in tile.values())
+
+
+def test_the_search_sees_every_choice_once_and_makes_it(gpu_tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two calls of the same sizes; each kernel is launched with the tile that is wanted."""
+    from mvit_kernels.triton_kernels.launch import launch
+
+    launched: list[dict[str, Any]] = []
+    for kernels in ("gemm", "depthwise_conv2d"):
+        recording = lambda *args, **settings: (launched.append(settings), launch(*args, **settings))  # noqa: E731
+        monkeypatch.setattr(f"mvit_kernels.triton_kernels.{kernels}.launch", recording)
+    parameters = [randn(*size, dtype=torch.float16) for size in ((24, 8, 1, 1), (24,), (24, 1, 3, 3), (24,), (16, 24, 1, 1), (16,))]
+    run, seen = (lambda x: mk.ops.inverted_residual(x, *parameters, backend="triton")), []
+
+    def visit(key: tuple[str, ...], tiles: list[Any], with_tile: Callable[[Any], Any]) -> None:
+        for wanted in tiles[:2]:
+            launched.clear()
+            assert gpu_tune.launches(with_tile, wanted)
+            assert {name: launched[len(seen)][name] for name in wanted} == wanted
+        seen.append(key[1])
+
+    result = Value((16, 5, 6), torch.float16)
+    calls = [Call("inverted_residual", (name,), (source,), run, result) for name, source in (("first", "input"), ("again", "input"))]
+    gpu_tune.walk(SimpleNamespace(calls=calls, input=Value((8, 5, 6), torch.float16), device=torch.device(DEVICE)), 1, visit)
+    assert seen == ["gemm", "depthwise_conv2d", "gemm"]
+
+
+FLOAT_OPS = {
+    "gemm": lambda: (mk.ops.gemm, [randn(70, 40, dtype=torch.float16), randn(48, 40) / 6], {"activation": "silu"}),
+    "depthwise_conv2d": lambda: (mk.ops.depthwise_conv2d, [randn(1, 40, 9, 11, dtype=torch.float16, fmt="nhwc"), randn(40, 1, 3, 3)], {}),
+    "feed_forward": lambda: (
+        mk.ops.feed_forward,
+        [randn(1, 40, 5, 9, dtype=torch.float16, fmt="nhwc"), randn(40), randn(40), randn(80, 40) / 6, randn(80), randn(40, 80) / 9,
+         randn(40)],
+        {"norm": "layer"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", FLOAT_OPS)
+@pytest.mark.parametrize("busy", [True, False])
+def test_every_candidate_computes_the_same(op: str, busy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of many programs, which a GPU of one multiprocessor has at once, and those of few."""
+    for kernels in ("gemm", "depthwise_conv2d", "feed_forward"):
+        monkeypatch.setattr(f"mvit_kernels.triton_kernels.{kernels}.processors", lambda x: 0 if busy else 132)
+    function, inputs, settings = FLOAT_OPS[op]()
+    plain = function(*inputs, **settings, backend="reference")
+    found: dict[Any, list[Any]] = {}
+
+    def look(key: Any, guess: Any, candidates: Any) -> Any:
+        found[key] = candidates()
+        return guess
+
+    with tuning_.watched(look):
+        function(*inputs, **settings, backend="triton")
+    for key, tiles in found.items():
+        for tile in tiles:
+            with tuning_.watched(lambda each, guess, _, key=key, tile=tile: tile if each == key else guess):
+                y = function(*inputs, **settings, backend="triton")
+            assert (y - plain).abs().max() <= 4e-3 * plain.abs().max(), tile
+    assert len(found[next(each for each in found if each[1] == op)]) > 3
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so(gpu_tune: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_tune.main([]) == 2
+    assert "expected a machine with a GPU" in capsys.readouterr().err
+    assert "gpu_tune" in sys.modules
