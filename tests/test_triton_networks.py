@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import test_efficientformers as efficientformers
 import torch
 from test_engine_integers import quantized
 from test_graph_capture import random_statistics
@@ -39,6 +40,15 @@ def check(model: mk.QuantizedModel, x: Tensor, kinds: str) -> None:
 def test_networks(name: str, kinds: str, bits: int) -> None:
     model = random_statistics(mk.create_model(name, num_classes=7))
     check(quantized(model, (3, 32, 32), weight_bits=bits, activation_bits=bits), torch.randn(1, 3, 32, 32), kinds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [("efficientformer_l1", "qattention qpool_mixer qnorm dequantize"), ("efficientformerv2_s0", "qattention qadd qlookup qresize")],
+)
+def test_efficientformers(name: str, kinds: str) -> None:
+    check(efficientformers.quantized(name), efficientformers.images(name, 1), kinds)
 
 
 class Small(nn.Module):

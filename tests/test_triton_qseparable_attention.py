@@ -61,6 +61,14 @@ def test_sums_of_extremes() -> None:
                 context(scores, x, scale, x_scale=1.0, x_zero_point=-(2**31), patch_size=(1, 1))
 
 
+def test_more_pixels_than_add_up_in_32_bits() -> None:
+    size = (1, 184, 181, 1)
+    x = torch.full(size, 255, dtype=torch.uint8, device=DEVICE)
+    for begin in (0, 183):
+        x[0, begin] = 0
+        context(torch.zeros_like(x[..., 0]), x, 1e-30, patch_size=(1, 1))
+
+
 def test_extremes_of_the_gate() -> None:
     v = torch.tensor([0, 255], dtype=torch.uint8, device=DEVICE).repeat(1, 2, 2, 9)
     k = torch.tensor([float("inf"), -float("inf"), float("nan"), 3e38, -3e38, 1e-40], device=DEVICE).repeat_interleave(2).repeat(1, 4, 2)

@@ -1,8 +1,8 @@
 """Separable self-attention on bytes, in two halves: the bits of `mvit_kernels/reference/qseparable_attention.py`.
 
 **Context.** A program has some channels of a phase and walks its pixels twice: for the largest score, and for the sums. Exponentials are
-at most 2^16 and bytes less than 2^8, so 256 products add up in 32 bits without a sign; sums of those are int64. All are exact, and one
-launch does it.
+at most 2^16 and bytes less than 2^8, so 256 products add up in 32 bits without a sign; their sums, over pixels too, are int64. All are
+exact, and one launch does it.
 
 **Gate.** A program has some pixels of a phase, whose context it reads once."""
 
@@ -24,7 +24,7 @@ def qseparable_context_kernel(
     scores, x, table, y, length, columns, dim, ph, pw, scores_image, scores_row, scores_column, x_image, x_row, x_column,
     x_zero_point, factor, zero_point, most, BYTES: tl.constexpr, FAR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """factor: of C / S - x_zero_point, float64. At most 256 pixels in a block."""
+    """factor: of C / S - x_zero_point, float64."""
     across = tl.cdiv(dim, BLOCK_C)
     program = tl.program_id(0)
     phase = program // across
@@ -41,15 +41,19 @@ def qseparable_context_kernel(
         largest = tl.maximum(largest, tl.load(at, mask=begin + n < length, other=0).to(tl.int32))
     top = tl.max(largest, 0)
     total, weighted = tl.zeros((BLOCK_N,), tl.int64), tl.zeros((BLOCK_C,), tl.int64)
-    for begin in range(0, length, BLOCK_N):
-        inside = begin + n < length
-        at = scores + phase_pixels(begin + n, columns, ph, pw, scores_row, scores_column, FAR)
-        score = tl.load(at, mask=inside, other=0).to(tl.int32)
-        e = tl.load(table + (top - score), mask=inside, other=0)
-        at = x + phase_pixels(begin + n, columns, ph, pw, x_row, x_column, FAR)[:, None]
-        byte = tl.load(at, mask=inside[:, None] & known[None, :], other=0)
-        total += e
-        weighted += tl.sum(e.to(tl.uint32)[:, None] * byte.to(tl.uint32), 0).to(tl.int64)
+    for start in range(0, length, 256 * BLOCK_N):
+        part = tl.zeros((BLOCK_N, BLOCK_C), tl.uint32)
+        for begin in range(start, tl.minimum(start + 256 * BLOCK_N, length), BLOCK_N):
+            inside = begin + n < length
+            at = scores + phase_pixels(begin + n, columns, ph, pw, scores_row, scores_column, FAR)
+            score = tl.load(at, mask=inside, other=0).to(tl.int32)
+            e = tl.load(table + (top - score), mask=inside, other=0)
+            at = x + phase_pixels(begin + n, columns, ph, pw, x_row, x_column, FAR)[:, None]
+            at = tl.max_contiguous(at, (1, 4))  # a thread has four channels, so few of the divisions in float64
+            byte = tl.load(at, mask=inside[:, None] & known[None, :], other=0)
+            total += e
+            part += e.to(tl.uint32)[:, None] * byte.to(tl.uint32)
+        weighted += tl.sum(part.to(tl.int64), 0)
     t = weighted.to(tl.float64) / tl.sum(total, 0).to(tl.float64) - tl.cast(x_zero_point, tl.float64)
     t = t * double(factor)
     if BYTES:
