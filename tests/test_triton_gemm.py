@@ -51,6 +51,22 @@ def test_norms(mean: float, dtype: torch.dtype) -> None:
     check(inputs, moments=reference.moments_of(inputs["a"], 2))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, slow(torch.bfloat16)], ids=str)
+@pytest.mark.parametrize("shape", [(130, 72, 144), slow((64, 5, 21)), slow((70, 130, 16))], ids=str)
+def test_norms_of_rows_that_stay_in_registers(shape, dtype: torch.dtype, monkeypatch, poison) -> None:
+    from mvit_kernels.triton_kernels import normed_gemm
+
+    monkeypatch.setattr(normed_gemm, "processors", lambda _: 0)  # as where there are many rows
+    inputs = make(*shape, dtype, 30.0)
+    check(inputs, layer_norm=True, activation="silu")
+    check(inputs, moments=reference.moments_of(inputs["a"], 2))
+    wide = randn(shape[0], shape[2] + 8, dtype=dtype)
+    check(inputs | {"a": wide[:, 8:], "bias": None}, layer_norm=True)
+    wide[3, 9] = float("nan")
+    y = mk.ops.gemm(wide[:, 8:], inputs["weight"], layer_norm=True, backend="triton")
+    assert y.isnan().any(1).nonzero().tolist() == [[3]]
+
+
 @pytest.mark.parametrize("size", [(2, 64), slow((1, 48)), (3, 21), slow((4, 4))], ids=str)
 def test_moments_are_those_of_what_is_written(size: tuple[int, int]) -> None:
     """Collected by tiles where they divide groups of rows, in a pass over y elsewhere."""

@@ -163,6 +163,10 @@ def product_calls() -> dict[str, Any]:
     moments = ones(4, 2, dtype=torch.float64)
     calls["gemm norm, collect"] = use(ops.gemm, a, weight, moments=moments, collect=4, activation="gelu")
     calls["gemm collect in a pass"] = use(ops.gemm, a[:4090], weight, collect=5)
+    for rows, columns, depth in ((17000, 432, 144), (17000, 576, 192), (17000, 720, 240), (17000, 256, 128)):  # rows that stay in registers
+        a, weight = ones(rows, depth, dtype=torch.float16), ones(columns, depth, dtype=torch.float16)
+        calls[f"gemm layer norm {columns}x{depth}"] = use(ops.gemm, a, weight, ones(columns), layer_norm=True)
+    calls["gemm norm of many rows"] = use(ops.gemm, a, weight, moments=torch.ones(4, 2, dtype=torch.float64, device=DEVICE))
     calls["gemm second"] = use(ops.gemm, a, ones(64, 256, dtype=torch.float16), second=a)
     return calls
 

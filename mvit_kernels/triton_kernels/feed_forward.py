@@ -1,8 +1,7 @@
 """The feed-forward half of a transformer layer on channels_last maps: y = x + W_2 act(W_1 norm(x) + b_1) + b_2, gamma and beta inside W_1.
 
 A program has a tile of pixels with all their channels: it normalises them, and walks over slices of the hidden channels. Each slice is a
-product, an activation and the depth of a second product, in registers; the hidden map never exists. Channels are two powers of two,
-C1 + C2, of which nearly all widths of MobileViT are sums: 144 = 128 + 16, 192 = 128 + 64, 384 = 256 + 128.
+product, an activation and the depth of a second product, in registers; the hidden map never exists.
 
 Where there are few pixels, each program would wait for all weights by itself: there, and where channels do not fit into registers, two
 launches of `gemm` take its place, whose programs share the weights' columns.
@@ -22,9 +21,10 @@ import triton.language as tl
 from . import gemm, tuning
 from . import moments as moments_
 from .activation import activate
-from .launch import blocks, capability, launch, power_of_two, processors, vector_of
+from .launch import blocks, capability, launch, processors, vector_of
 from .moments import combine_moments, write_part
 from .products import dot
+from .resident import load_pixels, squares, widths
 
 Tensor = torch.Tensor
 HIDDEN = 64  # channels: of weights, what the hidden ones are a multiple of
@@ -57,30 +57,10 @@ def arrange(first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tens
     )  # fmt: skip
 
 
-def widths(dim: int) -> tuple[int, int]:
-    """(C1, C2), powers of two from 16 or 0, that cover so many channels."""
-    whole = power_of_two(dim, 16)
-    if whole == dim or whole == 16:
-        return whole, 0
-    rest = power_of_two(dim - whole // 2, 16)
-    return (whole, 0) if rest >= whole // 2 else (whole // 2, rest)
-
-
-@triton.jit
-def _load(x, rows, c, dim):
-    return tl.load(x + rows + c[None, :], mask=(c < dim)[None, :], other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _squares(value, mean, c, dim):
-    distance = tl.where((c < dim)[None, :], value - mean, 0.0)
-    return tl.sum(distance * distance, 1)
-
-
 @triton.jit
 def _finish(total, x, y, rows, c, dim, bias, inside_t, parts, piece, COLLECT: tl.constexpr):
     inside = inside_t[:, None] & (c < dim)[None, :]
-    result = (total + tl.load(bias + c)[None, :] + _load(x, rows, c, dim)).to(y.dtype.element_ty)
+    result = (total + tl.load(bias + c)[None, :] + load_pixels(x, rows, c, dim)).to(y.dtype.element_ty)
     tl.store(y + rows + c[None, :], result, mask=inside)
     if COLLECT:
         count = tl.sum(tl.where(inside_t, 1.0, 0.0), 0) * tl.sum(tl.where(c < dim, 1.0, 0.0), 0)
@@ -102,18 +82,18 @@ def feed_forward_kernel(
     # Pixels beyond the last repeat it, so that their loads need no mask.
     rows = (image.to(tl.int64) * pixels + tl.minimum(t, pixels - 1))[:, None] * dim
     c1 = tl.arange(0, C1)
-    value1 = _load(x, rows, c1, dim)
+    value1 = load_pixels(x, rows, c1, dim)
     if C2 > 0:
         c2 = C1 + tl.arange(0, C2)
-        value2 = _load(x, rows, c2, dim)
+        value2 = load_pixels(x, rows, c2, dim)
     if LAYER:
         mean = tl.sum(value1, 1)
         if C2 > 0:
             mean += tl.sum(value2, 1)
         mean = (mean / dim)[:, None]
-        variance = _squares(value1, mean, c1, dim)
+        variance = squares(value1, mean, c1, dim)
         if C2 > 0:
-            variance += _squares(value2, mean, c2, dim)
+            variance += squares(value2, mean, c2, dim)
         inverse = (1.0 / tl.sqrt(variance / dim + eps))[:, None]
     else:
         mean, inverse = combine_moments(moments, image, pieces, eps, PIECES)

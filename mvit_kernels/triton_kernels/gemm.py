@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from . import moments as moments_
-from . import tuning
+from . import normed_gemm, tuning
 from .activation import activate
 from .launch import blocks, far, launch, power_of_two, processors, vector_of
 from .moments import write_part
@@ -218,6 +218,9 @@ def gemm(
     moments = moments_.joined(moments)
     groups = 1 if moments is None else moments.shape[0]
     norm = "layer" if layer_norm else "none" if moments is None else "group"
+    if norm != "none" and residual is None and not collect and normed_gemm.takes(a, weight):
+        normed_gemm.forward(a, weight, y, layer_norm=layer_norm, moments=moments, eps=eps, activation=activation)
+        return moments_.collect(y, 0)
     return _launch(
         a, second, weight, y, strides, beside, (1, 1, 1, 1), 1, False, moments=moments, groups=groups, norm=norm, eps=eps,
         activation=activation, residual=residual, residual_row=0 if residual is None else residual.stride(0), collect=collect,
