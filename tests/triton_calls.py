@@ -140,12 +140,16 @@ def integer_map_calls() -> dict[str, Any]:
 
 
 def separable_attention_block_calls() -> dict[str, Any]:
+    """Large tiles, of many images, and small ones."""
     calls = {}
-    for dim, side, dtype in ((64, 32, torch.float16), (128, 32, torch.bfloat16), (192, 16, torch.float16), (512, 8, torch.float16),
-                             (128, 32, torch.float32)):  # fmt: skip
+    for batch, dim, side, dtype in (
+        (2, 64, 32, torch.float16), (2, 128, 32, torch.bfloat16), (32, 128, 32, torch.float16), (64, 192, 16, torch.float16),
+        (256, 256, 8, torch.float16), (2, 512, 8, torch.float16), (2, 128, 32, torch.float32),
+    ):  # fmt: skip
         sizes = (dim,), (dim,), (1 + 2 * dim, dim), (1 + 2 * dim,), (dim, dim), (dim,)
-        inputs = [image(2, dim, side, side, dtype=dtype), *(ones(*size, dtype=dtype) for size in sizes)]
-        calls[f"separable_attention_block {dim} {dtype}"] = use(ops.separable_attention_block, *inputs, patch_size=(2, 2))
+        inputs = [image(batch, dim, side, side, dtype=dtype), *(ones(*size, dtype=dtype) for size in sizes)]
+        call = use(ops.separable_attention_block, *inputs, patch_size=(2, 2), collect=batch > 2)
+        calls[f"separable_attention_block {batch}x{dim} {dtype}"] = call
     return calls
 
 

@@ -258,14 +258,7 @@ class _TritonWeights:
     dtype: torch.dtype
 
     def __call__(self, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor) -> Any:
-        dim = norm_w.shape[0]
-        weight, bias = fold_norm(norm_w, norm_b, qkv_w, qkv_b)
-        query, key, value = (each.contiguous() for each in weight.split([1, dim, dim]))
-        _, key_bias, value_bias = (each.float().contiguous() for each in bias.split([1, dim, dim]))  # the query's cancels
-        out = out_w.flatten(1).to(self.dtype).contiguous()
-        return _kernels.Weights(
-            query.float().flatten(), key.float(), key_bias, value.to(self.dtype), value_bias, out, out_b.float().contiguous()
-        )
+        return _kernels.arrange(*fold_norm(norm_w, norm_b, qkv_w, qkv_b), out_w.flatten(1), out_b, self.dtype)
 
 
 def _triton_forward(

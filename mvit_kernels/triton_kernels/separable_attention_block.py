@@ -7,36 +7,57 @@ tensor, no normalised copy, no unfolded copy. With xc = x - mean and r = 1 / sig
 3. context = W_k mixed + b_k, one vector a phase, with mixed = sum_i e^(m_i - m) v_i / sum_i e^(m_i - m) t_i, m = max m_i;
 4. y = x + W_o (relu(r W_v xc + b_v) context) + b_o: both products of a tile of pixels in one program, v and what comes of it stay there.
 
-x is centred before it is rounded to 16 bits for the tensor cores, so a large mean costs no accuracy.
+x is normalised before it is rounded to 16 bits for the tensor cores, so a large mean costs no accuracy.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import functools
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from . import tuning
 from .launch import blocks, far, launch, power_of_two, processors
 from .moments import collect as collect_moments
 from .moments import collected, combine_moments, empty_parts, parts_or_moments, write_part
 from .phases import group_start, phases_of, pixel_offsets
 from .products import dot
+from .resident import load_pixels, widths
 
 Tensor = torch.Tensor
 
 
+SLICE = 64  # channels of the values: what they are a multiple of
+
+
 class Weights(NamedTuple):
-    """With the norm's gamma and beta inside; contiguous. The two large products have the dtype of x, the rest is float32."""
+    """With the norm's gamma and beta inside; contiguous, matrices (out, in). The two large products have the dtype of x, and zeros up to
+    sizes that need no masks: values to multiples of SLICE, channels to C1 + C2. The rest is float32."""
 
     query: Tensor  # (d,)
-    key: Tensor  # (d, d), as all matrices (out, in)
-    key_bias: Tensor
+    key: Tensor  # (d, d)
+    key_bias: Tensor  # (d,)
     value: Tensor
     value_bias: Tensor
     out: Tensor
     out_bias: Tensor
+
+
+def arrange(weight: Tensor, bias: Tensor, out: Tensor, out_bias: Tensor, dtype: torch.dtype) -> Weights:
+    """weight (1 + 2 d, d) and bias (1 + 2 d,), rows in the order q, k, v; out (d, d), for x of `dtype`."""
+    dim = out.shape[0]
+    query, key, value = weight.split([1, dim, dim])
+    _, key_bias, value_bias = bias.split([1, dim, dim])  # the query's cancels
+    beyond, outside = -dim % SLICE, sum(widths(dim)) - dim
+    return Weights(
+        query.float().flatten().contiguous(), key.float().contiguous(), key_bias.float().contiguous(),
+        F.pad(value, (0, outside, 0, beyond)).to(dtype).contiguous(), F.pad(value_bias, (0, beyond)).float().contiguous(),
+        F.pad(out, (0, beyond, 0, outside)).to(dtype).contiguous(), F.pad(out_bias, (0, outside)).float().contiguous(),
+    )  # fmt: skip
 
 
 @triton.jit
@@ -106,48 +127,61 @@ def context_kernel(
 
 
 @triton.jit
+def _finish(total, x, y, at, y_at, c, dim, bias, inside_t, made, piece, COLLECT: tl.constexpr):
+    inside = inside_t[:, None] & (c < dim)[None, :]
+    result = total + tl.load(bias + c)[None, :] + load_pixels(x, at, c, dim)
+    result = result.to(y.dtype.element_ty)
+    tl.store(y + y_at + c[None, :], result, mask=inside)
+    if COLLECT:
+        count = tl.sum(tl.where(inside_t, 1.0, 0.0), 0) * tl.sum(tl.where(c < dim, 1.0, 0.0), 0)
+        write_part(made, piece, result, inside, count)
+
+
+@triton.jit
 def value_out_kernel(
     x, parts, context, value, value_bias, out, out_bias, y, made, dim, groups, across, length, columns,
     x_image, x_row, x_column, x_row_step, x_column_step, y_image, y_row, y_column, y_row_step, y_column_step,
     pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, COLLECT: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    SLICE: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
+    """A tile of pixels of a phase, normalised once, and slices of the values: each is gated and the depth of a second product."""
     per_group = tl.cdiv(length, BLOCK_T)
     program = tl.program_id(0)
     group, image = (program // per_group) % groups, (program // per_group) // groups
     mean, inverse = combine_moments(parts, image, pieces, eps, PIECES)
     t = (program % per_group) * BLOCK_T + tl.arange(0, BLOCK_T)
-    at = pixel_offsets(t, columns, x_row_step, x_column_step, 1, FAR)
+    there = tl.minimum(t, length - 1)  # pixels beyond the last repeat it, so that their loads need no mask
+    at = pixel_offsets(there, columns, x_row_step, x_column_step, 1, FAR)[:, None]
     x += image.to(tl.int64) * x_image + group_start(group, across, x_row, x_column)
     y += image.to(tl.int64) * y_image + group_start(group, across, y_row, y_column)
     context += (program // per_group).to(tl.int64) * dim
-    known = (t < length)[:, None]
-
-    c = tl.arange(0, BLOCK_C)
-    result = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
+    c1 = tl.arange(0, C1)
+    normal1 = ((load_pixels(x, at, c1, dim) - mean) * inverse).to(x.dtype.element_ty)  # finite beyond the last channel, where weights are 0
+    total1 = tl.zeros((BLOCK_T, C1), tl.float32)
+    if C2 > 0:
+        c2 = C1 + tl.arange(0, C2)
+        normal2 = ((load_pixels(x, at, c2, dim) - mean) * inverse).to(x.dtype.element_ty)
+        total2 = tl.zeros((BLOCK_T, C2), tl.float32)
+    depth = tl.cdiv(dim, SLICE) * SLICE
     for first in range(0, dim, BLOCK_V):
         v = first + tl.arange(0, BLOCK_V)
-        values = tl.zeros((BLOCK_T, BLOCK_V), tl.float32)
-        for begin in range(0, dim, BLOCK_K):
-            k = begin + tl.arange(0, BLOCK_K)
-            inside = known & (k < dim)[None, :]
-            pixels = tl.load(x + at[:, None] + k[None, :], mask=inside, other=0.0).to(tl.float32)
-            centred = tl.where(inside, pixels - mean, 0.0).to(x.dtype.element_ty)
-            w = tl.load(value + v[None, :] * dim + k[:, None], mask=(v < dim)[None, :] & (k < dim)[:, None], other=0.0)
-            values = dot(centred, w, values)
-        values = values * inverse + tl.load(value_bias + v, mask=v < dim, other=0.0)[None, :]
+        into, from_ = value + v[None, :] * (C1 + C2), out + v[:, None]
+        values = dot(normal1, tl.load(into + c1[:, None]), tl.zeros((BLOCK_T, BLOCK_V), tl.float32))
+        if C2 > 0:
+            values = dot(normal2, tl.load(into + c2[:, None]), values)
+        values += tl.load(value_bias + v)[None, :]
         gate = tl.load(context + v, mask=v < dim, other=0.0)
-        gated = tl.where(values < 0, 0.0, values) * gate[None, :]
-        w = tl.load(out + c[None, :] * dim + v[:, None], mask=(c < dim)[None, :] & (v < dim)[:, None], other=0.0)
-        result = dot(gated.to(x.dtype.element_ty), w, result)
-    inside = known & (c < dim)[None, :]
-    result += tl.load(out_bias + c, mask=c < dim, other=0.0)[None, :]
-    result += tl.load(x + at[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
-    y_at = pixel_offsets(t, columns, y_row_step, y_column_step, 1, FAR)
-    result = result.to(x.dtype.element_ty)
-    tl.store(y + y_at[:, None] + c[None, :], result, mask=inside)
-    if COLLECT:
-        write_part(made, program, result, inside, tl.sum(tl.where(t < length, 1.0, 0.0), 0) * dim)
+        gated = (tl.where(values < 0, 0.0, values) * gate[None, :]).to(x.dtype.element_ty)
+        total1 = dot(gated, tl.load(from_ + c1[None, :] * depth), total1)
+        if C2 > 0:
+            total2 = dot(gated, tl.load(from_ + c2[None, :] * depth), total2)
+    y_at = pixel_offsets(there, columns, y_row_step, y_column_step, 1, FAR)[:, None]
+    inside = t < length
+    if C2 > 0:
+        _finish(total1, x, y, at, y_at, c1, dim, out_bias, inside, made, program * 2, COLLECT)
+        _finish(total2, x, y, at, y_at, c2, dim, out_bias, inside, made, program * 2 + 1, COLLECT)
+    else:
+        _finish(total1, x, y, at, y_at, c1, dim, out_bias, inside, made, program, COLLECT)
 
 
 # --- what launches them ---
@@ -181,13 +215,17 @@ def forward(
         mixed, softmax, weights.key, weights.key_bias, context, rows, dim, SPLITS=splits, BLOCK_M=16, BLOCK_N=32, BLOCK_K=32, num_warps=4,
         enable_fp_fusion=True,
     )  # fmt: skip
-    tiles = _tile(walk.length, dim, x.dtype, rows, processors(x))
+    c1, c2 = widths(dim)
+    sizes = rows, walk.length, dim
+    tiles = tuning.choose(
+        "separable_attention_block", x, sizes, tile(rows, walk.length, dim, x), functools.partial(candidates, rows, walk.length, dim, x)
+    )
     per_group = blocks(walk.length, tiles["BLOCK_T"])
-    made = empty_parts(x, x.shape[0], walk.groups * per_group) if collect else parts
+    made = empty_parts(x, x.shape[0], walk.groups * per_group * (2 if c2 else 1)) if collect else parts
     launch(
         value_out_kernel, rows * per_group,
         x, parts, context, weights.value, weights.value_bias, weights.out, weights.out_bias, y, made, *map_, x.stride(0), *walk.steps(x),
-        y.stride(0), *walk.steps(y), pieces, eps, COLLECT=collect, **tiles, **of_image,
+        y.stride(0), *walk.steps(y), pieces, eps, COLLECT=collect, SLICE=SLICE, C1=c1, C2=c2, **tiles, **of_image,
     )  # fmt: skip
     return collected(made) if collect else no_moments
 
@@ -201,15 +239,29 @@ def _splits(rows: int, tiles: int, processors: int) -> int:
     return 1 << (wanted.bit_length() - 1)
 
 
-def _tile(length: int, dim: int, dtype: torch.dtype, rows: int, processors: int) -> dict[str, Any]:
-    """Sums of all channels of a tile of pixels are in registers, beside those of the values that are being made: at most 64 a thread. Of
-    few images tiles are smaller, down to what tensor cores take, until there is one for each processor."""
-    block_c = power_of_two(dim, 16)
-    if dtype == torch.float32:
-        sizes = {"BLOCK_T": power_of_two(length, 16, max(16, 4096 // block_c)), "BLOCK_V": 16, "BLOCK_K": 16, "num_stages": 2}
+def tile(rows: int, length: int, dim: int, x: Tensor) -> tuning.Tile:
+    """Sums of all channels of a tile of pixels are in registers, beside the pixels themselves. Of few images tiles are smaller, as small as
+    tensor cores take, until there is one for each processor."""
+    width = sum(widths(dim))
+    if x.dtype == torch.float32:  # on no tensor cores
+        return _tile(16, 16, 8, 1)
+    block_t = 64 if width <= 128 else 32
+    while block_t > 16 and (rows * blocks(length, block_t) < processors(x) or block_t >= 2 * length):
+        block_t //= 2
+    return _tile(block_t, 64 if width <= 128 else 32, 8 if block_t * width > 4096 else 4, 2)
+
+
+def candidates(rows: int, length: int, dim: int, x: Tensor) -> list[tuning.Tile]:
+    width = sum(widths(dim))
+    if x.dtype == torch.float32:
+        return []
+    if rows * length <= 64 * processors(x):
+        found = [(16, 32, 4, 2), (16, 64, 4, 2), (32, 32, 8, 2)]
     else:
-        block_t, block_v = power_of_two(length, 16, min(64, max(32, 8192 // block_c))), min(block_c, 64)
-        while block_t > 16 and rows * blocks(length, block_t) < processors:
-            block_t //= 2
-        sizes = {"BLOCK_T": block_t, "BLOCK_V": block_v, "BLOCK_K": block_v, "num_stages": 3}
-    return sizes | {"BLOCK_C": block_c, "num_warps": 8 if sizes["BLOCK_T"] * block_c > 2048 else 4}
+        found = [(32, 32, 8, 2), (32, 64, 8, 2)] if width <= 192 else [(16, 32, 4, 2), (16, 64, 8, 2)]
+        found += [(64, 32, 8, 2), (32, 32, 4, 2)] if width <= 128 else []
+    return [_tile(*each) for each in found if each[0] < 2 * length]
+
+
+def _tile(block_t: int, block_v: int, warps: int, stages: int) -> tuning.Tile:
+    return {"BLOCK_T": block_t, "BLOCK_V": block_v, "num_warps": warps, "num_stages": stages}
