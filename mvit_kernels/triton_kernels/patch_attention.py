@@ -7,10 +7,13 @@ cores for 16-bit floats, and exact float32 ones for float32."""
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
+from . import tuning
 from .launch import blocks, far, launch, power_of_two, vector_of
 from .phases import phase_pixels
 from .products import dot
@@ -195,6 +198,10 @@ def forward(qkv: Tensor, heads: int, patch: tuple[int, int], scale: float, y: Te
     if y.numel() == 0:
         return
     programs, sizes, settings = _sizes(y, heads, patch, most=64)
+    _, head_dim, length, _ = sizes
+    guess = {name: settings[name] for name in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")}
+    of_call = programs, length, head_dim * settings["VECTOR"]
+    settings |= tuning.choose("patch_attention", y, of_call, guess, functools.partial(_candidates, length, y.dtype))
     launch(
         patch_attention_fwd_kernel, programs * blocks(sizes[2], settings["BLOCK_M"]),
         qkv, y, *sizes, *patch, scale, *qkv.stride(), *y.stride(), FAR=far(qkv, y), **settings,
@@ -228,3 +235,15 @@ def _sizes(y: Tensor, heads: int, patch: tuple[int, int], most: int) -> tuple[in
         "num_stages": 2, "enable_fp_fusion": True,
     }  # fmt: skip
     return batch * patch[0] * patch[1] * heads, (heads, head_dim // vector, length, columns), settings
+
+
+def _candidates(length: int, dtype: torch.dtype) -> list[tuning.Tile]:
+    """Of the forward."""
+    if dtype == torch.float32:
+        return []
+    tiles = (16, 64, 4, 2), (32, 64, 4, 2), (64, 32, 4, 3), (64, 64, 4, 3), (64, 64, 8, 2), (64, 128, 4, 2), (128, 64, 8, 2)
+    return [
+        {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
+        for m, n, warps, stages in tiles
+        if max(m, n) <= power_of_two(length, 16)
+    ]

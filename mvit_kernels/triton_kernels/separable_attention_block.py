@@ -12,12 +12,14 @@ x is centred before it is rounded to 16 bits for the tensor cores, so a large me
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
+from . import tuning
 from .launch import blocks, far, launch, power_of_two, processors
 from .moments import collect as collect_moments
 from .moments import collected, combine_moments, empty_parts, parts_or_moments, write_part
@@ -181,7 +183,8 @@ def forward(
         mixed, softmax, weights.key, weights.key_bias, context, rows, dim, SPLITS=splits, BLOCK_M=16, BLOCK_N=32, BLOCK_K=32, num_warps=4,
         enable_fp_fusion=True,
     )  # fmt: skip
-    tiles = _tile(walk.length, dim, x.dtype, rows, processors(x))
+    guess, candidates = _tile(walk.length, dim, x.dtype, rows, processors(x)), functools.partial(_candidates, walk.length, dim, x.dtype)
+    tiles = tuning.choose("separable_attention_block", x, (rows, walk.length, dim), guess, candidates)
     per_group = blocks(walk.length, tiles["BLOCK_T"])
     made = empty_parts(x, x.shape[0], walk.groups * per_group) if collect else parts
     launch(
@@ -213,3 +216,20 @@ def _tile(length: int, dim: int, dtype: torch.dtype, rows: int, processors: int)
             block_t //= 2
         sizes = {"BLOCK_T": block_t, "BLOCK_V": block_v, "BLOCK_K": block_v, "num_stages": 3}
     return sizes | {"BLOCK_C": block_c, "num_warps": 8 if sizes["BLOCK_T"] * block_c > 2048 else 4}
+
+
+def _candidates(length: int, dim: int, dtype: torch.dtype) -> list[tuning.Tile]:
+    if dtype == torch.float32:
+        return []
+    block_c = power_of_two(dim, 16)
+    found = {
+        (block_t, min(block_v, block_c), warps, stages)
+        for block_t, block_v, warps, stages in (
+            (16, 32, 4, 3), (16, 64, 4, 3), (32, 32, 8, 3), (32, 64, 8, 2), (64, 32, 8, 3), (64, 64, 8, 2),
+        )
+        if block_t < 2 * length and block_t * block_c <= 128 * 128
+    }  # fmt: skip
+    return [
+        {"BLOCK_T": t, "BLOCK_V": v, "BLOCK_K": v, "num_stages": stages, "BLOCK_C": block_c, "num_warps": warps}
+        for t, v, warps, stages in sorted(found)
+    ]  # fmt: skip
