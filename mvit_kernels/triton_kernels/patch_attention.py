@@ -74,9 +74,9 @@ def patch_attention_fwd_kernel(
     result = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for begin in range(0, length, BLOCK_N):
         n = begin + tl.arange(0, BLOCK_N)
-        at, inside = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
-        keys = tl.load(at + part, mask=inside, other=0.0)
-        values = tl.load(at + 2 * part, mask=inside, other=0.0)
+        keys_at, known = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+        keys = tl.load(keys_at + part, mask=known, other=0.0)
+        values = tl.load(keys_at + 2 * part, mask=known, other=0.0)
         scores = _scores(query, keys, n, length, scale * LOG2E)
         now = tl.maximum(largest, tl.max(scores, 1))
         finite = tl.where(now == float("-inf"), 0.0, now)
