@@ -29,6 +29,7 @@ import torch
 import mvit_kernels as mk
 from mvit_kernels.files import write_text
 from mvit_kernels.triton_kernels import tuning
+from mvit_kernels.triton_kernels.moments import keeping_parts
 
 MODELS, BATCHES, SIZE = ("mobilevitv2_100", "mobilevit_s"), (1, 256), 256
 LEAST_GAIN = 0.03
@@ -84,10 +85,11 @@ def walk(plan: Any, batch: int, visit: Visit, wanted: Callable[[str], bool] = la
             continue
         alike.add(name)
         run = functools.partial(call.run, *(tensor(values.get(name), batch, plan.device) for name in call.inputs))
-        for key, tiles in choices(run).items():
-            if key not in seen:
-                seen.add(key)
-                visit(key, tiles, functools.partial(run_with, key, run))
+        with keeping_parts():  # as plans run them
+            for key, tiles in choices(run).items():
+                if key not in seen:
+                    seen.add(key)
+                    visit(key, tiles, functools.partial(run_with, key, run))
 
 
 def tensor(value: Any, batch: int, device: torch.device) -> torch.Tensor:
