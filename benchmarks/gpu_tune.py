@@ -29,6 +29,7 @@ import torch
 import mvit_kernels as mk
 from mvit_kernels.files import write_text
 from mvit_kernels.triton_kernels import tuning
+from mvit_kernels.triton_kernels.moments import keeping_parts
 
 MODELS, BATCHES, SIZE = ("mobilevitv2_100", "mobilevit_s"), (1, 256), 256
 LEAST_GAIN = 0.03
@@ -54,17 +55,17 @@ def main(arguments: list[str] | None = None) -> int:
     shares = max(1, (os.cpu_count() or 1) // len(networks))
     tasks = [(*network, share, shares, started + COMPILING * args.seconds) for network in networks for share in range(shares)]
     with concurrent.futures.ProcessPoolExecutor(len(tasks), multiprocessing.get_context("spawn")) as pool:
-        compiled = sum(pool.map(compile_share, *zip(*tasks, strict=True)))
-    print(f"{compiled} kernels ready after {time.time() - started:.0f} s", flush=True)
+        ready, failed = (sum(counts) for counts in zip(*pool.map(compile_share, *zip(*tasks, strict=True)), strict=True))
+    print(f"{ready} kernels ready after {time.time() - started:.0f} s", flush=True)
     found: dict[tuning.Key, Times] = {}
     for model, batch in networks:
-        time_choices(model, batch, found, started + args.seconds)
-    write_text(args.output, text_of({**written(args.output), **{key: best(times) for key, times in found.items()}}))
+        failed += time_choices(model, batch, found, started + args.seconds)
+        write_text(args.output, text_of({**written(args.output), **{key: best(times) for key, times in found.items()}}))
     for key, times in found.items():
         (own, _), (least, tile) = times[0], min(times, key=lambda each: each[0])
         print(f"{' '.join(key):80} {1e6 * own:9.2f} us own {1e6 * least:9.2f} us least {list(tile.values())}")
-    print(f"{len(found)} calls in {args.output} after {time.time() - started:.0f} s")
-    return 0
+    print(f"{len(found)} calls in {args.output} after {time.time() - started:.0f} s, {failed} failures")
+    return int(failed > 0)
 
 
 def plan_of(model: str) -> Any:
@@ -84,10 +85,11 @@ def walk(plan: Any, batch: int, visit: Visit, wanted: Callable[[str], bool] = la
             continue
         alike.add(name)
         run = functools.partial(call.run, *(tensor(values.get(name), batch, plan.device) for name in call.inputs))
-        for key, tiles in choices(run).items():
-            if key not in seen:
-                seen.add(key)
-                visit(key, tiles, functools.partial(run_with, key, run))
+        with keeping_parts():  # as plans run them
+            for key, tiles in choices(run).items():
+                if key not in seen:
+                    seen.add(key)
+                    visit(key, tiles, functools.partial(run_with, key, run))
 
 
 def tensor(value: Any, batch: int, device: torch.device) -> torch.Tensor:
@@ -116,38 +118,48 @@ def run_with(key: tuning.Key, run: Callable[[], object], tile: tuning.Tile) -> o
         return run()
 
 
-def compile_share(model: str, batch: int, share: int, shares: int, end: float) -> int:
-    """Compile what every `shares`th of the calls of a network may choose; how many kernels there are then."""
+def compile_share(model: str, batch: int, share: int, shares: int, end: float) -> tuple[int, int]:
+    """Compile what every `shares`th of the calls of a network may choose; how many kernels there are then, and how many failed."""
     torch.set_num_threads(1)
-    count = 0
+    counts = [0, 0]
 
     def compiled(key: tuning.Key, tiles: list[tuning.Tile], run: Callable[[tuning.Tile], object]) -> None:
-        nonlocal count
         for tile in tiles:
-            if time.time() < end and launches(run, tile):
-                count += 1
+            if time.time() < end:
+                counts[tried(key, tile, run, lambda _: True) is None] += 1
 
     walk(plan_of(model), batch, compiled, lambda name: time.time() < end and zlib.crc32(name.encode()) % shares == share)
-    return count
+    return counts[0], counts[1]
 
 
-def launches(run: Callable[[tuning.Tile], object], tile: tuning.Tile) -> bool:
-    """Whether the GPU has what the tile takes."""
+def time_choices(model: str, batch: int, found: dict[tuning.Key, Times], end: float) -> int:
+    """Time what is not in `found` and put it there; how many failed."""
+    failed = 0
+
+    def timed(key: tuning.Key, tiles: list[tuning.Tile], run: Callable[[tuning.Tile], object]) -> None:
+        nonlocal failed
+        if key not in found and len(tiles) > 1 and time.time() < end:
+            times = [(tried(key, tile, run, lambda tile: seconds(functools.partial(run, tile))), tile) for tile in tiles]
+            failed += sum(each is None for each, _ in times)
+            if times[0][0] is not None:  # the kernel's own choice
+                found[key] = [(each, tile) for each, tile in times if each is not None]
+
+    walk(plan_of(model), batch, timed)
+    return failed
+
+
+def tried(key: tuning.Key, tile: tuning.Tile, run: Callable[[tuning.Tile], object], measure: Callable[[tuning.Tile], Any]) -> Any:
+    """What is measured, after a first run; infinity for a tile that the GPU has no room for; None, and a word, where it fails."""
     from triton.runtime.errors import OutOfResources
 
     try:
         run(tile)
+        return measure(tile)
     except OutOfResources:
-        return False
-    return True
-
-
-def time_choices(model: str, batch: int, found: dict[tuning.Key, Times], end: float) -> None:
-    def timed(key: tuning.Key, tiles: list[tuning.Tile], run: Callable[[tuning.Tile], object]) -> None:
-        if key not in found and len(tiles) > 1 and time.time() < end:
-            found[key] = [(seconds(functools.partial(run, tile)), tile) for tile in tiles if launches(run, tile)]
-
-    walk(plan_of(model), batch, timed)
+        return float("inf")
+    except Exception as error:  # one of another version of Triton, say; what others measure is not lost for it
+        print(f"gpu_tune: {' '.join(key)} with {tile}: {type(error).__name__}: {str(error)[-500:]}", file=sys.stderr, flush=True)
+        return None
 
 
 def seconds(run: Callable[[], object]) -> float:

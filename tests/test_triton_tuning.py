@@ -67,6 +67,15 @@ def test_the_table_is_read_as_it_is_written(tuning: Any, gpu_tune: Any, tmp_path
     assert gpu_tune.written(path) == tiles
 
 
+def test_a_tile_that_fails_is_named_and_others_are_measured(gpu_tune: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(tile: Any) -> None:
+        if tile == OTHER:
+            raise RuntimeError("nobody compiles this")
+
+    assert [gpu_tune.tried(KEY, tile, run, lambda tile: 2.0) for tile in (OWN, OTHER)] == [2.0, None]
+    assert "gpu_tune: sm_90 gemm float16 1024 7 group with {'BLOCK': 2}: RuntimeError: nobody compiles this" in capsys.readouterr().err
+
+
 def test_what_is_nearly_as_fast_stays(gpu_tune: Any) -> None:
     assert gpu_tune.best([(1.0, OWN), (0.98, OTHER)]) == OWN
     assert gpu_tune.best([(1.0, OWN), (0.9, OTHER), (2.0, {})]) == OTHER
@@ -93,7 +102,7 @@ def test_the_search_sees_every_choice_once_and_makes_it(gpu_tune: Any, monkeypat
     def visit(key: tuple[str, ...], tiles: list[Any], with_tile: Callable[[Any], Any]) -> None:
         for wanted in tiles[:2]:
             launched.clear()
-            assert gpu_tune.launches(with_tile, wanted)
+            assert gpu_tune.tried(key, wanted, with_tile, lambda tile: 7) == 7
             assert {name: launched[len(seen)][name] for name in wanted} == wanted
         seen.append(key[1])
 

@@ -323,7 +323,7 @@ def candidates(rows: int, weight: Weight, x: Tensor, rows_of_group: int = 0) -> 
         return []
     columns, depth = weight.bias.shape[0], max(weight.depths)
     few = ((16, 16, 128, 3), (16, 32, 128, 4), (16, 64, 64, 3), (32, 32, 64, 3), (32, 64, 64, 4), (64, 32, 64, 4))
-    many = ((128, 128, 64, 2), (128, 64, 64, 3), (64, 256, 64, 3), (64, 128, 64, 3), (128, 256, 64, 3), (64, 64, 64, 2))
+    many = ((128, 128, 64, 2), (128, 64, 64, 3), (64, 256, 64, 3), (64, 128, 64, 3), (64, 64, 64, 2))
     found = {
         (m, min(n, power_of_two(columns, 16)), min(k, power_of_two(depth, 16)), stages)
         for m, n, k, stages in (few if rows * columns <= 128 * 128 * processors(x) else many)

@@ -39,8 +39,9 @@ def power_of_two(size: int, least: int = 1, most: int = 2**30) -> int:
 
 
 def vector_of(*sizes: int) -> int:
-    """What kernels get sizes and strides divided by, where that makes loads of 16 bytes: Triton itself looks for multiples of 16 only."""
-    return 8 if all(size % 8 == 0 for size in sizes) else 1
+    """What kernels get sizes and strides divided by, up to 8, so that the compiler sees how wide loads may be: of numbers that it is given
+    it looks for multiples of 16 only."""
+    return next(vector for vector in (8, 4, 2, 1) if all(size % vector == 0 for size in sizes))
 
 
 def processors(x: Tensor) -> int:

@@ -5,12 +5,14 @@ Floor on an H100: memory, a and y once at 3.0 TB/s; the rows are read once and n
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 
+from . import tuning
 from .activation import activate
 from .launch import blocks, launch, power_of_two, processors, vector_of
 from .products import dot
@@ -84,11 +86,22 @@ def forward(
     c1, c2 = widths(depth)
     vector, out_vector = vector_of(depth, a.stride(0)), vector_of(columns)
     groups = 1 if moments is None else moments.shape[0]
+    guess = _tile(_ROWS, power_of_two(columns, 16, 64), 8 if c1 + c2 > 128 else 4, 2)
+    others = functools.partial(_candidates, columns, c1 + c2)
+    tiles = tuning.choose("normed_gemm", a, (rows, columns, depth, "layer" if layer_norm else "group"), guess, others)
     launch(
-        normed_gemm_kernel, blocks(rows, _ROWS),
+        normed_gemm_kernel, blocks(rows, tiles["BLOCK_T"]),
         a, weight.bias if moments is None else moments, weight.data, weight.bias, y, rows, columns // out_vector, depth // vector,
         a.stride(0) // vector, weight.data.stride(0), rows // groups, eps, LAYER=layer_norm, ACTIVATION=activation, VECTOR=vector,
-        OUT_VECTOR=out_vector, C1=c1, C2=c2, BLOCK_T=_ROWS, BLOCK_N=power_of_two(columns, 16, 64), num_warps=8 if c1 + c2 > 128 else 4,
-        num_stages=2,
-        enable_fp_fusion=True,
+        OUT_VECTOR=out_vector, C1=c1, C2=c2, enable_fp_fusion=True, **tiles,
     )  # fmt: skip
+
+
+def _candidates(columns: int, width: int) -> list[tuning.Tile]:
+    few, many = 4 if width <= 128 else 8, 8
+    tiles = (64, 32, few, 3), (64, 64, few, 3), (64, 64, many, 2), (64, 128, many, 2), (128, 64, many, 2)
+    return [_tile(t, n, warps, stages) for t, n, warps, stages in tiles if n <= power_of_two(columns, 16) and t * width <= 128 * 128]
+
+
+def _tile(block_t: int, block_n: int, warps: int, stages: int) -> tuning.Tile:
+    return {"BLOCK_T": block_t, "BLOCK_N": block_n, "num_warps": warps, "num_stages": stages}

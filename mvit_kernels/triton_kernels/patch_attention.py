@@ -2,16 +2,19 @@
 
 A program has a head of a phase and a block of its queries (of its keys, in the second half of the backward), and walks the others in
 blocks: attention with a running maximum and sum (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention, arXiv 2205.14135). Heads of 16
-to 60 channels are padded to a power of two in registers. Products are those of tensor cores for 16-bit floats, and exact float32 ones for
-float32."""
+to 60 channels are padded to a power of two in registers; their number comes divided by VECTOR (`vector_of`). Products are those of tensor
+cores for 16-bit floats, and exact float32 ones for float32."""
 
 from __future__ import annotations
+
+import functools
 
 import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, far, launch, power_of_two
+from . import tuning
+from .launch import blocks, far, launch, power_of_two, vector_of
 from .phases import phase_pixels
 from .products import dot
 
@@ -52,8 +55,9 @@ def _scores(query, keys, n, length, factor):
 def patch_attention_fwd_kernel(
     qkv, y, heads, head_dim, length, columns, ph, pw, scale,
     qkv_image, qkv_channel, qkv_row, qkv_column, y_image, y_channel, y_row, y_column,
-    FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    FAR: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    head_dim = head_dim * VECTOR
     per_head = tl.cdiv(length, BLOCK_M)
     program = tl.program_id(0)
     m = (program % per_head) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -70,9 +74,9 @@ def patch_attention_fwd_kernel(
     result = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for begin in range(0, length, BLOCK_N):
         n = begin + tl.arange(0, BLOCK_N)
-        at, inside = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
-        keys = tl.load(at + part, mask=inside, other=0.0)
-        values = tl.load(at + 2 * part, mask=inside, other=0.0)
+        keys_at, known = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+        keys = tl.load(keys_at + part, mask=known, other=0.0)
+        values = tl.load(keys_at + 2 * part, mask=known, other=0.0)
         scores = _scores(query, keys, n, length, scale * LOG2E)
         now = tl.maximum(largest, tl.max(scores, 1))
         finite = tl.where(now == float("-inf"), 0.0, now)
@@ -90,10 +94,11 @@ def patch_attention_fwd_kernel(
 def patch_attention_bwd_query_kernel(
     qkv, dy, dqkv, statistics, heads, head_dim, length, columns, ph, pw, scale,
     qkv_image, qkv_channel, qkv_row, qkv_column, dy_image, dy_channel, dy_row, dy_column, dqkv_image, dqkv_channel, dqkv_row, dqkv_column,
-    FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    FAR: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dq = scale ds k with ds = p (dy v^T - sum_m p dy v^T); and of each query log2 of its sum and sum_m p dy v^T = dy . y, to
     `statistics` (heads of all phases and images, 2, length)."""
+    head_dim = head_dim * VECTOR
     per_head = tl.cdiv(length, BLOCK_M)
     program = tl.program_id(0)
     m = (program % per_head) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -147,9 +152,10 @@ def patch_attention_bwd_query_kernel(
 def patch_attention_bwd_key_kernel(
     qkv, dy, dqkv, statistics, heads, head_dim, length, columns, ph, pw, scale,
     qkv_image, qkv_channel, qkv_row, qkv_column, dy_image, dy_channel, dy_row, dy_column, dqkv_image, dqkv_channel, dqkv_row, dqkv_column,
-    FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    FAR: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dk = scale ds^T q and dv = p^T dy of a block of keys, from the statistics of all queries."""
+    head_dim = head_dim * VECTOR
     per_head = tl.cdiv(length, BLOCK_N)
     program = tl.program_id(0)
     n = (program % per_head) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -192,6 +198,10 @@ def forward(qkv: Tensor, heads: int, patch: tuple[int, int], scale: float, y: Te
     if y.numel() == 0:
         return
     programs, sizes, settings = _sizes(y, heads, patch, most=64)
+    _, head_dim, length, _ = sizes
+    guess = {name: settings[name] for name in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")}
+    of_call = programs, length, head_dim * settings["VECTOR"]
+    settings |= tuning.choose("patch_attention", y, of_call, guess, functools.partial(_candidates, length, y.dtype))
     launch(
         patch_attention_fwd_kernel, programs * blocks(sizes[2], settings["BLOCK_M"]),
         qkv, y, *sizes, *patch, scale, *qkv.stride(), *y.stride(), FAR=far(qkv, y), **settings,
@@ -217,10 +227,23 @@ def _sizes(y: Tensor, heads: int, patch: tuple[int, int], most: int) -> tuple[in
     head_dim, columns = dim // heads, width // patch[1]
     length = height // patch[0] * columns
     block_d = power_of_two(head_dim, 16)
+    vector = vector_of(head_dim)
     small = block_d > 64 or y.dtype == torch.float32  # whose products have no tensor cores, and need registers
     block = power_of_two(length, 16, most // 2 if small else most)
     settings = {
-        "BLOCK_M": block, "BLOCK_N": block, "BLOCK_D": block_d, "num_warps": 8 if y.dtype == torch.float32 else 4, "num_stages": 2,
-        "enable_fp_fusion": True,
+        "VECTOR": vector, "BLOCK_M": block, "BLOCK_N": block, "BLOCK_D": block_d, "num_warps": 8 if y.dtype == torch.float32 else 4,
+        "num_stages": 2, "enable_fp_fusion": True,
     }  # fmt: skip
-    return batch * patch[0] * patch[1] * heads, (heads, head_dim, length, columns), settings
+    return batch * patch[0] * patch[1] * heads, (heads, head_dim // vector, length, columns), settings
+
+
+def _candidates(length: int, dtype: torch.dtype) -> list[tuning.Tile]:
+    """Of the forward."""
+    if dtype == torch.float32:
+        return []
+    tiles = (16, 64, 4, 2), (32, 64, 4, 2), (64, 32, 4, 3), (64, 64, 4, 3), (64, 64, 8, 2), (64, 128, 4, 2), (128, 64, 8, 2)
+    return [
+        {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
+        for m, n, warps, stages in tiles
+        if max(m, n) <= power_of_two(length, 16)
+    ]

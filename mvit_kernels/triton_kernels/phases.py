@@ -68,4 +68,6 @@ def pixel_offsets(t, columns, row_step, column_step, VECTOR: tl.constexpr, FAR: 
     if FAR:
         t = t.to(tl.int64)
     offsets = (t // columns) * row_step + (t % columns) * column_step
-    return tl.max_contiguous(tl.multiple_of(offsets, VECTOR), VECTOR)
+    if VECTOR > 1:  # to say that they are multiples of 1 would hide what the compiler knows of their strides
+        offsets = tl.max_contiguous(tl.multiple_of(offsets, VECTOR), VECTOR)
+    return offsets
