@@ -27,7 +27,7 @@ def check(x: Tensor, sums: Tensor | None = None, **arguments) -> None:
     assert y.is_contiguous()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (6, 17), (70, 144), slow((40, 640)), (2, 9000)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (6, 17), (70, 144), slow((40, 640)), (2, 9000), slow((1, 17000))], ids=str)
 def test_rows_and_groups(size) -> None:
     x = stream(*size)
     for groups in {None, 1, size[0], *([2] if size[0] % 2 == 0 else [])}:

@@ -15,7 +15,7 @@ from .launch import blocks, launch, power_of_two
 from .pinned import double, double_bits, to_byte
 
 Tensor = torch.Tensor
-IN_REGISTERS = 8192  # values of a group
+IN_REGISTERS = 16384  # values of a group
 PIECE = 4096  # values
 MOST_PIECES = 64  # of a group; larger groups have larger pieces
 
@@ -97,7 +97,7 @@ def qnorm(
         launch(
             qnorm_rows_kernel, blocks(groups, block_r),
             x, y, groups, size, x.stride(0) if groups == x.shape[0] else size, *numbers, BLOCK_R=block_r, BLOCK_K=block_k,
-            num_warps=4 if block_k <= 2048 else 8,
+            num_warps=4 if block_k <= 2048 else 8 if block_k <= 8192 else 16,
         )  # fmt: skip
         return
     x, pieces = x.contiguous(), 1
