@@ -117,6 +117,11 @@ def integer_map_calls() -> dict[str, Any]:
         stream = ones(rows, depth, dtype=torch.int16)
         calls[f"qnorm {rows}x{depth} in {groups}"] = use(ops.qnorm, stream, groups=groups, **norm)
     calls["qnorm with sums"] = use(ops.qnorm, stream, ones(1, 2, dtype=torch.int64), **norm)
+    weight = ops.pack_weight(torch.zeros(64, 128, dtype=torch.int8))
+    behind = {"scale": 0.01, "a_scale": 0.05, "a_zero_point": 121, "w_scale": 0.01, "backend": "triton", **BYTES}
+    calls["qnorm_gemm"] = functools.partial(ops.prepare_qnorm_gemm(weight, **behind), stream)
+    collecting = ops.prepare_qgemm(weight, out_dtype=torch.int16, out_scale=0.1, **QUANTIZATION)
+    calls["qgemm collect"] = functools.partial(collecting, ones(64, 128, dtype=torch.uint8), collect=2)
     calls["quantize_stream"] = use(ops.quantize_stream, image(2, 96, 32, 32), 0.1)
     calls["dequantize_stream"] = use(ops.dequantize_stream, stream, 0.1)
     projected = image(2, 97, 32, 32, dtype=torch.uint8).permute(0, 2, 3, 1)  # scores and values side by side

@@ -102,12 +102,20 @@ def qnorm(
         return
     x, pieces = x.contiguous(), 1
     if sums is None:
-        piece_size = PIECE * blocks(size, PIECE * MOST_PIECES)
-        pieces = blocks(size, piece_size)
-        sums = x.new_empty(groups, pieces, 2, dtype=torch.int64)
-        launch(stream_sums_kernel, groups * pieces, x, sums, size, pieces, piece_size, BLOCK=PIECE // 2, num_warps=8)
+        sums = stream_sums(x, groups)
+        pieces = sums.shape[1]
     across = blocks(size, PIECE)
     launch(
         qnorm_groups_kernel, groups * across,
         x, sums, y, size, pieces, across, *numbers, PIECES=power_of_two(pieces), BLOCK=PIECE, num_warps=8,
     )  # fmt: skip
+
+
+def stream_sums(x: Tensor, groups: int) -> Tensor:
+    """(groups, pieces, 2) int64: sum and sum of squares of pieces of each group of rows of x (M, K) int16, contiguous and not empty."""
+    size = x.numel() // groups
+    piece_size = PIECE * blocks(size, PIECE * MOST_PIECES)
+    pieces = blocks(size, piece_size)
+    parts = x.new_empty(groups, pieces, 2, dtype=torch.int64)
+    launch(stream_sums_kernel, groups * pieces, x, parts, size, pieces, piece_size, BLOCK=PIECE // 2, num_warps=8)
+    return parts
