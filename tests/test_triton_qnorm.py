@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from marks import slow
+from q_checks import random_bytes, random_packed_weight
 from triton_checks import DEVICE
 
 from mvit_kernels import ops, reference
@@ -27,7 +28,7 @@ def check(x: Tensor, sums: Tensor | None = None, **arguments) -> None:
     assert y.is_contiguous()
 
 
-@pytest.mark.parametrize("size", [(1, 1), (6, 17), (70, 144), slow((40, 640)), (2, 9000)], ids=str)
+@pytest.mark.parametrize("size", [(1, 1), (6, 17), (70, 144), slow((40, 640)), (2, 9000), slow((1, 17000))], ids=str)
 def test_rows_and_groups(size) -> None:
     x = stream(*size)
     for groups in {None, 1, size[0], *([2] if size[0] % 2 == 0 else [])}:
@@ -64,3 +65,25 @@ def test_any_strides_and_empty() -> None:
             check(x, groups=groups)
             if groups is not None:
                 check(x, reference.stream_sums(x, groups))
+
+
+@pytest.mark.parametrize("bits", [8, 6])
+def test_products_behind_and_before(bits: int) -> None:
+    """qnorm_gemm, and the sums that qgemm collects."""
+    weight = random_packed_weight(7, 33, bits)
+    x, a, residual = stream(6, 33), random_bytes(6, 33).to(DEVICE), stream(6, 7)
+    norm = {"scale": 0.01, "a_scale": 0.03, "a_zero_point": 120, "w_scale": 0.01, "bias": torch.randn(7)}
+    product = {"a_scale": 0.05, "a_zero_point": 113, "w_scale": 0.01, "out_dtype": torch.int16, "out_scale": 0.02}
+    for groups in (2, 6):
+        for sums in (None, reference.stream_sums(x, groups)):
+            y, expected = (
+                ops.qnorm_gemm(x, weight, sums, out_dtype=torch.uint8, out_scale=0.1, out_zero_point=99, **norm, backend=backend)
+                for backend in ("triton", "reference")
+            )
+            assert torch.equal(y, expected)
+        for rows in (6, 0):
+            ours, expected = (
+                ops.qgemm(a[:rows], weight, residual=residual[:rows], collect=groups, **product, backend=backend)
+                for backend in ("triton", "reference")
+            )
+            assert all(torch.equal(*each) for each in zip(ours, expected, strict=True))

@@ -61,12 +61,11 @@ def test_sums_of_extremes() -> None:
                 context(scores, x, scale, x_scale=1.0, x_zero_point=-(2**31), patch_size=(1, 1))
 
 
+@pytest.mark.slow
 def test_more_pixels_than_add_up_in_32_bits() -> None:
-    size = (1, 184, 181, 1)
-    x = torch.full(size, 255, dtype=torch.uint8, device=DEVICE)
-    for begin in (0, 183):
-        x[0, begin] = 0
-        context(torch.zeros_like(x[..., 0]), x, 1e-30, patch_size=(1, 1))
+    x = torch.full((1, 184, 181, 1), 255, dtype=torch.uint8, device=DEVICE)
+    x[0, 183] = 0
+    context(torch.zeros_like(x[..., 0]), x, 1e-30, patch_size=(1, 1))
 
 
 def test_extremes_of_the_gate() -> None:

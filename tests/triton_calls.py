@@ -117,9 +117,15 @@ def integer_map_calls() -> dict[str, Any]:
         stream = ones(rows, depth, dtype=torch.int16)
         calls[f"qnorm {rows}x{depth} in {groups}"] = use(ops.qnorm, stream, groups=groups, **norm)
     calls["qnorm with sums"] = use(ops.qnorm, stream, ones(1, 2, dtype=torch.int64), **norm)
+    weight = ops.pack_weight(torch.zeros(64, 128, dtype=torch.int8))
+    behind = {"scale": 0.01, "a_scale": 0.05, "a_zero_point": 121, "w_scale": 0.01, "backend": "triton", **BYTES}
+    calls["qnorm_gemm"] = functools.partial(ops.prepare_qnorm_gemm(weight, **behind), stream)
+    collecting = ops.prepare_qgemm(weight, out_dtype=torch.int16, out_scale=0.1, **QUANTIZATION)
+    calls["qgemm collect"] = functools.partial(collecting, ones(64, 128, dtype=torch.uint8), collect=2)
     calls["quantize_stream"] = use(ops.quantize_stream, image(2, 96, 32, 32), 0.1)
     calls["dequantize_stream"] = use(ops.dequantize_stream, stream, 0.1)
-    scores, pixels, table = x.permute(0, 2, 3, 1)[..., 0], x.permute(0, 2, 3, 1), ops.exponential_table(0.1).to(DEVICE)
+    projected = image(2, 97, 32, 32, dtype=torch.uint8).permute(0, 2, 3, 1)  # scores and values side by side
+    scores, pixels, table = projected[..., 0], x.permute(0, 2, 3, 1), ops.exponential_table(0.1).to(DEVICE)
     for how in ({}, to):
         calls[f"qseparable_context {how}"] = use(ops.qseparable_context, scores, pixels, table, x_scale=0.1, x_zero_point=3, **how)
     points = {"q_scale": 0.1, "q_zero_point": 3, "k_scale": 0.1, "v_scale": 0.1, "v_zero_point": 3}
@@ -135,7 +141,7 @@ def integer_map_calls() -> dict[str, Any]:
         calls[f"qattention {batch} {width} {' '.join(more)}"] = call
     mixer = ops.prepare_qpool_mixer(torch.ones(96), a_scale=0.1, a_zero_point=3, backend="triton", **to)
     calls["qpool_mixer"] = functools.partial(mixer, x)
-    calls["qseparable_gate"] = use(ops.qseparable_gate, pixels, ones(2, 4, 96), v_scale=0.1, v_zero_point=3, **to)
+    calls["qseparable_gate"] = use(ops.qseparable_gate, projected[..., 1:], ones(2, 4, 96), v_scale=0.1, v_zero_point=3, **to)
     return calls
 
 

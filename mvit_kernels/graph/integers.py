@@ -56,11 +56,14 @@ class _Values:
     """Numbers, or tensors that are on the device of who asks for them (`Placed`)."""
 
     def __init__(self, *values: Any) -> None:
-        self._numbers = tuple(None if isinstance(each, Tensor) else each for each in values)
+        self._values = values
         self._placed = Placed(*(each if isinstance(each, Tensor) else None for each in values))
+        self._numbers = not any(isinstance(each, Tensor) for each in values)
 
     def on(self, device: torch.device) -> tuple[Any, ...]:
-        return tuple(n if x is None else x for n, x in zip(self._numbers, self._placed.on(device), strict=True))
+        if self._numbers:
+            return self._values
+        return tuple(value if x is None else x for value, x in zip(self._values, self._placed.on(device), strict=True))
 
 
 def _in_channels_last(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from .qfragments import PackFragments
 OP = "qgemm"
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
-_kernels = triton_support.Kernels(OP)
+_kernels, _norms = triton_support.Kernels(OP), triton_support.Kernels("qnorm")
 SEGMENTS = {name: reference.segments(name) for name in reference.QACTIVATIONS if name not in ("none", "relu")}
 
 
@@ -396,10 +396,15 @@ def triton_finish(
     return _kernels.Finish(channels, out_dtype, plain, activation, segments, table, residual, residual_scale, residual_zero_point)
 
 
-def triton_refuse(a: Tensor, depth: int, bits: int) -> str | None:
+def refuse_depth(depth: int, bits: int) -> str | None:
+    """Why Triton's product is too deep."""
     if bits == 6 and depth > _DEEPEST_SIX_BITS:
         return f"it takes 6-bit weights up to a depth of {_DEEPEST_SIX_BITS}, got {depth}"
-    return triton_support.refuse(a, (torch.uint8,))
+    return None
+
+
+def triton_refuse(a: Tensor, depth: int, bits: int) -> str | None:
+    return refuse_depth(depth, bits) or triton_support.refuse(a, (torch.uint8,))
 
 
 def _triton_forward(
@@ -413,6 +418,13 @@ def _triton_forward(
     rows = [None if x is None else x.contiguous() for x in (row_scale, row_zero_point)]
     _kernels.qgemm(walkable_rows(a), packed(TritonWeight(columns, depth, bits), weight), finish, y, *rows)
     return y
+
+
+def _triton_collect(
+    a: Tensor, weight: Tensor, channels: Tensor, residual: Optional, columns: int, depth: int, bits: int, collect: int
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    y = _triton_forward(a, weight, channels, residual, None, None, None, columns, depth, bits, torch.int16, "none", True, 0.0, 0)
+    return y, _norms.stream_sums(y, collect).sum(1) if y.numel() else y.new_zeros(collect, 2, dtype=torch.int64)
 
 
 def _triton_accumulate(a: Tensor, weight: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int) -> Tensor:
@@ -511,7 +523,10 @@ choose_accumulate = Choice(
     reference=Implementation(_reference_accumulate),
 )
 choose_collect = Choice(
-    f"{OP}_collect", cpu=Implementation(_cpu_collect, refuse=refuse_off_cpu), reference=Implementation(_reference_collect)
+    f"{OP}_collect",
+    triton=Implementation(_triton_collect, refuse=triton_refuse),
+    cpu=Implementation(_cpu_collect, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_collect),
 )
 
 
@@ -545,7 +560,7 @@ def _collect(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     _check(a, residual, None, None, columns, depth, torch.int16, True, 1.0)
     checks.whole_groups(OP, "collect", collect, a.shape[0])
-    return choose_collect(backend, a).forward(a, weight, channels, residual, columns, depth, bits, collect)
+    return choose_collect(backend, a, depth, bits).forward(a, weight, channels, residual, columns, depth, bits, collect)
 
 
 def _collect_fake(

@@ -13,9 +13,12 @@ from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import QTYPE_CODES, direct, raise_status, register
 from .pack_weight import PackedWeight, check_packed, unpack_bytes
+from .placed import Placed
 from .qchannels import Settings, check_channels, quantization, unpack_channels
-from .qgemm import activation_code, table_addresses
+from .qgemm import activation_code, refuse_depth, table_addresses
+from .qgemm import choose as choose_product
 from .qnorm import Norm, check_stream, norm_of
+from .qnorm import choose as choose_norm
 
 OP = "qnorm_gemm"
 Tensor = torch.Tensor
@@ -30,10 +33,14 @@ class QNormGemm:
     ) -> None:  # fmt: skip
         self.norm, self.weight, self.channels, self.settings, self.table, self.backend = norm, weight, channels, settings, table, backend
         self._settled = *norm, weight.columns, weight.depth, weight.bits, settings.out_dtype, settings.activation, settings.plain
+        self._placed = Placed(channels, table)
 
     def __call__(self, x: Tensor, sums: Optional = None) -> Tensor:
-        """y (M, N)."""
-        return _call(x, self.weight.data, self.channels, sums, self.table, *self._settled, backend=self.backend)
+        """y (M, N). What was prepared is copied to the device of x by the first call there."""
+        weight, channels, table = self.weight.data, self.channels, self.table
+        if not x.is_cpu:
+            weight, (channels, table) = self.weight.on(x.device), self._placed.on(x.device)  # type: ignore[assignment]
+        return _call(x, weight, channels, sums, table, *self._settled, backend=self.backend)
 
 
 def prepare_qnorm_gemm(
@@ -66,7 +73,7 @@ def qnorm_gemm(
         a_scale, a_zero_point, a_bits: of the normalised bytes, which `qnorm` calls out_scale and so on.
         weight, w_scale, bias, activation, out_dtype, out_scale, out_zero_point, table, out_bits: as of `qgemm`, gamma and beta of the norm
             being in weight and bias.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one. On GPUs the bytes do pass through memory.
 
     Returns:
         (M, N), out_dtype.
@@ -132,7 +139,25 @@ def _reference_forward(
     )  # fmt: skip
 
 
-choose = Choice(OP, cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu), reference=Implementation(_reference_forward))
+def _triton_refuse(x: Tensor, depth: int, bits: int) -> str | None:
+    return choose_norm.implementations["triton"].refuse(x) or refuse_depth(depth, bits)
+
+
+def _triton_forward(
+    x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, scale: float, a_scale: float, a_zero_point: int,
+    eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool,
+) -> Tensor:  # fmt: skip
+    norm, product = (each.implementations["triton"].forward for each in (choose_norm, choose_product))
+    a = norm(x, sums, scale, a_scale, a_zero_point, eps, a_bits, None)
+    return product(a, weight, channels, None, None, None, table, columns, depth, bits, out_dtype, activation, plain, 0.0, 0)
+
+
+choose = Choice(
+    OP,
+    triton=Implementation(_triton_forward, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
+    reference=Implementation(_reference_forward),
+)
 
 
 # --- registration ---
@@ -144,7 +169,7 @@ def _forward(
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, sums, depth)
-    return choose(backend, x).forward(
+    return choose(backend, x, depth, bits).forward(
         x, weight, channels, sums, table, scale, a_scale, a_zero_point, eps, a_bits, columns, depth, bits, out_dtype, activation, plain
     )  # fmt: skip
 

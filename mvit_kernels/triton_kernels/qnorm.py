@@ -15,7 +15,7 @@ from .launch import blocks, launch, power_of_two
 from .pinned import double, double_bits, to_byte
 
 Tensor = torch.Tensor
-IN_REGISTERS = 8192  # values of a group
+IN_REGISTERS = 16384  # values of a group
 PIECE = 4096  # values
 MOST_PIECES = 64  # of a group; larger groups have larger pieces
 
@@ -97,17 +97,25 @@ def qnorm(
         launch(
             qnorm_rows_kernel, blocks(groups, block_r),
             x, y, groups, size, x.stride(0) if groups == x.shape[0] else size, *numbers, BLOCK_R=block_r, BLOCK_K=block_k,
-            num_warps=4 if block_k <= 2048 else 8,
+            num_warps=4 if block_k <= 2048 else 8 if block_k <= 8192 else 16,
         )  # fmt: skip
         return
     x, pieces = x.contiguous(), 1
     if sums is None:
-        piece_size = PIECE * blocks(size, PIECE * MOST_PIECES)
-        pieces = blocks(size, piece_size)
-        sums = x.new_empty(groups, pieces, 2, dtype=torch.int64)
-        launch(stream_sums_kernel, groups * pieces, x, sums, size, pieces, piece_size, BLOCK=PIECE // 2, num_warps=8)
+        sums = stream_sums(x, groups)
+        pieces = sums.shape[1]
     across = blocks(size, PIECE)
     launch(
         qnorm_groups_kernel, groups * across,
         x, sums, y, size, pieces, across, *numbers, PIECES=power_of_two(pieces), BLOCK=PIECE, num_warps=8,
     )  # fmt: skip
+
+
+def stream_sums(x: Tensor, groups: int) -> Tensor:
+    """(groups, pieces, 2) int64: sum and sum of squares of pieces of each group of rows of x (M, K) int16, contiguous and not empty."""
+    size = x.numel() // groups
+    piece_size = PIECE * blocks(size, PIECE * MOST_PIECES)
+    pieces = blocks(size, piece_size)
+    parts = x.new_empty(groups, pieces, 2, dtype=torch.int64)
+    launch(stream_sums_kernel, groups * pieces, x, parts, size, pieces, piece_size, BLOCK=PIECE // 2, num_warps=8)
+    return parts

@@ -2,12 +2,14 @@
 
 A program has a head of a phase and a block of its queries, and walks the keys twice: for the largest score of each query, and for the
 weights, which are bytes of a table. Where all keys are one block, scores are computed once. Both products are those of int8 on tensor
-cores: b' = b - 128 stands for every byte b, and int32 sums, which are modulo 2^32, get back what that leaves out:
+cores: b' = b - 128 stands for every byte b, and int32 sums get back what that leaves out:
 
     S[n, m] = sum_c q'[n, c] k'[m, c] + (128 - z_q) sum_c k'[m, c]
     A[n, c] = sum_m e'[n, m] v'[m, c] + 128 sum_m v'[m, c] + (128 - z_v) sum_m e[n, m]
 
-Channels beyond those of a head and pixels beyond those of a phase are read as 128, which is 0."""
+Channels beyond those of a head and pixels beyond those of a phase are read as 128, which is 0. Tensor cores saturate where other additions
+are modulo 2^32, but nothing that they add up is larger than 128 (128 + |128 - z|) for each term, which is at most the
+255 max(|z|, |255 - z|) that the op holds below 2^31."""
 
 from __future__ import annotations
 

@@ -82,7 +82,8 @@ def qseparable_gate_kernel(
     at = v + phase_pixels(n, columns, ph, pw, v_row, v_column, FAR)[:, None] + c[None, :]
     positive = tl.maximum(tl.load(at, mask=inside, other=0).to(tl.int32) - v_zero_point, 0)
     y += image * y_image + group_start(first, pw, y_row, dim)
-    at = y + phase_pixels(n, columns, ph, pw, y_row, dim, FAR)[:, None] + c[None, :]
+    # Values stand beside scores, where their bytes are loaded one by one: four a thread, so that those of a warp are neighbours.
+    at = tl.max_contiguous(y + phase_pixels(n, columns, ph, pw, y_row, dim, FAR)[:, None] + c[None, :], (1, 4))
     tl.store(at, to_byte(positive.to(tl.float32) * k[None, :], zero_point, most), mask=inside)
 
 
