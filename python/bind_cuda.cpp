@@ -9,6 +9,7 @@
 #include "cuda/ops/qconv2d.h"
 #include "cuda/ops/qdepthwise_conv2d.h"
 #include "cuda/ops/qgemm.h"
+#include "cuda/ops/qinverted_residual.h"
 #include "cuda/ops/separable_attention_block.h"
 
 namespace py = pybind11;
@@ -111,6 +112,25 @@ void inverted_residual(int device, uintptr_t stream, int dtype, const Sizes& siz
     launch([&] { return cuda::inverted_residual(p, device, pointer(stream)); });
 }
 
+// size: (B, C, H, W), of x; strides likewise.
+void integer_inverted_residual(int device, uintptr_t stream, const Sizes& size, int hidden, int columns, int stride, uintptr_t x,
+                               const Sizes& x_stride, uintptr_t slices, uintptr_t expand_curve, uintptr_t filter_curve, const Epilogue& e) {
+    const auto small = [](int64_t value) { return static_cast<int>(value); };
+    const auto curve = [](uintptr_t address) { return static_cast<const int16_t*>(pointer(address)); };
+    const cuda::QInvertedResidualProblem p{size[0],
+                                           small(size[2]),
+                                           small(size[3]),
+                                           hidden,
+                                           columns,
+                                           stride,
+                                           {bytes(x), size[1], x_stride[0], x_stride[2], x_stride[3]},
+                                           bytes(slices),
+                                           curve(expand_curve),
+                                           curve(filter_curve),
+                                           epilogue_of(e)};
+    launch([&] { return cuda::qinverted_residual(p, device, pointer(stream)); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -120,5 +140,7 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("qgemm", product);
     m.def("qconv2d", convolution);
     m.def("qdepthwise_conv2d", depthwise_convolution);
+    m.def("qinverted_residual", integer_inverted_residual);
+    m.def("qinverted_residual_shared", cuda::qinverted_residual_shared);
     m.def("separable_attention_block", attention_block);
 }

@@ -163,6 +163,61 @@ def qdepthwise_conv2d_cases() -> dict[str, Case]:
     return cases
 
 
+def inverted_residual_layers(
+    channels: int, hidden: int, columns: int, stride: int, *, bits: int = 8, curve: str | None = "silu", zero_point: int = 20,
+    settings: dict[str, Any] | None = None, backend: str | None = None,
+) -> tuple[ops.QConv2d, ops.QDepthwiseConv2d, ops.QConv2d]:  # fmt: skip
+    """expand, depthwise and reduce; hidden bytes of scale 0.1, by a curve or without an activation."""
+    out = {"out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": zero_point}
+    if curve is not None:
+        out["table"] = reference.activation_curve(curve, 0.1, zero_point)
+    expand_weight = ops.pack_weight(random_weight(hidden, channels, bits=bits), bits=bits)
+    expand = ops.prepare_qconv2d(
+        expand_weight, 0.05, 300, torch.rand(hidden) * 0.01 + 1e-3, torch.randn(hidden), kernel_size=1, backend=backend, **out
+    )
+    depthwise = ops.prepare_qdepthwise_conv2d(
+        random_weight(hidden, 1, 3, 3), stride=stride, a_scale=0.1, a_zero_point=zero_point, w_scale=torch.rand(hidden) * 0.01 + 1e-3,
+        bias=torch.randn(hidden), backend=backend, **out,
+    )  # fmt: skip
+    reduce = ops.prepare_qconv2d(
+        ops.pack_weight(random_weight(columns, hidden, bits=bits), bits=bits), 0.1, zero_point, 0.01, torch.randn(columns), kernel_size=1,
+        backend=backend, **(settings or bytes_out(columns)),
+    )  # fmt: skip
+    return expand, depthwise, reduce
+
+
+def inverted(
+    size: tuple[int, int, int, int], hidden: int, columns: int, stride: int, *, residual: torch.dtype | None = None,
+    memory: torch.memory_format = torch.channels_last, **more: Any,
+) -> Case:  # fmt: skip
+    batch, channels, height, width = size
+    x = byte_map(*size).contiguous(memory_format=memory)
+    layers = inverted_residual_layers(channels, hidden, columns, stride, **more)
+    added = random_residual(residual, batch, columns, (height - 1) // stride + 1, (width - 1) // stride + 1)
+    prepared = {name: ops.prepare_qinverted_residual(*layers, backend=name) for name in ("cuda", "reference")}
+    return lambda device, backend: prepared[backend](placed(x, device), placed(added, device))
+
+
+def qinverted_residual_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for name, settings, residual in epilogues(24):
+        cases[name] = inverted((1, 12, 9, 7), 40, 24, 1, settings=settings, residual=residual)
+    for stride in (1, 2):
+        for channels, hidden, columns in ((3, 5, 2), (16, 64, 32), (20, 33, 41), (32, 64, 72), (64, 96, 128)):
+            for bits in (8, 6):
+                cases[f"{channels}_{hidden}_{columns}_{stride}_{bits}"] = inverted(
+                    (2, channels, 10, 19), hidden, columns, stride, bits=bits
+                )
+    cases["wide_zero_point"] = inverted((1, 16, 9, 17), 32, 16, 1, curve="gelu", zero_point=255)
+    cases["without_curves"] = inverted((1, 16, 9, 17), 32, 16, 1, curve=None, zero_point=-300)
+    cases["many_columns"] = inverted((1, 16, 9, 17), 32, 200, 2)
+    cases["too_many_columns"] = inverted((1, 16, 9, 17), 32, 130, 1)
+    cases["contiguous"] = inverted((1, 16, 4, 5), 32, 16, 2, memory=torch.contiguous_format)
+    for size in ((1, 16, 1, 1), (1, 16, 2, 2), (0, 16, 3, 3)):
+        cases[f"{size}"] = inverted(size, 32, 16, 1)
+    return cases
+
+
 def attention_block(
     size: tuple[int, int, int, int], dtype: torch.dtype, patch: tuple[int, int] | None, *, mean: float = 0.0, moments: bool = False,
     parameters: torch.dtype | None = None, memory: torch.memory_format = torch.channels_last,
@@ -254,7 +309,12 @@ def assert_residual_block(inputs: list[Tensor | None], keywords: dict[str, Any],
     assert torch.allclose(moments.cpu(), reference.moments_of(ours.cpu(), len(ours)), equal_nan=True)
 
 
-CASES = {"qgemm": qgemm_cases, "qconv2d": qconv2d_cases, "qdepthwise_conv2d": qdepthwise_conv2d_cases}
+CASES = {
+    "qgemm": qgemm_cases,
+    "qconv2d": qconv2d_cases,
+    "qdepthwise_conv2d": qdepthwise_conv2d_cases,
+    "qinverted_residual": qinverted_residual_cases,
+}
 
 
 def assert_equal_bits(case: Case, device: torch.device) -> None:

@@ -26,6 +26,7 @@ MOST = {
     "separable_attention_context_kernel": (64, 12288),
     "separable_attention_values_kernel": (80, 0),
     "inverted_residual_kernel": (176, 0),
+    "qinverted_residual_kernel": (184, 0),
 }
 
 
@@ -82,14 +83,19 @@ def test_products_are_of_tensor_cores(arch: str) -> None:
     assert re.search(r"IDP\.4A\.U8\.S8", also)
     values = [body for name, body in functions.items() if "separable_attention_values_kernel" in name]
     assert {kind for body in values for kind in re.findall(r"HMMA\.16816\.F32(\.BF16)?", body)} == {"", ".BF16"}
-    residuals = [body for name, body in functions.items() if "inverted_residual_kernel" in name]
+    residuals = [body for name, body in functions.items() if "24inverted_residual_kernel" in name]
     assert len(residuals) == 8  # two types, two strides, two numbers of columns
     for body in residuals:
         assert re.search(r"HMMA\.16816\.F32", body)
         assert "MUFU.TANH" in body
         assert "LDGSTS" in body
+    of_bytes = [body for name, body in functions.items() if "25qinverted_residual_kernel" in name]
+    assert len(of_bytes) == 4  # two strides, two numbers of columns
+    for body in of_bytes:
+        assert re.search(r"IMMA\.16832\.U8\.S8", body)
+        assert re.search(r"IDP\.4A\.U8\.S8", body)
+        assert "LDGSTS" in body
     for name, body in functions.items():
-        if not re.search(
-            "separable_attention|inverted_residual", name
-        ):  # multiply-adds of integer ops are two operations, or bits would differ from the CPU's
+        if not re.search("separable_attention|24inverted_residual", name):
+            # Multiply-adds of integer ops are two operations, or bits would differ from the CPU's.
             assert "FFMA" not in body, name

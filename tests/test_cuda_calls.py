@@ -142,6 +142,62 @@ class StandIn:
         ctypes.memmove(y, raw, len(raw))
         assert (device, stream) == (0, 0)
 
+    def inverted_residual_shared(self, channels: int, columns: int, stride: int) -> int:
+        raise NotImplementedError
+
+    def qinverted_residual_shared(self, channels: int, columns: int, stride: int) -> int:
+        return 1000 if columns <= 128 * stride else 0
+
+    def shared_of_block(self, device: int) -> int:
+        return 1000
+
+    def qinverted_residual(
+        self, device: int, stream: int, size: Any, hidden: int, columns: int, stride: int, x: int, x_stride: Any, slices: int,
+        expand_curve: int, filter_curve: int, epilogue: tuple[Any, ...],
+    ) -> None:  # fmt: skip
+        """The first two layers in plain torch, of what lies at the addresses; the last as a product."""
+        batch, channels, height, width = size
+        if batch == 0:
+            return
+        expand_bytes, reduce_bytes, numbers_bytes = 1024 * -(-channels // 32), 512 * -(-columns // 16), 4 * 22 * 32
+        numbers, expand, reduce = [], [], []
+        for slice_ in range(-(-hidden // 32)):
+            at = slices + slice_ * (numbers_bytes + expand_bytes + reduce_bytes)
+            numbers.append(torch.from_numpy(memory(at, 22 * 32, np.int32).copy()).reshape(22, 32))
+            expand.append(matrix_of(at + numbers_bytes, 32, channels, 8, (32, 32)))
+            reduce.append(matrix_of(at + numbers_bytes + expand_bytes, columns, 32, 8, (16, 32)))
+        init, scale, *taps_and_border, filter_scale = torch.cat(numbers, dim=1)[:, :hidden]
+        curves = [torch.from_numpy(memory(each, 196, np.int16).copy()) for each in (expand_curve, filter_curve)]
+        count = (batch - 1) * x_stride[0] + (height - 1) * x_stride[2] + (width - 1) * x_stride[3] + channels
+        assert x_stride[1] == 1
+        image = torch.from_numpy(memory(x, count, np.uint8).copy()).as_strided(tuple(size), tuple(x_stride)).to(torch.int64)
+
+        def finished(sums: Tensor, scale: Tensor, curve: Tensor) -> Tensor:
+            real = sums.to(torch.float32) * scale.view(torch.float32)[:, None, None]
+            return reference.apply_curve(real, curve).to(torch.int64)
+
+        sums = torch.einsum("bchw,ec->behw", image, torch.cat(expand)[:hidden].to(torch.int64)) + init[:, None, None]
+        wide = torch.nn.functional.pad(finished(sums, scale, curves[0]), (1, 1, 1, 1))
+        taps, border = torch.stack(taps_and_border[:3]).view(torch.int8).reshape(3, hidden, 4), torch.stack(taps_and_border[3:])
+        assert not taps[:, :, 3].any()
+        out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
+
+        def ends(count: int, size: int) -> Tensor:
+            first = torch.arange(count) * stride - 1
+            return (first < 0).to(torch.int64) + 2 * (first + 2 >= size).to(torch.int64)
+
+        classes = 4 * ends(out_height, height)[:, None] + ends(out_width, width)
+        sums = border[classes].permute(2, 0, 1)[None].repeat(batch, 1, 1, 1).to(torch.int64)
+        for ky in range(3):
+            for kx in range(3):
+                seen = wide[:, :, ky : ky + stride * (out_height - 1) + 1 : stride, kx : kx + stride * (out_width - 1) + 1 : stride]
+                sums += seen * taps[kx, :, ky, None, None]
+        filtered = finished(sums, filter_scale, curves[1]).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+        tiles = qfragments.tiles(torch.cat(reduce, dim=1)[:, :hidden].contiguous(), 8)
+        form, none = (columns, hidden, 8), torch.cat(reduce, dim=1)[:, :hidden].to(torch.int64).sum(1).to(torch.int32)
+        rows = batch * out_height * out_width
+        self.qgemm(device, stream, rows, filtered.data_ptr(), hidden, tiles.data_ptr(), form, epilogue, 0, 0, none.data_ptr())
+
     def inverted_residual(
         self, device: int, stream: int, dtype: int, size: Any, hidden: int, columns: int, stride: int, residual: bool, x: int, y: int,
         slices: int, bias: int,

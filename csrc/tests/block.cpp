@@ -290,6 +290,11 @@ uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
     return result;
 }
 
+uint32_t float_bits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
 int32_t round_to_int(float x) { return static_cast<int32_t>(std::lrintf(x)); }
 float to_float(float x) { return x; }
 float to_float(bf16 x) { return mvit::to_float(x); }

@@ -73,7 +73,7 @@ void compare(const Case& t, const BlockOrder& order) {
     std::memset(y.data(), 0xFF, static_cast<size_t>(y.size()) * sizeof(T));
     Guarded<uint8_t> shared(cuda::ResidualShared<Tile>(t.channels, t.columns).bytes);
     using Place = cuda::ResidualPlace<Tile>;
-    for (int64_t block = 0; block < t.batch * Place::tiles_down(p) * Place::tiles_across(p); ++block) {
+    for (int64_t block = 0; block < t.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width); ++block) {
         std::memset(shared.data(), 0xFF, static_cast<size_t>(shared.size()));  // NaN
         run_block(cuda::residual_threads, block, 0, order, [&] { cuda::inverted_residual_tile<T, Tile>(p, shared.data()); });
         CHECK(shared.canary_intact());

@@ -21,6 +21,7 @@ from .qavg_pool import qavg_pool
 from .qconv2d import QConv2d, prepare_qconv2d, qconv2d
 from .qdepthwise_conv2d import QDepthwiseConv2d, prepare_qdepthwise_conv2d, qdepthwise_conv2d
 from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
+from .qinverted_residual import QInvertedResidual, prepare_qinverted_residual
 from .qlookup import qlookup
 from .qnorm import qnorm
 from .qnorm_gemm import QNormGemm, prepare_qnorm_gemm, qnorm_gemm
@@ -40,6 +41,7 @@ __all__ = [
     "QConv2d",
     "QDepthwiseConv2d",
     "QGemm",
+    "QInvertedResidual",
     "QNormGemm",
     "QPoolMixer",
     "attention",
@@ -62,6 +64,7 @@ __all__ = [
     "prepare_qconv2d",
     "prepare_qdepthwise_conv2d",
     "prepare_qgemm",
+    "prepare_qinverted_residual",
     "prepare_qnorm_gemm",
     "prepare_qpool_mixer",
     "qadd",

@@ -22,7 +22,7 @@ from .qgemm import SEGMENTS, activation_code, check_residual, cuda_epilogue, tab
 OP = "qdepthwise_conv2d"
 _kernels = triton_support.Kernels(OP)
 BLOCK = 64  # channels
-_BLOCK_BYTES = 5632  # QDepthwiseBlock of csrc/cpu/core/qdepthwise_types.h
+BLOCK_BYTES = 5632  # QDepthwiseBlock of csrc/cpu/core/qdepthwise_types.h
 _NARROW = 2**14  # the largest zero-point of a result by narrow steps, see csrc/cpu/core/qdepthwise.h
 # (4, 4, 9): which taps are outside of the map, by rows (1: the first, plus 2: the last) and columns.
 _EDGES = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]])
@@ -182,7 +182,7 @@ def _check_prepared(
     count, device = weight.shape[0], x.device
     checks.prepared(OP, "weight", weight, torch.int8, (count, 1, 3, 3), device)
     checks.prepared(OP, "zero_point", zero_point, torch.int32, (count,), device)
-    checks.prepared(OP, "blocks", blocks, torch.uint8, (-(-count // BLOCK), _BLOCK_BYTES), device)
+    checks.prepared(OP, "blocks", blocks, torch.uint8, (-(-count // BLOCK), BLOCK_BYTES), device)
     check_channels(OP, channels, table, count, out_dtype, activation, device)
     checks.stride(OP, stride)
 

@@ -14,6 +14,7 @@ from cuda_cases import (
     attention_block,
     attention_blocks,
     bytes_out,
+    inverted_residual_layers,
     placed,
     residual_block,
     residual_blocks,
@@ -44,6 +45,11 @@ def calls(device: torch.device) -> Iterator[tuple[str, Callable[[Tensor], Tensor
     yield "separable_attention_block", lambda x: ops.separable_attention_block(x, *weights, **keywords, backend="cuda"), x
     yield "inverted_residual", *residual_call(device, 1)
     yield "inverted_residual", *residual_call(device, 2)
+    yield (
+        "qinverted_residual",
+        ops.prepare_qinverted_residual(*inverted_residual_layers(20, 72, 48, 1), backend="cuda"),
+        byte_map(2, 20, 9, 21).to(device),
+    )
     packed = random_packed_weight(96, 80, 6)
     yield "qgemm_accumulate", lambda a: ops.qgemm_accumulate(a, packed, 7, backend="cuda"), random_bytes(200, 80).to(device)
 

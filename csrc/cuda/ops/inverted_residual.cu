@@ -15,7 +15,7 @@ template <class T, class Tile>
 Launched launch(const InvertedResidualProblem& p, int device, cudaStream_t stream) {
     constexpr const char* kernel = "inverted_residual";
     using Place = ResidualPlace<Tile>;
-    const int64_t blocks = p.batch * Place::tiles_down(p) * Place::tiles_across(p);
+    const int64_t blocks = p.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width);
     if (blocks == 0) return {cudaSuccess, kernel};
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     static SharedLimit limit;

@@ -17,7 +17,8 @@
 //
 // zeros beyond C, E and N. W_e, b_e, the taps and b_d are half of what the formula has (activation.cuh).
 //
-// Rows of shared memory are an odd number of 16 bytes long: the eight that tensor cores read at once lie in different banks.
+// Channels of x and y are multiples of 8, which are read and written at once. Rows of shared memory are an odd number of 16 bytes long: the
+// eight that tensor cores read at once lie in different banks.
 //
 // Floor: x read and y written once; of P pixels of x, 2 P C E halo + 2 P E N / s^2 operations of tensor cores, and 9 P E / s^2
 // multiply-adds and P E (halo + 1 / s^2) tanh, a sixteenth as fast as those, beside them. halo: pixels that a tile sees over those that it
@@ -28,9 +29,6 @@
 #include "cuda/primitives/launched.h"
 
 namespace mvit::cuda {
-
-inline constexpr int residual_slice = 32;            // hidden channels
-inline constexpr int residual_channel_multiple = 8;  // channels that are read and written at once
 
 struct InvertedResidualProblem {
     DType dtype;  // f16 or bf16: of x, y and the tiles

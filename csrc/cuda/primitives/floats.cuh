@@ -17,6 +17,7 @@ namespace mvit::cuda {
 
 // Ties to even; x is within int32.
 MVIT_DEVICE int32_t round_to_int(float x) { return __float2int_rn(x); }
+MVIT_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
 
 MVIT_DEVICE float to_float(float x) { return x; }
 MVIT_DEVICE float to_float(bf16 x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }
@@ -40,6 +41,7 @@ MVIT_DEVICE uint32_t from_floats(float low, float high, f16) {
 #else
 
 int32_t round_to_int(float x);
+uint32_t float_bits(float x);
 float to_float(float x);
 float to_float(bf16 x);
 float to_float(f16 x);

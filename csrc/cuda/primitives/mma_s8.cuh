@@ -49,4 +49,7 @@ void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
 
 #endif
 
+// As products of 16-bit floats are called (mma_f16.cuh).
+MVIT_DEVICE void mma(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, uint8_t) { mma_u8s8(c, a, b0, b1); }
+
 }  // namespace mvit::cuda

@@ -1,0 +1,48 @@
+#include "cuda/ops/qinverted_residual.cuh"
+
+#include "cuda/primitives/alignment.h"
+#include "cuda/primitives/launch.cuh"
+
+namespace mvit::cuda {
+namespace {
+
+template <class Tile>
+__global__ void __launch_bounds__(residual_threads, Tile::blocks)
+    qinverted_residual_kernel(QInvertedResidualProblem problem, int alignment) {
+    extern __shared__ __align__(16) uint8_t shared[];
+    qinverted_residual_tile<Tile>(problem, alignment, shared);
+}
+
+template <class Tile>
+Launched launch(const QInvertedResidualProblem& p, int device, cudaStream_t stream) {
+    constexpr const char* kernel = "qinverted_residual";
+    using Place = ResidualPlace<Tile>;
+    const int64_t blocks = p.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width);
+    if (blocks == 0) return {cudaSuccess, kernel};
+    if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    static SharedLimit limit;
+    return launched(kernel, device, [&] {
+        const int alignment = alignment_of(p.x.data, p.x.image, p.x.row, p.x.pixel);
+        const int bytes = QResidualShared<Tile>(static_cast<int>(p.x.channels), p.columns).bytes;
+        if (!limit.raise(qinverted_residual_kernel<Tile>, shared_of_block(device), device)) return;
+        qinverted_residual_kernel<Tile>
+            <<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(bytes), stream>>>(p, alignment);
+    });
+}
+
+}  // namespace
+
+int qinverted_residual_shared(int channels, int columns, int stride) {
+    int bytes = 0;
+    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = QResidualShared<Tile>(channels, columns).bytes; });
+    return bytes;
+}
+
+Launched qinverted_residual(const QInvertedResidualProblem& p, int device, void* stream) {
+    const auto on = static_cast<cudaStream_t>(stream);
+    Launched done{cudaErrorInvalidConfiguration, "qinverted_residual"};
+    with_residual_tile(p.columns, p.stride, [&]<class Tile>() { done = launch<Tile>(p, device, on); });
+    return done;
+}
+
+}  // namespace mvit::cuda

@@ -1,0 +1,197 @@
+// A block of ops/qinverted_residual.h.
+#pragma once
+
+#include "cuda/ops/qdepthwise_conv2d.cuh"
+#include "cuda/ops/qinverted_residual.h"
+#include "cuda/ops/qproduct.cuh"
+#include "cuda/ops/residual_tile.cuh"
+
+namespace mvit::cuda {
+
+// Rows of the numbers of a slice.
+enum QSliceRow { slice_init = 0, slice_scale = 1, slice_taps = 2, slice_border = 5, slice_filter_scale = 21, slice_rows = 22 };
+inline constexpr int slice_bytes = slice_rows * residual_slice * 4;
+
+// Where things lie in shared memory, and how large they are, in bytes.
+template <class Tile>
+struct QResidualShared {
+    int depth, columns;  // tiles of the expansion's depth and of the reduction's columns
+    int row, expand, reduce, slice;
+    int hidden, filtered, stages, curves, own;
+    int sums_stride, bytes;  // the stride in words: the pairs that a quarter of a warp writes at once do not meet
+
+    static constexpr int slice_row = ResidualWarp<uint8_t, Tile>::slice_row;
+
+    MVIT_BOTH QResidualShared(int channels, int out_columns)
+        : depth((channels + tile_depth - 1) / tile_depth),
+          columns((out_columns + tile_columns - 1) / tile_columns),
+          row(depth * tile_depth + residual_gap),
+          expand(residual_slice / tile_columns * depth * tile_bytes(8)),
+          reduce(columns * tile_bytes(8)),
+          slice(slice_bytes + expand + reduce),
+          hidden(Tile::seen_blocks * 16 * row),
+          filtered(hidden + Tile::seen_blocks * 16 * slice_row),
+          stages(filtered + Tile::pixels * slice_row),
+          curves(stages + 2 * slice),
+          own(curves + 2 * SharedCurve::bytes),
+          sums_stride(columns * tile_columns + 8),
+          bytes(own + residual_threads * 4) {
+        if (bytes < Tile::pixels * sums_stride * 4) bytes = Tile::pixels * sums_stride * 4;  // in the end there is nothing else
+    }
+};
+
+// shared: QResidualShared::bytes, aligned to 16. alignment: of the pixels of x.
+template <class Tile>
+MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int alignment, uint8_t* shared) {
+    const ResidualPlace<Tile> place(p.height, p.width);
+    const QResidualShared<Tile> at(static_cast<int>(p.x.channels), p.columns);
+    const ResidualWarp<uint8_t, Tile> warp;
+    const int thread = thread_index(), slices = (p.hidden + residual_slice - 1) / residual_slice;
+    uint8_t* const hidden = shared + at.hidden;
+    uint8_t* const filtered = shared + at.filtered;
+    const auto stage = [&](int slice) { return shared + at.stages + slice % 2 * at.slice; };
+    const auto numbers = [](const uint8_t* weights, int row) { return reinterpret_cast<const int32_t*>(weights) + row * residual_slice; };
+    const auto scales = [&](const uint8_t* weights, int row) { return reinterpret_cast<const float*>(numbers(weights, row)); };
+    const auto load_slice = [&](int slice) {
+        const uint8_t* from = p.slices + int64_t{slice} * at.slice;
+        MVIT_ROLLED
+        for (int i = 16 * thread; i < at.slice; i += 16 * residual_threads) cp_async16(stage(slice) + i, from + i, 16);
+    };
+
+    // Zeros beyond the map and the channels.
+    const int chunks_of_row = 2 * at.depth;
+    MVIT_ROLLED
+    for (int i = thread; i < Tile::seen_blocks * 16 * chunks_of_row; i += residual_threads) {
+        const int seen = i / chunks_of_row, c = i % chunks_of_row * chunk_bytes, left = static_cast<int>(p.x.channels) - c;
+        Chunk chunk{p.x.data, 0};
+        if (left > 0 && place.exists(seen))
+            chunk = {p.x.data + place.image * p.x.image + place.row(seen) * p.x.row + place.column(seen) * p.x.pixel + c,
+                     left < chunk_bytes ? left : chunk_bytes};
+        load_chunk(shared + seen * at.row + c, chunk, alignment);
+    }
+    load_slice(0);
+    cp_async_commit();
+    SharedCurve::load(p.expand_curve, shared + at.curves, residual_threads);
+    SharedCurve::load(p.filter_curve, shared + at.curves + SharedCurve::bytes, residual_threads);
+
+    // In shared memory, as there are no registers left for them: which results of the expansion are of the map, in the high half of a word,
+    // and in the low one, four bits a pixel, classes of the border (cpu/ops/qconv2d.h) of this thread's results of the filter.
+    auto* own = reinterpret_cast<uint32_t*>(shared + at.own) + thread;
+    *own = warp.of_map(place) << 16;
+    const auto expand = [&](const uint8_t* weights) {
+        const int32_t* init = numbers(weights, slice_init) + warp.expand_tile * tile_columns;
+        const float* scale = scales(weights, slice_scale) + warp.expand_tile * tile_columns;
+        const SharedCurve curve(shared + at.curves);
+        const uint32_t of_map = *own;
+        int32_t sums[warp.rounds][warp.parts][4];
+        MVIT_UNROLL
+        for (int i = 0; i < warp.rounds; ++i) {
+            MVIT_UNROLL
+            for (int j = 0; j < warp.parts; ++j) {
+                MVIT_UNROLL
+                for (int k = 0; k < 4; ++k) sums[i][j][k] = init[8 * j + c_column(warp.lane, k)];
+            }
+        }
+        warp.expand(shared, at.row, weights + slice_bytes, at.depth, sums);
+        MVIT_UNROLL
+        for (int j = 0; j < warp.parts; ++j) {
+            const int column = 8 * j + c_column(warp.lane, 0);
+            const float low = scale[column], high = scale[column + 1];
+            MVIT_UNROLL
+            for (int i = 0; i < warp.rounds; ++i) {
+                if (!warp.has(i)) continue;
+                MVIT_UNROLL
+                for (int half = 0; half < 2; ++half) {
+                    const int32_t (&pair)[4] = sums[i][j];
+                    const uint32_t both =
+                        curve(static_cast<float>(pair[2 * half]) * low) | curve(static_cast<float>(pair[2 * half + 1]) * high) << 8;
+                    const bool there = of_map >> (16 + 2 * i + half) & 1;
+                    uint8_t* to = hidden + warp.expanded(i, half) * at.slice_row + warp.expand_tile * tile_columns + column;
+                    *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(there ? both : 0);
+                }
+            }
+        }
+    };
+
+    // A thread has four channels of a run of a row. The four runs of a warp lie in different banks: side by side, or with stride 1 two by
+    // two.
+    constexpr int length = Tile::width / 4;
+    const int quad = thread % (residual_slice / four), group = thread / (residual_slice / four);
+    const int run_x = (Tile::stride == 1 ? group % 2 + group / 4 % 2 * 2 : group % 4) * length;
+    const int run_y = Tile::stride == 1 ? group / 2 % 2 + group / 8 * 2 : group / 4;
+    const int top = (place.y + run_y) * Tile::stride - 1, left = (place.x + run_x) * Tile::stride - 1;
+    MVIT_UNROLL
+    for (int i = 0; i < length; ++i) {
+        const int x = left + i * Tile::stride;
+        const int rows = (top < 0 ? 1 : 0) + (top + 2 >= p.height ? 2 : 0), columns = (x < 0 ? 1 : 0) + (x + 2 >= p.width ? 2 : 0);
+        *own |= static_cast<uint32_t>(4 * rows + columns) << (4 * i);
+    }
+    const auto filter = [&](const uint8_t* weights) {
+        const uint8_t* from = hidden + (Tile::place(run_y * Tile::stride, 0) + run_x) * at.slice_row + four * quad;
+        uint32_t columns[(length - 1) * Tile::stride + 3][four];
+        MVIT_UNROLL
+        for (int x = 0; x < (length - 1) * Tile::stride + 3; ++x) {
+            uint32_t rows[3];
+            MVIT_UNROLL
+            for (int ky = 0; ky < 3; ++ky) rows[ky] = *reinterpret_cast<const uint32_t*>(from + Tile::place(ky, x) * at.slice_row);
+            turn(rows, columns[x]);
+        }
+        const SharedCurve curve(shared + at.curves + SharedCurve::bytes);
+        const uint32_t classes = *own;
+        uint32_t words[length] = {};
+        MVIT_UNROLL
+        for (int c = 0; c < four; ++c) {
+            const int channel = four * quad + c;
+            const float scale = scales(weights, slice_filter_scale)[channel];
+            MVIT_UNROLL
+            for (int i = 0; i < length; ++i) {
+                int32_t sum = numbers(weights, slice_border + static_cast<int>(classes >> (4 * i) & 15))[channel];
+                MVIT_UNROLL
+                for (int kx = 0; kx < 3; ++kx)
+                    sum = dot4(columns[i * Tile::stride + kx][c], static_cast<uint32_t>(numbers(weights, slice_taps + kx)[channel]), sum);
+                words[i] |= curve(static_cast<float>(sum) * scale) << (8 * c);
+            }
+        }
+        MVIT_UNROLL
+        for (int i = 0; i < length; ++i)
+            *reinterpret_cast<uint32_t*>(filtered + (run_y * Tile::width + run_x + i) * at.slice_row + four * quad) = words[i];
+    };
+
+    typename ResidualWarp<uint8_t, Tile>::Reduced sums = {};
+    for (int slice = 0; slice < slices; ++slice) {
+        cp_async_wait<0>();
+        block_barrier();  // all have the weights of this slice; and nobody reads those before any more, whose place the next ones take
+        if (slice + 1 < slices) load_slice(slice + 1);
+        cp_async_commit();
+        expand(stage(slice));
+        block_barrier();
+        filter(stage(slice));
+        block_barrier();
+        warp.reduce(filtered, stage(slice) + slice_bytes + at.expand, at.columns, sums);
+    }
+    cp_async_wait<0>();
+    block_barrier();
+
+    // Out of the order of tensor cores, into rows.
+    auto* staged = reinterpret_cast<int32_t*>(shared);
+    struct alignas(8) Pair {
+        int32_t v[2];
+    };
+    warp.each_reduced(sums, at.columns, [&](int pixel, int column, int32_t low, int32_t high) {
+        *reinterpret_cast<Pair*>(staged + pixel * at.sums_stride + column) = {low, high};
+    });
+    block_barrier();
+    const int quads = (p.columns + four - 1) / four, rows_at_once = residual_threads / quads, first = thread / quads;
+    if (first >= rows_at_once) return;
+    const int column = thread % quads * four;
+    const Finish finish(p.reduce, p.columns, column);
+    MVIT_ROLLED
+    for (int pixel = first; pixel < Tile::pixels; pixel += rows_at_once) {
+        const int y = place.y + pixel / Tile::width, x = place.x + pixel % Tile::width;
+        if (y >= place.out_height || x >= place.out_width) continue;
+        finish(*reinterpret_cast<const Quad<int32_t>*>(staged + pixel * at.sums_stride + column),
+               (place.image * place.out_height + y) * place.out_width + x);
+    }
+}
+
+}  // namespace mvit::cuda

@@ -1,0 +1,189 @@
+// What the kernels of inverted residuals share (ops/inverted_residual.h, ops/qinverted_residual.h): tiles of the map, and how the warps of
+// a block share both products. Values are 16-bit floats or bytes; in bytes, products of both are the same (mma_f16.cuh).
+#pragma once
+
+#include <type_traits>
+
+#include "cuda/primitives/mma_f16.cuh"
+#include "cuda/primitives/mma_s8.cuh"
+#include "cuda/primitives/qfragments.h"
+
+namespace mvit::cuda {
+
+inline constexpr int residual_slice = 32;  // hidden channels
+inline constexpr int residual_threads = 256, residual_warps = residual_threads / warp_size;
+inline constexpr int residual_gap = 16;  // bytes behind a row of shared memory: eight rows begin in different banks
+
+// A tile of y and the pixels of x that it sees. blocks: on a multiprocessor at once, which says how many registers a thread may have.
+template <int stride_, int height_, int width_, int most_columns_, int blocks_>
+struct ResidualTile {
+    static constexpr int stride = stride_, height = height_, width = width_, most_columns = most_columns_, blocks = blocks_;
+    static constexpr int pixels = height * width;
+    static constexpr int seen_height = (height - 1) * stride + 3, seen_width = (width - 1) * stride + 3, seen = seen_height * seen_width;
+    static constexpr int seen_blocks = (seen + 15) / 16;  // of 16 rows of a product
+
+    // How warps share a product: of the expansion each has one or both tiles of columns and every expand_warps-th block of rows, of the
+    // reduction two blocks of rows and every reduce_step-th tile of columns. Both tiles: rows are read once, but fewer blocks are to share.
+    static constexpr int expand_tiles = stride, expand_step = residual_slice / tile_columns / expand_tiles;
+    static constexpr int expand_warps = residual_warps / expand_step, expand_rounds = (seen_blocks + expand_warps - 1) / expand_warps;
+    static constexpr bool expand_evenly = seen_blocks % expand_warps == 0;
+    static constexpr int reduce_warps = pixels / 32, reduce_step = residual_warps / reduce_warps;
+    static constexpr int reduce_rounds = most_columns / tile_columns / reduce_step;
+
+    // Seen pixels lie row by row; with stride 2, of each row first those of even columns, so that neighbours of y see neighbours.
+    MVIT_BOTH static constexpr int place(int y, int x) {
+        return y * seen_width + (stride == 1 ? x : x / 2 + x % 2 * ((seen_width + 1) / 2));
+    }
+    MVIT_BOTH static constexpr int seen_row(int place) { return place / seen_width; }
+    MVIT_BOTH static constexpr int seen_column(int place) {
+        const int x = place % seen_width, even = (seen_width + 1) / 2;
+        return stride == 1 ? x : x < even ? 2 * x : 2 * (x - even) + 1;
+    }
+};
+
+// Which tile of y a block makes.
+template <class Tile>
+struct ResidualPlace {
+    int64_t image;
+    int out_height, out_width, y, x;
+
+    MVIT_BOTH static int tiles_down(int height) { return ((height - 1) / Tile::stride + Tile::height) / Tile::height; }
+    MVIT_BOTH static int tiles_across(int width) { return ((width - 1) / Tile::stride + Tile::width) / Tile::width; }
+
+    // Of a map x of that size.
+    MVIT_DEVICE ResidualPlace(int height, int width)
+        : out_height((height - 1) / Tile::stride + 1), out_width((width - 1) / Tile::stride + 1), height_(height), width_(width) {
+        const int across = tiles_across(width), tiles = tiles_down(height) * across, tile = static_cast<int>(block_x() % tiles);
+        image = block_x() / tiles, y = tile / across * Tile::height, x = tile % across * Tile::width;
+    }
+
+    // Where in x pixel `seen` of the tile lies, and whether there.
+    MVIT_DEVICE int row(int seen) const { return y * Tile::stride - 1 + Tile::seen_row(seen); }
+    MVIT_DEVICE int column(int seen) const { return x * Tile::stride - 1 + Tile::seen_column(seen); }
+    MVIT_DEVICE bool exists(int seen) const {
+        return seen < Tile::seen && row(seen) >= 0 && row(seen) < height_ && column(seen) >= 0 && column(seen) < width_;
+    }
+
+  private:
+    int height_, width_;
+};
+
+struct alignas(16) Sixteen {
+    uint32_t words[4];
+};
+
+// A warp's part of the products. T: uint8_t, f16 or bf16.
+template <class T, class Tile>
+struct ResidualWarp {
+    using Sum = std::conditional_t<sizeof(T) == 1, int32_t, float>;
+    static constexpr int rounds = Tile::expand_rounds, parts = 2 * Tile::expand_tiles;  // parts: of 8 columns
+    static constexpr int slice_tiles = residual_slice * static_cast<int>(sizeof(T)) / tile_depth;
+    static constexpr int slice_row = slice_tiles * tile_depth + residual_gap;  // bytes of a pixel of a slice
+
+    int lane, expand_block, expand_tile, reduce_row, reduce_tile;
+
+    MVIT_DEVICE ResidualWarp()
+        : lane(thread_index() % warp_size),
+          expand_block(thread_index() / warp_size / Tile::expand_step),
+          expand_tile(thread_index() / warp_size % Tile::expand_step),
+          reduce_row(thread_index() / warp_size % Tile::reduce_warps * 32),
+          reduce_tile(thread_index() / warp_size / Tile::reduce_warps) {}
+
+    // The first row of a round of the expansion, and whether there is one.
+    MVIT_DEVICE int first(int round) const { return 16 * (expand_block + round * Tile::expand_warps); }
+    MVIT_DEVICE bool has(int round) const { return Tile::expand_evenly || first(round) < 16 * Tile::seen_blocks; }
+    MVIT_DEVICE int expanded(int round, int half) const { return first(round) + c_row(lane, 2 * half); }
+
+    // Which rows of this thread's results of the expansion are pixels of the map: bit 2 round + half.
+    MVIT_DEVICE uint32_t of_map(const ResidualPlace<Tile>& place) const {
+        uint32_t bits = 0;
+        MVIT_UNROLL
+        for (int i = 0; i < 2 * rounds; ++i)
+            if (place.exists(expanded(i / 2, i % 2))) bits |= uint32_t{1} << i;
+        return bits;
+    }
+
+    // sums += pixels of x, `row` bytes apart, times the tiles of a slice, of each column `depth`.
+    MVIT_DEVICE void expand(const uint8_t* x, int row, const uint8_t* tiles, int depth, Sum (&sums)[rounds][parts][4]) const {
+        tiles += expand_tile * depth * tile_bytes(8) + 16 * lane;
+        MVIT_ROLLED
+        for (int k = 0; k < depth; ++k) {
+            Sixteen b[Tile::expand_tiles];
+            MVIT_UNROLL
+            for (int j = 0; j < Tile::expand_tiles; ++j) b[j] = *reinterpret_cast<const Sixteen*>(tiles + (j * depth + k) * tile_bytes(8));
+            MVIT_UNROLL
+            for (int i = 0; i < rounds; ++i) {
+                if (!has(i)) continue;
+                uint32_t a[4];
+                ldmatrix_x4(a, x + (first(i) + ldmatrix_row(lane)) * row + k * tile_depth + 16 * ldmatrix_chunk(lane));
+                MVIT_UNROLL
+                for (int j = 0; j < parts; ++j) mma(sums[i][j], a, b[j / 2].words[j % 2 * 2], b[j / 2].words[j % 2 * 2 + 1], T{});
+            }
+        }
+    }
+
+    // sums += pixels of a filtered slice times its tiles of `columns` times 16 columns.
+    using Reduced = Sum[2][Tile::reduce_rounds][2][4];
+    MVIT_DEVICE void reduce(const uint8_t* filtered, const uint8_t* tiles, int columns, Reduced& sums) const {
+        MVIT_UNROLL
+        for (int k = 0; k < slice_tiles; ++k) {
+            uint32_t a[2][4];
+            MVIT_UNROLL
+            for (int i = 0; i < 2; ++i)
+                ldmatrix_x4(a[i],
+                            filtered + (reduce_row + 16 * i + ldmatrix_row(lane)) * slice_row + k * tile_depth + 16 * ldmatrix_chunk(lane));
+            MVIT_UNROLL
+            for (int j = 0; j < Tile::reduce_rounds; ++j) {
+                const int tile = reduce_tile + j * Tile::reduce_step;
+                if (tile >= columns) continue;
+                const Sixteen b = *reinterpret_cast<const Sixteen*>(tiles + (slice_tiles * tile + k) * tile_bytes(8) + 16 * lane);
+                MVIT_UNROLL
+                for (int i = 0; i < 2; ++i) {
+                    mma(sums[i][j][0], a[i], b.words[0], b.words[1], T{});
+                    mma(sums[i][j][1], a[i], b.words[2], b.words[3], T{});
+                }
+            }
+        }
+    }
+
+    // body(pixel, column, low, high) of each two neighbours of the sums.
+    template <class Body>
+    MVIT_DEVICE void each_reduced(const Reduced& sums, int columns, const Body& body) const {
+        MVIT_UNROLL
+        for (int i = 0; i < 2; ++i) {
+            MVIT_UNROLL
+            for (int j = 0; j < Tile::reduce_rounds; ++j) {
+                const int tile = reduce_tile + j * Tile::reduce_step;
+                if (tile >= columns) continue;
+                MVIT_UNROLL
+                for (int half = 0; half < 4; half += 2) {
+                    MVIT_UNROLL
+                    for (int k = 0; k < 2; ++k)
+                        body(reduce_row + 16 * i + c_row(lane, half), tile_columns * tile + 8 * k + c_column(lane, half),
+                             sums[i][j][k][half], sums[i][j][k][half + 1]);
+                }
+            }
+        }
+    }
+};
+
+using ResidualTile1 = ResidualTile<1, 8, 16, 64, 2>;
+using ResidualTile1Wide = ResidualTile<1, 8, 16, 128, 2>;
+using ResidualTile2 = ResidualTile<2, 8, 8, 128, 2>;
+using ResidualTile2Wide = ResidualTile<2, 8, 8, 256, 1>;
+
+// body<Tile>(): the least tile that has so many columns; not at all where none has.
+template <class Body>
+void with_residual_tile(int columns, int stride, const Body& body) {
+    const auto first = [&]<class Tile, class Wide>() {
+        if (columns <= Tile::most_columns) {
+            body.template operator()<Tile>();
+        } else if (columns <= Wide::most_columns) {
+            body.template operator()<Wide>();
+        }
+    };
+    stride == 1 ? first.template operator()<ResidualTile1, ResidualTile1Wide>()
+                : first.template operator()<ResidualTile2, ResidualTile2Wide>();
+}
+
+}  // namespace mvit::cuda
