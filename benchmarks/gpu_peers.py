@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
+    parser.add_argument("--variants", nargs="+", metavar="NAME", help="of those in `variants`; all by default")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", metavar="FOLDER")
     args = parser.parse_args(arguments)
     import torch
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
         "gpu": torch.cuda.get_device_name(0), "cuda": torch.version.cuda, "triton": triton.__version__,
         "model": args.model, "batch": args.batch, "size": args.size, "dtype": args.dtype,
     }  # fmt: skip
-    rows = measure(args.model, args.batch, args.size, getattr(torch, args.dtype))
+    rows = measure(args.model, args.batch, args.size, getattr(torch, args.dtype), args.variants)
     args.results.mkdir(parents=True, exist_ok=True)
     path = args.results / f"gpu-peers-{args.model}-{args.batch}.json"
     write_text(path, json_text({"conditions": context, "results": rows}))
@@ -69,6 +70,7 @@ def variants(model: Callable[[], Any], size: int) -> dict[str, Callable[[], Call
     return {
         "eager": model,
         "compile": lambda: torch.compile(model(), dynamic=False),
+        "compile, CUDA graph": lambda: torch.compile(model(), dynamic=False, mode="reduce-overhead"),
         "mk.accelerate": lambda: mk.accelerate(model()),
         "mk.compile": compiled,
         "mk.compile, int8": lambda: mk.compile(quantized(model(), size), torch.empty(1, 3, size, size, device="cuda")),
@@ -88,7 +90,7 @@ def quantized(model: Any, size: int, bits: int = 8) -> Any:
     return mk.quantize(model.cpu().float(), [images], config)
 
 
-def measure(name: str, batch: int, size: int, dtype: Any) -> list[dict[str, Any]]:
+def measure(name: str, batch: int, size: int, dtype: Any, names: list[str] | None = None) -> list[dict[str, Any]]:
     import torch
 
     import mvit_kernels as mk
@@ -107,7 +109,12 @@ def measure(name: str, batch: int, size: int, dtype: Any) -> list[dict[str, Any]
     started = time.monotonic()
     with torch.inference_mode():
         right = model()(x).float()
-        for label, make in variants(model, size).items():
+        made = variants(model, size)
+        if unknown := set(names or ()) - set(made):
+            raise ValueError(f"gpu_peers: variants: expected some of {', '.join(made)}, got {', '.join(sorted(unknown))}")
+        for label, make in made.items():
+            if names and label not in names:
+                continue
             if time.monotonic() - started > LIMIT:
                 rows.append({"variant": label, "error": f"not begun: {LIMIT} s were over"})
                 continue
@@ -118,7 +125,7 @@ def measure(name: str, batch: int, size: int, dtype: Any) -> list[dict[str, Any]
                     y = network(x).float()
                 off = float((y - right).abs().max() / right.abs().max())
                 torch.cuda.synchronize()
-            except Exception as error:  # whatever stands in its way is what there is to say
+            except (Exception, KeyboardInterrupt) as error:  # whatever stands in its way is what there is to say; Ctrl-C ends this variant
                 rows.append({"variant": label, "error": f"{type(error).__name__}: {error}"[:300]})
                 continue
             ready[label] = functools.partial(network, x)
