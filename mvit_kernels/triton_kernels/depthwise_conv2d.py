@@ -90,7 +90,7 @@ def depthwise_conv2d_kernel(
         below = start + left * w0 + middle * w1 + right * w2
         for i in tl.static_range(ROWS):
             left, middle, right = _row(x, row + i + 1, column, known, height, width, x_row, x_column)
-            result = activate(total + left * w6 + middle * w7 + right * w8, ACTIVATION)
+            result = activate(total + left * w6 + middle * w7 + right * w8, ACTIVATION, y.dtype.element_ty)
             inside = (x_at < tl.where(top + i < out_height, out_width, 0))[:, None] & known
             tl.store(y + tl.cast(i * out_width, tl.int64) * channels, result.to(y.dtype.element_ty), mask=inside)
             total = below + left * w3 + middle * w4 + right * w5
@@ -100,7 +100,7 @@ def depthwise_conv2d_kernel(
             left, middle, right = _row(x, row + 2 * i, column, known, height, width, x_row, x_column)
             total += left * w3 + middle * w4 + right * w5
             left, middle, right = _row(x, row + 2 * i + 1, column, known, height, width, x_row, x_column)
-            result = activate(total + left * w6 + middle * w7 + right * w8, ACTIVATION)
+            result = activate(total + left * w6 + middle * w7 + right * w8, ACTIVATION, y.dtype.element_ty)
             inside = (x_at < tl.where(top + i < out_height, out_width, 0))[:, None] & known
             tl.store(y + tl.cast(i * out_width, tl.int64) * channels, result.to(y.dtype.element_ty), mask=inside)
             total = start + left * w0 + middle * w1 + right * w2

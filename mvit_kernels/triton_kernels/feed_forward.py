@@ -108,7 +108,7 @@ def feed_forward_kernel(
         value = dot(normal1, tl.load(into + c1[:, None]), tl.zeros((BLOCK_T, BLOCK_H), tl.float32))
         if C2 > 0:
             value = dot(normal2, tl.load(into + c2[:, None]), value)
-        value = activate(value + tl.load(first_bias + h)[None, :], ACTIVATION).to(x.dtype.element_ty)
+        value = activate(value + tl.load(first_bias + h)[None, :], ACTIVATION, x.dtype.element_ty).to(x.dtype.element_ty)
         total1 = dot(value, tl.load(out + c1[None, :] * hidden), total1)
         if C2 > 0:
             total2 = dot(value, tl.load(out + c2[None, :] * hidden), total2)

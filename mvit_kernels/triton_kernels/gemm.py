@@ -74,7 +74,7 @@ def finish(
     """y rows m (those inside), columns n: act(total + bias) + residual; and with COLLECT the part of this tile."""
     known = n < columns
     inside = inside_m[:, None] & known[None, :]
-    result = activate(total + tl.load(bias + n, mask=known, other=0.0)[None, :], ACTIVATION)
+    result = activate(total + tl.load(bias + n, mask=known, other=0.0)[None, :], ACTIVATION, y.dtype.element_ty)
     wide = m.to(tl.int64)[:, None]
     if RESIDUAL:
         result += tl.load(residual + wide * residual_row + n[None, :], mask=inside, other=0.0).to(tl.float32)

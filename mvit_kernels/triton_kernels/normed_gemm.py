@@ -74,7 +74,7 @@ def normed_gemm_kernel(
         if C2 > 0:
             w = tl.load(of_columns + c2[:, None], mask=known & (c2 < depth)[:, None], other=0.0)
             total = dot(normal2, w, total)
-        result = activate(total + tl.load(bias + n, mask=n < columns, other=0.0)[None, :], ACTIVATION)
+        result = activate(total + tl.load(bias + n, mask=n < columns, other=0.0)[None, :], ACTIVATION, y.dtype.element_ty)
         tl.store(y_at + n[None, :], result.to(y.dtype.element_ty), mask=(t < rows)[:, None] & known)
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 
 @triton.jit
 def dot(a, b, total):
     """total + a b: 16-bit floats exactly as they are, float32 in full (no TF32)."""
-    if _INTERPRETED:  # which multiplies the bits of bfloat16 as if they were integers
+    if INTERPRETED:  # which multiplies the bits of bfloat16 as if they were integers
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, total, input_precision="ieee")
 
