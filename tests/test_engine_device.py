@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from mvit_kernels.engine.device_plan import DevicePlan
 from mvit_kernels.engine.lower_calls import lower_calls
 from mvit_kernels.engine.steps import Value
 from mvit_kernels.graph import Program, capture, optimize, run
+from mvit_kernels.ops import packing
 
 CPU = torch.device("cpu")
 
@@ -101,6 +104,22 @@ def test_norms_take_the_moments_that_their_producers_collected(v2_plan) -> None:
     assert [call.op for call in taking].count("gemm") == 2
     assert len(taking) == 9 + 9 + 2  # every norm but the last, which the average over pixels follows
     assert {call.name for call in v2_plan.calls if call.collects} == {call.inputs[0] for call in taking}
+
+
+def test_in_inference_mode_weights_are_packed_once(v2, monkeypatch) -> None:
+    """Tensors of inference mode have no version: on a GPU their packed form would be made in every call, and in every replay of a graph."""
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        model = copy.deepcopy(v2)
+        plan = device_plan(programs(model, 64))
+        (first,) = plan.run(x.clone())
+        made: list[object] = []
+        monkeypatch.setattr(packing, "_made", lambda *arguments: made.append(arguments))
+        monkeypatch.setattr(packing, "_content", lambda x: made.append(x))
+        (second,) = plan.run(x.clone())
+    assert made == []
+    assert torch.equal(first, second)
+    assert not first.is_inference()
 
 
 def test_where_a_plan_runs() -> None:

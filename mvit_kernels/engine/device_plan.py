@@ -6,6 +6,7 @@ several threads and streams run one after another. All graphs of a plan share on
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import warnings
 from collections import OrderedDict
@@ -73,7 +74,11 @@ class DevicePlan:
 
     def call_all(self, x: Tensor, watch: Callable[[Call, list[Tensor]], None] | None = None) -> list[Tensor]:
         """Call by call, on the current stream. watch: sees each call and its inputs."""
-        with torch.no_grad(), torch.autocast(self.device.type, enabled=False), keeping_parts():
+        # What ops make once and keep must not be tensors of inference mode: `lower_calls`.
+        modes = torch.inference_mode(False), torch.no_grad(), torch.autocast(self.device.type, enabled=False), keeping_parts()
+        with contextlib.ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode)
             values = {"input": x.detach().to(self.input.dtype)}
             for call, done in zip(self.calls, self._done, strict=True):
                 inputs = [values[name] for name in call.inputs]

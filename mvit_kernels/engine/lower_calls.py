@@ -44,8 +44,13 @@ class Call:
 
 
 def lower_calls(program: Program, dtype: torch.dtype, device: torch.device) -> list[Call]:
-    """The calls of a float or an integer program; floats are stored as dtype, weights are on the device."""
-    return _Calls(program, dtype, device).lowered()
+    """The calls of a float or an integer program; floats are stored as dtype, weights are on the device.
+
+    Weights are normal tensors whatever mode the caller is in: those of inference mode have no version, and would be packed in every call
+    and every replay of a graph.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        return _Calls(program, dtype, device).lowered()
 
 
 class _Calls(Blocks):
@@ -81,7 +86,8 @@ class _Calls(Blocks):
         """On the device; the same tensor each time."""
         key = id(x), dtype
         if key not in self.kept:
-            self.kept[key] = x, x.detach().to(self.device, dtype).contiguous()
+            weight = x.detach().to(self.device, dtype).contiguous()
+            self.kept[key] = x, weight.clone() if weight.is_inference() else weight
         return self.kept[key][1]
 
     def parameter(self, x: Tensor | None, count: int = 0, fill: float = 0.0) -> Tensor:

@@ -69,6 +69,25 @@ def test_where_and_in_which_dtype_it_runs() -> None:
     assert "cuda:0" in repr(on_gpu)
 
 
+@pytest.mark.parametrize("integers", [False, True])
+def test_in_inference_mode_nothing_is_packed_inside_of_the_graph(integers: bool) -> None:
+    """Nodes of the graph, by the launches of a profile of one replay: as many as without the mode."""
+    launches = []
+    for mode in (torch.no_grad(), torch.inference_mode()):
+        with mode:
+            network = model()
+            if integers:
+                network = mk.quantize(network, [images(4)], mk.QuantConfig(method="minmax"), progress=False)
+            x = images(1).cuda()
+            compiled = mk.compile(network if integers else network.cuda().half(), x)
+            compiled(x)
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+                compiled(x)
+                torch.cuda.synchronize()
+            launches.append(sum(each.device_type == torch.autograd.DeviceType.CUDA for each in seen.events()))
+    assert launches[0] == launches[1] > 20
+
+
 def test_results_stay_what_they_are(compiled) -> None:
     first = compiled(images(2, seed=1).cuda())
     kept = first.clone()
