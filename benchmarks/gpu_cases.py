@@ -169,6 +169,35 @@ def _between_products(device: str, batch: int, side: int, dim: int, backends: tu
         yield Case(name, ours, plain["reference"], moved, exact=True, peer=False)
 
 
+def integer_residual(device: str, batch: int, block: tuple[int, ...], backends: tuple[str, ...]) -> Case:
+    """The same of bytes, with SiLU as compiled networks have it; held against its three layers one after another."""
+    side, channels, hidden, columns, stride = block
+
+    def weight(*size: int) -> Tensor:
+        return torch.randint(-127, 128, size, dtype=torch.int8)
+
+    curved = {
+        "out_dtype": torch.uint8, "out_scale": 0.02, "out_zero_point": 14, "table": reference.activation_curve("silu", 0.02, 14),
+    }  # fmt: skip
+    narrow = {"out_dtype": torch.uint8, "out_scale": 0.05, "out_zero_point": 128}
+    of_hidden = {"a_scale": 0.02, "a_zero_point": 14}
+    expand = ops.prepare_qconv2d(
+        ops.pack_weight(weight(hidden, channels)), 0.02, 113, 1 / (60 * channels**0.5), torch.randn(hidden), kernel_size=1, **curved
+    )
+    depthwise = ops.prepare_qdepthwise_conv2d(weight(hidden, 1, 3, 3), stride=stride, w_scale=1 / 200, **of_hidden, **curved)
+    reduce = ops.prepare_qconv2d(
+        ops.pack_weight(weight(columns, hidden)), w_scale=1 / (60 * hidden**0.5), kernel_size=1, **of_hidden, **narrow
+    )
+    x = torch.randint(0, 256, (batch, channels, side, side), dtype=torch.uint8).to(device).contiguous(memory_format=torch.channels_last)
+    blocks = {
+        each: ops.prepare_qinverted_residual(expand, depthwise, reduce, backend=each) for each in having("qinverted_residual", backends)
+    }
+    return Case(
+        "qinverted_residual", {each: functools.partial(block, x) for each, block in blocks.items()},
+        lambda: reduce(depthwise(expand(x))), batch * side**2 * (channels + columns // stride**2), exact=True,
+    )  # fmt: skip
+
+
 def having(op: str, backends: tuple[str, ...]) -> list[str]:
     """Those of the backends that have a kernel for the op."""
     (choice,) = (each for each in Choice.every if each.op == op)

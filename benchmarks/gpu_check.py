@@ -91,13 +91,16 @@ def ops() -> Record:
 def _contenders(batch: int, *size: int) -> Iterator[tuple[Any, dict[str, Callable[[], object]]]]:
     """Of one of MAPS, or of the inverted residuals of gpu_cases.py."""
     import torch
-    from gpu_cases import cases, int_mm, residual
+    from gpu_cases import cases, int_mm, integer_residual, residual
 
     from mvit_kernels.ops import cuda_support
 
     usable = tuple(each for each in BACKENDS if each != "cuda" or cuda_support.native is not None)
     dim, side, *block = size
-    of_map = [residual("cuda", batch, size, torch.float16, usable)] if block else cases("cuda", batch, side, dim, torch.float16, usable)
+    if block:
+        of_map = iter((residual("cuda", batch, size, torch.float16, usable), integer_residual("cuda", batch, size, usable)))
+    else:
+        of_map = cases("cuda", batch, side, dim, torch.float16, usable)
     for case in of_map:
         contenders = {**case.ours, "eager": case.plain}
         if case.exact and case.operations:

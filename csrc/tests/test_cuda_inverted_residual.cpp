@@ -32,10 +32,10 @@ class Slices {
             for (int64_t c = 0; c < t.channels; ++c) {
                 T half;
                 from_float(0.5f * to_float(expand[e * t.channels + c]), &half);
-                put(slice, depth_, e % 32, c, half);
+                put(slice + 4 * 11 * 32, depth_, e % 32, c, half);
             }
-            for (int64_t n = 0; n < t.columns; ++n) put(slice + 1024 * depth_, 2, n, e % 32, reduce[n * t.hidden + e]);
-            auto* floats = reinterpret_cast<float*>(slice + slice_ - 4 * 11 * 32) + e % 32;
+            for (int64_t n = 0; n < t.columns; ++n) put(slice + 4 * 11 * 32 + 1024 * depth_, 2, n, e % 32, reduce[n * t.hidden + e]);
+            auto* floats = reinterpret_cast<float*>(slice) + e % 32;
             floats[0] = 0.5f * expand_bias[e];
             for (int64_t tap = 0; tap < 9; ++tap) floats[32 * (1 + tap)] = 0.5f * taps[tap * t.hidden + e];
             floats[32 * 10] = 0.5f * taps_bias[e];

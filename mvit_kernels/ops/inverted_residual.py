@@ -214,7 +214,7 @@ class _PackCuda:
         floats = F.pad(rows, (0, 0, 0, -hidden % _SLICE)).unflatten(0, (slices, _SLICE)).transpose(1, 2).contiguous()
         expand = self._tiles(expand_w.flatten(1).float() / 2, _SLICE, _TILE)
         reduce = self._tiles(reduce_w.flatten(1), _TILE, _SLICE).unflatten(0, (-(-columns // _TILE), slices, -1)).transpose(0, 1)
-        parts = expand, reduce, floats.view(torch.uint8)
+        parts = floats.view(torch.uint8), expand, reduce
         bias = reduce_w.new_zeros(columns) if reduce_b is None else reduce_b
         return _CudaWeights(
             torch.cat([each.reshape(slices, -1) for each in parts], dim=1).contiguous(), F.pad(single(bias), (0, -columns % _TILE))

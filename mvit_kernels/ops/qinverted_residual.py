@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from . import checks, cuda_support
 from .backend import Choice, Implementation, refuse_off_cpu
-from .library import dense, direct, in_format, register
+from .library import dense, direct, register
 from .pack_weight import check_packed, unpack_bytes
 from .packing import packed
 from .placed import Placed
@@ -222,7 +222,7 @@ def _cuda_forward(
         )  # fmt: skip
     assert expand_table is not None
     assert filter_table is not None
-    x = in_format(x, channels_last=True)
+    x = dense(x, channels_last=True)
     if residual is not None:
         residual = dense(residual, channels_last=True)
     y = _empty(x, columns, stride, out_dtype)
@@ -234,7 +234,7 @@ def _cuda_forward(
         OP, reduce_channels, out_dtype, plain, activation, reduce_table, residual, columns, residual_scale, residual_zero_point, y, columns
     )  # fmt: skip
     cuda_support.native.qinverted_residual(
-        *cuda_support.place(x), x.shape, expand_form[0], columns, stride, x.data_ptr(), x.stride(), slices.data_ptr(),
+        *cuda_support.place(x), x.shape, expand_form[0], columns, stride, x.data_ptr(), slices.data_ptr(),
         expand_table.data_ptr(), filter_table.data_ptr(), epilogue,
     )  # fmt: skip
     return y

@@ -23,6 +23,10 @@ struct ResidualShared {
     int out_row, bytes;
 
     static constexpr int slice_row = ResidualWarp<f16, Tile>::slice_row;
+    // In the beginning lies what would take registers in vain while slices go by: a word of every thread, and the place. Then the pixels of
+    // x.
+    static constexpr int place = residual_threads * 4, map = place + 32;
+    static_assert(sizeof(ResidualPlace<Tile>) <= 32);
 
     MVIT_BOTH ResidualShared(int channels, int out_columns)
         : depth(value_tiles(channels)),
@@ -30,8 +34,8 @@ struct ResidualShared {
           row(depth * tile_depth + residual_gap),
           expand(residual_slice / tile_values * depth * tile_bytes(8)),
           reduce(columns * (residual_slice / tile_values) * tile_bytes(8)),
-          slice(expand + reduce + slice_floats * 4),
-          hidden(Tile::seen_blocks * 16 * row),
+          slice(4 * slice_floats + expand + reduce),
+          hidden(map + Tile::seen_blocks * 16 * row),
           filtered(hidden + Tile::seen_blocks * 16 * slice_row),
           stages(filtered + Tile::pixels * slice_row),
           out_row(columns * tile_values * 2 + residual_gap),
@@ -48,6 +52,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
     const ResidualShared<Tile> at(p.channels, p.columns);
     const ResidualWarp<T, Tile> warp;
     const int thread = thread_index(), slices = (p.hidden + residual_slice - 1) / residual_slice;
+    uint8_t* const map = shared + at.map;
     uint8_t* const hidden = shared + at.hidden;
     uint8_t* const filtered = shared + at.filtered;
     const auto stage = [&](int slice) { return shared + at.stages + slice % 2 * at.slice; };
@@ -58,20 +63,23 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
     };
 
     // Zeros beyond the map and the channels.
-    const int chunks_of_row = 2 * at.depth;
-    for (int i = thread; i < Tile::seen_blocks * 16 * chunks_of_row; i += residual_threads) {
-        const int seen = i / chunks_of_row, chunk = i % chunks_of_row;
-        const bool there = 8 * chunk < p.channels && place.exists(seen);
-        const int64_t pixel = (place.image * p.height + place.row(seen)) * p.width + place.column(seen);
-        const T* from = static_cast<const T*>(p.x) + (there ? pixel * p.channels + 8 * chunk : 0);
-        cp_async16(shared + seen * at.row + 16 * chunk, from, there ? 16 : 0);
-    }
     load_slice(0);
+    if (thread == 0) *reinterpret_cast<ResidualPlace<Tile>*>(shared + at.place) = place;
+    auto* seen = reinterpret_cast<int32_t*>(hidden);
+    place.find_seen(seen);
+    const T* image = static_cast<const T*>(p.x) + int64_t{place.image} * p.height * p.width * p.channels;
+    MVIT_ROLLED
+    for (ChunkWalk walk(2 * at.depth); walk.row < 16 * Tile::seen_blocks; walk.next()) {
+        const int pixel = 8 * walk.chunk < p.channels ? seen[walk.row] : -1;
+        const T* from = image + (pixel >= 0 ? int64_t{pixel} * p.channels + 8 * walk.chunk : 0);
+        cp_async16(map + walk.row * at.row + 16 * walk.chunk, from, pixel >= 0 ? 16 : 0);
+    }
     cp_async_commit();
 
-    const uint32_t of_map = warp.of_map(place);
+    auto* of_map = reinterpret_cast<uint32_t*>(shared) + thread;
+    *of_map = warp.of_map(seen);
     const auto expand = [&](const uint8_t* weights) {
-        const auto* bias = reinterpret_cast<const float*>(weights + at.expand + at.reduce) + warp.expand_tile * tile_values;
+        const auto* bias = reinterpret_cast<const float*>(weights) + warp.expand_tile * tile_values;
         float sums[warp.rounds][warp.parts][4];
         MVIT_UNROLL
         for (int i = 0; i < warp.rounds; ++i) {
@@ -81,13 +89,14 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
                 for (int k = 0; k < 4; ++k) sums[i][j][k] = bias[8 * j + c_column(warp.lane, k)];
             }
         }
-        warp.expand(shared, at.row, weights, at.depth, sums);
+        warp.expand(map, at.row, weights + 4 * slice_floats, at.depth, sums);
+        const uint32_t exist = *of_map;
         MVIT_UNROLL
         for (int i = 0; i < warp.rounds; ++i) {
             if (!warp.has(i)) continue;
             MVIT_UNROLL
             for (int half = 0; half < 2; ++half) {
-                const bool there = of_map >> (2 * i + half) & 1;
+                const bool there = exist >> (2 * i + half) & 1;
                 uint8_t* row = hidden + warp.expanded(i, half) * at.slice_row + 2 * warp.expand_tile * tile_values;
                 MVIT_UNROLL
                 for (int j = 0; j < warp.parts; ++j) {
@@ -108,7 +117,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
         struct alignas(8) Two {
             float v[2];
         };
-        const auto* floats = reinterpret_cast<const float*>(weights + at.expand + at.reduce) + residual_slice + 2 * pair;
+        const auto* floats = reinterpret_cast<const float*>(weights) + residual_slice + 2 * pair;
         const auto both = [&](int row) { return *reinterpret_cast<const Two*>(floats + row * residual_slice); };
         Two taps[9];
         MVIT_UNROLL
@@ -142,7 +151,8 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
         }
     };
 
-    typename ResidualWarp<T, Tile>::Reduced sums = {};
+    typename ResidualWarp<T, Tile>::Reduced sums;
+    warp.begin(sums, at.columns, [&](int column) { return p.bias[column]; });
     for (int slice = 0; slice < slices; ++slice) {
         cp_async_wait<0>();
         block_barrier();  // all have the weights of this slice; and nobody reads those before any more, whose place the next ones take
@@ -152,7 +162,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
         block_barrier();
         filter(stage(slice));
         block_barrier();
-        warp.reduce(filtered, stage(slice) + at.expand, at.columns, sums);
+        warp.reduce(filtered, stage(slice) + 4 * slice_floats + at.expand, at.columns, sums);
     }
     cp_async_wait<0>();
     block_barrier();
@@ -160,22 +170,22 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
     // Out of the order of tensor cores, into rows.
     uint8_t* const out = hidden;
     warp.each_reduced(sums, at.columns, [&](int pixel, int column, float low, float high) {
-        low += p.bias[column], high += p.bias[column + 1];
         if (p.residual) {
             const int seen = Tile::place(pixel / Tile::width + 1, pixel % Tile::width + 1);
-            const Unpacked<T> x(*reinterpret_cast<const uint32_t*>(shared + seen * at.row + 2 * column));
+            const Unpacked<T> x(*reinterpret_cast<const uint32_t*>(map + seen * at.row + 2 * column));
             low += x.low, high += x.high;
         }
         *reinterpret_cast<uint32_t*>(out + pixel * at.out_row + 2 * column) = from_floats(low, high, T{});
     });
     block_barrier();
-    const int chunks = p.columns / 8;
-    for (int i = thread; i < Tile::pixels * chunks; i += residual_threads) {
-        const int pixel = i / chunks, chunk = i % chunks;
-        const int y = place.y + pixel / Tile::width, x = place.x + pixel % Tile::width;
-        if (y >= place.out_height || x >= place.out_width) continue;
-        const int64_t to = ((place.image * place.out_height + y) * place.out_width + x) * p.columns + 8 * chunk;
-        *reinterpret_cast<Sixteen*>(static_cast<T*>(p.y) + to) = *reinterpret_cast<const Sixteen*>(out + pixel * at.out_row + 16 * chunk);
+    const auto kept = *reinterpret_cast<const ResidualPlace<Tile>*>(shared + at.place);
+    T* const tile = static_cast<T*>(p.y) + ((int64_t{kept.image} * kept.out_height + kept.y) * kept.out_width + kept.x) * p.columns;
+    MVIT_ROLLED
+    for (ChunkWalk walk(p.columns / 8); walk.row < Tile::pixels; walk.next()) {
+        const int y = walk.row / Tile::width, x = walk.row % Tile::width;
+        if (kept.y + y >= kept.out_height || kept.x + x >= kept.out_width) continue;
+        T* to = tile + (int64_t{y} * kept.out_width + x) * p.columns + 8 * walk.chunk;
+        *reinterpret_cast<Sixteen*>(to) = *reinterpret_cast<const Sixteen*>(out + walk.row * at.out_row + 16 * walk.chunk);
     }
 }
 

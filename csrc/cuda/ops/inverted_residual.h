@@ -11,9 +11,9 @@
 //
 // Weights, `slices` (mvit_kernels/ops/inverted_residual.py makes them): of each slice, one after the other,
 //
+//     floats    b_e (32,), 9 taps (32,), b_d (32,)
 //     W_e       2 tiles of 16 columns, of each ceil(C / 16) tiles of depth 16      in the order of tensor cores (qfragments.h, in bytes)
 //     W_r       ceil(N / 16) tiles of 16 columns, of each two of depth 16
-//     floats    b_e (32,), 9 taps (32,), b_d (32,)
 //
 // zeros beyond C, E and N. W_e, b_e, the taps and b_d are half of what the formula has (activation.cuh).
 //

@@ -22,8 +22,8 @@ Launched launch(const QInvertedResidualProblem& p, int device, cudaStream_t stre
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     static SharedLimit limit;
     return launched(kernel, device, [&] {
-        const int alignment = alignment_of(p.x.data, p.x.image, p.x.row, p.x.pixel);
-        const int bytes = QResidualShared<Tile>(static_cast<int>(p.x.channels), p.columns).bytes;
+        const int alignment = alignment_of(p.x, p.channels);
+        const int bytes = QResidualShared<Tile>(p.channels, p.columns).bytes;
         if (!limit.raise(qinverted_residual_kernel<Tile>, shared_of_block(device), device)) return;
         qinverted_residual_kernel<Tile>
             <<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(bytes), stream>>>(p, alignment);

@@ -44,7 +44,7 @@ struct QResidualShared {
 template <class Tile>
 MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int alignment, uint8_t* shared) {
     const ResidualPlace<Tile> place(p.height, p.width);
-    const QResidualShared<Tile> at(static_cast<int>(p.x.channels), p.columns);
+    const QResidualShared<Tile> at(p.channels, p.columns);
     const ResidualWarp<uint8_t, Tile> warp;
     const int thread = thread_index(), slices = (p.hidden + residual_slice - 1) / residual_slice;
     uint8_t* const hidden = shared + at.hidden;
@@ -59,17 +59,17 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     };
 
     // Zeros beyond the map and the channels.
-    const int chunks_of_row = 2 * at.depth;
-    MVIT_ROLLED
-    for (int i = thread; i < Tile::seen_blocks * 16 * chunks_of_row; i += residual_threads) {
-        const int seen = i / chunks_of_row, c = i % chunks_of_row * chunk_bytes, left = static_cast<int>(p.x.channels) - c;
-        Chunk chunk{p.x.data, 0};
-        if (left > 0 && place.exists(seen))
-            chunk = {p.x.data + place.image * p.x.image + place.row(seen) * p.x.row + place.column(seen) * p.x.pixel + c,
-                     left < chunk_bytes ? left : chunk_bytes};
-        load_chunk(shared + seen * at.row + c, chunk, alignment);
-    }
     load_slice(0);
+    auto* seen = reinterpret_cast<int32_t*>(hidden);
+    place.find_seen(seen);
+    const uint8_t* image = p.x + int64_t{place.image} * p.height * p.width * p.channels;
+    MVIT_ROLLED
+    for (ChunkWalk walk(2 * at.depth); walk.row < 16 * Tile::seen_blocks; walk.next()) {
+        const int c = walk.chunk * chunk_bytes, left = p.channels - c, pixel = left > 0 ? seen[walk.row] : -1;
+        Chunk chunk{p.x, 0};
+        if (pixel >= 0) chunk = {image + int64_t{pixel} * p.channels + c, left < chunk_bytes ? left : chunk_bytes};
+        load_chunk(shared + walk.row * at.row + c, chunk, alignment);
+    }
     cp_async_commit();
     SharedCurve::load(p.expand_curve, shared + at.curves, residual_threads);
     SharedCurve::load(p.filter_curve, shared + at.curves + SharedCurve::bytes, residual_threads);
@@ -77,7 +77,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     // In shared memory, as there are no registers left for them: which results of the expansion are of the map, in the high half of a word,
     // and in the low one, four bits a pixel, classes of the border (cpu/ops/qconv2d.h) of this thread's results of the filter.
     auto* own = reinterpret_cast<uint32_t*>(shared + at.own) + thread;
-    *own = warp.of_map(place) << 16;
+    *own = warp.of_map(seen) << 16;
     const auto expand = [&](const uint8_t* weights) {
         const int32_t* init = numbers(weights, slice_init) + warp.expand_tile * tile_columns;
         const float* scale = scales(weights, slice_scale) + warp.expand_tile * tile_columns;
@@ -190,7 +190,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
         const int y = place.y + pixel / Tile::width, x = place.x + pixel % Tile::width;
         if (y >= place.out_height || x >= place.out_width) continue;
         finish(*reinterpret_cast<const Quad<int32_t>*>(staged + pixel * at.sums_stride + column),
-               (place.image * place.out_height + y) * place.out_width + x);
+               (int64_t{place.image} * place.out_height + y) * place.out_width + x);
     }
 }
 

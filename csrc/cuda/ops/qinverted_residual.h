@@ -18,16 +18,15 @@
 #pragma once
 
 #include "cpu/core/qepilogue_types.h"
-#include "cuda/ops/qconv2d.h"
 #include "cuda/primitives/launched.h"
 
 namespace mvit::cuda {
 
 struct QInvertedResidualProblem {
     int64_t batch;
-    int height, width, hidden, columns;
+    int height, width, channels, hidden, columns;
     int stride;
-    QMap x;
+    const uint8_t* x;       // (B, H, W, C), dense
     const uint8_t* slices;  // aligned to 16 bytes
     const int16_t *expand_curve, *filter_curve;
     QEpilogue reduce;  // y and residual dense: (B, ceil(H / s), ceil(W / s), N)

@@ -44,8 +44,7 @@ struct ResidualTile {
 // Which tile of y a block makes.
 template <class Tile>
 struct ResidualPlace {
-    int64_t image;
-    int out_height, out_width, y, x;
+    int image, out_height, out_width, y, x;
 
     MVIT_BOTH static int tiles_down(int height) { return ((height - 1) / Tile::stride + Tile::height) / Tile::height; }
     MVIT_BOTH static int tiles_across(int width) { return ((width - 1) / Tile::stride + Tile::width) / Tile::width; }
@@ -53,19 +52,42 @@ struct ResidualPlace {
     // Of a map x of that size.
     MVIT_DEVICE ResidualPlace(int height, int width)
         : out_height((height - 1) / Tile::stride + 1), out_width((width - 1) / Tile::stride + 1), height_(height), width_(width) {
-        const int across = tiles_across(width), tiles = tiles_down(height) * across, tile = static_cast<int>(block_x() % tiles);
-        image = block_x() / tiles, y = tile / across * Tile::height, x = tile % across * Tile::width;
+        const int across = tiles_across(width), tiles = tiles_down(height) * across, block = static_cast<int>(block_x());
+        const int tile = block % tiles;
+        image = block / tiles, y = tile / across * Tile::height, x = tile % across * Tile::width;
     }
 
-    // Where in x pixel `seen` of the tile lies, and whether there.
-    MVIT_DEVICE int row(int seen) const { return y * Tile::stride - 1 + Tile::seen_row(seen); }
-    MVIT_DEVICE int column(int seen) const { return x * Tile::stride - 1 + Tile::seen_column(seen); }
-    MVIT_DEVICE bool exists(int seen) const {
-        return seen < Tile::seen && row(seen) >= 0 && row(seen) < height_ && column(seen) >= 0 && column(seen) < width_;
+    // Which pixel of x every pixel is that the tile sees, or -1; by all threads, and with a barrier. seen: 16 * Tile::seen_blocks words.
+    MVIT_DEVICE void find_seen(int32_t* seen) const {
+        for (int i = thread_index(); i < 16 * Tile::seen_blocks; i += residual_threads) {
+            const int row = y * Tile::stride - 1 + Tile::seen_row(i), column = x * Tile::stride - 1 + Tile::seen_column(i);
+            const bool there = i < Tile::seen && row >= 0 && row < height_ && column >= 0 && column < width_;
+            seen[i] = there ? row * width_ + column : -1;
+        }
+        block_barrier();
     }
 
   private:
     int height_, width_;
+};
+
+// The threads of a block, side by side, on rows of `chunks` chunks: a division in the beginning, and none on the way.
+struct ChunkWalk {
+    int chunks, row, chunk;
+
+    MVIT_DEVICE explicit ChunkWalk(int chunks_)
+        : chunks(chunks_),
+          row(thread_index() / chunks),
+          chunk(thread_index() % chunks),
+          rows_on_(residual_threads / chunks),
+          chunks_on_(residual_threads % chunks) {}
+    MVIT_DEVICE void next() {
+        row += rows_on_, chunk += chunks_on_;
+        if (chunk >= chunks) chunk -= chunks, ++row;
+    }
+
+  private:
+    int rows_on_, chunks_on_;
 };
 
 struct alignas(16) Sixteen {
@@ -95,11 +117,11 @@ struct ResidualWarp {
     MVIT_DEVICE int expanded(int round, int half) const { return first(round) + c_row(lane, 2 * half); }
 
     // Which rows of this thread's results of the expansion are pixels of the map: bit 2 round + half.
-    MVIT_DEVICE uint32_t of_map(const ResidualPlace<Tile>& place) const {
+    MVIT_DEVICE uint32_t of_map(const int32_t* seen) const {
         uint32_t bits = 0;
         MVIT_UNROLL
         for (int i = 0; i < 2 * rounds; ++i)
-            if (place.exists(expanded(i / 2, i % 2))) bits |= uint32_t{1} << i;
+            if (has(i / 2) && seen[expanded(i / 2, i % 2)] >= 0) bits |= uint32_t{1} << i;
         return bits;
     }
 
@@ -142,6 +164,21 @@ struct ResidualWarp {
                     mma(sums[i][j][0], a[i], b.words[0], b.words[1], T{});
                     mma(sums[i][j][1], a[i], b.words[2], b.words[3], T{});
                 }
+            }
+        }
+    }
+
+    // What the sums begin with: `first(column)`, of every row.
+    template <class First>
+    MVIT_DEVICE void begin(Reduced& sums, int columns, const First& first) const {
+        MVIT_UNROLL
+        for (int j = 0; j < Tile::reduce_rounds; ++j) {
+            MVIT_UNROLL
+            for (int k = 0; k < 4; ++k) {
+                const int tile = reduce_tile + j * Tile::reduce_step;
+                const Sum value = tile < columns ? first(tile_columns * tile + 8 * (k / 2) + c_column(lane, k % 2)) : Sum{};
+                MVIT_UNROLL
+                for (int i = 0; i < 4; ++i) sums[i / 2][j][k / 2][i % 2 * 2 + k % 2] = value;
             }
         }
     }

@@ -51,6 +51,9 @@ class SharedLimit {
         const uint64_t bit = device < 64 ? uint64_t{1} << device : 0;
         if (raised_.load(std::memory_order_acquire) & bit) return true;
         if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes) != cudaSuccess) return false;
+        // Of what it shares with the first cache, too: two blocks on a multiprocessor are worth more than a larger cache.
+        const int most = cudaSharedmemCarveoutMaxShared;
+        if (cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, most) != cudaSuccess) return false;
         raised_.fetch_or(bit, std::memory_order_release);
         return true;
     }
