@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -120,6 +122,23 @@ def test_in_inference_mode_weights_are_packed_once(v2, monkeypatch) -> None:
     assert made == []
     assert torch.equal(first, second)
     assert not first.is_inference()
+
+
+def test_what_a_graph_reads_can_be_held(v2_plan) -> None:
+    """All packed weights of a run, which the cache may forget at any time."""
+    x = torch.randn(1, 3, 64, 64)
+    v2_plan.run(x)
+    with packing.holding() as held:
+        v2_plan.run(x)
+    kept = [
+        weakref.ref(each) for value in held for each in (value if isinstance(value, tuple) else [value]) if isinstance(each, torch.Tensor)
+    ]
+    assert len(kept) > 40
+    packing.forget_all()
+    assert all(each() is not None for each in kept)
+    del held
+    gc.collect()
+    assert not any(each() is not None for each in kept)
 
 
 def test_where_a_plan_runs() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from mvit_kernels.ops.moments import keeping_parts
+from mvit_kernels.ops.packing import holding
 
 from .device_report import profile_of, report_of
 from .lower_calls import Call
@@ -32,6 +33,7 @@ class _Graph:
     graph: torch.cuda.CUDAGraph
     input: Tensor
     outputs: list[Tensor]
+    weights: list[Any]  # packed, which the graph reads and others may forget
 
 
 class DevicePlan:
@@ -106,7 +108,7 @@ class DevicePlan:
             self.call_all(static)  # kernels are compiled and weights arranged before the capture, inside of which nothing runs
         torch.cuda.synchronize()
         try:
-            with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            with holding() as weights, torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
                 outputs = self.call_all(static)
         except RuntimeError as error:
             ours = [call for call in self.calls if call.reason is not None]
@@ -122,7 +124,7 @@ class DevicePlan:
         while len(self._graphs) >= MOST_GRAPHS:
             self._free.synchronize()
             self._graphs.popitem(last=False)
-        self._graphs[key] = _Graph(graph, static, outputs)
+        self._graphs[key] = _Graph(graph, static, outputs, weights)
         return self._graphs[key]
 
     def report(self) -> PlanReport:

@@ -11,13 +11,16 @@ weight is packed anew, or new memory might come to lie at its address. What torc
 
 Calls on any stream and any thread use a copy on a GPU: it is finished before another call can find it, and never made inside of a CUDA
 graph, whose replays alone would fill it. A graph reads the copies that were there at its capture: it computes with the weights as they were
-then, and once they are packed anew or gone, the memory that it reads is no longer theirs. Capture it again after a change of weights.
+then, and once they are packed anew or gone, the memory that it reads is no longer theirs, unless whoever captures it keeps them (`holding`).
+Capture it again after a change of weights.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -149,7 +152,7 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: 
             if reference() is not source:  # a new tensor at an old address
                 break
         else:
-            return entry.value
+            return entry.value if _holding.get() is None else _held(entry.value)
 
     def forget(_: object, entries: dict[Any, Any] = _entries) -> None:  # bound: at exit, globals go first
         entries.pop(key, None)
@@ -158,6 +161,28 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: 
     references = tuple(weakref.ref(x, forget) for x in tensors)
     memory = tuple(x.untyped_storage() for x in tensors)
     _entries[key] = _Entry(references, state, memory, value)
+    return value if _holding.get() is None else _held(value)
+
+
+_holding: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("holding", default=None)
+
+
+@contextlib.contextmanager
+def holding() -> Iterator[list[Any]]:
+    """Inside, the list gets everything that calls take from here: a graph that reads it must keep it, as it may be forgotten here at any
+    time."""
+    held: list[Any] = []
+    token = _holding.set(held)
+    try:
+        yield held
+    finally:
+        _holding.reset(token)
+
+
+def _held(value: Any) -> Any:
+    held = _holding.get()
+    assert held is not None
+    held.append(value)
     return value
 
 

@@ -11,6 +11,7 @@ from torch import nn
 import mvit_kernels as mk
 from mvit_kernels.engine.device_plan import MOST_GRAPHS, DevicePlan
 from mvit_kernels.engine.dynamo import backend
+from mvit_kernels.ops.packing import forget_all
 
 Tensor = torch.Tensor
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
@@ -115,6 +116,16 @@ def test_old_graphs_go(compiled) -> None:
         compiled(images(count).cuda())
     assert len(plan._graphs) == MOST_GRAPHS
     assert torch.equal(compiled(images(2).cuda()), right)
+
+
+def test_what_others_forget_the_graph_keeps(compiled) -> None:
+    """After a step of any optimizer, and by `mk.accelerate`, all packed weights are made anew: those of a graph stay."""
+    x = images(2).cuda()
+    right = compiled(x)
+    forget_all()
+    filler = [torch.full((2**20,), float("nan"), device="cuda") for _ in range(64)]  # where what was freed lay
+    assert torch.equal(compiled(x), right)
+    del filler
 
 
 def test_the_current_stream_is_used(compiled) -> None:
