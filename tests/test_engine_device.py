@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import mvit_kernels as mk
 from mvit_kernels.engine.device_plan import DevicePlan
@@ -130,9 +131,7 @@ def test_what_a_graph_reads_can_be_held(v2_plan) -> None:
     v2_plan.run(x)
     with packing.holding() as held:
         v2_plan.run(x)
-    kept = [
-        weakref.ref(each) for value in held for each in (value if isinstance(value, tuple) else [value]) if isinstance(each, torch.Tensor)
-    ]
+    kept = [weakref.ref(each) for each in pytree.tree_leaves(held) if isinstance(each, torch.Tensor)]
     assert len(kept) > 40
     packing.forget_all()
     assert all(each() is not None for each in kept)

@@ -11,8 +11,8 @@ weight is packed anew, or new memory might come to lie at its address. What torc
 
 Calls on any stream and any thread use a copy on a GPU: it is finished before another call can find it, and never made inside of a CUDA
 graph, whose replays alone would fill it. A graph reads the copies that were there at its capture: it computes with the weights as they were
-then, and once they are packed anew or gone, the memory that it reads is no longer theirs, unless whoever captures it keeps them (`holding`).
-Capture it again after a change of weights.
+then, and once they are packed anew or gone, the memory that it reads is no longer theirs, unless whoever captures it keeps them
+(`holding`). Capture it again after a change of weights.
 """
 
 from __future__ import annotations
