@@ -1,4 +1,5 @@
-"""attention as EfficientFormer l1 and V2 s0 need it at 224 x 224, beside scaled_dot_product_attention, or plain torch where heads talk."""
+"""attention as EfficientFormer l1, V2 s0 and Mobile-Former 96M need it at 224 x 224, beside scaled_dot_product_attention, or plain torch
+where heads talk."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from mvit_kernels import ops, reference
 
 
 class Shape(NamedTuple):
-    """Queries, keys, heads, channels of a query and of a value in each head; whether scores and weights are mixed."""
+    """Queries, keys, heads, channels of a query and of a value in each head; whether scores and weights are mixed, and have a bias."""
 
     where: str
     queries: int
@@ -22,6 +23,7 @@ class Shape(NamedTuple):
     depth: int
     value_depth: int
     talking: bool
+    biased: bool = True
 
     def __str__(self) -> str:
         return f"{self.where} {self.queries}x{self.keys} of {self.heads} heads, {self.depth} and {self.value_depth} channels"
@@ -32,7 +34,7 @@ class Shape(NamedTuple):
         return [torch.randn(batch, rows, self.heads * channels) for rows, channels in sizes]
 
     def mixtures(self) -> dict[str, torch.Tensor]:
-        sizes = {"bias": (self.heads, self.queries, self.keys)}
+        sizes: dict[str, tuple[int, ...]] = {"bias": (self.heads, self.queries, self.keys)} if self.biased else {}
         if self.talking:
             sizes |= {"mix_scores": (self.heads, self.heads), "mix_weights": (self.heads, self.heads), "mix_bias": (self.heads,)}
         return {name: torch.randn(size) / self.heads**0.5 for name, size in sizes.items()}
@@ -47,10 +49,13 @@ SHAPES = [
     Shape("l1 stage 4", 49, 49, 8, 32, 128, False),
     Shape("s0 stages 3 and 4", 49, 49, 8, 32, 128, True),
     Shape("s0 between them", 49, 196, 8, 16, 64, False),
+    Shape("96M first map to tokens", 4, 12544, 2, 6, 6, False, False),
+    Shape("96M map to tokens", 4, 784, 2, 16, 16, False, False),
+    Shape("96M tokens to map", 3136, 4, 2, 8, 8, False, False),
 ]
 
 
-def by_torch(q, k, v, heads, bias, mix_scores=None, mix_weights=None, mix_bias=None):
+def by_torch(q, k, v, heads, bias=None, mix_scores=None, mix_weights=None, mix_bias=None):
     if mix_scores is not None:
         scale = (q.shape[2] // heads) ** -0.5
         return reference.attention(q, k, v, heads, scale, reference.Mixtures(bias, mix_scores, mix_weights, mix_bias))

@@ -107,7 +107,7 @@ def settled_model(name: str, size: int) -> nn.Module:
     torch.set_num_threads(threads)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return model.eval()
+    return model.eval().requires_grad_(False)  # a parameter that is the input of a module, as tokens are, stops the counting of operations
 
 
 def _batches(split: str, images: int, batch: int, size: int) -> list[Tensor]:

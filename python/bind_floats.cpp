@@ -3,9 +3,11 @@
 #include "cpu/ops/attention.h"
 #include "cpu/ops/conv2d.h"
 #include "cpu/ops/depthwise_conv2d.h"
+#include "cpu/ops/dynamic_relu.h"
 #include "cpu/ops/feed_forward.h"
 #include "cpu/ops/gemm.h"
 #include "cpu/ops/group_norm.h"
+#include "cpu/ops/hard_gate.h"
 #include "cpu/ops/inverted_residual.h"
 #include "cpu/ops/layer_norm.h"
 #include "cpu/ops/patch_attention.h"
@@ -170,12 +172,12 @@ int convolution(int dtype, const Sizes& size, int64_t columns, int64_t kernel, i
     return static_cast<int>(conv2d(p, threads));
 }
 
-int depthwise_convolution(int dtype, const Sizes& size, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t weight,
-                          int64_t weight_stride, uintptr_t bias, int activation, uintptr_t y, int threads) {
+int depthwise_convolution(int dtype, const Sizes& size, int64_t channels, int64_t stride, uintptr_t x, const Sizes& x_stride,
+                          uintptr_t weight, int64_t weight_stride, uintptr_t bias, int activation, uintptr_t y, int threads) {
     DepthwiseConv2dProblem p{};
     p.dtype = static_cast<DType>(dtype);
-    p.batch = size[0], p.channels = size[1], p.height = size[2], p.width = size[3];
-    p.stride = stride;
+    p.batch = size[0], p.channels = channels, p.height = size[2], p.width = size[3];
+    p.stride = stride, p.multiplier = size[1] > 0 ? channels / size[1] : 1;
     p.x = pointer(x);
     p.image_stride = x_stride[0], p.row_stride = x_stride[2], p.pixel_stride = x_stride[3];
     p.weight = floats(weight), p.weight_stride = weight_stride, p.bias = floats(bias);
@@ -244,6 +246,19 @@ int mix_by_pooling(int dtype, const Sizes& size, uintptr_t x, uintptr_t scale, u
     return static_cast<int>(pool_mixer(p, threads));
 }
 
+// size is (B, C, H, W).
+int relu_by_slopes(int dtype, const Sizes& size, uintptr_t x, uintptr_t u, uintptr_t y, int threads) {
+    const DynamicReluProblem p{static_cast<DType>(dtype), size[0], size[2] * size[3], size[1], pointer(x), pointer(u), pointer(y)};
+    py::gil_scoped_release release;
+    return static_cast<int>(dynamic_relu(p, threads));
+}
+
+int gate(int dtype, int64_t count, uintptr_t x, uintptr_t u, uintptr_t y, int threads) {
+    const HardGateProblem p{static_cast<DType>(dtype), count, pointer(x), pointer(u), pointer(y)};
+    py::gil_scoped_release release;
+    return static_cast<int>(hard_gate(p, threads));
+}
+
 int layer_normalize(int dtype, int64_t rows, int64_t channels, uintptr_t x, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
                     int threads) {
     LayerNormProblem p{};
@@ -283,6 +298,8 @@ void mvit::bind_floats(py::module_& m) {
     m.def("patch_attention", softmax_attention);
     m.def("attention", free_attention);
     m.def("pool_mixer", mix_by_pooling);
+    m.def("dynamic_relu", relu_by_slopes);
+    m.def("hard_gate", gate);
     m.def("patch_attention_backward", softmax_attention_backward);
     m.def("group_norm", group_normalize);
     m.def("group_norm_backward", group_normalize_backward);

@@ -186,8 +186,10 @@ QNorm norm_of(int64_t groups, int64_t rows, int64_t depth, uintptr_t x, int64_t 
 }
 
 int normalize_stream(int64_t rows, int64_t depth, uintptr_t x, int64_t x_stride, int64_t groups, uintptr_t sums, double scale,
-                     double y_scale, int32_t zero_point, double eps, int bits, uintptr_t y, int64_t y_stride, int threads) {
-    const QNorm norm = norm_of(groups, rows, depth, x, x_stride, sums, scale, y_scale, zero_point, eps, bits);
+                     double y_scale, int32_t zero_point, double eps, int bits, uintptr_t gain, uintptr_t offset, uintptr_t y,
+                     int64_t y_stride, int threads) {
+    QNorm norm = norm_of(groups, rows, depth, x, x_stride, sums, scale, y_scale, zero_point, eps, bits);
+    norm.gain = floats(gain), norm.offset = floats(offset);
     const QNormProblem p{norm, rows, static_cast<uint8_t*>(pointer(y)), y_stride};
     py::gil_scoped_release release;
     return static_cast<int>(qnorm(p, threads));

@@ -27,6 +27,9 @@ SHAPES = [
 ]
 
 needs_native = pytest.mark.skipif(native is None, reason="the native kernels are not built")
+_ACTIVATIONS = {
+    None: lambda t: t, "relu": torch.relu, "silu": F.silu, "gelu": F.gelu, "relu6": F.relu6, "hard_swish": F.hardswish
+}  # fmt: skip
 
 
 def make(shape, dtype=torch.float32, fmt="nhwc", bias: bool = True) -> list[torch.Tensor | None]:
@@ -36,7 +39,7 @@ def make(shape, dtype=torch.float32, fmt="nhwc", bias: bool = True) -> list[torc
 
 def plain(x, weight, bias, stride: int = 1, activation: str | None = None) -> torch.Tensor:
     y = F.conv2d(x, weight, bias, stride, 1, groups=x.shape[1])
-    return {None: lambda t: t, "relu": torch.relu, "silu": F.silu, "gelu": F.gelu}[activation](y)
+    return _ACTIVATIONS[activation](y)
 
 
 def exact(x, weight, bias, stride: int = 1, activation: str | None = None) -> torch.Tensor:
@@ -56,12 +59,35 @@ def test_every_tail(shape, stride: int, fmt: str, dtype: torch.dtype, isa: str, 
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
+@pytest.mark.parametrize("activation", _ACTIVATIONS)
 def test_activations(activation: str | None, backend: str, isa: str) -> None:
     for bias in (True, False):
         inputs = make((2, 19, 9, 14), bias=bias)
         y = mk.ops.depthwise_conv2d(*inputs, activation=activation, backend=backend)
         assert_float_rule(y, plain(*inputs, 1, activation), exact(*inputs, 1, activation))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "times"), [(1, 5), (3, 2), (8, 3), (12, 6), (17, 4)])
+def test_several_filters_for_each_channel(channels: int, times: int, stride: int, dtype: torch.dtype, isa: str, poison) -> None:
+    x, weight, bias = (
+        torch.randn(2, channels, 9, 14).to(dtype), torch.randn(channels * times, 1, 3, 3).to(dtype), torch.randn(channels * times).to(dtype)
+    )  # fmt: skip
+    y = mk.ops.depthwise_conv2d(x, weight, bias, stride=stride, activation="relu6", backend="cpu")
+    assert_float_rule(y, plain(x, weight, bias, stride, "relu6"), exact(x, weight, bias, stride, "relu6"))
+
+
+def test_gradients_of_several_filters(backend: str) -> None:
+    inputs = [torch.randn(2, 3, 5, 4), torch.randn(12, 1, 3, 3), torch.randn(12)]
+    found = []
+    for function in (lambda *t: mk.ops.depthwise_conv2d(*t, stride=2, activation="hard_swish", backend=backend),
+                     lambda *t: plain(*t, 2, "hard_swish")):  # fmt: skip
+        leaves = [each.clone().requires_grad_() for each in inputs]
+        function(*leaves).square().sum().backward()
+        found.append([leaf.grad for leaf in leaves])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -125,7 +151,7 @@ def test_a_changed_weight_is_packed_anew() -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("activation", [None, "relu", "silu", "gelu"])
+@pytest.mark.parametrize("activation", _ACTIVATIONS)
 def test_gradients(activation: str | None, backend: str) -> None:
     if backend == "cpu" and native is None:
         pytest.skip("the native kernels are not built")
@@ -182,7 +208,7 @@ def test_compile_and_export(backend: str) -> None:
         ((None, torch.ones(3, 1, 3, 3)), {}, TypeError, "depthwise_conv2d: x: expected a tensor, got NoneType"),
         ((torch.ones(3, 4, 4), torch.ones(3, 1, 3, 3)), {}, ValueError, r"x: expected 4 dimensions, got shape \(3, 4, 4\)"),
         ((torch.ones(1, 3, 0, 4), torch.ones(3, 1, 3, 3)), {}, ValueError, r"x: expected at least one channel and one pixel, got shape"),
-        ((torch.ones(1, 3, 4, 4), torch.ones(4, 1, 3, 3)), {}, ValueError, r"weight: expected shape \(3, 1, 3, 3\), got \(4, 1, 3, 3\)"),
+        ((torch.ones(1, 3, 4, 4), torch.ones(4, 1, 3, 3)), {}, ValueError, r"weight: expected shape \(a multiple of 3, 1, 3, 3\), got"),
         ((torch.ones(1, 3, 4, 4), torch.ones(3, 1, 3, 3), torch.ones(4)), {}, ValueError, r"bias: expected shape \(3,\), got \(4,\)"),
         ((torch.ones(1, 3, 4, 4), torch.ones(3, 1, 3, 3)), {"stride": 3}, ValueError, "stride: expected 1 or 2, got 3"),
         ((torch.ones(1, 3, 4, 4), torch.ones(3, 1, 3, 3)), {"stride": 1.0}, TypeError, "stride: expected an integer, got 1.0"),

@@ -18,10 +18,12 @@ from mvit_kernels.quant.calibrate import ranges
 from mvit_kernels.quant.layout import Layout
 from mvit_kernels.quant.program import integer_program
 from mvit_kernels.quant.representation import representations
+from mvit_kernels.reference import ACTIVATIONS
 
 pytestmark = needs_native
 Tensor = torch.Tensor
 COUNT = int(os.environ.get("MVIT_KERNELS_FUZZ", "0"))
+_PINNED = {"input", "cat", "constant", "pixel", "repeat", "dynamic_relu", "hard_gate"}  # of floats, and yet the same bits everywhere
 _CHANNELS = (1, 2, 3, 5, 8, 16, 24, 31, 32, 33, 48, 64)
 
 
@@ -35,7 +37,8 @@ class Draw:
         self.nodes = [Node("input", "input", (), size)]
         for _ in range(self.draw.randint(1, 9)):
             self.draw.choice((self.conv, self.conv, self.depthwise, self.inverted, self.activation, self.add, self.cat, self.norm,
-                              self.resize, self.attention, self.separable, self.layer, self.mixer, self.talking))()  # fmt: skip
+                              self.resize, self.attention, self.separable, self.layer, self.mixer, self.talking, self.steered,
+                              self.multiplied, self.tokens))()  # fmt: skip
         if self.draw.random() < 0.6:
             self.head()
         results = {self.nodes[-1].name, *(node.name for node in self.draw.sample(self.nodes[1:], k=min(1, len(self.nodes) - 1)))}
@@ -86,7 +89,7 @@ class Draw:
 
     def activation(self) -> None:
         x = self.map()
-        self.put("activation", (x,), x.size, {"function": self.draw.choice(("relu", "silu", "gelu"))})
+        self.put("activation", (x,), x.size, {"function": self.draw.choice(ACTIVATIONS[1:])})
 
     def add(self) -> None:
         x = self.map()
@@ -162,6 +165,54 @@ class Draw:
             y = self.put("add", (y, v), y.size)
             self.put("activation", (y,), y.size, {"function": self.draw.choice(("gelu", "relu"))})
 
+    def steered(self, x: Node | None = None) -> None:
+        """Dynamic ReLUs of a map, or in an inverted residual of it, by what all of its pixels say."""
+        x = x or self.map()
+        by = self.put("avg_pool", (x,), (x.size[0],))
+        whole = self.draw.random() < 0.5
+        y = self.weighted(x, self.draw.choice(_CHANNELS), 1) if self.draw.random() < 0.8 else x
+        y = self.slope(y, by)
+        if whole:
+            self.depthwise(y)
+            y = self.weighted(self.slope(self.nodes[-1], by), x.size[0], 1)
+            if y.size == x.size and self.draw.random() < 0.8:
+                self.put("add", (y, x), x.size)
+
+    def slope(self, x: Node, by: Node) -> Node:
+        u = self.linear(by, 2 * x.size[0])
+        return self.put("dynamic_relu", (x, u), x.size)
+
+    def linear(self, x: Node, columns: int) -> Node:
+        weights = {"weight": torch.randn(columns, x.size[0]) / x.size[0] ** 0.5, "bias": torch.randn(columns)}
+        return self.put("linear", (x,), (columns,), {}, weights)
+
+    def multiplied(self) -> None:
+        """Several filters for each channel."""
+        x, times = self.map(), self.draw.choice((2, 3, 4))
+        self.depthwise(self.put("repeat", (x,), (times * x.size[0], *x.size[1:]), {"times": times}))
+        if self.draw.random() < 0.5:
+            self.activation()
+
+    def tokens(self) -> None:
+        """Of Mobile-Former: they look at a map, and the map at them."""
+        x, dim, count, heads = self.map(), self.draw.choice((3, 16, 40)), self.draw.randint(1, 5), self.draw.choice((1, 2))
+        if x.size[0] % heads:
+            heads = 1
+        z = self.put("constant", (), (dim, 1, count), {}, {"value": torch.randn(dim, 1, count)})
+        depth, channels = x.size[0] // heads, x.size[0]
+        settings = {"heads": heads, "scale": depth**-0.5, "depth": depth}
+        q, u = self.weighted(z, channels, 1), self.weighted(z, channels, 1)
+        seen = self.put("attention", (q, x, x), q.size, settings | {"keys": x.size[1] * x.size[2]})
+        told = self.weighted(self.put("hard_gate", (seen, u), seen.size), dim, 1)
+        weights = {"weight": torch.rand(dim) + 0.5, "bias": torch.randn(dim)}
+        z = self.put("layer_norm", (self.put("add", (told, z), z.size),), z.size, {"eps": 1e-5}, weights)
+        k, v = self.weighted(z, channels, 1), self.weighted(z, channels, 1)
+        y = self.put("attention", (x, k, v), x.size, settings | {"keys": count})
+        y = self.put("add", (y, x), x.size)
+        by = self.put("pixel", (z,), (dim,), {"index": self.draw.randrange(count)})
+        if self.draw.random() < 0.5:
+            self.put("dynamic_relu", (y, self.linear(by, 2 * channels)), y.size)
+
     def head(self) -> None:
         x = self.map()
         pooled = self.put("avg_pool", (x,), (x.size[0],))
@@ -194,7 +245,7 @@ def assert_integers(program: Program, x: Tensor, bits: int) -> None:
     plan = assemble(lower(integers))
     outputs = results(plan, x, 1)
     assert all(torch.equal(a, b) for a, b in zip(outputs, results(plan, x, 2), strict=True))
-    floats = {node.kind for node in rewritten} - {"input", "cat"}  # kinds of float programs
+    floats = {node.kind for node in rewritten} - _PINNED
     exact = not any(node.kind in floats for node in integers)
     for y, expected in zip(outputs, right, strict=True):
         if exact:

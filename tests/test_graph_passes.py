@@ -18,7 +18,9 @@ from mvit_kernels.graph.passes import (
     drop_unused,
     elide_keys,
     fold_affine,
+    fold_constants,
     fold_norm,
+    fuse_dynamic,
     fuse_epilogues,
     merge_convolutions,
     pool_first,
@@ -275,3 +277,47 @@ def test_what_nobody_needs_goes():
     after = drop_unused(Program(before, (first,)))
     assert [node.name for node in after] == ["input", first]
     assert str(drop_unused(before)) == str(before)
+
+
+def test_constants_are_computed_once():
+    """Queries of tokens that are the same for every image are a constant too."""
+    value, weight = torch.randn(5, 1, 3, dtype=torch.float64), torch.randn(7, 5, 1, 1, dtype=torch.float64)
+    nodes = [
+        Node("input", "input", (), (7, 4, 2)),
+        Node("tokens", "constant", (), (5, 1, 3), {}, {"value": value}),
+        Node("query", "conv2d", ("tokens",), (7, 1, 3), {"stride": 1}, {"weight": weight}),
+        Node("first", "pixel", ("query",), (7,), {"index": 0}),
+        Node("seen", "attention", ("query", "input", "input"), (7, 1, 3), {"heads": 1, "scale": 0.4, "depth": 7, "keys": 8}),
+    ]
+    before = Program(nodes, ["seen", "first"], torch.utils._pytree.tree_structure([0, 0]))
+    after = fold_constants(before)
+    assert kinds(after) == Counter(input=1, constant=3, attention=1)
+    assert_exact(before, after)
+    assert "tokens" not in drop_unused(after)
+
+
+def test_dynamic_relus_go_into_products():
+    """Where their slopes are known: behind whatever makes these."""
+    draw = functools.partial(torch.randn, dtype=torch.float64)
+
+    def conv_of(name: str, x: str, out: int) -> Node:
+        return Node(name, "conv2d", (x,), (out, 4, 2), {"stride": 1}, {"weight": draw(out, 6, 1, 1), "bias": draw(out)})
+
+    nodes = [
+        Node("input", "input", (), (6, 4, 2)),
+        conv_of("a", "input", 6),
+        conv_of("b", "input", 6),
+        Node("pool", "avg_pool", ("input",), (6,)),
+        Node("u", "linear", ("pool",), (12,), {}, {"weight": draw(12, 6), "bias": draw(12)}),
+        Node("steered", "dynamic_relu", ("a", "u"), (6, 4, 2)),
+        Node("filtered", "depthwise_conv2d", ("steered",), (6, 4, 2), {"stride": 1}, {"weight": draw(6, 1, 3, 3)}),
+        Node("again", "dynamic_relu", ("filtered", "u"), (6, 4, 2)),
+        Node("kept", "dynamic_relu", ("b", "u"), (6, 4, 2)),
+    ]
+    before = Program(nodes, ["again", "kept", "b"], torch.utils._pytree.tree_structure([0] * 3))
+    after = fuse_dynamic(before)
+    assert kinds(after)["dynamic_relu"] == 1  # somebody else takes what it is of
+    assert after["a"].inputs == ("input", "u")
+    assert after["filtered"].inputs == ("a", "u")
+    assert_exact(before, after)
+    assert fuse_dynamic(after) is after

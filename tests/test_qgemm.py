@@ -131,6 +131,19 @@ def test_epilogues_of_kernel_and_reference_are_the_same_bits(isa, dtype, activat
         assert torch.equal(y, plain)
 
 
+@pytest.mark.parametrize("out_scale", [0.02, 0.05, 1.0])  # with which 6 is beyond all bytes, among them, and between two
+def test_relu6_is_where_bytes_end(isa, out_scale: float):
+    for zero_point, bits in ((0, 8), (40, 8), (20, 6)):
+        outputs = {"out_scale": out_scale, "out_zero_point": zero_point, "out_bits": bits}
+        a, weight, settings = random_call(13, 37, 21, **outputs)
+        y, plain = both(a, weight, activation="relu6", **settings)
+        relu, _ = both(a, weight, activation="relu", **settings)
+        assert torch.equal(y, plain)
+        assert torch.equal(y, relu.clamp(max=min(round(6 / out_scale) + zero_point, 255)))
+    with pytest.raises(ValueError, match="qgemm: activation: expected relu6 for bytes only"):
+        ops.qgemm(a, ops.pack_weight(weight), activation="relu6", **settings | {"residual_scale": 0.1, "residual_zero_point": 3})
+
+
 def test_floats_are_the_real_product():
     a, weight, settings = random_call(40, 30, 50, out_dtype=torch.float32, out_scale=None, out_zero_point=None, activation="silu")
     real = 0.05 * (a.double() - 3) @ (weight.double() * settings["w_scale"].double()[:, None]).T + settings["bias"].double()
@@ -221,7 +234,7 @@ BAD = [
     ({"a_zero_point": -(2**31)}, r"a_zero_point: expected sums below 2\^31"),
     ({"bias": torch.full((9,), 1e9)}, r"bias: expected \|bias\| < 2\^31 a_scale w_scale, got 1e\+09"),
     ({"bias": torch.full((9,), float("nan"))}, "bias: expected finite values, got nan"),
-    ({"activation": "tanh"}, "activation: expected one of none, relu, silu, gelu, hard_swish, got 'tanh'"),
+    ({"activation": "tanh"}, "activation: expected one of none, relu, silu, gelu, hard_swish, relu6, got 'tanh'"),
     ({"table": torch.zeros(3)}, r"table: expected uint8 of shape \(256,\)"),
     ({"a_bits": 7}, "a_bits: expected 8 or 6, got 7"),
     ({"out_scale": 1e-30, "a_scale": 1.0}, r"scales: expected ratios of scales between 2\^-64 and 2\^64"),

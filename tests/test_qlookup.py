@@ -62,7 +62,7 @@ def test_a_table_is_what_dequantizing_and_quantizing_gives() -> None:
 
 
 def test_an_unknown_activation() -> None:
-    with pytest.raises(ValueError, match="activation: expected one of none, relu, silu, gelu, hard_swish, got 'tanh'"):
+    with pytest.raises(ValueError, match="activation: expected one of none, relu, silu, gelu, relu6, hard_swish, got 'tanh'"):
         reference.activation_table("tanh", 1.0, 0, 1.0, 0)
 
 

@@ -71,6 +71,26 @@ def test_reference_against_the_formula(shape) -> None:
             assert torch.equal(mk.ops.qnorm(x, sums_of(x, groups), backend="reference", **settings), oracle(x, groups, **settings))
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_with_gamma_and_beta(shape, isa: str, poison) -> None:
+    """Equal bits, and half a step beside torch's norm; where gamma is 1 and beta 0, the norm without them in steps of a power of two."""
+    x, weight, bias = stream(*shape, most=2000), torch.randn(shape[1]), torch.randn(shape[1])
+    for groups in groups_of(shape[0]):
+        for settings in QUANTIZATIONS:
+            both = [
+                mk.ops.qnorm(x, sums_of(x, groups), weight=weight, bias=bias, backend=backend, **settings)
+                for backend in ("cpu", "reference")
+            ]
+            assert torch.equal(*both)
+        steps = {"scale": 2.0**-9, "out_scale": 2.0**-5, "out_zero_point": 121}
+        y = mk.ops.qnorm(x, sums_of(x, groups), weight=torch.ones(shape[1]), bias=torch.zeros(shape[1]), **steps)
+        assert torch.equal(y, mk.ops.qnorm(x, sums_of(x, groups), **steps))
+    real = x.double() * QUANTIZATIONS[0]["scale"]
+    exact = torch.nn.functional.layer_norm(real, shape[1:], weight.double(), bias.double()).clamp(-121 * 0.03, 134 * 0.03)
+    y = mk.ops.qnorm(x, weight=weight, bias=bias, **QUANTIZATIONS[0])
+    assert (reference.dequantize(y, torch.tensor(0.03), torch.tensor(121)) - exact).abs().max() <= 0.5001 * 0.03
+
+
 def test_it_is_a_norm() -> None:
     """Half a step of the bytes beside the norms of torch."""
     x = stream(64, 96, 2000)

@@ -38,9 +38,14 @@ def test_strips_of_any_length(rows: int, stride: int, monkeypatch: pytest.Monkey
     check(randn(1, 20, 5, 6, dtype=torch.float16, fmt="nhwc"), randn(20, 1, 3, 3), None, stride=stride)
 
 
-@pytest.mark.parametrize("activation", [None, "relu", slow("silu"), "gelu"])
+@pytest.mark.parametrize("activation", [None, "relu", slow("silu"), "gelu", "relu6", "hard_swish"])
 def test_activations(activation: str | None) -> None:
-    check(randn(1, 8, 5, 6, fmt="nhwc"), randn(8, 1, 3, 3), None, activation=activation)
+    check(randn(1, 8, 5, 6, fmt="nhwc"), 3 * randn(8, 1, 3, 3), None, activation=activation)
+
+
+def test_one_filter_for_each_channel() -> None:
+    with pytest.raises(ValueError, match=r"triton.*it has one filter for each channel, got 16 for 8"):
+        mk.ops.depthwise_conv2d(randn(1, 8, 5, 6), randn(16, 1, 3, 3), backend="triton")
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

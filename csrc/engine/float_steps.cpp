@@ -7,9 +7,11 @@
 #include "cpu/ops/channels_last.h"
 #include "cpu/ops/conv2d.h"
 #include "cpu/ops/depthwise_conv2d.h"
+#include "cpu/ops/dynamic_relu.h"
 #include "cpu/ops/feed_forward.h"
 #include "cpu/ops/gemm.h"
 #include "cpu/ops/group_norm.h"
+#include "cpu/ops/hard_gate.h"
 #include "cpu/ops/inverted_residual.h"
 #include "cpu/ops/layer_norm.h"
 #include "cpu/ops/patch_attention.h"
@@ -27,27 +29,11 @@ namespace {
 namespace gemm_step {
 using Arguments = GemmProblem;
 constexpr Field fields[] = {
-    MVIT_FIELD(dtype),
-    MVIT_FIELD(groups),
-    MVIT_FIELD(rows),
-    MVIT_FIELD(depth),
-    MVIT_FIELD(columns),
-    MVIT_FIELD(a),
-    MVIT_FIELD(a_stride),
-    MVIT_FIELD(second),
-    MVIT_FIELD(second_depth),
-    MVIT_FIELD(second_stride),
-    MVIT_FIELD(weight),
-    MVIT_FIELD(bias),
-    MVIT_FIELD(moments),
-    MVIT_FIELD(layer_norm),
-    MVIT_FIELD(eps),
-    MVIT_FIELD(activation),
-    MVIT_FIELD(residual),
-    MVIT_FIELD(residual_stride),
-    MVIT_FIELD(y),
-    MVIT_FIELD(y_stride),
-    MVIT_FIELD(collected),
+    MVIT_FIELD(dtype),      MVIT_FIELD(groups),    MVIT_FIELD(rows),     MVIT_FIELD(depth),           MVIT_FIELD(columns),
+    MVIT_FIELD(a),          MVIT_FIELD(a_stride),  MVIT_FIELD(second),   MVIT_FIELD(second_depth),    MVIT_FIELD(second_stride),
+    MVIT_FIELD(weight),     MVIT_FIELD(bias),      MVIT_FIELD(moments),  MVIT_FIELD(layer_norm),      MVIT_FIELD(eps),
+    MVIT_FIELD(activation), MVIT_FIELD(slopes),    MVIT_FIELD(residual), MVIT_FIELD(residual_stride), MVIT_FIELD(y),
+    MVIT_FIELD(y_stride),   MVIT_FIELD(collected),
 };
 }  // namespace gemm_step
 
@@ -65,9 +51,10 @@ constexpr Field fields[] = {
 namespace depthwise_conv2d_step {
 using Arguments = DepthwiseConv2dProblem;
 constexpr Field fields[] = {
-    MVIT_FIELD(dtype),  MVIT_FIELD(batch), MVIT_FIELD(height),        MVIT_FIELD(width),      MVIT_FIELD(channels),
-    MVIT_FIELD(stride), MVIT_FIELD(x),     MVIT_FIELD(image_stride),  MVIT_FIELD(row_stride), MVIT_FIELD(pixel_stride),
-    MVIT_FIELD(weight), MVIT_FIELD(bias),  MVIT_FIELD(weight_stride), MVIT_FIELD(activation), MVIT_FIELD(y),
+    MVIT_FIELD(dtype),        MVIT_FIELD(batch),  MVIT_FIELD(height),     MVIT_FIELD(width),         MVIT_FIELD(channels),
+    MVIT_FIELD(stride),       MVIT_FIELD(x),      MVIT_FIELD(multiplier), MVIT_FIELD(image_stride),  MVIT_FIELD(row_stride),
+    MVIT_FIELD(pixel_stride), MVIT_FIELD(weight), MVIT_FIELD(bias),       MVIT_FIELD(weight_stride), MVIT_FIELD(activation),
+    MVIT_FIELD(slopes),       MVIT_FIELD(y),
 };
 }  // namespace depthwise_conv2d_step
 
@@ -89,6 +76,8 @@ constexpr Field fields[] = {
     MVIT_FIELD(reduce_weight),
     MVIT_FIELD(reduce_bias),
     MVIT_FIELD(activation),
+    MVIT_FIELD(expand_slopes),
+    MVIT_FIELD(depthwise_slopes),
     MVIT_FIELD(residual),
     MVIT_FIELD(x),
     MVIT_FIELD(y),
@@ -153,6 +142,18 @@ constexpr Field fields[] = {
     MVIT_FIELD(channels), MVIT_FIELD(x),     MVIT_FIELD(scale),  MVIT_FIELD(y),
 };
 }  // namespace pool_mixer_step
+
+namespace dynamic_relu_step {
+using Arguments = DynamicReluProblem;
+constexpr Field fields[] = {
+    MVIT_FIELD(dtype), MVIT_FIELD(batch), MVIT_FIELD(pixels), MVIT_FIELD(channels), MVIT_FIELD(x), MVIT_FIELD(u), MVIT_FIELD(y),
+};
+}  // namespace dynamic_relu_step
+
+namespace hard_gate_step {
+using Arguments = HardGateProblem;
+constexpr Field fields[] = {MVIT_FIELD(dtype), MVIT_FIELD(count), MVIT_FIELD(x), MVIT_FIELD(u), MVIT_FIELD(y)};
+}  // namespace hard_gate_step
 
 namespace group_norm_step {
 using Arguments = GroupNormProblem;
@@ -235,6 +236,8 @@ constexpr StepKind kinds[] = {
     MVIT_STEP(patch_attention),
     MVIT_STEP(attention),
     MVIT_STEP(pool_mixer),
+    MVIT_STEP(dynamic_relu),
+    MVIT_STEP(hard_gate),
     MVIT_STEP(group_norm),
     MVIT_STEP(layer_norm),
     MVIT_STEP(avg_pool),

@@ -26,12 +26,14 @@ namespace {
     MVIT_FIELD(e.channels.init), MVIT_FIELD(e.channels.scale), MVIT_FIELD(e.channels.bias), MVIT_FIELD(e.channels.inverse), \
         MVIT_FIELD(e.channels.low), MVIT_FIELD(e.channels.high), MVIT_FIELD(e.channels.zero_point), MVIT_FIELD(e.type),     \
         MVIT_FIELD(e.plain), MVIT_FIELD(e.activation), MVIT_FIELD(e.segments), MVIT_FIELD(e.table), MVIT_FIELD(e.curve),    \
-        MVIT_FIELD(e.residual), MVIT_FIELD(e.residual_type), MVIT_FIELD(e.residual_stride), MVIT_FIELD(e.residual_scale),   \
-        MVIT_FIELD(e.residual_zero_point), MVIT_FIELD(e.y), MVIT_FIELD(e.y_stride)
+        MVIT_FIELD(e.slopes), MVIT_FIELD(e.slope_columns), MVIT_FIELD(e.residual), MVIT_FIELD(e.residual_type),             \
+        MVIT_FIELD(e.residual_stride), MVIT_FIELD(e.residual_scale), MVIT_FIELD(e.residual_zero_point), MVIT_FIELD(e.y),    \
+        MVIT_FIELD(e.y_stride)
 
-#define MVIT_NORM_FIELDS(n)                                                                                                          \
-    MVIT_FIELD(n.x), MVIT_FIELD(n.x_stride), MVIT_FIELD(n.depth), MVIT_FIELD(n.sums), MVIT_FIELD(n.group_rows), MVIT_FIELD(n.scale), \
-        MVIT_FIELD(n.eps), MVIT_FIELD(n.y_scale), MVIT_FIELD(n.low), MVIT_FIELD(n.high), MVIT_FIELD(n.zero_point)
+#define MVIT_NORM_FIELDS(n)                                                                                                            \
+    MVIT_FIELD(n.x), MVIT_FIELD(n.x_stride), MVIT_FIELD(n.depth), MVIT_FIELD(n.sums), MVIT_FIELD(n.group_rows), MVIT_FIELD(n.scale),   \
+        MVIT_FIELD(n.eps), MVIT_FIELD(n.y_scale), MVIT_FIELD(n.low), MVIT_FIELD(n.high), MVIT_FIELD(n.zero_point), MVIT_FIELD(n.gain), \
+        MVIT_FIELD(n.offset)
 
 // Packed weights describe themselves.
 struct PackedWeight {
@@ -83,9 +85,19 @@ Status run(void* arguments, int threads) {
 namespace qdepthwise_conv2d_step {
 using Arguments = QDepthwiseConv2dProblem;
 constexpr Field fields[] = {
-    MVIT_FIELD(batch),        MVIT_FIELD(height), MVIT_FIELD(width),        MVIT_FIELD(channels),
-    MVIT_FIELD(stride),       MVIT_FIELD(x),      MVIT_FIELD(image_stride), MVIT_FIELD(row_stride),
-    MVIT_FIELD(pixel_stride), MVIT_FIELD(blocks), MVIT_FIELD(narrow),       MVIT_EPILOGUE_FIELDS(epilogue),
+    MVIT_FIELD(batch),
+    MVIT_FIELD(height),
+    MVIT_FIELD(width),
+    MVIT_FIELD(channels),
+    MVIT_FIELD(stride),
+    MVIT_FIELD(multiplier),
+    MVIT_FIELD(x),
+    MVIT_FIELD(image_stride),
+    MVIT_FIELD(row_stride),
+    MVIT_FIELD(pixel_stride),
+    MVIT_FIELD(blocks),
+    MVIT_FIELD(narrow),
+    MVIT_EPILOGUE_FIELDS(epilogue),
 };
 }  // namespace qdepthwise_conv2d_step
 

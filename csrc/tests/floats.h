@@ -10,7 +10,8 @@
 
 namespace mvit::tests {
 
-inline constexpr Activation activations[] = {Activation::none, Activation::relu, Activation::silu, Activation::gelu};
+inline constexpr Activation activations[] = {Activation::none, Activation::relu,  Activation::silu,
+                                             Activation::gelu, Activation::relu6, Activation::hard_swish};
 
 template <class T>
 inline constexpr DType dtype_of = DType::f32;
@@ -79,6 +80,10 @@ inline double activate_exactly(Activation activation, double x) {
             return x / (1.0 + std::exp(-x));
         case Activation::gelu:
             return 0.5 * x * std::erfc(-x / std::sqrt(2.0));
+        case Activation::relu6:
+            return std::fmin(std::fmax(x, 0.0), 6.0);
+        case Activation::hard_swish:
+            return x * std::fmin(std::fmax(x + 3.0, 0.0), 6.0) / 6.0;
         default:
             return x;
     }

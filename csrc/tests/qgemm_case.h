@@ -16,6 +16,7 @@ struct QGemmCase {
     QType residual = QType::i32;  // none
     bool of_rows = false, table = false, extreme = false;
     int64_t gap = 0;
+    int64_t slope_rows = -1;  // of an image: 0 is all, less is no slopes
 };
 
 template <class T>
@@ -58,6 +59,8 @@ void compare_qgemm(const QGemmCase& c, int runs, const Run& run) {
     Guarded<float> segments(96), row_scale(c.rows);
     Guarded<int32_t> row_zero(c.rows);
     Guarded<uint8_t> table(256);
+    Guarded<float> slopes(c.rows * 2 * c.columns);
+    fill(slopes);
     for (int i = 0; i < 96; ++i) segments[i] = random_float();
     for (int i = 0; i < 256; ++i) table[i] = static_cast<uint8_t>(random_int(0, 255));
     for (int64_t m = 0; m < c.rows; ++m) row_scale[m] = std::fabs(random_float()), row_zero[m] = random_int(-1300, 300);
@@ -73,6 +76,7 @@ void compare_qgemm(const QGemmCase& c, int runs, const Run& run) {
     e.channels = channels.channels();
     e.type = c.type, e.plain = c.plain, e.activation = c.activation, e.segments = segments.data();
     if (c.table) e.table = table.data();
+    if (c.slope_rows >= 0) e.slopes = slopes.data(), e.slope_columns = c.columns, e.slope_rows = c.slope_rows;
     if (c.residual == QType::u8) e.residual = bytes.data();
     if (c.residual == QType::i16) e.residual = shorts.data();
     if (c.residual == QType::f32) e.residual = reals.data();

@@ -120,6 +120,11 @@ inline double finish_one(const QEpilogue& e, int64_t sum, int64_t row, int64_t n
             if (e.residual_type != QType::f32) r = r * e.residual_scale;
             x = x + r;
         }
+        if (e.slopes) {
+            const float* u = e.slopes + (e.slope_rows > 0 ? row / e.slope_rows : 0) * 2 * e.slope_columns + n;
+            const float a = 1.0f + std::fmin(std::fmax(u[0], -1.0f), 1.0f), d = std::fmin(std::fmax(u[e.slope_columns], -1.0f), 1.0f);
+            x = std::fmax(a * x, d * x);
+        }
         if (e.activation == QActivation::relu) x = x > 0.0f ? x : 0.0f;
         if (e.activation == QActivation::segments) {
             const float size = std::fabs(x), line = std::fmin(std::fmin(size * 4.0f, size * 2.0f + 8.0f), size + 16.0f);

@@ -143,6 +143,7 @@ TEST(qattention_at_its_ends) {
                 compare({1, 6, 7, 2, 3, 5, 0, 3e-3f, 1e-3f, zero_point, zero_point, zero_point}, mixed);
             compare({1, 5, 258, 1, 258, 3, 0, 3e-3f, 1.7f, 0, 255, 0}, mixed);  // sums up to 2^24
             compare({1, 5, 40, 1, 273, 3, 0, 3e-3f, 1.7f, 14, 0, 128}, mixed);  // of 273 x 241 x 255 = 2^24 - 1
+            compare({1, 5, 700, 1, 6, 5, 0, 1e-5f, 1.7f, 14, 0, 255}, mixed);   // sums beyond 2^24, of several blocks of keys
             compare({1, 5, 1, 1, 2, 3, 0, 3e-9f, 1e-6f, 8 - (1 << 12), 255, 60}, mixed);
         }
     });
@@ -176,6 +177,9 @@ TEST(qattention_refuses_what_it_cannot_do) {
     gives(Status::overflow, [](QAttentionProblem& p) { p.out.zero_point = farthest_zero_point + 1; });
     gives(Status::ok, [](QAttentionProblem& p) { p.depth = p.keys = 258; });
     gives(Status::overflow, [](QAttentionProblem& p) { p.depth = 259; });
-    gives(Status::overflow, [](QAttentionProblem& p) { p.keys = 259; });
+    gives(Status::ok, [](QAttentionProblem& p) { p.keys = 33025; });
+    gives(Status::overflow, [](QAttentionProblem& p) { p.keys = 33026; });
+    gives(Status::overflow, [](QAttentionProblem& p) { p.keys = 1 << 20, p.v_zero_point = 128; });
+    gives(Status::overflow, [](QAttentionProblem& p) { p.keys = 259, p.v_zero_point = 1000; });
     gives(Status::overflow, [](QAttentionProblem& p) { p.depth = 274, p.q_zero_point = 14; });
 }

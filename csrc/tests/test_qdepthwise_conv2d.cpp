@@ -138,6 +138,40 @@ void compare(int64_t batch, int64_t height, int64_t width, int64_t channels, int
                 CHECK(to[i] == (narrow ? 255 - byte(v, *at.zero_point) : byte(v, *at.zero_point)));
             }
         }
+
+    // By way of slopes, which each image has of its own.
+    Guarded<float> slopes(batch * 2 * channels);
+    for (int64_t i = 0; i < slopes.size(); ++i) slopes[i] = random_float();
+    e.activation = QActivation::none, e.plain = false, e.table = nullptr, p.narrow = false, e.y = y.data();
+    e.slopes = slopes.data(), e.slope_columns = channels, e.slope_rows = out_height * out_width;
+    CHECK(qdepthwise_conv2d(p, 2) == Status::ok);
+    CHECK(y.canary_intact());
+    for (int64_t i = 0; i < y.size(); ++i) {
+        const QChannels at = e.channels.from(i % channels);
+        const float* u = slopes.data() + i / channels / e.slope_rows * 2 * channels + i % channels;
+        const float a = 1.0f + std::min(std::max(u[0], -1.0f), 1.0f), d = std::min(std::max(u[channels], -1.0f), 1.0f);
+        const float v = static_cast<float>(sums[i]) * *at.scale;
+        CHECK(y[i] == byte(std::max(a * v, d * v) * *at.inverse, *at.zero_point));
+    }
+}
+
+// Several filters for each channel are those of a map in which it stands several times.
+void compare_repeated(int64_t height, int64_t width, int64_t channels, int64_t times, int64_t stride) {
+    const int64_t all = channels * times, out = ((height - 1) / stride + 1) * ((width - 1) / stride + 1) * all;
+    Layer layer(all, false);
+    Guarded<uint8_t> x(2 * height * width * channels), repeated(x.size() * times), y(2 * out), expected(y.size());
+    for (int64_t i = 0; i < x.size(); ++i) x[i] = static_cast<uint8_t>(random_int(0, 255));
+    for (int64_t i = 0; i < repeated.size(); ++i) repeated[i] = x[i / times];
+    QDepthwiseConv2dProblem p{};
+    p.batch = 2, p.height = height, p.width = width, p.channels = all, p.stride = stride, p.blocks = layer.blocks.data();
+    p.epilogue.channels = layer.rows(), p.epilogue.type = QType::u8, p.epilogue.plain = true, p.epilogue.y_stride = all;
+    p.x = repeated.data(), p.image_stride = height * width * all, p.row_stride = width * all, p.pixel_stride = all;
+    p.epilogue.y = expected.data();
+    CHECK(qdepthwise_conv2d(p, 1) == Status::ok);
+    p.x = x.data(), p.image_stride /= times, p.row_stride /= times, p.pixel_stride /= times, p.multiplier = times;
+    p.epilogue.y = y.data();
+    for (int threads : {1, 3}) CHECK(qdepthwise_conv2d(p, threads) == Status::ok && y.canary_intact());
+    for (int64_t i = 0; i < y.size(); ++i) CHECK(y[i] == expected[i]);
 }
 
 }  // namespace
@@ -151,6 +185,15 @@ TEST(qdepthwise_conv2d_on_every_tail) {
             compare(1, 40, 40, 96, stride);  // large enough for a parallel region
             compare(1, 5, 7, 70, stride, true);
         }
+    });
+}
+
+TEST(qdepthwise_conv2d_of_repeated_channels) {
+    on_every_isa([] {
+        for (int64_t stride : {1, 2})
+            for (int64_t channels : {1, 3, 8, 17})
+                for (int64_t times : {2, 3, 6}) compare_repeated(5, 7, channels, times, stride);
+        compare_repeated(90, 80, 12, 6, 2);  // several bands
     });
 }
 
@@ -170,6 +213,9 @@ TEST(qdepthwise_conv2d_refuses_what_it_cannot_do) {
     p.epilogue.table = nullptr, p.epilogue.type = static_cast<QType>(9);
     CHECK(qdepthwise_conv2d(p, 1) == Status::bad_dtype);
     const float scale = 1.0f;
+    p.epilogue.type = QType::u8, p.epilogue.slopes = &scale;  // of plain bytes
+    CHECK(qdepthwise_conv2d(p, 1) == Status::bad_dtype);
+    p.epilogue.slopes = nullptr;
     p.epilogue.type = QType::f32, p.epilogue.row_scale = &scale;
     CHECK(qdepthwise_conv2d(p, 1) == Status::bad_layout);
 }

@@ -99,6 +99,10 @@ TEST(qgemm_with_every_epilogue) {
         compare<int16_t>({.rows = 9, .columns = 37, .depth = 21, .bits = 8, .type = QType::i16});
         compare<int16_t>({.rows = 9, .columns = 37, .depth = 21, .bits = 6, .type = QType::i16, .residual = QType::i16, .gap = 2});
         compare<uint8_t>({.rows = 9, .columns = 70, .depth = 21, .bits = 8, .type = QType::u8, .table = true});
+        for (int64_t slope_rows : {0, 4, 100}) {
+            compare<uint8_t>({.rows = 103, .columns = 70, .depth = 21, .plain = false, .gap = 3, .slope_rows = slope_rows});
+            compare<float>({.rows = 9, .columns = 37, .depth = 21, .type = QType::f32, .plain = false, .slope_rows = slope_rows});
+        }
     });
 }
 
@@ -124,6 +128,9 @@ TEST(qgemm_refuses_what_it_cannot_do) {
     CHECK(status([](QGemmProblem& p) { p.rows = -1; }) == Status::bad_shape);
     CHECK(status([](QGemmProblem& p) { p.epilogue.type = static_cast<QType>(9); }) == Status::bad_dtype);
     CHECK(status([&](QGemmProblem& p) { p.epilogue.type = QType::f32, p.epilogue.table = table; }) == Status::bad_dtype);
+    const float slopes[2] = {};
+    CHECK(status([&](QGemmProblem& p) { p.epilogue.plain = true, p.epilogue.slopes = slopes; }) == Status::bad_dtype);
+    CHECK(status([&](QGemmProblem& p) { p.epilogue.slopes = slopes, p.epilogue.activation = QActivation::relu; }) == Status::bad_dtype);
     const int32_t far = INT32_MIN;
     CHECK(status([&](QGemmProblem& p) { p.rows = 1, p.epilogue.row_zero_point = &far; }) == Status::overflow);
 }

@@ -89,7 +89,7 @@ def _find_mlp(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
     if norm.kind not in ("group_norm", "layer_norm") or norm.weights:
         return None
     first = low.only_user(norm.name)
-    if first is None or not is_pointwise(first) or "residual" in first.settings:
+    if first is None or not is_pointwise(first) or "residual" in first.settings or "dynamic" in first.settings:
         return None
     second = low.only_user(first.name)
     return (norm, first, second) if second is not None and _adds(second, first, norm.inputs[0]) else None
@@ -98,15 +98,17 @@ def _find_mlp(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
 def _find_inverted(low: Blocks, first: Node) -> tuple[Node, ...] | None:
     depthwise: Node | None = first
     nodes: tuple[Node, ...] = ()
-    if is_pointwise(first) and "activation" in first.settings and "residual" not in first.settings:
+    if is_pointwise(first) and _acts(first) and "residual" not in first.settings:
         source = low.program[first.inputs[0]]
         if source.kind in ("group_norm", "layer_norm") and not source.weights:
             return None  # the product takes the norm
         depthwise, nodes = low.only_user(first.name), (first,)
     if depthwise is None or depthwise.kind != "depthwise_conv2d" or activation_of(depthwise) != activation_of(first):
         return None
+    if not nodes and low.program[depthwise.inputs[0]].kind == "repeat":
+        return None
     reduce = low.only_user(depthwise.name)
-    if reduce is None or not is_pointwise(reduce) or "activation" in reduce.settings or reduce.inputs[0] != depthwise.name:
+    if reduce is None or not is_pointwise(reduce) or _acts(reduce) or reduce.inputs[0] != depthwise.name:
         return None
     if "residual" in reduce.settings and (not nodes or reduce.inputs[-1] != first.inputs[0] or depthwise.settings["stride"] != 1):
         return None
@@ -115,12 +117,17 @@ def _find_inverted(low: Blocks, first: Node) -> tuple[Node, ...] | None:
 
 def _adds(node: Node, product_of: Node, residual: str) -> bool:
     """A 1x1 convolution of one node's result to which that of another is added."""
-    plain = is_pointwise(node) and "activation" not in node.settings
+    plain = is_pointwise(node) and not _acts(node)
     return plain and "residual" in node.settings and node.inputs == (product_of.name, residual)
 
 
 def _is_plain_pointwise(node: Node) -> bool:
-    return is_pointwise(node) and "activation" not in node.settings and "residual" not in node.settings
+    return is_pointwise(node) and not _acts(node) and "residual" not in node.settings
+
+
+def _acts(node: Node) -> bool:
+    """Whether it has an activation, or one by slopes (which is there for processors only)."""
+    return "activation" in node.settings or "dynamic" in node.settings
 
 
 _FINDERS: dict[str, Callable[[Blocks, Node], tuple[Node, ...] | None]] = {

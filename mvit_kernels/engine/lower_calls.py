@@ -206,6 +206,14 @@ class _Calls(Blocks):
 
         self.add("gemm", (norm, node), (*source, *node.inputs[1:]), run)
 
+    def _constant(self, node: Node) -> None:
+        value, (source,) = self.weight(node.weights["value"], self.dtype), [each.name for each in self.program if each.kind == "input"]
+        memory = torch.channels_last if value.ndim == 3 else torch.contiguous_format
+        self.add(
+            node.kind, (node,), (source,),
+            lambda x: value.expand(x.shape[0], *node.size).contiguous(memory_format=memory), f"torch's kernel for {node.kind}",
+        )  # fmt: skip
+
     def _linear(self, node: Node) -> None:
         weight, bias, activation = self.matrix(node), self.optional(node), _or_none(activation_of(node))
         self.add("gemm", (node,), node.inputs, lambda x: ops.gemm(x, weight, bias, activation=activation))

@@ -32,6 +32,7 @@ class Lowering(Blocks):
         super().__init__(program)
         self.dtype = dtype
         self.out = Lowered(outputs=program.outputs, structure=program.structure)
+        self.constants: dict[str, Tensor] = {}
         self.normed = {node.inputs[0] for node in program if node.kind == "group_norm"}
 
     def lowered(self) -> Lowered:
@@ -41,6 +42,8 @@ class Lowering(Blocks):
                 getattr(self, block)(*nodes)
             elif node.name not in self.grouped and node.name not in self.absorbed:
                 self.single(node)
+        for name in self.program.outputs:
+            self.materialize(name)
         return self.out
 
     # --- values ---
@@ -50,8 +53,10 @@ class Lowering(Blocks):
         self.out.values[node.name] = Value(node.size, dtype or self.dtype)
         return Ref(node.name)
 
-    def ref(self, name: str) -> Ref:
-        """The result of an earlier node, channels last."""
+    def ref(self, name: str) -> Any:
+        """The result of an earlier node, channels last: a Ref, or a tensor among the weights."""
+        if name not in self.out.values:
+            return self.view(self.program[name])
         value = self.out.values[name]
         if value.channels_last or len(value.size) != 3:
             return Ref(name)
@@ -62,6 +67,32 @@ class Lowering(Blocks):
             fields = {"element_size": value.dtype.itemsize, "batch": 1, "channels": channels, "pixels": height * width}
             self.out.add("channels_last", (self.program[name],), {**fields, "from": Ref(name), "to": Ref(last)})
         return Ref(last)
+
+    def view(self, node: Node) -> Any:
+        """Of what no step makes: a constant, or a pixel of another result."""
+        if node.kind == "constant":
+            value = node.weights["value"]
+            pixels = value.movedim(0, -1) if value.ndim == 3 else value
+            return self.constants.setdefault(node.name, pixels.to(self.dtype).contiguous())
+        source, index = self.ref(node.inputs[0]), node.settings["index"]
+        if isinstance(source, Tensor):
+            return self.constants.setdefault(node.name, source.flatten(0, -2)[index].contiguous())
+        return source._replace(offset=source.offset + index * node.size[0] * self.value_of(node.inputs[0]).dtype.itemsize)
+
+    def value_of(self, name: str) -> Value:
+        """What an earlier node gives, whether or not a step makes it."""
+        node = self.program[name]
+        if name in self.out.values:
+            return self.out.values[name]
+        return Value(node.size, self.dtype if node.kind == "constant" else self.value_of(node.inputs[0]).dtype)
+
+    def materialize(self, name: str) -> None:
+        """A view as a value of its own."""
+        if name not in self.out.values:
+            source, value = self.ref(name), self.value_of(name)
+            node = self.program[name]
+            fields = {"rows": 1, "a_bytes": value.bytes, "b_bytes": 0, "a": source, "b": source, "y": self.value(node, value.dtype)}
+            self.out.add("cat", (node,), fields)
 
     def collected(self, node: Node) -> dict[str, Ref]:
         """Where a producer leaves its moments, if a norm wants them."""
@@ -119,11 +150,12 @@ class Lowering(Blocks):
             **self.code(), "batch": 1, "height": height, "width": width, "channels": channels, "hidden": depthwise.size[0],
             "columns": reduce.size[0], "stride": depthwise.settings["stride"], "depthwise_weight": taps.weight,
             "depthwise_bias": taps.bias, "reduce_weight": last.weight, "reduce_bias": last.bias, "activation": _activation(depthwise),
-            "residual": "residual" in reduce.settings, "x": self.ref(x), "y": self.value(reduce), **self.collected(reduce),
+            **self.slopes(depthwise, "depthwise_slopes"), "residual": "residual" in reduce.settings, "x": self.ref(x),
+            "y": self.value(reduce), **self.collected(reduce),
         }  # fmt: skip
         if len(nodes) == 3:
             expand = _packed(first)
-            fields |= {"expand_weight": expand.weight, "expand_bias": expand.bias}
+            fields |= {"expand_weight": expand.weight, "expand_bias": expand.bias, **self.slopes(first, "expand_slopes")}
         self.out.add("inverted_residual", nodes, fields)
 
     # --- single nodes ---
@@ -136,9 +168,31 @@ class Lowering(Blocks):
             emit(node)
 
     def by_torch(self, node: Node, reason: str, dtype: torch.dtype | None = None) -> None:
+        for name in node.inputs:
+            self.materialize(name)
         self.value(node, dtype)
         raw = all(user and self.program[user].kind == "torch" for user in self.users[node.name])
         self.out.steps.append(TorchStep(node, reason, raw))
+
+    def _constant(self, node: Node) -> None:
+        """Whoever takes it finds it among the weights."""
+
+    def _pixel(self, node: Node) -> None:
+        """Whoever takes it looks there."""
+
+    def _repeat(self, node: Node) -> None:
+        if not all(user and "depthwise_conv2d" in self.program[user].kind for user in self.users[node.name]):  # which do it themselves
+            self.by_torch(node, "no kernel for repeat outside of a depthwise convolution", self.value_of(node.inputs[0]).dtype)
+
+    def unrepeated(self, node: Node) -> tuple[str, int]:
+        """What a depthwise convolution reads, and how many filters it has for each channel of that."""
+        source = self.program[node.inputs[0]]
+        if source.kind != "repeat" or source.name in self.out.values:
+            return source.name, 1
+        return source.inputs[0], source.settings["times"]
+
+    def slopes(self, node: Node, name: str = "slopes") -> dict[str, Any]:
+        return {name: self.ref(node.inputs[-1])} if "dynamic" in node.settings else {}
 
     def _input(self, node: Node) -> None:
         self.out.values[node.name] = Value(node.size, self.dtype, channels_last=False)
@@ -149,7 +203,7 @@ class Lowering(Blocks):
             return self.product(node, norm if norm.name in self.absorbed else None)
         weight, bias, stride = node.weights["weight"], node.weights.get("bias"), node.settings["stride"]
         columns, both, kernel, _ = weight.shape
-        source = self.out.values[node.inputs[0]]
+        source = self.value_of(node.inputs[0])
         channels, height, width = source.size
         second = node.inputs[1] if "second" in node.settings else None
         if kernel == 3 and second is None and 1 < channels <= MOST_PLANES and not source.channels_last:
@@ -191,6 +245,7 @@ class Lowering(Blocks):
             fields |= {"layer_norm": True} if norm.kind == "layer_norm" else {"moments": self.moments(source)}
         if "residual" in node.settings:
             fields |= {"residual": self.ref(node.inputs[-1]), "residual_stride": columns}
+        fields |= self.slopes(node)
         fields |= {"y": self.value(node), "y_stride": columns, **self.collected(node)}
         self.out.add("gemm", (node,) if norm is None else (norm, node), fields)
 
@@ -198,12 +253,14 @@ class Lowering(Blocks):
         self.product(node)
 
     def _depthwise_conv2d(self, node: Node) -> None:
-        channels, height, width = self.program[node.inputs[0]].size
+        source, multiplier = self.unrepeated(node)
+        channels, height, width = self.program[source].size
         packed = pack_depthwise(node.weights["weight"], node.weights.get("bias"))
         fields = {
-            **self.code(), "batch": 1, "height": height, "width": width, "channels": channels, "stride": node.settings["stride"],
-            "x": self.ref(node.inputs[0]), "row_stride": width * channels, "pixel_stride": channels, "weight": packed.weight,
-            "bias": packed.bias, "weight_stride": packed.weight.shape[1], "activation": _activation(node), "y": self.value(node),
+            **self.code(), "batch": 1, "height": height, "width": width, "channels": node.size[0], "stride": node.settings["stride"],
+            "multiplier": multiplier, "x": self.ref(source), "row_stride": width * channels, "pixel_stride": channels,
+            "weight": packed.weight, "bias": packed.bias, "weight_stride": packed.weight.shape[1], "activation": _activation(node),
+            **self.slopes(node), "y": self.value(node),
         }  # fmt: skip
         self.out.add("depthwise_conv2d", (node,), fields)
 
@@ -242,6 +299,17 @@ class Lowering(Blocks):
             "scale": node.weights["scale"].float().contiguous(), "y": self.value(node),
         }  # fmt: skip
         self.out.add("pool_mixer", (node,), fields)
+
+    def _dynamic_relu(self, node: Node) -> None:
+        channels, pixels = rows_of(node.size)
+        x, u = map(self.ref, node.inputs)
+        fields = {**self.code(), "batch": 1, "pixels": pixels, "channels": channels, "x": x, "u": u, "y": self.value(node)}
+        self.out.add("dynamic_relu", (node,), fields)
+
+    def _hard_gate(self, node: Node) -> None:
+        channels, rows = rows_of(node.size)
+        x, u = map(self.ref, node.inputs)
+        self.out.add("hard_gate", (node,), {**self.code(), "count": channels * rows, "x": x, "u": u, "y": self.value(node)})
 
     def _separable_attention(self, node: Node) -> None:
         (dim, height, width), (patch_h, patch_w) = node.size, node.settings["patch"]
@@ -299,7 +367,7 @@ class Lowering(Blocks):
 
     def _cat(self, node: Node) -> None:
         (a, rows), (b, _) = (rows_of(self.program[name].size) for name in node.inputs)
-        dtype = self.out.values[node.inputs[0]].dtype
+        dtype = self.value_of(node.inputs[0]).dtype
         size = dtype.itemsize
         fields: Mapping[str, Any] = {
             "rows": rows, "a_bytes": a * size, "b_bytes": b * size, "a": self.ref(node.inputs[0]), "b": self.ref(node.inputs[1]),

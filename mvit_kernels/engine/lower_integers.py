@@ -3,16 +3,17 @@ plan computes what the interpreter does, bit for bit."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from mvit_kernels.graph import Node, Program, integers
+from mvit_kernels.graph.passes import fuse_dynamic
 from mvit_kernels.ops.library import QTYPE_CODES
 from mvit_kernels.ops.pack_weight import PackedWeight
 from mvit_kernels.ops.qconv2d import tiles_pay
 from mvit_kernels.ops.qgemm import SEGMENTS, activation_code
-from mvit_kernels.reference import ATTENTION_TABLE, attention_factors, pool_factors
+from mvit_kernels.reference import ATTENTION_TABLE, attention_factors, norm_affine, pool_factors
 from mvit_kernels.reference.quantize import single
 
 from .blocks import rows_of
@@ -26,7 +27,23 @@ _CHANNELS = ("init", "scale", "bias", "inverse", "low", "high", "zero_point")  #
 
 def lower(program: Program, dtype: torch.dtype = torch.float32) -> Lowered:
     """The steps of a float or an integer program for one image; floats are stored as dtype: float32, bfloat16 or float16."""
-    return _Integers(program, dtype).lowered()
+    return _Integers(fuse_dynamic(program), dtype).lowered()
+
+
+class _Stage(NamedTuple):
+    """A product, and what makes floats of it bytes: a dynamic ReLU and a quantization, or nothing."""
+
+    product: Node
+    relu: Node | None = None
+    to_bytes: Node | None = None
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        return tuple(each for each in self if each is not None)
+
+    @property
+    def last(self) -> Node:
+        return self.to_bytes or self.product
 
 
 class _Integers(Lowering):
@@ -36,36 +53,57 @@ class _Integers(Lowering):
         norms = [node for node in program if node.kind == "qnorm"]
         self.loaded = {node.name for node in norms if self.is_loaded(node)}
         self.summed = {node.inputs[0] for node in norms if node.settings["norm"] == "group"}
-        for node in program:
-            nodes = None if node.name in self.grouped else self.find_inverted(node)
-            if nodes is not None:
-                self.group("qinverted", nodes)
+        self.stages: dict[str, tuple[_Stage, ...]] = {}  # of a block, by the last of its nodes
+        for block, find in (("qinverted", self.find_inverted), ("dynamic", self.find_dynamic)):
+            for node in program:
+                stages = None if node.name in self.grouped else find(node)
+                if stages is not None:
+                    nodes = tuple(each for stage in stages for each in stage.nodes)
+                    self.stages[nodes[-1].name] = stages
+                    self.group(block, nodes)
 
     def is_loaded(self, norm: Node) -> bool:
         user = self.only_user(norm.name)
         return user is not None and _is_product(user) and "residual" not in user.settings
 
-    def find_inverted(self, expand: Node) -> tuple[Node, ...] | None:
+    def stage(self, product: Node | None) -> _Stage | None:
+        """A product that writes bytes, or does so by way of a dynamic ReLU."""
+        if product is None or not (_is_product(product) or product.kind == "qdepthwise_conv2d") or product.settings.get("residual"):
+            return None
+        if product.settings["out"] == "uint8":
+            return _Stage(product)
+        relu = self.only_user(product.name)
+        if product.settings["out"] != "float32" or "activation" in product.settings or relu is None or relu.kind != "dynamic_relu":
+            return None
+        to_bytes = self.only_user(relu.name)
+        if relu.inputs[0] != product.name or relu.inputs[1] == product.name or to_bytes is None or to_bytes.kind != "quantize":
+            return None
+        whole = to_bytes.settings["out"] == "uint8" and "scale" in to_bytes.settings
+        return _Stage(product, relu, to_bytes) if whole else None
+
+    def find_dynamic(self, product: Node) -> tuple[_Stage, ...] | None:
+        stage = self.stage(product)
+        return None if stage is None or stage.relu is None else (stage,)
+
+    def find_inverted(self, product: Node) -> tuple[_Stage, ...] | None:
         """A 1x1 convolution, a depthwise one and another 1x1, of maps that the second cache would not hold."""
-        depthwise = self.only_user(expand.name)
-        reduce = None if depthwise is None else self.only_user(depthwise.name)
-        if expand.kind != "qconv2d" or not _is_product(expand) or depthwise is None or depthwise.kind != "qdepthwise_conv2d":
+        expand = self.stage(product) if product.kind == "qconv2d" else None
+        depthwise = None if expand is None else self.stage(self.only_user(expand.last.name))
+        if expand is None or depthwise is None or depthwise.product.kind != "qdepthwise_conv2d":
             return None
-        if reduce is None or reduce.kind != "qconv2d" or not _is_product(reduce) or reduce.inputs[0] != depthwise.name:
+        reduce = self.only_user(depthwise.last.name)
+        if reduce is None or reduce.kind != "qconv2d" or not _is_product(reduce) or reduce.inputs[0] != depthwise.last.name:
             return None
-        between = (expand, depthwise)
-        if any(each.settings["out"] != "uint8" or each.settings.get("residual") for each in between):
-            return None
-        channels, height, width = expand.size
-        return (*between, reduce) if channels * height * width >= _WORTH_BANDS else None
+        channels, height, width = product.size
+        return (expand, depthwise, _Stage(reduce)) if channels * height * width >= _WORTH_BANDS else None
 
     def dtype_of(self, name: str) -> torch.dtype:
-        return self.out.values[name].dtype
+        return self.value_of(name).dtype
 
     # --- in and out ---
 
     def _quantize(self, node: Node) -> None:
-        settings, source = node.settings, self.out.values[node.inputs[0]]
+        settings, source = node.settings, self.value_of(node.inputs[0])
         channels, pixels = rows_of(node.size)
         out = integers.DTYPES[settings["out"]]
         if "scale" in node.weights:
@@ -91,13 +129,18 @@ class _Integers(Lowering):
 
     # --- products ---
 
-    def epilogue(self, prefix: str, node: Node, handle: Any, *, inside: bool = False) -> dict[str, Any]:
+    def epilogue(self, prefix: str, stage: _Stage, handle: Any, *, inside: bool = False) -> dict[str, Any]:
         """inside: the result stays in the step."""
-        settings, columns = handle.settings, node.size[0]
-        row = handle.channels.shape[1] * 4
+        node, settings, columns = stage.product, handle.settings, stage.product.size[0]
+        channels, out_dtype = handle.channels, settings.out_dtype
+        if stage.relu is not None and stage.to_bytes is not None:
+            channels, out_dtype = _leaving(channels, stage.to_bytes), torch.uint8
+        row = channels.shape[1] * 4
         code, _ = activation_code(settings.activation)
-        fields: dict[str, Any] = {f"channels.{name}": Part(handle.channels, i * row) for i, name in enumerate(_CHANNELS)}
-        fields |= {"type": QTYPE_CODES[settings.out_dtype], "plain": settings.plain, "activation": code}
+        fields: dict[str, Any] = {f"channels.{name}": Part(channels, i * row) for i, name in enumerate(_CHANNELS)}
+        fields |= {"type": QTYPE_CODES[out_dtype], "plain": settings.plain, "activation": code}
+        if stage.relu is not None:
+            fields |= {"slopes": self.ref(stage.relu.inputs[1]), "slope_columns": columns}
         if settings.activation in SEGMENTS:
             fields["segments"] = SEGMENTS[settings.activation]
         if handle.table is not None:
@@ -109,7 +152,7 @@ class _Integers(Lowering):
                 "residual_scale": settings.residual_scale, "residual_zero_point": settings.residual_zero_point,
             }  # fmt: skip
         if not inside:
-            fields |= {"y": self.value(node, settings.out_dtype), "y_stride": columns}
+            fields |= {"y": self.value(stage.last, out_dtype), "y_stride": columns}
         return {f"{prefix}epilogue.{name}": value for name, value in fields.items()}
 
     def handle(self, node: Node) -> Any:
@@ -117,14 +160,14 @@ class _Integers(Lowering):
 
     def _qconv2d(self, node: Node) -> None:
         if _is_product(node):
-            return self.qproduct(node)
+            return self.qproduct(_Stage(node))
         handle, settings = self.handle(node), node.settings
         channels, height, width = self.program[node.inputs[0]].size
         fields = {
             "product.batch": 1, "product.height": height, "product.width": width, "product.kernel": handle.kernel_size,
             "product.stride": handle.stride, "product.x.data": self.ref(node.inputs[0]), "product.x.channels": channels,
             "product.x.row": width * channels, "product.x.pixel": channels, "product.zero_point": handle.zero_point,
-            **_packed(handle.weight), **self.epilogue("product.", node, handle),
+            **_packed(handle.weight), **self.epilogue("product.", _Stage(node), handle),
         }  # fmt: skip
         if settings.get("second"):
             second = handle.second_channels
@@ -138,11 +181,16 @@ class _Integers(Lowering):
             fields["product.filtered"] = handle.filtered
         self.out.add("qconv2d", (node,), fields)
 
-    def qproduct(self, node: Node) -> None:
+    def qproduct(self, stage: _Stage) -> None:
         """Rows of bytes, or of a stream that a norm makes bytes, times a weight."""
+        node = stage.product
         handle = self.handle(node)
-        fields = {**self.operand(node, "product."), **_packed(handle.weight), **self.epilogue("product.", node, handle)}
-        self.out.add("qgemm", (*self.norm_before(node), node), fields | self.sums_of(node, "product."))
+        fields = {**self.operand(node, "product."), **_packed(handle.weight), **self.epilogue("product.", stage, handle)}
+        self.out.add("qgemm", (*self.norm_before(node), *stage.nodes), fields | self.sums_of(node, "product."))
+
+    def dynamic(self, *nodes: Node) -> None:
+        (stage,) = self.stages[nodes[-1].name]
+        (self.qdepthwise if stage.product.kind == "qdepthwise_conv2d" else self.qproduct)(stage)
 
     def operand(self, node: Node, prefix: str) -> dict[str, Any]:
         """The rows that a product multiplies."""
@@ -161,31 +209,37 @@ class _Integers(Lowering):
             return {}
         return {f"{prefix}collected": self.sums_value(node.name), f"{prefix}groups": 1}
 
-    def qinverted(self, expand: Node, depthwise: Node, reduce: Node) -> None:
-        first, middle, last = (self.handle(each) for each in (expand, depthwise, reduce))
-        channels, height, width = expand.size
+    def qinverted(self, *nodes: Node) -> None:
+        expand, depthwise, reduce = self.stages[nodes[-1].name]
+        first, middle, last = (self.handle(each.product) for each in (expand, depthwise, reduce))
+        channels, height, width = expand.product.size
         fields = {
-            **self.operand(expand, "block.expand."), **_packed(first.weight, "expand_packed"), **_packed(last.weight, "reduce_packed"),
+            **self.operand(expand.product, "block.expand."), **_packed(first.weight, "expand_packed"),
+            **_packed(last.weight, "reduce_packed"),
             "block.depthwise.batch": 1, "block.depthwise.height": height, "block.depthwise.width": width,
             "block.depthwise.channels": channels, "block.depthwise.stride": middle.stride, "block.depthwise.blocks": middle.blocks,
             "block.depthwise.narrow": middle.narrow, **self.epilogue("block.expand.", expand, first, inside=True),
             **self.epilogue("block.depthwise.", depthwise, middle, inside=True), **self.epilogue("block.reduce.", reduce, last),
-            **self.sums_of(reduce, "block.reduce."),
+            **self.sums_of(reduce.product, "block.reduce."),
         }  # fmt: skip
-        self.out.add("qinverted_residual", (*self.norm_before(expand), expand, depthwise, reduce), fields)
+        self.out.add("qinverted_residual", (*self.norm_before(expand.product), *nodes), fields)
 
     def _qlinear(self, node: Node) -> None:
-        self.qproduct(node)
+        self.qproduct(_Stage(node))
 
     def _qdepthwise_conv2d(self, node: Node) -> None:
-        handle = self.handle(node)
-        channels, height, width = self.program[node.inputs[0]].size
+        self.qdepthwise(_Stage(node))
+
+    def qdepthwise(self, stage: _Stage) -> None:
+        handle = self.handle(stage.product)
+        source, multiplier = self.unrepeated(stage.product)
+        channels, height, width = self.program[source].size
         fields = {
-            "batch": 1, "height": height, "width": width, "channels": channels, "stride": handle.stride, "x": self.ref(node.inputs[0]),
-            "row_stride": width * channels, "pixel_stride": channels, "blocks": handle.blocks, "narrow": handle.narrow,
-            **self.epilogue("", node, handle),
+            "batch": 1, "height": height, "width": width, "channels": stage.product.size[0], "stride": handle.stride,
+            "multiplier": multiplier, "x": self.ref(source), "row_stride": width * channels, "pixel_stride": channels,
+            "blocks": handle.blocks, "narrow": handle.narrow, **self.epilogue("", stage, handle),
         }  # fmt: skip
-        self.out.add("qdepthwise_conv2d", (node,), fields)
+        self.out.add("qdepthwise_conv2d", stage.nodes, fields)
 
     # --- transformers ---
 
@@ -208,6 +262,9 @@ class _Integers(Lowering):
             "x": self.ref(stream), "x_stride": depth, "depth": depth, "scale": settings["scale"], "eps": settings["eps"],
             "y_scale": settings["out_scale"], **_byte(settings["out_zero_point"], settings["out_bits"]),
         }  # fmt: skip
+        if "weight" in node.weights:
+            gain, offset = norm_affine(node.weights["weight"], node.weights["bias"], settings["out_scale"])
+            fields |= {"y_scale": 1.0, "gain": gain, "offset": offset}
         return fields | ({"sums": self.sums(stream), "group_rows": rows} if settings["norm"] == "group" else {})
 
     def _qnorm(self, node: Node) -> None:
@@ -331,6 +388,16 @@ class _Integers(Lowering):
         channels, pixels = rows_of(node.size)
         fields = {"count": channels * pixels, "table": node.weights["table"], "x": self.ref(node.inputs[0])}
         self.out.add("qlookup", (node,), {**fields, "y": self.value(node, torch.uint8)})
+
+
+def _leaving(channels: Tensor, to_bytes: Node) -> Tensor:
+    """The rows of QChannels of a product for floats, with those of a quantization of these."""
+    scale, zero_point = to_bytes.settings["scale"], to_bytes.settings["zero_point"]
+    byte = _byte(zero_point, to_bytes.settings["bits"])
+    rows = channels.clone()
+    rows[3:6] = torch.tensor([[_inverse(scale)], [byte["low"]], [byte["high"]]], dtype=torch.float32).view(torch.int32)
+    rows[6] = zero_point
+    return rows
 
 
 def _is_product(node: Node) -> bool:

@@ -104,6 +104,10 @@ class _Translator:
             known = [self.origin[each] for each in inputs if each in self.origin]
             if known:
                 self.origin[node] = known[0]
+            if node.target is torch.ops.aten.expand.default and isinstance(self.values[inputs[0]], Tensor) and len(inputs) > 1:
+                repeated = RULES[node.target](self.build, self.named(node), self.name_of(node))  # for every image of the batch
+                if repeated is not None:
+                    return repeated
             if any(isinstance(self.values[each], _Batch) for each in inputs) or node.target is torch.ops.aten.sym_size.int:
                 return _Batch()
             scales = quantizers.scales_of(_name_of(node.target), self.named(node)) if _name_of(node.target) else None

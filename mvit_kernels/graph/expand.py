@@ -159,8 +159,8 @@ class Builder:
         return self.add("add", (a, b), self.size(a), f"{a}.add")
 
     def cat(self, a: str, b: str) -> str:
-        (channels, height, width), more = self.size(a), self.size(b)[0]
-        return self.add("cat", (a, b), (channels + more, height, width), f"{b}.cat")
+        (channels, *pixels), more = self.size(a), self.size(b)[0]
+        return self.add("cat", (a, b), (channels + more, *pixels), f"{b}.cat")
 
     def pool(self, x: str) -> str:
         return self.add("avg_pool", (x,), self.size(x)[:1], f"{x}.avg_pool")
@@ -188,8 +188,17 @@ def _conv2d(build: Builder, named: Named, path: str) -> Any:
 
 
 def _depthwise(build: Builder, named: Named, path: str) -> Any:
-    y = build.depthwise(named["x"].name, named["weight"], named["bias"], named["stride"], _origin(named, "weight", path))
+    y = build.depthwise(
+        _repeated(build, named["x"].name, named["weight"]), named["weight"], named["bias"], named["stride"], _origin(named, "weight", path)
+    )
     return Map(build.activate(y, named["activation"]))
+
+
+def _repeated(build: Builder, x: str, weight: Tensor) -> str:
+    """What depthwise filters meet: a channel for each."""
+    channels, height, width = build.size(x)
+    times = weight.shape[0] // channels
+    return x if times == 1 else build.add("repeat", (x,), (weight.shape[0], height, width), f"{x}.repeat", {"times": times})
 
 
 def _inverted_residual(build: Builder, named: Named, path: str) -> Any:
@@ -225,6 +234,8 @@ def _feed_forward(build: Builder, named: Named, path: str) -> Any:
 
 def _gemm(build: Builder, named: Named, path: str) -> Any:
     a = named["a"]
+    if isinstance(a, Vector):
+        return _gemm_of_vectors(build, named, path)
     if not isinstance(a, Rows):
         return None
     x = a.name
@@ -241,6 +252,15 @@ def _gemm(build: Builder, named: Named, path: str) -> Any:
     if named["residual"] is not None:
         y = build.plus(y, named["residual"].name)
     return Rows(y), Moments(y)
+
+
+def _gemm_of_vectors(build: Builder, named: Named, path: str) -> Any:
+    if named["layer_norm"] or any(named[name] is not None for name in ("moments", "second", "residual")):
+        return None
+    weights = {"weight": named["weight"], "bias": named["bias"]}
+    y = build.add("linear", (named["a"].name,), named["weight"].shape[:1], _origin(named, "weight", path), {}, weights)
+    y = build.activate(y, named["activation"])
+    return Vector(y), Moments(y)
 
 
 def _patch_attention(build: Builder, named: Named, path: str) -> Any:
@@ -279,6 +299,20 @@ def _pool_mixer(build: Builder, named: Named, path: str) -> Any:
         return None
     name = _origin(named, "scale", path)
     return Map(build.add("pool_mixer", (x.name,), build.size(x.name), name, {}, {"scale": named["scale"]}))
+
+
+def _dynamic_relu(build: Builder, named: Named, path: str) -> Any:
+    x, u = named["x"], named["u"]
+    if not isinstance(x, Map) or not isinstance(u, Vector):
+        return None
+    return Map(build.add("dynamic_relu", (x.name, u.name), build.size(x.name), f"{x.name}.dynamic_relu"))
+
+
+def _hard_gate(build: Builder, named: Named, path: str) -> Any:
+    x, u = named["x"], named["u"]
+    if type(x) is not type(u) or not isinstance(x, (Map, Rows, Tokens, Vector)) or build.size(x.name) != build.size(u.name):
+        return None
+    return type(x)(build.add("hard_gate", (x.name, u.name), build.size(x.name), f"{x.name}.hard_gate"))
 
 
 def _layer_norm(build: Builder, named: Named, path: str) -> Any:
@@ -351,6 +385,39 @@ def _unflatten(build: Builder, named: Named, path: str) -> Any:
     return Map(x.name) if isinstance(x, Flat) and named["_size"] == build.size(x.name) else None
 
 
+def _expand(build: Builder, named: Named, path: str) -> Any:
+    """Tokens that are the same for every image, or as many as there are already."""
+    x, sizes = named["self"], list(named["size"])
+    if isinstance(x, Tokens):
+        return x if sizes[1:] == [-1, -1] else None
+    if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[0] != 1 or sizes[1:] != [-1, -1]:
+        return None
+    count, channels = x.shape[1:]
+    value = x[0].T.reshape(channels, 1, count).contiguous()
+    return Tokens(build.add("constant", (), (channels, 1, count), _origin(named, "self", path or "constant"), {}, {"value": value}))
+
+
+def _select(build: Builder, named: Named, path: str) -> Any:
+    """One of the tokens."""
+    x, index = named["self"], named["index"]
+    if not isinstance(x, Tokens) or named["dim"] not in (1, -2) or not isinstance(index, int):
+        return None
+    channels, height, width = build.size(x.name)
+    index %= height * width
+    return Vector(build.add("pixel", (x.name,), (channels,), f"{x.name}.pixel{index}", {"index": index}))
+
+
+def _slice(build: Builder, named: Named, path: str) -> Any:
+    """All of it."""
+    whole = named["start"] in (None, 0) and named["end"] in (None, 2**63 - 1) and named["step"] == 1
+    return named["self"] if whole else None
+
+
+def _to(build: Builder, named: Named, path: str) -> Any:
+    """Programs are captured in float32."""
+    return named["self"] if named["dtype"] == torch.float32 and isinstance(named["self"], (Map, Tokens, Rows, Vector)) else None
+
+
 def _same(build: Builder, named: Named, path: str) -> Any:
     return named["self"] if "self" in named else named["input"]
 
@@ -400,6 +467,8 @@ def _aten_add(build: Builder, named: Named, path: str) -> Any:
 
 def _aten_cat(build: Builder, named: Named, path: str) -> Any:
     maps = named["tensors"]
+    if len(maps) == 2 and named["dim"] in (1, -1) and all(isinstance(each, Vector) for each in maps):
+        return Vector(build.cat(maps[0].name, maps[1].name))
     if named["dim"] not in (1, -3) or len(maps) != 2 or not all(isinstance(each, Map) for each in maps):
         return None
     return Map(build.cat(maps[0].name, maps[1].name))
@@ -513,6 +582,8 @@ RULES: dict[Any, Callable[[Builder, Named, str], Any]] = {
     _ours.separable_attention.default: _separable_attention,
     _ours.attention.default: _attention,
     _ours.pool_mixer.default: _pool_mixer,
+    _ours.dynamic_relu.default: _dynamic_relu,
+    _ours.hard_gate.default: _hard_gate,
     _ours.layer_norm.default: _layer_norm,
     _ours.group_norm.default: _group_norm,
     _aten.permute.default: _permute,
@@ -520,6 +591,10 @@ RULES: dict[Any, Callable[[Builder, Named, str], Any]] = {
     _aten.view.default: _reshape,
     _aten.transpose.int: _transpose,
     _aten.unflatten.int: _unflatten,
+    _aten.expand.default: _expand,
+    _aten.select.int: _select,
+    _aten.slice.Tensor: _slice,
+    _aten.to.dtype: _to,
     _aten.contiguous.default: _same,
     _aten.clone.default: _same,
     _aten.flatten.using_ints: _flatten,
@@ -535,6 +610,9 @@ RULES: dict[Any, Callable[[Builder, Named, str], Any]] = {
     _aten.relu.default: _aten_activation("relu"),
     _aten.relu_.default: _aten_activation("relu"),
     _aten.gelu.default: _aten_activation("gelu"),
+    _aten.relu6.default: _aten_activation("relu6"),
+    _aten.hardswish.default: _aten_activation("hard_swish"),
+    _aten.hardswish_.default: _aten_activation("hard_swish"),
     _aten.add.Tensor: _aten_add,
     _aten.add_.Tensor: _aten_add,
     _aten.mul.Tensor: _aten_factor,

@@ -157,6 +157,7 @@ def _qlinear(node: Node, backend: str | None) -> Prepared:
 def _qnorm(node: Node, backend: str | None) -> Prepared:
     settings = node.settings
     values = {name: settings[name] for name in ("scale", "out_scale", "out_zero_point", "eps")} | {"bits": settings["out_bits"]}
+    values |= {name: node.weights[name] for name in ("weight", "bias") if name in node.weights}
 
     def call(x: Tensor) -> Tensor:
         pixels = _pixels(x)

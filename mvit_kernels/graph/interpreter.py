@@ -30,6 +30,8 @@ def run(
         inputs = [values[name] for name in node.inputs]
         if node.kind == "input":
             y = x
+        elif node.kind == "constant":
+            y = constant(node, x)
         elif node.kind in integers.KINDS:
             y = integers.prepared(program, node, backend)(*inputs)
         else:
@@ -43,6 +45,11 @@ def run(
                 del values[name]
     results = [values[name] for name in program.outputs]
     return results[0] if program.structure is None else pytree.tree_unflatten(results, program.structure)
+
+
+def constant(node: Node, images: Tensor) -> Tensor:
+    """A node of kind "constant", for each of some images."""
+    return node.weights["value"].to(images.dtype).expand(images.shape[0], *node.size)
 
 
 def evaluate(node: Node, inputs: list[Tensor]) -> Tensor:
@@ -69,6 +76,8 @@ def _conv2d(node: Node, *inputs: Tensor) -> Tensor:
     assert weight is not None
     groups = x.shape[1] if node.kind == "depthwise_conv2d" else 1
     y = F.conv2d(x, weight, bias, node.settings["stride"], weight.shape[-1] // 2, groups=groups)
+    if node.settings.get("dynamic"):
+        return reference.dynamic_relu(y, inputs[-1])
     y = reference.activate(y, node.settings.get("activation", "none"))
     return y + inputs[-1] if node.settings.get("residual") else y
 
@@ -145,6 +154,10 @@ def _torch(node: Node, *inputs: Tensor) -> Tensor:
 _EVALUATE: dict[str, Callable[..., Tensor]] = {
     "conv2d": _conv2d,
     "depthwise_conv2d": _conv2d,
+    "repeat": lambda node, x: x.repeat_interleave(node.settings["times"], dim=1),
+    "dynamic_relu": lambda node, x, u: reference.dynamic_relu(x, u),
+    "hard_gate": lambda node, x, u: reference.hard_gate(x, u),
+    "pixel": lambda node, x: x.flatten(2)[:, :, node.settings["index"]],
     "affine": lambda node, x: x * _channels(node, "scale", x) + _channels(node, "shift", x),
     "activation": lambda node, x: reference.activate(x, node.settings["function"]),
     "add": lambda node, a, b: reference.activate(a + b, node.settings.get("activation", "none")),

@@ -17,11 +17,15 @@ Tensor = torch.Tensor
 
 KINDS = {
     "input": "the image",
+    "constant": "the same for every image: value, of the size of the node",
     "conv2d": "weight (N, C, k, k), bias (N,) or none; stride; padding k // 2; k 1 or 3; second: of two maps side by side; activation; "
-    "residual: the last input is added at the end",
-    "depthwise_conv2d": "weight (C, 1, 3, 3), bias (C,) or none; stride; padding 1; activation",
+    "residual: the last input is added at the end; dynamic: the last input are slopes (2 N,) of a dynamic ReLU at the end",
+    "repeat": "times: each channel stands so many times, one after another",
+    "depthwise_conv2d": "weight (C, 1, 3, 3), bias (C,) or none; stride; padding 1; activation; dynamic: as of conv2d",
     "affine": "scale (C,), shift (C,), float64: a BatchNorm in evaluation, a layer scale; of a map or vector",
-    "activation": "function: relu, silu or gelu",
+    "activation": "function: one of reference.ACTIVATIONS",
+    "dynamic_relu": "of a map, and a vector of twice as many channels: reference/dynamic_relu.py",
+    "hard_gate": "of two of the same size: reference/hard_gate.py",
     "add": "of two of the same size; activation",
     "cat": "of channels",
     "group_norm": "of a whole image, one group; weight (C,), bias (C,) or none of both; eps",
@@ -33,6 +37,7 @@ KINDS = {
     "attention": "of queries, keys and values, a map each; heads, scale, depth (of a head), keys; bias (heads, queries, keys), "
     "mix_scores, mix_weights (heads, heads), mix_bias (heads,), or none of each: reference/attention.py",
     "pool_mixer": "of EfficientFormer; scale (C,): reference/pool_mixer.py",
+    "pixel": "index: one pixel of a map, in the order of rows, to a vector",
     "avg_pool": "over all pixels: a map to a vector",
     "resize": "bilinear, to the size of the node; align_corners",
     "linear": "weight (N, K), bias (N,) or none; activation; of a vector",
@@ -49,8 +54,8 @@ KINDS = {
     "residual_zero_point, none where out is int16, whose scale it then has; out, out_scale, out_zero_point, out_bits; second_channels",
     "qdepthwise_conv2d": "weight (C, 1, 3, 3) int8; else as qconv2d, of one input",
     "qlinear": "weight (N, K) int8; else as qconv2d, of one vector and without a stride",
-    "qnorm": "of an int16 map to uint8; norm: group (of a whole image) or layer (of each pixel); scale, eps, out_scale, out_zero_point, "
-    "out_bits",
+    "qnorm": "of an int16 map to uint8; norm: group (of a whole image) or layer (of each pixel); weight (C,), bias (C,) or none of both; "
+    "scale, eps, out_scale, out_zero_point, out_bits",
     "qseparable_context": "separable_context of bytes, the first channel of a map and another map; table (256,) int32: exponentials of the "
     "scores; patch, x_scale, x_zero_point, out (uint8 or float32), out_scale, out_zero_point, out_bits",
     "qseparable_gate": "separable_gate of bytes, all but the first channel of a map, and a float32 context; to uint8; patch, v_scale, "

@@ -180,6 +180,13 @@ class FormerToMobile(nn.Module):
         return x + told.transpose(1, 2).unflatten(2, x.shape[2:])
 
 
+class Stem(nn.Sequential):
+    """A 3x3 convolution that halves the image. (B, C_in, H, W) -> (B, C_out, ceil(H / 2), ceil(W / 2))."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(*_conv_norm(in_channels, out_channels, 3, stride=2), nn.ReLU6())
+
+
 class LiteBlock(nn.Module):
     """A depthwise 3x3 widens, a linear 1x1 narrows; no tokens. (B, C_in, H, W) -> (B, C_out, H / stride, W / stride)."""
 
@@ -293,7 +300,7 @@ class MobileFormer(nn.Module):
             raise ValueError(f"MobileFormer: expected num_classes >= 0, got {num_classes}")
         self.config = config
         self.tokens = nn.Embedding(config.num_tokens, config.token_dim)
-        self.stem = nn.Sequential(*_conv_norm(config.in_chans, config.stem_channels, 3, stride=2), nn.ReLU6())
+        self.stem = Stem(config.in_chans, config.stem_channels)
 
         levels = [config.stem_channels]  # channels of each map of the pyramid
         self.features = nn.ModuleList()

@@ -6,9 +6,11 @@ from .attention import attention
 from .backend import BackendInfo, backends, native, use_backend, warn_of_missing_kernels
 from .conv2d import conv2d
 from .depthwise_conv2d import depthwise_conv2d
+from .dynamic_relu import dynamic_relu
 from .feed_forward import feed_forward
 from .gemm import gemm
 from .group_norm import group_norm
+from .hard_gate import hard_gate
 from .inverted_residual import inverted_residual
 from .layer_norm import layer_norm
 from .pack_weight import PackedWeight, pack_weight
@@ -50,11 +52,13 @@ __all__ = [
     "depthwise_conv2d",
     "dequantize",
     "dequantize_stream",
+    "dynamic_relu",
     "exponential_table",
     "feed_forward",
     "fold_patches",
     "gemm",
     "group_norm",
+    "hard_gate",
     "inverted_residual",
     "layer_norm",
     "pack_weight",

@@ -47,7 +47,7 @@ def conv2d(
         bias: (N,) or None.
         second: (B, C2, H, W), as if its channels stood behind those of x; no concatenation is made.
         stride: 1 or 2.
-        activation: None, "relu", "silu" or "gelu" (the exact one).
+        activation: None, "relu", "silu", "gelu" (the exact one), "relu6" or "hard_swish".
         residual: (B, N, ceil(H / stride), ceil(W / stride)), dtype of x; added last.
         backend: None for automatic choice, or the name of one.
 

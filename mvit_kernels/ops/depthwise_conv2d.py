@@ -33,20 +33,21 @@ Optional = torch.Tensor | None
 def depthwise_conv2d(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, stride: int = 1, activation: str | None = None, backend: str | None = None
 ) -> Tensor:
-    """act(conv2d(x, weight, padding=1, groups=C) + bias), in one pass.
+    """act(conv2d(x, weight, padding=1, groups=C) + bias), in one pass; m filters for each of C channels.
 
     Args:
         x: (B, C, H, W) float32, bfloat16, float16 or float64, at least one channel and pixel. channels_last is read in place, other strides
             are copied to channels_last first.
-        weight: (C, 1, 3, 3), float32 or the dtype of x. Its packed form is kept while it lives and does not change.
-        bias: (C,) or None.
+        weight: (m C, 1, 3, 3), of channel c those from m c on, float32 or the dtype of x. Its packed form is kept while it lives and does
+            not change.
+        bias: (m C,) or None.
         stride: 1 or 2.
-        activation: None, "relu", "silu" or "gelu" (the exact one).
+        activation: None, "relu", "silu", "gelu" (the exact one), "relu6" or "hard_swish".
         backend: None for automatic choice, or the name of one.
 
     Returns:
-        (B, C, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last. Arithmetic is float32 (float64 of float64). Gradients
-        are torch's own, of any backend.
+        (B, m C, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last. Arithmetic is float32 (float64 of float64).
+        Gradients are torch's own, of any backend.
 
     Raises:
         TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.
@@ -59,15 +60,17 @@ def depthwise_conv2d(
     return _call(x, weight, bias, stride, activation or "none", backend=backend)
 
 
-def _out_size(x: Tensor, stride: int) -> tuple[int, int, int, int]:
-    return x.shape[0], x.shape[1], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
+def _out_size(x: Tensor, weight: Tensor, stride: int) -> tuple[int, int, int, int]:
+    return x.shape[0], weight.shape[0], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
 
 
 def _check(x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: str) -> None:
     checks.image(OP, "x", x, FLOAT_DTYPES)
-    checks.parameter(OP, "weight", weight, 4, x, (x.shape[1], 1, 3, 3))
+    checks.parameter(OP, "weight", weight, 4, x)
+    if weight.shape[1:] != (1, 3, 3) or weight.shape[0] < 1 or weight.shape[0] % x.shape[1]:
+        raise ValueError(f"{OP}: weight: expected shape (a multiple of {x.shape[1]}, 1, 3, 3), got {tuple(weight.shape)}")
     if bias is not None:
-        checks.parameter(OP, "bias", bias, 1, x, x.shape[1:2])
+        checks.parameter(OP, "bias", bias, 1, x, weight.shape[:1])
     checks.stride(OP, stride)
     checks.activation(OP, activation)
 
@@ -88,9 +91,9 @@ def _cpu_refuse(x: Tensor, *_: object) -> str | None:
 def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: str) -> Tensor:
     taps = packed(pack_depthwise, weight, bias)
     x = in_format(x, channels_last=True)
-    y = empty_in_format(x, _out_size(x, stride), channels_last=True)
+    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
     status = native.depthwise_conv2d(
-        FLOAT_CODES[x.dtype], x.shape, stride, x.data_ptr(), x.stride(), taps.weight.data_ptr(), taps.weight.shape[1],
+        FLOAT_CODES[x.dtype], x.shape, weight.shape[0], stride, x.data_ptr(), x.stride(), taps.weight.data_ptr(), taps.weight.shape[1],
         taps.bias.data_ptr(), reference.ACTIVATIONS.index(activation), y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if status:
@@ -98,7 +101,9 @@ def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, stride: int, activat
     return y
 
 
-def _triton_refuse(x: Tensor, *_: object) -> str | None:
+def _triton_refuse(x: Tensor, weight: Tensor | None = None, *_: object) -> str | None:
+    if weight is not None and weight.shape[0] != x.shape[1]:
+        return f"it has one filter for each channel, got {weight.shape[0]} for {x.shape[1]}"
     return triton_support.refuse(x, FLOAT_CODES)
 
 
@@ -109,7 +114,7 @@ def _arrange(weight: Tensor, bias: Optional) -> Any:
 def _triton_forward(x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: str) -> Tensor:
     taps = packed(_arrange, weight, bias)
     x = in_format(x, channels_last=True)
-    y = empty_in_format(x, _out_size(x, stride), channels_last=True)
+    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
     _kernels.forward(x, taps, y, stride=stride, activation=activation)
     return y
 
@@ -142,21 +147,21 @@ def _forward(
     x: Tensor, weight: Tensor, bias: Optional = None, stride: int = 1, activation: str = "none", *, backend: str | None = None
 ) -> Tensor:
     _check(x, weight, bias, stride, activation)
-    return choose(backend, x).forward(x, weight, bias, stride, activation)
+    return choose(backend, x, weight).forward(x, weight, bias, stride, activation)
 
 
 def _forward_fake(
     x: Tensor, weight: Tensor, bias: Optional = None, stride: int = 1, activation: str = "none", *, backend: str | None = None
 ) -> Tensor:
     _check(x, weight, bias, stride, activation)
-    return empty_in_format(x, _out_size(x, stride), channels_last=True)
+    return empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
 
 
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: str, backend: str | None
 ) -> tuple[Tensor, ...]:
-    checks.like(f"{OP}_backward", "dy", dy, x, _out_size(x, stride))
-    backward = choose(backend, x).backward
+    checks.like(f"{OP}_backward", "dy", dy, x, _out_size(x, weight, stride))
+    backward = choose(backend, x, weight).backward
     assert backward is not None
     return backward(dy, x, weight, bias, stride, activation)
 
@@ -188,7 +193,7 @@ def _setup(
     ctx.save_for_backward(x, weight, bias)
     ctx.settings = stride, activation
     ctx.bias_dtype = None if bias is None else bias.dtype
-    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
+    ctx.backend = choose.backend(backend, x, weight)  # the backward may run on another thread, outside the use_backend block of the forward
 
 
 def _gradient(ctx: Any, dy: Tensor) -> tuple[Optional, ...]:

@@ -45,7 +45,7 @@ def feed_forward(
         x: (B, d, H, W) or (B, d, P, N) float32, bfloat16, float16 or float64; channels_last runs in place, other formats are copied.
         norm_w, norm_b: (d,); fc1_w (h, d) or (h, d, 1, 1), fc1_b (h,); fc2_w (d, h) or (d, h, 1, 1), fc2_b (d,): float32 or the dtype of x.
         norm: "group", GroupNorm with one group (MobileViTv2), or "layer", LayerNorm of each position over its channels (MobileViT).
-        activation: None, "relu", "silu" or "gelu".
+        activation: None, "relu", "silu", "gelu", "relu6" or "hard_swish".
         moments: (B, 2) float64, mean and variance of each image of x, if they are known; with norm="group" only. The gradient is that of
             the layer, in which they depend on x.
         collect: also give the moments of y.

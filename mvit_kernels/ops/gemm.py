@@ -36,7 +36,7 @@ def gemm(
             sqrt(variance + eps) while it is loaded. GroupNorm with one group has a group an image; its gamma and beta belong in weight and
             bias. The gradient is that of the norm, in which the moments change with a.
         layer_norm: the same with the mean and variance of each row, which are computed on the way (and differentiated).
-        activation: None, "relu", "silu" or "gelu" (the exact one).
+        activation: None, "relu", "silu", "gelu" (the exact one), "relu6" or "hard_swish".
         residual: (M, N), dtype of a; added last.
         collect: how many groups of rows of y to give the moments of; as many as `moments` has, if both are given.
         backend: None for automatic choice, or the name of one.

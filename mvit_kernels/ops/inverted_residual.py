@@ -50,7 +50,7 @@ def inverted_residual(
             the dtype of x.
         stride: of the depthwise convolution, 1 or 2.
         residual: add x; needs stride 1 and O = C.
-        activation: after the expansion and the depthwise convolution: None, "relu", "silu" or "gelu".
+        activation: after the expansion and the depthwise convolution: None, "relu", "silu", "gelu", "relu6" or "hard_swish".
         collect: also give mean and variance of each image of y.
         backend: None for automatic choice, or the name of one.
 

@@ -33,8 +33,8 @@ def qattention(
     """`attention` from bytes to bytes: exact sums, exponentials of a table, weights of 8 bits (9, with a sign, where they are mixed).
 
     Args:
-        q: (B, N, H c), k: (B, M, H c), v: (B, M, H d) uint8, as of `attention`; c max|q - zero_point| max|k - zero_point| and
-            255 M max|v - zero_point| must be below 2^24: up to 258 keys, and channels of a head, where zero-points are bytes.
+        q: (B, N, H c), k: (B, M, H c), v: (B, M, H d) uint8, as of `attention`; c max|q - zero_point| max|k - zero_point| must be below
+            2^24 and 255 M max|v - zero_point| below 2^31: up to 258 channels of a head and 33025 keys, where zero-points are bytes.
         q_scale, q_zero_point, ...: a number and an integer each, |zero_point| <= 2^20.
         scale, bias, mix_scores, mix_weights, mix_bias: as of `attention`, floats; at most 32 heads are mixed.
         out_bits: 8 or 6.
@@ -150,15 +150,16 @@ def _check(
             checks.prepared(OP, name, value, torch.float32, size, q.device)
     if not fits(channels // heads, k.shape[1], q_zero_point, k_zero_point, v_zero_point):
         raise ValueError(
-            f"{OP}: k: expected sums of products below 2^24, got {channels // heads} channels a head, {k.shape[1]} keys and zero-points"
-            f" {q_zero_point}, {k_zero_point}, {v_zero_point}"
+            f"{OP}: k: expected sums of products below 2^24, and 2^31 over keys, got {channels // heads} channels a head, {k.shape[1]} keys"
+            f" and zero-points {q_zero_point}, {k_zero_point}, {v_zero_point}"
         )
 
 
 def fits(depth: int, keys: int, q_zero_point: int = 0, k_zero_point: int = 0, v_zero_point: int = 0) -> bool:
-    """Whether all sums of products are exact in float32."""
+    """Whether all sums of products are exact: of channels in float32, over keys in blocks of 256 of them, which are carried on in int32."""
     q, k, v = (max(abs(point), abs(255 - point)) for point in (q_zero_point, k_zero_point, v_zero_point))
-    return depth * q * k < EXACT and keys * 255 * v < EXACT
+    block = keys if keys <= 258 else 256
+    return depth * q * k < EXACT and block * 255 * v < EXACT and keys * 255 < EXACT and keys * 255 * v < 2**31
 
 
 # --- backends ---
@@ -191,12 +192,15 @@ def _reference_forward(
 
 
 _DEEPEST_TRITON = 256  # channels of a head: a program has them all in registers
+_MOST_KEYS_TRITON = 512  # a program has the scores of all of them in its registers
 
 
 def _triton_refuse(q: Tensor, v: Tensor, heads: int) -> str | None:
     depth = max(q.shape[2], v.shape[2]) // heads
     if depth > _DEEPEST_TRITON:
         return f"it takes heads of at most {_DEEPEST_TRITON} channels, got {depth}"
+    if v.shape[1] > _MOST_KEYS_TRITON:
+        return f"it takes at most {_MOST_KEYS_TRITON} keys, got {v.shape[1]}"
     return triton_support.refuse(q, (torch.uint8,))
 
 

@@ -57,7 +57,7 @@ def quantization(
     """
     columns, depth = weight.shape
     activation = activation or "none"
-    qchecks.activation(op, activation)
+    qchecks.activation(op, activation, qchecks.OF_PRODUCTS)
     if table is not None and qchecks.is_curve(table):
         qchecks.table(op, table, out_dtype)
         if activation != "none" or a_scale is None or residual_scale is not None or qchecks.tensor(op, "out_scale", out_scale).numel() != 1:
@@ -90,7 +90,9 @@ def quantization(
     if residual and out_dtype == torch.int16:
         raise ValueError(f"{op}: residual_scale: expected None, as an int16 residual has the scale of the result, got {residual_scale!r}")
     # Floats are never plain: a residual of floats may come, of which nothing is known here.
-    simple = not dynamic and not residual and activation in ("none", "relu")
+    simple = not dynamic and not residual and activation in ("none", "relu", "relu6")
+    if activation == "relu6" and not (simple and out_dtype == torch.uint8):
+        raise ValueError(f"{op}: activation: expected relu6 for bytes only, without scales of rows or a residual, got {out_dtype}")
     plain = out_dtype == torch.int16 or (out_dtype == torch.uint8 and simple)
     inverse = torch.ones(columns, dtype=torch.float64)
     low = high = torch.zeros(columns, dtype=torch.float64)
@@ -104,8 +106,10 @@ def quantization(
     if out_dtype == torch.uint8:
         zero = qchecks.zero_points(op, "out_zero_point", out_zero_point, columns, near=True)
         low, high = -zero.double(), out_most - zero.double()
-        if plain and activation == "relu":
+        if plain and activation in ("relu", "relu6"):
             low = torch.minimum(torch.maximum(low, torch.zeros_like(low)), high)
+        if activation == "relu6":
+            high = torch.maximum(torch.minimum(high, (6.0 / y_scale).round()), low)
     elif out_zero_point is not None and bool(qchecks.tensor(op, "out_zero_point", out_zero_point).count_nonzero()):
         raise ValueError(f"{op}: out_zero_point: expected None or 0 for out_dtype {out_dtype}, got {out_zero_point!r}")
     _check_ratios(op, total)
@@ -148,7 +152,7 @@ def check_channels(
     checks.prepared(op, "channels", channels, torch.int32, (7, columns + -columns % QPANEL), device)
     if out_dtype not in OUT_DTYPES:
         raise TypeError(f"{op}: out_dtype: expected one of {', '.join(map(str, OUT_DTYPES))}, got {out_dtype}")
-    qchecks.activation(op, activation)
+    qchecks.activation(op, activation, qchecks.OF_PRODUCTS)
     if table is not None:
         if table.dtype == torch.int16:
             checks.prepared(op, "table", table, torch.int16, (CURVE_SIZE,), device)

@@ -9,6 +9,7 @@ layer is prepared.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -136,9 +137,12 @@ def _is_integral(x: Tensor) -> bool:
 # --- how results leave ---
 
 
-def activation(op: str, name: str) -> None:
-    if name not in QACTIVATIONS:
-        raise ValueError(f"{op}: activation: expected one of {', '.join(QACTIVATIONS)}, got {name!r}")
+def activation(op: str, name: str, known: Sequence[str] = QACTIVATIONS) -> None:
+    if name not in known:
+        raise ValueError(f"{op}: activation: expected one of {', '.join(known)}, got {name!r}")
+
+
+OF_PRODUCTS = (*QACTIVATIONS, "relu6")  # which is where bytes end, so that only bytes may leave
 
 
 def is_curve(value: Any) -> bool:

@@ -131,7 +131,8 @@ def qconv2d(
         bias: (N,) real, or None; rounded to a multiple of a_scale w_scale.
         second: (B, C2, H, W) uint8, as if its channels stood behind those of x; no concatenation is made.
         second_scale, second_zero_point: None, or the numbers that x has: an error where they differ.
-        activation: None, "relu", or "silu", "gelu" or "hard_swish" by `reference.qactivate`; after the residual.
+        activation: None, "relu", or "silu", "gelu" or "hard_swish" by `reference.qactivate`; after the residual. "relu6" of bytes without
+            residual.
         residual: (B, N, ceil(H / stride), ceil(W / stride)): uint8 with residual_scale and residual_zero_point; int16 with residual_scale;
             for out_dtype int16, int16 of the scale of y; for floats of the same dtype.
         out_dtype: uint8 or int16, which need an out_scale, or float32, bfloat16, float16.

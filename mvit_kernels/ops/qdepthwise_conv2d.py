@@ -106,7 +106,8 @@ def qdepthwise_conv2d(
         a_zero_point: any int32, or one for each channel, (C,) or (1, C).
         w_scale: a number or (C,).
         bias: (C,) real, or None; rounded to a multiple of a_scale w_scale.
-        activation: None, "relu", or "silu", "gelu" or "hard_swish" by `reference.qactivate`; after the residual.
+        activation: None, "relu", or "silu", "gelu" or "hard_swish" by `reference.qactivate`; after the residual. "relu6" of bytes without
+            residual.
         residual: of the size of y: uint8 with residual_scale and residual_zero_point; int16 with residual_scale; for out_dtype int16, int16
             of the scale of y; for floats of the same dtype.
         out_dtype: uint8 or int16, which need an out_scale, or float32, bfloat16, float16.

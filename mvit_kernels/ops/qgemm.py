@@ -112,7 +112,8 @@ def qgemm(
             zero-point of each row, (M,) float32 and (M,) int32.
         w_scale: a number or (N,).
         bias: (N,) real, or None; rounded to a multiple of a_scale w_scale, except with scales of rows.
-        activation: None, "relu", or "silu", "gelu" or "hard_swish" by `reference.qactivate`; after the residual.
+        activation: None, "relu", or "silu", "gelu" or "hard_swish" by `reference.qactivate`; after the residual. "relu6" of bytes without
+            residual.
         residual: (M, N): uint8 with residual_scale and residual_zero_point; int16 with residual_scale; for out_dtype int16, int16 of the
             scale of y; for floats of the same dtype.
         out_dtype: uint8 or int16, which need an out_scale, or float32, bfloat16, float16.

@@ -33,11 +33,12 @@ class Norm(NamedTuple):
 
 def qnorm(
     x: Tensor, sums: Tensor | None = None, *, groups: int | None = None, scale: Any, out_scale: Any, out_zero_point: Any,
-    eps: float = 1e-5, bits: int = 8, backend: str | None = None,
+    eps: float = 1e-5, bits: int = 8, weight: Tensor | None = None, bias: Tensor | None = None, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     """(x - mean) / sqrt(variance + eps) of an int16 residual stream, as bytes for the integer product behind the norm.
 
-    gamma and beta belong in weight and bias of that product. Where it is the only reader, `qnorm_gemm` does both at once.
+    gamma and beta belong in weight and bias of that product, if products are all that take the result. Where it is the only reader,
+    `qnorm_gemm` does both at once.
 
     Args:
         x: (M, K) int16, real = scale * x; rows of stride 1 are read in place.
@@ -48,6 +49,7 @@ def qnorm(
         out_zero_point: an integer, |out_zero_point| <= 2^20; real y = out_scale * (y - out_zero_point).
         eps: added to the variance; positive.
         bits: 8 or 6: bytes of y are at most 2^bits - 1.
+        weight, bias: (K,) finite floats, both or neither: gamma and beta.
         backend: None for automatic choice, or the name of one.
 
     Returns:
@@ -59,11 +61,21 @@ def qnorm(
     Source: GroupNorm, arXiv 1803.08494; LayerNorm, arXiv 1607.06450.
     """
     checks.all_tensors(OP, x=x)
-    checks.tensors(OP, sums=sums)
+    checks.tensors(OP, sums=sums, weight=weight, bias=bias)
     checks.backend(OP, backend)
     if groups is not None:
         checks.integer(OP, "groups", groups)
-    return _call(x, sums, *norm_of(OP, scale, out_scale, out_zero_point, eps, bits), groups, backend=backend)
+    norm = norm_of(OP, scale, out_scale, out_zero_point, eps, bits)
+    if weight is None and bias is None:
+        return _call(x, sums, *norm, groups, backend=backend)
+    for name, value in (("weight", weight), ("bias", bias)):
+        if value is None or value.shape != x.shape[-1:] or not value.is_floating_point():
+            got = "None" if value is None else f"{value.dtype} of shape {tuple(value.shape)}"
+            raise ValueError(f"{OP}: {name}: expected {x.shape[-1] if x.ndim else 0} floats beside the other, got {got}")
+    assert weight is not None
+    assert bias is not None
+    affine = (each.to(x.device) for each in reference.norm_affine(weight, bias, norm.out_scale))
+    return _call(x, sums, *norm._replace(out_scale=1.0), groups, *affine, backend=backend)
 
 
 def norm_of(op: str, scale: Any, out_scale: Any, out_zero_point: Any, eps: float, bits: int, prefix: str = "out") -> Norm:
@@ -101,7 +113,8 @@ def check_stream(op: str, x: Tensor, sums: Optional, groups: int | None = None) 
 
 
 def _cpu_forward(
-    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None,
+    gain: Optional = None, offset: Optional = None,
 ) -> Tensor:  # fmt: skip
     x = walkable_rows(x)
     rows, depth = x.shape
@@ -112,7 +125,8 @@ def _cpu_forward(
         sums = sums.contiguous()
     status = native.qnorm(
         rows, depth, x.data_ptr(), x.stride(0), 0 if sums is None else sums.shape[0], 0 if sums is None else sums.data_ptr(), scale,
-        out_scale, out_zero_point, eps, bits, y.data_ptr(), depth, torch.get_num_threads(),
+        out_scale, out_zero_point, eps, bits, 0 if gain is None else gain.data_ptr(), 0 if offset is None else offset.data_ptr(),
+        y.data_ptr(), depth, torch.get_num_threads(),
     )  # fmt: skip
     if status:
         raise_status(OP, status)
@@ -120,18 +134,22 @@ def _cpu_forward(
 
 
 def _reference_forward(
-    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None,
+    gain: Optional = None, offset: Optional = None,
 ) -> Tensor:  # fmt: skip
     sums = sums if groups is None else reference.stream_sums(x, groups)
-    return reference.qnorm(x, sums, scale, out_scale, out_zero_point, eps, bits)
+    return reference.qnorm(x, sums, scale, out_scale, out_zero_point, eps, bits, gain, offset)
 
 
-def _triton_refuse(x: Tensor, *_: object) -> str | None:
+def _triton_refuse(x: Tensor, gain: Optional = None, *_: object) -> str | None:
+    if gain is not None:
+        return "it takes no weight and bias"
     return triton_support.refuse(x, (torch.int16,))
 
 
 def _triton_forward(
-    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None,
+    *_: object,
 ) -> Tensor:  # fmt: skip
     y = x.new_empty(x.shape, dtype=torch.uint8)
     groups = groups if groups is not None else x.shape[0] if sums is None else sums.shape[0]
@@ -152,28 +170,36 @@ choose = Choice(
 # --- registration ---
 
 
-def _forward(
-    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None = None, *,
-    backend: str | None = None,
-) -> Tensor:  # fmt: skip
+def _check(x: Tensor, sums: Optional, bits: int, groups: int | None, gain: Optional, offset: Optional) -> None:
     check_stream(OP, x, sums, groups)
     qchecks.bits(OP, "bits", bits)
-    return choose(backend, x).forward(x, sums, scale, out_scale, out_zero_point, eps, bits, groups)
+    if (gain is None) != (offset is None):
+        raise ValueError(f"{OP}: gain: expected it and the offset, or neither, got one of them")
+    for name, value in (("gain", gain), ("offset", offset)):
+        if value is not None:
+            checks.prepared(OP, name, value, torch.float32, (x.shape[1],), x.device)
+
+
+def _forward(
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None = None,
+    gain: Optional = None, offset: Optional = None, *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check(x, sums, bits, groups, gain, offset)
+    return choose(backend, x, gain).forward(x, sums, scale, out_scale, out_zero_point, eps, bits, groups, gain, offset)
 
 
 def _forward_fake(
-    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None = None, *,
-    backend: str | None = None,
+    x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None = None,
+    gain: Optional = None, offset: Optional = None, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    check_stream(OP, x, sums, groups)
-    qchecks.bits(OP, "bits", bits)
+    _check(x, sums, bits, groups, gain, offset)
     return x.new_empty(x.shape, dtype=torch.uint8)
 
 
 _op = register(
     OP,
-    "(Tensor x, Tensor? sums, float scale, float out_scale, int out_zero_point, float eps, int bits, SymInt? groups=None, *,"
-    " str? backend=None) -> Tensor",
+    "(Tensor x, Tensor? sums, float scale, float out_scale, int out_zero_point, float eps, int bits, SymInt? groups=None,"
+    " Tensor? gain=None, Tensor? offset=None, *, str? backend=None) -> Tensor",
     _forward,
     _forward_fake,
 )

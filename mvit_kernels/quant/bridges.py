@@ -3,10 +3,14 @@
 A stack is a residual stream that norms read. A map enters it where a product begins the stream: the bridge is this product, the norms that
 read it, and the products that take these. It leaves where a norm of the stream is taken by something that does not come back to it: the
 bridge is what wrote into the stream last, the norm, and the first products behind it.
+
+Where a map and some tokens look at each other (Mobile-Former), an attention is the bridge, whose queries come from one and whose keys from
+the other, with the products that make these and what its result goes through up to the first product or sum.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -34,8 +38,12 @@ def bridges(layout: Layout) -> list[Bridge]:
     """In the order of the program."""
     found = []
     order = {node.name: i for i, node in enumerate(layout.program)}
+    # A sum that a norm ends at once (post-norm) is no stack.
+    ended = {group for name, group in layout.streams.items() if layout.program[name].kind in (*NORMS, "constant")}
     for name, group in layout.streams.items():
         node = layout.program[name]
+        if group in ended:
+            continue
         if node.kind not in PRODUCTS or name not in layout.integer:
             continue
         norms = [user for user in layout.users[name] if user and layout.program[user].kind in NORMS and user in layout.integer]
@@ -52,7 +60,40 @@ def bridges(layout: Layout) -> list[Bridge]:
                 names = tuple(sorted(chain, key=order.__getitem__))
                 sources = {each for member in names for each in layout.program[member].inputs} - chain
                 found.append(Bridge(kind, names, tuple(sorted(sources, key=order.__getitem__))))
+    for node in layout.program:
+        if node.kind == "attention" and node.name in layout.integer and _origin(layout, node.inputs[0]) != _origin(layout, node.inputs[1]):
+            made = {name for name in node.inputs if _is_made_for(layout, name, node.name)}
+            chain = {node.name, *made, *_carried_on(layout, node.name)}
+            names = tuple(sorted(chain, key=order.__getitem__))
+            sources = {each for member in names for each in layout.program[member].inputs} - chain
+            (_, *queries), (_, *keys) = (layout.program[name].size for name in node.inputs[:2])
+            kind = "entry" if math.prod(queries) < math.prod(keys) else "exit"
+            found.append(Bridge(kind, names, tuple(sorted(sources, key=order.__getitem__))))
     return sorted(found, key=lambda bridge: order[bridge.nodes[0]])
+
+
+def _is_made_for(layout: Layout, name: str, user: str) -> bool:
+    """Whether a product gives what one node alone takes."""
+    return layout.program[name].kind in PRODUCTS and set(layout.users[name]) == {user}
+
+
+def _origin(layout: Layout, name: str) -> str:
+    """What products and norms made a result of."""
+    while layout.program[name].kind in (*PRODUCTS, *NORMS) and len(layout.program[name].inputs) == 1:
+        name = layout.program[name].inputs[0]
+    return name
+
+
+def _carried_on(layout: Layout, name: str) -> Iterator[str]:
+    """What takes a result, by way of gates with all that makes them, up to the first product or sum."""
+    for user in layout.users[name]:
+        node = layout.program[user] if user else None
+        if node is not None and node.kind == "hard_gate":
+            yield user
+            yield from (each for each in node.inputs if each != name and _is_made_for(layout, each, user))
+            yield from _carried_on(layout, user)
+        elif node is not None and (node.kind == "add" or (node.kind in PRODUCTS and node.inputs[0] == name)):
+            yield user
 
 
 def _paths(layout: Layout, name: str) -> Iterator[tuple[str, ...]]:

@@ -20,6 +20,7 @@ import torch
 from mvit_kernels import __version__
 from mvit_kernels.files import replace_file
 from mvit_kernels.graph import Node, Program
+from mvit_kernels.reference import ACTIVATIONS
 
 from .model import QuantizedModel
 
@@ -159,7 +160,9 @@ class _Writer:
             return self.op("Gelu", [x])
         if activation == "hard_swish":
             return self.op("HardSwish", [x])
-        raise ValueError(f"export_onnx: model: expected activations none, relu, silu, gelu or hard_swish, got {activation!r}")
+        if activation == "relu6":
+            return self.op("Clip", [x, self.constant(0.0, np.float32), self.constant(6.0, np.float32)])
+        raise ValueError(f"export_onnx: model: expected one of {', '.join(ACTIVATIONS)} as activation, got {activation!r}")
 
     def phases(self, x: str, size: tuple[int, ...], patch: tuple[int, int]) -> str:
         """(B, C, H, W) as (B, C, H / ph, ph, W / pw, pw)."""
@@ -216,7 +219,11 @@ class _Writer:
         centred = self.op("Sub", [x, self.op("ReduceMean", [x, axes])])
         variance = self.op("ReduceMean", [self.op("Mul", [centred, centred]), axes])
         deviation = self.op("Sqrt", [self.op("Add", [variance, self.constant(node.settings["eps"], np.float32)])])
-        self.quantize(node, self.op("Div", [centred, deviation]))
+        y = self.op("Div", [centred, deviation])
+        if "weight" in node.weights:
+            gamma, beta = (self.constant(node.weights[name].reshape(1, -1, 1, 1), np.float32) for name in ("weight", "bias"))
+            y = self.op("Add", [self.op("Mul", [y, gamma]), beta])
+        self.quantize(node, y)
 
     def context(self, node: Node) -> None:
         scores, x = node.inputs

@@ -14,8 +14,9 @@ NORMS = ("group_norm", "layer_norm")
 _ATTENTION = ("separable_context", "separable_gate")
 _SOFTMAX = ("patch_attention",)
 _WRITE_STREAMS = ("conv2d", "depthwise_conv2d")
-_WRITE_BYTES = ("pool_mixer",)  # of which a stream is made where one begins with them
-_OTHERS = ("add", "cat", "avg_pool", "pool_mixer", "attention", "activation", "resize", *_ATTENTION, *_SOFTMAX)
+_WRITE_BYTES = ("pool_mixer", *NORMS)  # of which a stream is made where one begins with them
+COPIES = ("cat", "resize", "pixel", "repeat")  # of bytes, or means of them: of one scale
+_OTHERS = ("add", "avg_pool", "pool_mixer", "attention", "activation", *COPIES, *_ATTENTION, *_SOFTMAX)
 
 
 class Layout:
@@ -51,7 +52,7 @@ class Layout:
         if config.skips(node.name) or config.activation_bits_of(node.name) is None:
             return False
         if node.kind in NORMS:
-            return not node.weights  # gamma and beta belong into what follows
+            return node.kind == "layer_norm" or not node.weights  # gamma and beta belong into what follows, where one thing does
         if node.kind in _SOFTMAX and not _softmax_fits(node):
             return False
         if node.kind == "attention" and not _attention_fits(node):
@@ -96,7 +97,7 @@ class Layout:
                 continue
             if node.settings.get("second"):
                 pairs.append((node.inputs[0], node.inputs[1]))
-            if node.kind in ("cat", "resize"):
+            if node.kind in COPIES:
                 pairs += [(node.name, name) for name in node.inputs]
         return _groups(pairs)
 
@@ -126,6 +127,8 @@ class Layout:
         """The form in which a node writes its result: floats where a kernel can and somebody outside, or nobody else, takes them."""
         if node.name not in self.integer:
             return "float"
+        if node.settings.get("activation") == "relu6":
+            return "byte"
         wanted = self.wanted_of(node.name)
         floats = node.kind in (*PRODUCTS, "avg_pool", "separable_context")
         if floats and ("" in self.users[node.name] or wanted <= {"float"}):

@@ -9,7 +9,7 @@ import torch
 
 from .affine import Affine, Family
 from .calibrate import Range
-from .layout import PRODUCTS, Layout
+from .layout import COPIES, PRODUCTS, Layout
 from .probes import Around, Product
 from .representation import byte_members
 
@@ -65,7 +65,7 @@ def takers(layout: Layout, part: Part) -> Iterator[tuple[str | None, str, tuple[
             which = tuple(i for i, each in enumerate(node.inputs) if each == member and (forms[i] == form or written))
             if user in layout.integer:
                 which = tuple(i for i in which if forms[i] == form)
-                if node.kind in ("cat", "resize"):  # copies: what takes theirs is looked at
+                if node.kind in COPIES:  # what takes theirs is looked at
                     continue
                 if node.kind in PRODUCTS:
                     which = tuple(i for i in which if i == len(node.inputs) - 1 and node.settings.get("residual"))

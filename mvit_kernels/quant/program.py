@@ -205,7 +205,7 @@ class _Builder:
 
     def norm(self, node: Node, form: str) -> Node:
         settings = {"norm": node.kind.removesuffix("_norm"), "eps": node.settings["eps"], "scale": self.stream(self.source(node)).scale}
-        return replace(node, kind="qnorm", settings=settings | self.as_byte(node))
+        return replace(node, kind="qnorm", settings=settings | self.as_byte(node))  # with gamma and beta where no product took them
 
     def as_byte(self, node: Node) -> dict[str, Any]:
         return self.scale_of(node.name, "byte", "out_")[0]
@@ -258,8 +258,8 @@ class _Builder:
     def resize(self, node: Node, form: str) -> Node:
         return replace(node, kind="qresize")
 
-    def cat(self, node: Node, form: str) -> Node:
-        return node  # bytes of one scale, side by side
+    def copy(self, node: Node, form: str) -> Node:
+        return node  # bytes of one scale
 
 
 _MAKE: dict[str, Callable[[_Builder, Node, str], Node]] = {
@@ -276,5 +276,5 @@ _MAKE: dict[str, Callable[[_Builder, Node, str], Node]] = {
     "pool_mixer": _Builder.mixer,
     "activation": _Builder.activation,
     "resize": _Builder.resize,
-    "cat": _Builder.cat,
+    **dict.fromkeys(("cat", "pixel", "repeat"), _Builder.copy),
 }

@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from mvit_kernels.graph import Node, Program
 from mvit_kernels.graph.integers import KINDS, prepare
-from mvit_kernels.graph.interpreter import evaluate
+from mvit_kernels.graph.interpreter import constant, evaluate
 from mvit_kernels.ops.pack_weight import MOST
 
 from .methods.base import Task
@@ -75,6 +75,8 @@ class _Values:
         pieces = [[self.by_name[name][i] for name in node.inputs] for i in range(len(self.images))]
         if node.kind == "input":
             results = self.images
+        elif node.kind == "constant":
+            results = [constant(node, images) for images in self.images]
         elif node.kind in KINDS:
             step = prepare(node, None)
             results = [step(*inputs) for inputs in pieces]

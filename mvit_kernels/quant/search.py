@@ -15,7 +15,7 @@ from .affine import Affine, Family, affine_of
 from .bridges import Bridge, arriving
 from .calibrate import Range, ranges
 from .hessian import Gradients
-from .layout import PRODUCTS
+from .layout import COPIES, PRODUCTS
 from .methods.base import Task
 from .parts import Part, bounds, bounds_of_part, takers
 from .probes import Around, Metric, Product, Whole
@@ -130,7 +130,7 @@ class Search:
 
     def _takes_wide(self, user: str) -> bool:
         """Zero-points outside of the bits: products take them, added maps, and copies."""
-        return self.layout.program[user].kind in (*PRODUCTS, "add", "cat", "resize")
+        return self.layout.program[user].kind in (*PRODUCTS, "add", *COPIES)
 
     # --- what candidates are judged by ---
 

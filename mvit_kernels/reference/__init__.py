@@ -5,9 +5,11 @@ from .activation_curve import CURVE_SHIFT, CURVE_SIZE, CURVES, activation_curve,
 from .attention import Mixtures, attention, attention_backward
 from .conv2d import conv2d, conv2d_backward
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
+from .dynamic_relu import dynamic_relu, dynamic_relu_backward
 from .feed_forward import channel_norm, channel_norm_backward, feed_forward, feed_forward_backward
 from .gemm import gemm, gemm_backward, layer_norm_rows_backward, moments_of
 from .group_norm import group_norm, group_norm_backward
+from .hard_gate import hard_gate, hard_gate_backward
 from .inverted_residual import inverted_residual, inverted_residual_backward, inverted_residual_tiled
 from .layer_norm import layer_norm, layer_norm_backward
 from .patch_attention import patch_attention, patch_attention_backward, patch_attention_fused
@@ -21,7 +23,7 @@ from .qconv2d import qconv2d, qconv2d_border, qconv2d_rows
 from .qdepthwise_conv2d import qdepthwise_conv2d
 from .qgemm import OVERFLOW, QACTIVATIONS, Channels, epilogue, largest_sum, matmul, qactivate, qgemm, qgemm_accumulate, segments, wrap
 from .qlookup import activation_table, exact_activation, qlookup
-from .qnorm import qnorm, stream_sums
+from .qnorm import norm_affine, qnorm, stream_sums
 from .qpatch_attention import ATTENTION_TABLE, attention_factors, qpatch_attention
 from .qpool_mixer import pool_factors, qpool_mixer
 from .qresize import qresize
@@ -61,6 +63,8 @@ __all__ = [
     "depthwise_conv2d_backward",
     "dequantize",
     "dequantize_stream",
+    "dynamic_relu",
+    "dynamic_relu_backward",
     "epilogue",
     "exact_activation",
     "exponential_table",
@@ -71,6 +75,8 @@ __all__ = [
     "gemm_backward",
     "group_norm",
     "group_norm_backward",
+    "hard_gate",
+    "hard_gate_backward",
     "inverted_residual",
     "inverted_residual_backward",
     "inverted_residual_tiled",
@@ -80,6 +86,7 @@ __all__ = [
     "layer_norm_rows_backward",
     "matmul",
     "moments_of",
+    "norm_affine",
     "patch_attention",
     "patch_attention_backward",
     "patch_attention_fused",

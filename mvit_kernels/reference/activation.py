@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-ACTIVATIONS = ("none", "relu", "silu", "gelu")
+ACTIVATIONS = ("none", "relu", "silu", "gelu", "relu6", "hard_swish")
+
+_FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": torch.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "relu6": F.relu6,
+    "hard_swish": F.hardswish,
+}
 
 
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """ "none", "relu", "silu" (x sigmoid(x)) or "gelu" (x Phi(x), the exact one)."""
-    if activation == "none":
-        return x
-    return {"relu": torch.relu, "silu": F.silu, "gelu": F.gelu}[activation](x)
+    """ "none", "relu", "silu" (x sigmoid(x)), "gelu" (x Phi(x), the exact one), "relu6" (min(max(x, 0), 6)) or "hard_swish"
+    (x min(max(x / 6 + 1 / 2, 0), 1))."""
+    return x if activation == "none" else _FUNCTIONS[activation](x)
 
 
 def activate_backward(dy: torch.Tensor, x: torch.Tensor, activation: str) -> torch.Tensor:
@@ -23,6 +31,10 @@ def activate_backward(dy: torch.Tensor, x: torch.Tensor, activation: str) -> tor
         return dy
     if activation == "relu":
         return dy.masked_fill(x <= 0, 0)
+    if activation == "relu6":
+        return dy.masked_fill((x <= 0) | (x >= 6), 0)
+    if activation == "hard_swish":
+        return dy * torch.where(x.abs() < 3, x / 3 + 0.5, (x >= 3).to(x.dtype))
     if activation == "silu":
         gate = torch.sigmoid(x)
         return dy * gate * (1 + x * (1 - gate))

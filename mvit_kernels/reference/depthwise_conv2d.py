@@ -12,7 +12,7 @@ Tensor = torch.Tensor
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: int = 1, activation: str = "none") -> Tensor:
-    """act(conv2d(x, weight, padding=1, groups=C) + bias) of x (B, C, H, W), weight (C, 1, 3, 3), bias (C,)."""
+    """act(conv2d(x, weight, padding=1, groups=C) + bias) of x (B, C, H, W), weight (m C, 1, 3, 3), bias (m C,)."""
     return activate(F.conv2d(x, weight, bias, stride, 1, groups=x.shape[1]), activation)
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
-from .activation import activate
-from .qgemm import QACTIVATIONS
+from .activation import ACTIVATIONS, activate
 from .quantize import single
 
 Tensor = torch.Tensor
@@ -18,10 +16,8 @@ def qlookup(x: Tensor, table: Tensor) -> Tensor:
 
 def exact_activation(x: Tensor, name: str) -> Tensor:
     """In the dtype of x: what `qactivate` approximates."""
-    if name not in QACTIVATIONS:
-        raise ValueError(f"activation: expected one of {', '.join(QACTIVATIONS)}, got {name!r}")
-    if name == "hard_swish":
-        return F.hardswish(x)
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
     return activate(x, name)
 
 

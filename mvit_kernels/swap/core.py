@@ -21,6 +21,7 @@ Model = TypeVar("Model", bound=nn.Module)
 LIBRARIES = {
     "models": ("mvit_kernels.models.layers", "mvit_kernels.models.mobilevit", "mvit_kernels.models.mobilevitv2"),
     "models_efficientformer": ("mvit_kernels.models.efficientformer", "mvit_kernels.models.efficientformerv2"),
+    "models_mobile_former": ("mvit_kernels.models.mobile_former",),
     "timm": ("timm.models.mobilevit", "timm.models.byobnet"),
     "timm_efficientformer": ("timm.models.efficientformer", "timm.models.efficientformer_v2"),
     "transformers": (
@@ -67,10 +68,10 @@ def accelerate(
 ) -> Model:
     """Give the MobileViT modules of a model faster forwards, in place.
 
-    Replaces modules of timm (`mobilevit*`, `mobilevitv2*`, `semobilevit*`), transformers (MobileViT, MobileViTV2), ml-cvnets and
-    mvit_kernels.models by assigning `module.__class__`: parameters, hooks, state_dict keys, train/eval and devices stay as they are, and
-    `restore` undoes it. Only modules of exactly a known class are replaced, never those of a subclass. Calling it again replaces the
-    former choice. `report` tells what was replaced and why the rest was not.
+    Replaces modules of timm (`mobilevit*`, `mobilevitv2*`, `semobilevit*`, `efficientformer*`), transformers (MobileViT, MobileViTV2),
+    ml-cvnets and mvit_kernels.models by assigning `module.__class__`: parameters, hooks, state_dict keys, train/eval and devices stay as
+    they are, and `restore` undoes it. Only modules of exactly a known class are replaced, never those of a subclass. Calling it again
+    replaces the former choice. `report` tells what was replaced and why the rest was not.
 
     Args:
         model: any module; it may be wrapped, in training, loaded before or after.

@@ -74,6 +74,18 @@ def fusable(conv: nn.Conv2d) -> str | None:
     return "is a convolution without a kernel"
 
 
+def grouped(conv: nn.Conv2d) -> str | None:
+    """Whether it is a 1x1 of every pixel, whose groups a matrix with zeros computes."""
+    return pointwise(conv) or (None if conv.padding_mode == "zeros" else "pads with no zeros")
+
+
+def multiplied(conv: nn.Conv2d) -> str | None:
+    """Whether depthwise_conv2d computes it: one filter or several for each channel."""
+    depthwise = conv.kernel_size == (3, 3) and conv.groups == conv.in_channels and conv.stride in ((1, 1), (2, 2))
+    same = conv.padding == (1, 1) and conv.dilation == (1, 1) and conv.padding_mode == "zeros"
+    return None if depthwise and same else "is no depthwise 3x3"
+
+
 def evaluates(norm: nn.BatchNorm2d) -> str | None:
     """Whether a BatchNorm can be folded."""
     if norm.training:

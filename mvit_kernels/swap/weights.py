@@ -201,3 +201,80 @@ def position_bias(table: torch.Tensor, places: torch.Tensor, mixture: torch.Tens
 def with_every_second_pixel(conv: nn.Conv2d) -> Weights:
     """(weight, bias) of a depthwise 3x3 of stride 2 plus every second pixel."""
     return _kept(_WithEverySecondPixel(), (conv.weight,)), conv.bias
+
+
+# --- Mobile-Former ---
+
+
+def dealt(channels: int, runs: int) -> torch.Tensor:
+    """(C,): which channel stands at each place after `runs` runs of channels have been dealt out in turn (nn.ChannelShuffle)."""
+    return torch.arange(channels).reshape(runs, -1).T.reshape(-1)
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """A 1x1 convolution in groups with its BatchNorm, between shuffles: runs that are dealt out before it, and of its results (1: none).
+    A group is a block on the diagonal of one matrix, and a shuffle an order of its columns or rows."""
+
+    eps: float
+    groups: int
+    before: int
+    behind: int
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor | None, *norm: torch.Tensor) -> Weights:
+        arguments: list[Any] = [*_exact(weight, bias, *norm), self.eps]
+        matrix, shift = fold_batch_norm(*arguments)
+        whole = torch.block_diag(*matrix.flatten(1).chunk(self.groups))
+        whole = whole[:, dealt(whole.shape[1], self.before).argsort()]
+        rows = dealt(whole.shape[0], self.behind)
+        return _rounded(whole[rows, :, None, None], shift[rows], weight)
+
+
+@dataclass(frozen=True)
+class _Slopes:
+    """The layer that makes the slopes of a dynamic ReLU, as `ops.dynamic_relu` takes them: 2 hard_sigmoid(u) - 1 = clip(u / 3), for
+    channels from before they are shuffled in `runs`."""
+
+    runs: int
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor) -> Weights:
+        order = dealt(weight.shape[0] // 2, self.runs).argsort()
+        rows = torch.cat([order, order + order.numel()])
+        return _rounded(weight.double()[rows] / 3, bias.double()[rows] / 3, weight)
+
+
+@dataclass(frozen=True)
+class _Doubled:
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor) -> Weights:
+        return 2 * weight, bias
+
+
+@dataclass(frozen=True)
+class _LinearThenBatchNorm:
+    eps: float
+
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor, *norm: torch.Tensor) -> Weights:
+        arguments: list[Any] = [*_exact(weight, bias, *norm), self.eps]
+        return _rounded(*fold_batch_norm(*arguments), weight)
+
+
+def grouped_convolution(part: Convolution, before: int = 1, behind: int = 1) -> Weights:
+    """(weight, bias) of a 1x1 convolution in groups with its BatchNorm as one without; before, behind: runs that are dealt out."""
+    recipe = _Grouped(part.norm.eps, part.conv.groups, before, behind)
+    return _kept(recipe, (part.conv.weight, part.conv.bias, *_batch_norm(part.norm)), part)
+
+
+def slopes(layer: nn.Linear, runs: int = 1) -> Weights:
+    """(weight, bias) of the layer in front of the hard-sigmoid of a dynamic ReLU."""
+    return _kept(_Slopes(runs), (layer.weight, layer.bias))
+
+
+def doubled(layer: nn.Linear) -> Weights:
+    """(weight, bias) of a linear layer of twice what it is given."""
+    return _kept(_Doubled(), (layer.weight, layer.bias))
+
+
+def linear_with_norm(layer: nn.Linear, norm: nn.BatchNorm1d) -> Weights:
+    """(weight, bias) of a linear layer and the BatchNorm behind it."""
+    part: Any = Convolution(layer, norm, "none")  # type: ignore[arg-type]
+    return _kept(_LinearThenBatchNorm(norm.eps), (layer.weight, layer.bias, *_batch_norm(norm)), part)

@@ -15,7 +15,7 @@ def _quick_tanh(x):
 
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr, dtype: tl.constexpr):
-    """x, relu(x), x sigmoid(x) or x Phi(x): ACTIVATION none, relu, silu or gelu, of what is rounded to that dtype next.
+    """ACTIVATION none, relu, silu, gelu, relu6 or hard_swish, of what is rounded to that dtype next.
 
     SiLU of 16-bit floats takes the hardware's tanh, x sigmoid(x) = h + h tanh(h) with h = x / 2: three instructions, where an exponential
     and a division are a dozen, as long as the memory of a product of few channels. csrc/cuda/primitives/activation.cuh has its error."""
@@ -29,6 +29,11 @@ def activate(x, ACTIVATION: tl.constexpr, dtype: tl.constexpr):
             y = half + half * _quick_tanh(half)
     elif ACTIVATION == "gelu":
         y = 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
+    elif ACTIVATION == "relu6":
+        y = tl.where(x < 0, 0.0, tl.where(x > 6, 6.0, x))
+    elif ACTIVATION == "hard_swish":
+        y = x * tl.where(x < -3, 0.0, tl.where(x > 3, 6.0, x + 3.0)) / 6.0
     else:
+        tl.static_assert(ACTIVATION == "none")
         y = x
     return y

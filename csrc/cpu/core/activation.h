@@ -63,11 +63,26 @@ inline F32 gelu(F32 x) {
     return max(zero, x) - size * F32::all(0.5f) * tail;
 }
 
+// min(max(x + 3, 0), 6) / 6 (MobileNetV3, arXiv 1905.02244, section 5.2), each operation rounded once; NaN stays NaN.
+inline F32 hard_sigmoid(F32 x) { return min(F32::all(6.0f), max(F32::all(0.0f), x + F32::all(3.0f))) / F32::all(6.0f); }
+
+// max(a x, b x). NaN of x stays NaN.
+struct Slopes {
+    F32 a, b;
+
+    // Of `lanes` channels from c on, of a row [a of all | b of all].
+    Slopes(const float* slopes, int64_t channels, int64_t c, int lanes)
+        : a(load(slopes + c, lanes, 0.0f)), b(load(slopes + channels + c, lanes, 0.0f)) {}
+    F32 operator()(F32 x) const { return max(a * x, b * x); }
+};
+
 template <Activation activation>
 inline F32 activate(F32 x) {
     if constexpr (activation == Activation::relu) return max(F32::all(0.0f), x);  // the second argument where x is NaN
     if constexpr (activation == Activation::silu) return silu(x);
     if constexpr (activation == Activation::gelu) return gelu(x);
+    if constexpr (activation == Activation::relu6) return min(F32::all(6.0f), max(F32::all(0.0f), x));
+    if constexpr (activation == Activation::hard_swish) return x * hard_sigmoid(x);
     return x;
 }
 
@@ -83,6 +98,12 @@ inline void with_activation(Activation activation, const Body& body) {
             return body.template operator()<Activation::silu>();
         case Activation::gelu:
             return body.template operator()<Activation::gelu>();
+        case Activation::relu6:
+            return body.template operator()<Activation::relu6>();
+        case Activation::hard_swish:
+            return body.template operator()<Activation::hard_swish>();
+        case Activation::dynamic:
+            break;  // whoever has slopes looks for them first
     }
 }
 

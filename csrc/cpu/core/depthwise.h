@@ -22,6 +22,7 @@ struct DepthwiseRow {
     const float* bias;  // weight_stride values
     Out* to;
     int64_t out_stride;
+    const float* slopes;  // [a of all channels | b of all], which make the activation dynamic; or null
 };
 
 // The rows that exist, and their taps.
@@ -36,7 +37,8 @@ struct DepthwiseTaps {
 // lie outside the map (left, right); no other can.
 template <int stride, Activation activation, int pixels, bool edge, bool whole, class In, class Out>
 inline void depthwise_vector(const DepthwiseTaps<In>& taps, int64_t from, int64_t in_stride, int64_t weight_stride, const float* bias,
-                             Out* to, int64_t out_stride, int64_t c, int some, bool left, bool right) {
+                             const float* slopes, int64_t channels, Out* to, int64_t out_stride, int64_t c, int some, bool left,
+                             bool right) {
     constexpr int columns = stride * (pixels - 1) + 3;
     const int lanes = whole ? F32::width : some;
     F32 sum[pixels];
@@ -57,7 +59,13 @@ inline void depthwise_vector(const DepthwiseTaps<In>& taps, int64_t from, int64_
         }
     }
 #pragma GCC unroll 4
-    for (int i = 0; i < pixels; ++i) store(activate<activation>(sum[i]), to + i * out_stride + c, lanes);
+    for (int i = 0; i < pixels; ++i) {
+        if constexpr (activation == Activation::dynamic) {
+            store(Slopes(slopes, channels, c, lanes)(sum[i]), to + i * out_stride + c, lanes);
+        } else {
+            store(activate<activation>(sum[i]), to + i * out_stride + c, lanes);
+        }
+    }
 }
 
 // All channels of the output pixels [x, x + pixels). Everything that the loop needs is copied out of memory that its stores might change.
@@ -67,15 +75,15 @@ template <int stride, Activation activation, int pixels, bool edge, class In, cl
     const bool left = x == 0, right = stride * (x + pixels - 1) + 1 == p.width;
     const int64_t from = (stride * x - (left ? 0 : 1)) * p.in_stride, channels = p.channels;
     const int64_t in_stride = p.in_stride, weight_stride = p.weight_stride, out_stride = p.out_stride;
-    const float* bias = p.bias;
+    const float *bias = p.bias, *slopes = p.slopes;
     Out* to = p.to + x * p.out_stride;
     int64_t c = 0;
     for (; c + F32::width <= channels; c += F32::width)
-        depthwise_vector<stride, activation, pixels, edge, true>(taps, from, in_stride, weight_stride, bias, to, out_stride, c, 0, left,
-                                                                 right);
+        depthwise_vector<stride, activation, pixels, edge, true>(taps, from, in_stride, weight_stride, bias, slopes, channels, to,
+                                                                 out_stride, c, 0, left, right);
     if (c < channels)
-        depthwise_vector<stride, activation, pixels, edge, false>(taps, from, in_stride, weight_stride, bias, to, out_stride, c,
-                                                                  lanes_left(channels, c), left, right);
+        depthwise_vector<stride, activation, pixels, edge, false>(taps, from, in_stride, weight_stride, bias, slopes, channels, to,
+                                                                  out_stride, c, lanes_left(channels, c), left, right);
 }
 
 template <int stride, class In, class Out>
@@ -87,7 +95,7 @@ inline void depthwise_row(const DepthwiseRow<In, Out>& p, Activation activation)
             taps.from[taps.count] = p.rows[ky];
             taps.weight[taps.count++] = p.weight + 3 * ky * p.weight_stride;
         }
-    with_activation(activation, [&]<Activation act>() {
+    const auto run = [&]<Activation act>() {
         int64_t x = 0;
         for (; x + 4 <= width; x += 4) {
             if (x > 0 && stride * (x + 3) + 1 < p.width) {
@@ -97,7 +105,9 @@ inline void depthwise_row(const DepthwiseRow<In, Out>& p, Activation activation)
             }
         }
         for (; x < width; ++x) depthwise_block<stride, act, 1, true>(p, taps, x);
-    });
+    };
+    if (p.slopes) return run.template operator()<Activation::dynamic>();
+    with_activation(activation, run);
 }
 
 }  // namespace

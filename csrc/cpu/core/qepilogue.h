@@ -13,6 +13,7 @@
 //     bytes       q = rint(min(max(x, low[n]), high[n])) + zero_point[n]          ties to even; low, high: what 0 .. 2^bits - 1 allows
 //     int16       q = rint(min(max(x, -2^17), 2^17)) + residual, saturated        the residual stream: its scale is the output's
 //     curve       q = an activation on int16 numbers                          qcurve.h; scale: s_a s_w 2^f / s_y
+//     slopes      x = float(sum) * scale[n], x = max(a x, d x), a = 1 + clip(u[n]), d = clip(u[N + n])   then as "with more"
 //
 // The clamp comes before the conversion, which gives INT_MIN for whatever is too large.
 #pragma once
@@ -190,9 +191,41 @@ inline void finish_curve(const QEpilogue& e, const int32_t* c, int64_t c_stride,
     }
 }
 
+// finish_vector by way of slopes, down the rows of each image.
+inline void finish_dynamic(const QEpilogue& e, const int32_t* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first,
+                           int64_t columns) {
+    const F32 one = F32::all(1.0f), minus = F32::all(-1.0f);
+    for (const int64_t end = row + rows; row < end;) {
+        const int64_t image = e.slope_rows > 0 ? row / e.slope_rows : 0, behind = (image + 1) * e.slope_rows;
+        const int64_t count = e.slope_rows > 0 && behind < end ? behind - row : end - row;
+        const float* slopes = e.slopes + image * 2 * e.slope_columns + first;
+        for (int64_t j = 0; j < columns; j += F32::width) {
+            const int lanes = lanes_left(columns, j);
+            const QChannels k = e.channels.from(first + j);
+            const F32 a = one + min(one, max(minus, load(slopes + j, lanes, 0.0f)));
+            const F32 d = min(one, max(minus, load(slopes + e.slope_columns + j, lanes, 0.0f)));
+            const F32 scale = F32::load(k.scale), low = F32::load(k.low), high = F32::load(k.high);
+            const F32 inverse = F32::load(k.inverse);
+            const I32 zero_point = I32::load(k.zero_point);
+            for (int64_t r = 0; r < count; ++r) {
+                const F32 x = to_float(load_ints(c + r * c_stride + j, lanes)) * scale, y = max(a * x, d * x);
+                const int64_t at = (row + r) * e.y_stride + first + j;
+                if (e.type == QType::u8) {
+                    store(to_byte(y * inverse, low, high, zero_point), static_cast<uint8_t*>(e.y) + at, lanes);
+                } else {
+                    store(y, static_cast<float*>(e.y) + at, lanes);
+                }
+            }
+        }
+        c += count * c_stride;
+        row += count;
+    }
+}
+
 // Rows of sums [0, columns), which stand for the columns from `first` on; rows from `row` on.
 inline void finish_rows(const QEpilogue& e, const int32_t* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first, int64_t columns) {
     if (e.curve) return finish_curve(e, c, c_stride, row, rows, first, columns);
+    if (e.slopes) return finish_dynamic(e, c, c_stride, row, rows, first, columns);
     if (!e.row_zero_point && !e.row_scale) {
         if (e.type == QType::i16 && e.residual) return finish_stream(e, c, c_stride, row, rows, first, columns);
         if (e.type == QType::u8 && e.plain) return finish_bytes(e, c, c_stride, row, rows, first, columns);
@@ -223,7 +256,7 @@ inline int64_t qmultiply_scratch(int64_t rows, int64_t depth, int bits) {
 inline void multiply_qpanels(const QTileKernels& tiles, const QOperand& a, int64_t row, int64_t rows, const QWeight& w, int64_t begin,
                              int64_t end, const QEpilogue& e, const int32_t* init, int64_t init_stride, void* scratch) {
     auto* sums = reinterpret_cast<int32_t*>(static_cast<char*>(scratch) + round_up(qpanels_scratch(w.depth, w.bits), 64));
-    const bool direct = tiles.requantize && e.plain && e.type == QType::u8 && !e.row_zero_point && !e.row_scale && !e.residual;
+    const bool direct = tiles.requantize && e.plain && e.type == QType::u8 && !e.row_zero_point && !e.row_scale && !e.residual && !e.slopes;
     for (int64_t panel = begin; panel < end;) {
         // 5 panels are 3 and 2, rather than 4 and one alone.
         const int64_t left = end - panel, count = left == 5 ? 3 : left < qgroup ? left : qgroup;

@@ -6,6 +6,7 @@
 //     variance = max(S2 / n - mean mean, 0)
 //     factor   = (s / s_y) / sqrt(variance (s s) + eps)
 //     t = (float(x) - float(mean)) float(factor)                  float32, likewise
+//     t = t gain[k] + offset[k]                                   two operations; only where gamma and beta belong to no next weight
 //     y = rint(min(max(t, -z), 2^bits - 1 - z)) + z               ties to even
 //
 // mvit_kernels/reference/qnorm.py defines the same: all bits agree on every instruction set. float(x) is exact. In float64 the difference
@@ -38,6 +39,15 @@ inline void normalize_row(const QNorm& n, const int16_t* x, QNormal normal, uint
     const F32 mean = F32::all(normal.mean), factor = F32::all(normal.factor), low = F32::all(n.low), high = F32::all(n.high);
     const I32 zero = I32::all(n.zero_point);
     const int64_t depth = n.depth;  // a byte stored could be one of n's, for all that the compiler knows
+    if (n.gain) {
+        for (int64_t k = 0; k < depth; k += F32::width) {
+            const int lanes = lanes_left(depth, k);
+            const F32 t = (to_float(load_ints(x + k, lanes)) - mean) * factor;
+            const F32 scaled = t * load(n.gain + k, lanes, 0.0f) + load(n.offset + k, lanes, 0.0f);
+            store(to_byte(scaled, low, high, zero), y + k, lanes);
+        }
+        return;
+    }
     int64_t k = 0;
     for (; k + F32::width <= depth; k += F32::width) to_byte((to_float(I32::load(x + k)) - mean) * factor, low, high, zero).store(y + k);
     if (k < depth) {

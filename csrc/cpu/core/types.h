@@ -19,7 +19,8 @@ enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
 inline constexpr bool known(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }
 inline constexpr int64_t element_size(DType dtype) { return dtype == DType::f32 ? 4 : 2; }
 
-enum class Activation : int { none = 0, relu = 1, silu = 2, gelu = 3 };
+// dynamic: of each image and channel, by slopes beside it (dynamic_relu.h of ops); never said by a caller, who gives the slopes.
+enum class Activation : int { none = 0, relu = 1, silu = 2, gelu = 3, relu6 = 4, hard_swish = 5, dynamic = 6 };
 
 // What every entry point returns; no exception crosses into or out of the kernels.
 enum class Status : int { ok = 0, bad_dtype = 1, bad_shape = 2, bad_layout = 3, out_of_memory = 4, bad_weight = 5, overflow = 6 };

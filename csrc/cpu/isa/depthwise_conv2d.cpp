@@ -11,9 +11,17 @@ template <class T, int stride>
 void row(const DepthwiseConv2dRow& r) {
     const DepthwiseConv2dProblem& p = r.problem;
     const auto at = [&](int ky) { return static_cast<const T*>(r.rows[ky]); };
-    depthwise_row<stride, T, T>(
-        {{at(0), at(1), at(2)}, p.width, p.pixel_stride, p.channels, p.weight, p.weight_stride, p.bias, static_cast<T*>(r.y), p.channels},
-        p.activation);
+    depthwise_row<stride, T, T>({{at(0), at(1), at(2)},
+                                 p.width,
+                                 r.pixel_stride,
+                                 p.channels,
+                                 p.weight,
+                                 p.weight_stride,
+                                 p.bias,
+                                 static_cast<T*>(r.y),
+                                 p.channels,
+                                 r.slopes},
+                                p.activation);
 }
 
 }  // namespace

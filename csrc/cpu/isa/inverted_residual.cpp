@@ -26,14 +26,14 @@ void expand(const InvertedResidualBand& p, const T* x, int64_t count, float* to,
         const Rows a = load_rows<T>(source, rows, scratch);
         multiply_panels<float>(MVIT_ISA_SYMBOL(tile), a.data, a.stride, rows, p.channels, p.expand_weight, p.expand_bias, p.hidden, 0,
                                panels(p.hidden), p.activation, nullptr, 0, to + first * stride, stride,
-                               scratch + product_rows * scratch_stride(p.channels));
+                               scratch + product_rows * scratch_stride(p.channels), p.expand_slopes);
     }
 }
 
 template <class In>
 void filter(const InvertedResidualBand& p, const In* const rows[3], int64_t in_stride, float* to, int64_t out_stride) {
-    const DepthwiseRow<In, float> row{{rows[0], rows[1], rows[2]}, p.width,          in_stride, p.hidden,  p.depthwise_weight,
-                                      depthwise_stride(p.hidden),  p.depthwise_bias, to,        out_stride};
+    const DepthwiseRow<In, float> row{{rows[0], rows[1], rows[2]}, p.width,          in_stride, p.hidden,   p.depthwise_weight,
+                                      depthwise_stride(p.hidden),  p.depthwise_bias, to,        out_stride, p.depthwise_slopes};
     if (p.stride == 1) {
         depthwise_row<1>(row, p.activation);
     } else {

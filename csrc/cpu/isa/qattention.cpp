@@ -21,10 +21,20 @@ struct Differences {
     F32 operator()(int64_t offset, int lanes) const { return to_float(load_ints(data + offset, lanes) - zero_point); }
 };
 
-inline void rows(const Differences& from, int64_t count, int64_t depth, float* to, int64_t stride) {
-    each_pixel(from.at, 0, count, [&](int64_t row, int64_t offset) {
+inline void rows(const Differences& from, int64_t begin, int64_t end, int64_t depth, float* to, int64_t stride) {
+    each_pixel(from.at, begin, end, [&](int64_t row, int64_t offset) {
         for (int64_t c = 0; c < depth; c += W) from(offset + c, lanes_left(depth, c)).store(to + row * stride + c);
     });
+}
+
+// sums += part, whole numbers, for `rows` rows of a panel; part becomes the sum in float32. `first`: there are none yet.
+inline void carry(float* part, int64_t rows, int columns, bool first, int32_t* sums) {
+    for (int64_t i = 0; i < rows * panel; i += panel)
+        for (int64_t j = i; j < i + columns; j += W) {
+            const I32 more = to_int(F32::load(part + j)), sum = first ? more : I32::load(sums + j) + more;
+            sum.store(sums + j);
+            to_float(sum).store(part + j);
+        }
 }
 
 // In place for each of `rows` rows of a panel of every head, `head_stride` apart: x[h] = start(h, row, column) + sum_g term(h, g, x[g]).
@@ -44,16 +54,17 @@ inline void mix(float* x, int64_t head_stride, int64_t heads, int64_t rows, int 
         }
 }
 
-// e in place of l of one head; sum: of e of every query.
-inline void exponentials(float* scores, int64_t keys, int columns, const float* table, float* sums) {
-    for (int j = 0; j < columns; j += W) {
+// e in place of l of one head; sum: of e of every query, of which there are `width`.
+inline void exponentials(float* scores, int64_t keys, int width, const float* table, float* sums) {
+    for (int j = 0; j < width; j += W) {
+        const int lanes = lanes_left(width, j);
         const F32 top = largest(scores + j, keys, F32::all(-__builtin_inff())), most = F32::all(255.0f);
         F32 sum = F32::all(0.0f);
         for (int64_t i = j; i < keys * panel; i += panel) {
             int32_t index[W];
-            float e[W];
+            float e[W] = {};
             to_int(min(top - F32::load(scores + i), most)).store(index);
-            for (int lane = 0; lane < W; ++lane) e[lane] = table[index[lane] & 255];
+            for (int lane = 0; lane < lanes; ++lane) e[lane] = table[index[lane] & 255];
             const F32 found = F32::load(e);
             found.store(scores + i);
             sum = sum + found;
@@ -77,6 +88,13 @@ inline void whole_numbers(float* weights, int64_t keys, int columns, float ratio
     }
 }
 
+// body(first, count) for blocks of keys whose sums are exact in float32.
+template <class Body>
+inline void each_key_block(int64_t keys, const Body& body) {
+    const int64_t most = qattention_block(keys);
+    for (int64_t key = 0; key < keys; key += most) body(key, keys - key < most ? keys - key : most);
+}
+
 void run(const Task& s) {
     const TileKernels& tiles = MVIT_ISA_SYMBOL(tile);
     const QAttentionProblem& p = *s.problem;
@@ -86,6 +104,7 @@ void run(const Task& s) {
     float* const keys = s.scratch + at.keys;
     float* const values = s.scratch + at.values;
     float* const result = s.scratch + at.result;
+    auto* const sums = reinterpret_cast<int32_t*>(s.scratch + at.sums);
     float* const factors = s.scratch + at.factors;
     float* const table = s.scratch + at.table;
     float* const zeros = s.scratch + at.zeros;
@@ -99,8 +118,10 @@ void run(const Task& s) {
         const Differences q(p.q, p.q_stride, p.q_zero_point, s.image, s.first_head + h, p.depth, p.queries);
         const Differences k(p.k, p.k_stride, p.k_zero_point, s.image, s.first_head + h, p.depth, p.keys);
         transpose_in(q.at, s.begin, s.end, p.depth, query, panel, q);
-        rows(k, p.keys, p.depth, keys, at.key_stride);
-        tiles.multiply(keys, at.key_stride, p.keys, query, p.depth, width, zeros, 0, scores + h * size, panel);
+        each_key_block(p.keys, [&](int64_t key, int64_t block) {
+            rows(k, key, key + block, p.depth, keys, at.key_stride);
+            tiles.multiply(keys, at.key_stride, block, query, p.depth, width, zeros, 0, scores + h * size + key * panel, panel);
+        });
     }
     const auto bias = [&](int64_t h, int64_t key, int column) {
         return p.bias ? F32::load(p.bias + ((s.first_head + h) * p.keys + key) * p.bias_stride + s.begin + column) : zero;
@@ -116,7 +137,7 @@ void run(const Task& s) {
                     (bias(h, key, j) + steps * F32::load(x)).store(x);
                 }
     }
-    for (int64_t h = 0; h < heads; ++h) exponentials(scores + h * size, p.keys, columns, table, factors + h * panel);
+    for (int64_t h = 0; h < heads; ++h) exponentials(scores + h * size, p.keys, width, table, factors + h * panel);
     const F32 numerator = F32::all(p.mix_weights ? 1.0f : p.ratio);
     for (int64_t i = 0; i < heads * panel; i += panel)
         for (int j = 0; j < columns; j += W) (numerator / F32::load(factors + i + j)).store(factors + i + j);
@@ -130,8 +151,12 @@ void run(const Task& s) {
     const I32 out = I32::all(p.out.zero_point);
     for (int64_t h = 0; h < heads; ++h) {
         const Differences v(p.v, p.v_stride, p.v_zero_point, s.image, s.first_head + h, p.value_depth, p.keys);
-        transpose_in(v.at, 0, p.keys, p.value_depth, values, at.value_stride, v);
-        tiles.multiply(values, at.value_stride, p.value_depth, scores + h * size, p.keys, width, zeros, 0, result, panel);
+        each_key_block(p.keys, [&](int64_t key, int64_t block) {
+            transpose_in(v.at, key, key + block, p.value_depth, values, at.value_stride, v);
+            const float* const shares = scores + h * size + key * panel;
+            tiles.multiply(values, at.value_stride, p.value_depth, shares, block, width, zeros, 0, result, panel);
+            if (p.keys > block) carry(result, p.value_depth, columns, key == 0, sums);
+        });
         uint8_t* const y = p.y + s.image * p.y_stride[0] + (s.first_head + h) * p.value_depth;
         transpose_out({p.queries, 0, p.y_stride[1]}, s.begin, s.end, p.value_depth, result, factors + h * panel,
                       [&](F32 t, int64_t offset, int lanes) { store(to_byte(t, low, high, out), y + offset, lanes); });

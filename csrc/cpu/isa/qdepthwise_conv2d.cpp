@@ -10,7 +10,7 @@ namespace {
 template <int stride>
 void row(const QDepthwiseConv2dRow& r) {
     const QDepthwiseConv2dProblem& p = r.problem;
-    qdepthwise_row<stride>({{r.rows[0], r.rows[1], r.rows[2]}, p.width, p.pixel_stride, p.channels, p.blocks, p.narrow, r.first},
+    qdepthwise_row<stride>({{r.rows[0], r.rows[1], r.rows[2]}, p.width, r.pixel_stride, p.channels, p.blocks, p.narrow, r.first},
                            p.epilogue);
 }
 

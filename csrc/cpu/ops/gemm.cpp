@@ -3,6 +3,7 @@
 #include "cpu/core/borrowed.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/scratch.h"
+#include "cpu/ops/dynamic_relu.h"
 #include "cpu/ops/row_moments.h"
 
 namespace mvit {
@@ -19,6 +20,7 @@ Status check(const GemmProblem& p) {
     if (p.layer_norm && (p.second_depth > 0 || p.depth == 0 || p.moments)) return Status::bad_shape;
     if (p.moments && p.second_depth > 0) return Status::bad_shape;
     if (p.collected && p.y_stride != p.columns) return Status::bad_layout;
+    if (p.slopes && (p.activation != Activation::none || p.residual)) return Status::bad_layout;
     return Status::ok;
 }
 
@@ -34,6 +36,7 @@ void run(const GemmProblem& p, int threads) {
     };
     const auto rows_of_y = [&](int64_t block) { return at(p.y, (cut.group(block) * p.rows + cut.first(block)) * p.y_stride); };
 
+    const DynamicSlopes slopes(p.dtype, p.slopes, p.groups, p.columns);
     const Borrowed<Statistics> tiles(p.collected ? p.groups * cut.tiles() : 0);
     parallel_tasks(
         cut.tasks() * ranges, p.groups * p.rows * depth * p.columns / 8, gemm_scratch(cut.height, depth), threads,
@@ -46,7 +49,7 @@ void run(const GemmProblem& p, int threads) {
             source.second = at(p.second, row * p.second_stride);
             source.second_stride = p.second_stride;
             source.second_depth = p.second_depth;
-            kernels.block[code]({source, cut.count(block), p.columns, begin, end, p.weight, p.bias, p.activation,
+            kernels.block[code]({source, cut.count(block), p.columns, begin, end, p.weight, p.bias, p.activation, slopes.of(group),
                                  at(p.residual, row * p.residual_stride), p.residual_stride, rows_of_y(block), p.y_stride, scratch});
             if (p.collected && ranges == 1) gather_statistics(p.dtype, rows_of_y(block), cut, block, p.columns, tiles.data());
         });

@@ -35,6 +35,7 @@ struct GemmProblem {
     bool layer_norm;
     float eps;
     Activation activation;
+    const void* slopes;    // (groups, 2 N), of a dynamic ReLU (ops/dynamic_relu.h) in the place of activation and residual; or null
     const void* residual;  // or null
     int64_t residual_stride;
     void* y;
@@ -51,6 +52,7 @@ struct GemmBlock {
     int64_t rows, columns, panel_begin, panel_end;
     const float *weight, *bias;
     Activation activation;
+    const float* slopes;  // [a of all columns | b of all], or null
     const void* residual;
     int64_t residual_stride;
     void* y;

@@ -3,6 +3,7 @@
 #include "cpu/core/borrowed.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/scratch.h"
+#include "cpu/ops/dynamic_relu.h"
 #include "cpu/ops/group_norm.h"
 
 namespace mvit {
@@ -20,6 +21,8 @@ Status check(const InvertedResidualProblem& p) {
     if (p.stride != 1 && p.stride != 2) return Status::bad_shape;
     if (!p.expand_weight && p.hidden != p.channels) return Status::bad_shape;
     if (p.residual && (p.stride != 1 || p.columns != p.channels)) return Status::bad_shape;
+    const bool dynamic = p.expand_slopes || p.depthwise_slopes;
+    if ((dynamic && p.activation != Activation::none) || (p.expand_slopes && !p.expand_weight)) return Status::bad_layout;
     return known(p.dtype) ? Status::ok : Status::bad_dtype;
 }
 
@@ -40,6 +43,8 @@ void run(const InvertedResidualProblem& p, int threads) {
     const int64_t bands = (out_height + height - 1) / height, step = step_of(p, out_width, height);
     const int64_t in_bytes = p.height * p.width * p.channels * element_size(p.dtype);
     const int64_t row_bytes = out_width * p.columns * element_size(p.dtype);
+    const DynamicSlopes expand_slopes(p.dtype, p.expand_slopes, p.batch, p.hidden);
+    const DynamicSlopes depthwise_slopes(p.dtype, p.depthwise_slopes, p.batch, p.hidden);
     const Borrowed<Statistics> rows(p.collected ? p.batch * out_height : 0);
     const int64_t scratch_floats = inverted_residual_scratch(p.width, p.channels, p.hidden, p.stride, step);
     parallel_tasks(p.batch * bands, p.batch * p.height * p.width * p.hidden * p.channels / 8, scratch_floats, threads,
@@ -60,6 +65,8 @@ void run(const InvertedResidualProblem& p, int threads) {
                                            p.reduce_weight,
                                            p.reduce_bias,
                                            p.activation,
+                                           expand_slopes.of(image),
+                                           depthwise_slopes.of(image),
                                            p.residual,
                                            static_cast<const char*>(p.x) + image * in_bytes,
                                            y,

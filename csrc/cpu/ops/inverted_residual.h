@@ -28,6 +28,7 @@ struct InvertedResidualProblem {
     const float* depthwise_bias;               // depthwise_stride(hidden)
     const float *reduce_weight, *reduce_bias;  // packed
     Activation activation;
+    const void *expand_slopes, *depthwise_slopes;  // (batch, 2 hidden) each: dynamic ReLUs (ops/dynamic_relu.h) instead; or null
     bool residual;
     const void* x;
     void* y;
@@ -43,6 +44,7 @@ struct InvertedResidualBand {
     int stride;
     const float *expand_weight, *expand_bias, *depthwise_weight, *depthwise_bias, *reduce_weight, *reduce_bias;
     Activation activation;
+    const float *expand_slopes, *depthwise_slopes;  // [a of all hidden channels | b of all], or null
     bool residual;
     const void* x;  // of the image
     void* y;

@@ -21,7 +21,8 @@ Status check(const QAttentionProblem& p) {
     constexpr int64_t exact = (1 << 24) - 1;
     if (!writable(p.q_zero_point) || !writable(p.k_zero_point) || !writable(p.v_zero_point)) return Status::overflow;
     if (p.depth * farthest(p.q_zero_point) > exact / farthest(p.k_zero_point)) return Status::overflow;
-    if (p.keys * 255 * farthest(p.v_zero_point) > exact) return Status::overflow;
+    if (qattention_block(p.keys) * 255 * farthest(p.v_zero_point) > exact) return Status::overflow;
+    if (p.keys > exact / 255 || p.keys * 255 * farthest(p.v_zero_point) > INT32_MAX) return Status::overflow;
     return writable(p.out.zero_point) ? Status::ok : Status::overflow;
 }
 
@@ -30,12 +31,14 @@ QAttentionScratch layout_of(const QAttentionProblem& p, int64_t heads) {
     QAttentionScratch s{};
     Places place;
     s.key_stride = key_row_stride(channels);
-    s.value_stride = scratch_stride(p.keys);
+    const int64_t block = qattention_block(p.keys);
+    s.value_stride = scratch_stride(block);
     s.query = place(panel * channels);
     s.scores = place(heads * p.keys * panel);
-    s.keys = place(p.keys * s.key_stride);
+    s.keys = place(block * s.key_stride);
     s.values = place(value_channels * s.value_stride);
     s.result = place(panel * value_channels);
+    s.sums = place(panel * value_channels);
     s.factors = place(heads * panel);
     s.table = place(256);
     s.zeros = place(panel);

@@ -20,8 +20,8 @@
 // table, 40 to a factor of e; ratio = float32(s_v / s_y).
 //
 // Whole numbers below 2^24 are exact in float32, and so are their sums, in any order: products of differences of bytes are multiplied by
-// the tiles of floats. That needs c max|q - z_q| max|k - z_k| < 2^24 and 255 M max|v - z_v| < 2^24: heads and maps of up to 258 channels
-// and keys.
+// the tiles of floats. That needs c max|q - z_q| max|k - z_k| < 2^24: up to 258 channels with zero-points that are bytes. Sums over keys
+// are carried on in int32 after so many, 255 M max|v - z_v| < 2^31, and those of e stay below 2^24: up to 33025 keys.
 //
 // Floor: that of attention.
 #pragma once
@@ -53,6 +53,9 @@ struct QAttentionProblem {
 
 inline constexpr int64_t qattention_most_heads = 32;
 
+// How many keys at once: all, or as many as stay exact for any zero-point that is a byte.
+inline constexpr int64_t qattention_block(int64_t keys) { return keys <= 258 ? keys : 256; }
+
 Status qattention(const QAttentionProblem& problem, int threads);
 
 // --- what isa/qattention.cpp implements ---
@@ -64,6 +67,7 @@ struct QAttentionScratch {
     int64_t scores;                    // of the heads of a task: S, then l, then e, then u
     int64_t keys, values;              // K and V^T of a head
     int64_t result;                    // A^T of a head
+    int64_t sums;                      // likewise, int32, where there are several blocks of keys
     int64_t factors;                   // of every head and query: 1 / sum of e, what A is multiplied by
     int64_t table;                     // as floats
     int64_t zeros, size;

@@ -23,7 +23,7 @@ Status check(const QConv2dProblem& p) {
     if ((p.kernel != 1 && p.kernel != 3) || (p.stride != 1 && p.stride != 2)) return Status::bad_shape;
     if (p.weight.depth != p.kernel * p.kernel * channels(p)) return Status::bad_shape;
     if (!known(p.epilogue.type)) return Status::bad_dtype;
-    if (p.epilogue.table && p.epilogue.type != QType::u8) return Status::bad_dtype;
+    if ((p.epilogue.table && p.epilogue.type != QType::u8) || !slopes_fit(p.epilogue)) return Status::bad_dtype;
     if (p.epilogue.curve && (p.epilogue.type != QType::u8 || !p.epilogue.plain || p.epilogue.residual)) return Status::bad_dtype;
     if (p.epilogue.row_scale || p.epilogue.row_zero_point) return Status::bad_layout;
     return Status::ok;

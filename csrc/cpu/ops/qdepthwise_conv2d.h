@@ -18,9 +18,10 @@
 namespace mvit {
 
 struct QDepthwiseConv2dProblem {
-    int64_t batch, height, width, channels;
+    int64_t batch, height, width, channels;  // channels: of y
     int64_t stride;
-    const uint8_t* x;  // the channels of a pixel are contiguous
+    int64_t multiplier;  // as of ops/depthwise_conv2d.h: filters for each channel of x
+    const uint8_t* x;    // the channels of a pixel are contiguous
     int64_t image_stride, row_stride, pixel_stride;
     const QDepthwiseBlock* blocks;  // of 64 channels each
     bool narrow;                    // see core/qdepthwise.h
@@ -34,6 +35,7 @@ Status qdepthwise_conv2d(const QDepthwiseConv2dProblem& problem, int threads);
 struct QDepthwiseConv2dRow {
     const uint8_t* rows[3];  // null where outside of the map
     int64_t first;           // number of its first pixel
+    int64_t pixel_stride;
     const QDepthwiseConv2dProblem& problem;
 };
 

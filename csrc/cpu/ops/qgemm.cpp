@@ -29,7 +29,7 @@ bool row_zero_points_fit(const QGemmProblem& p) {
 Status check(const QGemmProblem& p) {
     if (p.rows < 0) return Status::bad_shape;
     if (!known(p.epilogue.type)) return Status::bad_dtype;
-    if (p.epilogue.table && p.epilogue.type != QType::u8) return Status::bad_dtype;
+    if ((p.epilogue.table && p.epilogue.type != QType::u8) || !slopes_fit(p.epilogue)) return Status::bad_dtype;
     if (p.epilogue.curve && (p.epilogue.type != QType::u8 || !p.epilogue.plain || p.epilogue.residual)) return Status::bad_dtype;
     if (p.norm && p.norm->depth != p.weight.depth) return Status::bad_shape;
     if (p.collected && p.epilogue.type != QType::i16) return Status::bad_dtype;

@@ -26,6 +26,9 @@ Status check(const Problem& p) {
     const QEpilogue &first = p.expand.epilogue, &middle = d.epilogue;
     if (first.type != QType::u8 || middle.type != QType::u8 || first.residual || middle.residual) return Status::bad_dtype;
     if (!known(p.reduce.epilogue.type) || (p.reduce.collected && p.reduce.epilogue.type != QType::i16)) return Status::bad_dtype;
+    for (const QEpilogue* e : {&first, &middle, &p.reduce.epilogue})
+        if (!slopes_fit(*e) || e->slope_rows > 0) return Status::bad_dtype;  // one image
+    if (middle.slopes && d.narrow) return Status::bad_dtype;
     if (first.row_scale || first.row_zero_point || p.reduce.epilogue.row_scale || p.reduce.epilogue.row_zero_point)
         return Status::bad_layout;
     return Status::ok;
@@ -102,10 +105,9 @@ class Band {
 
     void filter(int64_t row, int64_t i) {
         QDepthwiseConv2dProblem part = p_.depthwise;
-        part.pixel_stride = part.channels;
         part.epilogue = from_row(part.epilogue, 0, filtered_);
         part.epilogue.y_stride = part.channels;
-        QDepthwiseConv2dRow one{{}, i * out_width_, part};
+        QDepthwiseConv2dRow one{{}, i * out_width_, part.channels, part};
         for (int64_t ky = 0; ky < 3; ++ky) {
             const int64_t y = row * part.stride + ky - 1;
             if (y >= 0 && y < part.height) one.rows[ky] = ring(y);

@@ -10,7 +10,9 @@ from .cancel_constants import cancel_constants
 from .drop_unused import drop_unused
 from .elide_keys import elide_keys
 from .fold_affine import fold_affine, fold_affine_forward
+from .fold_constants import fold_constants
 from .fold_norm import fold_norm
+from .fuse_dynamic import fuse_dynamic
 from .fuse_epilogues import fuse_epilogues
 from .merge_convolutions import merge_convolutions, merge_linears
 from .merge_sums import merge_sums
@@ -18,8 +20,8 @@ from .pool_first import pool_first
 from .split_cat import split_cat
 
 PASSES = (
-    drop_unused, merge_sums, fold_affine, fold_norm, elide_keys, cancel_constants, pool_first, fold_affine_forward, merge_convolutions,
-    split_cat, fuse_epilogues,
+    fold_constants, drop_unused, merge_sums, fold_affine, fold_norm, elide_keys, cancel_constants, pool_first, fold_affine_forward,
+    merge_convolutions, split_cat, fuse_epilogues,
 )  # fmt: skip
 
 
@@ -41,7 +43,9 @@ __all__ = [
     "elide_keys",
     "fold_affine",
     "fold_affine_forward",
+    "fold_constants",
     "fold_norm",
+    "fuse_dynamic",
     "fuse_epilogues",
     "merge_convolutions",
     "merge_linears",

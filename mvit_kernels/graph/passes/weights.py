@@ -58,4 +58,4 @@ def only_user(program: Program, users: Mapping[str, list[str]], name: str) -> No
 
 def has_epilogue(node: Node) -> bool:
     """An activation or a residual."""
-    return "activation" in node.settings or "residual" in node.settings
+    return any(each in node.settings for each in ("activation", "dynamic", "residual"))

@@ -1,0 +1,140 @@
+"""Dynamic ReLU (arXiv 2003.10027) as Mobile-Former has it: schema, checks, fake, backward and backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import (
+    FLOAT_CODES,
+    FLOAT_DTYPES,
+    dense,
+    empty_in_format,
+    is_channels_last,
+    raise_status,
+    register,
+    register_autograd,
+    widen,
+)
+
+OP = "dynamic_relu"
+Tensor = torch.Tensor
+
+
+def dynamic_relu(x: Tensor, u: Tensor, *, backend: str | None = None) -> Tensor:
+    """max(a x, b x) with a = 1 + clip(u[:, :C]) and b = clip(u[:, C:]), clip to [-1, 1]: two slopes for each image and channel.
+
+    Args:
+        x: (B, C, H, W) float32, bfloat16, float16 or float64, at least one channel and pixel. The cpu kernel runs on channels_last memory:
+            other formats are copied to it, and the result is copied back.
+        u: (B, 2 C), dtype of x: what some other part of the network says. 0 makes it ReLU.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        (B, C, H, W); dtype and memory format of x. 16-bit inputs are computed in float32.
+
+    Raises:
+        TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.
+
+    Source: DY-ReLU, arXiv 2003.10027, equation 3, without intercepts; Mobile-Former, arXiv 2108.05895.
+    """
+    checks.all_tensors(OP, x=x, u=u)
+    checks.backend(OP, backend)
+    return _call(x, u, backend=backend)
+
+
+def _check(x: Tensor, u: Tensor) -> None:
+    checks.image(OP, "x", x, FLOAT_DTYPES)
+    checks.tensor(OP, "u", u, 2)
+    checks.like(OP, "u", u, x, (x.shape[0], 2 * x.shape[1]))
+
+
+# --- backends ---
+
+
+def _cpu_refuse(x: Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    if not x.is_cpu:
+        return f"x is on {x.device}"
+    if x.dtype not in FLOAT_CODES:
+        return f"it has no kernel for {x.dtype}"
+    return None
+
+
+def _cpu_forward(x: Tensor, u: Tensor) -> Tensor:
+    channels_last, u = is_channels_last(x), u.contiguous()
+    x = dense(x, True)
+    y = empty_in_format(x, tuple(x.shape), True)
+    status = native.dynamic_relu(FLOAT_CODES[x.dtype], x.shape, x.data_ptr(), u.data_ptr(), y.data_ptr(), torch.get_num_threads())
+    if status:
+        raise_status(OP, status)
+    return y if channels_last else dense(y, False)
+
+
+def _reference_forward(x: Tensor, u: Tensor) -> Tensor:
+    return dense(reference.dynamic_relu(*widen(x, x, u)).to(x.dtype), is_channels_last(x))
+
+
+def _reference_backward(dy: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    dx, du = reference.dynamic_relu_backward(*widen(x, dy, x, u))
+    return dense(dx.to(x.dtype), is_channels_last(x)), du.to(u.dtype)
+
+
+choose = Choice(
+    OP,
+    cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient is a few sums: torch's
+    reference=Implementation(_reference_forward, _reference_backward),
+)
+
+
+# --- registration ---
+
+
+def _forward(x: Tensor, u: Tensor, *, backend: str | None = None) -> Tensor:
+    _check(x, u)
+    return choose(backend, x).forward(x, u)
+
+
+def _forward_fake(x: Tensor, u: Tensor, *, backend: str | None = None) -> Tensor:
+    _check(x, u)
+    return empty_in_format(x, tuple(x.shape), is_channels_last(x))
+
+
+def _backward(dy: Tensor, x: Tensor, u: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+    _check(x, u)
+    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
+    backward = choose(backend, x).backward
+    assert backward is not None
+    return backward(dy, x, u)
+
+
+def _backward_fake(dy: Tensor, x: Tensor, u: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
+    return empty_in_format(x, tuple(x.shape), is_channels_last(x)), u.new_empty(u.shape)
+
+
+_forward_op = register(OP, "(Tensor x, Tensor u, *, str? backend=None) -> Tensor", _forward, _forward_fake)
+_backward_op = register(
+    f"{OP}_backward", "(Tensor dy, Tensor x, Tensor u, str? backend) -> (Tensor, Tensor)", _backward, _backward_fake
+)  # fmt: skip
+
+
+def _setup(ctx: Any, x: Tensor, u: Tensor, *, backend: str | None = None) -> None:
+    ctx.save_for_backward(x, u)
+    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
+
+
+def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, u = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
+        return _reference_backward(dy, x, u)
+    return _backward_op(dy, x, u, ctx.backend)
+
+
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=2)

@@ -1,0 +1,127 @@
+"""A gate of every element by hard-sigmoid (arXiv 1905.02244, section 5.2): schema, checks, fake, backward and backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mvit_kernels import reference
+
+from . import checks
+from .backend import NATIVE_REASON, Choice, Implementation, native
+from .library import FLOAT_CODES, FLOAT_DTYPES, raise_status, register, register_autograd, widen
+
+OP = "hard_gate"
+Tensor = torch.Tensor
+
+
+def hard_gate(x: Tensor, u: Tensor, *, backend: str | None = None) -> Tensor:
+    """x hard_sigmoid(u), element by element; hard_sigmoid(u) = min(max(u + 3, 0), 6) / 6.
+
+    Args:
+        x: of any shape, float32, bfloat16, float16 or float64. What is not contiguous is copied.
+        u: shape and dtype of x.
+        backend: None for automatic choice, or "cpu" or "reference".
+
+    Returns:
+        Shape and dtype of x, contiguous. 16-bit inputs are computed in float32.
+
+    Raises:
+        TypeError, ValueError: arguments of another dtype, size or device, or the requested backend cannot take them.
+
+    Source: MobileNetV3, arXiv 1905.02244, section 5.2; Mobile-Former, arXiv 2108.05895.
+    """
+    checks.all_tensors(OP, x=x, u=u)
+    checks.backend(OP, backend)
+    return _call(x, u, backend=backend)
+
+
+def _check(x: Tensor, u: Tensor) -> None:
+    checks.tensor(OP, "x", x, x.ndim, FLOAT_DTYPES)
+    checks.like(OP, "u", u, x, x.shape)
+
+
+# --- backends ---
+
+
+def _cpu_refuse(x: Tensor, *_: object) -> str | None:
+    if native is None:
+        return NATIVE_REASON
+    if not x.is_cpu:
+        return f"x is on {x.device}"
+    if x.dtype not in FLOAT_CODES:
+        return f"it has no kernel for {x.dtype}"
+    return None
+
+
+def _cpu_forward(x: Tensor, u: Tensor) -> Tensor:
+    x, u = x.contiguous(), u.contiguous()
+    y = torch.empty_like(x)
+    status = native.hard_gate(FLOAT_CODES[x.dtype], x.numel(), x.data_ptr(), u.data_ptr(), y.data_ptr(), torch.get_num_threads())
+    if status:
+        raise_status(OP, status)
+    return y
+
+
+def _reference_forward(x: Tensor, u: Tensor) -> Tensor:
+    return reference.hard_gate(*widen(x, x, u)).to(x.dtype).contiguous()
+
+
+def _reference_backward(dy: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    dx, du = reference.hard_gate_backward(*widen(x, dy, x, u))
+    # In the memory order of what they are gradients of, as torch's own gradients are.
+    return torch.empty_like(x).copy_(dx), torch.empty_like(u).copy_(du)
+
+
+choose = Choice(
+    OP,
+    cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient is a few products: torch's
+    reference=Implementation(_reference_forward, _reference_backward),
+)
+
+
+# --- registration ---
+
+
+def _forward(x: Tensor, u: Tensor, *, backend: str | None = None) -> Tensor:
+    _check(x, u)
+    return choose(backend, x).forward(x, u)
+
+
+def _forward_fake(x: Tensor, u: Tensor, *, backend: str | None = None) -> Tensor:
+    _check(x, u)
+    return x.new_empty(x.shape)
+
+
+def _backward(dy: Tensor, x: Tensor, u: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+    _check(x, u)
+    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
+    backward = choose(backend, x).backward
+    assert backward is not None
+    return backward(dy, x, u)
+
+
+def _backward_fake(dy: Tensor, x: Tensor, u: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(u)
+
+
+_forward_op = register(OP, "(Tensor x, Tensor u, *, str? backend=None) -> Tensor", _forward, _forward_fake)
+_backward_op = register(
+    f"{OP}_backward", "(Tensor dy, Tensor x, Tensor u, str? backend) -> (Tensor, Tensor)", _backward, _backward_fake
+)  # fmt: skip
+
+
+def _setup(ctx: Any, x: Tensor, u: Tensor, *, backend: str | None = None) -> None:
+    ctx.save_for_backward(x, u)
+    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
+
+
+def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, u = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
+        return _reference_backward(dy, x, u)
+    return _backward_op(dy, x, u, ctx.backend)
+
+
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=2)
