@@ -313,7 +313,7 @@ def test_bad_input(network) -> None:
         (x[:, :2], ValueError, r"x: expected shape \(B, 3, H, W\), got \(1, 2, 64, 64\)"),
         (x[..., :0], ValueError, r"x: expected shape \(B, 3, H, W\), got \(1, 3, 64, 0\)"),
         (x.long(), TypeError, r"x: expected one of torch.float32, torch.bfloat16, torch.float16, got torch.int64"),
-        (x.to("meta"), ValueError, r"x: expected a tensor on the CPU, got one on meta"),
+        (x.to("meta"), ValueError, r"x: expected a tensor on cpu, got one on meta"),
         ("x", TypeError, r"x: expected a torch.Tensor, got str"),
     ):
         with pytest.raises(error, match=f"CompiledModel: {text}"):
@@ -327,7 +327,7 @@ def test_bad_input(network) -> None:
         with pytest.raises(error, match=f"compile: {text}"):
             mk.compile(*arguments)
     for settings, text in (
-        ({"backend": "gpu"}, r'backend: expected "auto" or "cpu", got \'gpu\''),
+        ({"backend": "gpu"}, r'backend: expected "auto", "cpu" or "cuda", got \'gpu\''),
         ({"dtype": torch.float64}, r"dtype: expected one of .*, got torch.float64"),
         ({"num_threads": 0}, r"num_threads: expected a positive number or None, got 0"),
     ):
