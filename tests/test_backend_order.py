@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
@@ -34,10 +37,11 @@ def test_the_order_is_asked_on_gpus_alone() -> None:
     made = {name: Implementation(lambda *_, name=name: name) for name in ("cuda", "triton", "cpu", "reference")}
     try:
         choose = Choice("op", order=lambda x, wanted: (wanted, "reference"), **made)
-        off_cpu = torch.empty(1, device="meta")
+        off_cpu: Any = SimpleNamespace(is_cpu=False, is_cuda=True)
         assert choose(None, off_cpu, "triton").forward() == "triton"
         assert choose(None, off_cpu, "cuda").forward() == "cuda"
         assert choose(None, torch.empty(1), "cuda").forward() == "cpu"
         assert choose("cuda", off_cpu, "triton").forward() == "cuda"
+        assert choose(None, torch.empty(1, device="meta"), "triton").forward() == "cuda"  # as on devices of others: all by turns
     finally:
         Choice.every.pop()

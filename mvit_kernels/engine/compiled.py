@@ -73,7 +73,9 @@ class CompiledModel:
                 plans = self._plans | {size: self._source.plan(size)}  # replaced as a whole: others may be looking for theirs
                 if len(plans) > MOST_PLANS:  # the first one stays: reports are of it
                     _, *others = plans
-                    del plans[min(others, key=lambda each: self._used.get(each, -1))]
+                    given_up = plans.pop(min(others, key=lambda each: self._used.get(each, -1)))
+                    if not isinstance(given_up, Plan):
+                        given_up.close()
                 self._plans = plans
             return self._plans[size]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from mvit_kernels.ops.backend import requested
 from mvit_kernels.ops.moments import keeping_parts
 from mvit_kernels.ops.packing import holding
 
@@ -26,6 +27,8 @@ from .steps import Value
 
 Tensor = torch.Tensor
 MOST_GRAPHS = 8  # batch sizes at hand
+# One capture at a time in a process: another's synchronization would end it.
+_capturing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,8 @@ class DevicePlan:
             for name in (*call.inputs, *_results(call)):  # a result that nobody takes is gone at once
                 last[name] = i
         self._done = [[name for name in last if last[name] == i and name not in self.outputs] for i in range(len(self.calls))]
-        self._graphs: OrderedDict[tuple[int, bool], _Graph] = OrderedDict()
+        self._graphs: OrderedDict[tuple[int, bool, str], _Graph] = OrderedDict()
+        self._held: list[Any] = []  # packed weights that graphs of callers read
         self._lock = threading.Lock()
         if device.type == "cuda":
             with torch.cuda.device(device):
@@ -59,20 +63,36 @@ class DevicePlan:
                 self._free = torch.cuda.Event()  # when the memory of the graphs was last read
 
     def run(self, x: Tensor, threads: int = 0) -> list[Tensor]:
-        """x (B, C, H, W) on the device, of any float dtype and strides; results in the dtypes of the plan. It waits for nothing."""
-        if x.shape[0] == 0 or self.device.type != "cuda" or torch.cuda.is_current_stream_capturing() or self.uncaptured:
+        """x (B, C, H, W) on the device, of any float dtype and strides; results in the dtypes of the plan.
+
+        It waits for nothing, but where the graph of a batch size is captured, at its first call, or an old one is given up.
+        """
+        if self.device.type != "cuda":
             return self.call_all(x)
-        with self._lock, torch.cuda.device(self.device):
-            held = self._graph_for(x)
-            if held is None:
+        with torch.cuda.device(self.device):
+            if torch.cuda.is_current_stream_capturing():  # a graph of the caller's, of which nobody knows how long it lives
+                with holding() as weights:
+                    results = self.call_all(x)
+                self._held += weights
+                return results
+            if x.shape[0] == 0 or self.uncaptured:
                 return self.call_all(x)
-            stream = torch.cuda.current_stream()
-            stream.wait_event(self._free)
-            held.input.copy_(x, non_blocking=True)
-            held.graph.replay()
-            results = [y.clone() for y in held.outputs]
-            self._free.record(stream)
+            with self._lock:
+                held = self._graph_for(x)
+                if held is None:
+                    return self.call_all(x)
+                stream = torch.cuda.current_stream()
+                stream.wait_event(self._free)
+                held.input.copy_(x, non_blocking=True)
+                held.graph.replay()
+                results = [y.clone() for y in held.outputs]
+                self._free.record(stream)
         return results
+
+    def close(self) -> None:
+        """Wait until nothing reads the memory of its graphs any more: before it is given up."""
+        if self.device.type == "cuda":
+            self._free.synchronize()
 
     def call_all(self, x: Tensor, watch: Callable[[Call, list[Tensor]], None] | None = None) -> list[Tensor]:
         """Call by call, on the current stream. watch: sees each call and its inputs."""
@@ -95,43 +115,54 @@ class DevicePlan:
 
     def _graph_for(self, x: Tensor) -> _Graph | None:
         """Captured at the first batch of its size, in the memory format of that one: the copy of others changes theirs."""
-        key = x.shape[0], x.is_contiguous(memory_format=torch.channels_last)
+        key = x.shape[0], x.is_contiguous(memory_format=torch.channels_last), requested()
         held = self._graphs.get(key)
         if held is not None:
             self._graphs.move_to_end(key)
             return held
-        static = torch.empty(x.shape, dtype=self.input.dtype, device=self.device, memory_format=_format(key[1]))
-        static.copy_(x)
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            self.call_all(static)  # kernels are compiled and weights arranged before the capture, inside of which nothing runs
-        torch.cuda.synchronize()
-        try:
-            with holding() as weights, torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-                outputs = self.call_all(static)
-        except RuntimeError as error:
-            ours = [call for call in self.calls if call.reason is not None]
-            if not ours:
-                raise
-            self.uncaptured = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            warnings.warn(
-                f"mvit_kernels: the network runs call by call, not as a CUDA graph: torch runs {', '.join(call.name for call in ours)} and"
-                f" something there cannot be captured ({self.uncaptured})",
-                stacklevel=4,
-            )
+        with _capturing:
+            held = self._captured(x, _format(key[1]))
+        if held is None:
             return None
         while len(self._graphs) >= MOST_GRAPHS:
-            self._free.synchronize()
+            self.close()
             self._graphs.popitem(last=False)
-        self._graphs[key] = _Graph(graph, static, outputs, weights)
-        return self._graphs[key]
+        self._graphs[key] = held
+        return held
+
+    def _captured(self, x: Tensor, memory_format: torch.memory_format) -> _Graph | None:
+        with torch.inference_mode(False):  # later calls may be in no such mode, and write to it
+            static = torch.empty(x.shape, dtype=self.input.dtype, device=self.device, memory_format=memory_format)
+            static.copy_(x)
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        # A capture that fails leaves its stream the current one: the outer block puts that right.
+        with torch.cuda.stream(stream):
+            self.call_all(static)  # kernels are compiled and weights arranged before the capture, inside of which nothing runs
+            torch.cuda.synchronize()
+            try:
+                with holding() as weights, torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+                    outputs = self.call_all(static)
+            except torch.cuda.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
+                by_torch = [call.name for call in self.calls if call.reason is not None]
+                if not by_torch:
+                    raise
+                self.uncaptured = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+                warnings.warn(
+                    f"mvit_kernels: the network runs call by call, not as a CUDA graph: torch runs {', '.join(by_torch)}, and something"
+                    f" there cannot be captured ({self.uncaptured})",
+                    stacklevel=6,
+                )
+                return None
+        return _Graph(graph, static, outputs, weights)
 
     def report(self) -> PlanReport:
         return report_of(self)
 
     def profile(self, x: Tensor, repeats: int) -> Profile:
-        with torch.cuda.device(self.device):
+        with torch.cuda.device(self.device), self._lock, _capturing:
             return profile_of(self, x, repeats)
 
     @property

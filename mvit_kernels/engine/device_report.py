@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mvit_kernels.ops.packing import holding
+
 from .lower_calls import Call
 from .report import PlanReport, Profile, Row, boundaries, kind_of, timed
 
@@ -67,17 +69,23 @@ def _seconds(call: Call, inputs: list[Tensor], repeats: int) -> float:
 
 def _captured(call: Call, inputs: list[Tensor]) -> tuple[Callable[[], object], int]:
     """(what runs the call, how often it does at once): one of torch's that cannot be captured runs once, from Python."""
-    graph = torch.cuda.CUDAGraph()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
     torch.cuda.synchronize()
-    try:
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            for _ in range(_COPIES):
-                call.run(*inputs)
-    except RuntimeError:
-        if call.reason is None:
-            raise
-        return functools.partial(call.run, *inputs), 1
-    return graph.replay, _COPIES
+    with torch.cuda.stream(stream):  # a capture that fails leaves its stream the current one
+        try:
+            with holding() as weights, torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                for _ in range(_COPIES):
+                    call.run(*inputs)
+        except RuntimeError:
+            if call.reason is None:
+                raise
+            return functools.partial(call.run, *inputs), 1
+    return functools.partial(_replay, graph, weights), _COPIES
+
+
+def _replay(graph: torch.cuda.CUDAGraph, weights: list[object]) -> None:
+    """weights: packed, which the graph reads and must live as long."""
+    graph.replay()
 
 
 @functools.cache

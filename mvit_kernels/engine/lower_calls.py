@@ -262,8 +262,12 @@ class _Calls(Blocks):
 
 def _without_kernel(kind: str) -> str | None:
     """Why an integer node runs in plain torch on a GPU."""
-    implementations = next((each.implementations for each in Choice.every if each.op == kind), {})
+    op = _OPS.get(kind, kind)
+    (implementations,) = (each.implementations for each in Choice.every if each.op == op)
     return None if {"cuda", "triton"} & set(implementations) else "no kernel for GPUs: plain torch"
+
+
+_OPS = {"qlinear": "qgemm"}  # of kinds that are called otherwise
 
 
 def _or_none(activation: str) -> str | None:

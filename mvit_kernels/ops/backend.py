@@ -108,6 +108,11 @@ def use_backend(backend: str) -> Iterator[None]:
         _requested.reset(token)
 
 
+def requested() -> str:
+    """What calls without a wish of their own are asked to run on now: a backend, or "auto"."""
+    return _requested.get()
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute an op. `refuse` takes the forward's arguments and gives the reason why it cannot take them, or None."""
@@ -147,14 +152,16 @@ class Choice:
             wanted = _requested.get()
         if wanted != "auto":
             return self._wanted(wanted, args)
-        for implementation in self._on_cpu if args[0].is_cpu else self._on_gpu(args):
+        for implementation in self._on_cpu if args[0].is_cpu else self._on_device(args):
             if implementation.refuse(*args) is None:
                 return implementation
         reasons = "; ".join(f"{name}: {each.refuse(*args)}" for name, each in self.implementations.items())
         raise ValueError(f"{self.op}: no backend takes this call ({reasons})")
 
-    def _on_gpu(self, args: tuple[Any, ...]) -> Iterable[Implementation]:
-        return self._in_order if self._order is None else (self.implementations[name] for name in self._order(*args))
+    def _on_device(self, args: tuple[Any, ...]) -> Iterable[Implementation]:
+        if self._order is None or not args[0].is_cuda:
+            return self._in_order
+        return (self.implementations[name] for name in self._order(*args))
 
     def _wanted(self, wanted: str, args: tuple[object, ...]) -> Implementation:
         _check_environment()

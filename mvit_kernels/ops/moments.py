@@ -10,7 +10,7 @@ import torch
 from mvit_kernels import reference
 
 from . import triton_support
-from .library import FLOAT_CODES
+from .library import FLOAT_CODES, dense_in_own_format
 
 _kernels = triton_support.Kernels("moments")
 
@@ -26,7 +26,11 @@ def joined(moments: torch.Tensor | None) -> torch.Tensor | None:
 
 
 def moments_of(y: torch.Tensor, images: int) -> torch.Tensor:
-    """(images, 2) float64 of a dense y, images of equal size behind each other: by kernels on a GPU, else by plain torch."""
-    if y.is_cuda and triton_support.refuse(y, FLOAT_CODES) is None:
-        return _kernels.collect(y, images)
+    """(images, 2) float64 of y, images of equal size behind each other: by kernels on a GPU, else by plain torch."""
+    if _on_gpu(y) and triton_support.refuse(y, FLOAT_CODES) is None:
+        return _kernels.collect(dense_in_own_format(y)[0], images)
     return reference.moments_of(y, images)
+
+
+def _on_gpu(y: torch.Tensor) -> bool:
+    return y.is_cuda

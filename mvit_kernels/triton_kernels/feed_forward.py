@@ -24,7 +24,7 @@ from .activation import activate
 from .launch import blocks, capability, launch, processors, vector_of
 from .moments import combine_moments, write_part
 from .products import dot
-from .resident import load_pixels, squares, widths
+from .resident import load_pixels, normal, squares, widths
 
 Tensor = torch.Tensor
 HIDDEN = 64  # channels: of weights, what the hidden ones are a multiple of
@@ -97,10 +97,10 @@ def feed_forward_kernel(
         inverse = (1.0 / tl.sqrt(variance / dim + eps))[:, None]
     else:
         mean, inverse = combine_moments(moments, image, pieces, eps, PIECES)
-    normal1 = ((value1 - mean) * inverse).to(x.dtype.element_ty)  # beyond the last channel weights are zero, and these are finite
+    normal1 = normal(value1, mean, inverse, c1, dim).to(x.dtype.element_ty)
     total1 = tl.zeros((BLOCK_T, C1), tl.float32)
     if C2 > 0:
-        normal2 = ((value2 - mean) * inverse).to(x.dtype.element_ty)
+        normal2 = normal(value2, mean, inverse, c2, dim).to(x.dtype.element_ty)
         total2 = tl.zeros((BLOCK_T, C2), tl.float32)
     for begin in range(0, hidden, BLOCK_H):
         h = begin + tl.arange(0, BLOCK_H)

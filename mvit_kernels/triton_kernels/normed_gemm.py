@@ -16,7 +16,7 @@ from . import tuning
 from .activation import activate
 from .launch import blocks, launch, power_of_two, processors, vector_of
 from .products import dot
-from .resident import load_pixels, squares, widths
+from .resident import load_pixels, normal, squares, widths
 
 if TYPE_CHECKING:
     from .gemm import Weight
@@ -61,9 +61,9 @@ def normed_gemm_kernel(
         of_group = moments + row // rows_of_group * 2
         mean = tl.load(of_group).to(tl.float32)[:, None]
         inverse = (1.0 / tl.sqrt(tl.load(of_group + 1) + eps)).to(tl.float32)[:, None]
-    normal1 = tl.where((c1 < depth)[None, :], (value1 - mean) * inverse, 0.0).to(a.dtype.element_ty)
+    normal1 = normal(value1, mean, inverse, c1, depth).to(a.dtype.element_ty)
     if C2 > 0:
-        normal2 = tl.where((c2 < depth)[None, :], (value2 - mean) * inverse, 0.0).to(a.dtype.element_ty)
+        normal2 = normal(value2, mean, inverse, c2, depth).to(a.dtype.element_ty)
     y_at = y + row[:, None] * columns
     for begin in range(0, columns, BLOCK_N):
         n = begin + tl.arange(0, BLOCK_N)

@@ -29,3 +29,9 @@ def squares(value, mean, c, dim):
     """(t,) sums of squared distances from the mean."""
     distance = tl.where((c < dim)[None, :], value - mean, 0.0)
     return tl.sum(distance * distance, 1)
+
+
+@triton.jit
+def normal(value, mean, inverse, c, dim):
+    """Centred and scaled; zeros beyond the last channel, where -mean / sigma might not be finite in 16 bits."""
+    return tl.where((c < dim)[None, :], (value - mean) * inverse, 0.0)

@@ -26,7 +26,7 @@ from .moments import collect as collect_moments
 from .moments import collected, combine_moments, empty_parts, parts_or_moments, write_part
 from .phases import group_start, phases_of, pixel_offsets
 from .products import dot
-from .resident import load_pixels, widths
+from .resident import load_pixels, normal, widths
 
 Tensor = torch.Tensor
 
@@ -156,11 +156,11 @@ def value_out_kernel(
     y += image.to(tl.int64) * y_image + group_start(group, across, y_row, y_column)
     context += (program // per_group).to(tl.int64) * dim
     c1 = tl.arange(0, C1)
-    normal1 = ((load_pixels(x, at, c1, dim) - mean) * inverse).to(x.dtype.element_ty)  # finite beyond the last channel, where weights are 0
+    normal1 = normal(load_pixels(x, at, c1, dim), mean, inverse, c1, dim).to(x.dtype.element_ty)
     total1 = tl.zeros((BLOCK_T, C1), tl.float32)
     if C2 > 0:
         c2 = C1 + tl.arange(0, C2)
-        normal2 = ((load_pixels(x, at, c2, dim) - mean) * inverse).to(x.dtype.element_ty)
+        normal2 = normal(load_pixels(x, at, c2, dim), mean, inverse, c2, dim).to(x.dtype.element_ty)
         total2 = tl.zeros((BLOCK_T, C2), tl.float32)
     depth = tl.cdiv(dim, SLICE) * SLICE
     for first in range(0, dim, BLOCK_V):

@@ -163,6 +163,41 @@ def test_several_threads_and_streams(compiled) -> None:
     assert wrong == []
 
 
+def test_several_threads_compile_and_capture_at_once() -> None:
+    networks = [mk.compile(model(seed=seed).cuda().half(), images(1).cuda()) for seed in range(4)]
+    wrong: list[str] = []
+
+    def work(index: int) -> None:
+        x = images(index + 1, 64 + 32 * (index % 2)).cuda()
+        first = networks[index](x)
+        if not torch.equal(first, networks[index](x)) or plan_of(networks[index], x.shape[2]).uncaptured:
+            wrong.append(f"{index}")
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_modes_of_calls_may_differ() -> None:
+    compiled = mk.compile(model().cuda().half(), images(1).cuda())
+    with torch.inference_mode():
+        first = compiled(images(3).cuda()).clone()
+    with torch.no_grad():
+        assert torch.equal(compiled(images(3).cuda()), first)
+    assert torch.equal(compiled(images(3).cuda()), first)
+
+
+def test_a_requested_backend_has_graphs_of_its_own(compiled) -> None:
+    x = images(2).cuda()
+    with mk.use_backend("reference"):
+        plain = compiled(x)
+    assert (compiled(x) - plain).abs().max() <= 0.02 * plain.abs().max()
+    assert {key[2] for key in plan_of(compiled)._graphs} >= {"auto", "reference"}
+
+
 def test_inside_of_the_callers_own_graph(compiled) -> None:
     x = images(2).cuda()
     right = compiled(x)
@@ -170,9 +205,12 @@ def test_inside_of_the_callers_own_graph(compiled) -> None:
     with torch.cuda.graph(graph):
         y = compiled(x)
     y.zero_()
+    forget_all()
+    filler = [torch.full((2**20,), float("nan"), device="cuda") for _ in range(64)]  # where what was freed would lie
     graph.replay()
     torch.cuda.synchronize()
     assert torch.equal(y, right)
+    del filler
 
 
 @pytest.mark.parametrize("bits", [8, 6])
@@ -184,6 +222,7 @@ def test_integers_have_the_bits_of_the_cpu(name: str, bits: int) -> None:
     x = images(3, seed=5)
     assert torch.equal(compiled(x.cuda()).cpu(), quantized(x))
     assert plan_of(compiled).uncaptured is None
+    assert compiled.report().fallbacks == ()
 
 
 def test_report_and_profile(compiled) -> None:
@@ -226,6 +265,7 @@ def test_what_cannot_be_captured_runs_call_by_call_and_says_so() -> None:
         y = compiled(x.cuda())
     assert (y.cpu() - right).abs().max() <= 5e-3 * right.abs().max()
     assert plan_of(compiled).uncaptured
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert torch.equal(compiled(x.cuda()), y)
 
 
