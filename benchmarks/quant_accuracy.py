@@ -5,9 +5,11 @@
     python benchmarks/quant_accuracy.py --table                  # prints what was measured
     python benchmarks/quant_accuracy.py --imagenet DIR --results imagenet.json   # the table of the Q-HyViT paper, for who has ImageNet
 
-Accuracy is that of the compiled integer plan. Every case is one calibration: network, variant (`stress.py`), bits, method, and the seed by
-which its 32 training images are drawn. Which images each got right is kept, so that differences are of the same images; their intervals are
-those of a bootstrap over images, in which all seeds of a case stay together.
+Accuracy is that of the compiled integer plan, or of the simulation where a method has quantizers that no kernel runs ("kernels": false).
+Every case is one calibration: network, variant (`stress.py`), bits, method, and the seed by which its 32 training images are drawn and what
+the method draws. Which images each got right is kept, so that differences are of the same images; their intervals are those of a bootstrap
+over images, in which all seeds of a case stay together. Behind "seeds" is the standard deviation of single calibrations, where there are
+several.
 
 With --imagenet, the networks are timm's pretrained ones, calibrated on images of DIR/train and judged on all of DIR/val, in any layout that
 `mvit-kernels eval` reads. Beside what is measured the table then has what the paper says of its method. This was never run here.
@@ -37,7 +39,7 @@ from mvit_kernels.data import StandInTask
 from mvit_kernels.data.listed import calibration_images, evaluation_set
 from mvit_kernels.files import write_text
 from mvit_kernels.machine import conditions, usable_cores
-from mvit_kernels.quant.config import AVAILABLE, METHODS
+from mvit_kernels.quant.config import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "quant_accuracy.json"
 PAPER = {  # Q-HyViT, arXiv 2303.12557 v3, table II: top-1 in float, at W8A8 and at W6A6
@@ -70,7 +72,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", help="(default: all)")
     parser.add_argument("--variants", nargs="+", choices=(PLAIN, *VARIANTS), help="(default: all; of ImageNet's none but trained)")
     parser.add_argument("--bits", nargs="+", type=int, default=(8, 6), choices=(8, 6))
-    parser.add_argument("--methods", nargs="+", default=AVAILABLE, choices=AVAILABLE)
+    parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0,))
     parser.add_argument("--samples", type=int, default=SAMPLES, help="held-out images of the stand-in task (default: %(default)s)")
     parser.add_argument("--imagenet", metavar="DIR", help="with train and val")
@@ -105,9 +107,13 @@ def _measure(args: argparse.Namespace, images: Images, document: dict[str, Any])
             document["float"].append({"model": case["model"], "samples": len(hits), "hits": _packed(hits)})
         config = mk.QuantConfig(case["bits"], case["bits"], case["method"], seed=case["seed"])
         quantized = mk.quantize(network.model, images.calibration(network, case["seed"]), config, progress=False)
-        fast = mk.compile(quantized, torch.zeros(1, 3, network.size, network.size))
-        hits = _hits(fast, images.held_out(network))
-        document["cases"].append(case | {"top1": float(hits.mean()), "hits": _packed(hits)})
+        kernels = not quantized.simulation_only()
+        if kernels:
+            hits = _hits(mk.compile(quantized, torch.zeros(1, 3, network.size, network.size)), images.held_out(network))
+        else:
+            quantized.backend = None  # kernels for what they run: the same bits
+            hits = _hits(quantized, images.held_out(network))
+        document["cases"].append(case | {"kernels": kernels, "top1": float(hits.mean()), "hits": _packed(hits)})
         write_text(args.results, json.dumps(document | {"conditions": conditions(command)}, indent=1) + "\n")
         print(f"{' '.join(str(value) for value in case.values())}: {hits.mean():.1%}", file=sys.stderr, flush=True)
 
@@ -213,7 +219,7 @@ def interval(differences: np.ndarray) -> tuple[float, float, float]:
 
 
 def table(document: dict[str, Any]) -> str:
-    """Points of top-1 against the float network on the same images: mean and interval."""
+    """Points of top-1 against the float network on the same images: mean and interval, and the spread of several seeds."""
     exact = {each["model"]: _unpacked(each["hits"], each["samples"]) for each in document["float"]}
     cases: dict[tuple[str, str, int], dict[str, list[np.ndarray]]] = defaultdict(lambda: defaultdict(list))
     for case in document["cases"]:
@@ -233,7 +239,8 @@ def _cell(hits: list[np.ndarray], exact: np.ndarray) -> str:
     if not hits:
         return ""
     mean, low, high = interval(np.mean(hits, axis=0) - exact)
-    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+    spread = f"; seeds ± {100 * np.std([each.mean() for each in hits], ddof=1):.1f}" if len(hits) > 1 else ""
+    return f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f}{spread})"
 
 
 if __name__ == "__main__":

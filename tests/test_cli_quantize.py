@@ -217,6 +217,17 @@ def test_eval_of_floats_integers_and_plans(capsys, weights, pictures, quantized,
     assert "on 3 images" in capsys.readouterr().out
 
 
+def test_eval_of_what_no_kernel_runs(capsys, weights, pictures, tmp_path):
+    argv = ["quantize", weights, "--calibration", pictures, "--images", 4, "--method", "fqvit", "--output", tmp_path / "q"]
+    assert _json(capsys, *argv)["simulation_only"] > 0
+    model = mk.create_model(MODEL, num_classes=3, checkpoint=weights).eval()
+    for flags in ([], ["--eager"]):
+        document = _json(capsys, "eval", tmp_path / "q", "--data", pictures, *flags)
+        assert document["kind"] == "simulated"
+        assert document["top1"] == pytest.approx(_expected(mk.load_quantized(model, tmp_path / "q"), pictures))
+    assert "can only be simulated" in _complaint(capsys, "export", tmp_path / "q", "--output", tmp_path / "q.onnx")
+
+
 def test_eval_goes_on_where_it_was(capsys, weights, pictures, tmp_path):
     argv = ["eval", weights, "--data", pictures, "--state", tmp_path / "state.json"]
     whole = _json(capsys, *argv)

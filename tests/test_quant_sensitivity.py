@@ -145,7 +145,7 @@ def found(method, **more):
 _TOGETHER = """
 torch.distributed.init_process_group("gloo")
 rank = torch.distributed.get_rank()
-for method in ("qhyvit", "best", "omse"):
+for method in ("qhyvit", "best", "omse", "ptq4vit", "repqvit"):
     together = found(method, distributed=True)
     assert together == found(method), method
 try:

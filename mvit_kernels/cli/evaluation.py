@@ -27,7 +27,8 @@ Labelled = StandInTask | ImageFolder | ListedImages
 
 @dataclass(frozen=True)
 class Network:
-    """What classifies. kind: "float", "quantized" or "plan"; call: images (B, 3, size, size) to logits; class_names: None if unknown."""
+    """What classifies. kind: "float", "quantized", "simulated" or "plan"; call: images (B, 3, size, size) to logits; class_names: None if
+    unknown."""
 
     kind: str
     call: Callable[[Tensor], Tensor]
@@ -38,7 +39,7 @@ class Network:
 def load_network(name: str | None, path: Path | None, num_classes: int | None, size: int | None, *, compiled: bool) -> Network:
     """A checkpoint of any format (or the name of a shipped one), a file of `mvit-kernels quantize` or of a compiled network.
 
-    compiled: checkpoints and quantized networks run as native plans.
+    compiled: checkpoints and quantized networks run as native plans, but for quantizers that can only be simulated.
     Raises ValueError, OSError for files that are none of these.
     """
     if path is not None and str(path) in checkpoints.SHIPPED:
@@ -51,8 +52,11 @@ def load_network(name: str | None, path: Path | None, num_classes: int | None, s
     if path is not None and about is not None:
         quantized = mk.load_quantized(float_model(about, path), path)
         side = size or quantized.size[1]
-        fast: Any = mk.compile(quantized, torch.zeros(1, quantized.size[0], side, side)) if compiled else mk.convert(quantized)
         names = tuple(json.loads(about["class_names"])) if "class_names" in about else None
+        if quantized.simulation_only():
+            quantized.backend = None  # of what kernels run
+            return Network("simulated", quantized, side, names)
+        fast: Any = mk.compile(quantized, torch.zeros(1, quantized.size[0], side, side)) if compiled else mk.convert(quantized)
         return Network("quantized", fast, side, names)
     classifier = load_classifier(name, path, num_classes)
     side = size or classifier.size

@@ -14,7 +14,7 @@ import mvit_kernels as mk
 from mvit_kernels import checkpoints
 from mvit_kernels.files import write_text
 from mvit_kernels.machine import conditions
-from mvit_kernels.quant.config import AVAILABLE
+from mvit_kernels.quant.config import METHODS
 
 from .arguments import names, natural_number, positive_int
 from .evaluation import calibration
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", required=True, help="a folder of pictures (or DIR/train below it), or standin")
     parser.add_argument("--images", type=positive_int, default=32, help="of the calibration (default: %(default)s)")
     parser.add_argument("--size", type=positive_int, help="side in pixels (default: the checkpoint's, the model's, or 256)")
-    parser.add_argument("--method", choices=AVAILABLE, default="qhyvit", help="(default: %(default)s)")
+    parser.add_argument("--method", choices=METHODS, default="qhyvit", help="(default: %(default)s)")
     parser.add_argument("--weight-bits", type=int, choices=(8, 6), default=8, help="(default: %(default)s)")
     parser.add_argument("--activation-bits", choices=("8", "6", "none"), default="8", help="none: weights alone (default: %(default)s)")
     parser.add_argument("--skip", type=names, default=[], help="patterns of nodes that stay float, with commas between them")
@@ -90,6 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         "seconds": round(seconds, 1),
         "integer_nodes": report.integer_nodes,
         "float_nodes": report.float_nodes,
+        "simulation_only": len(report.simulation_only),
         "bytes": args.output.stat().st_size,
         "output": str(args.output),
         "sensitivity": costs and costs.to_dict(),
@@ -108,7 +109,7 @@ def show(document: dict[str, Any]) -> None:
     print(
         f"{document['model']} by {config['method']}, W{config['weight_bits']}A{config['activation_bits'] or 32}: "
         f"{document['integer_nodes']} nodes in integers, {document['float_nodes']} in floats, {document['seconds']:.0f} s\n"
-        f"{document['output']}: {document['bytes'] / 2**20:.2f} MiB\n"
+        f"{document['output']}: {document['bytes'] / 2**20:.2f} MiB{_simulated(document['simulation_only'])}\n"
         f"judge it: mvit-kernels eval {document['output']} --data {document['calibration']['data']}"
     )
 
@@ -116,6 +117,10 @@ def show(document: dict[str, Any]) -> None:
 @torch.inference_mode()
 def _classes(model: torch.nn.Module, size: int) -> int:
     return int(model(torch.zeros(1, 3, size, size)).shape[1])
+
+
+def _simulated(nodes: int) -> str:
+    return f", a simulation: no kernel runs the quantizers of {nodes} nodes" if nodes else ""
 
 
 def _number(value: float | None) -> str:

@@ -48,6 +48,7 @@ class QuantizedSource:
         self.model, self.device = model, device
 
     def plan(self, size: Size) -> Plan | DevicePlan:
+        self.model.require_kernels("compile", size)
         return _plan(self.model.program(size), torch.float32, self.device)
 
 
@@ -80,7 +81,8 @@ def compile(
         A callable that takes images and returns what the model returns.
 
     Raises:
-        TypeError, ValueError: wrong arguments, a model in training or that takes anything but one batch of images, no native kernels.
+        TypeError, ValueError: wrong arguments, a model in training or that takes anything but one batch of images, no native kernels,
+            a quantized model that can only be simulated.
     """
     x = example_inputs
     if isinstance(x, (list, tuple)) and len(x) == 1:

@@ -99,7 +99,8 @@ def _separable_attention(node: Node, qkv: Tensor) -> Tensor:
 
 def _separable_context(node: Node, scores: Tensor, x: Tensor) -> Tensor:
     patch = node.settings["patch"]
-    weights = torch.softmax(reference.unfold_patches(scores[:, :1], patch), dim=-1)
+    scores, softmax = reference.unfold_patches(scores[:, :1], patch), node.settings.get("softmax")
+    weights = scores.softmax(dim=-1) if softmax is None else softmax(scores)
     return (reference.unfold_patches(x, patch) * weights).sum(-1).unflatten(2, patch)
 
 
@@ -110,14 +111,14 @@ def _separable_gate(node: Node, values: Tensor, context: Tensor) -> Tensor:
 
 def _patch_attention(node: Node, qkv: Tensor) -> Tensor:
     settings = node.settings
-    return reference.patch_attention(qkv, settings["heads"], settings["patch"], settings["scale"])
+    return reference.patch_attention(qkv, settings["heads"], settings["patch"], settings["scale"], settings.get("softmax"))
 
 
 def _attention(node: Node, *inputs: Tensor) -> Tensor:
     names = ("bias", "mix_scores", "mix_weights", "mix_bias")
     mixtures = reference.Mixtures(*(node.weights[name].to(inputs[0].dtype) if name in node.weights else None for name in names))
     query, key, value = (x.flatten(2).transpose(1, 2) for x in inputs)
-    y = reference.attention(query, key, value, node.settings["heads"], node.settings["scale"], mixtures)
+    y = reference.attention(query, key, value, node.settings["heads"], node.settings["scale"], mixtures, node.settings.get("softmax"))
     return y.transpose(1, 2).unflatten(2, inputs[0].shape[2:])
 
 
@@ -174,5 +175,6 @@ _EVALUATE: dict[str, Callable[..., Tensor]] = {
     "resize": lambda node, x: F.interpolate(x, node.size[1:], mode="bilinear", align_corners=node.settings["align_corners"]),
     "linear": _linear,
     "fake_quantize": _fake_quantize,
+    "simulate": lambda node, x: node.settings["quantizer"].fake(x),
     "torch": _torch,
 }

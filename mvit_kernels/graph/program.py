@@ -43,6 +43,9 @@ KINDS = {
     "linear": "weight (N, K), bias (N,) or none; activation; of a vector",
     # What a model brought that has quantizers: no pass crosses them, nor changes weights that have a weight_scale (N,) beside them.
     "fake_quantize": "to the nearest of scale * (q - zero_point), q in 0 .. 2^bits - 1: scale, zero_point, bits",
+    # What quantizers that no kernel has make of a network. Float nodes that stand for integer ones have `simulated`, the reason, among
+    # their settings; attention and separable_context may have `softmax`, a function of scores in its place.
+    "simulate": "quantized and back, of floats: quantizer, whose `fake` does it; simulated",
     "torch": "anything else, as torch runs it: target, arguments",
     # Integer nodes. Results are uint8, int16 (a residual stream) or float32, as `out` says; real = scale * (q - zero_point). Scales and
     # zero-points are numbers among the settings, or (C,) for channels among the weights. graph/integers.py runs them.

@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
 from .representation import SEVERAL, TINY, Byte, Channels, Representation, Stream, single
+from .simulated import Twin
 
 Tensor = torch.Tensor
+
+
+class Quantizer(Protocol):
+    """Of a result: what a search compares."""
+
+    @property
+    def fold(self) -> Tensor | None:
+        """(C,) float64: what weights are multiplied by."""
+
+    def fake(self, x: Tensor, axis: int = 1) -> Tensor:
+        """x, quantized and back; axis: that of channels."""
+
+    def farthest(self) -> float:
+        """The largest size of an integer that stands for a value."""
+
+    def representation(self) -> Byte | Channels | Twin: ...
+
+
+class Candidates(Protocol):
+    """Quantizers that differ in one factor of their scale."""
+
+    def at(self, factor: float) -> Quantizer: ...
+
+
 _FARTHEST_RATIO = 2.0**-8  # of scales of channels: below it, weights that absorb it would be lost
 MIGRATION = (0.0, 0.5, 1.0)  # how much of the ratios of channels' ranges goes into scales, and so into weights
 
@@ -50,6 +76,14 @@ class Affine:
         return Channels(tuple(map(single, scales)), tuple(map(int, zeros)), self.bits)
 
 
+def quantizer_of(found: Representation) -> Quantizer:
+    """Of a representation with one quantizer."""
+    if isinstance(found, Twin):
+        return found
+    assert isinstance(found, (Byte, Channels))
+    return affine_of(found)
+
+
 def affine_of(found: Byte | Channels) -> Affine:
     scales, zeros = (found.scales, found.zero_points) if isinstance(found, Channels) else ((found.scale,), (found.zero_point,))
     return Affine(torch.tensor(scales, dtype=torch.float32), torch.tensor(zeros, dtype=torch.float32), found.bits)
@@ -62,7 +96,7 @@ def fake_quantize(found: Representation, x: Tensor) -> Tensor:
     if isinstance(found, SEVERAL):
         parts, channels = found.parts(), found.channels(x.shape[1])
         return torch.cat([affine_of(byte).fake(x[:, channels[name]]) for name, byte in parts.items()], 1)
-    return affine_of(found).fake(x)
+    return quantizer_of(found).fake(x)
 
 
 @dataclass(frozen=True)

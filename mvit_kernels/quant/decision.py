@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .representation import SEVERAL, Byte, Channels, Representation, Stream
+from .simulated import SOFTMAX, LogIntSoftmax, RootLogSoftmax, Twin, TwinSoftmax
 
 Numbers = float | tuple[float, ...]
 
@@ -16,13 +17,13 @@ class Decision:
 
     Attributes:
         name: of the result (`<name>.bytes`: of what a stream has, in bytes; `<name>.scores`, `<name>.values`: of a map for separable
-            attention), or of the node that has the weight.
+            attention; `<name>.softmax`: of the weights inside of attention), or of the node that has the weight.
         of: "activation" or "weight".
         low, high: what calibration showed.
-        scale: a number, or one for each channel.
-        zero_point: likewise; None of weights, which are symmetric.
-        bits: 8, 6, or 16 of streams.
-        scheme: "asymmetric" or "symmetric".
+        scale: a number, or one for each channel; of twin uniform quantizers both steps; of logarithms what 0 stands for.
+        zero_point: likewise; None of weights, which are symmetric, and of quantizers that have none.
+        bits: 8, 6, or 16 of streams; 4 of softmax by FQ-ViT.
+        scheme: "asymmetric" or "symmetric"; of what no kernel runs "twin uniform", "log 2" or "log sqrt 2".
         granularity: "tensor", or "channel": one scale or zero-point for each channel.
         overflow: the range has no 0 in it, so that the zero-point of a step fitted to it does not fit into the bits.
         resolution: what was done about it: "wide zero-point", which integer kernels take, or "widened" to 0; None where there was no need.
@@ -67,6 +68,9 @@ def parts_of(key: str, found: Representation) -> list[tuple[str, Representation]
 def decision_of(name: str, found: Representation, low: float, high: float, **more: Any) -> Decision:
     """of `found`, one quantizer; low, high: what calibration showed."""
     assert not isinstance(found, SEVERAL)
+    if isinstance(found, (Twin, *SOFTMAX)):
+        scale, scheme = _simulated(found)
+        return Decision(name, "activation", low, high, scale, None, found.bits, scheme, "tensor", **more)
     if isinstance(found, Stream):
         return Decision(name, "activation", low, high, found.scale, 0, 16, "symmetric", "tensor", **more)
     zeros = found.zero_points if isinstance(found, Channels) else (found.zero_point,)
@@ -79,6 +83,19 @@ def decision_of(name: str, found: Representation, low: float, high: float, **mor
     if isinstance(found, Byte):
         return Decision(name, "activation", low, high, found.scale, found.zero_point, granularity="tensor", **(fields | more))
     return Decision(name, "activation", low, high, found.scales, found.zero_points, granularity="channel", **(fields | more))
+
+
+def _simulated(found: Representation) -> tuple[Numbers, str]:
+    """(scale, scheme)."""
+    if isinstance(found, Twin):
+        return (found.negative, found.positive), "twin uniform"
+    if isinstance(found, TwinSoftmax):
+        most = 2 ** (found.bits - 1) - 1
+        return (found.split / most, 1 / most), "twin uniform"
+    if isinstance(found, LogIntSoftmax):
+        return 1.0, "log 2"
+    assert isinstance(found, RootLogSoftmax)
+    return found.largest, "log sqrt 2"
 
 
 def is_wide(found: Byte | Channels) -> bool:

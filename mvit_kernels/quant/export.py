@@ -38,8 +38,8 @@ def export_onnx(model: QuantizedModel, path: str | os.PathLike[str], size: tuple
 
     Raises:
         TypeError: another model.
-        ValueError: a node that has no form in ONNX here (attention and pooling mixers of EfficientFormer, what runs through torch). It is
-            named.
+        ValueError: quantizers that can only be simulated; a node that has no form in ONNX here (attention and pooling mixers of
+            EfficientFormer, what runs through torch). It is named.
         ImportError: onnx is not installed.
     """
     if not isinstance(model, QuantizedModel):
@@ -48,8 +48,9 @@ def export_onnx(model: QuantizedModel, path: str | os.PathLike[str], size: tuple
         import onnx
     except ImportError as error:
         raise ImportError("export_onnx needs onnx: pip install 'mvit_kernels[export]'") from error
-    channels = model.size[0]
-    program = model.program(None if size is None else (channels, *size))
+    sizes = None if size is None else (model.size[0], *size)
+    model.require_kernels("export_onnx", sizes)
+    program = model.program(sizes)
     graph = _Writer(program).graph()
     made = onnx.helper.make_model(
         graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], producer_name="mvit_kernels", producer_version=__version__

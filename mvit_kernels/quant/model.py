@@ -16,14 +16,13 @@ from mvit_kernels.graph import Program, capture, check_model, optimize, run
 from .alignment import aligned, rewritten_otherwise
 from .calibrate import fingerprint, record
 from .carried import carries_quantizers
-from .config import AVAILABLE, QuantConfig
-from .config import METHODS as ALL_METHODS
+from .config import QuantConfig
 from .decision import Decision
 from .equalization import migrated, shared_factors
 from .layout import Layout
 from .methods import METHODS, Task
 from .methods.base import decisions
-from .program import integer_program
+from .program import integer_program, simulation_only
 from .report import QuantReport, report_of
 from .representation import Representation
 from .rounding import Layer, is_rounded, rounded
@@ -38,15 +37,16 @@ Tensor = torch.Tensor
 class QuantizedModel(nn.Module):
     """What `mk.quantize`, `mk.convert` and `mk.load_quantized` give: called like the float model, with float images (B, C, H, W).
 
-    Results are float32, in the structure in which the float model returns them. It runs on the CPU, and has no gradients. Images of
+    Results are float32, in the structure in which the float model returns them. It runs on the CPU, and has no gradients. Quantizers that
+    no kernel has (`simulation_only`) run in floats, and with them it can only be called: to convert or compile it is refused. Images of
     another size than those of the calibration are taken too: the network is captured anew and takes the scales of results by their names;
     results that exist at that size only and share no scale with others stay floats (`report(size)` shows them).
 
     Attributes:
         config: the `QuantConfig`.
         size: (C, H, W) of the calibration images.
-        representations: name of a result -> `Byte`, `Stream`, `Scores` or `Projection`. Programs are made of these and of `layers` once for
-            each size.
+        representations: name of a result -> `Byte`, `Channels`, `Stream`, `Scores` or `Projection`, or what is simulated. Programs are made
+            of these and of `layers` once for each size.
         layers: name of a node -> its weights: integers, scales and biases of convolutions and linear maps, floats of what is skipped.
         decisions: what the method decided about each of these, and why.
         calibration: how many images there were, and a fingerprint of them.
@@ -93,6 +93,20 @@ class QuantizedModel(nn.Module):
     def report(self, size: tuple[int, int, int] | None = None) -> QuantReport:
         """What each node of `program(size)` is, and what was decided at calibration."""
         return report_of(self.program(size), self.decisions)
+
+    def simulation_only(self, size: tuple[int, int, int] | None = None) -> dict[str, str]:
+        """Why, by the names of the nodes of `program(size)` that no kernel runs."""
+        return simulation_only(self.program(size))
+
+    def require_kernels(self, op: str, size: tuple[int, int, int] | None = None) -> None:
+        """Raises ValueError, in the name of `op`, if there are any."""
+        simulated = self.simulation_only(size)
+        if simulated:
+            name, reason = next(iter(simulated.items()))
+            raise ValueError(
+                f"{op}: model: expected quantizers that kernels run, got {len(simulated)} nodes by {self.config.method!r} that can only be"
+                f" simulated, as {name}: {reason}"
+            )
 
     def sensitivity(self, images: Iterable[Any], *, target: float | None = None, progress: bool = True) -> Sensitivity:
         """What each layer by itself costs, and which ones to keep in floats: see `quant/sensitivity.py`."""
@@ -155,9 +169,9 @@ def quantize(
         calibration: an iterable of batches (B, C, H, W) of float images or of (batch, target), all of one image size, or a function that
             calls the model it is given: what it is called with is recorded.
         config: a `QuantConfig`; by default int8, by "qhyvit".
-        loss: for methods that weigh errors by their effect ("qhyvit"): a function of (results with quantizers, exact results) to one
-            number, a sum over images, of which the gradient is taken. By default the divergence of class probabilities; half the squared
-            error of results that are no logits.
+        loss: for methods that weigh errors by their effect ("qhyvit", "best", "ptq4vit"): a function of (results with quantizers, exact
+            results) to one number, a sum over images, of which the gradient is taken. By default the divergence of class probabilities;
+            half the squared error of results that are no logits.
         progress: a progress bar, on a terminal.
         distributed: every process of the default group of `torch.distributed` calls this with the same images, looks at a share of them,
             and gets the network that one process alone would get.
@@ -167,7 +181,6 @@ def quantize(
 
     Raises:
         TypeError, ValueError: bad arguments, no images, values that are not finite, a model that cannot be captured.
-        NotImplementedError: a method that this version does not have.
     """
     config = QuantConfig() if config is None else config
     _check(model, config)
@@ -195,10 +208,11 @@ def convert(model: QuantizedModel) -> QuantizedModel:
     """The quantized network on the integer kernels, or on plain torch where there are none: the same results, bit for bit. It shares its
     weights with `model`.
 
-    Raises TypeError if model is not what `mk.quantize` or `mk.load_quantized` gives.
+    Raises TypeError if model is not what `mk.quantize` or `mk.load_quantized` gives, ValueError if it has quantizers that no kernel has.
     """
     if not isinstance(model, QuantizedModel):
         raise TypeError(f"convert: model: expected a quantized model, of mk.quantize or mk.load_quantized, got {type(model).__name__}")
+    model.require_kernels("convert")
     program = model._float_program(model.size)
     fast = QuantizedModel(
         model._source[0], program, model.config, model.representations, model.layers, backend=None, decisions=model.decisions,
@@ -212,9 +226,3 @@ def _check(model: Any, config: Any) -> None:
     if not isinstance(config, QuantConfig):
         raise TypeError(f"quantize: config: expected a QuantConfig, got {type(config).__name__}")
     check_model("quantize", model)
-    if config.method not in AVAILABLE:
-        others = ", ".join(name for name in ALL_METHODS if name not in AVAILABLE)
-        raise NotImplementedError(
-            f"quantize: config.method: expected {' or '.join(map(repr, AVAILABLE))}, got {config.method!r}: this version has none of"
-            f" {others}"
-        )

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 
 import torch
 
-from .affine import Affine, Family
+from .affine import Candidates, Quantizer
 from .calibrate import Range
 from .layout import COPIES, PRODUCTS, Layout
 from .probes import Around, Product
 from .representation import byte_members
 
 Tensor = torch.Tensor
+FARTHEST = 2**16  # zero-points further away from any integer are refused
 
 
 @dataclass
@@ -27,18 +28,18 @@ class Part:
     bits: int
     by_channel: bool
     wide: bool
-    affine: Affine
+    affine: Quantizer
     channels: slice | None = None  # of a map with several quantizers
-    family: Family | None = None  # and the factor, of a candidate
+    family: Candidates | None = None  # and the factor, of a candidate
     factor: float = 1.0
     products: list[Product] = field(default_factory=list)
     around: list[Around] = field(default_factory=list)
     half: tuple[Tensor, Tensor] | None = None  # low and high of half of the images
-    trial: Affine | None = None  # this one by these, which is judged
-    shortlist: list[tuple[Family, Family]] | None = None
+    trial: Quantizer | None = None  # this one by these, which is judged
+    shortlist: list[tuple[Candidates, Candidates]] | None = None
     confirmed: tuple[float, float] | None = None  # errors of this one and of min-max, on all positions
 
-    def fake(self, affine: Affine) -> Callable[[Tensor], Tensor]:
+    def fake(self, affine: Quantizer) -> Callable[[Tensor], Tensor]:
         channels = self.channels
         if channels is None:
             return affine.fake
@@ -73,6 +74,15 @@ def takers(layout: Layout, part: Part) -> Iterator[tuple[str | None, str, tuple[
                     which = which if (node.kind == "separable_context") == part.name.endswith(".scores") else ()
             if which:
                 yield user, member, which
+
+
+def takes_wide(layout: Layout, key: str) -> bool:
+    """Whether the zero-point of a key may be outside of the bits: products take it, added maps, and copies."""
+    name, form = layout.needed()[key]
+    members = byte_members(layout, name) if form == "byte" else [name]
+    users = {user for each in members for user in layout.users[each]}
+    fit = (*PRODUCTS, "add", *COPIES)
+    return form == "byte" and key == name and all(user in layout.integer and layout.program[user].kind in fit for user in users)
 
 
 def bounds(members: list[str], found: Mapping[str, Range], by_channel: bool) -> tuple[Tensor, Tensor]:

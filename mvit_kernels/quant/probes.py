@@ -14,12 +14,12 @@ from mvit_kernels.graph import Node
 from mvit_kernels.graph.interpreter import evaluate
 from mvit_kernels.ops.pack_weight import MOST
 
-from .affine import Affine
+from .affine import Quantizer
 from .rounding import along_inputs
 
 Tensor = torch.Tensor
 Fake = Callable[[Tensor], Tensor]
-_ACCUMULATOR = 2**30  # sums of products are int32, and a bias comes to them
+ACCUMULATOR = 2**30  # sums of products are int32, and a bias comes to them
 _TINY = 2.0**-40
 
 
@@ -71,6 +71,11 @@ class Cosine:
         return 1 - F.cosine_similarity(exact.double().reshape(images, -1), y.double().reshape(images, -1), 1)
 
 
+def most_sum(node: Node, bits: int) -> int:
+    """Of the sizes of integer weights of an output channel."""
+    return MOST[bits] * node.weights["weight"][0].numel()
+
+
 class Product:
     """A convolution or linear map at some positions of its result.
 
@@ -97,9 +102,9 @@ class Product:
             y += bias.float()
         return reference.activate(y, self.node.settings.get("activation", "none"))
 
-    def allows(self, affine: Affine) -> bool:
+    def allows(self, affine: Quantizer) -> bool:
         """Whether sums of products stay far from overflow."""
-        return affine.farthest() * MOST[self.bits] * self.w[0].numel() < _ACCUMULATOR
+        return affine.farthest() * most_sum(self.node, self.bits) < ACCUMULATOR
 
     def rounded(self, fold: Tensor | None, stretch: Tensor) -> Tensor:
         """The weight that integers stand for, on real inputs."""
@@ -110,7 +115,7 @@ class Product:
         q = ((rows / scale).round_().clamp_(-most, most) * scale).reshape(w.shape)
         return (q if fold is None else q / along_inputs(self.node, fold)).float()
 
-    def inputs(self, affine: Affine) -> Tensor:
+    def inputs(self, affine: Quantizer) -> Tensor:
         x = affine.fake(self.x, 2)
         return x if self.inside is None else x.mul_(self.inside)
 
@@ -118,10 +123,10 @@ class Product:
         """(N,), of x from `inputs` and w from `rounded`."""
         return self.metric.by_row(self.exact, self._of(x, w), self.importance)
 
-    def by_image(self, affine: Affine, w: Tensor, images: int) -> Tensor:
+    def by_image(self, affine: Quantizer, w: Tensor, images: int) -> Tensor:
         return self.metric.by_image(self.exact, self._of(self.inputs(affine), w), self.importance, images)
 
-    def error(self, affine: Affine, w: Tensor) -> float:
+    def error(self, affine: Quantizer, w: Tensor) -> float:
         return self.metric.total(self.exact, self._of(self.inputs(affine), w), self.importance)
 
 
@@ -139,7 +144,7 @@ class Whole(Product):
         y = reference.activate(y, self.node.settings.get("activation", "none"))
         return y.movedim(1, -1).reshape(-1, y.shape[1])
 
-    def inputs(self, affine: Affine) -> Tensor:
+    def inputs(self, affine: Quantizer) -> Tensor:
         return affine.fake(self.x)
 
 

@@ -12,11 +12,14 @@ from mvit_kernels import reference
 from mvit_kernels.graph import Node, Program
 
 from .config import QuantConfig
-from .layout import NORMS, Layout
+from .layout import NORMS, PRODUCTS, Layout
 from .representation import Byte, Channels, Projection, Representation, Scores, Stream, completed
 from .rounding import Layer, is_rounded, round_weight, with_rounded_weight
+from .simulated import SOFTMAX, Twin
+from .softmaxes import key_of, with_softmax
 
 Tensor = torch.Tensor
+_TWIN = "a twin uniform quantizer"
 
 
 def integer_program(
@@ -24,13 +27,41 @@ def integer_program(
     floating: Collection[str] = (),
 ) -> Program:  # fmt: skip
     """The program in integers, as far as kernels and `config` go; nodes keep their names, and conversions between forms get their own:
-    `<name>.quantize`, `<name>.dequantize`, and `<name>.bytes` for bytes of what is kept in a stream.
+    `<name>.quantize`, `<name>.dequantize`, and `<name>.bytes` for bytes of what is kept in a stream. What no kernel runs is a float node
+    between quantizers, with the reason as its setting `simulated` (see `simulation_only`).
 
     layers: integer weights by name (see `rounding.rounded`); those that are missing are rounded here. floating: nodes that run in float32
     in any case. So do nodes that need a representation which is not given.
     """
     layout, found = settled(program, representations, config, floating)
     return _Builder(layout, found, config, layers or {}, representations).program()
+
+
+def simulation_only(program: Program) -> dict[str, str]:
+    """Why, by the names of the nodes of an integer program that no kernel runs."""
+    return {node.name: node.settings["simulated"] for node in program if "simulated" in node.settings}
+
+
+def _simulated(layout: Layout, found: Mapping[str, Representation]) -> dict[str, str]:
+    """The reasons, by the names of nodes that kernels would run with other quantizers."""
+    reasons = {node.name: _reasons(layout, found, node) for node in layout.program if node.name in layout.integer}
+    return {name: " and ".join(each) for name, each in reasons.items() if each}
+
+
+def _reasons(layout: Layout, found: Mapping[str, Representation], node: Node) -> list[str]:
+    softmax = found.get(key_of(node.name))
+    reasons = [] if softmax is None else [f"softmax by {type(softmax).__name__}"]
+    edges = [*zip(node.inputs, layout.wanted(node), strict=True), (node.name, layout.written(node))]
+    for i, (name, form) in enumerate(edges):
+        value = found.get(layout.key(name, form)) if form != "float" else None
+        channels = node.kind == "resize" or (node.kind in PRODUCTS and i in (0, len(edges) - 1))
+        if isinstance(value, Twin):
+            reasons.append(_TWIN)
+        elif isinstance(value, Channels) and form == "stream":
+            reasons.append("a stream of bytes with a scale for each channel")
+        elif isinstance(value, Channels) and not channels:
+            reasons.append("a scale for each channel where its kernel has one")
+    return list(dict.fromkeys(reasons))
 
 
 def settled(
@@ -55,6 +86,7 @@ class _Builder:
     ) -> None:  # fmt: skip
         """known: the representations that layers were rounded for; at other image sizes some of them may not be found."""
         self.layout, self.found, self.config, self.layers, self.known = layout, found, config, layers, known
+        self.simulated = _simulated(layout, found)
         self.nodes: list[Node] = []
         self.have: dict[tuple[str, str], str] = {}  # (name, form) -> the node of the integer program that has it
         self.sizes = {node.name: node.size for node in layout.program}
@@ -67,6 +99,9 @@ class _Builder:
         return Program(self.nodes, outputs, source.structure)
 
     def add(self, node: Node) -> None:
+        if node.name in self.simulated:
+            self.simulate(node)
+            return
         inputs = tuple(self.get(name, form) for name, form in zip(node.inputs, self.layout.wanted(node), strict=True))
         node = replace(node, inputs=inputs) if node.name in self.layout.integer else replace(self.in_floats(node), inputs=inputs)
         written = self.layout.written(node)
@@ -74,6 +109,22 @@ class _Builder:
             node = _MAKE[node.kind](self, node, written)
         self.nodes.append(node)
         self.have[node.name, written] = node.name
+
+    def simulate(self, node: Node) -> None:
+        """In floats, on what its inputs hold; the result is quantized as the kernel would write it."""
+        name, written, wanted = node.name, self.layout.written(node), self.layout.wanted(node)
+        inputs = tuple(self.values(each, form) for each, form in zip(node.inputs, wanted, strict=True))
+        if is_rounded(node, self.config):
+            source = self.representation(node.inputs[0], "byte")
+            node = with_rounded_weight(node, self.layers.get(name) or round_weight(node, self.config, source), source)
+        softmax = self.found.get(key_of(name))
+        if isinstance(softmax, SOFTMAX):
+            node = with_softmax(node, softmax)
+        self.nodes.append(replace(node, inputs=inputs, settings={**node.settings, "simulated": self.simulated[name]}))
+        self.have[name, "float"] = name
+        if written != "float":
+            self.get(name, written)
+            del self.have[name, "float"]  # who takes floats takes what the integers hold
 
     def in_floats(self, node: Node) -> Node:
         if not is_rounded(node, self.config):
@@ -94,24 +145,42 @@ class _Builder:
         if have is not None:
             return have
         if form == "float":
-            written = "byte" if (name, "byte") in self.have else "stream"
-            node = self.dequantize(name, written)
-        else:
-            node = self.quantize(name, form)
+            self.have[name, form] = self.values(name, "byte" if (name, "byte") in self.have else "stream")
+            return self.have[name, form]
+        node = self.quantize(name, form)
         self.nodes.append(node)
         self.have[name, form] = node.name
         return node.name
 
+    def values(self, name: str, form: str) -> str:
+        """The node that has, as floats, what a form of a result holds."""
+        if form == "float":
+            return self.get(name, form)
+        held = self.get(name, form)
+        if isinstance(self.representation(name, form), Twin):
+            return held
+        have = self.have.get((name, f"values of {form}"))
+        if have is None:
+            node = self.dequantize(name, form)
+            self.nodes.append(node)
+            have = self.have[name, f"values of {form}"] = node.name
+        return have
+
     def dequantize(self, name: str, form: str) -> Node:
         settings, weights = self.scale_of(name, form)
-        settings = {"source": "int16" if form == "stream" else "uint8", **{key: settings[key] for key in settings if key != "bits"}}
-        return Node(f"{name}.dequantize", "dequantize", (self.have[name, form],), self.sizes[name], settings, weights)
+        source = "int16" if isinstance(self.representation(name, form), Stream) else "uint8"
+        settings = {"source": source, **{key: settings[key] for key in settings if key != "bits"}}
+        held = self.have[name, form]
+        return Node(f"{held}.dequantize", "dequantize", (held,), self.sizes[name], settings, weights)
 
     def quantize(self, name: str, form: str) -> Node:
-        source = self.get(name, "float")
-        settings, weights = self.scale_of(name, form)
+        source, found = self.get(name, "float"), self.representation(name, form)
         own = f"{name}.quantize" if self.layout.key(name, form) == name else f"{name}.bytes"
-        settings = {"out": "int16" if form == "stream" else "uint8", **settings}
+        if isinstance(found, Twin):
+            settings: dict[str, Any] = {"quantizer": found, "simulated": _TWIN}
+            return Node(own, "simulate", (source,), self.sizes[name], settings)
+        settings, weights = self.scale_of(name, form)
+        settings = {"out": "int16" if isinstance(found, Stream) else "uint8", **settings}
         return Node(own, "quantize", (source,), self.sizes[name], settings, weights)
 
     def representation(self, name: str, form: str) -> Representation:
@@ -145,6 +214,7 @@ class _Builder:
         if isinstance(found, Byte):
             return {f"{prefix}scale": found.scale, f"{prefix}zero_point": found.zero_point, f"{prefix}bits": found.bits}, {}
         if not isinstance(found, Channels):
+            assert isinstance(found, (Scores, Projection))
             parts = found.of_channels(self.sizes[name][0])
             found = Channels(tuple(part.scale for part in parts), tuple(part.zero_point for part in parts), parts[0].bits)
         weights = {

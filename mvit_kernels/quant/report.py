@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mvit_kernels.graph import Node, Program
 from mvit_kernels.graph.integers import KINDS
 
 from .decision import Decision
+from .program import simulation_only
 
 _COLUMNS = ("node", "kind", "result", "weight_bits", "bits", "scale", "zero_point")
 
@@ -28,19 +29,24 @@ class QuantRow:
 
 @dataclass(frozen=True)
 class QuantReport:
-    """A table when printed; `to_dict()` for programs. conversions: how often floats become integers or integers floats on the way."""
+    """A table when printed; `to_dict()` for programs.
+
+    conversions: how often floats become integers or integers floats on the way. simulation_only: why, by the names of nodes that no kernel
+    runs.
+    """
 
     rows: tuple[QuantRow, ...]
     integer_nodes: int
     float_nodes: int
     conversions: int
     decisions: tuple[Decision, ...] = ()
+    simulation_only: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         rows, decisions = [asdict(row) for row in self.rows], [each.to_dict() for each in self.decisions]
         counts = {name: getattr(self, name) for name in ("integer_nodes", "float_nodes", "conversions")}
-        return {"rows": rows, **counts, "decisions": decisions}
+        return {"rows": rows, **counts, "decisions": decisions, "simulation_only": dict(self.simulation_only)}
 
     def __str__(self) -> str:
         table: list[tuple[str, ...]] = [_COLUMNS]
@@ -50,7 +56,8 @@ class QuantReport:
         widths = [max(len(line[column]) for line in table) for column in range(len(_COLUMNS))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table]
         counts = f"{self.integer_nodes} nodes in integers, {self.float_nodes} in floats, {self.conversions} conversions between them"
-        return "\n".join([*lines, counts])
+        simulated = [f"simulation only: {name}, {reason}" for name, reason in self.simulation_only.items()]
+        return "\n".join([*lines, counts, *simulated])
 
 
 def report_of(program: Program, decisions: tuple[Decision, ...] = ()) -> QuantReport:
@@ -58,9 +65,10 @@ def report_of(program: Program, decisions: tuple[Decision, ...] = ()) -> QuantRe
     for node in program:
         rows[node.name] = _row(node, rows)
     conversions = sum(row.kind in ("quantize", "dequantize") for row in rows.values())
+    simulated = sum(row.kind == "simulate" for row in rows.values())
     integer = sum(row.kind in KINDS or (row.kind == "cat" and row.result == "uint8") for row in rows.values()) - conversions
-    floats = len(rows) - integer - conversions - sum(row.kind == "input" for row in rows.values())
-    return QuantReport(tuple(rows.values()), integer, floats, conversions, decisions)
+    floats = len(rows) - integer - conversions - simulated - sum(row.kind == "input" for row in rows.values())
+    return QuantReport(tuple(rows.values()), integer, floats, conversions + simulated, decisions, simulation_only(program))
 
 
 def _row(node: Node, rows: dict[str, QuantRow]) -> QuantRow:

@@ -10,7 +10,8 @@ import torch
 
 from .calibrate import Range
 from .config import QuantConfig
-from .layout import Layout
+from .layout import NORMS, Layout
+from .simulated import SOFTMAX, Softmax, Twin, kind_of
 
 Tensor = torch.Tensor
 
@@ -92,7 +93,7 @@ class Projection:
         return [part for part in (self.q, self.k, self.v) for _ in range(count // 3)]
 
 
-Representation = Byte | Channels | Stream | Scores | Projection
+Representation = Byte | Channels | Stream | Scores | Projection | Twin | Softmax
 SEVERAL = (Scores, Projection)  # quantizers of one map, by its channels
 
 
@@ -132,11 +133,12 @@ def representations(layout: Layout, ranges: Mapping[str, Range], config: QuantCo
 def completed(layout: Layout, known: Mapping[str, Representation]) -> dict[str, Representation]:
     """Those that a layout needs, of those that were found at another image size: by key or, where a result did not exist there (a resize),
     that of something it shares scales with. What is in neither is left out."""
-    found: dict[str, Representation] = {}
+    found: dict[str, Representation] = {key: value for key, value in known.items() if isinstance(value, SOFTMAX)}
     for key, (name, form) in layout.needed().items():
-        kind: Any = Stream if form == "stream" else _kind_of_bytes(layout, name)
-        if kind is Byte and layout.by_channel(name):
-            kind = (Byte, Channels)
+        kind: Any = (Stream, Channels) if form == "stream" else _kind_of_bytes(layout, name)
+        if kind is Byte:
+            channels = layout.by_channel(name) or layout.program[name].kind in NORMS  # of norms in simulations
+            kind = (Byte, Twin, Channels) if channels else (Byte, Twin)
         if form == "stream":
             members = [each for each, group in layout.streams.items() if group == layout.streams[name]]
         else:
@@ -153,6 +155,10 @@ def to_json(representation: Representation) -> dict[str, Any]:
 
 
 def from_json(fields: Mapping[str, Any]) -> Representation:
+    simulated = kind_of(set(fields))
+    if simulated is not None:
+        made: Representation = simulated(**fields)
+        return made
     for several in SEVERAL:
         if set(fields) == set(several.__dataclass_fields__):
             return several(**{part: Byte(**values) for part, values in fields.items()})

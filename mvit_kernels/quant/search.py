@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,15 +11,15 @@ from tqdm import tqdm
 
 from mvit_kernels.graph import Node
 
-from .affine import Affine, Family, affine_of
+from .affine import Candidates, Quantizer, affine_of, quantizer_of
 from .bridges import Bridge, arriving
 from .calibrate import Range, ranges
 from .hessian import Gradients
-from .layout import COPIES, PRODUCTS
+from .layout import PRODUCTS
 from .methods.base import Task
-from .parts import Part, bounds, bounds_of_part, takers
+from .parts import FARTHEST, Part, bounds, bounds_of_part, takers, takes_wide
 from .probes import Around, Metric, Product, Whole
-from .representation import SEVERAL, Byte, Channels, Representation, Stream, bits_of, byte_members
+from .representation import SEVERAL, Byte, Representation, Stream, bits_of, byte_members
 from .rounding import is_rounded, round_weight, with_rounded_weight
 from .samples import (
     Pass,
@@ -40,7 +40,6 @@ from .samples import (
 Tensor = torch.Tensor
 POSITIONS = 640  # of each product, of all images together
 ELEMENTS = 2**18  # of the maps that other nodes are looked at with
-_FARTHEST = 2**16  # zero-points further away are refused
 _CAUTION = 1.0  # standard deviations, of images, that are added to the mean error of an image
 _FEWEST = 4  # images of which half says something about the others
 _COARSE, _FINE = 10, ((-3, 3), (-2, -1, 1, 2))  # every tenth candidate; from the best of them steps, and from the best of these
@@ -58,7 +57,7 @@ class Plan:
     metric: Metric
     grid: tuple[float, ...]
     rounds: int
-    families: Callable[[Part, Tensor, Tensor], list[Family]]
+    families: Callable[[Part, Tensor, Tensor], Sequence[Candidates]]
     bridges: tuple[Bridge, ...] = ()
     halves: bool = False
 
@@ -115,8 +114,7 @@ class Search:
             return []
         members = byte_members(self.layout, name) if form == "byte" else [name]
         bits = max(bits_of(self.task.config, each) for each in members)
-        users = {user for each in members for user in self.layout.users[each]}
-        wide = form == "byte" and key == name and all(user in self.layout.integer and self._takes_wide(user) for user in users)
+        wide = takes_wide(self.layout, key)
         by_channel = key == name and self.layout.by_channel(name)
         all_of, half_of = (bounds(members, each, by_channel) for each in (self.task.ranges, self.half_ranges))
         if isinstance(found, SEVERAL):
@@ -126,11 +124,7 @@ class Search:
                      channels[which], half=bounds_of_part(which, channels[which], *half_of))
                 for which, byte in found.parts().items()
             ]  # fmt: skip
-        return [Part(key, key, *all_of, bits, by_channel, wide, affine_of(found), half=half_of)]
-
-    def _takes_wide(self, user: str) -> bool:
-        """Zero-points outside of the bits: products take them, added maps, and copies."""
-        return self.layout.program[user].kind in (*PRODUCTS, "add", *COPIES)
+        return [Part(key, key, *all_of, bits, by_channel, wide, quantizer_of(found), half=half_of)]
 
     # --- what candidates are judged by ---
 
@@ -224,7 +218,7 @@ class Search:
         tried, grid = part.shortlist or self._pairs(part), self.plan.grid
         part.trial = part.trial or (tried[0][0].at(1.0) if self.halved else part.affine)
         best = (self._error(part, part.trial), part.trial, part.affine, part.family, part.factor)
-        ranked: list[tuple[float, int, tuple[Family, Family], list[Tensor]]] = []
+        ranked: list[tuple[float, int, tuple[Candidates, Candidates], list[Tensor]]] = []
         for pair in tried:
             weights = self._weights(part, pair[0].at(1.0))
             scored = ((self._error(part, pair[0].at(grid[i]), weights), i) for i in range(_COARSE // 2, len(grid), _COARSE))
@@ -240,16 +234,16 @@ class Search:
         _, part.trial, part.affine, part.family, part.factor = best
         part.shortlist = [each[2] for each in ranked[:3]]
 
-    def _pairs(self, part: Part) -> list[tuple[Family, Family]]:
+    def _pairs(self, part: Part) -> list[tuple[Candidates, Candidates]]:
         """Families by the range of half of the images, and the same by that of all."""
         final = self.plan.families(part, part.low, part.high)
         trial = final if part.half is None else self.plan.families(part, *part.half)
         return list(zip(trial if len(trial) == len(final) else final, final, strict=True))
 
-    def _weights(self, part: Part, affine: Affine) -> list[Tensor]:
+    def _weights(self, part: Part, affine: Quantizer) -> list[Tensor]:
         return [product.rounded(affine.fold, self.stretch[product.node.name]) for product in part.products]
 
-    def _error(self, part: Part, affine: Affine, weights: list[Tensor] | None = None) -> float:
+    def _error(self, part: Part, affine: Quantizer, weights: list[Tensor] | None = None) -> float:
         if not self._allowed(part, affine):
             return float("inf")
         fake = part.fake(affine)
@@ -258,9 +252,8 @@ class Search:
         return error + sum(around.error(fake) for around in part.around)
 
     @staticmethod
-    def _allowed(part: Part, affine: Affine) -> bool:
-        near = float(affine.zero_point.abs().max()) <= _FARTHEST
-        return near and all(product.allows(affine) for product in part.products)
+    def _allowed(part: Part, affine: Quantizer) -> bool:
+        return affine.farthest() <= FARTHEST and all(product.allows(affine) for product in part.products)
 
     def _arrive(self, product: Product) -> None:
         """A product inside a bridge sees what the chain before it gives as it is quantized now."""
@@ -318,7 +311,7 @@ class Search:
             self.stretch[name] = torch.where(rows <= plain, self.stretch[name], 1.0)
             self.weight_errors[name] = (float(torch.minimum(rows, plain).sum()), float(plain.sum()))
 
-    def _wider(self, part: Part) -> list[Affine]:
+    def _wider(self, part: Part) -> list[Quantizer]:
         """Less cut off, or nothing."""
         if part.family is None or part.factor >= 1:
             return []
@@ -338,7 +331,7 @@ class Search:
                     assert isinstance(byte, Byte)
                     bytes_[which] = byte
                 found[key] = type(representation)(**bytes_)
-            elif isinstance(representation, (Byte, Channels)):
+            elif not isinstance(representation, Stream):
                 found[key] = self.parts[self.same[key]].affine.representation()
         return found
 

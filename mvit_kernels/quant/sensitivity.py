@@ -25,6 +25,8 @@ from .program import integer_program, settled
 from .representation import Representation
 from .rounding import is_rounded, with_rounded_weight
 from .samples import PIXELS
+from .simulated import SOFTMAX
+from .softmaxes import key_of, with_softmax
 
 if TYPE_CHECKING:
     from .model import QuantizedModel
@@ -147,6 +149,9 @@ class _Study:
         return node.name in self.layout.integer or is_rounded(node, self.model.config)
 
     def _quantized(self, node: Node) -> Node:
+        softmax = self.found.get(key_of(node.name)) if node.name in self.layout.integer else None
+        if isinstance(softmax, SOFTMAX):
+            return with_softmax(node, softmax)
         if not is_rounded(node, self.model.config):
             return node
         source = self.found.get(self.layout.key(node.inputs[0], "byte")) if node.name in self.layout.integer else None

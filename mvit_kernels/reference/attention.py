@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -22,13 +23,16 @@ class Mixtures(NamedTuple):
     shift: Tensor | None = None
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mixtures: Mixtures | None = None) -> Tensor:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mixtures: Mixtures | None = None,
+    softmax: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:  # fmt: skip
     """y[h, n] = sum_m w[h, n, m] v[h, m], w = mixed softmax over m of mixed scale q[h, n].k[h, m] + bias.
 
-    q (B, N, H c), k (B, M, H c), v (B, M, H d), head after head; returns (B, N, H d).
+    q (B, N, H c), k (B, M, H c), v (B, M, H d), head after head; returns (B, N, H d). softmax: what is in its place, of scores (..., M).
     """
     mixtures = mixtures or Mixtures()
-    _, _, _, weights = _weights(q, k, heads, scale, mixtures)
+    _, _, _, weights = _weights(q, k, heads, scale, mixtures, softmax)
     return _together(weights @ _apart(v, heads))
 
 
@@ -58,13 +62,15 @@ def attention_backward(
     return _together(dquery), _together(dkey), _together(weights.mT @ grad), gradients
 
 
-def _weights(q: Tensor, k: Tensor, heads: int, scale: float, mixtures: Mixtures) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _weights(
+    q: Tensor, k: Tensor, heads: int, scale: float, mixtures: Mixtures, softmax: Callable[[Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(B, H, N, M) each: scores, what softmax is taken of, its result, and what values are multiplied by."""
     scores = _apart(q, heads) * scale @ _apart(k, heads).mT
     logits = scores if mixtures.scores is None else _mixed(mixtures.scores, scores)
     if mixtures.bias is not None:
         logits = logits + mixtures.bias
-    shares = logits.softmax(dim=-1)
+    shares = logits.softmax(dim=-1) if softmax is None else softmax(logits)
     weights = shares if mixtures.weights is None else _mixed(mixtures.weights, shares)
     if mixtures.shift is not None:
         weights = weights + mixtures.shift[:, None, None]

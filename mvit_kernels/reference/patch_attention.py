@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 
@@ -13,13 +15,17 @@ def default_scale(dim: int, heads: int) -> float:
     return (max(dim, heads) // heads) ** -0.5
 
 
-def patch_attention(qkv: torch.Tensor, heads: int, patch_size: tuple[int, int] = (2, 2), scale: float | None = None) -> torch.Tensor:
+def patch_attention(
+    qkv: torch.Tensor, heads: int, patch_size: tuple[int, int] = (2, 2), scale: float | None = None,
+    softmax: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> torch.Tensor:  # fmt: skip
     """y[n] = sum_m softmax_m(scale q[n].k[m]) v[m] among the N pixels of a phase, in each of `heads` heads of c = d / heads channels.
 
-    qkv: (B, 3d, H, W), channels in the order q (d), k (d), v (d); returns (B, d, H, W). `scale` None is c^-0.5.
+    qkv: (B, 3d, H, W), channels in the order q (d), k (d), v (d); returns (B, d, H, W). `scale` None is c^-0.5. softmax: what is in its
+    place, of scores (..., N).
     """
     query, key, value = _heads(qkv, heads, patch_size, 3)
-    return _fold(_weights(query, key, _scale(qkv, heads, scale)) @ value, qkv, patch_size)
+    return _fold(_weights(query, key, _scale(qkv, heads, scale), softmax) @ value, qkv, patch_size)
 
 
 def patch_attention_fused(qkv: torch.Tensor, heads: int, patch_size: tuple[int, int] = (2, 2), scale: float | None = None) -> torch.Tensor:
@@ -49,8 +55,11 @@ def _scale(qkv: torch.Tensor, heads: int, scale: float | None) -> float:
     return default_scale(qkv.shape[1] // 3, heads) if scale is None else scale
 
 
-def _weights(query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
-    return (query * scale @ key.mT).softmax(dim=-1)
+def _weights(
+    query: torch.Tensor, key: torch.Tensor, scale: float, softmax: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.Tensor:  # fmt: skip
+    scores = query * scale @ key.mT
+    return scores.softmax(dim=-1) if softmax is None else softmax(scores)
 
 
 def _heads(x: torch.Tensor, heads: int, patch_size: tuple[int, int], parts: int) -> tuple[torch.Tensor, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import best, easyquant, minmax, omse, percentile, qhyvit
+from . import best, easyquant, fqvit, minmax, omse, percentile, ptq4vit, qhyvit, repqvit
 from .base import Found, Task
 
 METHODS: dict[str, Callable[[Task], Found]] = {
@@ -13,6 +13,9 @@ METHODS: dict[str, Callable[[Task], Found]] = {
     "percentile": percentile.find,
     "omse": omse.find,
     "easyquant": easyquant.find,
+    "ptq4vit": ptq4vit.find,
+    "fqvit": fqvit.find,
+    "repqvit": repqvit.find,
     "best": best.find,
 }
 

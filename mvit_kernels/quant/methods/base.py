@@ -44,7 +44,7 @@ class Task:
 @dataclass(frozen=True)
 class Found:
     """Attributes:
-    representations: for every key of `layout.needed()`.
+    representations: for every key of `layout.needed()`, and of softmax where it is quantized (`softmaxes.key_of`).
     stretch: name of a product -> (N,) factor of the scale of each row of its weight, 1 where its largest value is the largest integer.
     more: further fields of the decisions about results; weights: those of the decisions about weights, by name.
     migration: factors of channels, by seam, that the program had before all else (`equalization.migrated`).
@@ -73,6 +73,8 @@ def range_of(task: Task, key: str) -> tuple[float, float]:
 
 def part_range(task: Task, key: str, part: str) -> tuple[float, float]:
     """Of one of `parts_of` a representation."""
+    if key not in task.layout.needed():  # of softmax
+        return 0.0, 1.0
     if part == key:
         return range_of(task, key)
     name = task.layout.needed()[key][0]

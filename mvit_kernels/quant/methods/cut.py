@@ -6,11 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 from ..histogram import Histogram, Part, histograms
+from ..layout import PRODUCTS
+from ..parts import FARTHEST, takes_wide
+from ..probes import ACCUMULATOR, most_sum
 from ..representation import SEVERAL, Byte, Representation, Stream, bits_of, byte_members, representations
 from .base import Found, Task
 
-Choose = Callable[[list[Histogram], int], Byte]
-"""From histograms of all that has one quantizer, and bits, to the quantizer."""
+Choose = Callable[[list[Histogram], int, float], Byte]
+"""From histograms of all that has one quantizer, bits, and how far from any integer a zero-point may be to the quantizer. 0: it must be
+one of them."""
 
 
 def find_by(task: Task, choose: Choose, error: Callable[[list[Histogram], Byte], float] | None, objective: str | None) -> Found:
@@ -32,7 +36,7 @@ def find_by(task: Task, choose: Choose, error: Callable[[list[Histogram], Byte],
             pictures = [seen[part] for part in each]
             if which == "values":
                 pictures = [positive(picture) for picture in pictures]
-            byte = choose(pictures, bits) if all(picture.high > picture.low for picture in pictures) else before
+            byte = choose(pictures, bits, _farthest(task, key)) if all(picture.high > picture.low for picture in pictures) else before
             assert isinstance(byte, Byte)
             assert isinstance(before, Byte)
             new[which] = byte
@@ -46,11 +50,29 @@ def find_by(task: Task, choose: Choose, error: Callable[[list[Histogram], Byte],
     return Found(chosen, {}, more)
 
 
+def squared_error(pictures: list[Histogram], byte: Byte) -> float:
+    """The mean over all."""
+    total = sum(float(picture.counts.sum()) for picture in pictures)
+    return sum(picture.squared_error(byte.scale, byte.zero_point, byte.bits) * float(picture.counts.sum()) for picture in pictures) / total
+
+
 def positive(picture: Histogram) -> Histogram:
     """Of relu(x): what the values of separable attention pass before anything else."""
     counts, centers = picture.counts.clone(), picture.centers()
     counts[centers < 0] = 0.0
     return Histogram(picture.low, picture.high, counts) if bool(counts.sum() > 0) else picture
+
+
+def _farthest(task: Task, key: str) -> float:
+    return room(task, byte_members(task.layout, task.layout.needed()[key][0])) if takes_wide(task.layout, key) else 0.0
+
+
+def room(task: Task, names: list[str]) -> float:
+    """How far from any integer the zero-points of results may be for sums of products of them."""
+    layout = task.layout
+    users = {user for name in names for user in layout.users[name] if user and layout.program[user].kind in PRODUCTS}
+    sums = [most_sum(layout.program[user], task.config.weight_bits_of(user)) for user in users]
+    return min([float(FARTHEST), *(ACCUMULATOR / max(each, 1) for each in sums)])
 
 
 def _parts(task: Task, key: str, value: Representation) -> list[list[Part]]:

@@ -15,14 +15,14 @@ from ..histogram import Histogram
 from ..representation import Byte, byte_of
 from ..rounding import is_rounded
 from .base import Found, Task
-from .cut import find_by
+from .cut import find_by, squared_error
 
 Tensor = torch.Tensor
 SHRINK = tuple(1 - i / 100 for i in range(90))
 
 
 def find(task: Task) -> Found:
-    found = find_by(task, _choose, _error, "mse")
+    found = find_by(task, _choose, squared_error, "mse")
     stretch, more = {}, {}
     for node in task.layout.program:
         if is_rounded(node, task.config) and node.weights["weight"].numel():
@@ -44,11 +44,6 @@ def least_squares(weight: Tensor, bits: int) -> tuple[Tensor, float, float]:
     return torch.tensor(SHRINK, dtype=torch.float64)[index], float(best.sum() / rows.numel()), float(errors[0].sum() / rows.numel())
 
 
-def _choose(pictures: list[Histogram], bits: int) -> Byte:
+def _choose(pictures: list[Histogram], bits: int, _: float) -> Byte:
     low, high = min(picture.low for picture in pictures), max(picture.high for picture in pictures)
-    return min((byte_of(low * factor, high * factor, bits) for factor in SHRINK), key=lambda byte: _error(pictures, byte))
-
-
-def _error(pictures: list[Histogram], byte: Byte) -> float:
-    total = sum(float(picture.counts.sum()) for picture in pictures)
-    return sum(picture.squared_error(byte.scale, byte.zero_point, byte.bits) * float(picture.counts.sum()) for picture in pictures) / total
+    return min((byte_of(low * factor, high * factor, bits) for factor in SHRINK), key=lambda byte: squared_error(pictures, byte))

@@ -18,6 +18,6 @@ def find(task: Task) -> Found:
     return find_by(task, _choose, None, None)
 
 
-def _choose(pictures: list[Histogram], bits: int) -> Byte:
+def _choose(pictures: list[Histogram], bits: int, _: float) -> Byte:
     lows, highs = zip(*(picture.quantiles(TAIL) for picture in pictures), strict=True)
     return byte_of(min(lows), max(highs), bits)
