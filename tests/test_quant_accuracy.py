@@ -56,6 +56,29 @@ def test_intervals(accuracy: Any) -> None:
     assert np.array_equal(accuracy._unpacked(accuracy._packed(hits), 77), hits)
 
 
+@pytest.mark.slow
+def test_what_no_kernel_runs_is_judged_by_its_simulation(accuracy: Any, tmp_path: Path) -> None:
+    results = tmp_path / "accuracy.json"
+    accuracy.main([*FEW[:-1], "minmax", "fqvit", "--variants", "trained", "--results", str(results)])
+    plain, simulated = json.loads(results.read_text())["cases"]
+    assert (plain["kernels"], simulated["kernels"]) == (True, False)
+    assert simulated["top1"] > 0.7
+
+
+def test_several_seeds(accuracy: Any) -> None:
+    exact, hits = np.ones(100), [np.arange(100) >= lost for lost in (10, 20, 30)]
+    case = {"model": "m", "variant": "one_sided", "bits": 6, "method": "minmax"}
+    document = {
+        "images": "these",
+        "float": [{"model": "m", "samples": 100, "hits": accuracy._packed(exact > 0)}],
+        "cases": [case | {"seed": i, "hits": accuracy._packed(each)} for i, each in enumerate(hits)],
+    }
+    assert "| `m` (100.0), one sided, 6 | -20.0 (" in accuracy.table(document)
+    assert "; seeds ± 10.0) |" in accuracy.table(document)
+    document["cases"] = document["cases"][:1]
+    assert "seeds" not in accuracy.table(document)
+
+
 def test_bad_flags(accuracy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
         (["--imagenet", str(tmp_path)], "--imagenet needs --results of its own"),
