@@ -12,7 +12,7 @@ import torch
 from marks import slow
 from op_checks import needs_native
 from swap_checks import reason, replaced
-from test_engine_compile import assert_compiled
+from test_engine_compile import assert_compiled, assert_runs_or_is_simulated
 from torch import nn
 
 import mvit_kernels as mk
@@ -163,17 +163,7 @@ def test_bridges_are_found_without_names() -> None:
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "minmax"])
 @pytest.mark.parametrize("name", OURS)
 def test_every_method(name: str, method: str) -> None:
-    model, x = quantized(name, method), images(name)
-    y = model(x)
-    if not model.simulation_only():
-        assert torch.equal(mk.compile(model, x)(x), y)
-        return
-    assert any(key.endswith(".softmax") for key in model.representations)
-    with torch.no_grad():
-        exact = network(name)(x)
-    assert (y - exact).norm() < 0.3 * exact.norm()
-    with pytest.raises(ValueError, match=f"compile: model: expected quantizers that kernels run, got .* nodes by '{method}'"):
-        mk.compile(model, x)
+    assert_runs_or_is_simulated(network(name), quantized(name, method), images(name))
 
 
 @pytest.mark.slow

@@ -24,6 +24,20 @@ def leaves(result: object) -> list[Tensor]:
     return [each for each in pytree.tree_leaves(result) if each is not None]
 
 
+def assert_runs_or_is_simulated(model: nn.Module, quantized: mk.QuantizedModel, x: Tensor) -> None:
+    """Compiled with the same bits; or, by a method whose quantizers no kernel runs, near the float model and not compiled."""
+    y = quantized(x)
+    if not quantized.simulation_only():
+        assert torch.equal(mk.compile(quantized, x)(x), y)
+        return
+    assert any(key.endswith(".softmax") for key in quantized.representations)
+    with torch.no_grad():
+        exact = model(x)
+    assert (y - exact).norm() < 0.3 * exact.norm()
+    with pytest.raises(ValueError, match=r"compile: model: expected quantizers that kernels run, got .* can only be simulated"):
+        mk.compile(quantized, x)
+
+
 def assert_compiled(model: nn.Module, fast: mk.CompiledModel, x: Tensor, *, rule: float | None = None) -> None:
     """By the float rule against eager; for results of stored 16 bits, within `rule` of the largest."""
     with torch.no_grad():

@@ -21,7 +21,7 @@ from mvit_kernels.graph.interpreter import evaluate
 
 from ..affine import Candidates, Family, fake_quantize
 from ..hessian import Gradients
-from ..layout import Layout
+from ..layout import COPIES, Layout
 from ..parts import Part
 from ..probes import Hessian
 from ..representation import SEVERAL, TINY, Byte, Representation, bits_of, byte_members, representations, single
@@ -36,7 +36,6 @@ GRID = tuple(torch.linspace(0.01, 1.2, 101, dtype=torch.float64)[:100].tolist())
 ROUNDS = 3
 SPLITS = tuple(2.0**-i for i in range(20))
 LEAST = {"silu": 0.27846454, "gelu": 0.16997124}  # -min of x sigmoid(x), of x Phi(x)
-_COPIES = ("cat", "resize")
 
 
 def find(task: Task) -> Found:
@@ -84,7 +83,7 @@ def _least(layout: Layout, key: str) -> float | None:
     if form != "byte" or key != name:
         return None
     writers = [layout.program[each] for each in byte_members(layout, name)]
-    settings = [node.settings for node in writers if node.kind not in _COPIES]
+    settings = [node.settings for node in writers if node.kind not in COPIES]
     functions = {each.get("activation", each.get("function")) if not each.get("residual") else None for each in settings}
     return LEAST.get(next(iter(functions)) or "") if len(functions) == 1 else None
 
