@@ -259,7 +259,7 @@ X, W = torch.ones(1, 3, 4, 4), torch.ones(2, 3, 3, 3)
         ((X, W), {"residual": X}, ValueError, r"residual: expected .* of shape \(1, 2, 4, 4\) .* got .* of shape \(1, 3, 4, 4\)"),
         ((X, W), {"stride": 3}, ValueError, "stride: expected 1 or 2, got 3"),
         ((X, W), {"stride": (1, 1)}, TypeError, r"stride: expected an integer, got \(1, 1\)"),
-        ((X, W), {"activation": "tanh"}, ValueError, "activation: expected one of none, relu, silu, gelu, got 'tanh'"),
+        ((X, W), {"activation": "tanh"}, ValueError, "activation: expected one of none, relu, silu, gelu, relu6, hard_swish, got 'tanh'"),
         ((X, W), {"backend": "triton"}, ValueError, "conv2d: backend 'triton' was requested and cannot take this call"),
     ],
 )
