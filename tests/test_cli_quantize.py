@@ -136,6 +136,7 @@ def test_quantize_writes_what_the_library_makes(weights, pictures, quantized):
     assert report["decisions"]
 
 
+@pytest.mark.slow
 def test_quantize_says_what_to_keep_and_draws(capsys, weights, tmp_path):
     pytest.importorskip("matplotlib")
     pytest.importorskip("sklearn")
@@ -171,6 +172,7 @@ def test_nothing_is_begun_that_cannot_be_written(capsys, monkeypatch, weights, t
     assert not (tmp_path / "q").exists()
 
 
+@pytest.mark.slow
 def test_a_scaled_model_goes_all_the_way(capsys, tmp_path):
     """Its options are in every file, from training to ONNX."""
     pytest.importorskip("onnx")
@@ -217,6 +219,7 @@ def test_eval_of_floats_integers_and_plans(capsys, weights, pictures, quantized,
     assert "on 3 images" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_eval_of_what_no_kernel_runs(capsys, weights, pictures, tmp_path):
     argv = ["quantize", weights, "--calibration", pictures, "--images", 4, "--method", "fqvit", "--output", tmp_path / "q"]
     assert _json(capsys, *argv)["simulation_only"] > 0
@@ -228,6 +231,7 @@ def test_eval_of_what_no_kernel_runs(capsys, weights, pictures, tmp_path):
     assert "can only be simulated" in _complaint(capsys, "export", tmp_path / "q", "--output", tmp_path / "q.onnx")
 
 
+@pytest.mark.slow
 def test_eval_goes_on_where_it_was(capsys, weights, pictures, tmp_path):
     argv = ["eval", weights, "--data", pictures, "--state", tmp_path / "state.json"]
     whole = _json(capsys, *argv)

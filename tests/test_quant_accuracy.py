@@ -23,6 +23,7 @@ def accuracy(monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
+@pytest.mark.slow
 def test_it_measures_once_and_goes_on(accuracy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     results = tmp_path / "accuracy.json"
     accuracy.main([*FEW, "--variants", "trained", "--results", str(results)])

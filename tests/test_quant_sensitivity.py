@@ -157,6 +157,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_several_processes_find_what_one_does(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(_PROGRAM.format(tests=str(HERE)) + _TOGETHER)

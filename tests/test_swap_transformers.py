@@ -26,12 +26,14 @@ def v1_model(segmentation: bool = False, **options: object) -> nn.Module:
     config = transformers.MobileViTConfig(
         hidden_sizes=[16, 20, 24], neck_hidden_sizes=[8, 8, 12, 16, 16, 20, 40], num_labels=6, aspp_out_channels=16, **options
     )
+    torch.manual_seed(0)
     kind = transformers.MobileViTForSemanticSegmentation if segmentation else transformers.MobileViTForImageClassification
     return lively(kind(config))
 
 
 def v2_model(segmentation: bool = False, **options: object) -> nn.Module:
     config = transformers.MobileViTV2Config(width_multiplier=0.25, num_labels=6, aspp_out_channels=16, **options)
+    torch.manual_seed(0)
     kind = transformers.MobileViTV2ForSemanticSegmentation if segmentation else transformers.MobileViTV2ForImageClassification
     return lively(kind(config))
 
