@@ -338,7 +338,7 @@ MOMENTS = torch.ones(2, 2, dtype=torch.float64)
         ((M, W), {"collect": -1}, ValueError, "gemm: collect: expected a number of groups that divides 4 rows, got -1"),
         ((M, W), {"moments": MOMENTS, "collect": 4}, ValueError, "gemm: collect: expected as many groups as moments has, 2, got 4"),
         ((M[:, :0], W[:, :0]), {"layer_norm": True}, ValueError, "gemm: a: expected at least one column for layer_norm"),
-        ((M, W), {"activation": "tanh"}, ValueError, "gemm: activation: expected one of none, relu, silu, gelu, relu6, hard_swish, got 'tanh'"),
+        ((M, W), {"activation": "tanh"}, ValueError, "gemm: activation: expected one of none, relu, .*, got 'tanh'"),
         ((M, W), {"backend": 3}, TypeError, "gemm: backend: expected a name or None, got 3"),
         ((M, W), {"backend": "gpu"}, ValueError, "backend: expected one of auto, .*, got 'gpu'"),
         ((M.double(), W.double()), {"backend": "cpu"}, ValueError, "gemm: backend 'cpu' was requested and cannot take this call"),
