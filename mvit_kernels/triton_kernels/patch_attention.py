@@ -216,7 +216,7 @@ def backward(dy: Tensor, qkv: Tensor, heads: int, patch: tuple[int, int], scale:
     length = sizes[2]
     statistics = qkv.new_empty(programs, 2, length, dtype=torch.float32)
     arguments = (qkv, dy, dqkv, statistics, *sizes, *patch, scale, *qkv.stride(), *dy.stride(), *dqkv.stride())
-    settings |= {"FAR": far(qkv, dy, dqkv), "num_stages": 1}
+    settings |= {"FAR": far(qkv, dy, dqkv), "num_stages": 1, "num_warps": 4}
     launch(patch_attention_bwd_query_kernel, programs * blocks(length, settings["BLOCK_M"]), *arguments, **settings)
     launch(patch_attention_bwd_key_kernel, programs * blocks(length, settings["BLOCK_N"]), *arguments, **settings)
 

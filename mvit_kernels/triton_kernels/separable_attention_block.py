@@ -248,7 +248,7 @@ def tile(rows: int, length: int, dim: int, x: Tensor) -> tuning.Tile:
     block_t = 64 if width <= 128 else 32
     while block_t > 16 and (rows * blocks(length, block_t) < processors(x) or block_t >= 2 * length):
         block_t //= 2
-    return _tile(block_t, 64 if width <= 128 else 32, 8 if block_t * width > 4096 else 4, 2)
+    return _tile(block_t, 64 if width <= 192 else 32, 8 if block_t * width > 4096 else 4, 2)
 
 
 def candidates(rows: int, length: int, dim: int, x: Tensor) -> list[tuning.Tile]:
