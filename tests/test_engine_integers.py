@@ -12,6 +12,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import mvit_kernels as mk
+from mvit_kernels.engine.lower_integers import lower
+from mvit_kernels.engine.plan import assemble
+from mvit_kernels.graph import Node, Program, run
 
 pytestmark = needs_native
 Tensor = torch.Tensor
@@ -152,6 +155,20 @@ def test_skipped_layers() -> None:
     assert 10 * torch.log10(right.square().sum() / (y - right).square().sum()) >= 40
     kinds = {row.kind for row in fast.report().rows if row.node.startswith("stages.2.") and row.macs}
     assert kinds == {"float"}
+
+
+def test_what_is_no_number_enters_a_stream_as_in_plain_torch(isa: str) -> None:
+    size, scale = (5, 3, 7), 0.01
+    nodes = [
+        Node("input", "input", (), size), Node("q", "quantize", ("input",), size, {"out": "int16", "scale": scale, "zero_point": 0}),
+        Node("y", "dequantize", ("q",), size, {"source": "int16", "scale": scale}),
+    ]  # fmt: skip
+    program, x = Program(nodes, ["y"]), torch.randn(2, *size) * 300
+    x[0, 1], x[1, 2, 0], x[1, 3, 1] = float("nan"), float("inf"), -float("inf")
+    (y,) = assemble(lower(program)).run(x, 1)
+    right = run(program, x)
+    assert torch.equal(y, right)
+    assert right[0, 1].unique().tolist() == [-32768 * torch.tensor(scale).item()]
 
 
 def test_bad_input() -> None:

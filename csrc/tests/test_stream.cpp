@@ -13,7 +13,7 @@ namespace {
 
 int16_t int_of(float x, float scale) {
     const float t = x * static_cast<float>(1.0 / double{scale});
-    return t != t ? int16_t{0} : static_cast<int16_t>(std::nearbyint(std::clamp(t, -32768.0f, 32767.0f)));
+    return t != t ? int16_t{INT16_MIN} : static_cast<int16_t>(std::nearbyint(std::clamp(t, -32768.0f, 32767.0f)));
 }
 
 void compare(int64_t count, float scale) {

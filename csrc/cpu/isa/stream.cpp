@@ -8,11 +8,10 @@ namespace mvit {
 namespace {
 
 void to_stream(const float* from, int16_t* to, int64_t count, float inverse) {
-    const F32 factor = F32::all(inverse), zero = F32::all(0.0f), low = F32::all(INT16_MIN), high = F32::all(INT16_MAX);
+    const F32 factor = F32::all(inverse), low = F32::all(INT16_MIN), high = F32::all(INT16_MAX);
     each_vector(count, [&](int64_t i, int n) {
         const F32 t = load(from + i, n, 0.0f) * factor;
-        // What is above zero and what is below: one of them is 0, and of NaN both are, the second argument.
-        store(to_int(min(max(t, zero), high) + max(min(t, zero), low)), to + i, n);
+        store(to_int(min(max(t, low), high)), to + i, n);  // the larger of NaN and another is the other, the second argument
     });
 }
 

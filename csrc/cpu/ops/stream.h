@@ -1,6 +1,6 @@
 // Between float32 and an int16 residual stream, whose real values are scale * q:
 //
-//     to_stream      q = rint(min(max(x * float32(1 / scale), -32768), 32767))     ties to even; NaN becomes 0
+//     to_stream      q = rint(min(max(x * float32(1 / scale), -32768), 32767))     ties to even; NaN becomes -32768
 //     from_stream    x = float(q) * scale
 //
 // Every operation is rounded once: the same bits on every instruction set.
