@@ -22,9 +22,9 @@ from . import gemm, tuning
 from . import moments as moments_
 from .activation import activate
 from .launch import blocks, capability, launch, processors, vector_of
-from .moments import combine_moments, write_part
+from .moments import combine_moments
 from .products import dot
-from .resident import load_pixels, normal, squares, widths
+from .resident import add_and_store, load_pixels, normal, row_moments, widths
 
 Tensor = torch.Tensor
 HIDDEN = 64  # channels: of weights, what the hidden ones are a multiple of
@@ -58,16 +58,6 @@ def arrange(first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tens
 
 
 @triton.jit
-def _finish(total, x, y, rows, c, dim, bias, inside_t, parts, piece, COLLECT: tl.constexpr):
-    inside = inside_t[:, None] & (c < dim)[None, :]
-    result = (total + tl.load(bias + c)[None, :] + load_pixels(x, rows, c, dim)).to(y.dtype.element_ty)
-    tl.store(y + rows + c[None, :], result, mask=inside)
-    if COLLECT:
-        count = tl.sum(tl.where(inside_t, 1.0, 0.0), 0) * tl.sum(tl.where(c < dim, 1.0, 0.0), 0)
-        write_part(parts, piece, result, inside, count)
-
-
-@triton.jit
 def feed_forward_kernel(
     x, moments, first, first_bias, second, second_bias, y, parts, dim, hidden, pixels, pieces, eps,
     LAYER: tl.constexpr, PIECES: tl.constexpr, ACTIVATION: tl.constexpr, COLLECT: tl.constexpr, VECTOR: tl.constexpr,
@@ -86,15 +76,10 @@ def feed_forward_kernel(
     if C2 > 0:
         c2 = C1 + tl.arange(0, C2)
         value2 = load_pixels(x, rows, c2, dim)
+    else:
+        c2, value2 = c1, value1
     if LAYER:
-        mean = tl.sum(value1, 1)
-        if C2 > 0:
-            mean += tl.sum(value2, 1)
-        mean = (mean / dim)[:, None]
-        variance = squares(value1, mean, c1, dim)
-        if C2 > 0:
-            variance += squares(value2, mean, c2, dim)
-        inverse = (1.0 / tl.sqrt(variance / dim + eps))[:, None]
+        mean, inverse = row_moments(value1, value2, c1, c2, dim, eps, C2)
     else:
         mean, inverse = combine_moments(moments, image, pieces, eps, PIECES)
     normal1 = normal(value1, mean, inverse, c1, dim).to(x.dtype.element_ty)
@@ -114,10 +99,10 @@ def feed_forward_kernel(
             total2 = dot(value, tl.load(out + c2[None, :] * hidden), total2)
     inside = t < pixels
     if C2 > 0:
-        _finish(total1, x, y, rows, c1, dim, second_bias, inside, parts, program * 2, COLLECT)
-        _finish(total2, x, y, rows, c2, dim, second_bias, inside, parts, program * 2 + 1, COLLECT)
+        add_and_store(total1, second_bias, x, rows, y, rows, c1, dim, inside, parts, program * 2, COLLECT)
+        add_and_store(total2, second_bias, x, rows, y, rows, c2, dim, inside, parts, program * 2 + 1, COLLECT)
     else:
-        _finish(total1, x, y, rows, c1, dim, second_bias, inside, parts, program, COLLECT)
+        add_and_store(total1, second_bias, x, rows, y, rows, c1, dim, inside, parts, program, COLLECT)
 
 
 # --- what launches it ---

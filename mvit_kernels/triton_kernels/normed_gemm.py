@@ -16,7 +16,7 @@ from . import tuning
 from .activation import activate
 from .launch import blocks, launch, power_of_two, processors, vector_of
 from .products import dot
-from .resident import load_pixels, normal, squares, widths
+from .resident import load_pixels, normal, row_moments, widths
 
 if TYPE_CHECKING:
     from .gemm import Weight
@@ -48,15 +48,10 @@ def normed_gemm_kernel(
     if C2 > 0:
         c2 = C1 + tl.arange(0, C2)
         value2 = load_pixels(a, at, c2, depth)
+    else:
+        c2, value2 = c1, value1
     if LAYER:
-        mean = tl.sum(value1, 1)
-        if C2 > 0:
-            mean += tl.sum(value2, 1)
-        mean = (mean / depth)[:, None]
-        variance = squares(value1, mean, c1, depth)
-        if C2 > 0:
-            variance += squares(value2, mean, c2, depth)
-        inverse = (1.0 / tl.sqrt(variance / depth + eps))[:, None]
+        mean, inverse = row_moments(value1, value2, c1, c2, depth, eps, C2)
     else:
         of_group = moments + row // rows_of_group * 2
         mean = tl.load(of_group).to(tl.float32)[:, None]

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from .launch import power_of_two
+from .moments import write_part
 
 
 def widths(dim: int) -> tuple[int, int]:
@@ -25,13 +26,36 @@ def load_pixels(x, rows, c, dim):
 
 
 @triton.jit
-def squares(value, mean, c, dim):
-    """(t,) sums of squared distances from the mean."""
+def _squares(value, mean, c, dim):
     distance = tl.where((c < dim)[None, :], value - mean, 0.0)
     return tl.sum(distance * distance, 1)
+
+
+@triton.jit
+def row_moments(value1, value2, c1, c2, dim, eps, C2: tl.constexpr):
+    """(t, 1) mean and 1 / sqrt(variance + eps) of each pixel over its channels. C2 0: there are no second ones."""
+    mean = tl.sum(value1, 1)
+    if C2 > 0:
+        mean += tl.sum(value2, 1)
+    mean = (mean / dim)[:, None]
+    variance = _squares(value1, mean, c1, dim)
+    if C2 > 0:
+        variance += _squares(value2, mean, c2, dim)
+    return mean, (1.0 / tl.sqrt(variance / dim + eps))[:, None]
 
 
 @triton.jit
 def normal(value, mean, inverse, c, dim):
     """Centred and scaled; zeros beyond the last channel, where -mean / sigma might not be finite in 16 bits."""
     return tl.where((c < dim)[None, :], (value - mean) * inverse, 0.0)
+
+
+@triton.jit
+def add_and_store(total, bias, x, at, y, y_at, c, dim, inside_t, parts, piece, COLLECT: tl.constexpr):
+    """Channels c of y = total + bias + x, of the pixels inside; with COLLECT the part of these. bias has no end that a mask would mind."""
+    inside = inside_t[:, None] & (c < dim)[None, :]
+    result = (total + tl.load(bias + c)[None, :] + load_pixels(x, at, c, dim)).to(y.dtype.element_ty)
+    tl.store(y + y_at + c[None, :], result, mask=inside)
+    if COLLECT:
+        count = tl.sum(tl.where(inside_t, 1.0, 0.0), 0) * tl.sum(tl.where(c < dim, 1.0, 0.0), 0)
+        write_part(parts, piece, result, inside, count)

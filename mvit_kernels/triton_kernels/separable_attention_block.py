@@ -23,10 +23,10 @@ import triton.language as tl
 from . import tuning
 from .launch import blocks, far, launch, power_of_two, processors
 from .moments import collect as collect_moments
-from .moments import collected, combine_moments, empty_parts, parts_or_moments, write_part
+from .moments import collected, combine_moments, empty_parts, parts_or_moments
 from .phases import group_start, phases_of, pixel_offsets
 from .products import dot
-from .resident import load_pixels, normal, widths
+from .resident import add_and_store, load_pixels, normal, widths
 
 Tensor = torch.Tensor
 
@@ -127,17 +127,6 @@ def context_kernel(
 
 
 @triton.jit
-def _finish(total, x, y, at, y_at, c, dim, bias, inside_t, made, piece, COLLECT: tl.constexpr):
-    inside = inside_t[:, None] & (c < dim)[None, :]
-    result = total + tl.load(bias + c)[None, :] + load_pixels(x, at, c, dim)
-    result = result.to(y.dtype.element_ty)
-    tl.store(y + y_at + c[None, :], result, mask=inside)
-    if COLLECT:
-        count = tl.sum(tl.where(inside_t, 1.0, 0.0), 0) * tl.sum(tl.where(c < dim, 1.0, 0.0), 0)
-        write_part(made, piece, result, inside, count)
-
-
-@triton.jit
 def value_out_kernel(
     x, parts, context, value, value_bias, out, out_bias, y, made, dim, groups, across, length, columns,
     x_image, x_row, x_column, x_row_step, x_column_step, y_image, y_row, y_column, y_row_step, y_column_step,
@@ -178,10 +167,10 @@ def value_out_kernel(
     y_at = pixel_offsets(there, columns, y_row_step, y_column_step, 1, FAR)[:, None]
     inside = t < length
     if C2 > 0:
-        _finish(total1, x, y, at, y_at, c1, dim, out_bias, inside, made, program * 2, COLLECT)
-        _finish(total2, x, y, at, y_at, c2, dim, out_bias, inside, made, program * 2 + 1, COLLECT)
+        add_and_store(total1, out_bias, x, at, y, y_at, c1, dim, inside, made, program * 2, COLLECT)
+        add_and_store(total2, out_bias, x, at, y, y_at, c2, dim, inside, made, program * 2 + 1, COLLECT)
     else:
-        _finish(total1, x, y, at, y_at, c1, dim, out_bias, inside, made, program, COLLECT)
+        add_and_store(total1, out_bias, x, at, y, y_at, c1, dim, inside, made, program, COLLECT)
 
 
 # --- what launches them ---
