@@ -55,6 +55,11 @@ def _name(device: torch.device) -> str:
 
 def _seconds(call: Call, inputs: list[Tensor], repeats: int) -> float:
     run, copies = _captured(call, inputs)
+    return _median(run, repeats) / copies
+
+
+def _median(run: Callable[[], object], repeats: int) -> float:
+    """Seconds by CUDA events, after two runs that warm up."""
     times = []
     for i in range(repeats + 2):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -63,7 +68,7 @@ def _seconds(call: Call, inputs: list[Tensor], repeats: int) -> float:
         end.record()
         end.synchronize()
         if i >= 2:
-            times.append(begin.elapsed_time(end) / 1e3 / copies)
+            times.append(begin.elapsed_time(end) / 1e3)
     return statistics.median(times)
 
 
@@ -94,15 +99,4 @@ def _ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
     floats = torch.randn(_MATRIX, _MATRIX, dtype=dtype, device=device)
     integers = torch.randint(-128, 128, (_MATRIX, _MATRIX), dtype=torch.int8, device=device)
     products = {"float": lambda: floats @ floats, "integer": lambda: torch._int_mm(integers, integers.T)}
-    rates = {}
-    for name, product in products.items():
-        times = []
-        for _ in range(8):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            product()
-            end.record()
-            end.synchronize()
-            times.append(begin.elapsed_time(end) / 1e3)
-        rates[name] = 2 * _MATRIX**3 / statistics.median(times) / 1e9
-    return rates
+    return {name: 2 * _MATRIX**3 / _median(product, 6) / 1e9 for name, product in products.items()}
