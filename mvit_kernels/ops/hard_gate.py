@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from mvit_kernels import reference
 
 from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, raise_status, register, register_autograd, widen
+from .library import FLOAT_CODES, FLOAT_DTYPES, raise_status, widen
+from .pairs import register_pair
 
 OP = "hard_gate"
 Tensor = torch.Tensor
@@ -83,45 +82,4 @@ choose = Choice(
 
 # --- registration ---
 
-
-def _forward(x: Tensor, u: Tensor, *, backend: str | None = None) -> Tensor:
-    _check(x, u)
-    return choose(backend, x).forward(x, u)
-
-
-def _forward_fake(x: Tensor, u: Tensor, *, backend: str | None = None) -> Tensor:
-    _check(x, u)
-    return x.new_empty(x.shape)
-
-
-def _backward(dy: Tensor, x: Tensor, u: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
-    _check(x, u)
-    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
-    backward = choose(backend, x).backward
-    assert backward is not None
-    return backward(dy, x, u)
-
-
-def _backward_fake(dy: Tensor, x: Tensor, u: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x), torch.empty_like(u)
-
-
-_forward_op = register(OP, "(Tensor x, Tensor u, *, str? backend=None) -> Tensor", _forward, _forward_fake)
-_backward_op = register(
-    f"{OP}_backward", "(Tensor dy, Tensor x, Tensor u, str? backend) -> (Tensor, Tensor)", _backward, _backward_fake
-)  # fmt: skip
-
-
-def _setup(ctx: Any, x: Tensor, u: Tensor, *, backend: str | None = None) -> None:
-    ctx.save_for_backward(x, u)
-    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
-
-
-def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, u = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
-        return _reference_backward(dy, x, u)
-    return _backward_op(dy, x, u, ctx.backend)
-
-
-_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=2)
+_call = register_pair(OP, "u", choose, _check, lambda x: x.new_empty(x.shape), lambda x, u: (torch.empty_like(x), torch.empty_like(u)))

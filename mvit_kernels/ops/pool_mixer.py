@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from mvit_kernels import reference
@@ -17,11 +15,10 @@ from .library import (
     empty_in_format,
     is_channels_last,
     raise_status,
-    register,
-    register_autograd,
     single,
     widen,
 )
+from .pairs import register_pair
 
 OP = "pool_mixer"
 Tensor = torch.Tensor
@@ -99,45 +96,8 @@ choose = Choice(
 # --- registration ---
 
 
-def _forward(x: Tensor, scale: Tensor, *, backend: str | None = None) -> Tensor:
-    _check(x, scale)
-    return choose(backend, x).forward(x, scale)
-
-
-def _forward_fake(x: Tensor, scale: Tensor, *, backend: str | None = None) -> Tensor:
-    _check(x, scale)
+def _empty(x: Tensor) -> Tensor:
     return empty_in_format(x, tuple(x.shape), is_channels_last(x))
 
 
-def _backward(dy: Tensor, x: Tensor, scale: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
-    _check(x, scale)
-    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
-    backward = choose(backend, x).backward
-    assert backward is not None
-    return backward(dy, x, scale)
-
-
-def _backward_fake(dy: Tensor, x: Tensor, scale: Tensor, backend: str | None) -> tuple[Tensor, Tensor]:
-    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
-    return empty_in_format(x, tuple(x.shape), is_channels_last(x)), scale.new_empty(scale.shape)
-
-
-_forward_op = register(OP, "(Tensor x, Tensor scale, *, str? backend=None) -> Tensor", _forward, _forward_fake)
-_backward_op = register(
-    f"{OP}_backward", "(Tensor dy, Tensor x, Tensor scale, str? backend) -> (Tensor, Tensor)", _backward, _backward_fake
-)  # fmt: skip
-
-
-def _setup(ctx: Any, x: Tensor, scale: Tensor, *, backend: str | None = None) -> None:
-    ctx.save_for_backward(x, scale)
-    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
-
-
-def _gradient(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, scale = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
-        return _reference_backward(dy, x, scale)
-    return _backward_op(dy, x, scale, ctx.backend)
-
-
-_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=2)
+_call = register_pair(OP, "scale", choose, _check, _empty, lambda x, scale: (_empty(x), scale.new_empty(scale.shape)))
