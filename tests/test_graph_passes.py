@@ -244,6 +244,18 @@ def test_epilogues_go_into_products():
     assert_exact(before, after)
 
 
+def test_a_relu6_behind_a_sum_stays():
+    """Sums of bytes have none."""
+
+    class Sum(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.relu6(x + nn.functional.silu(x))
+
+    before = captured(Sum(), (4, 8, 8))
+    assert kinds(fuse_epilogues(before)) == {"input": 1, "add": 1, "activation": 2}
+    assert_exact(before, fuse_epilogues(before))
+
+
 def test_an_activation_behind_a_residual_stays():
     """Kernels add the residual last."""
     model = nn.Sequential(conv(4, 4, 3), nn.ReLU(), conv(4, 4, 3), nn.SiLU())

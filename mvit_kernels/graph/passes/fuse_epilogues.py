@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 
+from mvit_kernels.reference import ACTIVATIONS, QACTIVATIONS
+
 from ..program import Node, Program
 from .weights import has_epilogue, only_user
 
@@ -13,17 +15,17 @@ _PRODUCTS = ("conv2d", "depthwise_conv2d", "linear")
 
 def fuse_epilogues(program: Program) -> Program:
     """An activation goes into the product before it; the sum of a convolution and something earlier into the convolution; and an
-    activation into a sum that is left."""
-    program = _fuse_activations(program, _PRODUCTS)
-    return _fuse_activations(_fuse_residuals(program), ("add",))
+    activation into a sum that is left, where sums of bytes have it."""
+    program = _fuse_activations(program, _PRODUCTS, ACTIVATIONS)
+    return _fuse_activations(_fuse_residuals(program), ("add",), QACTIVATIONS)
 
 
-def _fuse_activations(program: Program, into: Collection[str]) -> Program:
+def _fuse_activations(program: Program, into: Collection[str], functions: Collection[str]) -> Program:
     changed: dict[str, Node | None] = {}
     instead: dict[str, str] = {}
     users = program.users()
     for node in program:
-        if node.kind != "activation":
+        if node.kind != "activation" or node.settings["function"] not in functions:
             continue
         product = program[node.inputs[0]]
         if product.kind not in into or has_epilogue(product) or only_user(program, users, product.name) is not node:
