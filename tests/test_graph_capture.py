@@ -175,3 +175,10 @@ def test_bad_input():
         capture(3, (3, 64, 64))
     with pytest.raises(ValueError, match=r"capture: size: expected \(channels, height, width\), got \(3, 64\)"):
         capture(model.eval(), (3, 64))
+
+
+def test_products_of_attention_count():
+    program = capture(mk.create_model("mobilevit_xxs").eval(), (3, 256, 256))
+    attention = [node.macs() for node in program if node.kind == "patch_attention"]
+    # queries with keys, weights with values: 4 phases of 256, 64 and 16 pixels, 64, 80 and 96 channels, in 2, 4 and 3 layers
+    assert attention == 2 * [2 * 4 * 256 * 256 * 64] + 4 * [2 * 4 * 64 * 64 * 80] + 3 * [2 * 4 * 16 * 16 * 96]

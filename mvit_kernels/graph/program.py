@@ -7,6 +7,7 @@ map or (C,) of a vector. The batch is free.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -92,6 +93,8 @@ class Node:
         pixels = self.size[1] * self.size[2] if len(self.size) == 3 else 1
         if self.kind in ("attention", "qattention"):
             return int(pixels * self.settings["keys"] * (self.settings["heads"] * self.settings["depth"] + self.size[0]))
+        if self.kind in ("patch_attention", "qpatch_attention"):
+            return pixels * (pixels // math.prod(self.settings["patch"])) * 2 * self.size[0]
         if weight is None or self.kind.endswith("norm"):
             return 0
         return weight.numel() * pixels
@@ -146,7 +149,7 @@ class Program:
         return users
 
     def macs(self) -> int:
-        """Multiply-adds of convolutions and linear maps for one image."""
+        """Multiply-adds of convolutions, linear maps and products of queries, keys and values, for one image."""
         return sum(node.macs() for node in self)
 
     def rewritten(self, changed: Mapping[str, Node | None], instead: Mapping[str, str] | None = None) -> Program:
