@@ -38,4 +38,4 @@ def _compare(in_turn, shape, activation):
         plain = lambda: F.silu(F.linear(a, weight, bias)).add_(residual)  # noqa: E731
     torch.testing.assert_close(cpu(), plain(), rtol=1e-4, atol=1e-4 * depth**0.5)
     name = "bias" if activation == "none" else "bias+SiLU+residual"
-    in_turn(f"{rows}x{columns}x{depth} {name}", {"cpu": cpu, "torch": plain}, operations=2 * rows * columns * depth)
+    in_turn(f"{rows}x{columns}x{depth} {name}", {"cpu": cpu, "torch": plain}, calls=5, operations=2 * rows * columns * depth)

@@ -34,4 +34,4 @@ def test_forward(in_turn, native, sizes, batch):
     places = side**2 // stride**2
     operations = 2 * batch * hidden * (side**2 * channels + places * (9 + columns))
     group = f"{channels}-{hidden}-{columns} {side}x{side} stride {stride} batch {batch}"
-    in_turn(group, {"cpu": cpu, "torch": plain}, operations=operations)
+    in_turn(group, {"cpu": cpu, "torch": plain}, calls=5, operations=operations)

@@ -118,7 +118,8 @@ def in_turn(record: Record, smoke: bool) -> Callable[..., dict[str, Timing]]:
         group: str, contenders: Mapping[str, Callable[[], object]], rounds: int = 25, calls: int = 1, operations: int | None = None,
         integer: bool = False,
     ) -> dict[str, Timing]:  # fmt: skip
-        times = interleaved(contenders, rounds=1 if smoke else rounds, warmup=1, calls=1 if smoke else calls, label=group)
+        often = {"rounds": 1, "calls": 1} if smoke else {"rounds": rounds, "calls": calls, "settle": 1}
+        times = interleaved(contenders, **often, warmup=1, label=group)
         rate = None if operations is None or smoke else ceiling(integer)
         floor = {} if operations is None or rate is None else {"floor_us": round(operations / rate / 1e3, 3)}
         for contender, timing in times.items():

@@ -42,4 +42,4 @@ def compare_layer(
         actual = actual if name == "cpu" else reference.fold_patches(actual, (side, side), PATCH)
         exact = reference.fold_patches(plain(unfolded.double(), *(each.double() for each in weights)), (side, side), PATCH)
         torch.testing.assert_close(actual, exact.float(), rtol=1e-4, atol=1e-4)
-    in_turn(group, contenders, operations=operations)
+    in_turn(group, contenders, calls=5, operations=operations)

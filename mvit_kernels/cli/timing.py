@@ -35,11 +35,12 @@ class Timing:
 
 
 def interleaved(
-    contenders: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int, calls: int = 1, label: str = ""
+    contenders: Mapping[str, Callable[[], object]], *, rounds: int, warmup: int, calls: int = 1, settle: int = 0, label: str = ""
 ) -> dict[str, Timing]:
     """Time every contender once a round, after `warmup` rounds that don't count; a sample is the mean of `calls` calls.
 
-    Each round starts with the next contender, so that none always runs behind the same neighbour.
+    Each round starts with the next contender, so that none always runs behind the same neighbour. `settle` calls before a sample don't
+    count: in them caches and threads, which were the neighbour's, become the contender's, as they are between the layers of a network.
     """
     names = list(contenders)
     samples: dict[str, list[float]] = {name: [] for name in names}
@@ -50,6 +51,8 @@ def interleaved(
             first = turn % len(names)
             for name in names[first:] + names[:first]:
                 function = contenders[name]
+                for _ in range(settle):
+                    function()
                 started = time.perf_counter()
                 for _ in range(calls):
                     function()
