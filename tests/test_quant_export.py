@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import families
 import pytest
 import torch
 from marks import slow
@@ -106,6 +107,38 @@ def test_mobilevits(name: str, tmp_path: Path) -> None:
     assert [each.dim_param or each.dim_value for each in image.type.tensor_type.shape.dim] == ["batch", 3, 64, 64]
 
 
+def results(q: mk.QuantizedModel, x: Tensor, path: Path) -> list[Tensor]:
+    """Of ONNX Runtime, as the file is and rewritten by it."""
+    mk.export_onnx(q, path)
+    return [torch.from_numpy(session(path, optimized=each).run(None, {"input": x.numpy()})[0]) for each in (False, True)]
+
+
+@pytest.mark.parametrize("name", ["efficientformer_l1", slow("efficientformerv2_s0"), "mobile_former_26m"])
+def test_relatives(name: str, tmp_path: Path) -> None:
+    """Of random networks most images are near the border of two classes: those that are not stay where they are."""
+    x = families.images(32)
+    q = mk.quantize(families.network(name), [x], mk.QuantConfig(method="minmax"), progress=False)
+    assert not {row.kind for row in q.report().rows} & {"torch", "conv2d", "linear", "attention", "pool_mixer"}
+    exact = q(x)
+    best, second = exact.topk(2).values.unbind(1)
+    clear = (best - second).argsort(descending=True)[: len(x) // 3]
+    assert len(exact[clear].argmax(1).unique()) > 2
+    for y in results(q, x, tmp_path / "q.onnx"):
+        assert sqnr(exact, y) > 15
+        assert torch.equal(y[clear].argmax(1), exact[clear].argmax(1))
+
+
+@pytest.mark.parametrize("name", [*map(slow, list(families.FAMILIES)[:-1]), "mobile_former_26m"])
+@pytest.mark.parametrize("settings", [{"activation_bits": None}, slow({"skip": ("*",)}), slow({"skip": ("stem*", "*mixer*", "*attn*")})])
+def test_what_stays_in_floats(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    """Between integers, or everywhere: then there is nothing to be rounded in other places."""
+    x = families.images(8)
+    q = mk.quantize(families.network(name), [x], mk.QuantConfig(method="minmax", **settings), progress=False)
+    assert {row.kind for row in q.report().rows} & {"conv2d", "linear", "attention"}
+    least = 5 if len(settings.get("skip", ())) > 1 else 90
+    assert all(sqnr(q(x), y) > least for y in results(q, x, tmp_path / "q.onnx"))
+
+
 @pytest.mark.parametrize("side", [80, 232])
 def test_another_size(side: int, tmp_path: Path) -> None:
     """Odd maps are resized; 29 times the float32 next to 30 / 29, that of 232, is less than 30."""
@@ -171,6 +204,6 @@ def test_refusals(tmp_path: Path) -> None:
             return self.b(self.pool(self.a(x)))
 
     q = mk.quantize(Pooled().eval(), [images(2, 16)], mk.QuantConfig(method="minmax"), progress=False)
-    with pytest.raises(ValueError, match=r"export_onnx: model: expected nodes of quantize, .*, which is torch"):
+    with pytest.raises(ValueError, match=r"export_onnx: model: expected nodes of quantize, .*, got .*, which is torch's aten.max_pool2d"):
         mk.export_onnx(q, tmp_path / "q.onnx")
     assert not list(tmp_path.iterdir())

@@ -1,13 +1,15 @@
 """Quantized networks as ONNX files: integers at every edge as pairs of QuantizeLinear and DequantizeLinear, floats between.
 
 Other runtimes find the integer operations in these pairs. What they compute between is rounded in other places than in our kernels, so
-results are near ours, not equal: activation functions are floats, and norms and attention are spelled out in floats. Zero-points that
+results are near ours, not equal: activation functions are floats, and norms and attention are spelled out in floats. Nodes that a
+configuration left in floats are written as they are. Zero-points that
 uint8 does not hold, and scales and zero-points of channels, have no pair that runtimes take: there the pair has scale 1 and zero-point 0,
 and a product and a sum beside it do the rest, so that what takes the result runs in floats.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -20,8 +22,10 @@ import torch
 from mvit_kernels import __version__
 from mvit_kernels.files import replace_file
 from mvit_kernels.graph import Node, Program
+from mvit_kernels.graph.integers import KINDS
 from mvit_kernels.reference import ACTIVATIONS
 
+from .layout import NORMS
 from .model import QuantizedModel
 
 Tensor = torch.Tensor
@@ -38,8 +42,7 @@ def export_onnx(model: QuantizedModel, path: str | os.PathLike[str], size: tuple
 
     Raises:
         TypeError: another model.
-        ValueError: quantizers that can only be simulated; a node that has no form in ONNX here (attention and pooling mixers of
-            EfficientFormer, what runs through torch). It is named.
+        ValueError: quantizers that can only be simulated; a node that runs through torch, whose form in ONNX is not known. It is named.
         ImportError: onnx is not installed.
     """
     if not isinstance(model, QuantizedModel):
@@ -79,7 +82,8 @@ class _Writer:
                 continue
             write = _WRITE.get(node.kind)
             if write is None:
-                raise ValueError(f"export_onnx: model: expected nodes of {', '.join(_WRITE)}, got {node.name}, which is {node.kind}")
+                what = f"torch's {node.settings['target']}" if node.kind == "torch" else node.kind
+                raise ValueError(f"export_onnx: model: expected nodes of {', '.join(_WRITE)}, got {node.name}, which is {what}")
             write(self, node)
         outputs = []
         for i, name in enumerate(self.program.outputs):
@@ -108,6 +112,15 @@ class _Writer:
             self.constants[key] = numpy_helper.from_array(array.copy(order="C"), f"constant.{len(self.constants)}")
         return str(self.constants[key].name)
 
+    def taken(self, node: Node, which: int, prefix: str | None = None) -> str:
+        """The reals of an input: floats as they are, integers by what the node says of them, or as they were written."""
+        name = node.inputs[which]
+        if node.kind not in KINDS:
+            return name
+        if prefix is None:
+            return self.dequantize(node, name, *self.integer[name])
+        return self.dequantize(node, name, node.settings[f"{prefix}_scale"], node.settings[f"{prefix}_zero_point"])
+
     def dequantize(self, node: Node, name: str, scale: Any, zero_point: Any, out: str | None = None) -> str:
         """The reals of an integer result, as `node` takes them."""
         dtype = np.uint8 if self.program[name].settings.get("out", "uint8") != "int16" else np.int16
@@ -120,7 +133,7 @@ class _Writer:
     def quantize(self, node: Node, x: str, prefix: str = "out_") -> None:
         """The result of a node, from its reals."""
         settings, weights = node.settings, node.weights
-        form = settings.get("out", "uint8")
+        form = settings.get("out", "uint8") if node.kind in KINDS else "float32"
         if form == "float32":
             self.op("Identity", [x], out=node.name)
             return
@@ -188,69 +201,73 @@ class _Writer:
 
     def product(self, node: Node) -> None:
         settings, weights = node.settings, node.weights
-        zero = weights.get("a_zero_point", settings.get("a_zero_point"))
-        count = len(node.inputs) - bool(settings.get("residual"))
-        sizes = [self.program[name].size[0] for name in node.inputs[:count]]
-        zeros = zero.split(sizes) if isinstance(zero, Tensor) and zero.numel() > 1 else [zero] * count
-        taken = [self.dequantize(node, name, settings["a_scale"], z) for name, z in zip(node.inputs, zeros, strict=False)]
-        x = taken[0] if count == 1 else self.op("Concat", taken, axis=1)
-        weight = weights["weight"]
-        none = self.constant(np.zeros(weight.shape[0]), np.int8)
-        w = self.op("DequantizeLinear", [self.constant(weight, np.int8), self.constant(weights["weight_scale"], np.float32), none], axis=0)
-        bias = self.constant(weights["bias"], np.float32)
-        if node.kind == "qlinear":
-            y = self.op("Gemm", [x, w, bias], transB=1)
+        residual, dynamic = bool(settings.get("residual")), bool(settings.get("dynamic"))
+        inputs = self.multiplied(node, len(node.inputs) - residual - dynamic)
+        weight, integer = weights["weight"], node.kind in KINDS
+        w = self.integer_weight(node) if integer else self.constant(weight, np.float32)
+        bias = [self.constant(weights["bias"], np.float32)] if "bias" in weights else []
+        x = inputs[0] if len(inputs) == 1 else self.op("Concat", inputs, axis=1)
+        if weight.ndim == 2:
+            y = self.op("Gemm", [x, w, *bias], transB=1)
         else:
             side, pad = weight.shape[-1], weight.shape[-1] // 2
-            groups = weight.shape[0] if node.kind == "qdepthwise_conv2d" else 1
-            y = self.op(
-                "Conv", [x, w, bias], kernel_shape=[side, side], pads=[pad] * 4, strides=[settings["stride"]] * 2, group=groups
-            )  # fmt: skip
-        y = self.activate(y, settings.get("activation", "none"))
-        if settings.get("residual"):
-            name = node.inputs[-1]
-            stream = "residual_scale" not in settings
-            scale, zero = self.integer[name] if stream else (settings["residual_scale"], settings["residual_zero_point"])
-            y = self.op("Add", [y, self.dequantize(node, name, scale, zero)])
+            groups = weight.shape[0] if node.kind.endswith("depthwise_conv2d") else 1
+            y = self.op("Conv", [x, w, *bias], kernel_shape=[side, side], pads=[pad] * 4, strides=[settings["stride"]] * 2, group=groups)
+        y = self.slopes(node, y, node.inputs[-1]) if dynamic else self.activate(y, settings.get("activation", "none"))
+        if residual:
+            y = self.op("Add", [y, self.taken(node, -1, "residual" if "residual_scale" in settings else None)])
         self.quantize(node, y)
 
+    def multiplied(self, node: Node, count: int) -> list[str]:
+        """The reals that a product multiplies."""
+        names = list(node.inputs[:count])
+        if node.kind not in KINDS:
+            return names
+        zero = node.weights.get("a_zero_point", node.settings.get("a_zero_point"))
+        sizes = [self.program[name].size[0] for name in names]
+        zeros = zero.split(sizes) if isinstance(zero, Tensor) and zero.numel() > 1 else [zero] * count
+        return [self.dequantize(node, name, node.settings["a_scale"], z) for name, z in zip(names, zeros, strict=True)]
+
+    def integer_weight(self, node: Node) -> str:
+        weight = node.weights["weight"]
+        zero = self.constant(np.zeros(weight.shape[0]), np.int8)
+        scale = self.constant(node.weights["weight_scale"], np.float32)
+        return self.op("DequantizeLinear", [self.constant(weight, np.int8), scale, zero], axis=0)
+
     def norm(self, node: Node) -> None:
-        x = self.dequantize(node, node.inputs[0], node.settings["scale"], 0)
-        axes = self.constant([1, 2, 3] if node.settings["norm"] == "group" else [1], np.int64)
+        integer = node.kind in KINDS
+        x = self.dequantize(node, node.inputs[0], node.settings["scale"], 0) if integer else node.inputs[0]
+        group = node.settings["norm"] == "group" if integer else node.kind == "group_norm"
+        axes = self.constant([1, 2, 3] if group else [1], np.int64)
         centred = self.op("Sub", [x, self.op("ReduceMean", [x, axes])])
         variance = self.op("ReduceMean", [self.op("Mul", [centred, centred]), axes])
         deviation = self.op("Sqrt", [self.op("Add", [variance, self.constant(node.settings["eps"], np.float32)])])
         y = self.op("Div", [centred, deviation])
-        if "weight" in node.weights:
-            gamma, beta = (self.constant(node.weights[name].reshape(1, -1, 1, 1), np.float32) for name in ("weight", "bias"))
-            y = self.op("Add", [self.op("Mul", [y, gamma]), beta])
+        for name, kind in (("weight", "Mul"), ("bias", "Add")):
+            if name in node.weights:
+                y = self.op(kind, [y, self.along(node, node.name, node.weights[name])])
         self.quantize(node, y)
 
     def context(self, node: Node) -> None:
-        scores, x = node.inputs
-        patch, settings = node.settings["patch"], node.settings
-        first = self.op("Slice", [self.dequantize(node, scores, *self.integer[scores]), *(self.constant([i], np.int64) for i in (0, 1, 1))])
-        size = self.program[x].size
+        patch, size = node.settings["patch"], self.program[node.inputs[1]].size
+        first = self.op("Slice", [self.taken(node, 0), *(self.constant([i], np.int64) for i in (0, 1, 1))])
         weight = self.softmax(self.phases(first, (1, *size[1:]), patch), [2, 4])
-        values = self.phases(self.dequantize(node, x, settings["x_scale"], settings["x_zero_point"]), size, patch)
+        values = self.phases(self.taken(node, 1, "x"), size, patch)
         sums = self.op("ReduceSum", [self.op("Mul", [values, weight]), self.constant([2, 4], np.int64)], keepdims=0)
         self.quantize(node, sums)
 
     def gate(self, node: Node) -> None:
-        values, context = node.inputs
         patch, (d, h, w) = node.settings["patch"], node.size
-        v = self.dequantize(node, values, *self.integer[values])
-        v = self.op("Slice", [v, *(self.constant([i], np.int64) for i in (1, 1 + d, 1))])
-        k = self.op("Reshape", [context, self.constant([0, d, 1, patch[0], 1, patch[1]], np.int64)])
+        v = self.op("Slice", [self.taken(node, 0), *(self.constant([i], np.int64) for i in (1, 1 + d, 1))])
+        k = self.op("Reshape", [node.inputs[1], self.constant([0, d, 1, patch[0], 1, patch[1]], np.int64)])
         y = self.op("Mul", [self.phases(self.op("Relu", [v]), (d, h, w), patch), k])
         self.quantize(node, self.op("Reshape", [y, self.constant([0, d, h, w], np.int64)]))
 
     def softmax_attention(self, node: Node) -> None:
-        name, heads, (d, h, w), (ph, pw) = node.inputs[0], node.settings["heads"], node.size, node.settings["patch"]
-        x = self.dequantize(node, name, *self.integer[name])
+        heads, (d, h, w), (ph, pw) = node.settings["heads"], node.size, node.settings["patch"]
         shape = self.constant([0, 3, heads, d // heads, h // ph, ph, w // pw, pw], np.int64)
         # (3, B, heads, ph, pw, H / ph, W / pw, c)
-        x = self.op("Transpose", [self.op("Reshape", [x, shape])], perm=[1, 0, 2, 5, 7, 4, 6, 3])
+        x = self.op("Transpose", [self.op("Reshape", [self.taken(node, 0), shape])], perm=[1, 0, 2, 5, 7, 4, 6, 3])
         flat = self.constant([3, -1, heads * ph * pw, (h // ph) * (w // pw), d // heads], np.int64)
         x = self.op("Reshape", [x, flat])
         q, k, v = (self.op("Gather", [x, self.constant(i, np.int64)], axis=0) for i in range(3))
@@ -261,27 +278,48 @@ class _Writer:
         y = self.op("Transpose", [self.op("Reshape", [y, apart])], perm=[0, 1, 6, 4, 2, 5, 3])
         self.quantize(node, self.op("Reshape", [y, self.constant([0, d, h, w], np.int64)]))
 
+    def attention(self, node: Node) -> None:
+        """Maps (B, heads c, H, W) as (B, heads, c, H W)."""
+        settings, weights = node.settings, node.weights
+        shapes = [(0, settings["heads"], -1, math.prod(self.program[name].size[1:])) for name in node.inputs]
+        q, k, v = (
+            self.op("Reshape", [self.taken(node, i, name), self.constant(shapes[i], np.int64)]) for i, name in enumerate("qkv")
+        )  # fmt: skip
+        scores = self.op("MatMul", [self.op("Transpose", [q], perm=[0, 1, 3, 2]), k])
+        scores = self.mixed(weights.get("mix_scores"), self.op("Mul", [scores, self.constant(settings["scale"], np.float32)]))
+        if "bias" in weights:
+            scores = self.op("Add", [scores, self.constant(weights["bias"], np.float32)])
+        shares = self.mixed(weights.get("mix_weights"), self.op("Softmax", [scores], axis=-1))
+        if "mix_bias" in weights:
+            shares = self.op("Add", [shares, self.constant(weights["mix_bias"].reshape(-1, 1, 1), np.float32)])
+        y = self.op("MatMul", [v, self.op("Transpose", [shares], perm=[0, 1, 3, 2])])
+        self.quantize(node, self.op("Reshape", [y, self.constant([0, *node.size], np.int64)]))
+
+    def mixed(self, mixture: Tensor | None, x: str) -> str:
+        """Heads, (heads, heads) of (B, heads, queries, keys)."""
+        return x if mixture is None else self.op("Einsum", [self.constant(mixture, np.float32), x], equation="hg,bgnm->bhnm")
+
     def plus(self, node: Node) -> None:
-        settings = node.settings
-        sides = [
-            self.dequantize(node, name, settings[f"{i}_scale"], settings[f"{i}_zero_point"])
-            for i, name in zip("ab", node.inputs, strict=True)
-        ]
-        self.quantize(node, self.activate(self.op("Add", sides), node.settings.get("activation", "none")))
+        y = self.op("Add", [self.taken(node, i, name) for i, name in enumerate("ab")])
+        self.quantize(node, self.activate(y, node.settings.get("activation", "none")))
 
     def pool(self, node: Node) -> None:
-        settings = node.settings
-        x = self.dequantize(node, node.inputs[0], settings["a_scale"], settings["a_zero_point"])
-        self.quantize(node, self.op("ReduceMean", [x, self.constant([2, 3], np.int64)], keepdims=0))
+        self.quantize(node, self.op("ReduceMean", [self.taken(node, 0, "a"), self.constant([2, 3], np.int64)], keepdims=0))
+
+    def mixer(self, node: Node) -> None:
+        x = self.taken(node, 0, "a")
+        mean = self.op("AveragePool", [x], kernel_shape=[3, 3], pads=[1] * 4, count_include_pad=0)
+        moved = self.op("Mul", [self.op("Sub", [mean, x]), self.along(node, node.name, node.weights["scale"])])
+        self.quantize(node, self.op("Add", [x, moved]))
 
     def resize(self, node: Node) -> None:
-        name = node.inputs[0]
-        pair = self.integer[name]
-        x = self.dequantize(node, name, *pair)
         mode = "align_corners" if node.settings["align_corners"] else "half_pixel"
         sizes = self.constant(node.size[1:], np.int64)  # a float32 scale may give one pixel more or less
-        y = self.op("Resize", [x, "", "", sizes], mode="linear", coordinate_transformation_mode=mode, axes=[2, 3])
-        self.again(node, y, pair)
+        y = self.op("Resize", [self.taken(node, 0), "", "", sizes], mode="linear", coordinate_transformation_mode=mode, axes=[2, 3])
+        if node.kind in KINDS:
+            self.again(node, y, self.integer[node.inputs[0]])
+        else:
+            self.quantize(node, y)
 
     def again(self, node: Node, x: str, pair: tuple[Any, Any]) -> None:
         """As the input was quantized."""
@@ -296,29 +334,84 @@ class _Writer:
         # Its scale is nowhere: who computes with the bytes knows theirs, and a resize, whose weights sum to 1, is the same with any.
         self.integer[node.name] = (1.0, 0)
 
-    def cat(self, node: Node) -> None:
-        self.op("Concat", list(node.inputs), out=node.name, axis=1)
+    def copied(self, node: Node, kind: str, inputs: Sequence[str], **attributes: Any) -> None:
+        """Numbers that stay as they are: integers of one scale, or floats."""
+        self.op(kind, inputs, out=node.name, **attributes)
         if node.inputs[0] in self.integer:
             self.integer[node.name] = self.integer[node.inputs[0]]
+
+    def cat(self, node: Node) -> None:
+        self.copied(node, "Concat", node.inputs, axis=1)
+
+    def repeat(self, node: Node) -> None:
+        channels = torch.arange(self.program[node.inputs[0]].size[0]).repeat_interleave(node.settings["times"])
+        self.copied(node, "Gather", [node.inputs[0], self.constant(channels, np.int64)], axis=1)
+
+    def pixel(self, node: Node) -> None:
+        pixels = self.op("Reshape", [node.inputs[0], self.constant([0, 0, -1], np.int64)])
+        self.copied(node, "Gather", [pixels, self.constant(node.settings["index"], np.int64)], axis=2)
+
+    def value(self, node: Node) -> None:
+        """A constant, for every image."""
+        (source,) = (each.name for each in self.program if each.kind == "input")
+        images = self.op("Shape", [source], start=0, end=1)
+        shape = self.op("Concat", [images, self.constant(node.size, np.int64)], axis=0)
+        self.op("Expand", [self.constant(node.weights["value"].reshape(1, *node.size), np.float32), shape], out=node.name)
+
+    def affine(self, node: Node) -> None:
+        scale, shift = (self.along(node, node.name, node.weights[name]) for name in ("scale", "shift"))
+        self.op("Add", [self.op("Mul", [node.inputs[0], scale]), shift], out=node.name)
 
     def activation(self, node: Node) -> None:
         self.op("Identity", [self.activate(node.inputs[0], node.settings["function"])], out=node.name)
 
+    def dynamic_relu(self, node: Node) -> None:
+        self.op("Identity", [self.slopes(node, *node.inputs)], out=node.name)
 
+    def slopes(self, node: Node, x: str, u: str) -> str:
+        """max((1 + a) x, b x) of u = a|b, within -1 and 1."""
+        count, low, high = node.size[0], *(self.constant(each, np.float32) for each in (-1.0, 1.0))
+        shape = self.constant([0, 2 * count, *(1,) * (len(node.size) - 1)], np.int64)
+        u = self.op("Reshape", [self.op("Clip", [u, low, high]), shape])
+        a, b = (
+            self.op("Slice", [u, *(self.constant([i], np.int64) for i in (first, first + count, 1))]) for first in (0, count)
+        )  # fmt: skip
+        return self.op("Max", [self.op("Mul", [x, self.op("Add", [a, high])]), self.op("Mul", [x, b])])
+
+    def hard_gate(self, node: Node) -> None:
+        x, u = node.inputs
+        three, zero, six = (self.constant(each, np.float32) for each in (3.0, 0.0, 6.0))
+        share = self.op("Div", [self.op("Clip", [self.op("Add", [u, three]), zero, six]), six])
+        self.op("Mul", [x, share], out=node.name)
+
+
+_BOTH: dict[str, Callable[[_Writer, Node], None]] = {  # of bytes with a q before their names, and of floats
+    "conv2d": _Writer.product,
+    "depthwise_conv2d": _Writer.product,
+    "linear": _Writer.product,
+    "separable_context": _Writer.context,
+    "separable_gate": _Writer.gate,
+    "patch_attention": _Writer.softmax_attention,
+    "attention": _Writer.attention,
+    "add": _Writer.plus,
+    "avg_pool": _Writer.pool,
+    "pool_mixer": _Writer.mixer,
+    "resize": _Writer.resize,
+}
 _WRITE: dict[str, Callable[[_Writer, Node], None]] = {
     "quantize": _Writer.quantize_node,
     "dequantize": _Writer.dequantize_node,
-    "qconv2d": _Writer.product,
-    "qdepthwise_conv2d": _Writer.product,
-    "qlinear": _Writer.product,
+    **_BOTH,
+    **{f"q{kind}": write for kind, write in _BOTH.items()},
     "qnorm": _Writer.norm,
-    "qseparable_context": _Writer.context,
-    "qseparable_gate": _Writer.gate,
-    "qpatch_attention": _Writer.softmax_attention,
-    "qadd": _Writer.plus,
-    "qavg_pool": _Writer.pool,
-    "qresize": _Writer.resize,
+    **dict.fromkeys(NORMS, _Writer.norm),
     "qlookup": _Writer.lookup,
+    "constant": _Writer.value,
     "cat": _Writer.cat,
+    "repeat": _Writer.repeat,
+    "pixel": _Writer.pixel,
+    "affine": _Writer.affine,
     "activation": _Writer.activation,
+    "dynamic_relu": _Writer.dynamic_relu,
+    "hard_gate": _Writer.hard_gate,
 }
