@@ -129,7 +129,7 @@ def test_bad_images() -> None:
 # --- processes ---
 
 _PROGRAM = """
-import sys; sys.path.insert(0, {tests!r})
+import os, sys; sys.path.insert(0, {tests!r})
 import torch
 from mvit_kernels.quant import samples
 samples.PIXELS = 512  # two images
@@ -148,6 +148,14 @@ rank = torch.distributed.get_rank()
 for method in ("qhyvit", "best", "omse", "ptq4vit", "repqvit"):
     together = found(method, distributed=True)
     assert together == found(method), method
+kept = {tmp!r} + "/state"
+assert found("best", distributed=True, state=kept) == found("best", distributed=True, state=kept) == found("best")
+if rank == 0:
+    for name in os.listdir(kept):
+        if name[:3] > "006" and name != "run.json":
+            os.remove(kept + "/" + name)
+torch.distributed.barrier()
+assert found("best", distributed=True, state=kept) == found("best")
 try:
     mk.quantize(small(), [images(4, 16, rank)], mk.QuantConfig(method="minmax"), progress=False, distributed=True)
 except ValueError as error:
@@ -160,7 +168,7 @@ torch.distributed.destroy_process_group()
 @pytest.mark.slow
 def test_several_processes_find_what_one_does(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(_PROGRAM.format(tests=str(HERE)) + _TOGETHER)
+    script.write_text(_PROGRAM.format(tests=str(HERE)) + _TOGETHER.replace("{tmp!r}", repr(str(tmp_path))))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     run = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr

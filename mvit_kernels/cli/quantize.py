@@ -44,6 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=natural_number, default=0, help="of the images that are drawn, and of the method (default: %(default)s)"
     )
+    parser.add_argument(
+        "--state",
+        type=Path,
+        metavar="DIR",
+        help="keeps what is found on the way: called again with it, an interrupted run goes on there",
+    )
     parser.add_argument("--report", type=Path, help="write every decision, and what each layer by itself costs, as JSON")
     parser.add_argument("--plot", type=Path, help="draw what each layer by itself costs")
     parser.add_argument("--target", type=float, help="points of top-1 that may be lost: says which layers to keep in floats for it")
@@ -61,7 +67,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     began = time.monotonic()
     with process_group() as (rank, world):
         images = calibration(args.calibration, size, args.images, args.seed)
-        quantized = mk.quantize(classifier.model, images.split(_BATCH), config, progress=rank == 0, distributed=world > 1)
+        quantized = mk.quantize(classifier.model, images.split(_BATCH), config, progress=rank == 0, distributed=world > 1, state=args.state)
     if rank:
         return None
     seconds = time.monotonic() - began

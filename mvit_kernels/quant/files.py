@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -12,11 +11,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import nn
 
 from mvit_kernels import __version__
-from mvit_kernels.files import replace_file
 from mvit_kernels.graph import Program, capture, optimize
 from mvit_kernels.reference.int6 import pack_int6, unpack_int6
 
@@ -25,9 +22,10 @@ from .decision import Decision
 from .model import QuantizedModel
 from .representation import from_json, to_json
 from .rounding import Layer, is_rounded
+from .stored import read_stored, write_stored
 
 Tensor = torch.Tensor
-_FORMAT, _VERSION = "mvit_kernels.quantized", "1"
+_FORM = "mvit_kernels.quantized", "1"
 _PACKED = "weight_int6"  # in place of weight: four values in three bytes
 
 
@@ -49,7 +47,7 @@ def save_quantized(model: QuantizedModel, path: str | os.PathLike[str], *, about
         for key, value in layer.items():
             if key == "weight" and value.dtype == torch.int8 and model.config.weight_bits_of(name) == 6:
                 key, value = _PACKED, pack_int6(value.flatten(1))
-            tensors[f"{name}|{key}"] = value.contiguous().clone()  # safetensors takes no two that share memory
+            tensors[f"{name}|{key}"] = value
     content = {
         "size": list(model.size),
         "config": model.config.to_dict(),
@@ -60,9 +58,7 @@ def save_quantized(model: QuantizedModel, path: str | os.PathLike[str], *, about
         "about": dict(about or {}),
         "migration": {name: factors.tolist() for name, factors in model.migration.items()},
     }
-    text = json.dumps(content, sort_keys=True)
-    metadata = {"format": _FORMAT, "version": _VERSION, "content": text, "checksum": _checksum(tensors, text)}
-    replace_file(Path(path), lambda temporary: temporary.write_bytes(save(tensors, metadata)))
+    write_stored(Path(path), _FORM, tensors, content)
 
 
 def load_quantized(model: nn.Module, path: str | os.PathLike[str]) -> QuantizedModel:
@@ -81,8 +77,9 @@ def load_quantized(model: nn.Module, path: str | os.PathLike[str]) -> QuantizedM
         raise TypeError(f"load_quantized: model: expected a torch.nn.Module, got {type(model).__name__}")
     if model.training:
         raise ValueError("load_quantized: model: expected a model in evaluation (call model.eval()), got one in training")
-    tensors, text = _read(Path(path))
-    content = json.loads(text)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"load_quantized: path: expected a file, got {path}")
+    tensors, content = read_stored(Path(path), _FORM, "load_quantized: path", "save_quantized")
     config, size = QuantConfig(**content["config"]), tuple(content["size"])
     own = copy.deepcopy(model)
     program = optimize(capture(own, size))
@@ -104,37 +101,7 @@ def about(path: str | os.PathLike[str]) -> dict[str, str] | None:
             metadata = file.metadata() or {}
     except SafetensorError:
         return None
-    return dict(json.loads(metadata["content"]).get("about", {})) if metadata.get("format") == _FORMAT else None
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"load_quantized: path: expected a file, got {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(
-            f"load_quantized: path: expected a file of save_quantized, got {path}, which is damaged or none ({error})"
-        ) from None
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"load_quantized: path: expected a file of save_quantized, got {path} of format {metadata.get('format')!r}")
-    if metadata.get("version") != _VERSION:
-        raise ValueError(f"load_quantized: path: expected version {_VERSION} of the format, got {metadata.get('version')!r} in {path}")
-    text = metadata.get("content", "")
-    if metadata.get("checksum") != _checksum(tensors, text):
-        raise ValueError(f"load_quantized: path: expected checksum {metadata.get('checksum')!r}, got another: {path} is damaged")
-    return tensors, text
-
-
-def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        value = tensors[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return dict(json.loads(metadata["content"]).get("about", {})) if metadata.get("format") == _FORM[0] else None
 
 
 def _layers(tensors: Mapping[str, Tensor], program: Program, config: QuantConfig, path: Any) -> dict[str, Layer]:

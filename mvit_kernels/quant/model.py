@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import difflib
+import os
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -27,6 +30,7 @@ from .report import QuantReport, report_of
 from .representation import Representation
 from .rounding import Layer, is_rounded, rounded
 from .share import ALONE, share_of_group
+from .state import State, run_of
 
 if TYPE_CHECKING:
     from .sensitivity import Sensitivity
@@ -160,7 +164,7 @@ def with_float_weights(program: Program, layers: Mapping[str, Layer], config: Qu
 
 def quantize(
     model: nn.Module, calibration: Any, config: QuantConfig | None = None, *, loss: Any = None, progress: bool = True,
-    distributed: bool = False,
+    distributed: bool = False, state: str | os.PathLike[str] | None = None,
 ) -> QuantizedModel:  # fmt: skip
     """A quantized network, after training: integers from the first convolution to the last linear map, as far as kernels go.
 
@@ -175,12 +179,16 @@ def quantize(
         progress: a progress bar, on a terminal.
         distributed: every process of the default group of `torch.distributed` calls this with the same images, looks at a share of them,
             and gets the network that one process alone would get.
+        state: a folder, made if there is none, for what is found on the way. An interrupted quantization that is called with it again goes
+            on there, to the network that one without interruption gives (on the same machine, with as many threads).
 
     Returns:
         A module that is called like the model. It runs plain torch, exact to the bit; `mk.convert` gives one on the integer kernels.
 
     Raises:
-        TypeError, ValueError: bad arguments, no images, values that are not finite, a model that cannot be captured.
+        TypeError, ValueError: bad arguments, no images, values that are not finite, a model that cannot be captured; a state of another
+            model, of other images, of another configuration or version.
+        OSError: the state cannot be read or written.
     """
     config = QuantConfig() if config is None else config
     _check(model, config)
@@ -190,14 +198,15 @@ def quantize(
     program = optimize(capture(own, size))
     if carries_quantizers(program):
         raise ValueError("quantize: model: expected a model without quantizers of its own, got one that mk.compile takes as it is")
+    _check_program(program, config)
     layout = Layout(program, config)
     seen: dict[str, Any] = {"images": sum(batch.shape[0] for batch in batches), "fingerprint": fingerprint(batches)}
     share = share_of_group(seen["fingerprint"]) if distributed else ALONE
-    task = Task(layout, batches, config, loss, progress, share)
+    kept = State(state, run_of(program, batches, seen["fingerprint"], config, loss) if state is not None else None, share)
+    task = Task(layout, batches, config, loss, progress, share, kept)
     found = METHODS[config.method](task)
-    if found.migration:
-        layout = Layout(migrated(program, found.migration), config)
-        task = replace(task, layout=layout)
+    task = found.task or task
+    layout = task.layout
     layers: dict[str, Layer] = {node.name: node.weights for node in layout.program if node.weights}
     layers |= found.layers or rounded(layout, found.representations, config, found.stretch)
     made = decisions(task, found, layers)
@@ -220,6 +229,20 @@ def convert(model: QuantizedModel) -> QuantizedModel:
     )  # fmt: skip
     fast._programs = dict(model._programs)
     return fast
+
+
+def _check_program(program: Program, config: QuantConfig) -> None:
+    names = [node.name for node in program]
+    for which, patterns in (("skip", config.skip), ("overrides", config.overrides)):
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                near = difflib.get_close_matches(pattern, names, 3, 0.0)
+                raise ValueError(
+                    f"quantize: config: {which}: expected patterns of node names, as {', '.join(near)}, got {pattern!r}, which none has"
+                )
+    for node in program:
+        if not all(bool(value.isfinite().all()) for value in node.weights.values() if value.is_floating_point()):
+            raise ValueError(f"quantize: model: expected finite weights, got others at {node.name}")
 
 
 def _check(model: Any, config: Any) -> None:

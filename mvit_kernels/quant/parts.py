@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -30,13 +30,13 @@ class Part:
     wide: bool
     affine: Quantizer
     channels: slice | None = None  # of a map with several quantizers
-    family: Candidates | None = None  # and the factor, of a candidate
-    factor: float = 1.0
     products: list[Product] = field(default_factory=list)
     around: list[Around] = field(default_factory=list)
     half: tuple[Tensor, Tensor] | None = None  # low and high of half of the images
-    trial: Quantizer | None = None  # this one by these, which is judged
-    shortlist: list[tuple[Candidates, Candidates]] | None = None
+    pairs: Sequence[tuple[Candidates, Candidates]] = ()  # by these, and the same by all
+    trial: Quantizer | None = None  # of the first, which is judged in place of `affine`, of the second
+    choice: tuple[int, int] | None = None  # numbers of the pair and of the factor that both are
+    shortlist: Sequence[int] | None = None  # of pairs that are still looked at
     confirmed: tuple[float, float] | None = None  # errors of this one and of min-max, on all positions
 
     def fake(self, affine: Quantizer) -> Callable[[Tensor], Tensor]:

@@ -102,10 +102,6 @@ class Product:
             y += bias.float()
         return reference.activate(y, self.node.settings.get("activation", "none"))
 
-    def allows(self, affine: Quantizer) -> bool:
-        """Whether sums of products stay far from overflow."""
-        return affine.farthest() * most_sum(self.node, self.bits) < ACCUMULATOR
-
     def rounded(self, fold: Tensor | None, stretch: Tensor) -> Tensor:
         """The weight that integers stand for, on real inputs."""
         w = self.w.double() if fold is None else self.w.double() * along_inputs(self.node, fold)

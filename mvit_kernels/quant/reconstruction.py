@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,7 @@ from .program import integer_program
 from .representation import Channels, Representation
 from .rounding import Layer, fold_of, is_rounded
 from .samples import chunks
+from .state import Stage
 
 Tensor = torch.Tensor
 DAMP = 0.01  # of the mean of H's diagonal: what calibration shows of small directions is not believed
@@ -57,7 +59,8 @@ def reconstructed(task: Task, found: Mapping[str, Representation], layers: Mappi
                 source = exact[node.name]
                 if is_rounded(source, task.config):
                     old = made[node.name]
-                    made[node.name] = _reconstruct(task, found, source, node, old, floats, values)
+                    make = partial(_reconstruct, task, found, source, node, old, floats, values)
+                    made[node.name] = task.state.once(node.name, make).tensors
                     node = _with_layer(node, old, made[node.name])
                 floats.add(source)
             values.add(node)
@@ -99,7 +102,7 @@ def _with_layer(node: Node, old: Layer, new: Layer) -> Node:
 
 def _reconstruct(
     task: Task, found: Mapping[str, Representation], source: Node, node: Node, layer: Layer, floats: _Values, values: _Values
-) -> Layer:  # fmt: skip
+) -> Stage:  # fmt: skip
     """source: the float node; node: the same in the integer program; layer: as it was rounded."""
     weight = source.weights["weight"].double()
     taken = found.get(task.layout.key(source.inputs[0], "byte")) if source.name in task.layout.integer else None
@@ -114,11 +117,13 @@ def _reconstruct(
         x = _real(node, torch.cat([values.by_name[name][i] for name in node.inputs[:products]], 1))
         t = evaluate(linear, [floats.by_name[name][i] for name in source.inputs[:products]])
         moments.add(_columns(source, x, groups), t.movedim(1, -1).reshape(-1, groups, rows.shape[1]).movedim(0, 1).double())
+    if not moments.are_finite():
+        raise ValueError(f"quantize: calibration: expected finite values, got others at {source.name}")
     scale = layer["weight_scale"].double().reshape(groups, -1, 1)
     rows = moments.followed(rows)
     q = rounded_together(rows / scale, moments.centred(), MOST[task.config.weight_bits_of(source.name)])
     bias = moments.bias(q * scale).reshape(-1).float()
-    return {**layer, "weight": q.reshape(weight.shape).to(torch.int8), "bias": bias}
+    return Stage({**layer, "weight": q.reshape(weight.shape).to(torch.int8), "bias": bias})
 
 
 def _real(node: Node, x: Tensor) -> Tensor:
@@ -154,6 +159,9 @@ class _Moments:
         self.t += t.sum(1)
         self.xx += x.mT @ x
         self.tx += t.mT @ x
+
+    def are_finite(self) -> bool:
+        return all(bool(each.isfinite().all()) for each in (self.xx, self.tx))
 
     def centred(self) -> Tensor:
         """(groups, K, K), with positive diagonals also where an input never changes."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +14,12 @@ from mvit_kernels.graph import Node
 
 from .affine import Candidates, Quantizer, affine_of, quantizer_of
 from .bridges import Bridge, arriving
-from .calibrate import Range, ranges
+from .calibrate import Range
 from .hessian import Gradients
 from .layout import PRODUCTS
 from .methods.base import Task
 from .parts import FARTHEST, Part, bounds, bounds_of_part, takers, takes_wide
-from .probes import Around, Metric, Product, Whole
+from .probes import ACCUMULATOR, Around, Metric, Product, Whole, most_sum
 from .representation import SEVERAL, Byte, Representation, Stream, bits_of, byte_members
 from .rounding import is_rounded, round_weight, with_rounded_weight
 from .samples import (
@@ -36,13 +37,28 @@ from .samples import (
     rows_at,
     view_of,
 )
+from .state import Stage
 
 Tensor = torch.Tensor
-POSITIONS = 640  # of each product, of all images together
-ELEMENTS = 2**18  # of the maps that other nodes are looked at with
 _CAUTION = 1.0  # standard deviations, of images, that are added to the mean error of an image
 _FEWEST = 4  # images of which half says something about the others
-_COARSE, _FINE = 10, ((-3, 3), (-2, -1, 1, 2))  # every tenth candidate; from the best of them steps, and from the best of these
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much of all that there is a search looks at.
+
+    positions: of the result of each product, of all images together; elements: of the maps that other nodes are looked at with. stride: of
+    the factors that are tried first; steps: from the best of these, then from the best of those. refined: families of ranges whose steps
+    are tried, those with the best first factors; kept: those that later rounds still look at.
+    """
+
+    positions: int = 640
+    elements: int = 2**18
+    stride: int = 10
+    steps: tuple[tuple[int, ...], ...] = ((-3, 3), (-2, -1, 1, 2))
+    refined: int = 2
+    kept: int = 3
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,7 @@ class Plan:
     families: Callable[[Part, Tensor, Tensor], Sequence[Candidates]]
     bridges: tuple[Bridge, ...] = ()
     halves: bool = False
+    effort: Effort = field(default=Effort())
 
 
 class _Sample(NamedTuple):
@@ -72,7 +89,7 @@ class _Sample(NamedTuple):
 
 
 class Search:
-    """Attributes: parts by name, products by the name of their node, stretch of each product's rows, found: by key."""
+    """Attributes: parts by name, products by the name of their node, source: the part that each of these takes, stretch of its rows."""
 
     def __init__(self, task: Task, found: Mapping[str, Representation], plan: Plan, gradients: Gradients | None) -> None:
         """found: where the search begins, what min-max gives."""
@@ -83,13 +100,25 @@ class Search:
         self.halved = plan.halves and images >= _FEWEST and bool(found)
         self.half_ranges: Mapping[str, Range] = task.ranges
         if self.halved:
-            self.half_ranges = ranges(self.layout.program, chunks([torch.cat(task.batches)[::2]]), task.progress, task.share)
+            self.half_ranges = task.ranges_of(chunks([torch.cat(task.batches)[::2]]))
         self.same = self._same_keys()
         for key, representation in found.items():
             for part in self._parts(key, representation):
                 self.parts[part.name] = part
+        for part in self.parts.values():
+            part.pairs = self._pairs(part)
+            part.trial = part.pairs[0][0].at(1.0) if self.halved else part.affine
+        self.began = {name: part.affine for name, part in self.parts.items()}
+        rounded = self._rounded()
+        keys = {node.name: self.same[self.layout.key(node.inputs[0], "byte")] for node in rounded if node.name in self.layout.integer}
+        self.source = {name: self.parts[key] for name, key in keys.items()}
+        self.sums = dict.fromkeys(self.parts, 0)  # the largest of the sizes of integer weights of a row
+        for node in rounded:
+            if node.name in self.source:
+                name = self.source[node.name].name
+                self.sums[name] = max(self.sums[name], most_sum(node, task.config.weight_bits_of(node.name)))
+        self.stretch = {node.name: torch.ones(node.weights["weight"].shape[0], dtype=torch.float64) for node in rounded}
         self.products: dict[str, Product] = {}
-        self.stretch: dict[str, Tensor] = {}
         self.at: dict[str, list[Tensor]] = {}
         self.maps: dict[str, list[Tensor]] = {}
         self.bridge_of: dict[str, tuple[int, Bridge]] = {}
@@ -132,7 +161,7 @@ class Search:
         """One pass over the images. Every product keeps some positions, every other node whole maps of a few images."""
         pieces = chunks([torch.cat(self.task.batches)[1::2]] if self.halved else self.task.batches)
         images = sum(piece.shape[0] for piece in pieces)
-        positions = {node.name: Positions(node, POSITIONS, images, self.task.config.seed) for node in self._rounded()}
+        positions = {node.name: Positions(node, self.plan.effort.positions, images, self.task.config.seed) for node in self._rounded()}
         around = [(part, *taker) for part in self.parts.values() for taker in takers(self.layout, part)]
         kept = {name for bridge in self.plan.bridges for name in bridge.sources}
         found: dict[int, _Sample] = {}
@@ -141,7 +170,7 @@ class Search:
             rows = {name: rows_at(position.node, seen, at[name]) for name, position in positions.items()}
             views = {}
             for i, (_, user, member, _) in enumerate(around):
-                wanted = min(max(1, ELEMENTS // max(seen.values[member][0].numel(), 1)), images)
+                wanted = min(max(1, self.plan.effort.elements // max(seen.values[member][0].numel(), 1)), images)
                 some = wanted * (seen.before + seen.images) // images - wanted * seen.before // images
                 if some > 0:
                     views[i] = view_of(self.layout.program, user, member, seen, some)
@@ -151,9 +180,8 @@ class Search:
         self.maps = {name: [each.maps[name] for each in samples] for name in kept}
         for node in self._rounded():
             self.products[node.name] = self._product(node, joined([each.rows.pop(node.name) for each in samples]))
-            self.stretch[node.name] = torch.ones(node.weights["weight"].shape[0], dtype=torch.float64)
-            if node.name in self.layout.integer:
-                self.parts[self.same[self.layout.key(node.inputs[0], "byte")]].products.append(self.products[node.name])
+            if node.name in self.source:
+                self.source[node.name].products.append(self.products[node.name])
         for i, (part, user, _, which) in enumerate(around):
             view = joined_views([each.views.pop(i) for each in samples if i in each.views])
             part.around.append(self._around(user, which, view))
@@ -181,17 +209,37 @@ class Search:
 
     def run(self) -> None:
         """All rounds, and a look at all positions: what is worse there than min-max is taken back."""
-        self.sample()
-        alone = [name for name in self.products if name not in self.layout.integer]
-        for name in alone:
-            self._weight(self.products[name], None)
-        steps = [part for _ in range(self.plan.rounds) for part in self.parts.values()]
-        for part in tqdm(steps, desc="search", unit="scale", leave=False, disable=None if self.task.progress else True):
+        for number in range(1, self.plan.rounds + 1):
+            self._take(self.task.state.once(f"round {number}", partial(self._round, number)))
+        self._settle(self.task.state.once("confirmation", self._confirm))
+
+    def _round(self, number: int) -> Stage:
+        if not self.products:
+            self.sample()
+        if number == 1:
+            for name, product in self.products.items():
+                if name not in self.source:
+                    self._weight(product, None)
+        hidden = None if self.task.progress else True
+        for part in tqdm(self.parts.values(), desc=f"search, round {number}", unit="scale", leave=False, disable=hidden):
             for product in part.products:
                 self._arrive(product)
                 self._weight(product, part)
             self._range(part)
-        self._confirm()
+        return Stage(self.stretch, {name: [part.choice, part.shortlist] for name, part in self.parts.items()})
+
+    def _take(self, found: Stage) -> None:
+        """What a round found, now or before an interruption."""
+        self.stretch = dict(found.tensors)
+        for name, (choice, shortlist) in found.notes.items():
+            self.parts[name].shortlist = shortlist
+            if choice is not None:
+                self._choose(self.parts[name], *choice)
+
+    def _choose(self, part: Part, number: int, index: int) -> None:
+        trial, final = part.pairs[number]
+        factor = self.plan.grid[index]
+        part.choice, part.trial, part.affine = (number, index), trial.at(factor), final.at(factor)
 
     def _weight(self, product: Product, part: Part | None) -> None:
         """The best factor for each row."""
@@ -202,10 +250,11 @@ class Search:
             return product.errors(x, product.rounded(fold, factors))
 
         own = self.stretch[name]
-        coarse = torch.arange(_COARSE // 2, len(grid), _COARSE)
+        effort = self.plan.effort
+        coarse = torch.arange(effort.stride // 2, len(grid), effort.stride)
         least, index = torch.stack([errors(grid[i].expand_as(own)) for i in coarse]).min(0)
         index = coarse[index]
-        for steps in _FINE:
+        for steps in effort.steps:
             center = index
             for step in steps:
                 near = (center + step).clamp(0, len(grid) - 1)
@@ -215,24 +264,26 @@ class Search:
 
     def _range(self, part: Part) -> None:
         """The best range, and its scale."""
-        tried, grid = part.shortlist or self._pairs(part), self.plan.grid
-        part.trial = part.trial or (tried[0][0].at(1.0) if self.halved else part.affine)
-        best = (self._error(part, part.trial), part.trial, part.affine, part.family, part.factor)
-        ranked: list[tuple[float, int, tuple[Candidates, Candidates], list[Tensor]]] = []
-        for pair in tried:
-            weights = self._weights(part, pair[0].at(1.0))
-            scored = ((self._error(part, pair[0].at(grid[i]), weights), i) for i in range(_COARSE // 2, len(grid), _COARSE))
-            ranked.append((*min(scored), pair, weights))
+        grid, effort = self.plan.grid, self.plan.effort
+        assert part.trial is not None
+        least, choice = self._error(part, part.trial), None
+        ranked: list[tuple[float, int, int, list[Tensor]]] = []
+        for number in range(len(part.pairs)) if part.shortlist is None else part.shortlist:
+            trial, _ = part.pairs[number]
+            weights = self._weights(part, trial.at(1.0))
+            scored = ((self._error(part, trial.at(grid[i]), weights), i) for i in range(effort.stride // 2, len(grid), effort.stride))
+            ranked.append((*min(scored), number, weights))
         ranked.sort(key=lambda each: each[0])
-        for error, index, (trial, final), weights in ranked[:2]:
-            for steps in _FINE:
+        for error, index, number, weights in ranked[: effort.refined]:
+            trial, final = part.pairs[number]
+            for steps in effort.steps:
                 near = [i for i in (index + step for step in steps) if 0 <= i < len(grid)]
                 error, index = min([(error, index), *((self._error(part, trial.at(grid[i]), weights), i) for i in near)])
-            affine = final.at(grid[index])
-            if error < best[0] and self._allowed(part, affine):
-                best = (error, trial.at(grid[index]), affine, final, grid[index])
-        _, part.trial, part.affine, part.family, part.factor = best
-        part.shortlist = [each[2] for each in ranked[:3]]
+            if error < least and self._allowed(part, final.at(grid[index])):
+                least, choice = error, (number, index)
+        if choice is not None:
+            self._choose(part, *choice)
+        part.shortlist = [number for _, _, number, _ in ranked[: effort.kept]]
 
     def _pairs(self, part: Part) -> list[tuple[Candidates, Candidates]]:
         """Families by the range of half of the images, and the same by that of all."""
@@ -251,9 +302,9 @@ class Search:
         error = sum(product.error(affine, w) for product, w in zip(part.products, weights, strict=True))
         return error + sum(around.error(fake) for around in part.around)
 
-    @staticmethod
-    def _allowed(part: Part, affine: Quantizer) -> bool:
-        return affine.farthest() <= FARTHEST and all(product.allows(affine) for product in part.products)
+    def _allowed(self, part: Part, affine: Quantizer) -> bool:
+        """Whether kernels take it, and sums of products stay far from overflow."""
+        return affine.farthest() <= FARTHEST and affine.farthest() * self.sums[part.name] < ACCUMULATOR
 
     def _arrive(self, product: Product) -> None:
         """A product inside a bridge sees what the chain before it gives as it is quantized now."""
@@ -273,19 +324,17 @@ class Search:
             rows.append(input_rows(product.node, x, at)[0])
         product.x = torch.cat(rows)
 
-    def _confirm(self) -> None:
+    def _confirm(self) -> Stage:
         """On all positions of all images: the choice of the search, wider ranges of its family, and where it began. An error counts more
         if few images have it: images that calibration does not show may have it too."""
-        begun = {each.name: each.affine for key, found in self.begun.items() for each in self._parts(key, found)}
-        options = {part.name: [part.affine, *self._wider(part), begun[part.name]] for part in self.parts.values()}
+        options = {part.name: self._options(part) for part in self.parts.values()}
         around = [(part, *taker) for part in self.parts.values() for taker in takers(self.layout, part)]
-        sources = {product.node.name: part for part in self.parts.values() for product in part.products}
         found: dict[int, tuple[dict[str, list[Tensor]], dict[str, list[Tensor]]]] = {}
         for seen in self._passes(chunks(self.task.batches), "confirmation"):
             by_row: dict[str, list[Tensor]] = {}
             sums = {name: [torch.zeros(seen.images, dtype=torch.float64) for _ in each] for name, each in options.items()}
             for name, stretch in self.stretch.items():
-                node, part = self.layout.program[name], sources.get(name)
+                node, part = self.layout.program[name], self.source.get(name)
                 product = self._product(node, (multiplied(node, seen), None, importance_of(node, seen)), Whole)
                 fold = None if part is None else part.affine.fold
                 x = product.x if part is None else product.inputs(part.affine)
@@ -301,22 +350,36 @@ class Search:
                     total += probe.by_image(part.fake(affine), seen.images)
             found[seen.number] = sums, by_row
         passed = self.task.share.gathered(found)
-        for name, part in self.parts.items():
+        chosen = {}
+        for name in self.parts:
             images = [torch.cat([errors[name][i] for errors, _ in passed]) for i in range(len(options[name]))]
             risks = [float(each.mean() + _CAUTION * each.std(correction=0)) for each in images]
             least = min(range(len(risks)), key=lambda i: risks[i])
-            part.affine, part.confirmed = options[name][least], (float(images[least].mean()), float(images[-1].mean()))
-        for name in self.stretch:
+            chosen[name] = least, float(images[least].mean()), float(images[-1].mean())
+        kept, judged = {}, {}
+        for name, own in self.stretch.items():
             rows, plain = (sum((each[name][i] for _, each in passed), torch.zeros(())) for i in range(2))
-            self.stretch[name] = torch.where(rows <= plain, self.stretch[name], 1.0)
-            self.weight_errors[name] = (float(torch.minimum(rows, plain).sum()), float(plain.sum()))
+            kept[name] = torch.where(rows <= plain, own, 1.0)
+            judged[name] = float(torch.minimum(rows, plain).sum()), float(plain.sum())
+        return Stage(kept, {"parts": chosen, "weights": judged})
 
-    def _wider(self, part: Part) -> list[Quantizer]:
-        """Less cut off, or nothing."""
-        if part.family is None or part.factor >= 1:
-            return []
-        wider = [part.family.at(factor) for factor in ((1 + part.factor) / 2, 1.0)]
-        return [affine for affine in wider if self._allowed(part, affine)]
+    def _settle(self, found: Stage) -> None:
+        """What was confirmed."""
+        self.stretch = dict(found.tensors)
+        self.weight_errors = {name: (error, plain) for name, (error, plain) in found.notes["weights"].items()}
+        for name, (option, error, begun) in found.notes["parts"].items():
+            part = self.parts[name]
+            part.affine, part.confirmed = self._options(part)[option], (error, begun)
+
+    def _options(self, part: Part) -> list[Quantizer]:
+        """The choice, less cut off, and where the search began."""
+        options = [part.affine]
+        if part.choice is not None:
+            number, index = part.choice
+            final, factor = part.pairs[number][1], self.plan.grid[index]
+            wider = [final.at(each) for each in ((1 + factor) / 2, 1.0) if factor < 1]
+            options += [affine for affine in wider if self._allowed(part, affine)]
+        return [*options, self.began[part.name]]
 
     # --- results ---
 
@@ -340,7 +403,7 @@ class Search:
         results: dict[str, dict[str, Any]] = {}
         for part in self.parts.values():
             assert part.confirmed is not None
-            fields = self._fields(*part.confirmed, [product.node.name for product in part.products])
+            fields = self._fields(*part.confirmed, [name for name, source in self.source.items() if source is part])
             keys = [key for key, first in self.same.items() if first == part.key] if part.name == part.key else []
             results |= dict.fromkeys(keys or [part.name], fields)
         return results, {name: self._fields(*errors, [name]) for name, errors in self.weight_errors.items()}

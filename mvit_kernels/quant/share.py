@@ -6,7 +6,7 @@ is put together in the same order.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -36,6 +36,14 @@ class Share:
         for each in everything:
             merged |= each
         return [merged[i] for i in sorted(merged)]
+
+    def of_first(self, find: Callable[[], T]) -> T:
+        """What the first process finds. Every process calls it."""
+        found: list[Any] = [find() if self.rank == 0 else None]
+        if self.world > 1:
+            dist.broadcast_object_list(found, src=0)
+        first: T = found[0]
+        return first
 
 
 ALONE = Share()

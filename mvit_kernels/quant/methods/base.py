@@ -16,6 +16,7 @@ from ..layout import Layout
 from ..representation import Projection, Representation, Scores, byte_members, whole
 from ..rounding import Layer, is_rounded
 from ..share import ALONE, Share
+from ..state import NOWHERE, Stage, State
 
 Tensor = torch.Tensor
 
@@ -25,7 +26,7 @@ class Task:
     """A float program that is to be quantized.
 
     loss: of (results of the program with quantizers, results of the float program), for methods that look at its gradient; or None.
-    share: which of the images this process looks at.
+    share: which of the images this process looks at. state: what an interrupted run has found already.
     """
 
     layout: Layout
@@ -34,11 +35,23 @@ class Task:
     loss: Callable[[Any, Any], Tensor] | None = None
     progress: bool = False
     share: Share = ALONE
+    state: State = NOWHERE
 
     @cached_property
     def ranges(self) -> dict[str, Range]:
         """Of every result; nothing is looked at if no result is quantized."""
-        return ranges(self.layout.program, self.batches, self.progress, self.share) if self.layout.needed() else {}
+        return self.ranges_of(self.batches) if self.layout.needed() else {}
+
+    def ranges_of(self, batches: list[Tensor]) -> dict[str, Range]:
+        """Of every result, on some of the images."""
+
+        def look() -> Stage:
+            found = ranges(self.layout.program, batches, self.progress, self.share)
+            return Stage({f"{name}|{end}": value for name, each in found.items() for end, value in each._asdict().items()})
+
+        tensors = self.state.once("ranges", look).tensors
+        names = dict.fromkeys(key.rpartition("|")[0] for key in tensors)
+        return {name: Range(tensors[f"{name}|low"], tensors[f"{name}|high"]) for name in names}
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class Found:
     representations: for every key of `layout.needed()`, and of softmax where it is quantized (`softmaxes.key_of`).
     stretch: name of a product -> (N,) factor of the scale of each row of its weight, 1 where its largest value is the largest integer.
     more: further fields of the decisions about results; weights: those of the decisions about weights, by name.
-    migration: factors of channels, by seam, that the program had before all else (`equalization.migrated`).
+    migration: factors of channels, by seam, that the program had before all else (`equalization.migrated`); task: of that program.
     layers: integer weights of products, where they are not just rounded.
     """
 
@@ -56,6 +69,7 @@ class Found:
     more: dict[str, dict[str, Any]] = field(default_factory=dict)
     weights: dict[str, dict[str, Any]] = field(default_factory=dict)
     migration: dict[str, Tensor] = field(default_factory=dict)
+    task: Task | None = None
     layers: dict[str, Layer] = field(default_factory=dict)
 
 
