@@ -29,7 +29,7 @@ def record(model: nn.Module, calibration: Any) -> list[Tensor]:
     the model is called with by `calibration(model)`.
 
     Raises:
-        TypeError, ValueError: another calibration, no batch, or batches of several image sizes.
+        TypeError, ValueError: another calibration, no batch, batches of several image sizes, or values that are not finite.
     """
     if isinstance(calibration, Tensor):
         raise TypeError("quantize: calibration: expected an iterable of batches, or a callable that runs the model, got a tensor")
@@ -51,6 +51,8 @@ def record(model: nn.Module, calibration: Any) -> list[Tensor]:
     batches = [each.detach().float().cpu() for each in batches if each.shape[0]]
     if not batches:
         raise ValueError("quantize: calibration: expected at least one image, got none")
+    if not all(bool(each.isfinite().all()) for each in batches):
+        raise ValueError("quantize: calibration: expected finite values, got others in the images")
     return batches
 
 
