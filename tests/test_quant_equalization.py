@@ -21,7 +21,7 @@ from mvit_kernels.graph import Program, capture, optimize, run
 from mvit_kernels.quant.equalization import factors, migrated, seams
 from mvit_kernels.quant.layout import Layout
 from mvit_kernels.quant.methods.base import Task
-from mvit_kernels.quant.methods.best import _migration
+from mvit_kernels.quant.methods.qhyvit import _migration
 
 Tensor = torch.Tensor
 NAMES = ("mobilevitv2_050", "mobilevit_xxs")

@@ -19,13 +19,13 @@ class QuantConfig:
         weight_bits: 8 or 6, of the weights of convolutions and linear maps: symmetric, one scale for each output channel.
         activation_bits: 8 or 6; None: activations stay float32, and weights alone are rounded.
         method: how scales are found:
-            "qhyvit": scale, granularity and scheme together, by what an error does to the loss (`quant/methods/qhyvit.py`);
+            "qhyvit": scale, granularity and scheme together, by what an error does to the loss, in a network whose channels were made alike
+            where they share a scale (`quant/methods/qhyvit.py`);
             "minmax": the smallest and the largest value that calibration shows;
             "percentile": the same without the farthest values;
             "omse": the least squared error of each tensor;
             "easyquant": scales of weights and results in turns, by the angle of each layer's result;
-            "best": "qhyvit" on a network whose channels were made alike where they share a scale, with weights that are rounded together
-            and corrected biases (`quant/methods/best.py`);
+            "best": "qhyvit", then weights that are rounded together and corrected biases (`quant/methods/best.py`);
             "ptq4vit", "fqvit", "repqvit": published methods, for comparison. They have quantizers that no kernel runs, so that a network
             is simulated and can neither be converted nor compiled.
         full: softmax and norms in integers too. In this version they are anyway, as far as kernels go.
