@@ -14,14 +14,18 @@ from test_graph_capture import random_statistics
 from torch import nn
 
 import mvit_kernels as mk
+from mvit_kernels import checkpoints
+from mvit_kernels.data import StandInTask
 from mvit_kernels.graph import capture, optimize
-from mvit_kernels.quant import Byte, Channels, Stream
+from mvit_kernels.quant import Byte, Channels, Decision, Stream
 from mvit_kernels.quant.affine import affine_of, families
 from mvit_kernels.quant.bridges import bridges
 from mvit_kernels.quant.histogram import BINS, Histogram
 from mvit_kernels.quant.layout import Layout
+from mvit_kernels.quant.methods import qhyvit
 from mvit_kernels.quant.methods.omse import least_squares
 from mvit_kernels.quant.representation import byte_of, from_json, to_json
+from mvit_kernels.quant.search import Effort, Plan
 
 Tensor = torch.Tensor
 SEARCHED = ["qhyvit", "percentile", "omse", "easyquant", "best"]
@@ -137,6 +141,41 @@ def test_a_loss_of_ones_own() -> None:
     for bad in (lambda y, exact: y, lambda y, exact: 0.0):
         with pytest.raises(ValueError, match=r"quantize: loss: expected a function of \(results, exact results\) to one number"):
             mk.quantize(model, [images(2, 16)], config, loss=bad, progress=False)
+
+
+# --- effort ---
+
+
+def everything() -> Effort:
+    """All factors of all families at all positions, in every round."""
+    return Effort(positions=2**40, elements=2**40, stride=1, steps=(), refined=99, kept=99)
+
+
+@pytest.mark.slow
+def test_the_choices_of_the_full_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of MobileViT-xxs as it was trained."""
+    pytest.importorskip("sklearn")
+    model = mk.create_model("mobilevit_xxs", num_classes=40, checkpoint=checkpoints.path("mobilevit_xxs")).eval()
+    x = torch.stack([image for image, _ in StandInTask("train", 4, 64, 1)])
+    decisions = []
+    for effort in (Effort(), everything()):
+        monkeypatch.setattr(qhyvit, "Plan", functools.partial(Plan, effort=effort))
+        found = mk.quantize(model, [x], progress=False).report().decisions
+        decisions.append([each for each in found if each.of == "activation" and each.error is not None])
+    pairs = list(zip(*decisions, strict=True))
+    assert all(own.name == full.name for own, full in pairs)
+    assert sum(own.granularity == full.granularity for own, full in pairs) >= 0.97 * len(pairs)
+    assert sum(_kind(own) == _kind(full) for own, full in pairs) >= 0.9 * len(pairs)
+    assert all(max(_scales(own)) == pytest.approx(max(_scales(full)), rel=0.25) for own, full in pairs)
+    assert sum(own.error for own, _ in pairs) < 1.05 * sum(full.error for _, full in pairs)
+
+
+def _kind(decision: Decision) -> tuple[str, str, str | None]:
+    return decision.granularity, decision.scheme, decision.resolution
+
+
+def _scales(decision: Decision) -> tuple[float, ...]:
+    return decision.scale if isinstance(decision.scale, tuple) else (decision.scale,)
 
 
 # --- bridges ---
