@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from test_cli import _complaint, _json
 
 import mvit_kernels as mk
@@ -48,7 +49,8 @@ def weights(tmp_path_factory):
 def quantized(weights, pictures, tmp_path_factory):
     folder = tmp_path_factory.mktemp("quantized")
     argv = ["quantize", weights, "--calibration", pictures, "--images", 6, "--method", "minmax", "--weight-bits", 6]
-    assert main([*map(str, argv), "--output", str(folder / "q.safetensors"), "--report", str(folder / "report.json")]) == 0
+    argv += ["--output", folder / "q.safetensors", "--report", folder / "report.json", "--state", folder / "state"]
+    assert main([*map(str, argv)]) == 0
     return folder / "q.safetensors"
 
 
@@ -134,6 +136,17 @@ def test_quantize_writes_what_the_library_makes(weights, pictures, quantized):
     assert report["config"]["weight_bits"] == 6
     assert {row["node"] for row in report["sensitivity"]["rows"]} <= {row["node"] for row in report["rows"]}
     assert report["decisions"]
+
+
+def test_quantize_goes_on_where_it_was(capsys, weights, pictures, quantized, tmp_path, monkeypatch):
+    monkeypatch.setattr("mvit_kernels.quant.methods.base.ranges", lambda *_: pytest.fail("looked again"))
+    argv = ["quantize", weights, "--calibration", pictures, "--images", 6, "--method", "minmax", "--output", tmp_path / "q"]
+    argv += ["--state", quantized.with_name("state")]
+    assert _json(capsys, *argv, "--weight-bits", 6)["integer_nodes"] > 0
+    with safe_open(tmp_path / "q", "pt") as again, safe_open(quantized, "pt") as first:
+        assert again.metadata() == first.metadata()  # with a checksum of all tensors
+    assert "expected a run with weight_bits 8, got" in _complaint(capsys, *argv)
+    assert "expected a run with images" in _complaint(capsys, *argv, "--weight-bits", 6, "--seed", 1)
 
 
 @pytest.mark.slow

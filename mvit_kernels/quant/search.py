@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -76,7 +76,7 @@ class Plan:
     families: Callable[[Part, Tensor, Tensor], Sequence[Candidates]]
     bridges: tuple[Bridge, ...] = ()
     halves: bool = False
-    effort: Effort = field(default=Effort())
+    effort: Effort = Effort()
 
 
 class _Sample(NamedTuple):

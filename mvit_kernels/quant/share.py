@@ -38,10 +38,17 @@ class Share:
         return [merged[i] for i in sorted(merged)]
 
     def of_first(self, find: Callable[[], T]) -> T:
-        """What the first process finds. Every process calls it."""
-        found: list[Any] = [find() if self.rank == 0 else None]
+        """What the first process finds, or its error: every process calls it, and none waits for one that has stopped."""
+        found: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                found[0] = find()
+            except (ValueError, OSError) as error:
+                found[1] = error
         if self.world > 1:
             dist.broadcast_object_list(found, src=0)
+        if found[1] is not None:
+            raise found[1]
         first: T = found[0]
         return first
 

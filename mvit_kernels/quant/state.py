@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,8 +48,8 @@ class State:
         Raises ValueError, OSError.
         """
         self.folder, self.share, self.count = None if folder is None else Path(folder), share, 0
-        if self.folder is not None and share.rank == 0:
-            _open(self.folder, dict(run or {}))
+        if self.folder is not None:
+            share.of_first(partial(_open, self.folder, dict(run or {})))
 
     def once(self, name: str, make: Callable[[], Stage]) -> Stage:
         """The stage, from the folder or made now. Stages come in the same order in every run."""
@@ -56,7 +57,7 @@ class State:
             return make()
         self.count += 1
         path = self.folder / f"{self.count:03d}-{re.sub(r'[^a-zA-Z0-9.]+', '-', name)}.safetensors"
-        found = self.share.of_first(lambda: _read(path, name))
+        found = self.share.of_first(partial(_read, path, name))
         if found is None:
             found = make()
             if self.share.rank == 0:
