@@ -152,8 +152,8 @@ def everything() -> Effort:
 
 
 @pytest.mark.slow
-def test_the_choices_of_the_full_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of MobileViT-xxs as it was trained."""
+def test_the_choices_of_the_full_search(monkeypatch: pytest.MonkeyPatch, one_thread: None) -> None:
+    """Of MobileViT-xxs as it was trained: most are the same, and all errors together are little larger."""
     pytest.importorskip("sklearn")
     model = mk.create_model("mobilevit_xxs", num_classes=40, checkpoint=checkpoints.path("mobilevit_xxs")).eval()
     x = torch.stack([image for image, _ in StandInTask("train", 4, 64, 1)])
@@ -164,10 +164,11 @@ def test_the_choices_of_the_full_search(monkeypatch: pytest.MonkeyPatch) -> None
         decisions.append([each for each in found if each.of == "activation" and each.error is not None])
     pairs = list(zip(*decisions, strict=True))
     assert all(own.name == full.name for own, full in pairs)
-    assert sum(own.granularity == full.granularity for own, full in pairs) >= 0.97 * len(pairs)
-    assert sum(_kind(own) == _kind(full) for own, full in pairs) >= 0.9 * len(pairs)
-    assert all(max(_scales(own)) == pytest.approx(max(_scales(full)), rel=0.25) for own, full in pairs)
-    assert sum(own.error for own, _ in pairs) < 1.05 * sum(full.error for _, full in pairs)
+    assert sum(own.granularity == full.granularity for own, full in pairs) >= 0.9 * len(pairs)
+    assert sum(_kind(own) == _kind(full) for own, full in pairs) >= 0.8 * len(pairs)
+    close = [max(_scales(own)) == pytest.approx(max(_scales(full)), rel=0.1) for own, full in pairs]
+    assert sum(close) >= 0.9 * len(pairs)
+    assert sum(own.error for own, _ in pairs) < 1.1 * sum(full.error for _, full in pairs)
 
 
 def _kind(decision: Decision) -> tuple[str, str, str | None]:
