@@ -14,6 +14,7 @@ _cpu = pytest.importorskip("mvit_kernels._cpu", reason="the native kernels are n
 
 ROUNDS, CALLS = 1000, 50  # many short samples: few of them meet an interrupt, and the median forgets those
 FLOAT32 = 0  # DType of csrc/cpu/core/types.h
+UINT8 = 1  # QType of csrc/cpu/core/qepilogue_types.h
 
 
 def test_separable_attention(in_turn, record):
@@ -36,6 +37,22 @@ def test_unfold_patches(in_turn, record):
     assert kernel() == 0
     assert torch.equal(op(), p)
     _compare(in_turn, record, "unfold_patches", op, kernel)
+
+
+def test_prepared_qgemm(in_turn, record):
+    """What `prepare_qgemm` makes, at one row."""
+    a, weight = torch.randint(0, 256, (1, 64), dtype=torch.uint8), ops.pack_weight(torch.randint(-127, 128, (16, 64), dtype=torch.int8))
+    op = functools.partial(ops.prepare_qgemm(weight, 0.02, 113, 0.01, out_dtype=torch.uint8, out_scale=0.5, out_zero_point=9), a)
+    y, product = torch.empty(1, 16, dtype=torch.uint8), op.func
+    arguments = (
+        1, a.data_ptr(), 64, weight.data.data_ptr(), weight.data.shape[0], (16, 64, 8), product.channels.data_ptr(),
+        product.channels.shape[1], UINT8, product.settings.plain, 0, 0, 0, 0, 0, 0, 0, 1.0, 0, 0, 0, y.data_ptr(), 16,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    kernel = functools.partial(_cpu.qgemm, *arguments)
+    assert kernel() == 0
+    assert torch.equal(op(), y)
+    _compare(in_turn, record, "prepared qgemm", op, kernel)
 
 
 def _compare(in_turn, record, group, op, kernel):

@@ -1,4 +1,4 @@
-// Plans: from names and values to structs, once; then addresses in, a status out.
+// Plans: from names and values to structs, once, or from what ops were run with; then addresses in, a status out.
 #include <pybind11/stl.h>
 
 #include <cstring>
@@ -9,6 +9,7 @@
 
 #include "bind.h"
 #include "engine/plan.h"
+#include "engine/recording.h"
 
 namespace py = pybind11;
 using namespace mvit;
@@ -92,6 +93,57 @@ std::unique_ptr<Plan> make_plan(const std::vector<Entry>& entries, int64_t arena
     return std::make_unique<Plan>(std::move(steps), arena_bytes, inputs, outputs);
 }
 
+// Of each recorded call: where in its arguments pointers are (or -1), and what to. `places`: those that the plan has another place for.
+using Pointers = std::vector<std::vector<std::pair<int64_t, uintptr_t>>>;
+using Places = std::vector<std::vector<std::pair<int64_t, PlaceTuple>>>;
+
+Pointers recorded_pointers(const Recording& recording) {
+    Pointers all;
+    for (const Recording::Call& call : recording.calls()) {
+        auto& found = all.emplace_back();
+        for (const auto& [at, address] : Recording::pointers(call)) found.emplace_back(at, address);
+    }
+    return all;
+}
+
+bool hides(const Recording& recording, const std::vector<std::pair<uintptr_t, uintptr_t>>& ranges) {
+    for (const Recording::Call& call : recording.calls())
+        for (const auto& [begin, end] : ranges)
+            if (Recording::hides(call, begin, end)) return true;
+    return false;
+}
+
+// A plan of all images at once, whose weights are where they were. It reads so many inputs, and writes its result and what lies between.
+struct Replay {
+    Plan plan;
+    size_t inputs;
+};
+
+std::unique_ptr<Replay> replay_of(const Recording& recording, const Places& places, int64_t inputs) {
+    if (places.size() != recording.calls().size()) throw py::value_error("Recording: replay: expected places of each call");
+    std::vector<PlanStep> steps;
+    for (size_t i = 0; i < places.size(); ++i) {
+        const Recording::Call& call = recording.calls()[i];
+        PlanStep step{call.kind, call.arguments, {}};
+        for (const auto& [at, tuple] : places[i]) {
+            const auto [space, index, offset] = tuple;
+            const Place place{static_cast<Space>(space), index, offset};
+            const int64_t count = place.space == Space::input ? inputs : place.space == Space::output ? 2 : 0;
+            if (at < 0 || at + static_cast<int64_t>(sizeof(void*)) > call.kind->bytes || index < 0 || index >= count)
+                throw py::value_error("Recording: replay: expected places of pointers among inputs and outputs");
+            step.pointers.push_back({at, place});
+        }
+        steps.push_back(std::move(step));
+    }
+    const auto count = static_cast<size_t>(inputs);
+    return std::unique_ptr<Replay>(new Replay{Plan(std::move(steps), 0, std::vector<int64_t>(count, 0), {0, 0}), count});
+}
+
+// A plan that runs is no op that a recording could hold.
+void not_recorded() {
+    if (Recording* recording = Recording::current()) recording->miss();
+}
+
 std::vector<void*> pointers(const std::vector<uintptr_t>& addresses) {
     std::vector<void*> result;
     for (const uintptr_t address : addresses) result.push_back(pointer(address));
@@ -100,13 +152,24 @@ std::vector<void*> pointers(const std::vector<uintptr_t>& addresses) {
 
 int run(Plan& plan, uintptr_t weights, const std::vector<uintptr_t>& inputs, const std::vector<uintptr_t>& outputs, int64_t batch,
         int threads) {
+    not_recorded();
     const auto from = pointers(inputs), to = pointers(outputs);
     py::gil_scoped_release release;
     return static_cast<int>(plan.run(static_cast<const char*>(pointer(weights)), from.data(), to.data(), batch, threads, nullptr));
 }
 
+int run_again(Replay& replay, const std::vector<uintptr_t>& inputs, uintptr_t result, uintptr_t between, int threads) {
+    if (inputs.size() != replay.inputs) throw py::value_error("Replay: inputs: expected " + std::to_string(replay.inputs) + " addresses");
+    not_recorded();
+    const auto from = pointers(inputs);
+    void* const to[] = {pointer(result), pointer(between)};
+    py::gil_scoped_release release;
+    return static_cast<int>(replay.plan.run(nullptr, from.data(), to, 1, threads, nullptr));
+}
+
 std::pair<int, std::vector<double>> profile(Plan& plan, uintptr_t weights, const std::vector<uintptr_t>& inputs,
                                             const std::vector<uintptr_t>& outputs, int64_t batch, int threads) {
+    not_recorded();
     const auto from = pointers(inputs), to = pointers(outputs);
     std::vector<double> seconds(plan.steps().size(), 0.0);
     py::gil_scoped_release release;
@@ -116,4 +179,16 @@ std::pair<int, std::vector<double>> profile(Plan& plan, uintptr_t weights, const
 
 }  // namespace
 
-void mvit::bind_engine(py::module_& m) { py::class_<Plan>(m, "Plan").def(py::init(&make_plan)).def("run", run).def("profile", profile); }
+void mvit::bind_engine(py::module_& m) {
+    py::class_<Plan>(m, "Plan").def(py::init(&make_plan)).def("run", run).def("profile", profile);
+    py::class_<Recording>(m, "Recording")
+        .def(py::init<>())
+        .def("begin", [](Recording& recording) { Recording::set_current(&recording); })
+        .def("end", [](Recording&) { Recording::set_current(nullptr); })
+        .def_property_readonly("whole", &Recording::whole)
+        .def_property_readonly("count", [](const Recording& recording) { return recording.calls().size(); })
+        .def("pointers", recorded_pointers)
+        .def("hides", hides)
+        .def("replay", replay_of);
+    py::class_<Replay>(m, "Replay").def("run", run_again);
+}

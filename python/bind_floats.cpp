@@ -32,8 +32,7 @@ int attention_of_phases(int dtype, const Sizes& qkv_size, std::array<int64_t, 2>
     SeparableAttentionProblem p = problem(dtype, qkv_size, patch);
     p.qkv = tensor4(qkv, qkv_stride);
     p.y = tensor4(y, y_stride);
-    py::gil_scoped_release release;
-    return static_cast<int>(separable_attention(p, threads));
+    return launch<separable_attention>("separable_attention", p, threads);
 }
 
 int attention_backward(int dtype, const Sizes& qkv_size, std::array<int64_t, 2> patch, uintptr_t qkv, const Sizes& qkv_stride, uintptr_t dy,
@@ -42,8 +41,7 @@ int attention_backward(int dtype, const Sizes& qkv_size, std::array<int64_t, 2> 
     p.qkv = tensor4(qkv, qkv_stride);
     p.y = tensor4(dy, dy_stride);
     p.dqkv = tensor4(dqkv, dqkv_stride);
-    py::gil_scoped_release release;
-    return static_cast<int>(separable_attention_backward(p, threads));
+    return launch<separable_attention_backward>(nullptr, p, threads);
 }
 
 template <Status (*function)(const PatchesProblem&, int)>
@@ -51,8 +49,7 @@ int patches(int element_size, const Sizes& map_size, std::array<int64_t, 2> patc
             int threads) {
     const PatchesProblem p{element_size, map_size[0], map_size[1],   map_size[2],   map_size[3],
                            patch[0],     patch[1],    channels_last, pointer(from), pointer(to)};
-    py::gil_scoped_release release;
-    return static_cast<int>(function(p, threads));
+    return launch<function>(nullptr, p, threads);
 }
 
 int group_normalize(int dtype, bool channels_last, const Sizes& size, uintptr_t x, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
@@ -64,8 +61,7 @@ int group_normalize(int dtype, bool channels_last, const Sizes& size, uintptr_t 
     p.eps = eps;
     p.weight = floats(weight), p.bias = floats(bias);
     p.x = pointer(x), p.y = pointer(y);
-    py::gil_scoped_release release;
-    return static_cast<int>(group_norm(p, threads));
+    return launch<group_norm>("group_norm", p, threads);
 }
 
 int group_normalize_backward(int dtype, bool channels_last, const Sizes& size, uintptr_t dy, uintptr_t x, uintptr_t weight, float eps,
@@ -78,8 +74,7 @@ int group_normalize_backward(int dtype, bool channels_last, const Sizes& size, u
     p.weight = floats(weight);
     p.x = pointer(x), p.dy = pointer(dy), p.dx = pointer(dx);
     p.dweight = static_cast<float*>(pointer(dweight)), p.dbias = static_cast<float*>(pointer(dbias));
-    py::gil_scoped_release release;
-    return static_cast<int>(group_norm_backward(p, threads));
+    return launch<group_norm_backward>(nullptr, p, threads);
 }
 
 int product(int dtype, int64_t groups, int64_t rows, int64_t depth, int64_t columns, uintptr_t a, int64_t a_stride, uintptr_t second,
@@ -96,8 +91,7 @@ int product(int dtype, int64_t groups, int64_t rows, int64_t depth, int64_t colu
     p.residual = pointer(residual), p.residual_stride = residual_stride;
     p.y = pointer(y), p.y_stride = y_stride;
     p.collected = static_cast<Moments*>(pointer(collected));
-    py::gil_scoped_release release;
-    return static_cast<int>(gemm(p, threads));
+    return launch<gemm>("gemm", p, threads);
 }
 
 int mlp(int dtype, int64_t groups, int64_t rows, int64_t dim, int64_t hidden, uintptr_t weight1, uintptr_t bias1, uintptr_t weight2,
@@ -111,8 +105,7 @@ int mlp(int dtype, int64_t groups, int64_t rows, int64_t dim, int64_t hidden, ui
     p.activation = static_cast<Activation>(activation);
     p.x = pointer(x), p.y = pointer(y);
     p.collected = static_cast<Moments*>(pointer(collected));
-    py::gil_scoped_release release;
-    return static_cast<int>(feed_forward(p, threads));
+    return launch<feed_forward>("feed_forward", p, threads);
 }
 
 int attention_block(int dtype, const Sizes& size, std::array<int64_t, 2> patch, uintptr_t query, uintptr_t key_weight, uintptr_t key_bias,
@@ -129,8 +122,7 @@ int attention_block(int dtype, const Sizes& size, std::array<int64_t, 2> patch, 
     p.moments = static_cast<const Moments*>(pointer(moments)), p.eps = eps;
     p.x = pointer(x), p.y = pointer(y);
     p.collected = static_cast<Moments*>(pointer(collected));
-    py::gil_scoped_release release;
-    return static_cast<int>(separable_attention_block(p, threads));
+    return launch<separable_attention_block>("separable_attention_block", p, threads);
 }
 
 int residual_block(int dtype, const Sizes& size, int64_t hidden, int64_t columns, int stride, uintptr_t expand_weight,
@@ -146,8 +138,7 @@ int residual_block(int dtype, const Sizes& size, int64_t hidden, int64_t columns
     p.activation = static_cast<Activation>(activation), p.residual = residual;
     p.x = pointer(x), p.y = pointer(y);
     p.collected = static_cast<Moments*>(pointer(collected));
-    py::gil_scoped_release release;
-    return static_cast<int>(inverted_residual(p, threads));
+    return launch<inverted_residual>("inverted_residual", p, threads);
 }
 
 InputMap input_map(uintptr_t address, int64_t channels, const Sizes& stride) {
@@ -168,8 +159,7 @@ int convolution(int dtype, const Sizes& size, int64_t columns, int64_t kernel, i
     p.weight = floats(weight), p.bias = floats(bias);
     p.activation = static_cast<Activation>(activation);
     p.residual = pointer(residual), p.y = pointer(y);
-    py::gil_scoped_release release;
-    return static_cast<int>(conv2d(p, threads));
+    return launch<conv2d>("conv2d", p, threads);
 }
 
 int depthwise_convolution(int dtype, const Sizes& size, int64_t channels, int64_t stride, uintptr_t x, const Sizes& x_stride,
@@ -183,8 +173,7 @@ int depthwise_convolution(int dtype, const Sizes& size, int64_t channels, int64_
     p.weight = floats(weight), p.weight_stride = weight_stride, p.bias = floats(bias);
     p.activation = static_cast<Activation>(activation);
     p.y = pointer(y);
-    py::gil_scoped_release release;
-    return static_cast<int>(depthwise_conv2d(p, threads));
+    return launch<depthwise_conv2d>("depthwise_conv2d", p, threads);
 }
 
 PatchAttentionProblem problem(int dtype, const Sizes& size, int64_t heads, std::array<int64_t, 2> patch, float scale) {
@@ -204,8 +193,7 @@ int softmax_attention(int dtype, const Sizes& qkv_size, int64_t heads, std::arra
     p.qkv = pointer(qkv), p.y = pointer(y);
     leave_out_channels(qkv_stride, p.qkv_stride);
     leave_out_channels(y_stride, p.y_stride);
-    py::gil_scoped_release release;
-    return static_cast<int>(patch_attention(p, threads));
+    return launch<patch_attention>("patch_attention", p, threads);
 }
 
 int softmax_attention_backward(int dtype, const Sizes& qkv_size, int64_t heads, std::array<int64_t, 2> patch, float scale, uintptr_t qkv,
@@ -216,8 +204,7 @@ int softmax_attention_backward(int dtype, const Sizes& qkv_size, int64_t heads, 
     leave_out_channels(qkv_stride, p.qkv_stride);
     leave_out_channels(dy_stride, p.y_stride);
     leave_out_channels(dqkv_stride, p.dqkv_stride);
-    py::gil_scoped_release release;
-    return static_cast<int>(patch_attention_backward(p, threads));
+    return launch<patch_attention_backward>(nullptr, p, threads);
 }
 
 // q_size is (B, N, heads depth), kv_size (M, heads value_depth); strides leave out channels.
@@ -235,28 +222,24 @@ int free_attention(int dtype, std::array<int64_t, 3> q_size, std::array<int64_t,
     p.bias = floats(bias), p.bias_stride = bias_stride;
     p.mix_scores = floats(mix_scores), p.mix_weights = floats(mix_weights), p.mix_bias = floats(mix_bias);
     p.y_stride[0] = p.queries * kv_size[1], p.y_stride[1] = kv_size[1];
-    py::gil_scoped_release release;
-    return static_cast<int>(attention(p, threads));
+    return launch<attention>("attention", p, threads);
 }
 
 // size is (B, C, H, W).
 int mix_by_pooling(int dtype, const Sizes& size, uintptr_t x, uintptr_t scale, uintptr_t y, int threads) {
     const PoolMixerProblem p{static_cast<DType>(dtype), size[0], size[2], size[3], size[1], pointer(x), floats(scale), pointer(y)};
-    py::gil_scoped_release release;
-    return static_cast<int>(pool_mixer(p, threads));
+    return launch<pool_mixer>("pool_mixer", p, threads);
 }
 
 // size is (B, C, H, W).
 int relu_by_slopes(int dtype, const Sizes& size, uintptr_t x, uintptr_t u, uintptr_t y, int threads) {
     const DynamicReluProblem p{static_cast<DType>(dtype), size[0], size[2] * size[3], size[1], pointer(x), pointer(u), pointer(y)};
-    py::gil_scoped_release release;
-    return static_cast<int>(dynamic_relu(p, threads));
+    return launch<dynamic_relu>("dynamic_relu", p, threads);
 }
 
 int gate(int dtype, int64_t count, uintptr_t x, uintptr_t u, uintptr_t y, int threads) {
     const HardGateProblem p{static_cast<DType>(dtype), count, pointer(x), pointer(u), pointer(y)};
-    py::gil_scoped_release release;
-    return static_cast<int>(hard_gate(p, threads));
+    return launch<hard_gate>("hard_gate", p, threads);
 }
 
 int layer_normalize(int dtype, int64_t rows, int64_t channels, uintptr_t x, uintptr_t weight, uintptr_t bias, float eps, uintptr_t y,
@@ -267,8 +250,7 @@ int layer_normalize(int dtype, int64_t rows, int64_t channels, uintptr_t x, uint
     p.eps = eps;
     p.weight = floats(weight), p.bias = floats(bias);
     p.x = pointer(x), p.y = pointer(y);
-    py::gil_scoped_release release;
-    return static_cast<int>(layer_norm(p, threads));
+    return launch<layer_norm>("layer_norm", p, threads);
 }
 
 int layer_normalize_backward(int dtype, int64_t rows, int64_t channels, uintptr_t dy, uintptr_t x, uintptr_t weight, float eps,
@@ -280,8 +262,7 @@ int layer_normalize_backward(int dtype, int64_t rows, int64_t channels, uintptr_
     p.weight = floats(weight);
     p.x = pointer(x), p.dy = pointer(dy), p.dx = pointer(dx);
     p.dweight = static_cast<float*>(pointer(dweight)), p.dbias = static_cast<float*>(pointer(dbias));
-    py::gil_scoped_release release;
-    return static_cast<int>(layer_norm_backward(p, threads));
+    return launch<layer_norm_backward>(nullptr, p, threads);
 }
 
 }  // namespace

@@ -38,8 +38,7 @@ int quantized_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t wei
     p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, curve, residual, residual_type,
                           residual_stride, residual_scale, residual_zero_point, y, y_stride);
     p.epilogue.row_scale = floats(row_scale), p.epilogue.row_zero_point = ints(row_zero_point), p.epilogue.column_sum = p.weight.sum;
-    py::gil_scoped_release release;
-    return static_cast<int>(qgemm(p, threads));
+    return launch<qgemm>(row_scale || row_zero_point ? nullptr : "qgemm", p, threads, weight);
 }
 
 // The same of bytes to an int16 stream, whose sums are collected.
@@ -52,8 +51,7 @@ int collected_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t wei
     constexpr int i16 = static_cast<int>(QType::i16);
     p.epilogue = epilogue(channels, channels_stride, i16, true, 0, 0, 0, 0, residual, i16, residual_stride, 1.0f, 0, y, y_stride);
     p.collected = static_cast<int64_t*>(pointer(collected)), p.groups = groups;
-    py::gil_scoped_release release;
-    return static_cast<int>(qgemm(p, threads));
+    return launch<qgemm>("qgemm", p, threads, weight);
 }
 
 // Sizes are (B, C, H, W), of x; strides likewise. A residual is as dense as y.
@@ -69,8 +67,7 @@ int quantized_depthwise_convolution(const Sizes& size, int64_t stride, uintptr_t
     p.blocks = static_cast<const QDepthwiseBlock*>(pointer(blocks)), p.narrow = narrow;
     p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, curve, residual, residual_type, p.channels,
                           residual_scale, residual_zero_point, y, p.channels);
-    py::gil_scoped_release release;
-    return static_cast<int>(qdepthwise_conv2d(p, threads));
+    return launch<qdepthwise_conv2d>("qdepthwise_conv2d", p, threads);
 }
 
 uint8_t* writable_bytes(uintptr_t address) { return static_cast<uint8_t*>(pointer(address)); }
@@ -85,8 +82,7 @@ int quantization(int dtype, std::array<int64_t, 3> span, uintptr_t scales, float
     p.scale_of_channel = scales != 0, p.scale = scales ? floats(scales) : &scale;
     p.zero_point_of_channel = zero_points != 0, p.zero_point = zero_points ? ints(zero_points) : &zero_point;
     p.from = pointer(from), p.to = pointer(to);
-    py::gil_scoped_release release;
-    return static_cast<int>(function(p, threads));
+    return launch<function>(nullptr, p, threads);
 }
 
 int quantization_of_rows(int dtype, int64_t rows, int64_t depth, int64_t x_stride, int bits, uintptr_t x, uintptr_t q, uintptr_t scale,
@@ -96,8 +92,7 @@ int quantization_of_rows(int dtype, int64_t rows, int64_t depth, int64_t x_strid
     p.rows = rows, p.depth = depth, p.x_stride = x_stride;
     p.x = pointer(x), p.q = writable_bytes(q);
     p.scale = static_cast<float*>(pointer(scale)), p.zero_point = static_cast<int32_t*>(pointer(zero_point));
-    py::gil_scoped_release release;
-    return static_cast<int>(quantize_rows(p, threads));
+    return launch<quantize_rows>(nullptr, p, threads);
 }
 
 int quantized_sum(int64_t count, uintptr_t a, uintptr_t b, float a_scale, int32_t a_zero_point, float b_scale, int32_t b_zero_point,
@@ -107,8 +102,7 @@ int quantized_sum(int64_t count, uintptr_t a, uintptr_t b, float a_scale, int32_
     p.a_real = qreal(a_scale, a_zero_point), p.b_real = qreal(b_scale, b_zero_point);
     p.activation = static_cast<QActivation>(activation), p.segments = floats(segments);
     p.out = qbyte(out_scale, out_zero_point, out_bits);
-    py::gil_scoped_release release;
-    return static_cast<int>(qadd(p, threads));
+    return launch<qadd>("qadd", p, threads);
 }
 
 int quantized_mean(int64_t batch, int64_t channels, int64_t pixels, bool channels_last, uintptr_t x, float a_scale, int32_t a_zero_point,
@@ -118,8 +112,7 @@ int quantized_mean(int64_t batch, int64_t channels, int64_t pixels, bool channel
     p.x = bytes(x), p.y = pointer(y);
     p.zero_point = a_zero_point, p.scale = mean_scale(a_scale, pixels, out_scale);
     p.floats = as_floats, p.out = qbyte(out_scale, out_zero_point, out_bits);
-    py::gil_scoped_release release;
-    return static_cast<int>(qavg_pool(p, threads));
+    return launch<qavg_pool>("qavg_pool", p, threads);
 }
 
 // q_size is (B, N, heads depth), kv_size (M, heads value_depth); strides leave out channels; zero_points of q, k and v.
@@ -138,8 +131,7 @@ int quantized_attention(std::array<int64_t, 3> q_size, std::array<int64_t, 2> kv
     p.mix = floats(mix), p.mix_weights = floats(mix_weights), p.shift = floats(shift);
     p.ratio = ratio, p.table = bytes(table), p.out = qbyte(1.0f, out_zero_point, out_bits);
     p.y_stride[0] = p.queries * kv_size[1], p.y_stride[1] = kv_size[1];
-    py::gil_scoped_release release;
-    return static_cast<int>(qattention(p, threads));
+    return launch<qattention>("qattention", p, threads);
 }
 
 // size is (B, C, H, W); keep and move: of each channel.
@@ -149,21 +141,18 @@ int quantized_mix_by_pooling(const Sizes& size, uintptr_t x, int32_t zero_point,
     p.batch = size[0], p.height = size[2], p.width = size[3], p.channels = size[1];
     p.x = bytes(x), p.zero_point = zero_point, p.keep = floats(keep), p.move = floats(move);
     p.out = qbyte(1.0f, out_zero_point, out_bits), p.y = writable_bytes(y);
-    py::gil_scoped_release release;
-    return static_cast<int>(qpool_mixer(p, threads));
+    return launch<qpool_mixer>("qpool_mixer", p, threads);
 }
 
 // size is (B, C, H, W) of x.
 int quantized_resize(const Sizes& size, std::array<int64_t, 2> out, bool align_corners, uintptr_t x, uintptr_t y, int threads) {
     const QResizeProblem p{size[0], size[1], size[2], size[3], out[0], out[1], align_corners, bytes(x), writable_bytes(y)};
-    py::gil_scoped_release release;
-    return static_cast<int>(qresize(p, threads));
+    return launch<qresize>("qresize", p, threads);
 }
 
 int lookup(int64_t count, uintptr_t table, uintptr_t x, uintptr_t y, int threads) {
     const QLookupProblem p{count, bytes(table), bytes(x), writable_bytes(y)};
-    py::gil_scoped_release release;
-    return static_cast<int>(qlookup(p, threads));
+    return launch<qlookup>("qlookup", p, threads);
 }
 
 // What already is in units of its scale.
@@ -191,8 +180,7 @@ int normalize_stream(int64_t rows, int64_t depth, uintptr_t x, int64_t x_stride,
     QNorm norm = norm_of(groups, rows, depth, x, x_stride, sums, scale, y_scale, zero_point, eps, bits);
     norm.gain = floats(gain), norm.offset = floats(offset);
     const QNormProblem p{norm, rows, static_cast<uint8_t*>(pointer(y)), y_stride};
-    py::gil_scoped_release release;
-    return static_cast<int>(qnorm(p, threads));
+    return launch<qnorm>("qnorm", p, threads);
 }
 
 int normalized_product(int64_t rows, uintptr_t x, int64_t x_stride, int64_t groups, uintptr_t sums, double scale, double a_scale,
@@ -205,8 +193,7 @@ int normalized_product(int64_t rows, uintptr_t x, int64_t x_stride, int64_t grou
     const QNorm norm = norm_of(groups, rows, p.weight.depth, x, x_stride, sums, scale, a_scale, a_zero_point, eps, a_bits);
     p.norm = &norm;
     p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, curve, 0, 0, 0, 1.0f, 0, y, y_stride);
-    py::gil_scoped_release release;
-    return static_cast<int>(qgemm(p, threads));
+    return launch<qgemm>(nullptr, p, threads);
 }
 
 // Sizes are (B, d, H, W); strides of a map from image to image, row to row and pixel to pixel.
@@ -223,8 +210,7 @@ int separable_context(const Sizes& size, std::array<int64_t, 2> patch, uintptr_t
     p.x_zero_point = x_zero_point, p.scale = scale;
     p.bytes = to_bytes, p.byte = byte_of(zero_point, bits);
     p.y = pointer(y);
-    py::gil_scoped_release release;
-    return static_cast<int>(qseparable_context(p, threads));
+    return launch<qseparable_context>("qseparable_context", p, threads);
 }
 
 int separable_gate(const Sizes& size, std::array<int64_t, 2> patch, uintptr_t v, const std::array<int64_t, 3>& v_stride,
@@ -235,8 +221,7 @@ int separable_gate(const Sizes& size, std::array<int64_t, 2> patch, uintptr_t v,
     p.context = floats(context), p.scale = scale;
     p.byte = byte_of(zero_point, bits);
     p.y = static_cast<uint8_t*>(pointer(y));
-    py::gil_scoped_release release;
-    return static_cast<int>(qseparable_gate(p, threads));
+    return launch<qseparable_gate>("qseparable_gate", p, threads);
 }
 
 int quantized_softmax_attention(const Sizes& size, int64_t heads, std::array<int64_t, 2> patch, uintptr_t qkv,
@@ -251,8 +236,7 @@ int quantized_softmax_attention(const Sizes& size, int64_t heads, std::array<int
     p.q_zero_point = q_zero_point, p.v_zero_point = v_zero_point;
     p.score_steps = score_steps, p.ratio = ratio;
     p.table = bytes(table), p.byte = byte_of(zero_point, bits);
-    py::gil_scoped_release release;
-    return static_cast<int>(qpatch_attention(p, threads));
+    return launch<qpatch_attention>("qpatch_attention", p, threads);
 }
 
 // Sizes are (B, C, H, W), of x; strides likewise, in bytes.
@@ -271,8 +255,7 @@ int quantized_convolution(const Sizes& size, int64_t kernel, int64_t stride, uin
     p.filtered = static_cast<const int16_t*>(pointer(filtered));
     p.epilogue = epilogue(channels, channels_stride, type, plain, activation, segments, table, curve, residual, residual_type,
                           p.weight.columns, residual_scale, residual_zero_point, y, p.weight.columns);
-    py::gil_scoped_release release;
-    return static_cast<int>(qconv2d(p, threads));
+    return launch<qconv2d>("qconv2d", p, threads, weight);
 }
 
 }  // namespace

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -88,7 +88,7 @@ def _captured(call: Call, inputs: list[Tensor]) -> tuple[Callable[[], object], i
     return functools.partial(_replay, graph, weights), _COPIES
 
 
-def _replay(graph: torch.cuda.CUDAGraph, weights: list[object]) -> None:
+def _replay(graph: torch.cuda.CUDAGraph, weights: Sequence[object]) -> None:
     """weights: packed, which the graph reads and must live as long."""
     graph.replay()
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
+from mvit_kernels.ops.arena import Lifetime, place
 from mvit_kernels.ops.backend import native
 from mvit_kernels.ops.library import raise_status
 
-from .arena import Lifetime, place
 from .steps import Lowered, Part, Ref, Step, TorchStep, Value
 
 Tensor = torch.Tensor

@@ -13,7 +13,7 @@ from mvit_kernels.reference import Mixtures
 
 from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, raise_status, register, register_autograd, wide, widen
+from .library import FLOAT_CODES, FLOAT_DTYPES, fresh, raise_status, register, register_autograd, wide, widen
 from .packing import PANEL, packed
 
 OP = "attention"
@@ -137,7 +137,7 @@ def _cpu_forward(problem: _Problem) -> Tensor:
     mixtures = problem.mixtures
     bias = None if mixtures.bias is None else packed(pack_bias, mixtures.bias)
     talking = packed(pack_mixtures, *mixtures[1:]) if any(each is not None for each in mixtures[1:]) else Talking(None, None, None)
-    y = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+    y = fresh(q.new_empty(q.shape[0], q.shape[1], v.shape[2]))
     status = native.attention(
         FLOAT_CODES[q.dtype], q.shape, v.shape[1:], problem.heads, problem.scale, q.data_ptr(), q.stride()[:2], k.data_ptr(),
         k.stride()[:2], v.data_ptr(), v.stride()[:2], address(bias), 0 if bias is None else bias.shape[2], *map(address, talking),

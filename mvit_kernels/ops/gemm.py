@@ -11,7 +11,7 @@ from mvit_kernels import reference
 
 from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, empty_moments, raise_status, register, register_autograd, wide_dtype, widen
+from .library import FLOAT_CODES, FLOAT_DTYPES, empty_moments, fresh, raise_status, register, register_autograd, wide_dtype, widen
 from .packing import pack_matrix, packed
 
 OP = "gemm"
@@ -116,7 +116,7 @@ def _cpu_forward(
     matrix = packed(pack_matrix, weight, bias)
     (rows, depth), columns = a.shape, weight.shape[0]
     a = walkable_rows(a)
-    y = a.new_empty(rows, columns)
+    y = fresh(a.new_empty(rows, columns))
     collected = empty_moments(collect, y)
     groups = collect or 1
     if moments is not None:

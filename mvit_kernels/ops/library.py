@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -53,7 +54,7 @@ def _after(check: Callable[..., None], run: Callable[..., Any]) -> Callable[...,
     return checked
 
 
-def _watched() -> bool:
+def watched() -> bool:
     """Whether something between a caller and a kernel may want to see the call."""
     return bool(
         _compiling()
@@ -66,15 +67,20 @@ def _watched() -> bool:
     )
 
 
+def is_plain(x: torch.Tensor) -> bool:
+    """Whether x is what its memory holds, and nobody else's subclass; on the CPU."""
+    return type(x) in _PLAIN and x.is_cpu and not (x.is_neg() or x._is_zerotensor())
+
+
 def direct(op: Any, run: Callable[..., Any], tensors: int = 1) -> Callable[..., Any]:
     """How to call an op without gradients: `run` at once where nobody watches (see `register_autograd`), else `op`. The first `tensors`
     positional arguments are its tensors, or None."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if _watched():
+        if watched():
             return op(*args, **kwargs)
         for x in args[:tensors]:
-            if x is not None and (type(x) not in _PLAIN or not x.is_cpu or x.is_neg() or x._is_zerotensor()):
+            if x is not None and not is_plain(x):
                 return op(*args, **kwargs)
         return run(*args, **kwargs)
 
@@ -131,7 +137,7 @@ def register_autograd(
         return run(*args, backend="reference", **kwargs)
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        if _watched():
+        if watched():
             return op(*args, **kwargs)
         grad = _grad_enabled()
         for x in args[:tensors]:
@@ -173,12 +179,24 @@ def in_format(x: torch.Tensor, channels_last: bool) -> torch.Tensor:
     return x if x.stride(1 if channels_last else 3) == 1 else dense(x, channels_last)
 
 
+# What ops have made for their kernels to fill, where a call is written down (`replay.py`).
+made: contextvars.ContextVar[list[torch.Tensor] | None] = contextvars.ContextVar("made", default=None)
+
+
+def fresh(x: torch.Tensor) -> torch.Tensor:
+    """x, which a kernel is about to fill."""
+    tensors = made.get()
+    if tensors is not None:
+        tensors.append(x)
+    return x
+
+
 def empty_in_format(like: torch.Tensor, size: tuple[int, ...], channels_last: bool, dtype: torch.dtype | None = None) -> torch.Tensor:
     """An uninitialized 4-D tensor with the dtype (unless another is given) and device of `like`."""
     _, channels, height, width = size
     image = channels * height * width  # strides given, torch takes half the time that it needs to find them
     stride = (image, 1, width * channels, channels) if channels_last else (image, height * width, width, 1)
-    return like.new_empty_strided(size, stride, dtype=dtype)
+    return fresh(like.new_empty_strided(size, stride, dtype=dtype))
 
 
 def dense_in_own_format(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
@@ -201,7 +219,7 @@ def in_format_of(x: torch.Tensor, result: torch.Tensor) -> torch.Tensor:
 def empty_moments(groups: int, of: torch.Tensor) -> torch.Tensor:
     """(groups, 2) float64 for a kernel to fill; where `of` holds nothing, whose moments are NaN, no kernel will."""
     if of.numel():
-        return torch.empty(groups, 2, dtype=torch.float64)
+        return fresh(torch.empty(groups, 2, dtype=torch.float64))
     return torch.full((groups, 2), float("nan"), dtype=torch.float64)
 
 

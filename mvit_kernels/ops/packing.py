@@ -21,6 +21,7 @@ import contextlib
 import contextvars
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from itertools import compress
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -112,18 +113,22 @@ class _Entry(NamedTuple):
 
 
 _entries: dict[tuple[Hashable, ...], _Entry] = {}
+_forgotten = 0  # how often
 
 
 def forget_all(*_: object) -> None:
     """Make everything anew at its next use."""
+    global _forgotten
     if not torch.compiler.is_compiling():  # the changes that a compiled step makes are counted
         _entries.clear()
+        _forgotten += 1
 
 
 register_optimizer_step_post_hook(forget_all)
 
 
 _described = attrgetter("_version", "shape", "dtype")
+_version, _shape, _dtype = map(attrgetter, ("_version", "shape", "dtype"))
 _address, _strides = torch.Tensor.data_ptr, torch.Tensor.stride
 
 
@@ -136,23 +141,16 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: 
         return _made(recipe, sources)
     key = (recipe, *map(id, sources))
     tensors = [x for x in sources if x is not None]
-    # Mapped, as this stands before every call of every op: the loops are in C.
-    places = (*map(_address, tensors), *map(_strides, tensors))
-    try:
-        state = (*map(_described, tensors), *places)
-    except RuntimeError:  # tensors of inference mode have no version
-        if native is None or not all(x.is_cpu for x in tensors):  # what lies on a GPU cannot be read here
-            return _made(recipe, sources)
-        state = (*((_content(x) if x.is_inference() else x._version, x.shape, x.dtype) for x in tensors), *places)
-    if contents:
-        state = (*state, *map(_content, contents))
+    state = _state(tensors, contents)
+    if state is None:
+        return _made(recipe, sources)
     entry = _entries.get(key)
     if entry is not None and entry.state == state:
         for reference, source in zip(entry.sources, tensors, strict=True):
             if reference() is not source:  # a new tensor at an old address
                 break
         else:
-            return entry.value if _holding.get() is None else _held(entry.value)
+            return entry.value if _holding.get() is None else _held(Use(entry.value, tensors, contents, state))
 
     def forget(_: object, entries: dict[Any, Any] = _entries) -> None:  # bound: at exit, globals go first
         entries.pop(key, None)
@@ -161,17 +159,42 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: 
     references = tuple(weakref.ref(x, forget) for x in tensors)
     memory = tuple(x.untyped_storage() for x in tensors)
     _entries[key] = _Entry(references, state, memory, value)
-    return value if _holding.get() is None else _held(value)
+    return value if _holding.get() is None else _held(Use(value, tensors, contents, state))
 
 
-_holding: contextvars.ContextVar[list[Any] | None] = contextvars.ContextVar("holding", default=None)
+def _state(tensors: Sequence[torch.Tensor], contents: Sequence[torch.Tensor]) -> tuple[Any, ...] | None:
+    """What changes when one of the tensors does; None where nobody could tell."""
+    # Mapped, as this stands before every call of every op: the loops are in C.
+    places = (*map(_address, tensors), *map(_strides, tensors))
+    try:
+        state = (*map(_described, tensors), *places)
+    except RuntimeError:  # tensors of inference mode have no version
+        if native is None or not all(x.is_cpu for x in tensors):  # what lies on a GPU cannot be read here
+            return None
+        state = (*((_content(x) if x.is_inference() else x._version, x.shape, x.dtype) for x in tensors), *places)
+    return (*state, *map(_content, contents)) if contents else state
+
+
+class Use(NamedTuple):
+    """What a call of `packed` gave, what it was asked for, and the state of the sources that it was made from."""
+
+    value: Any
+    sources: Sequence[torch.Tensor]
+    contents: Sequence[torch.Tensor]
+    state: tuple[Any, ...]
+
+    def is_current(self) -> bool:
+        return self.state == _state(self.sources, self.contents)
+
+
+_holding: contextvars.ContextVar[list[Use] | None] = contextvars.ContextVar("holding", default=None)
 
 
 @contextlib.contextmanager
-def holding() -> Iterator[list[Any]]:
+def holding(held: list[Use] | None = None) -> Iterator[list[Use]]:
     """Inside, the list gets everything that calls take from here: a graph that reads it must keep it, as it may be forgotten here at any
     time."""
-    held: list[Any] = []
+    held = [] if held is None else held
     token = _holding.set(held)
     try:
         yield held
@@ -179,11 +202,36 @@ def holding() -> Iterator[list[Any]]:
         _holding.reset(token)
 
 
-def _held(value: Any) -> Any:
+def _held(use: Use) -> Any:
     held = _holding.get()
     assert held is not None
-    held.append(value)
-    return value
+    held.append(use)
+    return use.value
+
+
+class Watch:
+    """Whether tensors are still what they were, in the sense of `packed`: for those who keep what was made of many of them.
+
+    It keeps the memory that they had, and not them. contents: as of `packed`.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor], contents: Sequence[torch.Tensor]) -> None:
+        self._counted = [not x.is_inference() for x in tensors]
+        uncounted = {id(x): x.untyped_storage() for x in (*contents, *(x for x in tensors if x.is_inference()))}
+        self._memory = [x.untyped_storage() for x in tensors], list(uncounted.values())
+        self._fingerprint = native.Fingerprint([(each.data_ptr(), each.nbytes()) for each in uncounted.values()])
+        self._state, self._content = self._state_of(tensors), self._fingerprint.value()
+
+    def _state_of(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+        return (
+            _forgotten, list(map(_version, compress(tensors, self._counted))), list(map(_address, tensors)), list(map(_shape, tensors)),
+            list(map(_strides, tensors)), list(map(_dtype, tensors)),
+        )  # fmt: skip
+
+    def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
+        """tensors: the same objects as before."""
+        # In this order: what lies where it lay can be read.
+        return self._state_of(tensors) == self._state and self._fingerprint.value() == self._content
 
 
 def _content(x: torch.Tensor) -> int:

@@ -11,13 +11,14 @@ from mvit_kernels import reference
 
 from . import checks, cuda_support, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
-from .library import QTYPE_CODES, dense, direct, in_format, raise_status, register
+from .library import QTYPE_CODES, dense, direct, fresh, in_format, raise_status, register
 from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
 from .packing import packed
 from .placed import Placed
 from .qchannels import Settings, check_channels, quantization, unpack_channels
 from .qfragments import PackBorder, PackFragments
-from .qgemm import TritonWeight, activation_code, check_residual, cuda_epilogue, table_addresses, triton_finish, triton_refuse
+from .qgemm import SEGMENTS, TritonWeight, activation_code, check_residual, cuda_epilogue, table_addresses, triton_finish, triton_refuse
+from .replay import Replays
 
 OP = "qconv2d"
 _kernels = triton_support.Kernels("qgemm")
@@ -41,10 +42,18 @@ class QConv2d:
         self.backend = backend
         self._sizes = weight.columns, weight.depth, weight.bits, kernel_size, stride, second_channels
         self._placed = Placed(channels, zero_point, border, table)
+        self._replays = Replays(OP)
 
     def __call__(self, x: Tensor, second: Optional = None, residual: Optional = None) -> Tensor:
         """y (B, N, ceil(H / stride), ceil(W / stride)), in channels_last memory. What was prepared is copied to the
         device of x by the first call there."""
+        y: Tensor = self._replays(self._run, (x, second, residual), read=self._read)
+        return y
+
+    def _read(self) -> tuple[Optional, ...]:
+        return self.weight.data, self.channels, self.zero_point, self.border, self.filtered, self.table, *SEGMENTS.values()
+
+    def _run(self, x: Tensor, second: Optional, residual: Optional) -> Tensor:
         weight, filtered = self.weight.data, self.filtered
         prepared: tuple[Optional, ...] = (self.channels, self.zero_point, self.border, self.table)
         if not x.is_cpu:
@@ -192,7 +201,7 @@ def _out_size(x: Tensor, columns: int, stride: int) -> tuple[int, int, int, int]
 
 def _empty(x: Tensor, columns: int, stride: int, dtype: torch.dtype) -> Tensor:
     size = _, _, height, width = _out_size(x, columns, stride)
-    return x.new_empty_strided(size, (columns * height * width, 1, width * columns, columns), dtype=dtype)
+    return fresh(x.new_empty_strided(size, (columns * height * width, 1, width * columns, columns), dtype=dtype))
 
 
 def _check_prepared(

@@ -18,6 +18,7 @@ from .placed import Placed
 from .qchannels import Settings, check_channels, quantization, unpack_channels
 from .qfragments import pack_taps
 from .qgemm import SEGMENTS, activation_code, check_residual, cuda_epilogue, table_addresses, triton_finish
+from .replay import Replays
 
 OP = "qdepthwise_conv2d"
 _kernels = triton_support.Kernels(OP)
@@ -42,10 +43,18 @@ class QDepthwiseConv2d:
         self.blocks = arrange(weight, zero_point, channels)
         self.narrow = is_narrow(channels, settings)
         self._placed = Placed(weight, zero_point, self.blocks, channels, table)
+        self._replays = Replays(OP)
 
     def __call__(self, x: Tensor, residual: Optional = None) -> Tensor:
         """y (B, C, ceil(H / stride), ceil(W / stride)), channels_last; residual of that size. What was prepared is
         copied to the device of x by the first call there."""
+        y: Tensor = self._replays(self._run, (x, residual), read=self._read)
+        return y
+
+    def _read(self) -> tuple[Optional, ...]:
+        return self.blocks, self.channels, self.zero_point, self.table, *SEGMENTS.values()
+
+    def _run(self, x: Tensor, residual: Optional) -> Tensor:
         prepared: tuple[Optional, ...] = (self.weight, self.zero_point, self.blocks, self.channels, self.table)
         if not x.is_cpu:
             prepared = self._placed.on(x.device)

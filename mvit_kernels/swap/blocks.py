@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 
 from mvit_kernels.ops import fold_patches, separable_attention, unfold_patches
 from mvit_kernels.ops.library import is_channels_last
+from mvit_kernels.ops.replay import Replays
 
 from . import fused
 from .fused import V1Layer, V1Parts, V2Layer, V2Parts
@@ -36,13 +37,16 @@ class Setting:
     left_alone: str | None = None
 
 
-class _Plan(NamedTuple):
-    setting: Setting
-    snapshot: Snapshot
+class Prepared(NamedTuple):
+    """How a module runs fused. Where it may differ from call to call (in training, in compiled code) there is no more than parts."""
+
     parts: Any
+    setting: Setting | None = None
+    snapshot: Snapshot | None = None
+    replays: Replays | None = None
 
 
-_plans: weakref.WeakKeyDictionary[nn.Module, _Plan] = weakref.WeakKeyDictionary()  # beside the modules, which pickle and copy without
+_prepared: weakref.WeakKeyDictionary[nn.Module, Prepared] = weakref.WeakKeyDictionary()  # beside the modules, which pickle and copy without
 
 
 class Replacement(nn.Module):
@@ -81,8 +85,8 @@ class Replacement(nn.Module):
         """The modules that `_fused` runs, sorted by what they do."""
         raise NotImplementedError
 
-    def _prepared_for(self, x: torch.Tensor) -> Any:
-        """`_parts`, or None where a call with x does not run `_fused`.
+    def _prepared_for(self, x: torch.Tensor) -> Prepared | None:
+        """How to run fused, or None where a call with x does not run `_fused`.
 
         Nor does it where a gradient is wanted: folded and packed weights, which are kept from call to call, know none. (A compiled or
         exported graph holds the folding, too.)
@@ -94,18 +98,29 @@ class Replacement(nn.Module):
     def _wants_gradient(self, x: torch.Tensor) -> bool:
         return x.requires_grad or any(each.requires_grad for each in self.parameters())
 
-    def _prepared(self) -> Any:
-        """`_parts`, or None where something is in the way. Found once, and again after something in the module has changed."""
+    def _prepared(self) -> Prepared | None:
+        """None where something is in the way. Found once, and again after something in the module has changed."""
         if self.training or torch.compiler.is_compiling():
-            return self._parts() if self._fused_obstacle() is None else None
-        plan = _plans.get(self)
-        if plan is not None and plan.setting is self._mvit_kernels_setting and plan.snapshot.holds():
-            return plan.parts
+            return Prepared(self._parts()) if self._fused_obstacle() is None else None
+        setting, prepared = self._mvit_kernels_setting, _prepared.get(self)
+        if prepared is not None and prepared.setting is setting and prepared.snapshot is not None and prepared.snapshot.holds():
+            return prepared
         if self._fused_obstacle() is not None:
             return None
-        plan = _Plan(self._mvit_kernels_setting, Snapshot(self, self._fused_places()), self._parts())
-        _plans[self] = plan
-        return plan.parts
+        prepared = Prepared(self._parts(), setting, Snapshot(self, self._fused_places()), Replays(type(self).__name__))
+        _prepared[self] = prepared
+        return prepared
+
+    def _run(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
+        """`_fused`; where a call like this one was before, by what that ran."""
+        if prepared.snapshot is None or prepared.replays is None or torch.is_autocast_enabled("cpu"):
+            return self._fused(x, prepared.parts)
+        y: torch.Tensor = prepared.replays(self._fused, (x,), (prepared.parts,), prepared.snapshot.tensors())
+        return y
+
+    def _fused(self, x: torch.Tensor, parts: Any) -> torch.Tensor:
+        """The module by fused ops, on x and what `_parts` gave."""
+        raise NotImplementedError
 
     def _patch_size(self) -> tuple[int, int] | None:
         """Of the ops' calls; None where patches come unfolded."""
@@ -132,8 +147,8 @@ class ConvLayer(Replacement):
         return ("depthwise_conv2d" if self._parts().depthwise else "conv2d",)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        part = self._prepared_for(x)
-        return super().forward(x) if part is None else self._fused(x, part)
+        prepared = self._prepared_for(x)
+        return super().forward(x) if prepared is None else self._run(x, prepared)
 
     def _fused(self, x: torch.Tensor, part: Convolution) -> torch.Tensor:
         return fused.convolution(fused.autocast(x), part, self._backend)
@@ -161,8 +176,8 @@ class InvertedResidual(Replacement):
         return ("inverted_residual",)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = self._prepared_for(x)
-        return super().forward(x) if parts is None else self._fused(x, parts)
+        prepared = self._prepared_for(x)
+        return super().forward(x) if prepared is None else self._run(x, prepared)
 
     def _fused(self, x: torch.Tensor, parts: tuple[Convolution, Convolution, Convolution]) -> torch.Tensor:
         return fused.inverted_residual(fused.autocast(x), *parts, self._residual(), self._backend)

@@ -144,9 +144,9 @@ class MobileViTBlock(_PatchSize, V1Block, mobilevit_block.MobileViTBlock):
     }  # fmt: skip
 
     def forward_spatial(self, x: torch.Tensor) -> torch.Tensor:
-        parts = self._prepared_for(x)
-        if parts is not None:
-            return self._fused(x, parts)
+        prepared = self._prepared_for(x)
+        if prepared is not None:
+            return self._run(x, prepared)
         if self._obstacle() is not None:
             return super().forward_spatial(x)
         y = self.conv_proj(self._represented(self.local_rep(x), self.global_rep[-1], self._global_representation))
@@ -264,12 +264,12 @@ class MobileViTBlockv2(_PatchSize, V2Block, mobilevit_block.MobileViTBlockv2):
         return Obstacle(self, "was made for CoreML") if self.enable_coreml_compatible_fn else None
 
     def forward_spatial(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        parts = self._prepared_for(x)
-        if parts is None and self._obstacle() is not None:
+        prepared = self._prepared_for(x)
+        if prepared is None and self._obstacle() is not None:
             return super().forward_spatial(x, *args, **kwargs)
         x = self.resize_input_if_needed(x)
-        if parts is not None:
-            return self._fused(x, parts)
+        if prepared is not None:
+            return self._run(x, prepared)
         x = self.local_rep(x)
         if not self._mvit_kernels_setting.attention:
             return self.conv_proj(self._on_patches(x, self.global_rep))

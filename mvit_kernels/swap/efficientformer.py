@@ -79,9 +79,10 @@ class PoolingBlock(Replacement):
         return ("pool_mixer", "conv2d")
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self._prepared_for(x)
-        if parts is None:
-            return super().forward(x)
+        prepared = self._prepared_for(x)
+        return super().forward(x) if prepared is None else self._run(x, prepared)
+
+    def _fused(self, x: Tensor, parts: PoolingParts) -> Tensor:
         x = ops.pool_mixer(fused.autocast(x), parts.scale, backend=self._backend)
         y = fused.convolution(x, parts.first, self._backend)
         return fused.convolution(y, parts.second, self._backend, residual=x)
@@ -107,9 +108,10 @@ class TokenBlock(Replacement):
         return x.ndim != 3 or super()._standing_back(x[..., None])
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self._prepared_for(x)
-        if parts is None:
-            return super().forward(x)
+        prepared = self._prepared_for(x)
+        return super().forward(x) if prepared is None else self._run(x, prepared)
+
+    def _fused(self, x: Tensor, parts: TokenParts) -> Tensor:
         x, backend = fused.autocast(x), self._backend
         tokens: Any = x.reshape(-1, x.shape[2])
         query, key, value = (
@@ -194,12 +196,15 @@ class MapAttention(OfConvolutions):
         return shadowed(self, self._helpers) or inside(self, self._fused_parts)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self._prepared_for(x)
-        if parts is not None:
-            return attention(self, fused.autocast(x), parts, None, self._backend)
+        prepared = self._prepared_for(x)
+        if prepared is not None:
+            return self._run(x, prepared)
         if self._obstacle() is not None or self._standing_back(x):
             return super().forward(x)
         return self._attended(x)
+
+    def _fused(self, x: Tensor, parts: AttentionParts) -> Tensor:
+        return attention(self, fused.autocast(x), parts, None, self._backend)
 
     def _attended(self, x: Tensor) -> Tensor:
         """The modules around the attention one by one, with gradients."""
@@ -247,9 +252,10 @@ class AttentionBlock(OfConvolutions):
         return ("attention", "conv2d", "inverted_residual") if self._attends() else ("inverted_residual",)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self._prepared_for(x)
-        if parts is None:
-            return super().forward(x)
+        prepared = self._prepared_for(x)
+        return super().forward(x) if prepared is None else self._run(x, prepared)
+
+    def _fused(self, x: Tensor, parts: BlockParts) -> Tensor:
         x = fused.autocast(x)
         if parts.attention is not None:
             x = attention(self.token_mixer, x, parts.attention, x, self._backend)
@@ -269,13 +275,14 @@ class AttentionDownsample(OfConvolutions):
         return ("conv2d",) if self.attn is None else ("conv2d", "attention")
 
     def forward(self, x: Tensor) -> Tensor:
-        found = self._prepared_for(x)
-        if found is None:
-            return super().forward(x)
-        conv, parts = found
+        prepared = self._prepared_for(x)
+        return super().forward(x) if prepared is None else self._run(x, prepared)
+
+    def _fused(self, x: Tensor, parts: tuple[Convolution, AttentionParts | None]) -> Tensor:
+        conv, attending = parts
         x = fused.autocast(x)
         y = fused.convolution(x, conv, self._backend)
-        return y if parts is None else attention(self.attn, x, parts, y, self._backend)
+        return y if attending is None else attention(self.attn, x, attending, y, self._backend)
 
 
 def attention(module: Any, x: Tensor, parts: AttentionParts, residual: Tensor | None, backend: str | None) -> Tensor:

@@ -79,7 +79,7 @@ def rows(x: Tensor) -> Tensor:
 def as_map(matrix: Tensor, like: Tensor) -> Tensor:
     """The matrix as a channels-last map of the batch, height and width of `like`."""
     batch, _, height, width = like.shape
-    return matrix.view(batch, height, width, -1).permute(0, 3, 1, 2)
+    return matrix.view(batch, height, width, matrix.shape[1]).permute(0, 3, 1, 2)
 
 
 def convolution(

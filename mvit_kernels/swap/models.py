@@ -79,8 +79,8 @@ class MobileViTBlock(V1Block, mobilevit.MobileViTBlock):
     _conv_places: ClassVar[Mapping[str, Place]] = {**_CONV_PLACES, "conv_fusion": _CONV_NORM_ACT}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = self._prepared_for(x)
-        return super().forward(x) if parts is None else self._fused(x, parts)
+        prepared = self._prepared_for(x)
+        return super().forward(x) if prepared is None else self._run(x, prepared)
 
     def global_representation(self, x: torch.Tensor) -> torch.Tensor:
         if self._obstacle() is not None:
@@ -133,12 +133,12 @@ class MobileViTv2Block(V2Block, mobilevitv2.MobileViTv2Block):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         size = x.shape[2], x.shape[3]
         whole = round_up(size, self.patch_size)
-        parts = self._prepared_for(x) if whole == size or self.odd_maps == "resize" else None
-        if parts is None:
+        prepared = self._prepared_for(x) if whole == size or self.odd_maps == "resize" else None
+        if prepared is None:
             return super().forward(x)
         if whole != size:
             x = F.interpolate(x, whole, mode="bilinear", align_corners=True)
-        return self._fused(x, parts)
+        return self._run(x, prepared)
 
     def global_representation(self, x: torch.Tensor) -> torch.Tensor:
         if self._obstacle() is not None:

@@ -96,9 +96,10 @@ class LiteBlock(Replacement, mobile_former.LiteBlock):
         return ("depthwise_conv2d", "conv2d")
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = self._prepared_for(x)
-        if parts is None:
-            return super().forward(x)
+        prepared = self._prepared_for(x)
+        return super().forward(x) if prepared is None else self._run(x, prepared)
+
+    def _fused(self, x: Tensor, parts: _Filter) -> Tensor:
         x = fused.autocast(x)
         return parts(x, None, self._backend, residual=x if self.has_skip else None)
 
@@ -175,10 +176,10 @@ class MobileToFormer(Replacement, mobile_former.MobileToFormer):
         return ("gemm", "attention", "hard_gate", "layer_norm")
 
     def forward(self, tokens: Tensor, x: Tensor) -> Tensor:
-        parts = None if tokens.requires_grad and torch.is_grad_enabled() else self._prepared_for(x)
-        if parts is not None:
+        prepared = None if tokens.requires_grad and torch.is_grad_enabled() else self._prepared_for(x)
+        if prepared is not None:
             z = _Rows.of(tokens.to(x.dtype), x)
-            return z.tokens(mobile_to_former(parts, z, x, self._backend))
+            return z.tokens(mobile_to_former(prepared.parts, z, x, self._backend))
         if self._obstacle() is not None or self._standing_back(x):
             return super().forward(tokens, x)
         pixels = _pixels(x)
@@ -213,16 +214,19 @@ class Former(Replacement, mobile_former.Former):
         return x.ndim != 3 or super()._standing_back(x[..., None])
 
     def forward(self, tokens: Tensor) -> Tensor:
-        parts = self._prepared_for(tokens)
-        if parts is not None:
-            z = _Rows(tokens.reshape(-1, tokens.shape[2]), tokens.shape[0], tokens.shape[1])
-            return z.tokens(former(parts, z, self._backend))
+        prepared = self._prepared_for(tokens)
+        if prepared is not None:
+            return self._run(tokens, prepared)
         if self._obstacle() is not None or self._standing_back(tokens):
             return super().forward(tokens)
         query = self.q(tokens).to(tokens.dtype)
         seen = ops.attention(query, tokens, tokens, FORMER_HEADS, backend=self._backend)
         tokens = self.layer_norm(tokens + self.channel_mlp(seen))
         return self.ffn_norm(tokens + self.ffn(tokens))
+
+    def _fused(self, tokens: Tensor, parts: Any) -> Tensor:
+        z = _Rows(tokens.reshape(-1, tokens.shape[2]), tokens.shape[0], tokens.shape[1])
+        return z.tokens(former(parts, z, self._backend))
 
 
 def former(parts: Any, z: _Rows, backend: Backend) -> Any:
@@ -246,9 +250,9 @@ class FormerToMobile(Replacement, mobile_former.FormerToMobile):
         return ("gemm", "attention")
 
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
-        parts = None if tokens.requires_grad and torch.is_grad_enabled() else self._prepared_for(x)
-        if parts is not None:
-            return former_to_mobile(parts, x, _Rows.of(tokens.to(x.dtype), x), self._backend)
+        prepared = None if tokens.requires_grad and torch.is_grad_enabled() else self._prepared_for(x)
+        if prepared is not None:
+            return former_to_mobile(prepared.parts, x, _Rows.of(tokens.to(x.dtype), x), self._backend)
         if self._obstacle() is not None or self._standing_back(x):
             return super().forward(x, tokens)
         key, value = (layer(tokens).to(x.dtype) for layer in (self.k, self.proj))
@@ -303,11 +307,11 @@ class _Block(Replacement):
         raise NotImplementedError
 
     def forward(self, x: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        found = None if tokens.requires_grad and torch.is_grad_enabled() else self._prepared_for(x)
-        if found is None:
+        prepared = None if tokens.requires_grad and torch.is_grad_enabled() else self._prepared_for(x)
+        if prepared is None:
             return super().forward(x, tokens)
         x = fused.autocast(x)
-        (looking, thinking, telling), parts = found
+        (looking, thinking, telling), parts = prepared.parts
         z = _Rows.of(tokens.to(x.dtype), x)
         z = z._replace(rows=mobile_to_former(looking, z, x, self._backend))
         z = z._replace(rows=former(thinking, z, self._backend))
@@ -379,11 +383,11 @@ class MobileFormerHead(Replacement, mobile_former.MobileFormerHead):
         return ("conv2d", "gemm")
 
     def forward(self, x: Tensor, token: Tensor) -> Tensor:
-        parts = None if token.requires_grad and torch.is_grad_enabled() else self._prepared_for(x)
-        if parts is None:
+        prepared = None if token.requires_grad and torch.is_grad_enabled() else self._prepared_for(x)
+        if prepared is None:
             return super().forward(x, token)
         x, backend = fused.autocast(x), self._backend
-        conv, runs, hidden, norm, last = parts
+        conv, runs, hidden, norm, last = prepared.parts
         y = ops.conv2d(x, *weights.grouped_convolution(conv, before=runs), activation="relu6", backend=backend)
         both = torch.cat((F.hardswish(y.mean(dim=(2, 3))), token.to(x.dtype)), dim=1)
         features: Any = ops.gemm(both, *weights.linear_with_norm(hidden, norm), activation="hard_swish", backend=backend)

@@ -6,11 +6,14 @@ Checked at every call, since hooks, dropout and other modules may come after `ac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from operator import itemgetter
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -193,6 +196,7 @@ def inside(module: nn.Module, places: Mapping[str, Place]) -> Obstacle | None:
 
 class Snapshot:
     """A module in which nothing was in the way, with all that is at `places`: `holds` tells in a few microseconds whether it is as it was.
+    `tensors` are its parameters and buffers, whose values may change.
 
     In evaluation only: what training does depends on more, which schedules change.
     """
@@ -207,34 +211,48 @@ class Snapshot:
                 continue
             kind = place[type(child)]
             modules.append(child)
-            watched.append(kind.watched)
+            watched.append((*kind.watched, "eps") if "eps" in child.__dict__ else kind.watched)
             todo += [(grandchild, kind.children.get(name, kind.others)) for name, grandchild in child._modules.items()]
         self._modules, self._types = modules, [type(each) for each in modules]
         inner = [each.__dict__ for each in modules]
         self._states = [module.__dict__, *inner]
         self._sizes = [len(state) for state in self._states]  # an attribute more may be a method of its own
         self._hooks = [state[name] for state in inner for name in _HOOKS]
-        self._watched = [(itemgetter(*names), state) for names, state in zip(watched, inner, strict=True)]
+        watched.insert(0, tuple(name for name, value in module.__dict__.items() if _is_plain(value)))
+        self._watched = [(itemgetter(*names), state) for names, state in zip(watched, self._states, strict=True)]
         self._values = [get(state) for get, state in self._watched]
-        self._tensors = [tensors for state in inner for tensors in (state["_parameters"], state["_buffers"]) if tensors]
-        self._lacking = [_lacks_one(tensors) for tensors in self._tensors]
+        self._named = [named for state in self._states for named in (state["_parameters"], state["_buffers"]) if named]
+        self._counts = list(map(len, self._named))
+        self._dead: list[object] = []
+        self._tensors = list(map(id, _values(self._named)))
+        dead = self._dead.append  # bound: a reference that is called holds no more than the list
+        self._alive = [weakref.ref(each, dead) for each in _values(self._named) if each is not None]
         self._children = [state["_modules"] for state in self._states if state["_modules"]]
         self._held = [list(children.values()) for children in self._children]
 
     def holds(self) -> bool:
         return (
             not any(self._hooks)
-            and [type(each) for each in self._modules] == self._types
-            and [len(state) for state in self._states] == self._sizes
+            and list(map(type, self._modules)) == self._types
+            and list(map(len, self._states)) == self._sizes
             and [get(state) for get, state in self._watched] == self._values
             and [list(children.values()) for children in self._children] == self._held
-            and [_lacks_one(tensors) for tensors in self._tensors] == self._lacking
+            and list(map(len, self._named)) == self._counts
+            and list(map(id, _values(self._named))) == self._tensors
+            and not self._dead  # whose id another one may have
             and not _has_any_global_hook()
         )
 
+    def tensors(self) -> list[torch.Tensor]:
+        return [tensor for tensor in _values(self._named) if tensor is not None]
 
-def _lacks_one(tensors: Mapping[str, Any]) -> bool:
-    return any(tensor is None for tensor in tensors.values())
+
+def _values(named: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    return chain.from_iterable([each.values() for each in named])
+
+
+def _is_plain(value: object) -> bool:
+    return all(map(_is_plain, value)) if type(value) is tuple else isinstance(value, bool | int | float | str | None)
 
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

@@ -99,9 +99,9 @@ class MobileVitBlock(V1Block, mobilevit.MobileVitBlock):
     _conv_places: ClassVar[Mapping[str, Place]] = {**_CONV_PLACES, "conv_fusion": CONV_NORM_ACT}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = self._prepared_for(x)
-        if parts is not None:
-            return self._fused(x, parts)
+        prepared = self._prepared_for(x)
+        if prepared is not None:
+            return self._run(x, prepared)
         if self._obstacle() is not None:
             return super().forward(x)
         y = self.conv_1x1(self.conv_kxk(x))
@@ -168,15 +168,15 @@ class MobileVitV2Block(V2Block, mobilevit.MobileVitV2Block):
         return Obstacle(self, "was made while timm was set exportable") if self.coreml_exportable else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        parts = self._prepared_for(x)
-        if parts is None and self._obstacle() is not None:
+        prepared = self._prepared_for(x)
+        if prepared is None and self._obstacle() is not None:
             return super().forward(x)
         size = x.shape[2], x.shape[3]
         whole = round_up(size, self.patch_size)
         if whole != size:
             x = F.interpolate(x, size=whole, mode="bilinear", align_corners=True)
-        if parts is not None:
-            return self._fused(x, parts)
+        if prepared is not None:
+            return self._run(x, prepared)
         x = self.conv_1x1(self.conv_kxk(x))
         return self.conv_proj(self._global(x, self.transformer, self.transformer, self.norm))
 

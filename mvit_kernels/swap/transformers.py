@@ -16,7 +16,7 @@ from transformers.models.mobilevit import modeling_mobilevit as mobilevit
 from transformers.models.mobilevitv2 import modeling_mobilevitv2 as mobilevitv2
 
 from . import blocks
-from .blocks import Block, V1Attention, V1Block, V2Attention, V2Block, round_up
+from .blocks import Block, Prepared, V1Attention, V1Block, V2Attention, V2Block, round_up
 from .fused import V1Layer, V1Parts, V2Layer, V2Parts
 from .obstacles import (
     ACTIVATION,
@@ -142,9 +142,9 @@ class MobileViTLayer(_Layer, V1Block, mobilevit.MobileViTLayer):
     _conv_places: ClassVar[Mapping[str, Place]] = {**_Layer._conv_places, "fusion": _CONVS}
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        parts = self._prepared_for(features)
-        if parts is not None:
-            return self._with_downsampling(features, parts)
+        prepared = self._prepared_for(features)
+        if prepared is not None:
+            return self._with_downsampling(features, prepared)
         if self._obstacle() is not None:
             return super().forward(features)
         if self.downsampling_layer is not None:
@@ -153,8 +153,8 @@ class MobileViTLayer(_Layer, V1Block, mobilevit.MobileViTLayer):
         x = self.conv_projection(self._represented(x, self.layernorm, lambda tokens: self.layernorm(self.transformer(tokens))))
         return self.fusion(torch.cat((features, x), dim=1))
 
-    def _with_downsampling(self, features: torch.Tensor, parts: Any) -> torch.Tensor:
-        return self._fused(features if self.downsampling_layer is None else self.downsampling_layer(features), parts)
+    def _with_downsampling(self, features: torch.Tensor, prepared: Prepared) -> torch.Tensor:
+        return self._run(features if self.downsampling_layer is None else self.downsampling_layer(features), prepared)
 
     def _parts(self) -> V1Parts:
         first, second, proj, fusion = map(_convolution, (self.conv_kxk, self.conv_1x1, self.conv_projection, self.fusion))
@@ -206,9 +206,9 @@ class MobileViTV2Layer(_Layer, V2Block, mobilevitv2.MobileViTV2Layer):
     _branches = ("layernorm_before", "attention", "layernorm_after", "ffn")
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        parts = self._prepared_for(features) if self._divides(features) else None
-        if parts is not None:
-            return self._with_downsampling(features, parts)
+        prepared = self._prepared_for(features) if self._divides(features) else None
+        if prepared is not None:
+            return self._with_downsampling(features, prepared)
         if self._obstacle() is not None:
             return super().forward(features)
         if self.downsampling_layer is not None:
@@ -223,8 +223,8 @@ class MobileViTV2Layer(_Layer, V2Block, mobilevitv2.MobileViTV2Layer):
         size = -(-features.shape[2] // stride), -(-features.shape[3] // stride)
         return round_up(size, self._patch_size()) == size
 
-    def _with_downsampling(self, features: torch.Tensor, parts: Any) -> torch.Tensor:
-        return self._fused(features if self.downsampling_layer is None else self.downsampling_layer(features), parts)
+    def _with_downsampling(self, features: torch.Tensor, prepared: Prepared) -> torch.Tensor:
+        return self._run(features if self.downsampling_layer is None else self.downsampling_layer(features), prepared)
 
     def _global_representation(self, x: torch.Tensor) -> torch.Tensor:
         size = x.shape[2], x.shape[3]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from mvit_kernels.engine.arena import Lifetime, place
+from mvit_kernels.ops.arena import Lifetime, place
 
 
 def test_a_chain_needs_two_places():
