@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bind.h"
+#include "cpu/core/crew.h"
 #include "engine/plan.h"
 #include "engine/recording.h"
 
@@ -117,9 +118,10 @@ bool hides(const Recording& recording, const std::vector<std::pair<uintptr_t, ui
 struct Replay {
     Plan plan;
     size_t inputs;
+    bool large;  // enough work for a crew though it is one step
 };
 
-std::unique_ptr<Replay> replay_of(const Recording& recording, const Places& places, int64_t inputs) {
+std::unique_ptr<Replay> replay_of(const Recording& recording, const Places& places, int64_t inputs, bool large) {
     if (places.size() != recording.calls().size()) throw py::value_error("Recording: replay: expected places of each call");
     std::vector<PlanStep> steps;
     for (size_t i = 0; i < places.size(); ++i) {
@@ -136,7 +138,7 @@ std::unique_ptr<Replay> replay_of(const Recording& recording, const Places& plac
         steps.push_back(std::move(step));
     }
     const auto count = static_cast<size_t>(inputs);
-    return std::unique_ptr<Replay>(new Replay{Plan(std::move(steps), 0, std::vector<int64_t>(count, 0), {0, 0}), count});
+    return std::unique_ptr<Replay>(new Replay{Plan(std::move(steps), 0, std::vector<int64_t>(count, 0), {0, 0}), count, large});
 }
 
 // A plan that runs is no op that a recording could hold.
@@ -164,7 +166,11 @@ int run_again(Replay& replay, const std::vector<uintptr_t>& inputs, uintptr_t re
     const auto from = pointers(inputs);
     void* const to[] = {pointer(result), pointer(between)};
     py::gil_scoped_release release;
-    return static_cast<int>(replay.plan.run(nullptr, from.data(), to, 1, threads, nullptr));
+    const auto run = [&] { return replay.plan.run(nullptr, from.data(), to, 1, threads, nullptr); };
+    if (!replay.large || threads <= 1 || replay.plan.steps().size() > 1) return static_cast<int>(run());
+    Status status = Status::ok;
+    Crew::with(threads, [&] { status = run(); });
+    return static_cast<int>(status);
 }
 
 std::pair<int, std::vector<double>> profile(Plan& plan, uintptr_t weights, const std::vector<uintptr_t>& inputs,

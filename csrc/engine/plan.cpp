@@ -85,7 +85,7 @@ Status Plan::run_steps(const Image& image, int threads, double* seconds) const {
 }
 
 Status Plan::run_with_crew(const Image& image, int threads, double* seconds) const {
-    if (threads <= 1 || steps_.size() == 1) return run_steps(image, threads, seconds);  // one step: its own region does as well
+    if (threads <= 1 || steps_.size() == 1) return run_steps(image, threads, seconds);  // one step needs its own region only
     Status status = Status::ok;
     Crew::with(threads, [&] { status = run_steps(image, threads, seconds); });
     return status;

@@ -28,6 +28,7 @@ Optional = torch.Tensor | None
 _INPUT, _OUTPUT = 3, 4  # Space of csrc/engine/plan.h
 _RESULT, _ARENA = 0, 1  # outputs of a plan
 _MOST_FORMS = 16
+_MANY_BYTES = 128 * 1024  # read and written, from which on work is shared among threads: csrc/cpu/core/parallel.h
 _ONCE, _NEVER = object(), object()  # was seen once; cannot be run again
 
 
@@ -212,7 +213,8 @@ class _Places(NamedTuple):
         offsets, arena_bytes = place(lives)
         for number, at, name, offset in in_arena:
             places[number].append((at, (_OUTPUT, _ARENA, offsets[name] + offset)))
-        return recording.replay(places, len(self.inputs)), arena_bytes
+        moved = sum(each.end - each.begin for each in (*self.inputs, self.between[self.result]) if each is not None)
+        return recording.replay(places, len(self.inputs), moved >= _MANY_BYTES), arena_bytes
 
 
 def _owner(ranges: Sequence[_Range | None], address: int, call: int) -> int | None:
