@@ -451,6 +451,8 @@ def test_arguments_are_checked_as_at_the_first_call(again):
             handle(a[:, 1:])
         with pytest.raises(TypeError, match="dtype uint8"):
             handle(a.to(torch.int8))
+        with pytest.raises(TypeError, match="expected a dense tensor"):
+            handle(a.to_sparse())
         with pytest.raises(ValueError, match="expected a residual_scale"):
             handle(a, a[:, :20])
     assert len(again) == 1

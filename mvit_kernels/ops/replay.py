@@ -61,7 +61,7 @@ class Replays:
         for x in inputs:
             if x is None:
                 form = form, None
-            elif is_plain(x):
+            elif is_plain(x) and x.layout is torch.strided:
                 form = form, x.dtype, x.shape, x.stride()
             else:
                 return function(*inputs, *rest)
