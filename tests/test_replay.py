@@ -30,9 +30,9 @@ def again(monkeypatch) -> list[str]:
     calls: list[str] = []
     run = replay._Replay.__call__
 
-    def counted(self, inputs):
+    def counted(self, addresses):
         calls.append(self._op)
-        return run(self, inputs)
+        return run(self, addresses)
 
     monkeypatch.setattr(replay._Replay, "__call__", counted)
     return calls

@@ -68,7 +68,7 @@ def watched() -> bool:
 
 
 def is_plain(x: torch.Tensor) -> bool:
-    """Whether x is what its memory holds, and nobody else's subclass; on the CPU."""
+    """Whether x is what its memory holds, on the CPU, and nobody else's subclass."""
     return type(x) in _PLAIN and x.is_cpu and not (x.is_neg() or x._is_zerotensor())
 
 

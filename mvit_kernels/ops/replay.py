@@ -58,17 +58,19 @@ class Replays:
         if watched():
             return function(*inputs, *rest)
         form: Any = requested()
+        addresses = []
         for x in inputs:
             if x is None:
                 form = form, None
             elif is_plain(x) and x.layout is torch.strided:
                 form = form, x.dtype, x.shape, x.stride()
+                addresses.append(x.data_ptr())
             else:
                 return function(*inputs, *rest)
         replay = self._by_form.get(form)
         if type(replay) is _Replay:
             if replay.watch is None or replay.watch.holds(known):
-                return replay(inputs)
+                return replay(addresses)
             self._by_form.clear()  # nor would the others hold, which keep what was packed of former weights
         if replay is None:
             if len(self._by_form) >= _MOST_FORMS:
@@ -87,9 +89,9 @@ class _Replay:
         self._op, self._run, self._arena_bytes, self._held = op, again.run, arena_bytes, held
         self._size, self._stride, self._dtype = tuple(y.shape), y.stride(), y.dtype
 
-    def __call__(self, inputs: tuple[Optional, ...]) -> Tensor:
+    def __call__(self, addresses: list[int]) -> Tensor:
+        """addresses: of the inputs that there are."""
         y = torch.empty_strided(self._size, self._stride, dtype=self._dtype)
-        addresses = [0 if x is None else x.data_ptr() for x in inputs]
         if self._arena_bytes:
             arena = torch.empty(self._arena_bytes, dtype=torch.uint8)
             status = self._run(addresses, y.data_ptr(), arena.data_ptr(), torch.get_num_threads())
@@ -168,7 +170,7 @@ class _Range(NamedTuple):
 class _Places(NamedTuple):
     """Where the pointers of a call may point to."""
 
-    inputs: list[_Range | None]
+    inputs: list[_Range]
     between: list[_Range]
     result: int  # which of them
     fixed: list[_Range]
@@ -178,10 +180,10 @@ class _Places(NamedTuple):
         """None where a pointer's place would not be sure, or the result is not what an op has made."""
         if type(y) is not Tensor or any(not x.is_inference() and x._version for x in between):  # torch has written to it
             return None
-        given = [None if x is None else _Range.of(x) for x in inputs]
+        given = [_Range.of(x) for x in inputs if x is not None]
         filled = [_Range.of(x, date) for x, date in zip(between, between.dates, strict=True) if x.numel()]
         fixed = [_Range.of(x, date) for x, date in read if x.numel()]
-        changing = sorted([*(each for each in given if each is not None), *filled])
+        changing = sorted([*given, *filled])
         apart = all(a.end <= b.begin for a, b in itertools.pairwise(changing)) and not any(
             a.begin < b.end and b.begin < a.end for a in changing for b in fixed
         )
@@ -191,7 +193,7 @@ class _Places(NamedTuple):
     def link(self, recording: Any) -> tuple[Any, int] | None:
         """(what runs the recorded calls again, bytes that it needs between); None where a pointer leads elsewhere."""
         calls = recording.pointers()
-        if not calls or recording.hides([each[:2] for each in (*self.inputs, *self.between) if each is not None]):
+        if not calls or recording.hides([each[:2] for each in (*self.inputs, *self.between)]):
             return None
         lives: dict[str, Lifetime] = {}
         places: list[list[tuple[int, tuple[int, int, int]]]] = [[] for _ in calls]
@@ -199,7 +201,7 @@ class _Places(NamedTuple):
         for number, pointers in enumerate(calls):
             for at, address in pointers:
                 if at >= 0 and (i := _owner(self.inputs, address, number)) is not None:
-                    places[number].append((at, (_INPUT, i, address - self.inputs[i].begin)))  # type: ignore[union-attr]
+                    places[number].append((at, (_INPUT, i, address - self.inputs[i].begin)))
                 elif at >= 0 and (i := _owner(self.between, address, number)) is not None:
                     begin, end, _ = self.between[i]
                     if i == self.result:
@@ -213,11 +215,10 @@ class _Places(NamedTuple):
         offsets, arena_bytes = place(lives)
         for number, at, name, offset in in_arena:
             places[number].append((at, (_OUTPUT, _ARENA, offsets[name] + offset)))
-        moved = sum(each.end - each.begin for each in (*self.inputs, self.between[self.result]) if each is not None)
+        moved = sum(each.end - each.begin for each in (*self.inputs, self.between[self.result]))
         return recording.replay(places, len(self.inputs), moved >= _MANY_BYTES), arena_bytes
 
 
-def _owner(ranges: Sequence[_Range | None], address: int, call: int) -> int | None:
+def _owner(ranges: Sequence[_Range], address: int, call: int) -> int | None:
     """Whose memory that was when the call was made."""
-    found = (i for i, each in enumerate(ranges) if each is not None and each.begin <= address < each.end and each.date <= call)
-    return next(found, None)
+    return next((i for i, each in enumerate(ranges) if each.begin <= address < each.end and each.date <= call), None)
