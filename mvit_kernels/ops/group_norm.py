@@ -15,6 +15,7 @@ from .library import (
     FLOAT_DTYPES,
     dense,
     empty_in_format,
+    fresh,
     is_channels_last,
     raise_status,
     register,
@@ -81,7 +82,7 @@ def _cpu_refuse(x: torch.Tensor, *_: object) -> str | None:
 def _cpu_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     channels_last, size = is_channels_last(x), x.shape
     x, weight, bias = dense(x, channels_last), single(weight), single(bias)
-    y = torch.empty_like(x)
+    y = fresh(torch.empty_like(x))
     code, threads = FLOAT_CODES[x.dtype], torch.get_num_threads()
     status = native.group_norm(
         code, channels_last, size, x.data_ptr(), weight.data_ptr(), bias.data_ptr(), eps, y.data_ptr(), threads

@@ -8,7 +8,7 @@ from mvit_kernels import reference
 
 from . import checks
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, raise_status, widen
+from .library import FLOAT_CODES, FLOAT_DTYPES, fresh, raise_status, widen
 from .pairs import register_pair
 
 OP = "hard_gate"
@@ -56,7 +56,7 @@ def _cpu_refuse(x: Tensor, *_: object) -> str | None:
 
 def _cpu_forward(x: Tensor, u: Tensor) -> Tensor:
     x, u = x.contiguous(), u.contiguous()
-    y = torch.empty_like(x)
+    y = fresh(torch.empty_like(x))
     status = native.hard_gate(FLOAT_CODES[x.dtype], x.numel(), x.data_ptr(), u.data_ptr(), y.data_ptr(), torch.get_num_threads())
     if status:
         raise_status(OP, status)

@@ -10,7 +10,7 @@ from mvit_kernels import reference
 
 from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, raise_status, register, register_autograd, single, wide
+from .library import FLOAT_CODES, FLOAT_DTYPES, fresh, raise_status, register, register_autograd, single, wide
 
 OP = "layer_norm"
 _kernels = triton_support.Kernels(OP)
@@ -76,7 +76,7 @@ def _rows(x: torch.Tensor, channels: int) -> int:
 
 def _cpu_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
     x, weight, bias = x.contiguous(), single(weight), single(bias)
-    y = torch.empty_like(x)
+    y = fresh(torch.empty_like(x))
     code, channels, threads = FLOAT_CODES[x.dtype], x.shape[-1], torch.get_num_threads()
     status = native.layer_norm(
         code, _rows(x, channels), channels, x.data_ptr(), weight.data_ptr(), bias.data_ptr(), eps, y.data_ptr(), threads
