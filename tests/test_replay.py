@@ -96,11 +96,11 @@ def test_the_modules_are_what_they_are_called():
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_modules(kind, module, again, dtype):
+def test_modules(kind, module, again, threads, dtype):
     module.to(dtype)
-    for batch, size, threads in ((1, (8, 12), 1), (3, (8, 12), 2), (2, (16, 6), 1), (1, (8, 12), 2)):
+    for batch, size, number in ((1, (8, 12), 1), (3, (8, 12), 2), (2, (16, 6), 1), (1, (8, 12), 2)):
         x = image(kind, batch, size, dtype)
-        torch.set_num_threads(threads)
+        threads(number)
         warm(module, x)
         before, other = len(again), torch.randn_like(x)
         for each in (x, other, other.clone()):
@@ -279,8 +279,7 @@ def test_nothing_outlives_the_module(kind):
 
 
 @torch.no_grad()
-def test_threads_at_once(kind, module, again):
-    torch.set_num_threads(1)
+def test_threads_at_once(kind, module, again, one_thread):
     inputs = [image(kind, batch) for batch in (1, 2) for _ in range(12)]
     expected = [op_by_op(module, x) for x in inputs]
     with ThreadPoolExecutor(4) as pool:
