@@ -43,9 +43,11 @@ def test_activations(activation: str | None) -> None:
     check(randn(1, 8, 5, 6, fmt="nhwc"), 3 * randn(8, 1, 3, 3), None, activation=activation)
 
 
-def test_one_filter_for_each_channel() -> None:
-    with pytest.raises(ValueError, match=r"triton.*it has one filter for each channel, got 16 for 8"):
-        mk.ops.depthwise_conv2d(randn(1, 8, 5, 6), randn(16, 1, 3, 3), backend="triton")
+@pytest.mark.parametrize("times", [2, slow(6)])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_several_filters_for_each_channel(dtype: torch.dtype, times: int, poison) -> None:
+    check(randn(2, 11, 5, 6, dtype=dtype, fmt="nhwc"), randn(11 * times, 1, 3, 3), randn(11 * times), stride=2, activation="relu6")
+    check(randn(1, 24, 3, 4, dtype=dtype, fmt="nhwc"), randn(24 * times, 1, 3, 3), None)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)

@@ -209,6 +209,34 @@ def depthwise_conv2d_calls() -> dict[str, Any]:
     return calls
 
 
+def relative_calls() -> dict[str, Any]:
+    """What EfficientFormer, its V2 and Mobile-Former have: attention with bias and with mixed heads, few queries of many keys and many of
+    few, several filters for each channel, and what is done to every value."""
+    calls = {}
+    for batch, queries, keys, heads, depth, width, mixed, dtype in (
+        (1, 49, 49, 8, 32, 128, "bias", torch.float16), (64, 49, 49, 8, 32, 128, "bias", torch.bfloat16),
+        (1, 49, 196, 8, 16, 64, "all", torch.float16), (64, 49, 49, 8, 32, 128, "all", torch.bfloat16),
+        (1, 4, 3136, 2, 8, 8, "none", torch.float16), (16, 784, 4, 2, 16, 16, "none", torch.float16),
+        (2, 196, 4, 2, 44, 44, "none", torch.bfloat16), (1, 4, 49, 2, 120, 120, "none", torch.float16),
+        (2, 300, 300, 2, 128, 128, "bias", torch.float16),
+        (1, 49, 49, 8, 32, 128, "all", torch.float32), (1, 4, 3136, 2, 120, 120, "none", torch.float32),
+    ):  # fmt: skip
+        tokens = [ones(batch, size, heads * each, dtype=dtype) for size, each in ((queries, depth), (keys, depth), (keys, width))]
+        more = {"bias": ones(heads, queries, keys)} if mixed != "none" else {}
+        if mixed == "all":
+            more |= {"mix_scores": ones(heads, heads), "mix_weights": ones(heads, heads), "mix_bias": ones(heads)}
+        call = use(ops.attention, *tokens, heads, **more)
+        calls[f"attention {batch} {queries} {keys} {depth} {width} {mixed} {dtype}"] = call
+    for channels, times, dtype in ((16, 6, torch.float16), (88, 6, torch.bfloat16), (12, 4, torch.float32)):
+        x, wide = image(2, channels, 28, 28, dtype=dtype), times * channels
+        call = use(ops.depthwise_conv2d, x, ones(wide, 1, 3, 3), ones(wide), stride=2)
+        calls[f"depthwise_conv2d {channels} times {times} {dtype}"] = call
+        calls[f"dynamic_relu {channels} {dtype}"] = use(ops.dynamic_relu, x, ones(2, 2 * channels, dtype=dtype))
+        calls[f"pool_mixer {channels} {dtype}"] = use(ops.pool_mixer, x, ones(channels))
+        calls[f"hard_gate {dtype}"] = use(ops.hard_gate, ones(2, 192, dtype=dtype), ones(2, 192, dtype=dtype))
+    return calls
+
+
 def feed_forward_calls() -> dict[str, Any]:
     """Channels of one power of two and of two, tiles of many pixels and of few, two launches."""
     calls = {}
@@ -248,6 +276,7 @@ CALLS = {
     **depthwise_conv2d_calls(),
     **feed_forward_calls(),
     **inverted_residual_calls(),
+    **relative_calls(),
     **separable_attention_block_calls(),
     **separable_attention_calls(),
     **patch_calls(),

@@ -40,7 +40,7 @@ if DEVICE == "cpu":
 
 
 def randn(*size: int, dtype: torch.dtype = torch.float32, fmt: str = "nchw") -> Tensor:
-    x = torch.randn(*size).to(DEVICE, dtype)
+    x = torch.randn(size).to(DEVICE, dtype)
     return x.contiguous(memory_format=FORMATS[fmt]) if x.ndim == 4 else x
 
 

@@ -221,10 +221,51 @@ class _Calls(Blocks):
     def _depthwise_conv2d(self, node: Node) -> None:
         weight, bias, stride = self.matrix(node), self.optional(node), node.settings["stride"]
         activation = _or_none(activation_of(node))
+        source = self.program[node.inputs[0]]
+        name = source.inputs[0] if self.is_repeated_in_place(source) else source.name
         self.add(
-            "depthwise_conv2d", (node,), node.inputs,
+            "depthwise_conv2d", (node,), (name,),
             lambda x: ops.depthwise_conv2d(x, weight, bias, stride=stride, activation=activation),
         )  # fmt: skip
+
+    def _repeat(self, node: Node) -> None:
+        if not self.is_repeated_in_place(node):
+            times = node.settings["times"]
+            dtype = self.values[node.inputs[0]].dtype
+            # Channels side by side stay so, and it is one launch.
+            self.add(
+                node.kind, (node,), node.inputs, lambda x: _channels_last(x).repeat_interleave(times, dim=-1).movedim(-1, 1),
+                f"torch's kernel for {node.kind}", dtype,
+            )  # fmt: skip
+
+    def is_repeated_in_place(self, node: Node) -> bool:
+        """Whether all who take repeated channels are depthwise convolutions of floats, which have several filters for each channel."""
+        return node.kind == "repeat" and all(user and self.program[user].kind == "depthwise_conv2d" for user in self.users[node.name])
+
+    def _attention(self, node: Node) -> None:
+        heads, scale = node.settings["heads"], node.settings["scale"]
+        mixtures = {name: self.weight(value, torch.float32) for name, value in node.weights.items()}
+
+        def run(*inputs: Tensor) -> Tensor:
+            y = ops.attention(*(_channels_last(x).flatten(1, 2) for x in inputs), heads, scale=scale, **mixtures)
+            return y.unflatten(1, inputs[0].shape[2:]).movedim(-1, 1)
+
+        self.add(node.kind, (node,), node.inputs, run)
+
+    def _dynamic_relu(self, node: Node) -> None:
+        self.add(node.kind, (node,), node.inputs, ops.dynamic_relu)
+
+    def _hard_gate(self, node: Node) -> None:
+        """Element by element in the order of memory."""
+
+        def run(x: Tensor, u: Tensor) -> Tensor:
+            return ops.hard_gate(_channels_last(x), _channels_last(u)).movedim(-1, 1) if x.ndim == 4 else ops.hard_gate(x, u)
+
+        self.add(node.kind, (node,), node.inputs, run)
+
+    def _pool_mixer(self, node: Node) -> None:
+        scale = self.parameter(node.weights["scale"])
+        self.add(node.kind, (node,), node.inputs, lambda x: ops.pool_mixer(x, scale))
 
     def _patch_attention(self, node: Node) -> None:
         heads, patch, scale = node.settings["heads"], node.settings["patch"], node.settings["scale"]
@@ -251,6 +292,10 @@ class _Calls(Blocks):
         run = integers.prepared(self.program, node, None)
         self.add(node.kind, (node,), node.inputs, run, _without_kernel(node.kind), dtype)
 
+    def _pixel(self, node: Node) -> None:
+        index, dtype = node.settings["index"], self.values[node.inputs[0]].dtype
+        self.add(node.kind, (node,), node.inputs, lambda x: x.flatten(2)[:, :, index], "a view: nothing runs", dtype)
+
     def by_torch(self, node: Node) -> None:
         """By torch's kernels: what is memory traffic of small maps, and what we have no kernel for."""
         weights = {name: self.weight(x, self.dtype if x.is_floating_point() else None) for name, x in node.weights.items()}
@@ -276,7 +321,12 @@ def _or_none(activation: str) -> str | None:
 
 def _rows(x: Tensor) -> Tensor:
     """(B, C, H, W) as (B H W, C), in place where it is channels_last; a vector is a row."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]) if x.ndim == 4 else x
+    return _channels_last(x).reshape(-1, x.shape[1]) if x.ndim == 4 else x
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """(B, C, H, W) as (B, H, W, C)."""
+    return x.permute(0, 2, 3, 1)
 
 
 def _map(rows: Tensor, like: Tensor) -> Tensor:

@@ -11,13 +11,15 @@ import torch.nn.functional as F
 from mvit_kernels import reference
 from mvit_kernels.reference import Mixtures
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import FLOAT_CODES, FLOAT_DTYPES, fresh, raise_status, register, register_autograd, wide, widen
 from .packing import PANEL, packed
 
 OP = "attention"
+_kernels = triton_support.Kernels(OP)
 MOST_MIXED_HEADS = 32  # of csrc/cpu/ops/attention.h
+_WIDEST_HEAD = 128  # channels that the Triton kernels keep in registers
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 
@@ -36,7 +38,7 @@ def attention(
         scale: a finite number; None is c^-0.5.
         mix_scores: (H, H), "talking heads": head h gets sum_g mix_scores[h, g] of the scores of head g. None: each its own.
         mix_weights, mix_bias: (H, H) and (H,), the same of what softmax gives, and what is added to it.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, N, H d), contiguous, of the dtype of q. 16-bit inputs are computed in float32.
@@ -128,7 +130,7 @@ class Talking(NamedTuple):
 def pack_mixtures(scores: Optional, weights: Optional, shift: Optional) -> Talking:
     """float32 and contiguous. A shift alone comes with weights that mix nothing."""
     if weights is None and shift is not None:
-        weights = torch.eye(shift.shape[0])
+        weights = torch.eye(shift.shape[0], device=shift.device)
     return Talking(*(None if each is None else each.float().contiguous() for each in (scores, weights, shift)))
 
 
@@ -136,7 +138,7 @@ def _cpu_forward(problem: _Problem) -> Tensor:
     q, k, v = map(channels_side_by_side, problem.tensors)
     mixtures = problem.mixtures
     bias = None if mixtures.bias is None else packed(pack_bias, mixtures.bias)
-    talking = packed(pack_mixtures, *mixtures[1:]) if any(each is not None for each in mixtures[1:]) else Talking(None, None, None)
+    talking = _talking(mixtures)
     y = fresh(q.new_empty(q.shape[0], q.shape[1], v.shape[2]))
     status = native.attention(
         FLOAT_CODES[q.dtype], q.shape, v.shape[1:], problem.heads, problem.scale, q.data_ptr(), q.stride()[:2], k.data_ptr(),
@@ -148,6 +150,10 @@ def _cpu_forward(problem: _Problem) -> Tensor:
     return y
 
 
+def _talking(mixtures: Mixtures) -> Talking:
+    return packed(pack_mixtures, *mixtures[1:]) if any(each is not None for each in mixtures[1:]) else Talking(None, None, None)
+
+
 def channels_side_by_side(x: Tensor) -> Tensor:
     """(B, N, C) as the kernels read it: itself, or a copy."""
     return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
@@ -155,6 +161,21 @@ def channels_side_by_side(x: Tensor) -> Tensor:
 
 def address(x: Optional) -> int:
     return 0 if x is None else x.data_ptr()
+
+
+def _triton_refuse(q: Tensor, problem: Any = None, *_: object) -> str | None:
+    if isinstance(problem, _Problem):
+        widest = max(problem.tensors[0].shape[2], problem.tensors[2].shape[2]) // problem.heads
+        if widest > _WIDEST_HEAD:
+            return f"it has no kernel for heads of more than {_WIDEST_HEAD} channels, got {widest}"
+    return triton_support.refuse(q, FLOAT_CODES)
+
+
+def _triton_forward(problem: _Problem) -> Tensor:
+    q, k, v = map(channels_side_by_side, problem.tensors)
+    y = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
+    _kernels.forward(q, k, v, problem.mixtures.bias, *_talking(problem.mixtures), problem.heads, problem.scale, y)
+    return y
 
 
 def _reference_forward(problem: _Problem) -> Tensor:
@@ -180,6 +201,7 @@ def _reference_backward(dy: Tensor, problem: _Problem) -> list[Tensor]:
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient is products of matrices: torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )

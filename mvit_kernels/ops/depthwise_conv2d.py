@@ -101,9 +101,7 @@ def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, stride: int, activat
     return y
 
 
-def _triton_refuse(x: Tensor, weight: Tensor | None = None, *_: object) -> str | None:
-    if weight is not None and weight.shape[0] != x.shape[1]:
-        return f"it has one filter for each channel, got {weight.shape[0]} for {x.shape[1]}"
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
     return triton_support.refuse(x, FLOAT_CODES)
 
 

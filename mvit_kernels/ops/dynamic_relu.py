@@ -6,7 +6,7 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
@@ -20,6 +20,7 @@ from .library import (
 from .pairs import register_pair
 
 OP = "dynamic_relu"
+_kernels = triton_support.Kernels(OP)
 Tensor = torch.Tensor
 
 
@@ -27,10 +28,10 @@ def dynamic_relu(x: Tensor, u: Tensor, *, backend: str | None = None) -> Tensor:
     """max(a x, b x) with a = 1 + clip(u[:, :C]) and b = clip(u[:, C:]), clip to [-1, 1]: two slopes for each image and channel.
 
     Args:
-        x: (B, C, H, W) float32, bfloat16, float16 or float64, at least one channel and pixel. The cpu kernel runs on channels_last memory:
+        x: (B, C, H, W) float32, bfloat16, float16 or float64, at least one channel and pixel. The kernels run on channels_last memory:
             other formats are copied to it, and the result is copied back.
         u: (B, 2 C), dtype of x: what some other part of the network says. 0 makes it ReLU.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, C, H, W); dtype and memory format of x. 16-bit inputs are computed in float32.
@@ -74,6 +75,17 @@ def _cpu_forward(x: Tensor, u: Tensor) -> Tensor:
     return y if channels_last else dense(y, False)
 
 
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, FLOAT_CODES)
+
+
+def _triton_forward(x: Tensor, u: Tensor) -> Tensor:
+    channels_last, x = is_channels_last(x), dense(x, True)
+    y = empty_in_format(x, tuple(x.shape), True)
+    _kernels.forward(x, u.contiguous(), y)
+    return y if channels_last else dense(y, False)
+
+
 def _reference_forward(x: Tensor, u: Tensor) -> Tensor:
     return dense(reference.dynamic_relu(*widen(x, x, u)).to(x.dtype), is_channels_last(x))
 
@@ -85,6 +97,7 @@ def _reference_backward(dy: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tenso
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient is a few sums: torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )

@@ -6,12 +6,13 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import FLOAT_CODES, FLOAT_DTYPES, fresh, raise_status, widen
 from .pairs import register_pair
 
 OP = "hard_gate"
+_kernels = triton_support.Kernels(OP)
 Tensor = torch.Tensor
 
 
@@ -21,7 +22,7 @@ def hard_gate(x: Tensor, u: Tensor, *, backend: str | None = None) -> Tensor:
     Args:
         x: of any shape, float32, bfloat16, float16 or float64. What is not contiguous is copied.
         u: shape and dtype of x.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         Shape and dtype of x, contiguous. 16-bit inputs are computed in float32.
@@ -63,6 +64,17 @@ def _cpu_forward(x: Tensor, u: Tensor) -> Tensor:
     return y
 
 
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, FLOAT_CODES)
+
+
+def _triton_forward(x: Tensor, u: Tensor) -> Tensor:
+    x, u = x.contiguous(), u.contiguous()
+    y = torch.empty_like(x)
+    _kernels.forward(x, u, y)
+    return y
+
+
 def _reference_forward(x: Tensor, u: Tensor) -> Tensor:
     return reference.hard_gate(*widen(x, x, u)).to(x.dtype).contiguous()
 
@@ -75,6 +87,7 @@ def _reference_backward(dy: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tenso
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient is a few products: torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )

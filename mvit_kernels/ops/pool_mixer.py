@@ -6,7 +6,7 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks
+from . import checks, triton_support
 from .backend import NATIVE_REASON, Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
@@ -21,6 +21,7 @@ from .library import (
 from .pairs import register_pair
 
 OP = "pool_mixer"
+_kernels = triton_support.Kernels(OP)
 Tensor = torch.Tensor
 
 
@@ -28,10 +29,10 @@ def pool_mixer(x: Tensor, scale: Tensor, *, backend: str | None = None) -> Tenso
     """x + scale (mean(x) - x), the mean over the 3x3 neighbourhood of each pixel, at the border of those neighbours that exist.
 
     Args:
-        x: (B, C, H, W) float32, bfloat16, float16 or float64, at least one channel and pixel. The cpu kernel runs on channels_last memory:
+        x: (B, C, H, W) float32, bfloat16, float16 or float64, at least one channel and pixel. The kernels run on channels_last memory:
             other formats are copied to it, and the result is copied back.
         scale: (C,), float32 or the dtype of x.
-        backend: None for automatic choice, or "cpu" or "reference".
+        backend: None for automatic choice, or the name of one.
 
     Returns:
         (B, C, H, W); dtype and memory format of x. 16-bit inputs are computed in float32.
@@ -76,6 +77,17 @@ def _cpu_forward(x: Tensor, scale: Tensor) -> Tensor:
     return y if channels_last else dense(y, False)
 
 
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
+    return triton_support.refuse(x, FLOAT_CODES)
+
+
+def _triton_forward(x: Tensor, scale: Tensor) -> Tensor:
+    channels_last, x = is_channels_last(x), dense(x, True)
+    y = empty_in_format(x, tuple(x.shape), True)
+    _kernels.forward(x, scale.contiguous(), y)
+    return y if channels_last else dense(y, False)
+
+
 def _reference_forward(x: Tensor, scale: Tensor) -> Tensor:
     wide_x, wide_scale = widen(x, x, scale)
     return dense(reference.pool_mixer(wide_x, wide_scale).to(x.dtype), is_channels_last(x))
@@ -88,6 +100,7 @@ def _reference_backward(dy: Tensor, x: Tensor, scale: Tensor) -> tuple[Tensor, T
 
 choose = Choice(
     OP,
+    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient is a few sums: torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )

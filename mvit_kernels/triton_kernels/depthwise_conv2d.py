@@ -1,7 +1,8 @@
 """Depthwise 3x3 convolution on channels_last maps: a program walks down a strip of rows with its channels in vector loads.
 
 The three neighbours of a row are loaded once and added to all the output rows that see it: the one above, its own and the one below. Of the
-three loads two hit L1, and rows are loaded again only where strips meet, once in ROWS.
+three loads two hit L1, and rows are loaded again only where strips meet, once in ROWS. Where a channel has several filters, its values
+are loaded once for each: no map with repeated channels exists.
 
 Floor on an H100: memory, x once and y once at 3.0 TB/s. Per output there are 9 multiply-adds, 3 conversions and an activation, a third of
 what the multiprocessors issue in that time."""
@@ -59,10 +60,10 @@ def _three_taps(taps, pitch, known):
 @triton.jit
 def depthwise_conv2d_kernel(
     x, taps, bias, y, channels, height, width, out_height, out_width, x_image, x_row, x_column, pitch,
-    STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, FAR: tl.constexpr, VECTOR: tl.constexpr,
+    TIMES: tl.constexpr, STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, FAR: tl.constexpr, VECTOR: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Strides of x and channels come divided by VECTOR: so the compiler knows how wide loads may be."""
+    """channels: of y, TIMES of each of x. They and strides of x come divided by VECTOR: so the compiler knows how wide loads may be."""
     channels, x_image, x_row, x_column = channels * VECTOR, x_image * VECTOR, x_row * VECTOR, x_column * VECTOR
     program = tl.program_id(0)
     c = (program % tl.cdiv(channels, BLOCK_C)) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -73,7 +74,7 @@ def depthwise_conv2d_kernel(
     top, image = (program % strips) * ROWS, (program // strips).to(tl.int64)
     known = (c < channels)[None, :]
     y += ((image * out_height + top) * out_width + x_at)[:, None] * channels + c[None, :]
-    x += image * x_image + c[None, :]
+    x += image * x_image + (c // TIMES)[None, :]
     row, column = top * STRIDE, x_at * STRIDE
     if FAR:
         row, column = row.to(tl.int64), column.to(tl.int64)
@@ -110,18 +111,19 @@ def depthwise_conv2d_kernel(
 
 
 def forward(x: Tensor, weight: Weight, y: Tensor, *, stride: int = 1, activation: str = "none") -> None:
-    """y (B, C, Ho, Wo), dense in channels_last, of x (B, C, H, W), whose channels have stride 1."""
+    """y (B, m C, Ho, Wo), dense in channels_last, of x (B, C, H, W), whose channels have stride 1."""
     if y.numel() == 0:
         return
     images, channels, out_height, out_width = y.shape
     strides = x.stride(0), *x.stride()[2:]
-    vector, sizes = vector_of(channels, *strides), (images, channels, out_height, out_width, stride)
+    vector, times = vector_of(channels, *strides), channels // x.shape[1]
+    sizes = images, channels, out_height, out_width, stride, *((times,) if times > 1 else ())
     tiles = tuning.choose("depthwise_conv2d", x, sizes, tile(y), functools.partial(candidates, y))
     programs = images * blocks(out_height, tiles["ROWS"]) * blocks(out_width, tiles["BLOCK_W"]) * blocks(channels, tiles["BLOCK_C"])
     launch(
         depthwise_conv2d_kernel, programs,
         x, weight.taps, weight.bias, y, channels // vector, *x.shape[2:], out_height, out_width, *(each // vector for each in strides),
-        weight.taps.shape[1], STRIDE=stride, ACTIVATION=activation, FAR=far(x), VECTOR=vector, enable_fp_fusion=True, **tiles,
+        weight.taps.shape[1], TIMES=times, STRIDE=stride, ACTIVATION=activation, FAR=far(x), VECTOR=vector, enable_fp_fusion=True, **tiles,
     )  # fmt: skip
 
 
