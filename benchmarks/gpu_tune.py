@@ -1,5 +1,5 @@
 """Which tiles the Triton kernels run with, found on a GPU: the candidates of every kernel are timed on the calls of two networks, inside of
-CUDA graphs, and `mvit_kernels/triton_kernels/tuned.json` gets the fastest of each.
+CUDA graphs, and `mvit_kernels/triton_kernels/tuned.json` gets the fastest of each, where it is not the kernel's own choice.
 
 Compilers take most of the time: they run beside each other, as many as there are processors, into Triton's cache on disk, before anything
 is timed. What is not done in `--seconds` keeps the kernel's own choice, and so does what is less than 3 % slower with it.
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     found: dict[tuning.Key, Times] = {}
     for model, batch in networks:
         failed += time_choices(model, batch, found, started + args.seconds)
-        write_text(args.output, text_of({**written(args.output), **{key: best(times) for key, times in found.items()}}))
+        write_text(args.output, text_of(merged(written(args.output), found)))
     for key, times in found.items():
         (own, _), (least, tile) = times[0], min(times, key=lambda each: each[0])
         print(f"{' '.join(key):80} {1e6 * own:9.2f} us own {1e6 * least:9.2f} us least {list(tile.values())}")
@@ -77,6 +77,14 @@ def walk(plan: Any, batch: int, visit: Visit, wanted: Callable[[str], bool] = la
     """Show every choice of a tile that the (wanted) calls of a plan make: the kernel's own and its candidates, and what runs the op with
     one of them. Calls get random numbers, each by itself, and those of one size are one."""
     values = {"input": plan.input} | {call.name: call.result for call in plan.calls}
+    collecting = {f"{call.name}.moments": call for call in plan.calls if call.collects}
+
+    def given(name: str) -> torch.Tensor:
+        if name in collecting:  # in as many parts as its producer has programs
+            call = collecting[name]
+            return call.run(*map(given, call.inputs))[1]
+        return tensor(values[name], batch, plan.device)
+
     alike, seen = set(), set()
     for call in plan.calls:
         sizes = [str(values.get(name, "moments")) for name in call.inputs]
@@ -84,8 +92,8 @@ def walk(plan: Any, batch: int, visit: Visit, wanted: Callable[[str], bool] = la
         if call.reason is not None or name in alike or not wanted(name):
             continue
         alike.add(name)
-        run = functools.partial(call.run, *(tensor(values.get(name), batch, plan.device) for name in call.inputs))
         with keeping_parts():  # as plans run them
+            run = functools.partial(call.run, *map(given, call.inputs))
             for key, tiles in choices(run).items():
                 if key not in seen:
                     seen.add(key)
@@ -93,9 +101,7 @@ def walk(plan: Any, batch: int, visit: Visit, wanted: Callable[[str], bool] = la
 
 
 def tensor(value: Any, batch: int, device: torch.device) -> torch.Tensor:
-    """Numbers for images of a value of the plan; moments where it has none of that name."""
-    if value is None:
-        return torch.ones(batch, 2, dtype=torch.float64, device=device)
+    """Numbers for images of a value of the plan."""
     x = torch.randn(batch, *value.size, dtype=value.dtype, device=device)
     return x.contiguous(memory_format=torch.channels_last) if x.ndim == 4 and value.channels_last else x
 
@@ -186,6 +192,13 @@ def best(times: Times) -> tuning.Tile:
     """The fastest tile; the kernel's own where that is nearly as fast."""
     (own, own_tile), (least, tile) = times[0], min(times, key=lambda each: each[0])
     return tile if least < (1 - LEAST_GAIN) * own else own_tile
+
+
+def merged(table: dict[tuning.Key, tuning.Tile], found: dict[tuning.Key, Times]) -> dict[tuning.Key, tuning.Tile]:
+    """The table with what was found; without calls whose own choice is the best, which may become a better one."""
+    tiles = {key: best(times) for key, times in found.items()}
+    better = {key: tile for key, tile in tiles.items() if tile != found[key][0][1]}
+    return {key: tile for key, tile in table.items() if key not in tiles} | better
 
 
 def written(path: Path) -> dict[tuning.Key, tuning.Tile]:

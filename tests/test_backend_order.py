@@ -10,7 +10,8 @@ import torch
 
 from mvit_kernels.ops import cuda_support
 from mvit_kernels.ops.backend import Choice, Implementation
-from mvit_kernels.ops.inverted_residual import _order
+from mvit_kernels.ops.inverted_residual import _order, one_launch_pays
+from mvit_kernels.ops.qinverted_residual import MAP_RATE
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,15 @@ def first(batch: int, channels: int, hidden: int, columns: int, side: int, strid
 ])  # fmt: skip
 def test_inverted_residuals_are_one_launch_where_that_was_faster(size: tuple[int, ...], fastest: str) -> None:
     assert first(*size) == fastest
+
+
+@pytest.mark.parametrize(("size", "pays"), [
+    ((256, 64, 256, 128, 1), True), ((256, 128, 128, 128, 2), True), ((1, 128, 64, 64, 1), True), ((1, 64, 256, 128, 1), False),
+])  # fmt: skip
+def test_so_are_those_of_bytes(size: tuple[int, ...], pays: bool) -> None:
+    batch, side, hidden, columns, stride = size
+    x = torch.empty(batch, 32, side, side, dtype=torch.uint8, device="meta")
+    assert one_launch_pays(x, hidden, columns, stride, MAP_RATE) is pays
 
 
 def test_the_order_is_asked_on_gpus_alone() -> None:

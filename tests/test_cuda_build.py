@@ -21,7 +21,7 @@ PRODUCTS = ("qgemm_kernel", "qconv2d_kernel")
 MOST = {
     "qgemm_kernel": (168, 49152),
     "qconv2d_kernel": (168, 49152),
-    "qdepthwise_conv2d_kernel": (128, 0),
+    "qdepthwise_conv2d_kernel": (128, 528),
     "separable_attention_scores_kernel": (64, 64),
     "separable_attention_context_kernel": (64, 12288),
     "separable_attention_values_kernel": (80, 0),

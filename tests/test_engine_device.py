@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -17,6 +18,7 @@ from mvit_kernels.engine.lower_calls import lower_calls
 from mvit_kernels.engine.steps import Value
 from mvit_kernels.graph import Program, capture, optimize, run
 from mvit_kernels.ops import packing
+from mvit_kernels.ops.qinverted_residual import QInvertedResidual
 
 CPU = torch.device("cpu")
 
@@ -78,12 +80,17 @@ def test_the_smallest_maps_are_what_is_written(v2, v2_plan) -> None:
     assert sum(call.bytes for call in v2_plan.calls) < sum(call.bytes for call in merged.calls)
 
 
-def test_integers_have_the_bits_of_the_program(v2) -> None:
+def test_integers_have_the_bits_of_the_program(v2, monkeypatch) -> None:
     quantized = mk.quantize(v2, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False)
     program = quantized.program()
     x = torch.randn(3, 3, 64, 64)
-    (y,) = device_plan(program).run(x)
-    assert torch.equal(y, run(program, x))
+    plan, right = device_plan(program), run(program, x)
+    assert torch.equal(plan.run(x)[0], right)
+    blocks = [call for call in plan.calls if call.op == "qinverted_residual"]
+    assert len(blocks) >= 4
+    assert all(len(call.nodes) == 3 and call.macs > 0 for call in blocks)
+    monkeypatch.setattr(QInvertedResidual, "pays", lambda *_: False)  # layer by layer, as maps that are small on a GPU
+    assert torch.equal(plan.run(x)[0], right)
 
 
 def test_maps_of_a_backbone_and_no_images() -> None:
@@ -145,7 +152,11 @@ def test_what_a_graph_reads_can_be_held(v2_plan) -> None:
 
 def test_where_a_plan_runs() -> None:
     model, x = mk.create_model("mobilevit_xxs").eval(), torch.ones(1, 3, 64, 64)
-    assert mk.compile(model, x).device == CPU
+    compiled = mk.compile(model, x)
+    assert compiled.device == CPU
+    for give in (pickle.dumps, copy.copy, copy.deepcopy):
+        with pytest.raises(TypeError, match=r"CompiledModel: expected save\(path\) and mk\.load\(path\), got pickle or copy"):
+            give(compiled)
     with pytest.raises(ValueError, match='backend: expected "auto", "cpu" or "cuda", got \'gpu\''):
         mk.compile(model, x, backend="gpu")
     if not torch.cuda.is_available():

@@ -81,6 +81,26 @@ def test_what_is_nearly_as_fast_stays(gpu_tune: Any) -> None:
     assert gpu_tune.best([(1.0, OWN), (0.9, OTHER), (2.0, {})]) == OTHER
 
 
+def test_only_what_is_better_than_the_kernels_own_is_written(gpu_tune: Any) -> None:
+    key, another = ("sm_90", "gemm", "float16 1"), ("sm_90", "gemm", "float16 2")
+    better, same = [(1.0, OWN), (0.5, OTHER)], [(1.0, OWN), (0.99, OTHER)]
+    assert gpu_tune.merged({KEY: OTHER, another: OTHER}, {key: better, another: same}) == {KEY: OTHER, key: OTHER}
+
+
+def test_norms_get_the_parts_that_their_producers_collect(gpu_tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    def take(x: torch.Tensor, parts: torch.Tensor) -> torch.Tensor:
+        taken.append(tuple(parts.shape))
+        return x
+
+    make = lambda x: (x, torch.ones(x.shape[0], 5, 3))  # noqa: E731
+    value = Value((8, 5, 6), torch.float16)
+    calls = [Call("conv2d", ("a",), ("input",), make, value, collects=True), Call("gemm", ("b",), ("a", "a.moments"), take, value)]
+    gpu_tune.walk(SimpleNamespace(calls=calls, input=value, device=torch.device(DEVICE)), 2, lambda *_: None)
+    assert taken == [(2, 5, 3)]
+
+
 def test_the_shipped_table_names_tiles_of_kernels() -> None:
     for (device, _, call), tile in tuning_.read(tuning_.TABLE).items():
         assert device.startswith("sm_")

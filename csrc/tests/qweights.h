@@ -92,6 +92,23 @@ struct RandomChannels {
     std::unique_ptr<Guarded<float>> make() const { return std::make_unique<Guarded<float>>(init.size()); }
 };
 
+// Coefficients like those of activations, or as large as int16.
+inline void fill_curve(Guarded<int16_t>& curve, bool extreme = false) {
+    for (int i = 0; i < 192; ++i) curve[i] = static_cast<int16_t>(extreme ? (random_int(0, 1) ? 32767 : -32768) : random_int(-4000, 4000));
+    curve[192] = static_cast<int16_t>(random_int(0, 7));
+    curve[193] = static_cast<int16_t>(random_int(0, 32767)), curve[194] = random_int(0, 1) ? 255 : 63;
+}
+
+// A byte of x by a curve of core/qcurve.h.
+inline int curve_byte(const int16_t* curve, float x) {
+    const auto times = [](int a, int b) { return (a * b + (1 << 14)) >> 15; };
+    const auto whole = static_cast<int>(std::lrint(std::fmin(std::fmax(x, -32768.0f), 32767.0f)));
+    const int size = std::abs(whole) > 32767 ? 32767 : std::abs(whole), i = size >> 9, r = (size & 511) << 6;
+    const int e = curve[i] + times(r, curve[64 + i] + times(r, curve[128 + i]));
+    const int sum = (whole > 0 ? whole : 0) + times(e, 1024) + curve[193], y = (sum < 32767 ? sum : 32767) >> curve[192];
+    return y < 0 ? 0 : y < curve[194] ? y : curve[194];
+}
+
 // One value by the sequences of core/qepilogue.h, in plain float arithmetic.
 inline double finish_one(const QEpilogue& e, int64_t sum, int64_t row, int64_t n) {
     if (e.row_zero_point) sum -= int64_t{e.row_zero_point[row]} * e.column_sum[n];
@@ -111,6 +128,7 @@ inline double finish_one(const QEpilogue& e, int64_t sum, int64_t row, int64_t n
         const long q = std::lrint(far) + (e.residual ? static_cast<const int16_t*>(e.residual)[at] : 0);
         return static_cast<double>(q < -32768 ? -32768 : q > 32767 ? 32767 : q);
     }
+    if (e.curve) return curve_byte(e.curve, x);
     if (!e.plain) {
         if (e.residual) {
             float r = 0.0f;

@@ -52,11 +52,12 @@ void compare(const Case& t) {
     QEpilogue& e = p.epilogue;
     e.channels = random.channels();
     e.y_stride = e.residual_stride = t.channels;
+    Guarded<uint8_t> shared(cuda::SharedCurve::bytes);
     const auto run = [&] {
         const cuda::QDepthwiseCut cut = cuda::QDepthwiseCut::of(p);
         for (int64_t i = 0; i < (cut.threads() + cuda::depthwise_threads - 1) / cuda::depthwise_threads; ++i)
             run_block(cuda::depthwise_threads, i, 0, block_orders[0],
-                      [&] { t.stride == 1 ? cuda::qdepthwise<1>(p, cut) : cuda::qdepthwise<2>(p, cut); });
+                      [&] { t.stride == 1 ? cuda::qdepthwise<1>(p, cut, shared.data()) : cuda::qdepthwise<2>(p, cut, shared.data()); });
     };
 
     e.type = QType::i32, e.y = sums.data();
@@ -80,6 +81,13 @@ void compare(const Case& t) {
     e.residual = residual.data(), e.residual_type = QType::i16, e.residual_scale = 0.5f, e.residual_zero_point = 7;
     run();
     CHECK(bytes.canary_intact());
+    for (int64_t i = 0; i < bytes.size(); ++i) CHECK(bytes[i] == finish_one(e, sums[i], i / t.channels, i % t.channels));
+
+    Guarded<int16_t> curve(196);
+    fill_curve(curve);
+    e.plain = true, e.residual = nullptr, e.curve = curve.data();
+    run();
+    CHECK(bytes.canary_intact() && shared.canary_intact());
     for (int64_t i = 0; i < bytes.size(); ++i) CHECK(bytes[i] == finish_one(e, sums[i], i / t.channels, i % t.channels));
 }
 

@@ -16,15 +16,8 @@ struct Case {
     bool residual = false;
 };
 
-// Coefficients like those of activations, or as large as int16.
-void fill_curve(Guarded<int16_t>& curve, bool extreme = false) {
-    for (int i = 0; i < 192; ++i) curve[i] = static_cast<int16_t>(extreme ? (random_int(0, 1) ? 32767 : -32768) : random_int(-4000, 4000));
-    curve[192] = static_cast<int16_t>(random_int(0, 7));
-    curve[193] = static_cast<int16_t>(random_int(0, 32767)), curve[194] = random_int(0, 1) ? 255 : 63;
-}
-
 int byte_of(Guarded<int16_t>& curve, int64_t sum, float scale) {
-    return cuda::apply_curve(curve.data(), cuda::saturate16(cuda::to_stream(static_cast<float>(static_cast<int32_t>(sum)) * scale)));
+    return curve_byte(curve.data(), static_cast<float>(static_cast<int32_t>(sum)) * scale);
 }
 
 // Weights and numbers as cuda/ops/qinverted_residual.h wants them, value by value.
@@ -175,9 +168,7 @@ TEST(cuda_shared_curves_are_the_same) {
         fill_curve(curve, extreme);
         run_block(32, 0, 0, block_orders[0], [&] { cuda::SharedCurve::load(curve.data(), shared.data(), 32); });
         const cuda::SharedCurve quick(shared.data());
-        const auto same = [&](float x) {
-            CHECK(static_cast<int>(quick(x)) == cuda::apply_curve(curve.data(), cuda::saturate16(cuda::to_stream(x))));
-        };
+        const auto same = [&](float x) { CHECK(static_cast<int>(quick(x)) == curve_byte(curve.data(), x)); };
         for (int i = -33000; i <= 33000; ++i)
             for (float part : {0.0f, 0.25f, 0.5f, 0.75f}) same(static_cast<float>(i) + part);
         for (float far : {1e5f, 1e9f, 3e38f, INFINITY}) same(far), same(-far);

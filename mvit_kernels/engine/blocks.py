@@ -115,6 +115,24 @@ def _find_inverted(low: Blocks, first: Node) -> tuple[Node, ...] | None:
     return (*nodes, depthwise, reduce)
 
 
+def find_qinverted(low: Blocks, first: Node) -> tuple[Node, ...] | None:
+    """The same of bytes, with an expansion. A residual is any map."""
+    if not is_qpointwise(first) or first.settings["out"] != "uint8" or first.settings.get("residual"):
+        return None
+    depthwise = low.only_user(first.name)
+    if depthwise is None or depthwise.kind != "qdepthwise_conv2d" or depthwise.settings["out"] != "uint8":
+        return None
+    reduce = low.only_user(depthwise.name)
+    if reduce is None or not is_qpointwise(reduce) or reduce.inputs[0] != depthwise.name:
+        return None
+    return first, depthwise, reduce
+
+
+def is_qpointwise(node: Node) -> bool:
+    """A 1x1 convolution of every pixel of one map of bytes."""
+    return node.kind == "qconv2d" and kernel_of(node) == 1 and node.settings["stride"] == 1 and not node.settings.get("second")
+
+
 def _adds(node: Node, product_of: Node, residual: str) -> bool:
     """A 1x1 convolution of one node's result to which that of another is added."""
     plain = is_pointwise(node) and not _acts(node)

@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import torch
 from torch.utils import _pytree as pytree
@@ -138,6 +138,11 @@ class CompiledModel:
         if not isinstance(plan, Plan):
             return x.detach()  # its graph reads a copy
         return x.detach().to(plan.input.dtype).contiguous()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """What pickle and copy ask."""
+        way = "save(path) and mk.load(path)" if self.device == CPU else "mk.compile of the model where it goes"
+        raise TypeError(f"CompiledModel: expected {way}, got pickle or copy: plans hold memory of this process. Threads may share one")
 
     def __repr__(self) -> str:
         where = f"threads={self.threads()}" if self.device == CPU else f"device={self.device}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import warnings
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,8 @@ class DevicePlan:
             with torch.cuda.device(device):
                 self._pool = torch.cuda.graph_pool_handle()
                 self._free = torch.cuda.Event()  # when the memory of the graphs was last read
+            # What it holds may be of another stream than the last replay, and be given away while that still runs.
+            weakref.finalize(self, _wait, self._free).atexit = False
 
     def run(self, x: Tensor, threads: int = 0) -> list[Tensor]:
         """x (B, C, H, W) on the device, of any float dtype and strides; results in the dtypes of the plan.
@@ -175,6 +178,11 @@ class DevicePlan:
             most = max(most, now)
             now -= sum(sizes.get(name, 0) for name in done)
         return most
+
+
+def _wait(event: torch.cuda.Event) -> None:
+    if not torch.cuda.is_current_stream_capturing():  # where nothing may wait, and the garbage of others is collected too
+        event.synchronize()
 
 
 def _results(call: Call) -> tuple[str, ...]:

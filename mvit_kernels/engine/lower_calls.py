@@ -16,7 +16,7 @@ from mvit_kernels.graph import Node, Program, evaluate, integers
 from mvit_kernels.ops.backend import Choice
 from mvit_kernels.ops.moments import moments_of
 
-from .blocks import Blocks, activation_of
+from .blocks import Blocks, activation_of, find_qinverted
 from .steps import Value
 
 Tensor = torch.Tensor
@@ -56,6 +56,10 @@ def lower_calls(program: Program, dtype: torch.dtype, device: torch.device) -> l
 class _Calls(Blocks):
     def __init__(self, program: Program, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(program)
+        for node in program:
+            nodes = None if node.name in self.grouped else find_qinverted(self, node)
+            if nodes is not None:
+                self.group("qinverted", nodes)
         self.dtype, self.device = dtype, device
         self.calls: list[Call] = []
         self.values: dict[str, Value] = {}
@@ -174,6 +178,16 @@ class _Calls(Blocks):
 
         self.add("inverted_residual", nodes, nodes[0].inputs[:1], run, collects=collects)
 
+    def qinverted(self, *nodes: Node) -> None:
+        """In one launch where that is faster, which depends on the number of images, else in three."""
+        expand, depthwise, reduce = (integers.prepared(self.program, node, None).handle for node in nodes)
+        block = ops.prepare_qinverted_residual(expand, depthwise, reduce)
+
+        def run(x: Tensor, residual: Tensor | None = None) -> Tensor:
+            return block(x, residual) if block.pays(x) else reduce(depthwise(expand(x)), residual=residual)
+
+        self.add("qinverted_residual", nodes, (*nodes[0].inputs, *nodes[-1].inputs[1:]), run, dtype=_dtype_of(nodes[-1]))
+
     # --- single nodes ---
 
     def _conv2d(self, node: Node) -> None:
@@ -288,9 +302,8 @@ class _Calls(Blocks):
         return self.parameter(node.weights.get("weight"), channels, 1.0), self.parameter(node.weights.get("bias"), channels)
 
     def integers(self, node: Node) -> None:
-        dtype = integers.DTYPES[node.settings.get("out", "float32" if node.kind == "dequantize" else "uint8")]
         run = integers.prepared(self.program, node, None)
-        self.add(node.kind, (node,), node.inputs, run, _without_kernel(node.kind), dtype)
+        self.add(node.kind, (node,), node.inputs, run, _without_kernel(node.kind), _dtype_of(node))
 
     def _pixel(self, node: Node) -> None:
         index, dtype = node.settings["index"], self.values[node.inputs[0]].dtype
@@ -310,6 +323,11 @@ def _without_kernel(kind: str) -> str | None:
     op = _OPS.get(kind, kind)
     (implementations,) = (each.implementations for each in Choice.every if each.op == op)
     return None if {"cuda", "triton"} & set(implementations) else "no kernel for GPUs: plain torch"
+
+
+def _dtype_of(node: Node) -> torch.dtype:
+    """Of the result of an integer node."""
+    return integers.DTYPES[node.settings.get("out", "float32" if node.kind == "dequantize" else "uint8")]
 
 
 _OPS = {"qlinear": "qgemm"}  # of kinds that are called otherwise

@@ -16,7 +16,7 @@ from mvit_kernels.ops.qgemm import SEGMENTS, activation_code
 from mvit_kernels.reference import ATTENTION_TABLE, attention_factors, norm_affine, pool_factors
 from mvit_kernels.reference.quantize import single
 
-from .blocks import rows_of
+from .blocks import is_qpointwise, rows_of
 from .lower_floats import Lowering
 from .steps import Lowered, Part, Ref, Value
 
@@ -402,10 +402,7 @@ def _leaving(channels: Tensor, to_bytes: Node) -> Tensor:
 
 def _is_product(node: Node) -> bool:
     """Whether it multiplies rows: a linear map, or a 1x1 convolution of every pixel of one map."""
-    if node.kind == "qlinear":
-        return True
-    pointwise = node.kind == "qconv2d" and node.weights["weight"].shape[-1] == 1
-    return pointwise and node.settings["stride"] == 1 and not node.settings.get("second")
+    return node.kind == "qlinear" or is_qpointwise(node)
 
 
 def _packed(weight: PackedWeight, name: str = "packed") -> dict[str, Any]:

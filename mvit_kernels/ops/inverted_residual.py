@@ -177,20 +177,25 @@ def _cuda_refuse(
 _SLICE_SECONDS, _LAUNCH_SECONDS, _MAP_RATE = 3.9e-6, 4e-6, 2.3e12
 
 
-def _order(
-    x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
-    stride: int, *_: object,
-) -> tuple[str, ...]:  # fmt: skip
-    """One launch (cuda) makes a tile slice by slice, however few tiles there are; three (triton) write both hidden maps to memory."""
+def one_launch_pays(x: Tensor, hidden: int, columns: int, stride: int, rate: float = _MAP_RATE) -> bool:
+    """Whether one launch of the CUDA kernel, which makes a tile slice by slice, however few tiles there are, takes less than three, which
+    write both hidden maps to memory, at `rate` bytes a second."""
     images, channels, height, width = x.shape
-    hidden, (columns, out_height, out_width) = depthwise_w.shape[0], _out_size(x, reduce_w, stride)[1:]
+    out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
     tiles = images * -(-out_height // 8) * -(-out_width // (16 if stride == 1 else 8))
     at_once = cuda_support.processors(x.device) * (1 if stride == 2 and columns > 128 else 2)
     one = _SLICE_SECONDS * -(-hidden // _SLICE) * -(-tiles // at_once)
     pixels, out_pixels = images * height * width, images * out_height * out_width
     size = x.element_size() * (pixels * (channels + 2 * hidden) + out_pixels * (2 * hidden + columns))
-    three = max(3 * _LAUNCH_SECONDS, size / _MAP_RATE)
-    return ("cuda", "triton", "reference") if one < three else ("triton", "cuda", "reference")
+    return one < max(3 * _LAUNCH_SECONDS, size / rate)
+
+
+def _order(
+    x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
+    stride: int, *_: object,
+) -> tuple[str, ...]:  # fmt: skip
+    one_launch = one_launch_pays(x, depthwise_w.shape[0], reduce_w.shape[0], stride)
+    return ("cuda", "triton", "reference") if one_launch else ("triton", "cuda", "reference")
 
 
 class _CudaWeights(NamedTuple):

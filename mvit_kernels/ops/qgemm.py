@@ -24,7 +24,7 @@ from .replay import Replays
 OP = "qgemm"
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
-_kernels, _norms = triton_support.Kernels(OP), triton_support.Kernels("qnorm")
+_kernels, _norms, _pinned = (triton_support.Kernels(each) for each in (OP, "qnorm", "pinned"))
 SEGMENTS = {name: reference.segments(name) for name in reference.QACTIVATIONS if name not in ("none", "relu")}
 
 
@@ -409,7 +409,13 @@ def triton_finish(
     residual_zero_point: int,
 ) -> Any:  # fmt: skip
     segments = segments_on(activation, channels.device) if activation in SEGMENTS else None
+    if table is not None and table.dtype == torch.int16:
+        table = packed(_packed_curve, table)
     return _kernels.Finish(channels, out_dtype, plain, activation, segments, table, residual, residual_scale, residual_zero_point)
+
+
+def _packed_curve(table: Tensor) -> Any:
+    return _pinned.packed_curve(table)
 
 
 def refuse_depth(depth: int, bits: int) -> str | None:

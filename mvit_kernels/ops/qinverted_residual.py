@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from . import checks, cuda_support
 from .backend import Choice, Implementation, refuse_off_cpu
+from .inverted_residual import one_launch_pays
 from .library import dense, direct, register
 from .pack_weight import check_packed, unpack_bytes
 from .packing import packed
@@ -25,6 +26,9 @@ from .qfragments import pack_taps, tiles
 from .qgemm import check_residual, cuda_epilogue, triton_refuse
 
 OP = "qinverted_residual"
+# Bytes a second of three launches, which the curves between them bind, not memory: of the inverted residuals of a network with 256 images
+# on an H100 (benchmarks/results/gpu, an earlier state). One launch is as yet only known in 16 bits.
+MAP_RATE = 0.5e12
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 
@@ -52,6 +56,17 @@ class QInvertedResidual:
         return _call(
             x, residual, first, channels, table, *middle, last, reduce_channels, reduce_table, *self._settings, backend=self.backend
         )
+
+    def pays(self, x: Tensor) -> bool:
+        """Whether a call with x is faster than the three layers one after another: on a GPU one launch is, of many or large maps, by the
+        rule of 16-bit maps (`inverted_residual`), whose tiles these are."""
+        if not x.is_cuda:
+            return True
+        columns, stride = self.reduce.weight.columns, self.depthwise.stride
+        forms = self._settings[:2]
+        if _cuda_refuse(x, *forms) is not None or not _is_one_launch(x, columns, stride, self.expand.table, self.depthwise.table):
+            return False
+        return one_launch_pays(x, self.expand.weight.columns, columns, stride, MAP_RATE)
 
 
 def prepare_qinverted_residual(

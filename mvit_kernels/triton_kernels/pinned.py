@@ -57,23 +57,17 @@ def polynomial(x, segments):
 
 
 @triton.jit
-def _times(a, b):
-    return (a * b + 16384) >> 15
-
-
-@triton.jit
 def curve(x, table):
-    """A byte of x: `reference.apply_curve`, in int32; table (196,) int16."""
-    x = rint(clamp(x, -131072.0, 131072.0)).to(tl.int32)
-    x = tl.minimum(tl.maximum(x, -32768), 32767)
-    size = tl.minimum(tl.abs(x), 32767)
-    at = table + (size >> 9)
-    r = (size & 511) << 6
-    inner = tl.load(at + 64).to(tl.int32) + _times(r, tl.load(at + 128).to(tl.int32))
-    e = tl.load(at).to(tl.int32) + _times(r, inner)
-    shift, offset = tl.load(table + 192).to(tl.int32), tl.load(table + 193).to(tl.int32)
-    most = tl.load(table + 194).to(tl.int32)
-    y = tl.minimum(tl.maximum(x, 0) + _times(e, 1024) + offset, 32767) >> shift
+    """A byte of x: `reference.apply_curve`, in int32; table as `packed_curve` makes it. |x| is rounded by a sum whose last place is 1, and
+    factors of two cancel: csrc/cuda/primitives/qcurve.cuh."""
+    size = tl.abs(x)
+    bits = (tl.where(size < 32767.0, size, 32767.0) + 12582912.0).to(tl.int32, bitcast=True)  # of NaN too
+    segment, m = tl.load(table + ((bits >> 9) & 63)), bits & 511
+    low, square = segment.to(tl.int32), (segment >> 32).to(tl.int32)
+    slope = (low >> 16) + ((m * square + 256) >> 9)
+    e = ((low << 16) >> 16) + ((m * slope + 256) >> 9)
+    shift, added, most = tl.load(table + 64).to(tl.int32), tl.load(table + 65).to(tl.int32), tl.load(table + 66).to(tl.int32)
+    y = tl.minimum(tl.where(x > 0, bits & 0x7FFF, 0) + ((e + added) >> 5), 32767) >> shift
     return tl.minimum(tl.maximum(y, 0), most)
 
 
@@ -164,6 +158,15 @@ def double_bits(number: float) -> int:
     return bits
 
 
+def packed_curve(table: Tensor) -> Tensor:
+    """A curve (196,) int16 as kernels read it, with one load for a value: (67,) int64. Of each segment the coefficients of 1, m and m^2 in
+    the words of 16, 16 and 32 bits from the lowest on; then f, 16 + 32 offset, most."""
+    wide = table.long()
+    constant, slope, square = wide[:192].unflatten(0, (3, 64))
+    segments = (constant & 0xFFFF) | (slope & 0xFFFF) << 16 | square << 32
+    return torch.cat([segments, torch.stack([wide[192], 16 + 32 * wide[193], wide[194]])])
+
+
 class Finish(NamedTuple):
     """How results of an integer product leave; tensors on the device of y."""
 
@@ -172,7 +175,7 @@ class Finish(NamedTuple):
     plain: bool
     activation: str
     segments: Tensor | None  # (3, 32) float32, of an activation that is neither none nor relu
-    table: Tensor | None  # (256,) uint8 or a curve, int16
+    table: Tensor | None  # (256,) uint8, or of `packed_curve`
     residual: Tensor | None
     residual_scale: float
     residual_zero_point: int

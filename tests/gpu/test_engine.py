@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
+import pickle
 import threading
 
 import pytest
@@ -39,7 +42,8 @@ def compiled() -> mk.engine.CompiledModel:
 
 
 @pytest.mark.parametrize(("name", "side"), [
-    ("mobilevit_xxs", 64), ("mobilevit_s", 96), ("mobilevitv2_050", 64), ("mobilevitv2_100", 96), ("efficientformerv2_s0", 224),
+    ("mobilevit_xxs", 64), ("mobilevit_s", 96), ("mobilevitv2_050", 64), ("mobilevitv2_100", 96), ("efficientformer_l1", 224),
+    ("efficientformerv2_s0", 224), ("mobile_former_26m", 64),
 ])  # fmt: skip
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_networks(name: str, side: int, dtype: torch.dtype) -> None:
@@ -211,6 +215,77 @@ def test_inside_of_the_callers_own_graph(compiled) -> None:
     torch.cuda.synchronize()
     assert torch.equal(y, right)
     del filler
+
+
+def test_a_first_call_inside_of_the_callers_own_graph_is_refused() -> None:
+    compiled, x = mk.compile(model().cuda().half(), images(1).cuda()), images(2).cuda()
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="before a CUDA graph is captured"), torch.cuda.graph(graph):
+        compiled(x)
+    torch.cuda.synchronize()
+    assert compiled(x).isfinite().all()
+    assert plan_of(compiled).uncaptured is None
+
+
+def test_a_plan_that_goes_waits_for_its_last_replay() -> None:
+    network, x = model().cuda().half(), images(8).cuda()
+    right = mk.compile(network, x)(x)
+    side = torch.cuda.Stream()
+    for _ in range(4):
+        compiled = mk.compile(network, x)
+        compiled(x)
+        torch.cuda.synchronize()
+        with torch.cuda.stream(side):
+            torch.cuda._sleep(50_000_000)
+            y = compiled(x)
+        del compiled
+        gc.collect()
+        filler = [torch.full((2**18,), float("nan"), device="cuda") for _ in range(256)]  # where what it held would lie
+        torch.cuda.synchronize()
+        assert torch.equal(y, right)
+        del filler
+
+
+class Broken(Exception):
+    pass
+
+
+@pytest.mark.parametrize("at", [0, 1])  # in the calls before the capture, and in it
+def test_what_fails_in_the_first_call_leaves_no_trace(at: int) -> None:
+    compiled, x = mk.compile(model().cuda().half(), images(1).cuda()), images(2).cuda()
+    plan = plan_of(compiled)
+    calls, runs = plan.calls, []
+
+    def run(*inputs: Tensor) -> object:
+        runs.append(1)
+        if len(runs) > at:
+            raise Broken
+        return calls[-1].run(*inputs)
+
+    plan.calls = (*calls[:-1], dataclasses.replace(calls[-1], run=run))
+    with pytest.raises(Broken):
+        compiled(x)
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert not torch.cuda.is_current_stream_capturing()
+    assert len(plan._graphs) == 0
+    plan.calls = calls
+    assert torch.equal(compiled(x), compiled(x))
+    assert plan.uncaptured is None
+
+
+def test_inputs_of_any_strides_and_wrong_ones(compiled) -> None:
+    x = images(2).cuda()
+    right = compiled(x)
+    odd = torch.zeros(2, 3, SIDE, 2 * SIDE, device="cuda")
+    odd[..., ::2] = x
+    assert (compiled(odd[..., ::2]) - right).abs().max() <= 0.01 * right.abs().max()
+    assert torch.equal(compiled(x[:1].expand(2, -1, -1, -1))[1], compiled(x[:1].expand(2, -1, -1, -1))[0])
+    assert compiled(x.clone().requires_grad_()).requires_grad is False
+    for wrong, error in ((x.double(), TypeError), (x[:, :2], ValueError), (x[0], ValueError), (x.cpu(), ValueError)):
+        with pytest.raises(error, match="CompiledModel: x: expected"):
+            compiled(wrong)
+    with pytest.raises(TypeError, match=r"expected mk\.compile of the model where it goes, got pickle or copy"):
+        pickle.dumps(compiled)
 
 
 @pytest.mark.parametrize("bits", [8, 6])

@@ -51,19 +51,14 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
     const ResidualPlace<Tile> place(p.height, p.width);
     const ResidualShared<Tile> at(p.channels, p.columns);
     const ResidualWarp<T, Tile> warp;
-    const int thread = thread_index(), slices = (p.hidden + residual_slice - 1) / residual_slice;
+    const ResidualSlices slices{p.slices, shared + at.stages, at.slice, (p.hidden + residual_slice - 1) / residual_slice};
+    const int thread = thread_index();
     uint8_t* const map = shared + at.map;
     uint8_t* const hidden = shared + at.hidden;
     uint8_t* const filtered = shared + at.filtered;
-    const auto stage = [&](int slice) { return shared + at.stages + slice % 2 * at.slice; };
-    const auto load_slice = [&](int slice) {
-        const uint8_t* from = p.slices + int64_t{slice} * at.slice;
-        MVIT_ROLLED
-        for (int i = 16 * thread; i < at.slice; i += 16 * residual_threads) cp_async16(stage(slice) + i, from + i, 16);
-    };
 
     // Zeros beyond the map and the channels.
-    load_slice(0);
+    slices.load(0);
     if (thread == 0) *reinterpret_cast<ResidualPlace<Tile>*>(shared + at.place) = place;
     auto* seen = reinterpret_cast<int32_t*>(hidden);
     place.find_seen(seen);
@@ -153,19 +148,8 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
 
     typename ResidualWarp<T, Tile>::Reduced sums;
     warp.begin(sums, at.columns, [&](int column) { return p.bias[column]; });
-    for (int slice = 0; slice < slices; ++slice) {
-        cp_async_wait<0>();
-        block_barrier();  // all have the weights of this slice; and nobody reads those before any more, whose place the next ones take
-        if (slice + 1 < slices) load_slice(slice + 1);
-        cp_async_commit();
-        expand(stage(slice));
-        block_barrier();
-        filter(stage(slice));
-        block_barrier();
-        warp.reduce(filtered, stage(slice) + 4 * slice_floats + at.expand, at.columns, sums);
-    }
-    cp_async_wait<0>();
-    block_barrier();
+    slices.each(expand, filter,
+                [&](const uint8_t* weights) { warp.reduce(filtered, weights + 4 * slice_floats + at.expand, at.columns, sums); });
 
     // Out of the order of tensor cores, into rows.
     uint8_t* const out = hidden;

@@ -7,7 +7,8 @@ namespace {
 
 template <int stride>
 __global__ void __launch_bounds__(depthwise_threads) qdepthwise_conv2d_kernel(QDepthwiseConv2dProblem problem, QDepthwiseCut cut) {
-    qdepthwise<stride>(problem, cut);
+    __shared__ __align__(8) uint8_t shared[SharedCurve::bytes];
+    qdepthwise<stride>(problem, cut, shared);
 }
 
 }  // namespace

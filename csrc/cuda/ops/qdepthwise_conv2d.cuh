@@ -40,8 +40,13 @@ MVIT_DEVICE void turn(const uint32_t (&rows)[3], uint32_t (&taps)[four]) {
     taps[2] = permute(high, rows[2], 0x6610), taps[3] = permute(high, rows[2], 0x7732);
 }
 
+// shared: SharedCurve::bytes, aligned to 8.
 template <int stride>
-MVIT_DEVICE void qdepthwise(const QDepthwiseConv2dProblem& p, const QDepthwiseCut& cut) {
+MVIT_DEVICE void qdepthwise(const QDepthwiseConv2dProblem& p, const QDepthwiseCut& cut, uint8_t* shared) {
+    if (p.epilogue.curve) {
+        SharedCurve::load(p.epilogue.curve, shared, depthwise_threads);
+        block_barrier();
+    }
     int64_t at = block_x() * depthwise_threads + thread_index();
     const int64_t quad = at % cut.quads;
     at /= cut.quads;
@@ -63,7 +68,7 @@ MVIT_DEVICE void qdepthwise(const QDepthwiseConv2dProblem& p, const QDepthwiseCu
     const int64_t top = y * stride - 1;
     const int row_class = (top < 0 ? 1 : 0) + (top + 2 >= p.height ? 2 : 0);
     const uint8_t* from = p.x + image * p.image_stride + channel;
-    const Finish finish(p.epilogue, p.channels, channel);
+    const Finish finish(p.epilogue, p.channels, channel, shared);
 
     const auto load_column = [&](int64_t x, uint32_t (&taps)[four]) {
         uint32_t rows[3] = {};

@@ -22,6 +22,8 @@ struct QResidualShared {
 
     static constexpr int slice_row = ResidualWarp<uint8_t, Tile>::slice_row;
 
+    MVIT_BOTH int sums_bytes() const { return Tile::pixels * sums_stride * 4; }
+
     MVIT_BOTH QResidualShared(int channels, int out_columns)
         : depth((channels + tile_depth - 1) / tile_depth),
           columns((out_columns + tile_columns - 1) / tile_columns),
@@ -36,7 +38,8 @@ struct QResidualShared {
           own(curves + 2 * SharedCurve::bytes),
           sums_stride(columns * tile_columns + 8),
           bytes(own + residual_threads * 4) {
-        if (bytes < Tile::pixels * sums_stride * 4) bytes = Tile::pixels * sums_stride * 4;  // in the end there is nothing else
+        // In the end there is nothing else but the curve of the last layer.
+        if (bytes < sums_bytes() + SharedCurve::bytes) bytes = sums_bytes() + SharedCurve::bytes;
     }
 };
 
@@ -46,20 +49,15 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     const ResidualPlace<Tile> place(p.height, p.width);
     const QResidualShared<Tile> at(p.channels, p.columns);
     const ResidualWarp<uint8_t, Tile> warp;
-    const int thread = thread_index(), slices = (p.hidden + residual_slice - 1) / residual_slice;
+    const ResidualSlices slices{p.slices, shared + at.stages, at.slice, (p.hidden + residual_slice - 1) / residual_slice};
+    const int thread = thread_index();
     uint8_t* const hidden = shared + at.hidden;
     uint8_t* const filtered = shared + at.filtered;
-    const auto stage = [&](int slice) { return shared + at.stages + slice % 2 * at.slice; };
     const auto numbers = [](const uint8_t* weights, int row) { return reinterpret_cast<const int32_t*>(weights) + row * residual_slice; };
     const auto scales = [&](const uint8_t* weights, int row) { return reinterpret_cast<const float*>(numbers(weights, row)); };
-    const auto load_slice = [&](int slice) {
-        const uint8_t* from = p.slices + int64_t{slice} * at.slice;
-        MVIT_ROLLED
-        for (int i = 16 * thread; i < at.slice; i += 16 * residual_threads) cp_async16(stage(slice) + i, from + i, 16);
-    };
 
     // Zeros beyond the map and the channels.
-    load_slice(0);
+    slices.load(0);
     auto* seen = reinterpret_cast<int32_t*>(hidden);
     place.find_seen(seen);
     const uint8_t* image = p.x + int64_t{place.image} * p.height * p.width * p.channels;
@@ -158,22 +156,13 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     };
 
     typename ResidualWarp<uint8_t, Tile>::Reduced sums = {};
-    for (int slice = 0; slice < slices; ++slice) {
-        cp_async_wait<0>();
-        block_barrier();  // all have the weights of this slice; and nobody reads those before any more, whose place the next ones take
-        if (slice + 1 < slices) load_slice(slice + 1);
-        cp_async_commit();
-        expand(stage(slice));
-        block_barrier();
-        filter(stage(slice));
-        block_barrier();
-        warp.reduce(filtered, stage(slice) + slice_bytes + at.expand, at.columns, sums);
-    }
-    cp_async_wait<0>();
-    block_barrier();
+    slices.each(expand, filter,
+                [&](const uint8_t* weights) { warp.reduce(filtered, weights + slice_bytes + at.expand, at.columns, sums); });
 
     // Out of the order of tensor cores, into rows.
     auto* staged = reinterpret_cast<int32_t*>(shared);
+    uint8_t* const curve = shared + at.sums_bytes();
+    if (p.reduce.curve) SharedCurve::load(p.reduce.curve, curve, residual_threads);
     struct alignas(8) Pair {
         int32_t v[2];
     };
@@ -184,7 +173,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     const int quads = (p.columns + four - 1) / four, rows_at_once = residual_threads / quads, first = thread / quads;
     if (first >= rows_at_once) return;
     const int column = thread % quads * four;
-    const Finish finish(p.reduce, p.columns, column);
+    const Finish finish(p.reduce, p.columns, column, curve);
     MVIT_ROLLED
     for (int pixel = first; pixel < Tile::pixels; pixel += rows_at_once) {
         const int y = place.y + pixel / Tile::width, x = place.x + pixel % Tile::width;

@@ -59,7 +59,8 @@ struct QProductShape {
     // Rows of sums 8 banks further on than the last: the pairs that a quarter of a warp writes at once do not meet.
     static constexpr int sums_stride = columns + 8;
     static constexpr int sums_bytes = block_rows * sums_stride * 4, ring_bytes = product_stages * stage_bytes;
-    static constexpr int shared_bytes = sums_bytes > ring_bytes ? sums_bytes : ring_bytes;
+    static constexpr int last_bytes = sums_bytes + SharedCurve::bytes;
+    static constexpr int shared_bytes = last_bytes > ring_bytes ? last_bytes : ring_bytes;
     static_assert(shared_bytes <= 48 * 1024);  // what a kernel gets without asking
 };
 
@@ -175,6 +176,8 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
     block_barrier();
 
     auto* staged = reinterpret_cast<int32_t*>(shared);
+    uint8_t* const curve = shared + Shape::sums_bytes;
+    if (e.curve) SharedCurve::load(e.curve, curve, product_threads);
     struct alignas(8) Pair {
         int32_t v[2];
     };
@@ -196,7 +199,7 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
     constexpr int row_threads = Shape::columns / four;
     const int column = thread % row_threads * four;
     if (first_column + column >= w.columns) return;
-    const Finish finish(e, w.columns, first_column + column);
+    const Finish finish(e, w.columns, first_column + column, curve);
     for (int row = thread / row_threads; row < block_rows && first_row + row < rows; row += product_threads / row_threads) {
         const auto sum = *reinterpret_cast<const Quad<int32_t>*>(staged + row * Shape::sums_stride + column);
         const int32_t* init = source.init(first_row + row);

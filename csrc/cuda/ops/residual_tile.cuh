@@ -4,6 +4,7 @@
 
 #include <type_traits>
 
+#include "cuda/primitives/cp_async.cuh"
 #include "cuda/primitives/mma_f16.cuh"
 #include "cuda/primitives/mma_s8.cuh"
 #include "cuda/primitives/qfragments.h"
@@ -202,6 +203,40 @@ struct ResidualWarp {
             }
         }
     }
+};
+
+// The weights of a block, slice by slice: while one is worked on the next one is on its way, to the other of two places in shared memory.
+struct ResidualSlices {
+    const uint8_t* from;
+    uint8_t* stages;
+    int bytes, count;  // of a slice; slices
+
+    MVIT_DEVICE void load(int slice) const {
+        const uint8_t* begin = from + int64_t{slice} * bytes;
+        MVIT_ROLLED
+        for (int i = 16 * thread_index(); i < bytes; i += 16 * residual_threads) cp_async16(stage(slice) + i, begin + i, 16);
+    }
+
+    // With the weights of each slice: expand, filter, reduce. The first slice is on its way.
+    template <class Expand, class Filter, class Reduce>
+    MVIT_DEVICE void each(const Expand& expand, const Filter& filter, const Reduce& reduce) const {
+        for (int slice = 0; slice < count; ++slice) {
+            cp_async_wait<0>();
+            block_barrier();  // all have the weights of this slice; and nobody reads those before any more, whose place the next ones take
+            if (slice + 1 < count) load(slice + 1);
+            cp_async_commit();
+            expand(stage(slice));
+            block_barrier();
+            filter(stage(slice));
+            block_barrier();
+            reduce(stage(slice));
+        }
+        cp_async_wait<0>();
+        block_barrier();
+    }
+
+  private:
+    MVIT_DEVICE uint8_t* stage(int slice) const { return stages + slice % 2 * bytes; }
 };
 
 using ResidualTile1 = ResidualTile<1, 8, 16, 64, 2>;

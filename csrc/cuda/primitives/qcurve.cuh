@@ -5,22 +5,11 @@
 
 namespace mvit::cuda {
 
-// a b / 2^15, rounded
-MVIT_BOTH int32_t times_fraction(int32_t a, int32_t b) { return (a * b + (1 << 14)) >> 15; }
-
-// x is an int16; the result a byte.
-MVIT_BOTH int32_t apply_curve(const int16_t* curve, int32_t x) {
-    const int32_t size = x < -32767 ? 32767 : x < 0 ? -x : x, i = size >> 9, r = (size & 511) << 6;
-    const int32_t e = curve[i] + times_fraction(r, curve[64 + i] + times_fraction(r, curve[128 + i]));
-    const int32_t sum = (x > 0 ? x : 0) + times_fraction(e, 1024) + curve[193], y = (sum < 32767 ? sum : 32767) >> curve[192];
-    return y < 0 ? 0 : y < curve[194] ? y : curve[194];
-}
-
-// The same in shared memory, of floats: apply_curve(curve, x rounded to the nearest int16, ties to even), in fewer instructions.
+// A curve in shared memory, of floats that are rounded to the nearest int16, ties to even, in few instructions.
 //
-// With m the low nine bits of |x|, r = 64 m there, times_fraction(r, c) = floor((m c + 2^8) / 2^9) and times_fraction(e, 1024) =
-// floor((e + 2^4) / 2^5): factors of two that cancel. What is added after the last goes into it 32 times. |x| is rounded by a sum whose
-// last place is 1.
+// With m the low nine bits of |x|, r = 64 m in cpu/core/qcurve.h, and (r c + 2^14) / 2^15 = floor((m c + 2^8) / 2^9) there; of the last
+// product, with 1024, floor((e + 2^4) / 2^5): factors of two that cancel. What is added after the last goes into it 32 times. |x| is
+// rounded by a sum whose last place is 1.
 class SharedCurve {
   public:
     static constexpr int segments = 64, bytes = segments * 8 + 16;

@@ -73,9 +73,11 @@ MVIT_DEVICE bool quads_are_aligned(const void* p, int64_t stride, int64_t size) 
 
 class Finish {
   public:
-    // Columns `column` (a multiple of four) and those behind it that exist: the arrays of the channels have whole panels.
-    MVIT_DEVICE Finish(const QEpilogue& e, int64_t columns, int64_t column)
+    // Columns `column` (a multiple of four) and those behind it that exist: the arrays of the channels have whole panels. curve: shared
+    // memory in which `SharedCurve::load` has put that of e, if there is one.
+    MVIT_DEVICE Finish(const QEpilogue& e, int64_t columns, int64_t column, const uint8_t* curve)
         : e_(e),
+          curve_(curve),
           column_(column),
           lanes_(static_cast<int>(columns - column < four ? columns - column : four)),
           y_aligned_(lanes_ == four && quads_are_aligned(e.y, e.y_stride, element_size(e.type))),
@@ -162,9 +164,10 @@ class Finish {
     }
 
     MVIT_DEVICE void store_curve(const Quad<float>& x, int64_t row) const {
+        const SharedCurve curve(curve_);
         Quad<uint8_t> y;
         MVIT_UNROLL
-        for (int i = 0; i < four; ++i) y.v[i] = static_cast<uint8_t>(apply_curve(e_.curve, saturate16(to_stream(x.v[i]))));
+        for (int i = 0; i < four; ++i) y.v[i] = static_cast<uint8_t>(curve(x.v[i]));
         store(y, row);
     }
 
@@ -211,6 +214,7 @@ class Finish {
     }
 
     const QEpilogue& e_;
+    const uint8_t* curve_;
     int64_t column_;
     int lanes_;
     bool y_aligned_, residual_aligned_;
