@@ -99,8 +99,33 @@ def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, back
     yield Case(
         "quantize", call("quantize", x, 0.02, 113), _quantized(x, 0.02, 113), (element + 1) * x.numel(), exact=True
     )  # fmt: skip
+    yield from _relatives(x, call)
     yield from _integers(device, pixels, dim, backends)
     yield from _between_products(device, batch, side, dim, backends)
+
+
+def _relatives(x: Tensor, call: Callable[..., dict[str, Callable[[], Any]]]) -> Iterator[Case]:
+    """What EfficientFormer, its V2 and Mobile-Former have beside: attention of 49 pixels in 8 heads, by itself and with mixed heads, of few
+    tokens and all pixels of x; and what is done to every value of x."""
+    batch, dim = x.shape[:2]
+    like = {"device": x.device, "dtype": x.dtype}
+    q, k, v = (torch.randn(batch, 49, 8 * width, **like) for width in (32, 32, 128))
+    mixed = {name: torch.randn(size, **like) / 3 for name, size in (("bias", (8, 49, 49)), ("mix_scores", (8, 8)), ("mix_weights", (8, 8)))}
+    tokens, pixels = torch.randn(batch, 6, dim, **like), x.permute(0, 2, 3, 1).flatten(1, 2)
+    for name, inputs, heads, mixtures in (
+        ("attention bias", (q, k, v), 8, {"bias": mixed["bias"]}), ("attention mixed", (q, k, v), 8, mixed),
+        ("attention tokens", (tokens, pixels, pixels), 2, {}), ("attention pixels", (pixels, tokens, tokens), 2, {}),
+    ):  # fmt: skip
+        queries, keys, depth = inputs[0].shape[1], inputs[1].shape[1], inputs[0].shape[2] + inputs[2].shape[2]
+        moved = sum(each.numel() for each in {id(each): each for each in inputs}.values()) + batch * queries * inputs[2].shape[2]
+        plain = reference.Mixtures(mixtures.get("bias"), mixtures.get("mix_scores"), mixtures.get("mix_weights"))
+        yield Case(
+            name, call("attention", *inputs, heads, **mixtures),
+            functools.partial(reference.attention, *inputs, heads, (inputs[0].shape[2] // heads) ** -0.5, plain),
+            x.element_size() * moved, 2 * batch * queries * keys * depth,
+        )  # fmt: skip
+    for op, other in (("dynamic_relu", torch.randn(batch, 2 * dim, **like)), ("pool_mixer", torch.randn(dim, **like))):
+        yield Case(op, call(op, x, other), functools.partial(getattr(reference, op), x, other), 2 * x.element_size() * x.numel())
 
 
 def _integers(device: str, rows: int, dim: int, backends: tuple[str, ...]) -> Iterator[Case]:

@@ -258,11 +258,11 @@ class _Calls(Blocks):
 
     def _attention(self, node: Node) -> None:
         heads, scale = node.settings["heads"], node.settings["scale"]
-        mixtures = {name: self.weight(value, torch.float32) for name, value in node.weights.items()}
+        mixtures: dict[str, Any] = {name: self.weight(value, torch.float32) for name, value in node.weights.items()}
 
         def run(*inputs: Tensor) -> Tensor:
-            y = ops.attention(*(_channels_last(x).flatten(1, 2) for x in inputs), heads, scale=scale, **mixtures)
-            return y.unflatten(1, inputs[0].shape[2:]).movedim(-1, 1)
+            q, k, v = (_channels_last(x).flatten(1, 2) for x in inputs)
+            return ops.attention(q, k, v, heads, scale=scale, **mixtures).unflatten(1, inputs[0].shape[2:]).movedim(-1, 1)
 
         self.add(node.kind, (node,), node.inputs, run)
 

@@ -63,8 +63,7 @@ class QInvertedResidual:
         if not x.is_cuda:
             return True
         columns, stride = self.reduce.weight.columns, self.depthwise.stride
-        forms = self._settings[:2]
-        if _cuda_refuse(x, *forms) is not None or not _is_one_launch(x, columns, stride, self.expand.table, self.depthwise.table):
+        if cuda_support.refuse(x) is not None or not _is_one_launch(x, columns, stride, self.expand.table, self.depthwise.table):
             return False
         return one_launch_pays(x, self.expand.weight.columns, columns, stride, MAP_RATE)
 
