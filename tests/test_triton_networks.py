@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import test_efficientformers as efficientformers
+import test_mobile_formers as mobile_formers
 import torch
+from test_engine_device import device_plan, programs
 from test_engine_integers import quantized
 from test_graph_capture import random_statistics
 from torch import nn
@@ -49,6 +51,21 @@ def test_networks(name: str, kinds: str, bits: int) -> None:
 )
 def test_efficientformers(name: str, kinds: str) -> None:
     check(efficientformers.quantized(name), efficientformers.images(name, 1), kinds)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DEVICE != "cpu", reason="tests/gpu/test_engine.py runs them on the GPU")
+@pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformerv2_s0", "mobile_former_26m"])
+@torch.no_grad()
+def test_float_networks_of_other_families(name: str) -> None:
+    """As plans of a GPU run them, call by call; a call that no Triton kernel takes raises."""
+    former = name == "mobile_former_26m"
+    model = mobile_formers.network(name) if former else efficientformers.network(name)
+    x = mobile_formers.images(1, 32) if former else efficientformers.images(name, 1)
+    plan, right = device_plan(programs(model, x.shape[2])), model(x)
+    with mk.use_backend("triton"):
+        (y,) = plan.run(x)
+    assert (y - right).abs().max() <= 1e-4 * right.abs().max()
 
 
 class Small(nn.Module):
