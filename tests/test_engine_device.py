@@ -58,6 +58,7 @@ def test_calls_compute_the_network(name: str, side: int) -> None:
     (y,) = plan.run(x)
     assert (y - right).abs().max() <= 1e-4 * right.abs().max()
     by_torch = {call.op for call in plan.calls if call.reason}  # one launch each, of a value at a time or a mean
+    assert not any(call.foreign for call in plan.calls)
     assert by_torch <= {"activation", "add", "avg_pool", "cat", "constant", "pixel", "resize"}
 
 
@@ -72,6 +73,22 @@ def test_blocks_are_single_calls(v2_plan) -> None:
     assert report.fallbacks[0].op == "avg_pool"
     assert "GPU" not in str(report.machine)
     assert plan.arena_bytes >= max(call.result.bytes for call in plan.calls)
+
+
+def test_what_nobody_knows_is_told_apart_from_what_torch_does_well() -> None:
+    class Foreign(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return (y.cumsum(2) + y).mean((2, 3))
+
+    plan = device_plan(programs(Foreign().eval(), 8))
+    reasons = {call.op: (call.reason, call.foreign) for call in plan.calls if call.reason}
+    assert {op for op, (_, foreign) in reasons.items() if foreign} == {"aten.cumsum.default"}
+    assert reasons["avg_pool"] == ("torch's kernel for avg_pool", False)
 
 
 def test_the_smallest_maps_are_what_is_written(v2, v2_plan) -> None:

@@ -41,7 +41,7 @@ def test_sizes(size, mixed: str, poison) -> None:
 @pytest.mark.parametrize("parts", [2, 3, slow(7)])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_programs_share_keys(dtype: torch.dtype, parts: int, monkeypatch, poison) -> None:
-    """Also where the last of them has fewer keys, or none is left for it."""
+    """Also where the last of them has fewer keys, and where fewer programs do."""
     from mvit_kernels.triton_kernels import attention
 
     monkeypatch.setattr(attention, "shares", lambda *_: parts)

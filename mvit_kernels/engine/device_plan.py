@@ -149,12 +149,12 @@ class DevicePlan:
             except torch.cuda.OutOfMemoryError:
                 raise
             except RuntimeError as error:
-                by_torch = [call.name for call in self.calls if call.reason is not None]
-                if not by_torch:
+                foreign = [call.name for call in self.calls if call.foreign]
+                if not foreign:
                     raise
                 self.uncaptured = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                 warnings.warn(
-                    f"mvit_kernels: the network runs call by call, not as a CUDA graph: torch runs {', '.join(by_torch)}, and something"
+                    f"mvit_kernels: the network runs call by call, not as a CUDA graph: torch runs {', '.join(foreign)}, and something"
                     f" there cannot be captured ({self.uncaptured})",
                     stacklevel=6,
                 )

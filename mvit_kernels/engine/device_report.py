@@ -82,7 +82,7 @@ def _captured(call: Call, inputs: list[Tensor]) -> tuple[Callable[[], object], i
                 for _ in range(_COPIES):
                     call.run(*inputs)
         except RuntimeError:
-            if call.reason is None:
+            if not call.foreign:
                 raise
             return functools.partial(call.run, *inputs), 1
     return functools.partial(_replay, graph, weights), _COPIES

@@ -37,6 +37,7 @@ class Call:
     bytes: int = 0  # read and written at least, weights included
     weight_bytes: int = 0
     reason: str | None = None  # why torch's kernels run it, where ours do not
+    foreign: bool = False  # an op of which nobody knows here whether a graph can hold it
 
     @property
     def name(self) -> str:
@@ -107,7 +108,7 @@ class _Calls(Blocks):
 
     def add(
         self, op: str, nodes: tuple[Node, ...], inputs: tuple[str, ...], run: Callable[..., Any], reason: str | None = None,
-        dtype: torch.dtype | None = None, collects: bool = False,
+        dtype: torch.dtype | None = None, collects: bool = False, foreign: bool = False,
     ) -> None:  # fmt: skip
         last = nodes[-1]
         value = self.values[last.name] = Value(last.size, dtype or self.dtype)
@@ -115,7 +116,7 @@ class _Calls(Blocks):
         sizes = [x.numel() * (self.dtype.itemsize if x.is_floating_point() else x.element_size()) for x in weights]
         touched = value.bytes + sum(self.values[name].bytes for name in set(inputs) if name in self.values) + sum(sizes)
         names, macs = tuple(node.name for node in nodes), sum(node.macs() for node in nodes)
-        self.calls.append(Call(op, names, inputs, run, value, collects, macs, touched, sum(sizes), reason))
+        self.calls.append(Call(op, names, inputs, run, value, collects, macs, touched, sum(sizes), reason, foreign))
         if collects:
             self.collected.add(last.name)
 
@@ -314,8 +315,9 @@ class _Calls(Blocks):
         weights = {name: self.weight(x, self.dtype if x.is_floating_point() else None) for name, x in node.weights.items()}
         moved = replace(node, weights=weights)
         target = node.settings.get("target")
-        reason = "no kernel for it" if target is not None else f"torch's kernel for {node.kind}"
-        self.add(node.kind if target is None else str(target), (node,), node.inputs, lambda *inputs: evaluate(moved, list(inputs)), reason)
+        foreign = target is not None
+        name, reason = (str(target), "no kernel for it") if foreign else (node.kind, f"torch's kernel for {node.kind}")
+        self.add(name, (node,), node.inputs, lambda *inputs: evaluate(moved, list(inputs)), reason, foreign=foreign)
 
 
 def _without_kernel(kind: str) -> str | None:

@@ -296,6 +296,8 @@ def test_integers_have_the_bits_of_the_cpu(name: str, bits: int) -> None:
     compiled = mk.compile(quantized, images(1).cuda())
     x = images(3, seed=5)
     assert torch.equal(compiled(x.cuda()).cpu(), quantized(x))
+    x = images(64, seed=6)  # whose inverted residuals are one launch each
+    assert torch.equal(compiled(x.cuda()).cpu(), mk.compile(quantized, images(1))(x))
     assert plan_of(compiled).uncaptured is None
     assert compiled.report().fallbacks == ()
 
