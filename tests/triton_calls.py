@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mvit_kernels import ops
+from mvit_kernels import ops, reference
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 use = functools.partial(functools.partial, backend="triton")
@@ -91,6 +91,13 @@ def integer_calls() -> dict[str, Any]:
         calls[f"qconv2d {kernel}x{kernel}"] = functools.partial(convolution, x)
     weight = torch.zeros(96, 1, 3, 3, dtype=torch.int8)
     calls["qdepthwise_conv2d"] = functools.partial(ops.prepare_qdepthwise_conv2d(weight, bias=torch.zeros(96), **QUANTIZATION, **BYTES), x)
+    curved = {**BYTES, "activation": None, "table": reference.activation_curve("silu", 0.1, 7)}
+    curve = ops.prepare_qdepthwise_conv2d(weight, bias=torch.zeros(96), **QUANTIZATION, **curved)
+    calls["curve qdepthwise_conv2d"] = functools.partial(curve, x)
+    matrix = ops.pack_weight(torch.zeros(128, 128, dtype=torch.int8))
+    for rows in (16384, 1024):
+        product = ops.prepare_qgemm(matrix, bias=torch.zeros(128), **QUANTIZATION, **curved)
+        calls[f"curve qgemm {rows}"] = functools.partial(product, ones(rows, 128, dtype=torch.uint8))
     calls["quantize"] = use(ops.quantize, image(2, 96, 32, 32), 0.1, 3)
     calls["quantize, channels"] = use(ops.quantize, image(2, 96, 32, 32), ones(96), ones(96, dtype=torch.int32))
     calls["dequantize"] = use(ops.dequantize, x, 0.1, 3, torch.float16)
