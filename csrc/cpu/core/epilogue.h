@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cpu/core/activation.h"
-#include "cpu/core/tile.h"
+#include "cpu/core/products.h"
 
 namespace mvit {
 namespace {
@@ -33,29 +33,57 @@ inline void finish_dynamic(const float* c, int64_t c_stride, int64_t rows, int c
     }
 }
 
-// act(a w + bias) + residual for rows of a and the panels [begin, end) of a packed weight of N columns. `tile`: rows x panel floats.
-// slopes: [a of all columns | b of all], which make the activation dynamic and leave no residual; or null.
+// act(a w + bias) for rows of a, where y is scratch memory: whole panels fit, and each is finished while it is in the first cache.
+// slopes: [a of all columns | b of all], which make the activation dynamic; or null.
+inline void multiply_in_cache(const TileKernels& tiles, const float* a, int64_t a_stride, int64_t rows, int64_t depth, const float* weight,
+                              const float* bias, int64_t columns, Activation activation, const float* slopes, float* y, int64_t y_stride) {
+    for (int64_t first = 0; first < columns; first += panel) {
+        const int width = columns - first < panel ? static_cast<int>(columns - first) : panel;
+        tiles.multiply(a, a_stride, rows, weight + first * depth, depth, width, bias + first, 0, y + first, y_stride);
+        if (slopes) {
+            finish_dynamic(y + first, y_stride, rows, width, slopes + first, columns, y + first, y_stride);
+        } else if (activation != Activation::none) {
+            finish(y + first, y_stride, rows, width, activation, static_cast<const float*>(nullptr), 0, y + first, y_stride);
+        }
+    }
+}
+
+// act(a w + bias) + residual for rows of a and the panels [begin, end) of a packed weight of N columns. products: rows x
+// product_stride(columns of these panels) floats. slopes: as above, and leave no residual.
+//
+// Where y is memory, its rows are written and those of the residual read in runs as long as can be: pieces of 128 bytes, a panel, come too
+// late for each other, as no prefetching of the processor sees what they have in common.
 template <class T>
 inline void multiply_panels(const TileKernels& tiles, const float* a, int64_t a_stride, int64_t rows, int64_t depth, const float* weight,
                             const float* bias, int64_t columns, int64_t begin, int64_t end, Activation activation, const T* residual,
-                            int64_t residual_stride, T* y, int64_t y_stride, float* tile, const float* slopes = nullptr) {
-    const auto leave = [&](const float* c, int64_t c_stride, int width, int64_t first) {
-        if (slopes) return finish_dynamic(c, c_stride, rows, width, slopes + first, columns, y + first, y_stride);
-        finish(c, c_stride, rows, width, activation, residual ? residual + first : nullptr, residual_stride, y + first, y_stride);
-    };
-    for (int64_t j = begin; j < end; ++j) {
-        const int64_t first = j * panel;
-        const int width = columns - first < panel ? static_cast<int>(columns - first) : panel;
-        // Whole vectors of float32 go straight to where they belong.
-        if constexpr (sizeof(T) == sizeof(float)) {
-            if (width % F32::width == 0) {
-                tiles.multiply(a, a_stride, rows, weight + first * depth, depth, width, bias + first, 0, y + first, y_stride);
-                if (activation != Activation::none || residual || slopes) leave(y + first, y_stride, width, first);
-                continue;
+                            int64_t residual_stride, T* y, int64_t y_stride, float* products, const float* slopes = nullptr) {
+    const bool as_it_is = sizeof(T) == sizeof(float) && activation == Activation::none && !residual && !slopes;
+    const int64_t last = columns < end * panel ? columns : end * panel;
+    for (int64_t first = begin * panel; first < last;) {
+        const int64_t beyond = last - first < columns_at_once ? last : first + columns_at_once, stride = product_stride(beyond - first);
+        int64_t waiting = first;  // the columns from here on are in `products`
+        for (int64_t at = first; at < beyond; at += panel) {
+            const int width = beyond - at < panel ? static_cast<int>(beyond - at) : panel;
+            const auto multiply = [&](float* to, int64_t to_stride) {
+                tiles.multiply(a, a_stride, rows, weight + at * depth, depth, width, bias + at, 0, to, to_stride);
+            };
+            if constexpr (sizeof(T) == sizeof(float)) {
+                if (as_it_is && width % F32::width == 0) {  // whole vectors of float32 go straight to where they belong
+                    multiply(y + at, y_stride);
+                    waiting = at + width;
+                    continue;
+                }
             }
+            multiply(products + (at - waiting), stride);
         }
-        tiles.multiply(a, a_stride, rows, weight + first * depth, depth, width, bias + first, 0, tile, panel);
-        leave(tile, panel, width, first);
+        const int left = static_cast<int>(beyond - waiting);
+        if (left > 0 && slopes) {
+            finish_dynamic(products, stride, rows, left, slopes + waiting, columns, y + waiting, y_stride);
+        } else if (left > 0) {
+            finish(products, stride, rows, left, activation, residual ? residual + waiting : nullptr, residual_stride, y + waiting,
+                   y_stride);
+        }
+        first = beyond;
     }
 }
 

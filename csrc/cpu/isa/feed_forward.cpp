@@ -16,12 +16,11 @@ void block(const FeedForwardBlock& p) {
     const TileKernels& tiles = MVIT_ISA_SYMBOL(tile);
     const int64_t dim = p.source.depth, stride = scratch_stride(p.hidden);
     float* hidden = p.scratch + p.rows * scratch_stride(dim);
-    float* tile = hidden + p.rows * stride;
+    float* products = hidden + p.rows * stride;
     const Rows x = load_rows<T>(p.source, p.rows, p.scratch);
-    multiply_panels<float>(tiles, x.data, x.stride, p.rows, dim, p.weight1, p.bias1, p.hidden, 0, panels(p.hidden), p.activation, nullptr,
-                           0, hidden, stride, tile);
+    multiply_in_cache(tiles, x.data, x.stride, p.rows, dim, p.weight1, p.bias1, p.hidden, p.activation, nullptr, hidden, stride);
     multiply_panels<T>(tiles, hidden, stride, p.rows, p.hidden, p.weight2, p.bias2, dim, 0, panels(dim), Activation::none,
-                       static_cast<const T*>(p.source.a), dim, static_cast<T*>(p.y), dim, tile);
+                       static_cast<const T*>(p.source.a), dim, static_cast<T*>(p.y), dim, products);
 }
 
 }  // namespace

@@ -24,9 +24,8 @@ void expand(const InvertedResidualBand& p, const T* x, int64_t count, float* to,
         const int64_t rows = smaller(count - first, product_rows);
         source.a = x + first * p.channels;
         const Rows a = load_rows<T>(source, rows, scratch);
-        multiply_panels<float>(MVIT_ISA_SYMBOL(tile), a.data, a.stride, rows, p.channels, p.expand_weight, p.expand_bias, p.hidden, 0,
-                               panels(p.hidden), p.activation, nullptr, 0, to + first * stride, stride,
-                               scratch + product_rows * scratch_stride(p.channels), p.expand_slopes);
+        multiply_in_cache(MVIT_ISA_SYMBOL(tile), a.data, a.stride, rows, p.channels, p.expand_weight, p.expand_bias, p.hidden, p.activation,
+                          p.expand_slopes, to + first * stride, stride);
     }
 }
 
@@ -49,7 +48,7 @@ void band(const InvertedResidualBand& p) {
     float* expanded = p.scratch;
     float* filtered = expanded + expanded_floats(p.width, p.hidden, p.stride, p.step);
     float* rest = filtered + p.step * out_width * hidden_stride;
-    float* tile = rest + product_rows * scratch_stride(p.channels);
+    float* products = rest + product_rows * scratch_stride(p.channels);
 
     int64_t from = 0, to = 0;  // the input rows that `expanded` holds
     for (int64_t begin = p.begin; begin < p.end; begin += p.step) {
@@ -83,7 +82,7 @@ void band(const InvertedResidualBand& p) {
             multiply_panels<T>(MVIT_ISA_SYMBOL(tile), filtered + pixel * hidden_stride, hidden_stride,
                                smaller(pixels - pixel, product_rows), p.hidden, p.reduce_weight, p.reduce_bias, p.columns, 0,
                                panels(p.columns), Activation::none, p.residual ? x + place * p.columns : nullptr, p.columns,
-                               y + place * p.columns, p.columns, tile);
+                               y + place * p.columns, p.columns, products);
         }
     }
 }

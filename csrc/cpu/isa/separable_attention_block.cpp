@@ -132,7 +132,7 @@ void values(const ValueBlock& p) {
     const TileKernels& tiles = MVIT_ISA_SYMBOL(tile);
     const int64_t dim = p.source.depth, stride = scratch_stride(dim), width = round_up(dim, panel);
     float* gated = p.scratch + p.rows * stride;
-    float* tile = gated + p.rows * stride;
+    float* products = gated + p.rows * stride;
     const Rows x = load_rows<T>(p.source, p.rows, p.scratch);
     const F32 zero = F32::all(0.0f);
     for (int64_t j = 0; j < panels(dim); ++j) {
@@ -144,7 +144,7 @@ void values(const ValueBlock& p) {
         }
     }
     multiply_panels<T>(tiles, gated, stride, p.rows, dim, p.out_weight, p.out_bias, dim, 0, panels(dim), Activation::none,
-                       static_cast<const T*>(p.source.a), dim, static_cast<T*>(p.y), dim, tile);
+                       static_cast<const T*>(p.source.a), dim, static_cast<T*>(p.y), dim, products);
 }
 
 }  // namespace

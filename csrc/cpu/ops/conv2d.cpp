@@ -80,7 +80,7 @@ Status by_gathering(const Conv2dProblem& p, int threads) {
     parallel_for(cut.blocks * pieces, threads_for(bytes, cut.blocks * pieces, threads), [&](int64_t task) {
         const int64_t piece = task % pieces, first = task / pieces * cut.height;
         const int64_t some = pixels - first < cut.height ? pixels - first : cut.height;
-        if (float* scratch = thread_scratch().floats(conv2d_scratch(some, depth))) {
+        if (float* scratch = thread_scratch().floats(conv2d_scratch(some, depth, p.columns))) {
             kernel({first, some, all * piece / pieces, all * (piece + 1) / pieces, scratch, p});
         } else {
             no_memory.store(true, std::memory_order_relaxed);

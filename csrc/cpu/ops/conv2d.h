@@ -10,7 +10,7 @@
 // Floor: 2 B H W / s^2 N K operations; x and w read once, y written once.
 #pragma once
 
-#include "cpu/core/tile.h"
+#include "cpu/core/products.h"
 #include "cpu/core/types.h"
 
 namespace mvit {
@@ -83,7 +83,9 @@ struct Conv2dRow {
 };
 
 inline int64_t conv2d_depth(const Conv2dProblem& p) { return p.kernel * p.kernel * (p.x.channels + p.second.channels); }
-inline int64_t conv2d_scratch(int64_t pixels, int64_t depth) { return pixels * (scratch_stride(depth) + panel); }
+inline int64_t conv2d_scratch(int64_t pixels, int64_t depth, int64_t columns) {
+    return pixels * (scratch_stride(depth) + product_stride(columns));
+}
 inline int64_t conv2d_padded(const Conv2dProblem& p) { return p.width + 2; }
 
 struct Conv2dKernels {

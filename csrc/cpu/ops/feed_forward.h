@@ -8,8 +8,8 @@
 // Floor: 4 M d h operations; x read and y written once, the weights once a block.
 #pragma once
 
+#include "cpu/core/products.h"
 #include "cpu/core/row_source.h"
-#include "cpu/core/tile.h"
 #include "cpu/core/types.h"
 
 namespace mvit {
@@ -42,7 +42,7 @@ struct FeedForwardBlock {
 };
 
 inline int64_t feed_forward_scratch(int64_t rows, int64_t dim, int64_t hidden) {
-    return rows * (scratch_stride(dim) + scratch_stride(hidden) + panel);
+    return rows * (scratch_stride(dim) + scratch_stride(hidden) + product_stride(dim));
 }
 
 struct FeedForwardKernels {

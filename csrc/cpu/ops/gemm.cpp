@@ -39,7 +39,7 @@ void run(const GemmProblem& p, int threads) {
     const DynamicSlopes slopes(p.dtype, p.slopes, p.groups, p.columns);
     const Borrowed<Statistics> tiles(p.collected ? p.groups * cut.tiles() : 0);
     parallel_tasks(
-        cut.tasks() * ranges, p.groups * p.rows * depth * p.columns / 8, gemm_scratch(cut.height, depth), threads,
+        cut.tasks() * ranges, p.groups * p.rows * depth * p.columns / 8, gemm_scratch(cut.height, depth, width * panel), threads,
         [&](int64_t task, float* scratch) {
             const int64_t block = task / ranges, begin = task % ranges * width;
             const int64_t end = begin + width < panels(p.columns) ? begin + width : panels(p.columns);

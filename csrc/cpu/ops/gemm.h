@@ -15,8 +15,8 @@
 // Floor: 2 M N K operations; a and w read once, y written once.
 #pragma once
 
+#include "cpu/core/products.h"
 #include "cpu/core/row_source.h"
-#include "cpu/core/tile.h"
 #include "cpu/core/types.h"
 
 namespace mvit {
@@ -60,7 +60,9 @@ struct GemmBlock {
     float* scratch;  // gemm_scratch floats
 };
 
-inline int64_t gemm_scratch(int64_t rows, int64_t depth) { return rows * (scratch_stride(depth) + panel); }
+inline int64_t gemm_scratch(int64_t rows, int64_t depth, int64_t columns) {
+    return rows * (scratch_stride(depth) + product_stride(columns));
+}
 
 struct GemmKernels {
     void (*block[3])(const GemmBlock&);  // by DType

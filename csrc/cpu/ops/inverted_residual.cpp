@@ -46,7 +46,7 @@ void run(const InvertedResidualProblem& p, int threads) {
     const DynamicSlopes expand_slopes(p.dtype, p.expand_slopes, p.batch, p.hidden);
     const DynamicSlopes depthwise_slopes(p.dtype, p.depthwise_slopes, p.batch, p.hidden);
     const Borrowed<Statistics> rows(p.collected ? p.batch * out_height : 0);
-    const int64_t scratch_floats = inverted_residual_scratch(p.width, p.channels, p.hidden, p.stride, step);
+    const int64_t scratch_floats = inverted_residual_scratch(p.width, p.channels, p.hidden, p.columns, p.stride, step);
     parallel_tasks(p.batch * bands, p.batch * p.height * p.width * p.hidden * p.channels / 8, scratch_floats, threads,
                    [&](int64_t task, float* scratch) {
                        const int64_t image = task / bands, begin = task % bands * height;

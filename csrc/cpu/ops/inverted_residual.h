@@ -12,7 +12,7 @@
 #pragma once
 
 #include "cpu/core/moments.h"
-#include "cpu/core/tile.h"
+#include "cpu/core/products.h"
 #include "cpu/core/types.h"
 
 namespace mvit {
@@ -54,14 +54,14 @@ struct InvertedResidualBand {
 
 inline constexpr int64_t product_rows = 64;  // pixels a product at a time
 
-// Floats of the expanded rows and the filtered rows of a step, and of a block of rows on its way into a product.
+// Floats of the expanded rows and the filtered rows of a step, and of a block of rows on its way into a product and out of one.
 inline int64_t expanded_floats(int64_t width, int64_t hidden, int64_t stride, int64_t step) {
     return (stride * (step - 1) + 3) * width * scratch_stride(hidden);
 }
-inline int64_t inverted_residual_scratch(int64_t width, int64_t channels, int64_t hidden, int64_t stride, int64_t step) {
+inline int64_t inverted_residual_scratch(int64_t width, int64_t channels, int64_t hidden, int64_t columns, int64_t stride, int64_t step) {
     const int64_t out_width = (width - 1) / stride + 1;
     return expanded_floats(width, hidden, stride, step) + step * out_width * scratch_stride(hidden) +
-           product_rows * (scratch_stride(channels) + panel);
+           product_rows * (scratch_stride(channels) + product_stride(columns));
 }
 
 struct InvertedResidualKernels {

@@ -15,8 +15,8 @@
 // Floor: 4 M d^2 operations (of 8 M d^2 in the definition); x read three times, from cache where it fits, y written once.
 #pragma once
 
+#include "cpu/core/products.h"
 #include "cpu/core/row_source.h"
-#include "cpu/core/tile.h"
 #include "cpu/core/types.h"
 
 namespace mvit {
@@ -77,7 +77,7 @@ struct ValueBlock {
     void* y;
     float* scratch;  // value_scratch floats
 };
-inline int64_t value_scratch(int64_t rows, int64_t dim) { return rows * (2 * scratch_stride(dim) + panel); }
+inline int64_t value_scratch(int64_t rows, int64_t dim) { return rows * (2 * scratch_stride(dim) + product_stride(dim)); }
 
 struct SeparableAttentionBlockKernels {
     // By DType.

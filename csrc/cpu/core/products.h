@@ -1,0 +1,13 @@
+// Where a product waits, in scratch memory, for what is still to be done to it before it is written (epilogue.h).
+#pragma once
+
+#include "cpu/core/tile.h"
+
+namespace mvit {
+
+// Columns that are finished together: the second cache holds a block of rows of them.
+inline constexpr int64_t columns_at_once = 16 * panel;
+// Floats from row to row.
+inline constexpr int64_t product_stride(int64_t columns) { return scratch_stride(columns < columns_at_once ? columns : columns_at_once); }
+
+}  // namespace mvit
