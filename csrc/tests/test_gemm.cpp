@@ -147,8 +147,9 @@ TEST(gemm_with_every_part_of_its_formula) {
 
 TEST(gemm_with_rows_that_share_cache_sets_or_memory) {
     on_every_isa([] {
-        compare<float>({.groups = 1, .rows = 20, .depth = 512, .columns = 33});  // copied: see scratch_stride
-        compare<float>({.groups = 1, .rows = 3, .depth = 30, .columns = 33, .gap = 512 - 30});
+        compare<float>({.groups = 1, .rows = 20, .depth = 512, .columns = 33});
+        compare<float>({.groups = 1, .rows = 20, .depth = 1024, .columns = 33});  // copied: see shares_sets
+        for (int64_t rows : {3, 20}) compare<float>({.groups = 1, .rows = rows, .depth = 30, .columns = 33, .gap = 1024 - 30});
         Guarded<float> row(9), y(4 * 5);
         fill(row);
         Weight weight(5, 9);
@@ -159,6 +160,26 @@ TEST(gemm_with_rows_that_share_cache_sets_or_memory) {
         p.y = y.data(), p.y_stride = 5;
         CHECK(gemm(p, 1) == Status::ok);
         for (int64_t i = 5; i < y.size(); ++i) CHECK(y[i] == y[i % 5]);
+    });
+}
+
+template <class T>
+void compare_many_columns() {
+    for (int64_t columns : {528, 1073})
+        for (bool more : {false, true})
+            compare<T>({.groups = 1,
+                        .rows = 449,  // as many blocks as leave the columns whole
+                        .depth = 3,
+                        .columns = columns,
+                        .gap = 5,
+                        .activation = more ? Activation::silu : Activation::none,
+                        .residual = more});
+}
+
+TEST(gemm_of_more_columns_than_are_finished_at_once) {
+    on_every_isa([] {
+        compare_many_columns<float>();
+        compare_many_columns<bf16>();
     });
 }
 

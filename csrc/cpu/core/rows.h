@@ -50,7 +50,9 @@ struct Rows {
     int64_t stride;
 };
 
-inline bool shares_sets(int64_t stride) { return stride % 512 == 0; }  // see scratch_stride
+// Rows that are multiples of 4 KB apart all share one set of the first cache, more of them than it has ways. At 2 KB they take two sets,
+// which hold a tile's: not worth a copy, but nothing that scratch memory should do (scratch_stride).
+inline bool shares_sets(int64_t stride) { return stride % 1024 == 0; }
 
 // The rows of a source: its own memory where that holds what is wanted, else `scratch`, of rows x scratch_stride(depth).
 template <class T>
