@@ -1,7 +1,8 @@
 // Rows of bytes and panels of a packed weight in the form that this instruction set multiplies. Internal linkage.
 //
 // AVX512-VNNI and plain C++ multiply bytes by bytes. AVX2 has no such instruction that keeps all bits: vpmaddubsw adds two products in a
-// saturating int16, which 2 * 255 * 127 overflows. With 8-bit weights both sides are therefore widened to int16 and multiplied by vpmaddwd.
+// saturating int16, which 2 * 255 * 127 overflows. With 8-bit weights both sides are therefore widened to int16 and multiplied by vpmaddwd,
+// two k of 8 columns at a time, so that each lane of a sum is a column.
 // With 6-bit weights two products are at most 2 * 255 * 32 = 16320 in size, and even two such pairs can be added: bytes it is.
 #pragma once
 
@@ -105,6 +106,26 @@ inline void unpack_planes(const uint8_t* planes, int8_t* blocks) {
 }
 #endif
 
+// A block of four k of bytes as two of two k of int16: [16 columns: k0 k1 | 16 columns: k2 k3].
+inline void widen_block(const int8_t* block, int16_t* to) {
+#if defined(MVIT_ISA_AVX2)
+    for (int half = 0; half < 2; ++half) {  // a byte to the upper half of its int16, and down again with its sign
+        const __m256i four = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(block + 32 * half));
+        const auto pair = [&](__m256i of_bytes, int at) {
+            const __m256i words = _mm256_srai_epi16(_mm256_shuffle_epi8(four, of_bytes), 8);
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + at), words);
+        };
+        const __m128i first = _mm_setr_epi8(-1, 0, -1, 1, -1, 4, -1, 5, -1, 8, -1, 9, -1, 12, -1, 13);
+        const __m128i second = _mm_setr_epi8(-1, 2, -1, 3, -1, 6, -1, 7, -1, 10, -1, 11, -1, 14, -1, 15);
+        pair(_mm256_broadcastsi128_si256(first), 16 * half);
+        pair(_mm256_broadcastsi128_si256(second), 32 + 16 * half);
+    }
+#else
+    for (int n = 0; n < qpanel; ++n)
+        for (int k = 0; k < 4; ++k) to[32 * (k / 2) + 2 * n + k % 2] = block[4 * n + k];
+#endif
+}
+
 // Panels as they are, where that is how `rows` rows meet them, or in scratch.
 inline QOperand load_qpanels(const QWeight& w, int64_t first, int64_t count, int64_t rows, void* scratch) {
     const int64_t bytes = qpanel_bytes(w.depth, w.bits);
@@ -115,8 +136,7 @@ inline QOperand load_qpanels(const QWeight& w, int64_t first, int64_t count, int
         char* to = static_cast<char*>(scratch) + p * stride;
         const int8_t* panel = from + p * bytes;
         if (w.bits == 8) {
-            auto* wide = reinterpret_cast<int16_t*>(to);
-            for (int64_t i = 0; i < bytes; ++i) wide[i] = panel[i];
+            for (int64_t at = 0; at < bytes; at += qblock) widen_block(panel + at, reinterpret_cast<int16_t*>(to) + at);
         } else {
             for (int64_t i = 0; i < (w.depth + 15) / 16; ++i)
                 unpack_planes(reinterpret_cast<const uint8_t*>(panel) + i * 3 * qblock, reinterpret_cast<int8_t*>(to) + i * 4 * qblock);

@@ -291,104 +291,209 @@ inline void add_products(__m256i& sum, __m256i x, __m256i columns) {
     asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(x), "x"(columns));
 }
 
-// int16 by int16 (see qrows.h), 8 columns: a vector has 4 columns x 4 k, and each sum two halves of a column side by side until the end.
+// What sums of `rows` rows and 16 columns begin with.
 template <int rows>
-void wide_tile(const QTile& t, int64_t first, const int16_t* w, const int32_t* init, int32_t* c, int64_t c_stride) {
-    __m256i sum[rows][2];
+[[gnu::always_inline]] inline void begin_sums(const QTile& t, int64_t first, const int32_t* init, __m256i (&sum)[rows][2]) {
 #pragma GCC unroll 6
-    for (int r = 0; r < rows; ++r) sum[r][0] = sum[r][1] = _mm256_setzero_si256();
-    const int64_t stride = t.a_stride;
-    constexpr int groups = (rows + 2) / 3;
-    const char* row[groups];
-#pragma GCC unroll 2
-    for (int g = 0; g < groups; ++g) row[g] = static_cast<const char*>(t.a) + (first + 3 * g) * stride;
-    for (int64_t block = qblocks(t.depth); block > 0; --block) {
-        const __m256i columns[2] = {load256(w), load256(w + 16)};
-#pragma GCC unroll 6
-        for (int r = 0; r < rows; ++r) {
-            int64_t four;
-            std::memcpy(&four, row[r / 3] + (r % 3) * stride, sizeof four);
-            const __m256i x = _mm256_set1_epi64x(four);
-            add_products(sum[r][0], x, columns[0]);
-            add_products(sum[r][1], x, columns[1]);
-        }
-#pragma GCC unroll 2
-        for (int g = 0; g < groups; ++g) row[g] += 8;
-        w += qblock;
-    }
-#pragma GCC unroll 6
-    for (int r = 0; r < rows; ++r) {
-        const __m256i ordered = _mm256_permute4x64_epi64(_mm256_hadd_epi32(sum[r][0], sum[r][1]), 0xD8);
-        store256(_mm256_add_epi32(load256(init + (first + r) * t.init_stride), ordered), c + (first + r) * c_stride);
-    }
-}
-
-// Bytes by 6-bit weights: two vpmaddubsw add up in int16 before they are widened.
-template <int rows>
-void narrow_tile(const QTile& t, int64_t first, const int8_t* w, const int32_t* init, int32_t* c, int64_t c_stride) {
-    __m256i sum[rows][2];
-    const __m256i ones = _mm256_set1_epi16(1);
-#pragma GCC unroll 4
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
         for (int v = 0; v < 2; ++v) sum[r][v] = load256(init + (first + r) * t.init_stride + 8 * v);
-    const uint8_t* a = static_cast<const uint8_t*>(t.a) + first * t.a_stride;
-    const int64_t stride = t.a_stride;
-    int64_t k = 0;
-    for (; k + 8 <= t.depth; k += 8) {
-        __m256i column[4];
-#pragma GCC unroll 4
-        for (int v = 0; v < 4; ++v) column[v] = load256(w + 32 * v);
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; ++r) {
-            int32_t four[2];
-            std::memcpy(four, a + r * stride + k, sizeof four);
-            const __m256i x = _mm256_set1_epi32(four[0]), y = _mm256_set1_epi32(four[1]);
+}
+
+// int16 by int16 (see qrows.h), two k at a time: 12 sums, two columns, a row and its products are the sixteen registers.
+struct Wide {
+    static constexpr int most_rows = 6;
+    template <int rows>
+    [[gnu::always_inline]] static inline void multiply(const QTile& t, int64_t first, const char* panel, __m256i (&sum)[rows][2]) {
+        constexpr int groups = (rows + 2) / 3;
+        const int64_t stride = t.a_stride;
+        const char* row[groups];
 #pragma GCC unroll 2
-            for (int v = 0; v < 2; ++v) {
-                const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(x, column[v]), _mm256_maddubs_epi16(y, column[2 + v]));
-                sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(pairs, ones));
+        for (int g = 0; g < groups; ++g) row[g] = static_cast<const char*>(t.a) + (first + 3 * g) * stride;
+        for (int64_t pair = 2 * qblocks(t.depth); pair > 0; --pair) {
+            const __m256i columns[2] = {load256(panel), load256(panel + 32)};
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; ++r) {
+                int32_t two;
+                std::memcpy(&two, row[r / 3] + (r % 3) * stride, sizeof two);
+                const __m256i x = _mm256_set1_epi32(two);
+                add_products(sum[r][0], x, columns[0]);
+                add_products(sum[r][1], x, columns[1]);
             }
-        }
-        w += 2 * qblock;
-    }
-    for (; k < t.depth; k += 4) {
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; ++r) {
-            const int64_t left = t.depth - k;
-            const __m256i x = _mm256_set1_epi32(tail_of_row(a + r * stride + k, left < 4 ? left : 4));
 #pragma GCC unroll 2
-            for (int v = 0; v < 2; ++v)
-                sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(_mm256_maddubs_epi16(x, load256(w + 32 * v)), ones));
+            for (int g = 0; g < groups; ++g) row[g] += 4;
+            panel += 64;
         }
-        w += qblock;
     }
+};
+
+// Bytes by 6-bit weights: two vpmaddubsw add up in int16 before they are widened.
+struct Narrow {
+    static constexpr int most_rows = 4;
+    template <int rows>
+    [[gnu::always_inline]] static inline void multiply(const QTile& t, int64_t first, const char* panel, __m256i (&sum)[rows][2]) {
+        const __m256i ones = _mm256_set1_epi16(1);
+        const uint8_t* a = static_cast<const uint8_t*>(t.a) + first * t.a_stride;
+        const int64_t stride = t.a_stride;
+        int64_t k = 0;
+        for (; k + 8 <= t.depth; k += 8) {
+            __m256i column[4];
 #pragma GCC unroll 4
+            for (int v = 0; v < 4; ++v) column[v] = load256(panel + 32 * v);
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; ++r) {
+                int32_t four[2];
+                std::memcpy(four, a + r * stride + k, sizeof four);
+                const __m256i x = _mm256_set1_epi32(four[0]), y = _mm256_set1_epi32(four[1]);
+#pragma GCC unroll 2
+                for (int v = 0; v < 2; ++v) {
+                    const __m256i pairs = _mm256_add_epi16(_mm256_maddubs_epi16(x, column[v]), _mm256_maddubs_epi16(y, column[2 + v]));
+                    sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(pairs, ones));
+                }
+            }
+            panel += 2 * qblock;
+        }
+        for (; k < t.depth; k += 4) {
+#pragma GCC unroll 4
+            for (int r = 0; r < rows; ++r) {
+                const int64_t left = t.depth - k;
+                const __m256i x = _mm256_set1_epi32(tail_of_row(a + r * stride + k, left < 4 ? left : 4));
+#pragma GCC unroll 2
+                for (int v = 0; v < 2; ++v)
+                    sum[r][v] = _mm256_add_epi32(sum[r][v], _mm256_madd_epi16(_mm256_maddubs_epi16(x, load256(panel + 32 * v)), ones));
+            }
+            panel += qblock;
+        }
+    }
+};
+
+template <class Kind, int rows>
+void accumulate_tile(const QTile& t, int64_t first, const char* panel, const int32_t* init, int32_t* c, int64_t c_stride) {
+    __m256i sum[rows][2];
+    begin_sums(t, first, init, sum);
+    Kind::multiply(t, first, panel, sum);
+#pragma GCC unroll 6
     for (int r = 0; r < rows; ++r)
 #pragma GCC unroll 2
         for (int v = 0; v < 2; ++v) store256(sum[r][v], c + (first + r) * c_stride + 8 * v);
 }
 
-void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
-    using Wide = void (*)(const QTile&, int64_t, const int16_t*, const int32_t*, int32_t*, int64_t);
-    using Narrow = void (*)(const QTile&, int64_t, const int8_t*, const int32_t*, int32_t*, int64_t);
-    static constexpr Wide wide[6] = {wide_tile<1>, wide_tile<2>, wide_tile<3>, wide_tile<4>, wide_tile<5>, wide_tile<6>};
-    static constexpr Narrow narrow[4] = {narrow_tile<1>, narrow_tile<2>, narrow_tile<3>, narrow_tile<4>};
+// See the one of AVX512-VNNI.
+inline bool packing_clamps(const QChannels& channels, int columns) {
+    int other = 0;
+    for (int j = 0; j < columns; j += 8) {
+        const __m256i zero_point = load256(channels.zero_point + j);
+        const __m256 zero = _mm256_cvtepi32_ps(zero_point), scale = _mm256_loadu_ps(channels.scale + j);
+        const __m256 low = _mm256_add_ps(_mm256_loadu_ps(channels.low + j), zero);
+        const __m256 high = _mm256_add_ps(_mm256_loadu_ps(channels.high + j), zero);
+        const __m256 bytes =
+            _mm256_or_ps(_mm256_cmp_ps(low, _mm256_setzero_ps(), _CMP_NEQ_UQ), _mm256_cmp_ps(high, _mm256_set1_ps(255.0f), _CMP_NEQ_UQ));
+        const __m256 large =
+            _mm256_or_ps(_mm256_cmp_ps(scale, _mm256_set1_ps(0.5f), _CMP_NLE_UQ),
+                         _mm256_castsi256_ps(_mm256_cmpgt_epi32(_mm256_abs_epi32(zero_point), _mm256_set1_epi32(1 << 14))));
+        other |= _mm256_movemask_ps(_mm256_or_ps(bytes, large)) & (columns - j < 8 ? (1 << (columns - j)) - 1 : 255);
+    }
+    return other == 0;
+}
+
+// Rounded and packed to the int16 of 16 columns, in the order 0 .. 3, 8 .. 11, 4 .. 7, 12 .. 15: packing works inside 128-bit lanes. Where
+// nothing is clamped (packing_clamps), the zero-point is added to packed values.
+template <bool clamps>
+inline __m256i rounded(const __m256i (&sum)[2], const QChannels& channels) {
+    __m256i q[2];
+#pragma GCC unroll 2
+    for (int v = 0; v < 2; ++v) {
+        __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[v]), _mm256_loadu_ps(channels.scale + 8 * v));
+        if (clamps) x = _mm256_min_ps(_mm256_max_ps(x, _mm256_loadu_ps(channels.low + 8 * v)), _mm256_loadu_ps(channels.high + 8 * v));
+        q[v] = _mm256_cvtps_epi32(x);
+        if (clamps) q[v] = _mm256_add_epi32(q[v], load256(channels.zero_point + 8 * v));
+    }
+    return _mm256_packs_epi32(q[0], q[1]);
+}
+
+inline __m256i curve_arguments(const __m256i (&sum)[2], const QChannels& channels) {
+    return _mm256_packs_epi32(curve_argument(sum[0], _mm256_loadu_ps(channels.scale)),
+                              curve_argument(sum[1], _mm256_loadu_ps(channels.scale + 8)));
+}
+
+// The first `columns` of 16 bytes.
+inline void store_some(__m128i bytes, int columns, uint8_t* y) {
+    if (columns == qpanel) return _mm_storeu_si128(reinterpret_cast<__m128i*>(y), bytes);
+    alignas(16) uint8_t all[qpanel];
+    _mm_store_si128(reinterpret_cast<__m128i*>(all), bytes);
+    std::memcpy(y, all, static_cast<size_t>(columns));
+}
+
+template <class Kind, int rows>
+void requantize_tile(const QTile& t, int64_t first, const char* panel, const int32_t* init, const QChannels& channels, bool clamps,
+                     int columns, uint8_t* y, int64_t y_stride, const QCurve* curve) {
+    __m256i sum[rows][2];
+    begin_sums(t, first, init, sum);
+    Kind::multiply(t, first, panel, sum);
+    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i zero_point = _mm256_packs_epi32(load256(channels.zero_point), load256(channels.zero_point + 8));
+    y += first * y_stride;
+#pragma GCC unroll 3
+    for (int r = 0; r < rows; r += 2) {  // two rows at once, the last one perhaps with itself
+        const int second = r + 1 < rows ? r + 1 : r;
+        __m256i a, b;
+        if (curve) {
+            a = curve_arguments(sum[r], channels), b = curve_arguments(sum[second], channels);
+            (*curve)(a, b);
+        } else if (clamps) {
+            a = rounded<true>(sum[r], channels), b = rounded<true>(sum[second], channels);
+        } else {
+            a = _mm256_adds_epi16(rounded<false>(sum[r], channels), zero_point);
+            b = _mm256_adds_epi16(rounded<false>(sum[second], channels), zero_point);
+        }
+        const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), in_order);
+        store_some(_mm256_castsi256_si128(bytes), columns, y + r * y_stride);
+        if (r + 1 < rows) store_some(_mm256_extracti128_si256(bytes, 1), columns, y + (r + 1) * y_stride);
+    }
+}
+
+using AccumulateTile = void (*)(const QTile&, int64_t, const char*, const int32_t*, int32_t*, int64_t);
+using RequantizeTile = void (*)(const QTile&, int64_t, const char*, const int32_t*, const QChannels&, bool, int, uint8_t*, int64_t,
+                                const QCurve*);
+
+constexpr AccumulateTile accumulate_tiles[2][6] = {
+    {accumulate_tile<Wide, 1>, accumulate_tile<Wide, 2>, accumulate_tile<Wide, 3>, accumulate_tile<Wide, 4>, accumulate_tile<Wide, 5>,
+     accumulate_tile<Wide, 6>},
+    {accumulate_tile<Narrow, 1>, accumulate_tile<Narrow, 2>, accumulate_tile<Narrow, 3>, accumulate_tile<Narrow, 4>}};
+constexpr RequantizeTile requantize_tiles[2][6] = {
+    {requantize_tile<Wide, 1>, requantize_tile<Wide, 2>, requantize_tile<Wide, 3>, requantize_tile<Wide, 4>, requantize_tile<Wide, 5>,
+     requantize_tile<Wide, 6>},
+    {requantize_tile<Narrow, 1>, requantize_tile<Narrow, 2>, requantize_tile<Narrow, 3>, requantize_tile<Narrow, 4>}};
+
+// body(rows, first row, panel, its weights, its initial sums)
+template <class Body>
+inline void each_panel(const QTile& t, const Body& body) {
     for (int panel = 0; panel < t.panels; ++panel) {
         const char* w = static_cast<const char*>(t.w) + panel * t.w_stride;
-        const int32_t* init = t.init + panel * qpanel;
-        int32_t* to = c + panel * qpanel;
-        if (t.bits == 8) {
-            for (int half = 0; half < 2; ++half)
-                each_tile(t.rows, 6, [&](int rows, int64_t first) {
-                    const auto* columns = reinterpret_cast<const int16_t*>(w) + 32 * half;
-                    wide[rows - 1](t, first, columns, init + 8 * half, to + 8 * half, c_stride);
-                });
-        } else {
-            each_tile(t.rows, 4,
-                      [&](int rows, int64_t first) { narrow[rows - 1](t, first, reinterpret_cast<const int8_t*>(w), init, to, c_stride); });
-        }
+        each_tile(t.rows, t.bits == 8 ? Wide::most_rows : Narrow::most_rows,
+                  [&](int rows, int64_t first) { body(rows, first, panel, w, t.init + panel * qpanel); });
     }
+}
+
+void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
+    each_panel(t, [&](int rows, int64_t first, int panel, const char* w, const int32_t* init) {
+        accumulate_tiles[t.bits == 8 ? 0 : 1][rows - 1](t, first, w, init, c + panel * qpanel, c_stride);
+    });
+}
+
+void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride, const int16_t* curve) {
+    const auto run = [&](bool clamps, const QCurve* by) {
+        each_panel(t, [&](int rows, int64_t first, int panel, const char* w, const int32_t* init) {
+            const int left = columns - panel * qpanel, some = left < qpanel ? left : qpanel;
+            requantize_tiles[t.bits == 8 ? 0 : 1][rows - 1](t, first, w, init, channels.from(panel * qpanel), clamps, some,
+                                                            y + panel * qpanel, y_stride, by);
+        });
+    };
+    if (curve) {
+        const QCurve by(curve);
+        return run(true, &by);
+    }
+    run(!packing_clamps(channels, columns), nullptr);
 }
 
 #else
@@ -415,7 +520,7 @@ void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
 }  // namespace
 
 extern const QTileKernels MVIT_ISA_SYMBOL(qtile);
-#if defined(MVIT_ISA_AVX512VNNI)
+#if defined(MVIT_ISA_AVX512VNNI) || defined(MVIT_ISA_AVX2)
 const QTileKernels MVIT_ISA_SYMBOL(qtile) = {accumulate, requantize};
 #else
 const QTileKernels MVIT_ISA_SYMBOL(qtile) = {accumulate, nullptr};
