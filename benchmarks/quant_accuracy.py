@@ -1,8 +1,9 @@
-"""What quantization costs: top-1 on held-out images of the shipped networks, and of variants of them that are harder to quantize.
+"""What quantization costs: top-1 on held-out images of the networks of `standin_training.py`, and of variants that are harder to quantize.
 
-    python benchmarks/quant_accuracy.py                          # everything; goes on where it was interrupted
+    python benchmarks/quant_accuracy.py                         # all shipped networks, and those in runs/; goes on where it was interrupted
+    python benchmarks/quant_accuracy.py --models mobilevit_s --methods minmax qhyvit best
     python benchmarks/quant_accuracy.py --methods qhyvit --bits 6 --results mine.json
-    python benchmarks/quant_accuracy.py --table                  # prints what was measured
+    python benchmarks/quant_accuracy.py --table                 # prints what was measured
     python benchmarks/quant_accuracy.py --imagenet DIR --results imagenet.json   # the table of the Q-HyViT paper, for who has ImageNet
 
 Accuracy is that of the compiled integer plan, or of the simulation where a method has quantizers that no kernel runs ("kernels": false).
@@ -18,6 +19,7 @@ With --imagenet, the networks are timm's pretrained ones, calibrated on images o
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import sys
 from collections import defaultdict
@@ -27,18 +29,19 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from standin_training import RECIPES, RUNS, weights
 from stress import VARIANTS, stressed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 import mvit_kernels as mk
-from mvit_kernels import checkpoints
 from mvit_kernels.cli.network import load_classifier
 from mvit_kernels.data import StandInTask
 from mvit_kernels.data.listed import calibration_images, evaluation_set
 from mvit_kernels.files import write_text
 from mvit_kernels.machine import conditions, usable_cores
+from mvit_kernels.models import Normalization
 from mvit_kernels.quant.config import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "quant_accuracy.json"
@@ -58,7 +61,7 @@ PLAIN = "trained"
 
 def main(argv: list[str] | None = None) -> None:
     args = _arguments(argv)
-    images: Images = StandIn(args.samples) if args.imagenet is None else ImageNet(args.imagenet)
+    images: Images = StandIn(args.samples, args.trained) if args.imagenet is None else ImageNet(args.imagenet)
     document = json.loads(args.results.read_text()) if args.results.exists() else {"images": str(images), "float": [], "cases": []}
     if document["images"] != str(images):
         raise SystemExit(f"{args.results} holds accuracies on {document['images']}, not on {images}: pass other --results")
@@ -70,20 +73,27 @@ def main(argv: list[str] | None = None) -> None:
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", help="(default: all)")
-    parser.add_argument("--variants", nargs="+", choices=(PLAIN, *VARIANTS), help="(default: all; of ImageNet's none but trained)")
+    parser.add_argument(
+        "--variants", nargs="+", choices=(PLAIN, *VARIANTS), help="of MobileViTs; others are measured as trained (default: all)"
+    )
     parser.add_argument("--bits", nargs="+", type=int, default=(8, 6), choices=(8, 6))
     parser.add_argument("--methods", nargs="+", default=METHODS, choices=METHODS)
     parser.add_argument("--seeds", nargs="+", type=int, default=(0,))
     parser.add_argument("--samples", type=int, default=SAMPLES, help="held-out images of the stand-in task (default: %(default)s)")
+    parser.add_argument("--trained", type=Path, default=RUNS, metavar="DIR", help="--output of standin_training.py (default: %(default)s)")
     parser.add_argument("--imagenet", metavar="DIR", help="with train and val")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="measure nothing")
     args = parser.parse_args(argv)
-    known, variants = (checkpoints.SHIPPED, (PLAIN, *VARIANTS)) if args.imagenet is None else (tuple(PAPER), (PLAIN,))
-    args.models, args.variants = args.models or known, args.variants or variants
+    known, variants = (tuple(RECIPES), (PLAIN, *VARIANTS)) if args.imagenet is None else (tuple(PAPER), (PLAIN,))
+    there = [name for name in known if args.imagenet is not None or weights(name, args.trained) is not None]
+    args.models, args.variants = args.models or there, args.variants or variants
     for given, choices in ((args.models, known), (args.variants, variants)):
         if wrong := sorted(set(given) - set(choices)):
             parser.error(f"expected some of {', '.join(choices)}, got {wrong[0]}")
+    if untrained := sorted(set(args.models) - set(there)):
+        name = untrained[0]
+        parser.error(f"{name} is not in {args.trained}: standin_training.py --models {name} --output {args.trained} trains it")
     if args.imagenet is not None and args.results == RESULTS:
         parser.error("--imagenet needs --results of its own")
     return args
@@ -93,7 +103,8 @@ def _measure(args: argparse.Namespace, images: Images, document: dict[str, Any])
     done = {_key(case) for case in document["cases"]}
     wanted = [
         {"model": model, "variant": variant, "bits": bits, "method": method, "seed": seed}
-        for model in args.models for variant in args.variants for seed in args.seeds for bits in args.bits for method in args.methods
+        for model in args.models for variant in args.variants if variant == PLAIN or model.startswith("mobilevit")
+        for seed in args.seeds for bits in args.bits for method in args.methods
     ]  # fmt: skip
     command, name, network = "python benchmarks/quant_accuracy.py", None, None
     for case in tqdm([case for case in wanted if _key(case) not in done], disable=None):
@@ -102,9 +113,12 @@ def _measure(args: argparse.Namespace, images: Images, document: dict[str, Any])
             if case["variant"] != PLAIN:
                 network = network._replace(model=stressed(network.model, case["variant"]))
         assert network is not None
-        if not any(each["model"] == case["model"] for each in document["float"]):
+        exact = next((each for each in document["float"] if each["model"] == case["model"]), None)
+        if exact is None:
             hits = _hits(network.model, images.held_out(network))
-            document["float"].append({"model": case["model"], "samples": len(hits), "hits": _packed(hits)})
+            document["float"].append({"model": case["model"], "weights": network.weights, "samples": len(hits), "hits": _packed(hits)})
+        elif exact["weights"] != network.weights:
+            raise SystemExit(f"{args.results} holds accuracies of other weights of {case['model']}: pass other --results")
         config = mk.QuantConfig(case["bits"], case["bits"], case["method"], seed=case["seed"])
         quantized = mk.quantize(network.model, images.calibration(network, case["seed"]), config, progress=False)
         kernels = not quantized.simulation_only()
@@ -123,16 +137,12 @@ def _key(case: dict[str, Any]) -> tuple[Any, ...]:
 
 
 class Network(NamedTuple):
-    """mean, std: what images are normalized by."""
+    """weights: what tells them from others."""
 
     model: nn.Module
     size: int
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    std: tuple[float, ...] = (1.0, 1.0, 1.0)
-
-    def normalized(self, x: Tensor) -> Tensor:
-        mean, std = (torch.tensor(each).reshape(-1, 1, 1) for each in (self.mean, self.std))
-        return (x - mean) / std
+    weights: str
+    normalized: Normalization = Normalization()
 
 
 class Images(Protocol):
@@ -150,15 +160,17 @@ class Images(Protocol):
 class StandIn:
     """The stand-in task."""
 
-    def __init__(self, samples: int) -> None:
-        self.samples, self.drawn = samples, dict[int, list[Tensor]]()
+    def __init__(self, samples: int, trained: Path) -> None:
+        self.samples, self.trained, self.drawn = samples, trained, dict[int, list[Tensor]]()
 
     def __str__(self) -> str:
         return f"{self.samples} held-out images of the stand-in task"
 
     def network(self, name: str) -> Network:
-        classifier = load_classifier(None, checkpoints.path(name))
-        return Network(classifier.model, classifier.size)
+        path = weights(name, self.trained)
+        assert path is not None
+        classifier = load_classifier(None, path)
+        return Network(classifier.model, classifier.size, hashlib.sha256(path.read_bytes()).hexdigest())
 
     def calibration(self, network: Network, seed: int) -> list[Tensor]:
         images, _ = next(iter(DataLoader(StandInTask("train", CALIBRATION, network.size, 1000 + seed), CALIBRATION)))
@@ -185,7 +197,9 @@ class ImageNet:
 
         model = timm.create_model(name, pretrained=True).eval()
         data = model.default_cfg
-        return Network(model, data["input_size"][-1], data["mean"], data["std"])
+        return Network(
+            model, data["input_size"][-1], f"timm's {data['architecture']}.{data['tag']}", Normalization(data["mean"], data["std"])
+        )
 
     def calibration(self, network: Network, seed: int) -> list[Tensor]:
         images = calibration_images(Path(self.folder) / "train", CALIBRATION, network.size, seed)

@@ -20,9 +20,11 @@ import mvit_kernels as mk
 from mvit_kernels import checkpoints
 from mvit_kernels.cli import SUBCOMMANDS, demo, main
 from mvit_kernels.cli.compare import VARIANTS, Variant, compare
+from mvit_kernels.cli.network import load_classifier
 from mvit_kernels.cli.timing import Timing, interleaved
 from mvit_kernels.data import evaluation_view, read_image
 from mvit_kernels.files import replace_file, write_text
+from mvit_kernels.models import IMAGENET, Normalization, published_normalization
 from mvit_kernels.training import TrainConfig
 from mvit_kernels.training.state import save_weights
 
@@ -102,6 +104,57 @@ def test_info_without_native_kernels(capsys, monkeypatch):
     text = capsys.readouterr().out
     assert "it was not built" in text
     assert "install a C++20 compiler" in text
+
+
+# --- normalization ---
+
+
+def _said_of(tmp_path, name, metadata, **options):
+    """What a checkpoint file of a model wants its images as."""
+    path = tmp_path / "said.safetensors"
+    save_weights(path, mk.create_model(name, num_classes=3, **options).state_dict(), metadata)
+    return load_classifier(name, path, 3).normalization
+
+
+def test_images_are_normalized_as_a_checkpoint_wants_them(tmp_path):
+    assert published_normalization("mobilevit_s") == published_normalization("mobilevitv2") == Normalization()
+    for name in ("efficientformer_l1", "efficientformerv2_s0", "mobile_former_26m"):
+        assert published_normalization(name) == IMAGENET == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    about = {"model": "mobile_former_26m"}
+    assert _said_of(tmp_path, "mobile_former_26m", {}) == IMAGENET
+    assert _said_of(tmp_path, "mobile_former_26m", about | {"trained_on": "a machine"}) == Normalization()  # as `train` gives them
+    assert _said_of(tmp_path, "mobile_former_26m", about | {"mean": "[0, 0.5, 1]"}) == ((0, 0.5, 1), IMAGENET.std)
+    assert _said_of(tmp_path, MODEL, {"std": "[1, 2, 4]"}) == ((0, 0, 0), (1, 2, 4))
+    for bad, expected in (
+        ({"mean": "no"}, "mean: expected a JSON list of numbers"),
+        ({"std": "[1, 0, 1]"}, "std: expected 3 finite numbers"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            _said_of(tmp_path, MODEL, bad)
+
+
+def test_normalization_is_that_of_timm():
+    x = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    for channel, (mean, std) in enumerate(zip(*IMAGENET, strict=True)):
+        assert torch.equal(IMAGENET(x)[:, channel], (x[:, channel] - torch.tensor(mean)) / torch.tensor(std))
+    assert torch.equal(Normalization()(x[0]), x[0])
+
+
+def test_run_normalizes(capsys, photograph, checkpoint):
+    document = _json(capsys, "run", photograph[0], "--checkpoint", checkpoint, "--topk", 3, "--mean", 0.5, 0.25, 0.5, "--std", 0.5, 1, 2)
+    assert (document["mean"], document["std"]) == ([0.5, 0.25, 0.5], [0.5, 1, 2])
+    model = mk.create_model(MODEL, num_classes=3, checkpoint=checkpoint).eval()
+    view = Normalization((0.5, 0.25, 0.5), (0.5, 1, 2))(evaluation_view(read_image(photograph[0]), 64))
+    with torch.inference_mode():
+        expected = model(view[None])[0].softmax(0)
+    found = torch.tensor([each["probability"] for each in document["images"][0]["predictions"]])
+    torch.testing.assert_close(found, expected.sort(descending=True).values)
+    for flags, message in (
+        (("--std", 1, 0, 1), "--std: expected finite numbers, each more than 0, got 1.0, 0.0, 1.0"),
+        (("--mean", "nan", 0, 0), "--mean: expected finite numbers, got nan"),
+        (("--mean", 0.5), "--mean"),
+    ):
+        assert message in _complaint(capsys, "run", photograph[0], "--checkpoint", checkpoint, *flags)
 
 
 # --- run ---

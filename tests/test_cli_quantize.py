@@ -17,6 +17,7 @@ import mvit_kernels as mk
 from mvit_kernels.cli import main
 from mvit_kernels.data import StandInTask, evaluation_view, read_image
 from mvit_kernels.data.listed import ListedImages, calibration_images, evaluation_set
+from mvit_kernels.models import Normalization
 from mvit_kernels.training.state import save_weights
 
 MODEL = "mobilevitv2_050"
@@ -201,6 +202,23 @@ def test_a_scaled_model_goes_all_the_way(capsys, tmp_path):
     right = sum(int(loaded(image[None]).argmax()) == label for image, label in (task[i] for i in range(20)))
     assert document["top1"] == pytest.approx(right / 20)
     assert _json(capsys, "export", tmp_path / "q", "--output", tmp_path / "q.onnx")["bytes"] > 0
+
+
+def test_what_is_normalized_at_calibration_is_at_evaluation(capsys, weights, pictures, tmp_path):
+    model = mk.create_model(MODEL, num_classes=3, checkpoint=weights).eval()
+    normalization = Normalization((0.5, 0.25, 0.5), (0.25, 1.0, 0.5))
+    flags = ["--mean", *normalization.mean, "--std", *normalization.std]
+    argv = ["quantize", weights, "--calibration", pictures, "--images", 4, "--method", "minmax", "--output", tmp_path / "q"]
+    assert _json(capsys, *argv, *flags)["std"] == [0.25, 1.0, 0.5]
+    q = mk.quantize(model, [normalization(calibration_images(pictures, 4, 64))], mk.QuantConfig(method="minmax"), progress=False)
+    loaded = mk.load_quantized(model, tmp_path / "q")
+    assert loaded.calibration == q.calibration
+    expected = _expected(lambda x: q(normalization(x)), pictures)
+    document = _json(capsys, "eval", tmp_path / "q", "--data", pictures, "--eager")
+    assert (document["mean"], document["top1"]) == ([0.5, 0.25, 0.5], pytest.approx(expected))
+    with torch.inference_mode():
+        exact = _expected(lambda x: model(normalization(x)), pictures)
+    assert _json(capsys, "eval", weights, "--data", pictures, "--eager", *flags)["top1"] == pytest.approx(exact)
 
 
 # --- eval ---

@@ -158,6 +158,21 @@ def test_bridges_are_found_without_names() -> None:
     assert found[1].nodes[-1] == "head"
 
 
+def test_bridges_of_maps_that_look_at_themselves() -> None:
+    """V2 has one in each of its last stages, where a map of that size is first looked at as a whole."""
+    program = optimize(capture(network("efficientformerv2_s0"), (3, SIDE, SIDE)))
+    first, second = bridges(Layout(program, mk.QuantConfig()))
+    assert first.kind == second.kind == "through"
+    mixer = "stages.2.blocks.4.token_mixer"
+    assert first.nodes[:4] == tuple(f"{mixer}.{each}.conv" for each in ("stride_conv", "q", "k", "v"))
+    assert f"{mixer}.v_local.conv" in first.nodes
+    assert first.nodes[-1] == f"{mixer}.proj.conv"
+    assert first.sources == ("stages.2.blocks.3.mlp.fc2.conv",)
+    assert second.nodes[0] == "stages.3.downsample.attn.q.local"
+    assert second.nodes[-1] == "stages.3.downsample.attn.proj.conv"
+    assert set(second.sources) == {"stages.2.blocks.5.mlp.fc2.conv", "stages.3.downsample.conv.conv"}
+
+
 @pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("method", [method for method in METHODS if method != "minmax"])

@@ -41,6 +41,10 @@ def test_it_measures_once_and_goes_on(accuracy: Any, tmp_path: Path, capsys: pyt
     assert [each["variant"] for each in second["cases"]] == ["trained", "one_sided"]
     monkeypatch.setattr(accuracy.mk, "quantize", None)  # nothing is left to measure
     accuracy.main([*FEW, "--variants", "trained", "one_sided", "--results", str(results)])
+    second["float"][0]["weights"] = "others"
+    (tmp_path / "others.json").write_text(json.dumps(second))
+    with pytest.raises(SystemExit, match="holds accuracies of other weights of mobilevit_xxs: pass other --results"):
+        accuracy.main([*FEW, "--variants", "mixed_norms", "--results", str(tmp_path / "others.json")])
     with pytest.raises(SystemExit, match="not on 25 held-out images"):
         accuracy.main([*FEW, "--samples", "25", "--results", str(results)])
 
@@ -83,7 +87,8 @@ def test_several_seeds(accuracy: Any) -> None:
 def test_bad_flags(accuracy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for flags, message in (
         (["--imagenet", str(tmp_path)], "--imagenet needs --results of its own"),
-        (["--models", "resnet"], "expected some of mobilevit_xxs, mobilevitv2_050, got resnet"),
+        (["--models", "resnet"], "expected some of mobilevit_xxs, mobilevitv2_050, mobile_former_26m,"),
+        (["--models", "mobilevit_s", "--trained", str(tmp_path)], f"mobilevit_s is not in {tmp_path}: standin_training.py --models"),
         (["--imagenet", str(tmp_path), "--results", "x", "--variants", "one_sided"], "expected some of trained, got one_sided"),
     ):
         with pytest.raises(SystemExit):

@@ -18,7 +18,7 @@ from mvit_kernels.data.listed import ListedImages
 from mvit_kernels.files import write_text
 from mvit_kernels.machine import conditions
 
-from .arguments import natural_number, positive_int
+from .arguments import add_normalization, natural_number, positive_int
 from .evaluation import Labelled, Network, labelled_images, load_network
 from .processes import process_group
 
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--images", type=positive_int, help="only so many, drawn evenly from all (default: all; 2000 of standin)")
     parser.add_argument("--size", type=positive_int, help="side in pixels (default: the file's, the model's, or 256)")
+    add_normalization(parser)
     parser.add_argument("--batch-size", type=positive_int, default=32, help="(default: %(default)s)")
     parser.add_argument("--workers", type=natural_number, default=0, help="processes that read pictures (default: %(default)s)")
     parser.add_argument("--eager", action="store_true", help="run layer by layer, not compiled")
@@ -49,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Every process of torchrun judges a share of the images; the first one reports."""
-    network = load_network(args.model, args.network, args.num_classes, args.size, compiled=not args.eager)
+    network = load_network(args, compiled=not args.eager)
     images = labelled_images(args.data, network.size, args.images)
     labels = _labels_of(network, images)
     with process_group() as (rank, world):
@@ -68,6 +69,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         "kind": network.kind,
         "data": args.data,
         "size": network.size,
+        **network.normalization._asdict(),
         "images": counts[2],
         "processes": world,
         "top1": counts[0] / counts[2],
@@ -106,7 +108,7 @@ def _judge(
     loader = DataLoader(Subset(images, chosen[counts[2] :]), args.batch_size, num_workers=args.workers)
     bar = tqdm(total=len(chosen), initial=counts[2], desc="evaluate", unit="image", leave=False, disable=None if rank == 0 else True)
     for number, (x, y) in enumerate(loader):
-        logits = network.call(x)
+        logits = network.call(network.normalization(x))
         classes = len(images.class_names)
         if logits.ndim != 2 or logits.shape[1] < classes or (whole and logits.shape[1] != classes):
             known = "" if not whole else ", as no file says which of them these are"
@@ -133,6 +135,7 @@ def _identity(args: argparse.Namespace, network: Network, images: int, world: in
         images,
         args.images,
         network.size,
+        network.normalization,
         args.eager,
         world,
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ from mvit_kernels.data import StandInTask
 from mvit_kernels.data.folder import ImageFolder
 from mvit_kernels.data.listed import ListedImages, calibration_images, evaluation_set
 from mvit_kernels.engine import is_plan
+from mvit_kernels.models import Normalization
 from mvit_kernels.quant import about as about_of
 
-from .network import load_classifier, parse_options
+from .arguments import normalization_of
+from .network import load_classifier, parse_normalization, parse_options
 
 STANDIN = "standin"
 Labelled = StandInTask | ImageFolder | ListedImages
@@ -27,41 +30,46 @@ Labelled = StandInTask | ImageFolder | ListedImages
 
 @dataclass(frozen=True)
 class Network:
-    """What classifies. kind: "float", "quantized", "simulated" or "plan"; call: images (B, 3, size, size) to logits; class_names: None if
-    unknown."""
+    """What classifies. kind: "float", "quantized", "simulated" or "plan"; call: normalized images (B, 3, size, size) to logits;
+    class_names: None if unknown."""
 
     kind: str
     call: Callable[[Tensor], Tensor]
     size: int
     class_names: tuple[str, ...] | None
+    normalization: Normalization
 
 
-def load_network(name: str | None, path: Path | None, num_classes: int | None, size: int | None, *, compiled: bool) -> Network:
+def load_network(args: argparse.Namespace, *, compiled: bool) -> Network:
     """A checkpoint of any format (or the name of a shipped one), a file of `mvit-kernels quantize` or of a compiled network.
 
-    compiled: checkpoints and quantized networks run as native plans, but for quantizers that can only be simulated.
+    args: of `mvit-kernels eval`: network (a path), model, num_classes, size, mean and std. compiled: checkpoints and quantized networks
+    run as native plans, but for quantizers that can only be simulated. A plan says nothing of its images: those of the flags, or pixels
+    as they are.
     Raises ValueError, OSError for files that are none of these.
     """
+    path, size = args.network, args.size
     if path is not None and str(path) in checkpoints.SHIPPED:
         path = checkpoints.path(str(path))
     if path is not None and path.is_file() and is_plan(path):
         plan = mk.load(path)
         side = size or plan.sizes[0][1]
-        return Network("plan", plan, side, None)
+        return Network("plan", plan, side, None, normalization_of(args, Normalization()))
     about = about_of(path) if path is not None else None
     if path is not None and about is not None:
         quantized = mk.load_quantized(float_model(about, path), path)
         side = size or quantized.size[1]
         names = tuple(json.loads(about["class_names"])) if "class_names" in about else None
+        normalization = normalization_of(args, parse_normalization(path, about, Normalization()))
         if quantized.simulation_only():
             quantized.backend = None  # of what kernels run
-            return Network("simulated", quantized, side, names)
+            return Network("simulated", quantized, side, names, normalization)
         fast: Any = mk.compile(quantized, torch.zeros(1, quantized.size[0], side, side)) if compiled else mk.convert(quantized)
-        return Network("quantized", fast, side, names)
-    classifier = load_classifier(name, path, num_classes)
+        return Network("quantized", fast, side, names, normalization)
+    classifier = load_classifier(args.model, path, args.num_classes)
     side = size or classifier.size
     model: Any = mk.compile(classifier.model, torch.zeros(1, 3, side, side)) if compiled else classifier.model
-    return Network("float", model, side, classifier.class_names)
+    return Network("float", model, side, classifier.class_names, normalization_of(args, classifier.normalization))
 
 
 def float_model(about: dict[str, str], path: Path) -> torch.nn.Module:

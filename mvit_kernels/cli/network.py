@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import mvit_kernels as mk
+from mvit_kernels.models import Normalization, published_normalization
+
+from .arguments import NUMBERS, is_normalization
 
 SCALED = "mobilevitv2"
 """The model whose size follows from options."""
@@ -18,7 +22,8 @@ SCALED = "mobilevitv2"
 
 @dataclass(frozen=True)
 class Classifier:
-    """A model in evaluation mode, made with `options`. class_names: None where no file names them. size: side of its images in pixels."""
+    """A model in evaluation mode, made with `options`. class_names: None where no file names them. size: side of its images in pixels.
+    normalization: what it takes, of pixels in [0, 1]."""
 
     name: str
     model: torch.nn.Module
@@ -26,13 +31,15 @@ class Classifier:
     size: int
     trained: bool
     options: dict[str, Any]
+    normalization: Normalization
 
 
 def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int | None = None) -> Classifier:
     """Model `name` with the weights of a checkpoint file, or with random ones (seed 0).
 
     What is None, is as the metadata of a safetensors file say (`mvit-kernels train` writes them), else 1000 classes; so is the
-    size, else the model's own or 256.
+    size, else the model's own or 256. Images are normalized as the metadata say; not at all if `mvit-kernels train` wrote them and they
+    don't; else as for the published weights of the model.
     Raises FileNotFoundError; ValueError for a file that is damaged, doesn't fit or has metadata that make no sense.
     """
     metadata = {} if checkpoint is None else _metadata(checkpoint)
@@ -52,7 +59,9 @@ def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int 
         raise ValueError(f"{checkpoint}: class_names: expected {num_classes} in the metadata, one a class, got {len(class_names)}")
     # Some models take images of one size.
     side = getattr(model.config, "image_size", 256) if size is None else int(size)
-    return Classifier(name, model, class_names, side, checkpoint is not None, options)
+    written_here = "trained_on" in metadata
+    normalization = parse_normalization(checkpoint, metadata, Normalization() if written_here else published_normalization(name))
+    return Classifier(name, model, class_names, side, checkpoint is not None, options, normalization)
 
 
 def _class_names(checkpoint: Path | None, text: str) -> tuple[str, ...]:
@@ -74,6 +83,20 @@ def parse_options(checkpoint: Path | None, text: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f"{checkpoint}: options: expected a JSON object in the metadata, got {text!r}")
     return options
+
+
+def parse_normalization(checkpoint: Path | None, metadata: Mapping[str, str], otherwise: Normalization) -> Normalization:
+    """How the metadata of a file say that images are normalized, each a JSON list. Raises ValueError, which names the file."""
+    values = list[tuple[float, ...]]()
+    for name, default in otherwise._asdict().items():
+        try:
+            value = json.loads(metadata.get(name, json.dumps(default)))
+            values.append(tuple(map(float, value)))
+        except (TypeError, ValueError):
+            raise ValueError(f"{checkpoint}: {name}: expected a JSON list of numbers in the metadata, got {metadata[name]!r}") from None
+        if len(value) != len(default) or not is_normalization(name, values[-1]):
+            raise ValueError(f"{checkpoint}: {name}: expected {len(default)} {NUMBERS[name]} in the metadata, got {metadata[name]!r}")
+    return Normalization(*values)
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from mvit_kernels.files import write_text
 from mvit_kernels.machine import conditions
 from mvit_kernels.quant.config import METHODS
 
-from .arguments import names, natural_number, positive_int
+from .arguments import add_normalization, names, natural_number, normalization_of, positive_int
 from .evaluation import calibration
 from .network import load_classifier
 from .output import json_text, print_table, require_writable
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration", required=True, help="a folder of pictures (or DIR/train below it), or standin")
     parser.add_argument("--images", type=positive_int, default=32, help="of the calibration (default: %(default)s)")
     parser.add_argument("--size", type=positive_int, help="side in pixels (default: the checkpoint's, the model's, or 256)")
+    add_normalization(parser)
     parser.add_argument("--method", choices=METHODS, default="qhyvit", help="(default: %(default)s)")
     parser.add_argument("--weight-bits", type=int, choices=(8, 6), default=8, help="(default: %(default)s)")
     parser.add_argument("--activation-bits", choices=("8", "6", "none"), default="8", help="none: weights alone (default: %(default)s)")
@@ -62,16 +63,18 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     path = checkpoints.path(str(args.checkpoint)) if str(args.checkpoint) in checkpoints.SHIPPED else args.checkpoint
     classifier = load_classifier(args.model, path, args.num_classes)
     size = args.size or classifier.size
+    normalization = normalization_of(args, classifier.normalization)
     bits = None if args.activation_bits == "none" else int(args.activation_bits)
     config = mk.QuantConfig(args.weight_bits, bits, args.method, skip=tuple(args.skip), seed=args.seed)
     began = time.monotonic()
     with process_group() as (rank, world):
-        images = calibration(args.calibration, size, args.images, args.seed)
+        images = normalization(calibration(args.calibration, size, args.images, args.seed))
         quantized = mk.quantize(classifier.model, images.split(_BATCH), config, progress=rank == 0, distributed=world > 1, state=args.state)
     if rank:
         return None
     seconds = time.monotonic() - began
     about = {"model": classifier.name, "num_classes": str(_classes(classifier.model, size))}
+    about |= {name: json.dumps(value) for name, value in normalization._asdict().items()}
     if classifier.options:
         about["options"] = json.dumps(classifier.options)
     if classifier.class_names is not None:
@@ -92,6 +95,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
         "config": config.to_dict(),
         "calibration": {"data": args.calibration, **quantized.calibration},
         "size": size,
+        **normalization._asdict(),
         "processes": world,
         "seconds": round(seconds, 1),
         "integer_nodes": report.integer_nodes,

@@ -12,7 +12,7 @@ import mvit_kernels as mk
 from mvit_kernels.data import evaluation_view, read_image
 from mvit_kernels.machine import conditions
 
-from .arguments import positive_int
+from .arguments import add_normalization, normalization_of, positive_int
 from .network import load_classifier
 from .output import print_table, warn
 
@@ -27,13 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--size", type=positive_int, help="side in pixels of what the network sees (default: the checkpoint's, the model's, or 256)"
     )
+    add_normalization(parser)
 
 
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> dict[str, Any]:
     classifier = load_classifier(args.model, args.checkpoint, args.num_classes)
     size = args.size or classifier.size
-    views = [evaluation_view(read_image(path), size) for path in args.images]
+    normalization = normalization_of(args, classifier.normalization)
+    views = [normalization(evaluation_view(read_image(path), size)) for path in args.images]
     model = mk.accelerate(classifier.model, backend=args.backend)
     if not classifier.trained:
         warn(f"{classifier.name} has UNTRAINED, random weights: its predictions mean nothing. Give it a --checkpoint.")
@@ -44,6 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "trained": classifier.trained,
         "backend": args.backend,
         "size": size,
+        **normalization._asdict(),
         "images": [
             {"path": str(path), "predictions": _predictions(model(view[None])[0], args.topk, classifier.class_names)}
             for path, view in zip(args.images, views, strict=True)

@@ -7,9 +7,11 @@ from .mobile_former import MobileFormer, MobileFormerConfig
 from .mobilevit import MobileViT, MobileViTBlock, MobileViTConfig
 from .mobilevitv2 import MobileViTv2, MobileViTv2Block, MobileViTv2Config, SeparableAttention
 from .network import FeatureInfo
-from .registry import create_model, list_models
+from .normalization import IMAGENET, Normalization
+from .registry import create_model, list_models, published_normalization
 
 __all__ = [
+    "IMAGENET",
     "EfficientFormer",
     "EfficientFormerConfig",
     "EfficientFormerV2",
@@ -24,9 +26,11 @@ __all__ = [
     "MobileViTv2",
     "MobileViTv2Block",
     "MobileViTv2Config",
+    "Normalization",
     "SeparableAttention",
     "create_model",
     "list_models",
     "load_checkpoint",
+    "published_normalization",
     "save_checkpoint",
 ]

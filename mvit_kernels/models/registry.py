@@ -8,7 +8,8 @@ import os
 from typing import Any
 
 from .checkpoint import load_checkpoint
-from .families import KINDS, Network
+from .families import KINDS, Kind, Network
+from .normalization import Normalization
 
 
 def list_models() -> list[str]:
@@ -31,12 +32,7 @@ def create_model(
     `create_model("mobilevitv2", resolution=192, width=0.4, depth_ir=1.0, depth_vit=0.75)`, factors of MobileViTv2-1.0.
     Raises ValueError for an unknown name or a bad value, TypeError for an unknown field of the config.
     """
-    configs = {each: (kind, base) for kind in KINDS.values() for each, base in kind.variants.items()}
-    configs |= {family: (kind, kind.factors) for family, kind in KINDS.items() if kind.factors is not None}
-    if name not in configs:
-        nearest = difflib.get_close_matches(name, list_models(), cutoff=0.5) or list_models()
-        raise ValueError(f"create_model: expected the name of a model, such as {', '.join(nearest)}; got {name!r}")
-    kind, base = configs[name]
+    kind, base = _known("create_model", name)
     fields = [field.name for field in dataclasses.fields(base)]
     if unknown := [field for field in config if field not in fields]:
         raise TypeError(f"create_model: {name} has no option {', '.join(unknown)}; its options are {', '.join(fields)}")
@@ -44,3 +40,22 @@ def create_model(
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     return model
+
+
+def published_normalization(name: str) -> Normalization:
+    """How images were normalized on which the published weights of model `name` were trained: the `mean` and `std` of timm.
+
+    MobileViT v1 and v2 take pixels in [0, 1] as they are, the others subtract ImageNet's mean and divide by its deviation.
+    Raises ValueError for an unknown name.
+    """
+    return _known("published_normalization", name)[0].published
+
+
+def _known(caller: str, name: str) -> tuple[Kind, Any]:
+    """The family of a model, and its config."""
+    configs = {each: (kind, base) for kind in KINDS.values() for each, base in kind.variants.items()}
+    configs |= {family: (kind, kind.factors) for family, kind in KINDS.items() if kind.factors is not None}
+    if name not in configs:
+        nearest = difflib.get_close_matches(name, list_models(), cutoff=0.5) or list_models()
+        raise ValueError(f"{caller}: expected the name of a model, such as {', '.join(nearest)}; got {name!r}")
+    return configs[name]

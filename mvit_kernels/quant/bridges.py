@@ -6,6 +6,9 @@ bridge is what wrote into the stream last, the norm, and the first products behi
 
 Where a map and some tokens look at each other (Mobile-Former), an attention is the bridge, whose queries come from one and whose keys from
 the other, with the products that make these and what its result goes through up to the first product or sum.
+
+Where a map looks at itself and stays a map (EfficientFormerV2), there is no stack: the bridge is the first attention that gives a map of a
+size, from what its queries, keys and values are made by to the first product behind it.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ Tensor = torch.Tensor
 
 
 class Bridge(NamedTuple):
-    """nodes: of the chain, in order; sources: the results from outside that it takes; kind: "entry" or "exit"."""
+    """nodes: of the chain, in order; sources: the results from outside that it takes; kind: "entry", "exit", "through" for both."""
 
     kind: str
     nodes: tuple[str, ...]
@@ -57,19 +60,55 @@ def bridges(layout: Layout) -> list[Bridge]:
                     if (kind == "entry" and begins and inside) or (kind == "exit" and not inside):
                         chain |= {name, norm, *path}
             if chain:
-                names = tuple(sorted(chain, key=order.__getitem__))
-                sources = {each for member in names for each in layout.program[member].inputs} - chain
-                found.append(Bridge(kind, names, tuple(sorted(sources, key=order.__getitem__))))
+                found.append(_bridge(layout, kind, chain))
+    sizes = set[tuple[int, ...]]()
     for node in layout.program:
-        if node.kind == "attention" and node.name in layout.integer and _origin(layout, node.inputs[0]) != _origin(layout, node.inputs[1]):
+        if node.kind != "attention" or node.name not in layout.integer:
+            continue
+        origin, keys_origin = (_origin(layout, name) for name in node.inputs[:2])
+        if origin != keys_origin:
             made = {name for name in node.inputs if _is_made_for(layout, name, node.name)}
-            chain = {node.name, *made, *_carried_on(layout, node.name)}
-            names = tuple(sorted(chain, key=order.__getitem__))
-            sources = {each for member in names for each in layout.program[member].inputs} - chain
             (_, *queries), (_, *keys) = (layout.program[name].size for name in node.inputs[:2])
             kind = "entry" if math.prod(queries) < math.prod(keys) else "exit"
-            found.append(Bridge(kind, names, tuple(sorted(sources, key=order.__getitem__))))
+            found.append(_bridge(layout, kind, {node.name, *made, *_carried_on(layout, node.name)}))
+        elif origin not in layout.streams and (end := _end(layout, node.name)) is not None and tuple(end.size) not in sizes:
+            sizes.add(tuple(end.size))
+            found.append(_bridge(layout, "through", _around(layout, node, end.name)))
     return sorted(found, key=lambda bridge: order[bridge.nodes[0]])
+
+
+def _bridge(layout: Layout, kind: str, chain: set[str]) -> Bridge:
+    """Of the nodes of a chain, in any order."""
+    nodes = tuple(node.name for node in layout.program if node.name in chain)
+    taken = {each for name in nodes for each in layout.program[name].inputs} - chain
+    return Bridge(kind, nodes, tuple(node.name for node in layout.program if node.name in taken))
+
+
+def _end(layout: Layout, name: str) -> Node | None:
+    """The first product behind a node, if a single way leads there."""
+    user, *others = layout.users[name]
+    if not user or others:
+        return None
+    node = layout.program[user]
+    if node.kind in PRODUCTS:
+        return node if node.inputs[0] == name else None
+    return _end(layout, user)
+
+
+def _around(layout: Layout, attention: Node, end: str) -> set[str]:
+    """From the products that make queries, keys and values, and the one before that they alone take, to a product behind the attention,
+    with what is made of the same beside it."""
+    program = layout.program
+    chain = {name for name in attention.inputs if program[name].kind in PRODUCTS}
+    chain |= {
+        name for each in chain for name in program[each].inputs if program[name].kind in PRODUCTS and chain.issuperset(layout.users[name])
+    }
+    name = attention.name
+    while name != end:
+        chain.add(name)
+        (name,) = layout.users[name]
+        chain |= {other for other in program[name].inputs if program[other].kind in PRODUCTS and chain.issuperset(program[other].inputs)}
+    return chain | {end}
 
 
 def _is_made_for(layout: Layout, name: str, user: str) -> bool:
