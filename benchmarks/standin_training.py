@@ -1,8 +1,8 @@
 """Networks trained on the stand-in task, and how accurate they are on held-out images of it, at full and at half resolution.
 
     python benchmarks/standin_training.py                  # judges the shipped checkpoints, and what is in runs/
-    python benchmarks/standin_training.py --models all     # trains what is not there before; goes on where it was interrupted
-    python benchmarks/standin_training.py --models mobilevit_s --output elsewhere/
+    python benchmarks/standin_training.py --models all     # trains first what is not there; goes on where it was interrupted
+    python benchmarks/standin_training.py --models mobilevit_s --output elsewhere/    # trains and judges this one
 
 writes results/standin_training.json, with the commands that trained the networks and the time that it took; what it knew of others stays.
 Two networks come with the package (`mvit_kernels/checkpoints`); the others are larger, and are trained in minutes by `RECIPES`.
@@ -35,9 +35,9 @@ RECIPES: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "mobile_former_26m": ({"size": 64, "samples": 50_000, "lr": 0.002},),
     "efficientformerv2_s0": ({"size": 96, "samples": 40_000, "lr": 0.002, "options": '{"image_size": 96}'},),
-    "efficientformer_l1": ({"size": 96, "samples": 28_800, "lr": 0.002, "options": '{"image_size": 96}', "amp": "bf16"},),
-    "mobilevitv2_100": ({"size": 64, "samples": 25_600, "lr": 0.002},),
-    "mobilevit_s": ({"size": 64, "samples": 25_600},),
+    "efficientformer_l1": ({"size": 64, "samples": 25_600, "warmup": 100, "options": '{"image_size": 64}', "amp": "bf16"},),
+    "mobilevitv2_100": ({"size": 64, "samples": 50_000, "lr": 0.002},),
+    "mobilevit_s": ({"size": 64, "samples": 50_000},),
 }
 """What each training differs in from the defaults of `TrainConfig`; of several, each goes on from the weights of the one before."""
 
@@ -47,11 +47,10 @@ def main(argv: list[str] | None = None) -> None:
     for name in args.models:
         trained(name, args.output)
     known = {row["model"]: row for row in json.loads(args.results.read_text())["checkpoints"]} if args.results.exists() else {}
-    found = [name for name in RECIPES if weights(name, args.output) is not None]
+    found = args.models or [name for name in RECIPES if weights(name, args.output) is not None]
     known |= {name: row(name, args.output, args.heldout_samples) for name in found}
     rows = [known[name] for name in RECIPES if name in known]
-    document = {"conditions": conditions("python benchmarks/standin_training.py"), "checkpoints": rows}
-    write_text(args.results, json.dumps(document, indent=2) + "\n")
+    write_text(args.results, json.dumps({"checkpoints": rows}, indent=2) + "\n")
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -104,7 +103,8 @@ def row(name: str, folder: Path, samples: int) -> dict[str, Any]:
     training = {key: int(metadata[key]) for key in ("seed", "steps", "seconds")}
     training |= {key: metadata[key] for key in ("command", "trained_on")}
     accuracy = {"top1": full, "top1_half_resolution": half, "heldout_samples": samples}
-    return {"model": name, "size": classifier.size, "training": training} | accuracy
+    judged = {"conditions": conditions("python benchmarks/standin_training.py")}
+    return {"model": name, "size": classifier.size, "training": training} | accuracy | judged
 
 
 if __name__ == "__main__":
