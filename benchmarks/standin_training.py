@@ -35,7 +35,10 @@ RECIPES: dict[str, tuple[dict[str, Any], ...]] = {
     ),
     "mobile_former_26m": ({"size": 64, "samples": 50_000, "lr": 0.002},),
     "efficientformerv2_s0": ({"size": 96, "samples": 40_000, "lr": 0.002, "options": '{"image_size": 96}'},),
-    "efficientformer_l1": ({"size": 64, "samples": 25_600, "warmup": 100, "options": '{"image_size": 64}', "amp": "bf16"},),
+    "efficientformer_l1": (
+        {"size": 64, "samples": 25_600, "warmup": 100, "options": '{"image_size": 64}', "amp": "bf16"},
+        {"size": 64, "samples": 44_800, "warmup": 50, "options": '{"image_size": 64}', "amp": "bf16"},
+    ),
     "mobilevitv2_100": ({"size": 64, "samples": 50_000, "lr": 0.002},),
     "mobilevit_s": ({"size": 64, "samples": 50_000},),
 }
