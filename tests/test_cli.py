@@ -262,6 +262,13 @@ def test_interleaved_takes_turns():
     assert {name: len(time.samples) for name, time in times.items()} == {"a": 4, "b": 4, "c": 4}
 
 
+def test_calls_that_settle_do_not_count():
+    made = []
+    times = interleaved({"a": lambda: made.append("a")}, rounds=2, warmup=1, calls=3, settle=2)
+    assert len(made) == 3 * (2 + 3)
+    assert len(times["a"].samples) == 2
+
+
 def test_timing_statistics():
     assert (Timing((3.0, 1.0, 2.0, 10.0)).minimum, Timing((3.0, 1.0, 2.0, 10.0)).median) == (1.0, 2.5)
     assert Timing((1.0, 2.0, 3.0, 4.0, 5.0)).spread == 2.0

@@ -69,7 +69,8 @@ def compare(
     dtype: torch.dtype = torch.float32,
     label: str = "",
 ) -> list[dict[str, Any]]:
-    """Rows, one a variant: latency on inputs[0] in turn with the other variants, and the difference over all inputs.
+    """Rows, one a variant: latency on inputs[0] in turn with the other variants, the second call of each in a row, and the difference
+    over all inputs.
 
     model: plain PyTorch, float32, in evaluation mode; it is copied. inputs: batches (B, 3, H, W) float32.
     Raises ValueError where logits are not finite.
@@ -92,7 +93,7 @@ def compare(
         networks[variant.name] = lambda network=network, x=batches[0]: network(x)
 
     with torch.inference_mode():
-        times = interleaved(networks, rounds=rounds, warmup=warmup, label=label)
+        times = interleaved(networks, rounds=rounds, warmup=warmup, settle=1, label=label)
     fastest_eager = min(times[variant.name].median for variant in variants if variant.baseline)
     logit_range = max(float(e.max() - e.min()) for e in expected)
     return [
