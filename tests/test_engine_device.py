@@ -158,7 +158,7 @@ def test_what_a_graph_reads_can_be_held(v2_plan) -> None:
     v2_plan.run(x)
     with packing.holding() as held:
         v2_plan.run(x)
-    kept = [weakref.ref(each) for each in pytree.tree_leaves(held) if isinstance(each, torch.Tensor)]
+    kept = [weakref.ref(each) for each in pytree.tree_leaves([use.value for use in held]) if isinstance(each, torch.Tensor)]
     assert len(kept) > 40
     packing.forget_all()
     assert all(each() is not None for each in kept)
