@@ -5,7 +5,7 @@
     python benchmarks/standin_training.py --models mobilevit_s --output elsewhere/    # trains and judges this one
 
 writes results/standin_training.json, with the commands that trained the networks and the time that it took; what it knew of others stays.
-Two networks come with the package (`mvit_kernels/checkpoints`); the others are larger, and are trained in minutes by `RECIPES`.
+Two networks come with the package (`mvit_kernels/checkpoints`); the others are larger, and are trained by `RECIPES`.
 """
 
 from __future__ import annotations

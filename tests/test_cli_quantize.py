@@ -221,6 +221,14 @@ def test_what_is_normalized_at_calibration_is_at_evaluation(capsys, weights, pic
     assert _json(capsys, "eval", weights, "--data", pictures, "--eager", *flags)["top1"] == pytest.approx(exact)
 
 
+def test_a_plan_takes_images_as_its_model_wants_them(capsys, pictures, tmp_path):
+    model = mk.create_model("efficientformerv2_s0", num_classes=3, image_size=64).eval()
+    mk.compile(model, torch.zeros(1, 3, 64, 64)).save(tmp_path / "plan")
+    argv = ["eval", tmp_path / "plan", "--data", pictures, "--size", 64]
+    assert _json(capsys, *argv)["mean"] == [0.0, 0.0, 0.0]
+    assert _json(capsys, *argv, "--model", "efficientformerv2_s0")["mean"] == pytest.approx([0.485, 0.456, 0.406])
+
+
 # --- eval ---
 
 

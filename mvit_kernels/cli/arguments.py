@@ -39,7 +39,10 @@ def is_normalization(name: str, values: Sequence[float]) -> bool:
 
 def add_normalization(parser: argparse.ArgumentParser) -> None:
     """--mean and --std, for `normalization_of`."""
-    of = "of red, green, blue pixels in [0, 1] (default: as the file says, else as the published weights of the model want it)"
+    of = (
+        "of red, green, blue pixels in [0, 1] (default: as the file says, else as the published weights of the model want it; a plan says "
+        "nothing, and without --model gets pixels as they are)"
+    )
     parser.add_argument("--mean", type=float, nargs=3, metavar=("R", "G", "B"), help=f"what is subtracted {of}")
     parser.add_argument("--std", type=float, nargs=3, metavar=("R", "G", "B"), help="what that is divided by")
 

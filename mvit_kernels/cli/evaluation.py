@@ -18,7 +18,7 @@ from mvit_kernels.data import StandInTask
 from mvit_kernels.data.folder import ImageFolder
 from mvit_kernels.data.listed import ListedImages, calibration_images, evaluation_set
 from mvit_kernels.engine import is_plan
-from mvit_kernels.models import Normalization
+from mvit_kernels.models import Normalization, published_normalization
 from mvit_kernels.quant import about as about_of
 
 from .arguments import normalization_of
@@ -44,8 +44,8 @@ def load_network(args: argparse.Namespace, *, compiled: bool) -> Network:
     """A checkpoint of any format (or the name of a shipped one), a file of `mvit-kernels quantize` or of a compiled network.
 
     args: of `mvit-kernels eval`: network (a path), model, num_classes, size, mean and std. compiled: checkpoints and quantized networks
-    run as native plans, but for quantizers that can only be simulated. A plan says nothing of its images: those of the flags, or pixels
-    as they are.
+    run as native plans, but for quantizers that can only be simulated. A plan says nothing of its images: as the flags say, else as the
+    published weights of `--model` want them, else pixels as they are.
     Raises ValueError, OSError for files that are none of these.
     """
     path, size = args.network, args.size
@@ -54,7 +54,8 @@ def load_network(args: argparse.Namespace, *, compiled: bool) -> Network:
     if path is not None and path.is_file() and is_plan(path):
         plan = mk.load(path)
         side = size or plan.sizes[0][1]
-        return Network("plan", plan, side, None, normalization_of(args, Normalization()))
+        published = published_normalization(args.model) if args.model else Normalization()
+        return Network("plan", plan, side, None, normalization_of(args, published))
     about = about_of(path) if path is not None else None
     if path is not None and about is not None:
         quantized = mk.load_quantized(float_model(about, path), path)
