@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,7 +19,8 @@ from torch import nn
 
 import mvit_kernels as mk
 from mvit_kernels.models import layers, mobilevit, mobilevitv2
-from mvit_kernels.ops import library, replay
+from mvit_kernels.ops import library, packing, replay
+from mvit_kernels.swap import blocks
 
 pytestmark = needs_native
 Tensor = torch.Tensor
@@ -276,6 +278,78 @@ def test_nothing_outlives_the_module(kind):
     del module
     gc.collect()
     assert not any(reference() is not None for reference in references)
+
+
+@torch.no_grad()
+def test_a_hook_that_knows_the_module_keeps_it_no_longer(kind):
+    module, x = MODULES[kind][0](), image(kind)
+
+    class Keeps:
+        def __init__(self, module: nn.Module) -> None:
+            self.module = module
+            module.register_forward_hook(self.hook)
+
+        def hook(self, *_: object) -> None:
+            pass
+
+    Keeps(module)
+    for _ in range(3):
+        module(x)
+    alive = weakref.ref(module)
+    del module
+    gc.collect()
+    assert alive() is None
+
+
+@torch.no_grad()
+def test_what_was_packed_is_freed_when_weights_change(kind, module):
+    x = image(kind)
+    for _ in range(3):
+        module(x)
+    (form,) = blocks._prepared[module].replays._by_form.values()
+    packed = [weakref.ref(each) for each in form._held]
+    del form
+    assert packed
+    packing.forget_all()
+    gc.collect()
+    assert not any(each() is not None for each in packed)
+    module(x)
+    module.train()
+    module(x)
+    assert module not in blocks._prepared
+
+
+@torch.no_grad()
+def test_a_dropout_that_begins_to_drop(again):
+    module, x = v1(), image("v1")
+    dropouts = [each for each in module.modules() if isinstance(each, nn.Dropout)]
+    assert dropouts
+    for each in dropouts:
+        each.train()
+        each.p = 0.0
+    warm(module, x)
+    module(x)
+    before = len(again)
+    assert before
+    for each in dropouts:
+        each.p = 0.9
+    module(x)
+    assert len(again) == before
+
+
+@torch.no_grad()
+def test_hooks_in_other_dicts_are_seen(again):
+    module, x, called = v2(), image("v2"), []
+    warm(module, x)
+    module(x)
+    for each in module.modules():
+        each._forward_hooks = OrderedDict()
+    norm = next(each for each in module.modules() if isinstance(each, nn.GroupNorm))
+    norm.register_forward_hook(lambda *_: called.append(1))
+    before = len(again)
+    module(x)
+    assert called
+    assert len(again) == before
 
 
 @torch.no_grad()

@@ -114,6 +114,17 @@ class _Entry(NamedTuple):
 
 _entries: dict[tuple[Hashable, ...], _Entry] = {}
 _forgotten = 0  # how often
+_keepers: weakref.WeakSet[Keeper] = weakref.WeakSet()
+
+
+class Keeper:
+    """Who keeps more than one call what was made of weights, and forgets it when all is to be made anew."""
+
+    def __init__(self) -> None:
+        _keepers.add(self)
+
+    def forget(self) -> None:
+        raise NotImplementedError
 
 
 def forget_all(*_: object) -> None:
@@ -122,6 +133,12 @@ def forget_all(*_: object) -> None:
     if not torch.compiler.is_compiling():  # the changes that a compiled step makes are counted
         _entries.clear()
         _forgotten += 1
+        for each in list(_keepers):
+            each.forget()
+
+
+def times_forgotten() -> int:
+    return _forgotten
 
 
 register_optimizer_step_post_hook(forget_all)

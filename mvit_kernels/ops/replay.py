@@ -21,7 +21,7 @@ import torch
 from .arena import Lifetime, place
 from .backend import native, requested
 from .library import is_plain, made, raise_status, watched
-from .packing import Watch, holding
+from .packing import Keeper, Watch, holding, times_forgotten
 
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -32,15 +32,19 @@ _MANY_BYTES = 128 * 1024  # read and written, from which on work is shared among
 _ONCE, _NEVER = object(), object()  # was seen once; cannot be run again
 
 
-class Replays:
+class Replays(Keeper):
     """Calls of one function of tensors, by their form. op: whose calls they are, for errors. A copy knows none."""
 
     def __init__(self, op: str) -> None:
+        super().__init__()
         self._op = op
         self._by_form: dict[Any, Any] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"_op": self._op, "_by_form": {}}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Replays, (self._op,)
+
+    def forget(self) -> None:
+        self._by_form.clear()
 
     def __call__(
         self, function: Callable[..., Any], inputs: tuple[Optional, ...], rest: tuple[Any, ...] = (), known: Sequence[Tensor] = (),
@@ -107,7 +111,7 @@ def _recorded(
     fixed: Sequence[Tensor],
 ) -> tuple[Any, _Replay | None]:  # fmt: skip
     """What the function gives, and what runs it again; None where that is not known."""
-    recording = native.Recording()
+    since, recording = times_forgotten(), native.Recording()
     between, uses = _Dated(recording), _Dated(recording)
     token = made.set(between)
     recording.begin()
@@ -129,9 +133,9 @@ def _recorded(
         return y, None
     again, arena_bytes = linked
     watch = Watch(known, [x for use in uses for x in use.contents]) if known else None
-    if not all(use.is_current() for use in uses):  # a weight was changed meanwhile
+    if not all(use.is_current() for use in uses) or times_forgotten() != since:  # a weight was changed meanwhile
         return y, None
-    return y, _Replay(op, again, arena_bytes, y, watch, packed)
+    return y, _Replay(op, again, arena_bytes, y, watch, [*packed, *fixed])
 
 
 def _tensors(value: Any) -> list[Tensor]:

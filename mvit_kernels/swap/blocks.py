@@ -101,9 +101,11 @@ class Replacement(nn.Module):
     def _prepared(self) -> Prepared | None:
         """None where something is in the way. Found once, and again after something in the module has changed."""
         if self.training or torch.compiler.is_compiling():
+            if not torch.compiler.is_compiling():
+                _prepared.pop(self, None)  # weights will change, and what was packed of them would wait for nobody
             return Prepared(self._parts()) if self._fused_obstacle() is None else None
         setting, prepared = self._mvit_kernels_setting, _prepared.get(self)
-        if prepared is not None and prepared.setting is setting and prepared.snapshot is not None and prepared.snapshot.holds():
+        if prepared is not None and prepared.setting is setting and prepared.snapshot is not None and prepared.snapshot.holds(self):
             return prepared
         if self._fused_obstacle() is not None:
             return None

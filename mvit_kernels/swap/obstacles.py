@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from operator import itemgetter
+from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
@@ -194,6 +194,10 @@ def inside(module: nn.Module, places: Mapping[str, Place]) -> Obstacle | None:
     return None
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_NUMBERS = ("eps", "p", "drop_prob", "rate")  # of norms and dropouts
+
+
 class Snapshot:
     """A module in which nothing was in the way, with all that is at `places`: `holds` tells in a few microseconds whether it is as it was.
     `tensors` are its parameters and buffers, whose values may change.
@@ -202,7 +206,7 @@ class Snapshot:
     """
 
     def __init__(self, module: nn.Module, places: Mapping[str, Place]) -> None:
-        # Nothing here holds the module itself, or neither would ever be freed.
+        # Nothing here holds the module itself or its __dict__, whose hooks may: or neither would ever be freed.
         modules: list[nn.Module] = []
         watched: list[tuple[str, ...]] = []
         todo = [(module.__dict__["_modules"].get(name), place) for name, place in places.items()]
@@ -211,31 +215,37 @@ class Snapshot:
                 continue
             kind = place[type(child)]
             modules.append(child)
-            watched.append((*kind.watched, "eps") if "eps" in child.__dict__ else kind.watched)
+            watched.append((*kind.watched, *(name for name in _NUMBERS if name in child.__dict__)))
             todo += [(grandchild, kind.children.get(name, kind.others)) for name, grandchild in child._modules.items()]
         self._modules, self._types = modules, [type(each) for each in modules]
-        inner = [each.__dict__ for each in modules]
-        self._states = [module.__dict__, *inner]
-        self._sizes = [len(state) for state in self._states]  # an attribute more may be a method of its own
-        self._hooks = [state[name] for state in inner for name in _HOOKS]
-        watched.insert(0, tuple(name for name, value in module.__dict__.items() if _is_plain(value)))
-        self._watched = [(itemgetter(*names), state) for names, state in zip(watched, self._states, strict=True)]
+        self._inner = [each.__dict__ for each in modules]
+        states = [module.__dict__, *self._inner]
+        self._sizes = [len(state) for state in states]  # an attribute more may be a method of its own
+        self._hooks = [state[name] for state in self._inner for name in _HOOKS]
+        self._own = itemgetter(*(name for name, value in module.__dict__.items() if _is_plain(value)))
+        self._own_values = self._own(module.__dict__)
+        self._watched = [(itemgetter(*names), state) for names, state in zip(watched, self._inner, strict=True)]
         self._values = [get(state) for get, state in self._watched]
-        self._named = [named for state in self._states for named in (state["_parameters"], state["_buffers"]) if named]
+        self._places = list(_places(module, self._inner))
+        self._named = [named for state in states for named in (state["_parameters"], state["_buffers"]) if named]
         self._counts = list(map(len, self._named))
         self._dead: list[object] = []
         self._tensors = list(map(id, _values(self._named)))
         dead = self._dead.append  # bound: a reference that is called holds no more than the list
         self._alive = [weakref.ref(each, dead) for each in _values(self._named) if each is not None]
-        self._children = [state["_modules"] for state in self._states if state["_modules"]]
+        self._children = [state["_modules"] for state in states if state["_modules"]]
         self._held = [list(children.values()) for children in self._children]
 
-    def holds(self) -> bool:
+    def holds(self, module: nn.Module) -> bool:
+        """module: the one that this was made of."""
+        states = [module.__dict__, *self._inner]
         return (
             not any(self._hooks)
             and list(map(type, self._modules)) == self._types
-            and list(map(len, self._states)) == self._sizes
+            and list(map(len, states)) == self._sizes
+            and self._own(module.__dict__) == self._own_values
             and [get(state) for get, state in self._watched] == self._values
+            and all(map(is_, _places(module, self._inner), self._places))
             and [list(children.values()) for children in self._children] == self._held
             and list(map(len, self._named)) == self._counts
             and list(map(id, _values(self._named))) == self._tensors
@@ -251,8 +261,14 @@ def _values(named: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
     return chain.from_iterable([each.values() for each in named])
 
 
+_tables = itemgetter("_parameters", "_buffers", "_modules")
+_tables_and_hooks = itemgetter("_parameters", "_buffers", "_modules", *_HOOKS)
+
+
+def _places(module: nn.Module, inner: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
+    """The dicts in which modules keep what they have: others may come in their place. The outer one's own hooks are called anyway."""
+    return chain(_tables(module.__dict__), chain.from_iterable(map(_tables_and_hooks, inner)))
+
+
 def _is_plain(value: object) -> bool:
     return all(map(_is_plain, value)) if type(value) is tuple else isinstance(value, bool | int | float | str | None)
-
-
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
