@@ -27,17 +27,23 @@ def images(count: int, seed: int = 1) -> Tensor:
     return x * torch.rand(count, 1, 1, 1, generator=generator) + torch.randn(count, 3, 1, 1, generator=generator)
 
 
+@torch.no_grad()
+def mark(model: nn.Module) -> None:
+    """Layer scales and position biases, which begin with next to nothing, get values that show."""
+    for path, parameter in model.named_parameters():
+        if path.endswith("gamma"):
+            parameter.uniform_(0.2, 1.0)
+        elif path.endswith("attention_biases"):
+            parameter.normal_()
+
+
 @functools.cache
 @torch.no_grad()
 def network(name: str) -> nn.Module:
     """In evaluation: seven classes, each of which some images are in."""
     torch.manual_seed(0)
     model = mk.create_model(name, num_classes=CLASSES, **FAMILIES[name]).eval()
-    for path, parameter in model.named_parameters():
-        if path.endswith("gamma"):
-            parameter.uniform_(0.2, 1.0)
-        elif path.endswith("attention_biases"):
-            parameter.normal_()
+    mark(model)
     for module in model.modules():
         if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
             module.weight.uniform_(0.5, 1.5)

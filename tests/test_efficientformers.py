@@ -7,6 +7,7 @@ import functools
 import gc
 import weakref
 
+import families
 import pytest
 import torch
 from marks import slow
@@ -38,11 +39,7 @@ def network(name: str, side: int = SIDE) -> nn.Module:
         model = timm.create_model(variant, num_classes=7, **sizes)
     else:
         model = mk.create_model(variant, num_classes=7, image_size=side)
-    for path, parameter in model.named_parameters():
-        if path.endswith("gamma"):
-            parameter.uniform_(0.2, 1.0)
-        elif path.endswith("attention_biases"):
-            parameter.normal_()
+    families.mark(model)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(std=0.3)

@@ -13,6 +13,7 @@ from .library import (
     FLOAT_DTYPES,
     dense,
     empty_in_format,
+    in_channels_last,
     is_channels_last,
     raise_status,
     widen,
@@ -66,13 +67,14 @@ def _cpu_refuse(x: Tensor, *_: object) -> str | None:
 
 
 def _cpu_forward(x: Tensor, u: Tensor) -> Tensor:
-    channels_last, u = is_channels_last(x), u.contiguous()
-    x = dense(x, True)
-    y = empty_in_format(x, tuple(x.shape), True)
-    status = native.dynamic_relu(FLOAT_CODES[x.dtype], x.shape, x.data_ptr(), u.data_ptr(), y.data_ptr(), torch.get_num_threads())
-    if status:
-        raise_status(OP, status)
-    return y if channels_last else dense(y, False)
+    u = u.contiguous()
+
+    def fill(x: Tensor, y: Tensor) -> None:
+        status = native.dynamic_relu(FLOAT_CODES[x.dtype], x.shape, x.data_ptr(), u.data_ptr(), y.data_ptr(), torch.get_num_threads())
+        if status:
+            raise_status(OP, status)
+
+    return in_channels_last(x, fill)
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
@@ -80,10 +82,7 @@ def _triton_refuse(x: Tensor, *_: object) -> str | None:
 
 
 def _triton_forward(x: Tensor, u: Tensor) -> Tensor:
-    channels_last, x = is_channels_last(x), dense(x, True)
-    y = empty_in_format(x, tuple(x.shape), True)
-    _kernels.forward(x, u.contiguous(), y)
-    return y if channels_last else dense(y, False)
+    return in_channels_last(x, lambda x, y: _kernels.forward(x, u.contiguous(), y))
 
 
 def _reference_forward(x: Tensor, u: Tensor) -> Tensor:

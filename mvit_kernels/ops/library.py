@@ -199,6 +199,14 @@ def empty_in_format(like: torch.Tensor, size: tuple[int, ...], channels_last: bo
     return fresh(like.new_empty_strided(size, stride, dtype=dtype))
 
 
+def in_channels_last(x: torch.Tensor, fill: Callable[[torch.Tensor, torch.Tensor], None]) -> torch.Tensor:
+    """A map like x, in its memory format, that fill(x, y) makes of channels_last memory: other formats are copied to it and back."""
+    channels_last, x = is_channels_last(x), dense(x, True)
+    y = empty_in_format(x, tuple(x.shape), True)
+    fill(x, y)
+    return y if channels_last else dense(y, False)
+
+
 def dense_in_own_format(x: torch.Tensor) -> tuple[torch.Tensor, bool]:
     """(x, or a dense copy in its memory format; whether that is channels_last) of any rank: 4-D tensors may be, others are contiguous."""
     channels_last = x.ndim == 4 and is_channels_last(x)

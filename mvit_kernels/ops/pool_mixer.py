@@ -13,6 +13,7 @@ from .library import (
     FLOAT_DTYPES,
     dense,
     empty_in_format,
+    in_channels_last,
     is_channels_last,
     raise_status,
     single,
@@ -66,15 +67,14 @@ def _cpu_refuse(x: Tensor, *_: object) -> str | None:
 
 
 def _cpu_forward(x: Tensor, scale: Tensor) -> Tensor:
-    channels_last, scale = is_channels_last(x), single(scale)
-    x = dense(x, True)
-    y = empty_in_format(x, tuple(x.shape), True)
-    status = native.pool_mixer(
-        FLOAT_CODES[x.dtype], x.shape, x.data_ptr(), scale.data_ptr(), y.data_ptr(), torch.get_num_threads()
-    )  # fmt: skip
-    if status:
-        raise_status(OP, status)
-    return y if channels_last else dense(y, False)
+    scale = single(scale)
+
+    def fill(x: Tensor, y: Tensor) -> None:
+        status = native.pool_mixer(FLOAT_CODES[x.dtype], x.shape, x.data_ptr(), scale.data_ptr(), y.data_ptr(), torch.get_num_threads())
+        if status:
+            raise_status(OP, status)
+
+    return in_channels_last(x, fill)
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
@@ -82,10 +82,7 @@ def _triton_refuse(x: Tensor, *_: object) -> str | None:
 
 
 def _triton_forward(x: Tensor, scale: Tensor) -> Tensor:
-    channels_last, x = is_channels_last(x), dense(x, True)
-    y = empty_in_format(x, tuple(x.shape), True)
-    _kernels.forward(x, scale.contiguous(), y)
-    return y if channels_last else dense(y, False)
+    return in_channels_last(x, lambda x, y: _kernels.forward(x, scale.contiguous(), y))
 
 
 def _reference_forward(x: Tensor, scale: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from mvit_kernels import reference
 
 from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
-from .library import dense, direct, empty_in_format, is_channels_last, raise_status, register
+from .library import dense, direct, empty_in_format, in_channels_last, is_channels_last, raise_status, register
 from .placed import Placed
 
 OP = "qpool_mixer"
@@ -94,16 +94,15 @@ def _check(x: Tensor, keep: Tensor, move: Tensor, a_zero_point: int, out_zero_po
 
 
 def _cpu_forward(x: Tensor, keep: Tensor, move: Tensor, a_zero_point: int, out_zero_point: int, out_bits: int) -> Tensor:
-    channels_last = is_channels_last(x)
-    x = dense(x, True)
-    y = empty_in_format(x, tuple(x.shape), True)
-    status = native.qpool_mixer(
-        x.shape, x.data_ptr(), a_zero_point, keep.data_ptr(), move.data_ptr(), out_zero_point, out_bits, y.data_ptr(),
-        torch.get_num_threads(),
-    )  # fmt: skip
-    if status:
-        raise_status(OP, status)
-    return y if channels_last else dense(y, False)
+    def fill(x: Tensor, y: Tensor) -> None:
+        status = native.qpool_mixer(
+            x.shape, x.data_ptr(), a_zero_point, keep.data_ptr(), move.data_ptr(), out_zero_point, out_bits, y.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        if status:
+            raise_status(OP, status)
+
+    return in_channels_last(x, fill)
 
 
 def _reference_forward(x: Tensor, *settings: Any) -> Tensor:
@@ -114,12 +113,8 @@ def _triton_refuse(x: Tensor, *_: object) -> str | None:
     return triton_support.refuse(x, (torch.uint8,))
 
 
-def _triton_forward(x: Tensor, keep: Tensor, move: Tensor, a_zero_point: int, out_zero_point: int, out_bits: int) -> Tensor:
-    channels_last = is_channels_last(x)
-    x = dense(x, True)
-    y = empty_in_format(x, tuple(x.shape), True)
-    _kernels.qpool_mixer(x, keep, move, a_zero_point, out_zero_point, out_bits, y)
-    return y if channels_last else dense(y, False)
+def _triton_forward(x: Tensor, *settings: Any) -> Tensor:
+    return in_channels_last(x, lambda x, y: _kernels.qpool_mixer(x, *settings, y))
 
 
 choose = Choice(
