@@ -126,6 +126,7 @@ def _relatives(x: Tensor, call: Callable[..., dict[str, Callable[[], Any]]]) -> 
         )  # fmt: skip
     for op, other in (("dynamic_relu", torch.randn(batch, 2 * dim, **like)), ("pool_mixer", torch.randn(dim, **like))):
         yield Case(op, call(op, x, other), functools.partial(getattr(reference, op), x, other), 2 * x.element_size() * x.numel())
+    yield Case("avg_pool", call("avg_pool", x), functools.partial(reference.avg_pool, x), x.element_size() * x.numel())
 
 
 def _integers(device: str, rows: int, dim: int, backends: tuple[str, ...]) -> Iterator[Case]:

@@ -1,6 +1,7 @@
 // The ops on floats, and patches of elements of any kind.
 #include "bind.h"
 #include "cpu/ops/attention.h"
+#include "cpu/ops/avg_pool.h"
 #include "cpu/ops/conv2d.h"
 #include "cpu/ops/depthwise_conv2d.h"
 #include "cpu/ops/dynamic_relu.h"
@@ -232,6 +233,12 @@ int mix_by_pooling(int dtype, const Sizes& size, uintptr_t x, uintptr_t scale, u
 }
 
 // size is (B, C, H, W).
+int mean_of_pixels(int dtype, const Sizes& size, uintptr_t x, uintptr_t y, int threads) {
+    const AvgPoolProblem p{static_cast<DType>(dtype), size[0], size[2] * size[3], size[1], pointer(x), pointer(y)};
+    return launch<avg_pool>("avg_pool", p, threads);
+}
+
+// size is (B, C, H, W).
 int relu_by_slopes(int dtype, const Sizes& size, uintptr_t x, uintptr_t u, uintptr_t y, int threads) {
     const DynamicReluProblem p{static_cast<DType>(dtype), size[0], size[2] * size[3], size[1], pointer(x), pointer(u), pointer(y)};
     return launch<dynamic_relu>("dynamic_relu", p, threads);
@@ -278,6 +285,7 @@ void mvit::bind_floats(py::module_& m) {
     m.def("gemm", product);
     m.def("patch_attention", softmax_attention);
     m.def("attention", free_attention);
+    m.def("avg_pool", mean_of_pixels);
     m.def("pool_mixer", mix_by_pooling);
     m.def("dynamic_relu", relu_by_slopes);
     m.def("hard_gate", gate);

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mvit_kernels as mk
 
 OPS = {
+    "avg_pool": lambda x: mk.ops.avg_pool(x),
     "group_norm": lambda x: mk.ops.group_norm(x, torch.ones(3), torch.zeros(3)),
     "layer_norm": lambda x: mk.ops.layer_norm(x, torch.ones(4), torch.zeros(4)),
     "unfold_patches": lambda x: mk.ops.unfold_patches(x),

@@ -75,6 +75,18 @@ QUANTIZATION = {"a_scale": 0.05, "a_zero_point": 3, "w_scale": 0.01, "backend": 
 BYTES = {"activation": "silu", "out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": 7}
 
 
+def avg_pool_calls() -> dict[str, Any]:
+    """Heads, and more pixels than a tile has."""
+    calls = {}
+    for channels, side, dtype, channels_last in (
+        (640, 8, torch.float16, True), (448, 7, torch.bfloat16, True), (96, 56, torch.float32, True), (640, 8, torch.float16, False),
+        (65, 33, torch.float32, False),
+    ):  # fmt: skip
+        x = image(2, channels, side, side, dtype=dtype, channels_last=channels_last)
+        calls[f"avg_pool {tuple(x.shape)} {dtype} {'NHWC' if channels_last else 'NCHW'}"] = use(ops.avg_pool, x)
+    return calls
+
+
 def integer_calls() -> dict[str, Any]:
     calls = {}
     for rows, columns, depth, bits, how in (
@@ -288,6 +300,7 @@ CALLS = {
     **separable_attention_calls(),
     **patch_calls(),
     **norm_calls(),
+    **avg_pool_calls(),
     **patch_attention_calls(),
     **integer_calls(),
     **integer_map_calls(),

@@ -301,6 +301,11 @@ def _pool_mixer(build: Builder, named: Named, path: str) -> Any:
     return Map(build.add("pool_mixer", (x.name,), build.size(x.name), name, {}, {"scale": named["scale"]}))
 
 
+def _avg_pool(build: Builder, named: Named, path: str) -> Any:
+    x = named["x"]
+    return Vector(build.pool(x.name)) if isinstance(x, Map) else None
+
+
 def _dynamic_relu(build: Builder, named: Named, path: str) -> Any:
     x, u = named["x"], named["u"]
     if not isinstance(x, Map) or not isinstance(u, Vector):
@@ -582,6 +587,7 @@ RULES: dict[Any, Callable[[Builder, Named, str], Any]] = {
     _ours.separable_attention.default: _separable_attention,
     _ours.attention.default: _attention,
     _ours.pool_mixer.default: _pool_mixer,
+    _ours.avg_pool.default: _avg_pool,
     _ours.dynamic_relu.default: _dynamic_relu,
     _ours.hard_gate.default: _hard_gate,
     _ours.layer_norm.default: _layer_norm,

@@ -39,7 +39,7 @@ KINDS = {
     "mix_scores, mix_weights (heads, heads), mix_bias (heads,), or none of each: reference/attention.py",
     "pool_mixer": "of EfficientFormer; scale (C,): reference/pool_mixer.py",
     "pixel": "index: one pixel of a map, in the order of rows, to a vector",
-    "avg_pool": "over all pixels: a map to a vector",
+    "avg_pool": "over all pixels, a map to a vector: reference/avg_pool.py",
     "resize": "bilinear, to the size of the node; align_corners",
     "linear": "weight (N, K), bias (N,) or none; activation; of a vector",
     # What a model brought that has quantizers: no pass crosses them, nor changes weights that have a weight_scale (N,) beside them.

@@ -3,6 +3,7 @@
 from mvit_kernels.reference import exponential_table
 
 from .attention import attention
+from .avg_pool import avg_pool
 from .backend import BackendInfo, backends, native, use_backend, warn_of_missing_kernels
 from .conv2d import conv2d
 from .depthwise_conv2d import depthwise_conv2d
@@ -47,6 +48,7 @@ __all__ = [
     "QNormGemm",
     "QPoolMixer",
     "attention",
+    "avg_pool",
     "backends",
     "conv2d",
     "depthwise_conv2d",

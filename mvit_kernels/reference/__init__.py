@@ -3,6 +3,7 @@
 from .activation import ACTIVATIONS, activate, activate_backward
 from .activation_curve import CURVE_SHIFT, CURVE_SIZE, CURVES, activation_curve, apply_curve, curve_shift
 from .attention import Mixtures, attention, attention_backward
+from .avg_pool import avg_pool, avg_pool_backward
 from .conv2d import conv2d, conv2d_backward
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from .dynamic_relu import dynamic_relu, dynamic_relu_backward
@@ -54,6 +55,8 @@ __all__ = [
     "attention",
     "attention_backward",
     "attention_factors",
+    "avg_pool",
+    "avg_pool_backward",
     "channel_norm",
     "channel_norm_backward",
     "conv2d",
