@@ -42,7 +42,8 @@ def outputs(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def replaced(model: nn.Module) -> list[str]:
-    return [name for name, module in model.named_modules() if isinstance(module, Replacement)]
+    """What computes; their containers do not."""
+    return [name for name, module in model.named_modules() if isinstance(module, Replacement) and not isinstance(module, nn.Sequential)]
 
 
 def reason(model: nn.Module, module: str) -> str | None:

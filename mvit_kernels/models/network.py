@@ -70,8 +70,9 @@ class HybridNetwork(nn.Module):
         in_chans = self.stem.conv.in_channels
         if x.ndim != 4 or x.shape[1] != in_chans:
             raise ValueError(f"{type(self).__name__}: expected images (B, {in_chans}, H, W), got {tuple(x.shape)}")
-        features = self.forward_features(x)
-        return features if self.head is None else self.head(features[-1])
+        if self.head is None:
+            return self.forward_features(x)
+        return self.head(self.final_conv(self.stages(self.stem(x))))
 
     def forward_features(self, x: torch.Tensor) -> list[torch.Tensor]:
         """The five maps of the pyramid, finest first."""

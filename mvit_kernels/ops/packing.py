@@ -145,8 +145,9 @@ register_optimizer_step_post_hook(forget_all)
 
 
 _described = attrgetter("_version", "shape", "dtype")
-_version, _shape, _dtype = map(attrgetter, ("_version", "shape", "dtype"))
+_version = attrgetter("_version")
 _address, _strides = torch.Tensor.data_ptr, torch.Tensor.stride
+_numel, _is_contiguous = torch.Tensor.numel, torch.Tensor.is_contiguous
 
 
 def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: Sequence[torch.Tensor] = ()) -> Any:
@@ -240,9 +241,10 @@ class Watch:
         self._state, self._content = self._state_of(tensors), self._fingerprint.value()
 
     def _state_of(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+        # Shapes, strides and dtypes change with the address, the size or the order of what lies there, and take as long as all the rest.
         return (
-            _forgotten, list(map(_version, compress(tensors, self._counted))), list(map(_address, tensors)), list(map(_shape, tensors)),
-            list(map(_strides, tensors)), list(map(_dtype, tensors)),
+            _forgotten, list(map(_version, compress(tensors, self._counted))), list(map(_address, tensors)), list(map(_numel, tensors)),
+            list(map(_is_contiguous, tensors)),
         )  # fmt: skip
 
     def holds(self, tensors: Sequence[torch.Tensor]) -> bool:

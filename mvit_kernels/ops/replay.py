@@ -59,7 +59,7 @@ class Replays(Keeper):
                 they are the same objects in every call.
             read: gives other tensors that the function reads, which nobody changes.
         """
-        if watched():
+        if watched() or made.get() is not None:  # or it is part of a call that is being recorded
             return function(*inputs, *rest)
         form: Any = requested()
         addresses = []
@@ -80,7 +80,7 @@ class Replays(Keeper):
             if len(self._by_form) >= _MOST_FORMS:
                 self._by_form.clear()
             self._by_form[form] = _NEVER if native is None else _ONCE
-        if replay is None or replay is _NEVER or made.get() is not None:
+        if replay is None or replay is _NEVER:
             return function(*inputs, *rest)
         y, found = _recorded(self._op, function, inputs, rest, known, [x for x in read() if x is not None])
         self._by_form[form] = _NEVER if found is None else found

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 
-from mvit_kernels.ops import fold_patches, separable_attention, unfold_patches
+from mvit_kernels.ops import avg_pool, fold_patches, gemm, separable_attention, unfold_patches
+from mvit_kernels.ops.backend import native
 from mvit_kernels.ops.library import is_channels_last
 from mvit_kernels.ops.replay import Replays
 
@@ -100,7 +101,7 @@ class Replacement(nn.Module):
 
     def _prepared(self) -> Prepared | None:
         """None where something is in the way. Found once, and again after something in the module has changed."""
-        if self.training or torch.compiler.is_compiling():
+        if self.training or native is None or torch.compiler.is_compiling():
             if not torch.compiler.is_compiling():
                 _prepared.pop(self, None)  # weights will change, and what was packed of them would wait for nobody
             return Prepared(self._parts()) if self._fused_obstacle() is None else None
@@ -183,6 +184,22 @@ class InvertedResidual(Replacement):
 
     def _fused(self, x: torch.Tensor, parts: tuple[Convolution, Convolution, Convolution]) -> torch.Tensor:
         return fused.inverted_residual(fused.autocast(x), *parts, self._residual(), self._backend)
+
+
+class Head(Replacement):
+    """Global average pooling and a linear classifier, in evaluation."""
+
+    _option = "conv"
+
+    def _parts(self) -> nn.Linear:
+        raise NotImplementedError
+
+    def _ops(self) -> tuple[str, ...]:
+        return ("avg_pool", "gemm")
+
+    def _fused(self, x: torch.Tensor, part: nn.Linear) -> torch.Tensor:
+        y: Any = gemm(avg_pool(fused.autocast(x), backend=self._backend), part.weight, part.bias, backend=self._backend)
+        return y
 
 
 class Block(Replacement):

@@ -14,6 +14,7 @@ from mvit_kernels.ops import backends
 from mvit_kernels.ops.packing import forget_all
 
 from .blocks import ConvLayer, Replacement, Setting
+from .chain import Sequential, is_chain
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -81,8 +82,9 @@ def accelerate(
         patches: whole MobileViT blocks on the map, where unfold and fold vanish; where that is not possible (`attention=False`, dropout
             in training), unfold and fold by `ops.unfold_patches` and `ops.fold_patches`.
         norm: the norms of a block inside the ops that read what they normalise. Without it, blocks call their norms as modules.
-        conv: in evaluation, convolutions with BatchNorm and activation as one op each, inverted residuals as one, and those of MobileViT
-            blocks with the block. **Maps come in channels_last then**, as they do from a torch convolution with channels_last weights.
+        conv: in evaluation, convolutions with BatchNorm and activation as one op each, inverted residuals as one, those of MobileViT
+            blocks with the block, and pooling and classifier without torch; an nn.Sequential of such modules becomes one that runs the
+            kernels of all of them as one plan, where `attention`, `patches` and `norm` are wanted too. **Maps come in channels_last then**, as they do from a torch convolution with channels_last weights.
         exclude: module names, fnmatch patterns of them ("stages.4.*"), or classes. They are left alone with everything inside.
 
     A module runs its original forward for a call, or less of itself on our ops, if something inside of it has hooks, parametrizations,
@@ -134,6 +136,11 @@ def accelerate(
         if left_alone is None:
             module.__class__ = replacement
             covered.add(name)
+    if attention and patches and norm and conv:
+        for name, module in model.named_modules():
+            if name not in covered and type(module) is nn.Sequential and is_chain(module):
+                vars(module)["_mvit_kernels_setting"] = Setting(None if backend == "auto" else backend, attention, norm, conv)
+                module.__class__ = Sequential
     return model
 
 
@@ -150,6 +157,7 @@ def restore(model: Model) -> Model:
 
 def _restore(function: str, model: nn.Module, table: dict[type[nn.Module], type[Replacement]]) -> None:
     originals: dict[type[nn.Module], type[nn.Module]] = {replacement: original for original, replacement in table.items()}
+    originals[Sequential] = nn.Sequential
     for name, module in model.named_modules():
         if isinstance(module, Replacement) and type(module) not in originals:
             raise ValueError(

@@ -58,6 +58,17 @@ class InvertedResidual(blocks.InvertedResidual, layers.InvertedResidual):
         return self.has_skip
 
 
+class ClassifierHead(blocks.Head, layers.ClassifierHead):
+    _places: ClassVar[Mapping[str, Place]] = {"drop": SKIPPED, "fc": LINEAR}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        prepared = self._prepared_for(x)
+        return super().forward(x) if prepared is None else self._run(x, prepared)
+
+    def _parts(self) -> nn.Linear:
+        return self.fc  # type: ignore[return-value]
+
+
 _CONV_PLACES: Mapping[str, Place] = {"conv_kxk": _CONV_NORM_ACT, "conv_1x1": CONVOLUTION, "conv_proj": _CONV_NORM_ACT}
 
 _V1_LAYER = one_of(
@@ -163,6 +174,7 @@ def _v2_layer(layer: Any) -> V2Layer:
 REPLACEMENTS = {
     layers.ConvNormAct: ConvNormAct,
     layers.InvertedResidual: InvertedResidual,
+    layers.ClassifierHead: ClassifierHead,
     mobilevit.MobileViTBlock: MobileViTBlock,
     mobilevitv2.MobileViTv2Block: MobileViTv2Block,
     mobilevitv2.SeparableAttention: SeparableAttention,

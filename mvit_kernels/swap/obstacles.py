@@ -7,15 +7,15 @@ Checked at every call, since hooks, dropout and other modules may come after `ac
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
-from operator import is_, itemgetter
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
+
+from mvit_kernels.ops.backend import native
 
 
 class Obstacle(NamedTuple):
@@ -207,68 +207,51 @@ class Snapshot:
 
     def __init__(self, module: nn.Module, places: Mapping[str, Place]) -> None:
         # Nothing here holds the module itself or its __dict__, whose hooks may: or neither would ever be freed.
-        modules: list[nn.Module] = []
-        watched: list[tuple[str, ...]] = []
-        todo = [(module.__dict__["_modules"].get(name), place) for name, place in places.items()]
+        assert native is not None
+        self._same = native.Snapshot()
+        outer = vars(module)
+        for name, value in outer.items():
+            if is_plain(value):
+                self._same.item(None, name, value)
+        tensors = self._watch_tables(outer, None)
+        todo = [(outer["_modules"].get(name), place) for name, place in places.items()]
         for child, place in todo:  # which grows meanwhile
             if child is None:
                 continue
-            kind = place[type(child)]
-            modules.append(child)
-            watched.append((*kind.watched, *(name for name in _NUMBERS if name in child.__dict__)))
+            kind, state = place[type(child)], vars(child)
+            self._same.type(child)
+            for name in (*kind.watched, *(name for name in _NUMBERS if name in state)):
+                self._same.item(state, name, state[name])
+            tensors += self._watch_tables(state, state)
+            for name in _HOOKS:  # the outer one's own are called anyway
+                self._same.item(state, name, state[name])
+                self._same.size(state[name], 0)
             todo += [(grandchild, kind.children.get(name, kind.others)) for name, grandchild in child._modules.items()]
-        self._modules, self._types = modules, [type(each) for each in modules]
-        self._inner = [each.__dict__ for each in modules]
-        states = [module.__dict__, *self._inner]
-        self._sizes = [len(state) for state in states]  # an attribute more may be a method of its own
-        self._hooks = [state[name] for state in self._inner for name in _HOOKS]
-        self._own = itemgetter(*(name for name, value in module.__dict__.items() if _is_plain(value)))
-        self._own_values = self._own(module.__dict__)
-        self._watched = [(itemgetter(*names), state) for names, state in zip(watched, self._inner, strict=True)]
-        self._values = [get(state) for get, state in self._watched]
-        self._places = list(_places(module, self._inner))
-        self._named = [named for state in states for named in (state["_parameters"], state["_buffers"]) if named]
-        self._counts = list(map(len, self._named))
-        self._dead: list[object] = []
-        self._tensors = list(map(id, _values(self._named)))
+        self._dead: list[object] = []  # tensors whose address another one may have
         dead = self._dead.append  # bound: a reference that is called holds no more than the list
-        self._alive = [weakref.ref(each, dead) for each in _values(self._named) if each is not None]
-        self._children = [state["_modules"] for state in states if state["_modules"]]
-        self._held = [list(children.values()) for children in self._children]
+        self._alive = [weakref.ref(each, dead) for each in tensors]
+
+    def _watch_tables(self, state: dict[str, Any], place: dict[str, Any] | None) -> list[torch.Tensor]:
+        """The dicts of a module, in whose places others may come, and what is in them. place: state, or None for that of the outer one."""
+        self._same.size(place, len(state))  # an attribute more may be a method of its own
+        for table in ("_parameters", "_buffers", "_modules"):
+            self._same.item(place, table, state[table])
+        for table in ("_parameters", "_buffers"):
+            self._same.values(state[table])
+        self._same.size(state["_modules"], len(state["_modules"]))
+        for name, child in state["_modules"].items():
+            self._same.item(state["_modules"], name, child)
+        return [each for table in ("_parameters", "_buffers") for each in state[table].values() if each is not None]
 
     def holds(self, module: nn.Module) -> bool:
         """module: the one that this was made of."""
-        states = [module.__dict__, *self._inner]
-        return (
-            not any(self._hooks)
-            and list(map(type, self._modules)) == self._types
-            and list(map(len, states)) == self._sizes
-            and self._own(module.__dict__) == self._own_values
-            and [get(state) for get, state in self._watched] == self._values
-            and all(map(is_, _places(module, self._inner), self._places))
-            and [list(children.values()) for children in self._children] == self._held
-            and list(map(len, self._named)) == self._counts
-            and list(map(id, _values(self._named))) == self._tensors
-            and not self._dead  # whose id another one may have
-            and not _has_any_global_hook()
-        )
+        held: bool = self._same.holds(vars(module))
+        return held and not self._dead and not _has_any_global_hook()
 
     def tensors(self) -> list[torch.Tensor]:
-        return [tensor for tensor in _values(self._named) if tensor is not None]
+        present: list[torch.Tensor] = self._same.present()
+        return present
 
 
-def _values(named: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    return chain.from_iterable([each.values() for each in named])
-
-
-_tables = itemgetter("_parameters", "_buffers", "_modules")
-_tables_and_hooks = itemgetter("_parameters", "_buffers", "_modules", *_HOOKS)
-
-
-def _places(module: nn.Module, inner: Sequence[Mapping[str, Any]]) -> Iterator[Any]:
-    """The dicts in which modules keep what they have: others may come in their place. The outer one's own hooks are called anyway."""
-    return chain(_tables(module.__dict__), chain.from_iterable(map(_tables_and_hooks, inner)))
-
-
-def _is_plain(value: object) -> bool:
-    return all(map(_is_plain, value)) if type(value) is tuple else isinstance(value, bool | int | float | str | None)
+def is_plain(value: object) -> bool:
+    return all(map(is_plain, value)) if type(value) is tuple else isinstance(value, bool | int | float | str | None)

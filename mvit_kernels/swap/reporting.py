@@ -12,6 +12,7 @@ from torch import nn
 from mvit_kernels.ops.backend import Choice
 
 from .blocks import ConvLayer, Replacement, Setting
+from .chain import Sequential
 from .core import replacements
 from .obstacles import Obstacle
 
@@ -77,7 +78,7 @@ def report(model: nn.Module) -> Report:
     for name, module in model.named_modules():
         if name and name.rpartition(".")[0] in covered:
             covered.add(name)
-        if isinstance(module, Replacement):
+        if isinstance(module, Replacement) and not isinstance(module, Sequential):
             rows.append(_replaced(name, module))
             covered.add(name)
             continue

@@ -79,6 +79,29 @@ class BottleneckBlock(blocks.InvertedResidual, byobnet.BottleneckBlock):
         return self.shortcut is not None
 
 
+def _one_pixel(pool: nn.AdaptiveAvgPool2d) -> str | None:
+    return None if pool.output_size in (1, (1, 1)) else "keeps more than one pixel"
+
+
+_POOL: Mapping[str, Place] = {
+    "pool": one_of(Kind(nn.AdaptiveAvgPool2d, _one_pixel, watched=("output_size",))),
+    "flatten": one_of(Kind(nn.Flatten, watched=("start_dim", "end_dim"))),
+}
+
+
+class ClassifierHead(blocks.Head, layers.ClassifierHead):
+    _places: ClassVar[Mapping[str, Place]] = {
+        "global_pool": one_of(Kind(layers.SelectAdaptivePool2d, children=_POOL)), "drop": SKIPPED, "fc": LINEAR, "flatten": _IDENTITY
+    }  # fmt: skip
+
+    def forward(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
+        prepared = None if pre_logits else self._prepared_for(x)
+        return super().forward(x, pre_logits) if prepared is None else self._run(x, prepared)
+
+    def _parts(self) -> nn.Linear:
+        return self.fc
+
+
 _CONV_PLACES: Mapping[str, Place] = {"conv_kxk": CONV_NORM_ACT, "conv_1x1": CONVOLUTION, "conv_proj": CONV_NORM_ACT}
 
 _V1_ATTENTION = one_of(
@@ -198,6 +221,7 @@ def _v2_layer(layer: Any) -> V2Layer:
 REPLACEMENTS = {
     layers.ConvNormAct: ConvNormAct,
     byobnet.BottleneckBlock: BottleneckBlock,
+    layers.ClassifierHead: ClassifierHead,
     mobilevit.MobileVitBlock: MobileVitBlock,
     mobilevit.MobileVitV2Block: MobileVitV2Block,
     mobilevit.LinearSelfAttention: LinearSelfAttention,

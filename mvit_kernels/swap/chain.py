@@ -1,0 +1,99 @@
+"""Containers of replaced modules: what their modules run one after another runs as one.
+
+Between two kernels of one module lie microseconds; between two modules lies Python that has fallen out of the caches while they ran, which
+at small sizes takes as long as the kernels. So a container is checked once for all modules inside, and their native calls run as one plan,
+with one piece of memory for all that lies between (ops/replay.py). Where a module inside does anything but native calls, each runs by
+itself as it would without the container.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from mvit_kernels.ops.backend import native
+
+from .blocks import Replacement
+from .obstacles import Kind, Obstacle, Place, inside, is_plain, one_of
+
+
+class _Anything(dict[type[nn.Module], Kind]):
+    """Where any module may stand: `holds` sees when it becomes another one, or gets hooks."""
+
+    def __missing__(self, kind: type[nn.Module]) -> Kind:
+        return Kind(kind, others=self)
+
+    def get(self, kind: type[nn.Module], _: object = None) -> Kind:
+        return self[kind]
+
+
+_ANYTHING = _Anything()
+
+
+class Sequential(Replacement, nn.Sequential):
+    """nn.Sequential of replaced modules, in evaluation."""
+
+    _option: ClassVar[str] = "conv"
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):  # torch would make one of this class, which `accelerate` does not know
+            return nn.Sequential(OrderedDict(list(self._modules.items())[index]))
+        return super().__getitem__(index)
+
+    def _ops(self) -> tuple[str, ...]:
+        return ()
+
+    def _fused_places(self) -> Mapping[str, Place]:
+        return {name: _place(child) for name, child in self._modules.items() if child is not None}
+
+    def _fused_obstacle(self) -> Obstacle | None:
+        if self.training or native is None or torch.compiler.is_compiling():
+            return Obstacle(self, "runs nothing again")
+        if not is_chain(self):
+            return Obstacle(self, "holds a module that is not replaced")
+        for module in replaced(self):
+            if (obstacle := module._fused_obstacle()) is not None:
+                return obstacle
+        return inside(self, self._fused_places())
+
+    def _parts(self) -> None:
+        return None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        prepared = self._prepared_for(x)
+        return super().forward(x) if prepared is None else self._run(x, prepared)
+
+    def _fused(self, x: torch.Tensor, _: None) -> torch.Tensor:
+        y: torch.Tensor = super().forward(x)
+        return y
+
+
+def is_chain(module: nn.Module) -> bool:
+    """Whether it is a container of replaced modules, two at least, and of nothing that computes besides."""
+    return _is_container(module) and len(list(replaced(module))) > 1
+
+
+def replaced(container: nn.Module) -> Iterator[Replacement]:
+    for child in container.children():
+        if type(child) in (nn.Sequential, Sequential):
+            yield from replaced(child)
+        elif isinstance(child, Replacement):
+            yield child
+
+
+def _is_container(module: nn.Module) -> bool:
+    return type(module) in (nn.Sequential, Sequential) and all(
+        isinstance(child, nn.Identity | Replacement) or _is_container(child) for child in module.children()
+    )
+
+
+def _place(module: nn.Module) -> Place:
+    """Where exactly this module may stand, as it is now."""
+    if not isinstance(module, Replacement) or type(module) is Sequential:
+        return one_of(Kind(type(module), children={name: _place(child) for name, child in module.named_children()}))
+    plain = tuple(name for name, value in vars(module).items() if is_plain(value))
+    return one_of(Kind(type(module), None, module._fused_places(), _ANYTHING, (*plain, "_mvit_kernels_setting")))
