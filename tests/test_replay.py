@@ -75,7 +75,8 @@ def v2() -> nn.Module:
 
 def chain() -> nn.Module:
     block = mk.create_model("mobilevit_xxs").stages[2][1]
-    first, second = (layers.InvertedResidual(48, 48, stride=1, expand_ratio=ratio) for ratio in (1, 2))
+    first = layers.InvertedResidual(48, 40, stride=1, expand_ratio=1)  # whose end is one with the beginning of the second
+    second = layers.InvertedResidual(40, 48, stride=1, expand_ratio=2)
     return mk.accelerate(lively(nn.Sequential(first, nn.Identity(), nn.Sequential(second, block))))
 
 

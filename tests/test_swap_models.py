@@ -18,7 +18,7 @@ from torch import nn
 
 import mvit_kernels as mk
 from mvit_kernels.models import MobileViTBlock, MobileViTv2Block, SeparableAttention, create_model
-from mvit_kernels.models.layers import ConvNormAct
+from mvit_kernels.models.layers import ConvNormAct, InvertedResidual
 from mvit_kernels.models.mobilevitv2 import SeparableTransformerLayer
 
 NAMES = ["mobilevit_xxs", "mobilevitv2_050"]
@@ -211,6 +211,31 @@ def test_containers():
     for _ in range(3):
         torch.testing.assert_close(stages(y), expected.relu(), rtol=1e-4, atol=1e-4)
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.no_grad()
+def test_containers_merge_what_lies_between(dtype):
+    """The last convolution of a module and the first of the next, where nothing is added to what is between and that is not narrow."""
+
+    def residual(first: int, last: int, ratio: int) -> nn.Module:
+        return InvertedResidual(first, last, stride=1 + (first != last), expand_ratio=ratio)
+
+    block = MobileViTv2Block(32, 16, 1)
+    wide = [residual(8, 32, 2), residual(32, 40, 1), residual(40, 24, 2)]  # widths between: 16 -> 32 -> 32, 32 -> 40 -> 80
+    network = lively(
+        nn.Sequential(*wide, nn.Sequential(residual(24, 24, 2), residual(24, 32, 3)), block, nn.Identity(), residual(32, 16, 1))
+    )
+    x = torch.randn(2, 8, 64, 96)
+    if dtype == torch.float32:
+        checks.check_outputs(network, x)
+    layers = ["separable_attention_block", "feed_forward"]
+    calls = checks.recorded(network.to(dtype), x.to(dtype), {})
+    assert [name for name, *_ in calls.ours] == [
+        "conv2d", "depthwise_conv2d", "conv2d", "depthwise_conv2d", "inverted_residual", "inverted_residual", "inverted_residual",
+        "inverted_residual", *layers, "gemm", "inverted_residual",
+    ]  # fmt: skip
+    assert [shape[1] for _, shape, _ in calls.ours] == [8, 16, 16, 32, 32, 24, 24, 32, 16, 16, 16, 32]
 
 
 def test_a_block_with_an_excluded_attention_runs_as_written():

@@ -339,11 +339,12 @@ class V2Block(Block):
                 return Obstacle(self, "has other convolutions than MobileViTv2's")
         return obstacle
 
-    def _fused(self, x: torch.Tensor, parts: V2Parts) -> torch.Tensor:
+    def _fused(self, x: torch.Tensor, parts: V2Parts, then: Convolution | None = None) -> torch.Tensor:
+        """then: a 1x1 convolution that follows."""
         first, second, layers, norm, proj = parts
         y, moments = fused.depthwise_and_pointwise(fused.autocast(x), first, second, self._backend)
         y, moments = fused.v2_layers(y, moments, layers, self._patch_size(), self._backend)
-        return fused.projection(y, moments, norm, proj, self._backend)
+        return fused.projection(y, moments, norm, proj, self._backend, then)
 
     def _on_patches(self, x: torch.Tensor, inner: Inner) -> torch.Tensor:
         """Unfold, `inner` on (B, C, P, N), fold. x: (B, C, H, W) of whole patches."""

@@ -17,8 +17,10 @@ from torch import nn
 
 from mvit_kernels.ops.backend import native
 
-from .blocks import Replacement
+from . import fused
+from .blocks import InvertedResidual, Replacement, V2Block, round_up
 from .obstacles import Kind, Obstacle, Place, inside, is_plain, one_of
+from .weights import Convolution
 
 
 class _Anything(dict[type[nn.Module], Kind]):
@@ -68,8 +70,42 @@ class Sequential(Replacement, nn.Sequential):
         return super().forward(x) if prepared is None else self._run(x, prepared)
 
     def _fused(self, x: torch.Tensor, _: None) -> torch.Tensor:
-        y: torch.Tensor = super().forward(x)
-        return y
+        modules = list(replaced(self))
+        before: Convolution | None = None  # what x has yet to go through, to be one with the expansion of the module that gets it
+        expanded = False  # x went through that expansion
+        for module, following in zip(modules, [*modules[1:], None], strict=True):
+            then = _expansion(module, following, x)
+            if isinstance(module, InvertedResidual) and (before or expanded or then):
+                x, (expand, depthwise, reduce) = fused.autocast(x), module._parts()
+                first = None if expanded else expand
+                if then is None:
+                    x = fused.inverted_residual(x, first, depthwise, reduce, False, module._backend, before)
+                else:
+                    x = fused.expanded_and_filtered(x, first, depthwise, module._backend, before)
+                before, expanded = None if then is None else reduce, False
+            elif isinstance(module, V2Block) and then is not None:
+                x, expanded = module._fused(x, module._parts(), then), True
+            else:
+                x = module(x)
+        return x
+
+
+def _expansion(first: nn.Module, second: nn.Module | None, x: torch.Tensor) -> Convolution | None:
+    """The first convolution of a module, if it is to be one with the last of the module before: if they are linear maps of pixels, nobody
+    else takes what is between them, and their product costs less. x: what the first module gets."""
+    if not isinstance(second, InvertedResidual) or second._residual():
+        return None
+    last: Convolution | None = None
+    if isinstance(first, InvertedResidual):
+        last = None if first._residual() else first._parts()[2]
+    elif isinstance(first, V2Block):
+        size = x.shape[2], x.shape[3]
+        last = first._parts().proj if round_up(size, first._patch_size()) == size else None
+    if last is None or last.activation != "none":
+        return None
+    expand = second._parts()[0]
+    a, b = last.conv.weight, expand.conv.weight
+    return expand if b.shape[0] * a.shape[1] <= a.numel() + b.numel() else None
 
 
 def is_chain(module: nn.Module) -> bool:

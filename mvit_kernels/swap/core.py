@@ -84,7 +84,8 @@ def accelerate(
         norm: the norms of a block inside the ops that read what they normalise. Without it, blocks call their norms as modules.
         conv: in evaluation, convolutions with BatchNorm and activation as one op each, inverted residuals as one, those of MobileViT
             blocks with the block, and pooling and classifier without torch; an nn.Sequential of such modules becomes one that runs the
-            kernels of all of them as one plan, where `attention`, `patches` and `norm` are wanted too. **Maps come in channels_last then**, as they do from a torch convolution with channels_last weights.
+            kernels of all of them as one plan, where `attention`, `patches` and `norm` are wanted too. **Maps come in channels_last
+            then**, as they do from a torch convolution with channels_last weights.
         exclude: module names, fnmatch patterns of them ("stages.4.*"), or classes. They are left alone with everything inside.
 
     A module runs its original forward for a call, or less of itself on our ops, if something inside of it has hooks, parametrizations,

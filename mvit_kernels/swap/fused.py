@@ -93,13 +93,31 @@ def convolution(
     )  # fmt: skip
 
 
-def inverted_residual(x: Tensor, expand: Convolution, depthwise: Convolution, reduce: Convolution, residual: bool, backend: Any) -> Tensor:
-    expanding, filtering, reducing = weights.convolutions(expand, depthwise, reduce)
+def inverted_residual(
+    x: Tensor, expand: Convolution | None, depthwise: Convolution, reduce: Convolution, residual: bool, backend: Any,
+    before: Convolution | None = None,
+) -> Tensor:  # fmt: skip
+    """before: a 1x1 convolution that x has yet to go through. expand: None if x went through it."""
+    filtering, reducing = weights.convolutions(depthwise, reduce)
+    weight, bias = None, None
+    if expand is not None:
+        weight, bias = _biased(weights.convolutions(expand)[0] if before is None else weights.merged(None, before, expand))
     y: Any = ops.inverted_residual(
-        x, *_biased(expanding), *_biased(filtering), *reducing, stride=depthwise.stride, residual=residual,
-        activation=depthwise.activation, backend=backend,
+        x, weight, bias, *_biased(filtering), *reducing, stride=depthwise.stride, residual=residual, activation=depthwise.activation,
+        backend=backend,
     )  # fmt: skip
     return y
+
+
+def expanded_and_filtered(
+    x: Tensor, expand: Convolution | None, depthwise: Convolution, backend: str | None, before: Convolution | None
+) -> Tensor:
+    """An inverted residual without its reduction; before and expand as of `inverted_residual`."""
+    if before is not None and expand is not None:
+        x = ops.conv2d(x, *weights.merged(None, before, expand), activation=expand.activation, backend=backend)
+    elif expand is not None:
+        x = convolution(x, expand, backend)
+    return convolution(x, depthwise, backend)
 
 
 def _biased(weight_and_bias: weights.Weights) -> tuple[Tensor, Tensor]:
@@ -164,10 +182,14 @@ def v1_layers(x: Tensor, layers: Sequence[V1Layer], patch_size: Patch, backend: 
     return x
 
 
-def projection(x: Tensor, moments: Tensor | None, norm: Any, part: Convolution, backend: str | None) -> Tensor:
-    """A norm and the 1x1 convolution behind it. moments: of x, for GroupNorm; None for LayerNorm over the channels of each pixel."""
-    weight, bias = weights.projection(norm, part)
+def projection(
+    x: Tensor, moments: Tensor | None, norm: Any, part: Convolution, backend: str | None, then: Convolution | None = None
+) -> Tensor:
+    """A norm and the 1x1 convolution behind it, and another one behind that. moments: of x, for GroupNorm; None for LayerNorm over the
+    channels of each pixel."""
+    weight, bias = weights.projection(norm, part) if then is None else weights.merged(norm, part, then)
+    activation = part.activation if then is None else then.activation
     y: Any = ops.gemm(
-        rows(x), weight, bias, moments=moments, layer_norm=moments is None, eps=norm.eps, activation=part.activation, backend=backend
+        rows(x), weight, bias, moments=moments, layer_norm=moments is None, eps=norm.eps, activation=activation, backend=backend
     )  # fmt: skip
     return as_map(y, x)

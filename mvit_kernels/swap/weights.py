@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from mvit_kernels.ops.packing import packed
-from mvit_kernels.reference.folding import fold_batch_norm, fold_norm_affine
+from mvit_kernels.reference.folding import fold_batch_norm, fold_norm_affine, merge_linear
 
 Weights = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -110,6 +110,29 @@ class _NormThenLinear:
         return _rounded(weight, bias, gamma)
 
 
+@dataclass(frozen=True)
+class _Merged:
+    """A norm's gamma and beta if there is one, then two 1x1 convolutions with the eps of each one's BatchNorm, or None."""
+
+    eps: tuple[float | None, float | None]
+
+    def __call__(self, gamma: torch.Tensor | None, beta: torch.Tensor | None, *sources: torch.Tensor | None) -> Weights:
+        layers: list[Any] = []
+        left = _exact(*sources)
+        for eps in self.eps:
+            layer, left = left[:2], left[2:]
+            if eps is not None:
+                arguments: list[Any] = [*layer, *left[:4], eps]
+                layer, left = [*fold_batch_norm(*arguments)], left[4:]
+            layers += layer
+        weight, bias = merge_linear(*layers)
+        like = sources[0]
+        assert like is not None
+        if gamma is None or beta is None:
+            return _rounded(weight, bias, like)
+        return _rounded(*fold_norm_affine(weight.flatten(1), bias, gamma.double(), beta.double()), like)
+
+
 def _kept(recipe: Any, sources: Sequence[torch.Tensor | None], *parts: Convolution) -> Any:
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in sources)):
         return recipe(*sources)
@@ -134,6 +157,14 @@ def projection(norm: Any, part: Convolution) -> Weights:
     eps = 0.0 if part.norm is None else part.norm.eps
     sources = (norm.weight, norm.bias, part.conv.weight, part.conv.bias, *_batch_norm(part.norm))
     return _kept(_NormThenBatchNorm(eps), sources, part)
+
+
+def merged(norm: Any, first: Convolution, second: Convolution) -> Weights:
+    """(weight, bias) of two 1x1 convolutions with nothing between; weight is a matrix where a normalisation stands before them."""
+    before = (None, None) if norm is None else (norm.weight, norm.bias)
+    sources = [tensor for part in (first, second) for tensor in (part.conv.weight, part.conv.bias, *_batch_norm(part.norm))]
+    first_eps, second_eps = (None if part.norm is None else part.norm.eps for part in (first, second))
+    return _kept(_Merged((first_eps, second_eps)), (*before, *sources), first, second)
 
 
 def linears(norm: Any, *layers: nn.Linear) -> Weights:
