@@ -20,7 +20,6 @@ from torch import nn
 import mvit_kernels as mk
 from mvit_kernels.models import layers, mobilevit, mobilevitv2
 from mvit_kernels.ops import library, packing, replay
-from mvit_kernels.swap import blocks
 
 pytestmark = needs_native
 Tensor = torch.Tensor
@@ -322,7 +321,7 @@ def test_what_was_packed_is_freed_when_weights_change(kind, module):
     x = image(kind)
     for _ in range(3):
         module(x)
-    (form,) = blocks._prepared[module].replays._by_form.values()
+    (form,) = module._mvit_kernels_setting.kept.prepared.replays._by_form.values()
     packed = [weakref.ref(each) for each in form._held]
     del form
     assert packed
@@ -332,7 +331,7 @@ def test_what_was_packed_is_freed_when_weights_change(kind, module):
     module(x)
     module.train()
     module(x)
-    assert module not in blocks._prepared
+    assert module._mvit_kernels_setting.kept.prepared is None
 
 
 @torch.no_grad()

@@ -213,6 +213,96 @@ def test_containers():
     assert len(seen) == 1
 
 
+class Tap(nn.Identity):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor, self.seen = 1, 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += 1
+        return x * self.factor
+
+
+def a_block_of(network: nn.Module) -> nn.Module:
+    return network.stages[1][1]
+
+
+def derived(kind: type[nn.Module]) -> type[nn.Module]:
+    return type("Derived", (kind,), {"forward": lambda self, x: 2 * x})
+
+
+CONTAINER_CHANGES = {
+    "appended": lambda m: m.stages[1].append(nn.Tanh()),
+    "inserted": lambda m: m.stages[1].insert(1, nn.Tanh()),
+    "wrapped": lambda m: m.stages[2].__setitem__(0, nn.Sequential(m.stages[2][0], nn.Tanh())),
+    "taken out": lambda m: m.stages[1].pop(1),
+    "twice": lambda m: m.stages[1].append(m.stages[1][1]),
+    "replaced by a derived class": lambda m: setattr(a_block_of(m), "__class__", derived(type(a_block_of(m)))),
+    "a forward in the place of another attribute": lambda m: (delattr(a_block_of(m), "tag"), setattr(a_block_of(m), "forward", torch.relu)),
+    "filters transposed where they lie": lambda m: [
+        setattr(c.weight, "data", c.weight.data.transpose(2, 3)) for c in m.modules() if isinstance(c, nn.Conv2d)
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CONTAINER_CHANGES)
+@torch.no_grad()
+def test_changed_containers(change):
+    """They run what stands in them, however it came there; with weights in channels_last."""
+    network, x = model().to(memory_format=torch.channels_last), image()
+    a_block_of(network).tag = []
+    ours, plain = mk.accelerate(copy.deepcopy(network)), copy.deepcopy(network)
+    for _ in range(3):
+        before = ours(x)
+    if change == "replaced by a derived class":
+        CONTAINER_CHANGES[change](ours)
+        a_block_of(plain).forward = lambda x: 2 * x
+    else:
+        for each in (ours, plain):
+            CONTAINER_CHANGES[change](each)
+    expected = plain(x)
+    assert not torch.allclose(expected, before, rtol=1e-3, atol=1e-3)
+    for _ in range(3):
+        torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_module_of_another_maker_in_a_container_is_called():
+    network, tap, x = mk.accelerate(model()), Tap(), image()
+    for _ in range(3):
+        network(x)
+    network.stages[1].append(tap)
+    for _ in range(3):
+        expected = network(x)
+    tap.factor = 2
+    assert not torch.allclose(network(x), expected, rtol=1e-3)
+    assert tap.seen == 4
+
+
+@torch.no_grad()
+def test_nothing_outlives_a_network_that_its_parts_know():
+    def hooked(network: nn.Module) -> None:
+        network.stages[3].register_forward_hook(lambda *_, network=network: None)
+
+    def owned(network: nn.Module) -> None:
+        network.stages[3][0].__dict__["owner"] = network
+
+    def owned_by_a_leaf(network: nn.Module) -> None:
+        network.stages[3][0].conv1_1x1.conv.owners = [network]
+
+    for knows in (hooked, owned, owned_by_a_leaf):
+        for early in (True, False):
+            network = mk.accelerate(model())
+            for step in range(4):
+                if step == 3 * (not early):
+                    knows(network)
+                network(image())
+            alive = weakref.ref(network)
+            del network
+            gc.collect()
+            assert alive() is None, (knows, early)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @torch.no_grad()
 def test_containers_merge_what_lies_between(dtype):

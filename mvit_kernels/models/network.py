@@ -23,7 +23,7 @@ class HybridNetwork(nn.Module):
     """Images (B, in_chans, H, W) in [0, 1] -> logits (B, num_classes).
 
     `num_classes=0` gives the pooled features (B, C) instead; `features_only=True` the list of the five maps that
-    `feature_info` describes, and there is no head.
+    `feature_info` describes, and there is no head. A classifier calls `stages` as one module, and not `forward_features`.
 
     The stem halves the image. Stages 1 and 2 are inverted residuals, as many as `blocks` says. Stages 3 to 5 are one
     inverted residual and one of the `transformer_blocks`, which keep the number of channels. Stages 2 to 5 each halve the

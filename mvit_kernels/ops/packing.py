@@ -235,16 +235,18 @@ class Watch:
 
     def __init__(self, tensors: Sequence[torch.Tensor], contents: Sequence[torch.Tensor]) -> None:
         self._counted = [not x.is_inference() for x in tensors]
+        self._strided = [not x.is_contiguous() for x in tensors]
         uncounted = {id(x): x.untyped_storage() for x in (*contents, *(x for x in tensors if x.is_inference()))}
         self._memory = [x.untyped_storage() for x in tensors], list(uncounted.values())
         self._fingerprint = native.Fingerprint([(each.data_ptr(), each.nbytes()) for each in uncounted.values()])
         self._state, self._content = self._state_of(tensors), self._fingerprint.value()
 
     def _state_of(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
-        # Shapes, strides and dtypes change with the address, the size or the order of what lies there, and take as long as all the rest.
+        # What has another shape, or other strides, has another size or is contiguous no longer, except what was not contiguous before.
+        # To ask all tensors for both would take as long as all the rest.
         return (
             _forgotten, list(map(_version, compress(tensors, self._counted))), list(map(_address, tensors)), list(map(_numel, tensors)),
-            list(map(_is_contiguous, tensors)),
+            list(map(_is_contiguous, tensors)), list(map(_strides, compress(tensors, self._strided))),
         )  # fmt: skip
 
     def holds(self, tensors: Sequence[torch.Tensor]) -> bool:

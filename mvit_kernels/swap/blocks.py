@@ -3,9 +3,8 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
@@ -36,18 +35,25 @@ class Setting:
     norm: bool  # inside the ops that read what it normalises
     conv: bool  # a block in evaluation runs its convolutions with their norms folded in
     left_alone: str | None = None
+    kept: Kept = field(default_factory=lambda: Kept(), compare=False, repr=False)
 
 
 class Prepared(NamedTuple):
     """How a module runs fused. Where it may differ from call to call (in training, in compiled code) there is no more than parts."""
 
     parts: Any
-    setting: Setting | None = None
     snapshot: Snapshot | None = None
     replays: Replays | None = None
 
 
-_prepared: weakref.WeakKeyDictionary[nn.Module, Prepared] = weakref.WeakKeyDictionary()  # beside the modules, which pickle and copy without
+class Kept:
+    """What a module has prepared for its next call. It stands in the module, so that they go together; copies begin without."""
+
+    def __init__(self) -> None:
+        self.prepared: Prepared | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kept, ()
 
 
 class Replacement(nn.Module):
@@ -101,24 +107,26 @@ class Replacement(nn.Module):
 
     def _prepared(self) -> Prepared | None:
         """None where something is in the way. Found once, and again after something in the module has changed."""
-        if self.training or native is None or torch.compiler.is_compiling():
-            if not torch.compiler.is_compiling():
-                _prepared.pop(self, None)  # weights will change, and what was packed of them would wait for nobody
+        if torch.compiler.is_compiling():
             return Prepared(self._parts()) if self._fused_obstacle() is None else None
-        setting, prepared = self._mvit_kernels_setting, _prepared.get(self)
-        if prepared is not None and prepared.setting is setting and prepared.snapshot is not None and prepared.snapshot.holds(self):
+        kept = self._mvit_kernels_setting.kept
+        if self.training or native is None:
+            kept.prepared = None  # weights will change, and what was packed of them would wait for nobody
+            return Prepared(self._parts()) if self._fused_obstacle() is None else None
+        prepared = kept.prepared
+        if prepared is not None and prepared.snapshot is not None and prepared.snapshot.holds(self):
             return prepared
         if self._fused_obstacle() is not None:
             return None
-        prepared = Prepared(self._parts(), setting, Snapshot(self, self._fused_places()), Replays(type(self).__name__))
-        _prepared[self] = prepared
+        prepared = Prepared(self._parts(), Snapshot(self, self._fused_places()), Replays(type(self).__name__))
+        kept.prepared = prepared
         return prepared
 
     def _run(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
         """`_fused`; where a call like this one was before, by what that ran."""
         if prepared.snapshot is None or prepared.replays is None or torch.is_autocast_enabled("cpu"):
             return self._fused(x, prepared.parts)
-        y: torch.Tensor = prepared.replays(self._fused, (x,), (prepared.parts,), prepared.snapshot.tensors())
+        y: torch.Tensor = prepared.replays(self._fused, (x,), (prepared.parts,), prepared.snapshot.tensors(self))
         return y
 
     def _fused(self, x: torch.Tensor, parts: Any) -> torch.Tensor:

@@ -19,21 +19,8 @@ from mvit_kernels.ops.backend import native
 
 from . import fused
 from .blocks import InvertedResidual, Replacement, V2Block, round_up
-from .obstacles import Kind, Obstacle, Place, inside, is_plain, one_of
+from .obstacles import Kind, Obstacle, Place, inside, one_of, plain_attributes
 from .weights import Convolution
-
-
-class _Anything(dict[type[nn.Module], Kind]):
-    """Where any module may stand: `holds` sees when it becomes another one, or gets hooks."""
-
-    def __missing__(self, kind: type[nn.Module]) -> Kind:
-        return Kind(kind, others=self)
-
-    def get(self, kind: type[nn.Module], _: object = None) -> Kind:
-        return self[kind]
-
-
-_ANYTHING = _Anything()
 
 
 class Sequential(Replacement, nn.Sequential):
@@ -50,24 +37,22 @@ class Sequential(Replacement, nn.Sequential):
         return ()
 
     def _fused_places(self) -> Mapping[str, Place]:
-        return {name: _place(child) for name, child in self._modules.items() if child is not None}
+        return _places(self)
 
     def _fused_obstacle(self) -> Obstacle | None:
         if self.training or native is None or torch.compiler.is_compiling():
             return Obstacle(self, "runs nothing again")
         if not is_chain(self):
             return Obstacle(self, "holds a module that is not replaced")
-        for module in replaced(self):
-            if (obstacle := module._fused_obstacle()) is not None:
-                return obstacle
-        return inside(self, self._fused_places())
+        obstacle = inside(self, dict.fromkeys(self._modules))
+        return obstacle or next((found for module in replaced(self) if (found := module._fused_obstacle()) is not None), None)
 
     def _parts(self) -> None:
         return None
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        prepared = self._prepared_for(x)
-        return super().forward(x) if prepared is None else self._run(x, prepared)
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        prepared = self._prepared_for(input) if isinstance(input, torch.Tensor) else None
+        return super().forward(input) if prepared is None else self._run(input, prepared)
 
     def _fused(self, x: torch.Tensor, _: None) -> torch.Tensor:
         modules = list(replaced(self))
@@ -110,26 +95,38 @@ def _expansion(first: nn.Module, second: nn.Module | None, x: torch.Tensor) -> C
 
 def is_chain(module: nn.Module) -> bool:
     """Whether it is a container of replaced modules, two at least, and of nothing that computes besides."""
-    return _is_container(module) and len(list(replaced(module))) > 1
+    return _holds_replaced(module) and len(list(replaced(module))) > 1
 
 
 def replaced(container: nn.Module) -> Iterator[Replacement]:
-    for child in container.children():
-        if type(child) in (nn.Sequential, Sequential):
+    """In the order in which they run; one that stands twice runs twice."""
+    for child in container._modules.values():
+        if isinstance(child, nn.Sequential) and type(child) in _CONTAINERS:
             yield from replaced(child)
         elif isinstance(child, Replacement):
             yield child
 
 
-def _is_container(module: nn.Module) -> bool:
-    return type(module) in (nn.Sequential, Sequential) and all(
-        isinstance(child, nn.Identity | Replacement) or _is_container(child) for child in module.children()
-    )
+_CONTAINERS = (nn.Sequential, Sequential)
 
 
-def _place(module: nn.Module) -> Place:
-    """Where exactly this module may stand, as it is now."""
-    if not isinstance(module, Replacement) or type(module) is Sequential:
-        return one_of(Kind(type(module), children={name: _place(child) for name, child in module.named_children()}))
-    plain = tuple(name for name, value in vars(module).items() if is_plain(value))
-    return one_of(Kind(type(module), None, module._fused_places(), _ANYTHING, (*plain, "_mvit_kernels_setting")))
+def _holds_replaced(module: nn.Module) -> bool:
+    return type(module) in _CONTAINERS and all(map(_is_known, module._modules.values()))
+
+
+def _is_known(child: nn.Module | None) -> bool:
+    if child is not None and type(child) in _CONTAINERS:
+        return _holds_replaced(child)
+    ours = type(child).__module__.startswith(f"{__package__}.")  # and not of a class that somebody derived
+    return type(child) is nn.Identity or (isinstance(child, Replacement) and ours)
+
+
+def _places(container: nn.Module) -> dict[str, Place]:
+    """Where exactly these modules may stand, as they are now."""
+    return {name: one_of(_kind(child)) for name, child in container._modules.items() if child is not None}
+
+
+def _kind(module: nn.Module) -> Kind:
+    if isinstance(module, Sequential) or not isinstance(module, Replacement):
+        return Kind(type(module), children=_places(module))
+    return Kind(type(module), children=module._fused_places(), others=None, watched=plain_attributes(module))

@@ -116,6 +116,7 @@ def accelerate(
     forget_all()
 
     wanted = {"attention": attention, "patches": patches, "conv": conv}
+    asked = None if backend == "auto" else backend
     excluded: set[str] = set()
     covered: set[str] = set()  # what stands inside of a replaced module
     for name, module in model.named_modules():
@@ -133,14 +134,14 @@ def accelerate(
             covered.add(name)
         elif not wanted[replacement._option]:
             left_alone = f"{replacement._option}=False"
-        module._mvit_kernels_setting = Setting(None if backend == "auto" else backend, attention, norm, conv, left_alone)
+        module._mvit_kernels_setting = Setting(asked, attention, norm, conv, left_alone)
         if left_alone is None:
             module.__class__ = replacement
             covered.add(name)
     if attention and patches and norm and conv:
         for name, module in model.named_modules():
             if name not in covered and type(module) is nn.Sequential and is_chain(module):
-                vars(module)["_mvit_kernels_setting"] = Setting(None if backend == "auto" else backend, attention, norm, conv)
+                vars(module)["_mvit_kernels_setting"] = Setting(asked, attention, norm, conv)
                 module.__class__ = Sequential
     return model
 

@@ -30,7 +30,7 @@ class Kind:
     type: type[nn.Module]
     check: Callable[[Any], str | None] | None = None  # gives the reason why a module of the class will not do, or None
     children: Mapping[str, Place] = field(default_factory=dict)
-    others: Place = field(default_factory=dict)  # for the children not named
+    others: Place | None = field(default_factory=dict)  # for the children not named; None: anything may stand there, without hooks
     watched: tuple[str, ...] = ("training",)  # attributes that `check` and whoever runs the parts depend on, and which somebody may set
     helpers: tuple[str, ...] = field(init=False)
 
@@ -157,7 +157,7 @@ def shadowed(module: nn.Module, names: tuple[str, ...]) -> Obstacle | None:
     return None
 
 
-def inside(module: nn.Module, places: Mapping[str, Place]) -> Obstacle | None:
+def inside(module: nn.Module, places: Mapping[str, Place | None]) -> Obstacle | None:
     """What keeps the children at `places`, with all that they hold, from being skipped or called with other shapes; None if nothing."""
     if _has_any_global_hook():
         return Obstacle(module, "runs while hooks on all modules are registered")
@@ -174,11 +174,14 @@ def inside(module: nn.Module, places: Mapping[str, Place]) -> Obstacle | None:
             or attributes["_backward_pre_hooks"]
         ):
             return Obstacle(child, "has hooks")
+        if "forward" in attributes:
+            return Obstacle(child, "has a forward of its own")
+        if place is None:
+            todo += [(grandchild, None) for grandchild in attributes["_modules"].values()]
+            continue
         kind = place.get(type(child))
         if kind is None:
             return Obstacle(child, f"is a {type(child).__name__}")
-        if "forward" in attributes:
-            return Obstacle(child, "has a forward of its own")
         if kind.helpers:
             for name in kind.helpers:
                 if name in attributes:
@@ -194,64 +197,48 @@ def inside(module: nn.Module, places: Mapping[str, Place]) -> Obstacle | None:
     return None
 
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _NUMBERS = ("eps", "p", "drop_prob", "rate")  # of norms and dropouts
 
 
 class Snapshot:
-    """A module in which nothing was in the way, with all that is at `places`: `holds` tells in a few microseconds whether it is as it was.
-    `tensors` are its parameters and buffers, whose values may change.
+    """A module in which nothing was in the way, with all that is at `places`: `holds` tells in some ten microseconds whether it is as it
+    was. `tensors` are its parameters and buffers, whose values may change.
 
     In evaluation only: what training does depends on more, which schedules change.
     """
 
-    def __init__(self, module: nn.Module, places: Mapping[str, Place]) -> None:
-        # Nothing here holds the module itself or its __dict__, whose hooks may: or neither would ever be freed.
+    def __init__(self, module: nn.Module, places: Mapping[str, Place | None]) -> None:
+        children = [_seen(child, places[name]) if name in places and child is not None else None for name, child in module._modules.items()]
         assert native is not None
-        self._same = native.Snapshot()
-        outer = vars(module)
-        for name, value in outer.items():
-            if is_plain(value):
-                self._same.item(None, name, value)
-        tensors = self._watch_tables(outer, None)
-        todo = [(outer["_modules"].get(name), place) for name, place in places.items()]
-        for child, place in todo:  # which grows meanwhile
-            if child is None:
-                continue
-            kind, state = place[type(child)], vars(child)
-            self._same.type(child)
-            for name in (*kind.watched, *(name for name in _NUMBERS if name in state)):
-                self._same.item(state, name, state[name])
-            tensors += self._watch_tables(state, state)
-            for name in _HOOKS:  # the outer one's own are called anyway
-                self._same.item(state, name, state[name])
-                self._same.size(state[name], 0)
-            todo += [(grandchild, kind.children.get(name, kind.others)) for name, grandchild in child._modules.items()]
+        self._native = native.Snapshot(module, plain_attributes(module), children, True)  # hooks of its own are called anyway
         self._dead: list[object] = []  # tensors whose address another one may have
         dead = self._dead.append  # bound: a reference that is called holds no more than the list
-        self._alive = [weakref.ref(each, dead) for each in tensors]
-
-    def _watch_tables(self, state: dict[str, Any], place: dict[str, Any] | None) -> list[torch.Tensor]:
-        """The dicts of a module, in whose places others may come, and what is in them. place: state, or None for that of the outer one."""
-        self._same.size(place, len(state))  # an attribute more may be a method of its own
-        for table in ("_parameters", "_buffers", "_modules"):
-            self._same.item(place, table, state[table])
-        for table in ("_parameters", "_buffers"):
-            self._same.values(state[table])
-        self._same.size(state["_modules"], len(state["_modules"]))
-        for name, child in state["_modules"].items():
-            self._same.item(state["_modules"], name, child)
-        return [each for table in ("_parameters", "_buffers") for each in state[table].values() if each is not None]
+        self._alive = [weakref.ref(each, dead) for each in self.tensors(module)]
 
     def holds(self, module: nn.Module) -> bool:
         """module: the one that this was made of."""
-        held: bool = self._same.holds(vars(module))
-        return held and not self._dead and not _has_any_global_hook()
+        return self._native.holds(module) and not self._dead and not _has_any_global_hook()
 
-    def tensors(self) -> list[torch.Tensor]:
-        present: list[torch.Tensor] = self._same.present()
-        return present
+    def tensors(self, module: nn.Module) -> list[torch.Tensor]:
+        found: list[torch.Tensor] = self._native.tensors(module)
+        return found
 
 
-def is_plain(value: object) -> bool:
-    return all(map(is_plain, value)) if type(value) is tuple else isinstance(value, bool | int | float | str | None)
+def _seen(module: nn.Module, place: Place | None) -> Any:
+    assert native is not None
+    kind = None if place is None else place[type(module)]
+    if kind is None:
+        children = [None if child is None else _seen(child, None) for child in module._modules.values()]
+        return native.Snapshot(module, plain_attributes(module), children, False)
+    watched = [*kind.watched, *(name for name in _NUMBERS if name in module.__dict__)]
+    inner = [None if child is None else _seen(child, kind.children.get(name, kind.others)) for name, child in module._modules.items()]
+    return native.Snapshot(module, watched, inner, False)
+
+
+def plain_attributes(module: nn.Module) -> tuple[str, ...]:
+    """The names of numbers, names and tuples that it keeps."""
+    return tuple(name for name, value in vars(module).items() if _is_plain(value))
+
+
+def _is_plain(value: object) -> bool:
+    return all(map(_is_plain, value)) if type(value) is tuple else isinstance(value, bool | int | float | str | None)

@@ -83,9 +83,13 @@ def _one_pixel(pool: nn.AdaptiveAvgPool2d) -> str | None:
     return None if pool.output_size in (1, (1, 1)) else "keeps more than one pixel"
 
 
+def _from_channels(flatten: nn.Flatten) -> str | None:
+    return None if (flatten.start_dim, flatten.end_dim) == (1, -1) else "keeps an axis beside channels"
+
+
 _POOL: Mapping[str, Place] = {
     "pool": one_of(Kind(nn.AdaptiveAvgPool2d, _one_pixel, watched=("output_size",))),
-    "flatten": one_of(Kind(nn.Flatten, watched=("start_dim", "end_dim"))),
+    "flatten": one_of(Kind(nn.Flatten, _from_channels, watched=("start_dim", "end_dim"))),
 }
 
 
