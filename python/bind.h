@@ -36,5 +36,6 @@ int launch(const char* step, const Problem& p, int threads, uintptr_t weight = 0
 void bind_floats(pybind11::module_& m);
 void bind_integers(pybind11::module_& m);
 void bind_engine(pybind11::module_& m);
+void bind_forms(pybind11::module_& m);
 
 }  // namespace mvit

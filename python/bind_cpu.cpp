@@ -55,4 +55,5 @@ PYBIND11_MODULE(_cpu, m) {
     bind_floats(m);
     bind_integers(m);
     bind_engine(m);
+    bind_forms(m);
 }
