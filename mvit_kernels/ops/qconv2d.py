@@ -48,7 +48,7 @@ class QConv2d:
         """y (B, N, ceil(H / stride), ceil(W / stride)), in channels_last memory. What was prepared is copied to the
         device of x by the first call there."""
         y: Optional = None if is_compiling() else self._replays.again(x, second, residual)
-        return y if y is not None else self._replays(self._run, (x, second, residual), read=self._read)  # type: ignore[no-any-return]
+        return y if y is not None else self._replays(self._run, (x, second, residual), read=self._read)
 
     def _read(self) -> tuple[Optional, ...]:
         return self.weight.data, self.channels, self.zero_point, self.border, self.filtered, self.table, *SEGMENTS.values()

@@ -49,7 +49,7 @@ class QDepthwiseConv2d:
         """y (B, C, ceil(H / stride), ceil(W / stride)), channels_last; residual of that size. What was prepared is
         copied to the device of x by the first call there."""
         y: Optional = None if is_compiling() else self._replays.again(x, residual)
-        return y if y is not None else self._replays(self._run, (x, residual), read=self._read)  # type: ignore[no-any-return]
+        return y if y is not None else self._replays(self._run, (x, residual), read=self._read)
 
     def _read(self) -> tuple[Optional, ...]:
         return self.blocks, self.channels, self.zero_point, self.table, *SEGMENTS.values()

@@ -51,7 +51,7 @@ class QGemm:
         with a_scale=None. What was prepared is copied to the device of `a` by the first call there."""
         if collect is None and a_scale is None and a_zero_point is None and not self.dynamic:
             y: Optional = None if is_compiling() else self._replays.again(a, residual)
-            return y if y is not None else self._replays(self._run, (a, residual), read=self._read)  # type: ignore[no-any-return]
+            return y if y is not None else self._replays(self._run, (a, residual), read=self._read)
         if collect is not None:
             checks.integer(OP, "collect", collect)
             if self.settings.out_dtype != torch.int16:
