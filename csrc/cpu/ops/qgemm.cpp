@@ -74,14 +74,18 @@ void run(const QGemmProblem& p, int threads) {
     const int64_t bytes = kernels.scratch(p, (p.rows + blocks - 1) / blocks);
     const int64_t work = p.rows * products / (p.rows < products_of_a_byte ? p.rows : products_of_a_byte);
 
-    parallel_tasks(blocks * ranges, work, bytes / int64_t{sizeof(float)}, threads, [&](int64_t task, float* scratch) {
+    const auto one = [&](int64_t task, float* scratch) {
         const int64_t i = large ? task % blocks : task / ranges, j = large ? task / blocks : task % ranges;
         const int64_t row = begin_of(i, blocks, p.rows), rows = begin_of(i + 1, blocks, p.rows) - row;
         const QGemmBlock block{&p, row, rows, begin_of(j, ranges, panels), begin_of(j + 1, ranges, panels), scratch};
         if (rows == 0) return;
         kernels.block(block);
         if (p.collected) collect(p, kernels, block);
-    });
+    };
+    const auto all = [&] { parallel_tasks(blocks * ranges, work, bytes / int64_t{sizeof(float)}, threads, one); };
+    // Microseconds, while a thread that another process keeps from coming takes milliseconds: a crew doesn't wait for it.
+    if (threads_for(work, blocks * ranges, threads) > 1 && !Crew::led()) return Crew::with(threads, all);
+    all();
 }
 
 }  // namespace
