@@ -2,7 +2,7 @@
 // Python, for replays that depend on nothing but their inputs. Tensors are read through DLPack's table of functions, which torch has since
 // 2.10 (`torch.Tensor.__dlpack_c_exchange_api__`): nothing here is compiled against torch.
 #include <algorithm>
-#include <cstring>
+#include <exception>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -144,7 +144,10 @@ PyObject* again(PyObject* capsule, PyObject* const* inputs, Py_ssize_t count) {
         if (words > 0 && PyContextVar_Get(torch.backend.ptr(), nullptr, &backend) == 0 && backend) {
             const Form* form = find(forms, key, words, backend);
             Py_DECREF(backend);
-            if (form && form->replay->inputs == there) y = run(torch, *form, addresses);
+            try {
+                if (form && form->replay->inputs == there) y = run(torch, *form, addresses);
+            } catch (const std::exception&) {  // out of memory, or of threads
+            }
         }
     }
     if (y) return y;

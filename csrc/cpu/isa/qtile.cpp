@@ -284,8 +284,8 @@ void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, b
 }
 
 constexpr int most_rows[qgroup] = {14, 12, 8, 6};  // of 1, 2, 3, 4 panels: 24 sums, and columns and a row beside them
-// Half as many sums, where panels stay in the first cache, from which they are read twice as often: the processor begins the next tile while
-// it finishes one.
+// Half as many sums, where panels stay in the first cache, from which they are read twice as often: the processor begins the next tile
+// while it finishes one.
 constexpr int low_rows[qgroup] = {12, 6, 4, 3};
 constexpr int64_t low_depth = 256;
 

@@ -68,9 +68,9 @@ void run(const QGemmProblem& p, int threads) {
     const int64_t few = threads > 1 ? (tasks_wanted + least - 1) / least : 1, groups = (panels + qgroup - 1) / qgroup;
     const int64_t pieces = large && (p.norm || few < threads) ? threads : few;  // rows are normalised anew for each piece
     const int64_t ranges = pieces < groups ? pieces : groups;
-    // As many tasks for each thread.
-    const bool even = threads <= 1 || least * ranges % threads == 0 || p.rows < 2 * kernels.height;
-    const int64_t blocks = even ? least : round_up(least, threads);
+    // As many tasks for each thread, if rows can be cut.
+    const bool cut = threads > 1 && p.rows >= 2 * kernels.height;
+    const int64_t blocks = cut ? (round_up(least * ranges, threads) + ranges - 1) / ranges : least;
     const int64_t bytes = kernels.scratch(p, (p.rows + blocks - 1) / blocks);
     const int64_t work = p.rows * products / (p.rows < products_of_a_byte ? p.rows : products_of_a_byte);
 
@@ -78,7 +78,7 @@ void run(const QGemmProblem& p, int threads) {
         const int64_t i = large ? task % blocks : task / ranges, j = large ? task / blocks : task % ranges;
         const int64_t row = begin_of(i, blocks, p.rows), rows = begin_of(i + 1, blocks, p.rows) - row;
         const QGemmBlock block{&p, row, rows, begin_of(j, ranges, panels), begin_of(j + 1, ranges, panels), scratch};
-        if (rows == 0) return;
+        if (rows == 0) return;  // more blocks than rows
         kernels.block(block);
         if (p.collected) collect(p, kernels, block);
     };
