@@ -37,5 +37,6 @@ void bind_floats(pybind11::module_& m);
 void bind_integers(pybind11::module_& m);
 void bind_engine(pybind11::module_& m);
 void bind_snapshot(pybind11::module_& m);
+void bind_forms(pybind11::module_& m);
 
 }  // namespace mvit

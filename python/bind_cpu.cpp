@@ -56,4 +56,5 @@ PYBIND11_MODULE(_cpu, m) {
     bind_integers(m);
     bind_engine(m);
     bind_snapshot(m);
+    bind_forms(m);
 }

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bind.h"
+#include "bind_replay.h"
 #include "cpu/core/crew.h"
 #include "engine/plan.h"
 #include "engine/recording.h"
@@ -114,13 +115,6 @@ bool hides(const Recording& recording, const std::vector<std::pair<uintptr_t, ui
     return false;
 }
 
-// A plan of all images at once, whose weights are where they were. It reads so many inputs, and writes its result and what lies between.
-struct Replay {
-    Plan plan;
-    size_t inputs;
-    bool large;  // enough work for a crew though it is one step
-};
-
 std::unique_ptr<Replay> replay_of(const Recording& recording, const Places& places, int64_t inputs, bool large) {
     if (places.size() != recording.calls().size()) throw py::value_error("Recording: replay: expected places of each call");
     std::vector<PlanStep> steps;
@@ -160,17 +154,9 @@ int run(Plan& plan, uintptr_t weights, const std::vector<uintptr_t>& inputs, con
     return static_cast<int>(plan.run(static_cast<const char*>(pointer(weights)), from.data(), to.data(), batch, threads, nullptr));
 }
 
-int run_again(Replay& replay, const std::vector<uintptr_t>& inputs, uintptr_t result, uintptr_t between, int threads) {
+int run_again_at(Replay& replay, const std::vector<uintptr_t>& inputs, uintptr_t result, uintptr_t between, int threads) {
     if (inputs.size() != replay.inputs) throw py::value_error("Replay: inputs: expected " + std::to_string(replay.inputs) + " addresses");
-    not_recorded();
-    const auto from = pointers(inputs);
-    void* const to[] = {pointer(result), pointer(between)};
-    py::gil_scoped_release release;
-    const auto run = [&] { return replay.plan.run(nullptr, from.data(), to, 1, threads, nullptr); };
-    if (!replay.large || threads <= 1 || replay.plan.steps().size() > 1) return static_cast<int>(run());
-    Status status = Status::ok;
-    Crew::with(threads, [&] { status = run(); });
-    return static_cast<int>(status);
+    return static_cast<int>(run_again(replay, pointers(inputs).data(), pointer(result), pointer(between), threads));
 }
 
 std::pair<int, std::vector<double>> profile(Plan& plan, uintptr_t weights, const std::vector<uintptr_t>& inputs,
@@ -185,6 +171,17 @@ std::pair<int, std::vector<double>> profile(Plan& plan, uintptr_t weights, const
 
 }  // namespace
 
+Status mvit::run_again(Replay& replay, void* const* inputs, void* result, void* between, int threads) {
+    not_recorded();
+    void* const to[] = {result, between};
+    py::gil_scoped_release release;
+    const auto run = [&] { return replay.plan.run(nullptr, inputs, to, 1, threads, nullptr); };
+    if (!replay.large || threads <= 1 || replay.plan.steps().size() > 1) return run();
+    Status status = Status::ok;
+    Crew::with(threads, [&] { status = run(); });
+    return status;
+}
+
 void mvit::bind_engine(py::module_& m) {
     py::class_<Plan>(m, "Plan").def(py::init(&make_plan)).def("run", run).def("profile", profile);
     py::class_<Recording>(m, "Recording")
@@ -196,5 +193,5 @@ void mvit::bind_engine(py::module_& m) {
         .def("pointers", recorded_pointers)
         .def("hides", hides)
         .def("replay", replay_of);
-    py::class_<Replay>(m, "Replay").def("run", run_again);
+    py::class_<Replay>(m, "Replay").def("run", run_again_at);
 }

@@ -36,6 +36,21 @@ def again(monkeypatch) -> list[str]:
         return run(self, addresses)
 
     monkeypatch.setattr(replay._Replay, "__call__", counted)
+    init = replay.Replays.__init__
+
+    def with_counted_forms(self, op):
+        init(self, op)
+        find = self.again
+
+        def again(*inputs):
+            y = find(*inputs)
+            if y is not None:
+                calls.append(op)
+            return y
+
+        self.again = again
+
+    monkeypatch.setattr(replay.Replays, "__init__", with_counted_forms)
     return calls
 
 
@@ -492,6 +507,16 @@ def test_many_forms(again):
 # --- prepared integer ops ---
 
 
+@pytest.fixture(params=["one native function", "Python"])
+def way(request, monkeypatch) -> str:
+    """By which calls of prepared ops are found: from torch 2.10 on by a native function."""
+    if request.param == "Python":
+        monkeypatch.setattr(replay, "_torch", None)
+    elif replay._torch is None:
+        pytest.skip("torch has no tables of DLPack")
+    return request.param
+
+
 def product(out_dtype: torch.dtype = torch.uint8, **options: object) -> mk.ops.QGemm:
     weight = mk.ops.pack_weight(torch.randint(-127, 128, (20, 24), dtype=torch.int8))
     out = {} if out_dtype.is_floating_point else {"out_scale": 0.7}
@@ -506,7 +531,7 @@ def random_bytes(*size: int) -> Tensor:
 
 @pytest.mark.parametrize("activation", [None, "relu", "gelu"])
 @pytest.mark.parametrize("out_dtype", [torch.uint8, torch.int16, torch.float32, torch.bfloat16], ids=str)
-def test_products_of_bytes(again, out_dtype, activation):
+def test_products_of_bytes(way, again, out_dtype, activation):
     if out_dtype == torch.int16 and activation is not None:
         pytest.skip("a stream has no activation")
     handle = product(out_dtype, activation=activation)
@@ -517,7 +542,7 @@ def test_products_of_bytes(again, out_dtype, activation):
     assert len(again) == 6
 
 
-def test_products_with_residuals_strides_and_nothing(again):
+def test_products_with_residuals_strides_and_nothing(way, again):
     handle = product(residual_scale=0.5, residual_zero_point=3)
     for _ in range(4):
         a, residual = random_bytes(9, 24), random_bytes(9, 20)
@@ -531,7 +556,7 @@ def test_products_with_residuals_strides_and_nothing(again):
     assert len(again) == 6
 
 
-def test_arguments_are_checked_as_at_the_first_call(again):
+def test_arguments_are_checked_as_at_the_first_call(way, again):
     handle, a = product(), random_bytes(3, 24)
     for _ in range(3):
         handle(a)
@@ -547,7 +572,7 @@ def test_arguments_are_checked_as_at_the_first_call(again):
 
 
 @pytest.mark.parametrize("residual", [False, True])
-def test_convolutions_of_bytes(again, residual):
+def test_convolutions_of_bytes(way, again, residual):
     weight = mk.ops.pack_weight(torch.randint(-127, 128, (20, 9 * 24), dtype=torch.int8))
     handle = mk.ops.prepare_qconv2d(
         weight, 0.02, 300, 0.01, torch.randn(20), kernel_size=3, residual_scale=0.5, residual_zero_point=3, out_dtype=torch.uint8,
@@ -562,7 +587,7 @@ def test_convolutions_of_bytes(again, residual):
     assert len(again) == 4
 
 
-def test_depthwise_convolutions_of_bytes(again):
+def test_depthwise_convolutions_of_bytes(way, again):
     weight = torch.randint(-127, 128, (24, 1, 3, 3), dtype=torch.int8)
     handle = mk.ops.prepare_qdepthwise_conv2d(
         weight, a_scale=0.02, a_zero_point=100, w_scale=0.01, bias=torch.randn(24), out_dtype=torch.uint8, out_scale=0.1, out_zero_point=12
@@ -573,7 +598,7 @@ def test_depthwise_convolutions_of_bytes(again):
     assert len(again) == 2
 
 
-def test_copies_of_prepared_ops(again):
+def test_copies_of_prepared_ops(way, again):
     handle, a = product(activation="gelu"), random_bytes(3, 24)
     warm(handle, a)
     expected = handle(a)
@@ -581,3 +606,80 @@ def test_copies_of_prepared_ops(again):
         for _ in range(3):
             assert same(copied(a), expected)
     assert len(again) >= 2
+
+
+def test_prepared_ops_are_found_by_the_native_function_alone(again, monkeypatch):
+    if replay._torch is None:
+        pytest.skip("torch has no tables of DLPack")
+    handle, a = product(residual_scale=0.5, residual_zero_point=3), random_bytes(9, 24)
+    warm(handle, a)
+    monkeypatch.setattr(replay.Replays, "__call__", None)
+    assert same(handle(a), op_by_op(handle._run, a, None))
+    with pytest.raises(TypeError, match="NoneType"):
+        handle(a[:3])
+    assert len(again) == 1
+
+
+def test_watchers_see_prepared_ops(way, again):
+    handle, a = product(), random_bytes(9, 24)
+    warm(handle, a)
+    expected, before = handle(a), len(again)
+    for mode in (DispatchMode(), FunctionMode()):
+        with mode:
+            assert same(handle(a), expected)
+        assert any("mvit_kernels" in name for name in mode.seen)
+    with torch.autograd.profiler.profile() as profiled:
+        handle(a)
+    assert any("mvit_kernels" in event.name for event in profiled.function_events)
+    traced = torch.jit.trace(lambda x: handle(x), (a,), check_trace=False)
+    assert "mvit_kernels" in str(traced.graph)
+    assert same(torch.compile(lambda x: handle(x), backend="eager", fullgraph=True)(a), expected)
+    assert same(torch.vmap(lambda x: handle(x))(a[None])[0], expected)
+    with torch.autograd.forward_ad.dual_level():
+        handle(a)
+    with mk.use_backend("reference"):
+        assert same(handle(a), expected)
+    assert len(again) == before
+    assert same(handle(torch.nn.Parameter(a, requires_grad=False)), expected)
+    assert len(again) == before + 1
+
+
+def test_tensors_that_are_not_what_their_memory_holds(way, again):
+    handle, a = product(residual_scale=0.5, residual_zero_point=3), random_bytes(9, 24)
+    residual = torch.zeros(9, 20, dtype=torch.uint8)
+    warm(handle, a, residual)
+    expected, before = handle(a, residual), len(again)
+    assert same(handle(a, torch._efficientzerotensor((9, 20), dtype=torch.uint8)), expected)
+    assert same(handle(torch._neg_view(torch._neg_view(a).clone()), residual), op_by_op(handle, a, residual))
+    assert torch.equal(handle(torch._neg_view(a), residual), handle((-a.int()).to(torch.uint8), residual))
+    with pytest.raises((TypeError, ValueError, NotImplementedError)):
+        handle(a.to("meta"), residual)
+    assert len(again) <= before + 2
+
+
+def test_prepared_ops_in_every_mode_and_on_threads_at_once(way, again):
+    handle, a = product(), random_bytes(64, 24)
+    warm(handle, a)
+    expected = handle(a)
+    with torch.inference_mode():
+        y = handle(a)
+        assert same(y, expected)
+        assert y.is_inference()
+    assert not handle(a).is_inference()
+
+    def work(number: int) -> bool:
+        right = True
+        for i in range(50):
+            if i % 10 == number:
+                packing.forget_all()  # while others run
+            right &= same(handle(a), expected)
+        return right
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+    assert len(again) > 50
+    packing.forget_all()
+    before = len(again)
+    for _ in range(3):
+        handle(a)
+    assert len(again) == before + 1

@@ -85,7 +85,7 @@ try:
         _cap_isa(os.environ["MVIT_KERNELS_ISA"])
 except ValueError as error:
     _from_environment, _environment_error = "none", str(error)
-_requested: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default=_from_environment)
+requested_here: contextvars.ContextVar[str] = contextvars.ContextVar("backend", default=_from_environment)
 
 
 def _check_environment() -> None:
@@ -101,16 +101,16 @@ def use_backend(backend: str) -> Iterator[None]:
     part of what is compiled.
     """
     _check_environment()
-    token = _requested.set(_known(backend))
+    token = requested_here.set(_known(backend))
     try:
         yield
     finally:
-        _requested.reset(token)
+        requested_here.reset(token)
 
 
 def requested() -> str:
     """What calls without a wish of their own are asked to run on now: a backend, or "auto"."""
-    return _requested.get()
+    return requested_here.get()
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Choice:
         """The implementation for a forward with `args`, of which the first is a tensor: the wanted backend's or, without a wish, the first
         that takes the call."""
         if wanted is None:
-            wanted = _requested.get()
+            wanted = requested_here.get()
         if wanted != "auto":
             return self._wanted(wanted, args)
         for implementation in self._on_cpu if args[0].is_cpu else self._on_device(args):

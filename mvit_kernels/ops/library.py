@@ -15,13 +15,14 @@ from torch.autograd import forward_ad
 LIBRARY = torch.library.Library("mvit_kernels", "DEF")
 
 # A parameter is a tensor like any other; a subclass of someone else wants to see what is called with it.
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
+PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 # Who may want to see a call: asked at every one, and found once.
-_compiling = torch.compiler.is_dynamo_compiling
+is_compiling = torch.compiler.is_dynamo_compiling
 _dispatch_modes, _function_modes = torch._C._len_torch_dispatch_stack, torch._C._len_torch_function_stack
 _jit_tracing, _profiling = torch._C._get_tracing_state, torch._C._autograd._profiler_enabled
 _transforming, _grad_enabled = torch._C._are_functorch_transforms_active, torch.is_grad_enabled
+WATCHERS = [_dispatch_modes, _function_modes, _jit_tracing, _profiling, _transforming]  # each gives something where it watches
 
 # DType of csrc/cpu/core/types.h.
 FLOAT_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -57,7 +58,7 @@ def _after(check: Callable[..., None], run: Callable[..., Any]) -> Callable[...,
 def watched() -> bool:
     """Whether something between a caller and a kernel may want to see the call."""
     return bool(
-        _compiling()
+        is_compiling()
         or _dispatch_modes()
         or _function_modes()
         or _jit_tracing() is not None
@@ -69,7 +70,7 @@ def watched() -> bool:
 
 def is_plain(x: torch.Tensor) -> bool:
     """Whether x is what its memory holds, on the CPU, and nobody else's subclass."""
-    return type(x) in _PLAIN and x.is_cpu and not (x.is_neg() or x._is_zerotensor())
+    return type(x) in PLAIN and x.is_cpu and not (x.is_neg() or x._is_zerotensor())
 
 
 def direct(op: Any, run: Callable[..., Any], tensors: int = 1) -> Callable[..., Any]:
@@ -122,7 +123,7 @@ def register_autograd(
                 continue
             if grad and x.requires_grad:
                 return Gradient.apply(kwargs, *args)
-            if type(x) not in _PLAIN or x.is_neg() or x.is_conj() or x._is_zerotensor():
+            if type(x) not in PLAIN or x.is_neg() or x.is_conj() or x._is_zerotensor():
                 plain = False
         if plain:
             return run(*args, **kwargs)
@@ -143,7 +144,7 @@ def register_autograd(
         for x in args[:tensors]:
             if x is None:
                 continue
-            if type(x) not in _PLAIN or not x.is_cpu or (grad and x.requires_grad) or x.is_neg() or x.is_conj() or x._is_zerotensor():
+            if type(x) not in PLAIN or not x.is_cpu or (grad and x.requires_grad) or x.is_neg() or x.is_conj() or x._is_zerotensor():
                 return op(*args, **kwargs)
         return run(*args, **kwargs)
 

@@ -11,7 +11,7 @@ from mvit_kernels import reference
 
 from . import checks, cuda_support, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
-from .library import QTYPE_CODES, dense, direct, fresh, in_format, raise_status, register
+from .library import QTYPE_CODES, dense, direct, fresh, in_format, is_compiling, raise_status, register
 from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
 from .packing import packed
 from .placed import Placed
@@ -47,8 +47,8 @@ class QConv2d:
     def __call__(self, x: Tensor, second: Optional = None, residual: Optional = None) -> Tensor:
         """y (B, N, ceil(H / stride), ceil(W / stride)), in channels_last memory. What was prepared is copied to the
         device of x by the first call there."""
-        y: Tensor = self._replays(self._run, (x, second, residual), read=self._read)
-        return y
+        y: Optional = None if is_compiling() else self._replays.again(x, second, residual)
+        return y if y is not None else self._replays(self._run, (x, second, residual), read=self._read)
 
     def _read(self) -> tuple[Optional, ...]:
         return self.weight.data, self.channels, self.zero_point, self.border, self.filtered, self.table, *SEGMENTS.values()

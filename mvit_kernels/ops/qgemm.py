@@ -13,7 +13,7 @@ from mvit_kernels import reference
 from . import checks, cuda_support, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
-from .library import OVERFLOWED, QTYPE_CODES, direct, fresh, raise_status, register
+from .library import OVERFLOWED, QTYPE_CODES, direct, fresh, is_compiling, raise_status, register
 from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
 from .packing import packed
 from .placed import Placed
@@ -50,8 +50,8 @@ class QGemm:
         """y (M, N), with `collect` (y, sums (collect, 2)). a_scale (M,) float32 and a_zero_point (M,) int32: of rows, for what was prepared
         with a_scale=None. What was prepared is copied to the device of `a` by the first call there."""
         if collect is None and a_scale is None and a_zero_point is None and not self.dynamic:
-            y: Tensor = self._replays(self._run, (a, residual), read=self._read)
-            return y
+            y: Optional = None if is_compiling() else self._replays.again(a, residual)
+            return y if y is not None else self._replays(self._run, (a, residual), read=self._read)
         if collect is not None:
             checks.integer(OP, "collect", collect)
             if self.settings.out_dtype != torch.int16:

@@ -17,10 +17,11 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from torch.autograd import forward_ad
 
 from .arena import Lifetime, place
-from .backend import native, requested
-from .library import is_plain, made, raise_status, watched
+from .backend import native, requested, requested_here
+from .library import PLAIN, WATCHERS, is_plain, made, raise_status, watched
 from .packing import Keeper, Watch, holding, times_forgotten
 
 Tensor = torch.Tensor
@@ -31,20 +32,48 @@ _MOST_FORMS = 16
 _MANY_BYTES = 128 * 1024  # read and written, from which on work is shared among threads: csrc/cpu/core/parallel.h
 _ONCE, _NEVER = object(), object()  # was seen once; cannot be run again
 
+# Calls that depend on their inputs alone are found and run by one native function, where torch (2.10) lets it read tensors.
+_EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
+_torch = None
+if native is not None and _EXCHANGE is not None:
+    _torch = native.torch_of(
+        _EXCHANGE, *PLAIN, torch.empty_strided, torch.get_num_threads, forward_ad, requested_here, WATCHERS
+    )  # fmt: skip
+
+
+class _Forms:
+    """Forms that only Python knows: none that `again` finds."""
+
+    def again(self, *_: Optional) -> None:
+        return None
+
+    def add(self, *_: object) -> None:
+        pass
+
+    def clear(self) -> None:
+        pass
+
 
 class Replays(Keeper):
-    """Calls of one function of tensors, by their form. op: whose calls they are, for errors. A copy knows none."""
+    """Calls of one function of tensors, by their form. op: whose calls they are, for errors. A copy knows none.
+
+    again(*inputs): the result of a call that depends on nothing but its inputs and was made before; or None, and then it is to be made as
+    the others. Nothing that is being compiled calls it.
+    """
 
     def __init__(self, op: str) -> None:
         super().__init__()
         self._op = op
         self._by_form: dict[Any, Any] = {}
+        self._forms = _Forms() if _torch is None else native.Forms(_torch)
+        self.again: Callable[..., Any] = self._forms.again
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Replays, (self._op,)
 
     def forget(self) -> None:
         self._by_form.clear()
+        self._forms.clear()
 
     def __call__(
         self, function: Callable[..., Any], inputs: tuple[Optional, ...], rest: tuple[Any, ...] = (), known: Sequence[Tensor] = (),
@@ -75,15 +104,17 @@ class Replays(Keeper):
         if type(replay) is _Replay:
             if replay.watch is None or replay.watch.holds(known):
                 return replay(addresses)
-            self._by_form.clear()  # nor would the others hold, which keep what was packed of former weights
+            self.forget()  # nor would the others hold, which keep what was packed of former weights
         if replay is None:
             if len(self._by_form) >= _MOST_FORMS:
-                self._by_form.clear()
+                self.forget()
             self._by_form[form] = _NEVER if native is None else _ONCE
         if replay is None or replay is _NEVER:
             return function(*inputs, *rest)
         y, found = _recorded(self._op, function, inputs, rest, known, [x for x in read() if x is not None])
         self._by_form[form] = _NEVER if found is None else found
+        if found is not None and found.alone is not None:
+            self._forms.add(inputs, requested(), *found.alone)
         return y
 
 
@@ -92,6 +123,8 @@ class _Replay:
         self.watch = watch
         self._op, self._run, self._arena_bytes, self._held = op, again.run, arena_bytes, held
         self._size, self._stride, self._dtype = tuple(y.shape), y.stride(), y.dtype
+        # What it takes to run it without looking at anything else, and what that reads.
+        self.alone = (again, (self._size, self._stride, self._dtype, held)) if watch is None and arena_bytes == 0 else None
 
     def __call__(self, addresses: list[int]) -> Tensor:
         """addresses: of the inputs that there are."""

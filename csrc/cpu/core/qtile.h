@@ -5,7 +5,8 @@
 // Rows and panels are first brought into the form that an instruction set multiplies (qrows.h), which is their own on AVX512-VNNI with 8
 // bits.
 //
-// Floor: a 512-bit vpdpbusd does 64 products. R rows and V panels take R V of them for R broadcasts and V loads, 6 x 4 or 12 x 2.
+// Floor: a 512-bit vpdpbusd does 64 products. R rows and V panels take R V of them for R broadcasts and V loads, 6 x 4 or 12 x 2, or half
+// as many rows.
 #pragma once
 
 #include <cstdint>

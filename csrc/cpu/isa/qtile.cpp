@@ -40,6 +40,19 @@ inline int32_t tail_of_row(const uint8_t* a, int64_t count) {
 // costs a factor of three.
 inline void dot(__m512i& sum, __m512i a, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w)); }
 
+// A value that stays in its register: where registers are left, gcc 12 would load it again for every row of a low tile.
+inline void keep(__m512i& x) { asm("" : "+v"(x)); }
+
+// Bytes of the first columns. Where that is all of them: a masked store takes several times as long as another one.
+inline void store_some(uint8_t* to, __mmask32 some, __m256i bytes) {
+    if (some == ~__mmask32{0}) return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), bytes);
+    _mm256_mask_storeu_epi8(to, some, bytes);
+}
+inline void store_some(uint8_t* to, __mmask16 some, __m128i bytes) {
+    if (some == 0xFFFF) return _mm_storeu_si128(reinterpret_cast<__m128i*>(to), bytes);
+    _mm_mask_storeu_epi8(to, some, bytes);
+}
+
 template <int rows, int vectors>
 [[gnu::always_inline]] inline void multiply_tile(const QTile& t, int64_t first, __m512i (&sum)[rows][vectors]) {
 #pragma GCC unroll 14
@@ -58,7 +71,10 @@ template <int rows, int vectors>
     for (int64_t block = t.depth / 4; block > 0; --block) {
         __m512i column[vectors];
 #pragma GCC unroll 4
-        for (int v = 0; v < vectors; ++v) column[v] = _mm512_loadu_si512(w + v * panel_stride);
+        for (int v = 0; v < vectors; ++v) {
+            column[v] = _mm512_loadu_si512(w + v * panel_stride);
+            keep(column[v]);
+        }
 #pragma GCC unroll 14
         for (int r = 0; r < rows; ++r) {
             const __m512i x = _mm512_set1_epi32(four_of_row(row[r / 3] + (r % 3) * stride));
@@ -185,18 +201,40 @@ template <bool clamps, int rows, int vectors>
 }
 
 // Packed with saturation: to int16, then to bytes. This works inside 128-bit lanes: four groups of 4 columns end up side by side, a quarter
-// of each vector. Where there are fewer vectors the last one stands in. finish: of the int16 of the first or second two vectors.
+// of each vector. Four vectors of a row, two of two rows or one of four rows are packed at once; of three the last one stands in.
+// finish: of the int16 of the first or second two vectors.
 template <int rows, int vectors, class Finish>
 [[gnu::always_inline]] inline void store_bytes(const __m512i (&sum)[rows][vectors], int columns, uint8_t* y, int64_t y_stride,
                                                const Finish& finish) {
-    constexpr int second = vectors > 1 ? 1 : 0, third = vectors > 2 ? 2 : 0, fourth = vectors > 3 ? 3 : third;
+    constexpr int at_once = vectors == 1 ? 4 : vectors == 2 ? 2 : 1;
     const __m512i in_order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     const __mmask64 mask = columns == 64 ? ~__mmask64{0} : (__mmask64{1} << columns) - 1;
 #pragma GCC unroll 14
-    for (int r = 0; r < rows; ++r) {
-        const __m512i a = finish(_mm512_packs_epi32(sum[r][0], sum[r][second]), 0);
-        const __m512i b = vectors > 2 ? finish(_mm512_packs_epi32(sum[r][third], sum[r][fourth]), 1) : a;
-        _mm512_mask_storeu_epi8(y + r * y_stride, mask, _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(a, b)));
+    for (int r = 0; r < rows; r += at_once) {
+        constexpr int v1 = vectors > 1 ? 1 : 0, v2 = vectors > 2 ? 2 : 0, v3 = vectors > 3 ? 3 : vectors - 1, half = vectors > 2 ? 1 : 0;
+        const int r1 = r + 1 < rows ? r + 1 : r, r2 = r + 2 < rows ? r + 2 : r1, r3 = r + 3 < rows ? r + 3 : r2;
+        uint8_t* to = y + r * y_stride;
+        if constexpr (at_once == 1) {
+            const __m512i a = finish(_mm512_packs_epi32(sum[r][0], sum[r][v1]), 0),
+                          b = finish(_mm512_packs_epi32(sum[r][v2], sum[r][v3]), half);
+            _mm512_mask_storeu_epi8(to, mask, _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(a, b)));
+        } else if constexpr (at_once == 2) {
+            const __m512i a = finish(_mm512_packs_epi32(sum[r][0], sum[r][v1]), 0),
+                          b = finish(_mm512_packs_epi32(sum[r1][0], sum[r1][v1]), 0);
+            const __m512i bytes = _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(a, b));
+            const auto some = static_cast<__mmask32>(mask);
+            store_some(to, some, _mm512_castsi512_si256(bytes));
+            if (r + 1 < rows) store_some(to + y_stride, some, _mm512_extracti64x4_epi64(bytes, 1));
+        } else {
+            const __m512i a = finish(_mm512_packs_epi32(sum[r][0], sum[r1][0]), 0),
+                          b = finish(_mm512_packs_epi32(sum[r2][0], sum[r3][0]), 0);
+            const __m512i bytes = _mm512_permutexvar_epi32(in_order, _mm512_packus_epi16(a, b));
+            const auto some = static_cast<__mmask16>(mask);
+            store_some(to, some, _mm512_castsi512_si128(bytes));
+            if (r + 1 < rows) store_some(to + y_stride, some, _mm512_extracti32x4_epi32(bytes, 1));
+            if (r + 2 < rows) store_some(to + 2 * y_stride, some, _mm512_extracti32x4_epi32(bytes, 2));
+            if (r + 3 < rows) store_some(to + 3 * y_stride, some, _mm512_extracti32x4_epi32(bytes, 3));
+        }
     }
 }
 
@@ -246,6 +284,10 @@ void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, b
 }
 
 constexpr int most_rows[qgroup] = {14, 12, 8, 6};  // of 1, 2, 3, 4 panels: 24 sums, and columns and a row beside them
+// Half as many sums, where panels stay in the first cache, from which they are read twice as often: the processor begins the next tile
+// while it finishes one.
+constexpr int low_rows[qgroup] = {12, 6, 4, 3};
+constexpr int64_t low_depth = 256;
 
 using AccumulateTile = void (*)(const QTile&, int64_t, int32_t*, int64_t);
 using RequantizeTile = void (*)(const QTile&, int64_t, const QChannels&, bool, int, uint8_t*, int64_t, const QCurve*);
@@ -268,8 +310,9 @@ void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
 }
 
 void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride, const int16_t* curve) {
+    const int* most = t.depth <= low_depth ? low_rows : most_rows;
     const auto run = [&](bool clamps, const QCurve* by) {
-        each_tile(t.rows, most_rows[t.panels - 1], [&](int rows, int64_t first) {
+        each_tile(t.rows, most[t.panels - 1], [&](int rows, int64_t first) {
             requantize_tiles[rows - 1][t.panels - 1](t, first, channels, clamps, columns, y, y_stride, by);
         });
     };

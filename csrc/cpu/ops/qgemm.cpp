@@ -12,10 +12,11 @@ MVIT_ISA_TABLE(QGemmKernels, qgemm)
 namespace {
 
 constexpr int64_t products_of_a_task = 1 << 20;  // some microseconds: little to lose at the end, much more than a task costs
+constexpr int64_t rows_at_least = 96;            // that meet panels at once: a weight is read as often as there are blocks of rows
 constexpr int64_t rows_at_most = 384;            // rows and the columns that they meet stay in the second cache
 constexpr int64_t tasks_wanted = 8;              // few rows: the columns are cut too
 constexpr int64_t large_weight = 256 * 1024;     // bytes: a part of the second cache
-constexpr int64_t rows_of_large = 96;            // that a large weight meets at once at least
+constexpr int64_t products_of_a_byte = 8;        // in the time that a byte is copied, unless there are as few rows to share a weight
 
 bool row_zero_points_fit(const QGemmProblem& p) {
     int64_t most = 255;
@@ -53,32 +54,38 @@ void collect(const QGemmProblem& p, const QGemmKernels& kernels, const QGemmBloc
     }
 }
 
+// The first of [0, count) that part `i` of so many even ones has.
+int64_t begin_of(int64_t i, int64_t parts, int64_t count) { return i * count / parts; }
+
 void run(const QGemmProblem& p, int threads) {
     const QGemmKernels& kernels = qgemm_table.active();
     const QWeight& w = p.weight;
-    const int64_t panels = qpanels(w.columns), depth = w.depth > 0 ? w.depth : 1;
-    const int64_t enough = round_up(products_of_a_task / (depth * panels * qpanel) + 1, kernels.height);
-    const int64_t share = round_up((p.rows + threads - 1) / (threads > 0 ? threads : 1), kernels.height);
-    // A weight beyond the second cache is read once a block: taller blocks, of which each thread meets its own part of the columns.
-    const bool large = depth * panels * qpanel > large_weight && p.rows > kernels.height;
-    const int64_t least = round_up(large ? rows_of_large : 1, kernels.height), some = enough > least ? enough : least;
-    const int64_t most = some < rows_at_most ? some : rows_at_most, whole = round_up(p.rows, kernels.height);
-    const int64_t height = large ? (most < whole ? most : whole) : most < share ? most : share;
-    const int64_t blocks = (p.rows + height - 1) / height;
-    const int64_t few = threads > 1 ? (tasks_wanted + blocks - 1) / blocks : 1;
+    const int64_t panels = qpanels(w.columns), depth = w.depth > 0 ? w.depth : 1, products = depth * panels * qpanel;
+    // A weight beyond the second cache is read once a block: each thread meets its own part of the columns.
+    const bool large = products > large_weight && p.rows > kernels.height;
+    const int64_t enough = products_of_a_task / products + 1, some = enough > rows_at_least ? enough : rows_at_least;
+    const int64_t height = some < rows_at_most ? some : rows_at_most, least = (p.rows + height - 1) / height;
+    const int64_t few = threads > 1 ? (tasks_wanted + least - 1) / least : 1, groups = (panels + qgroup - 1) / qgroup;
     const int64_t pieces = large && (p.norm || few < threads) ? threads : few;  // rows are normalised anew for each piece
-    const int64_t width = round_up((panels + pieces - 1) / pieces, qgroup), ranges = (panels + width - 1) / width;
-    const int64_t bytes = kernels.scratch(p, height < p.rows ? height : p.rows);
+    const int64_t ranges = pieces < groups ? pieces : groups;
+    // As many tasks for each thread, if rows can be cut.
+    const bool cut = threads > 1 && p.rows >= 2 * kernels.height;
+    const int64_t blocks = cut ? (round_up(least * ranges, threads) + ranges - 1) / ranges : least;
+    const int64_t bytes = kernels.scratch(p, (p.rows + blocks - 1) / blocks);
+    const int64_t work = p.rows * products / (p.rows < products_of_a_byte ? p.rows : products_of_a_byte);
 
-    parallel_tasks(blocks * ranges, p.rows * depth * panels * qpanel / 32, bytes / int64_t{sizeof(float)}, threads,
-                   [&](int64_t task, float* scratch) {
-                       const int64_t row = (large ? task % blocks : task / ranges) * height;
-                       const int64_t begin = (large ? task / blocks : task % ranges) * width;
-                       const int64_t end = begin + width < panels ? begin + width : panels;
-                       const QGemmBlock block{&p, row, p.rows - row < height ? p.rows - row : height, begin, end, scratch};
-                       kernels.block(block);
-                       if (p.collected) collect(p, kernels, block);
-                   });
+    const auto one = [&](int64_t task, float* scratch) {
+        const int64_t i = large ? task % blocks : task / ranges, j = large ? task / blocks : task % ranges;
+        const int64_t row = begin_of(i, blocks, p.rows), rows = begin_of(i + 1, blocks, p.rows) - row;
+        const QGemmBlock block{&p, row, rows, begin_of(j, ranges, panels), begin_of(j + 1, ranges, panels), scratch};
+        if (rows == 0) return;  // more blocks than rows
+        kernels.block(block);
+        if (p.collected) collect(p, kernels, block);
+    };
+    const auto all = [&] { parallel_tasks(blocks * ranges, work, bytes / int64_t{sizeof(float)}, threads, one); };
+    // Microseconds, while a thread that another process keeps from coming takes milliseconds: a crew doesn't wait for it.
+    if (threads_for(work, blocks * ranges, threads) > 1 && !Crew::led()) return Crew::with(threads, all);
+    all();
 }
 
 }  // namespace
