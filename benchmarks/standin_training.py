@@ -39,8 +39,8 @@ RECIPES: dict[str, tuple[dict[str, Any], ...]] = {
         {"size": 64, "samples": 25_600, "warmup": 100, "options": '{"image_size": 64}', "amp": "bf16"},
         {"size": 64, "samples": 44_800, "warmup": 50, "options": '{"image_size": 64}', "amp": "bf16"},
     ),
-    "mobilevitv2_100": ({"size": 64, "samples": 40_000}, {"size": 128, "samples": 40_000, "amp": "bf16"}),
-    "mobilevit_s": ({"size": 64, "samples": 40_000}, {"size": 128, "samples": 40_000, "amp": "bf16"}),
+    "mobilevitv2_100": ({"size": 64, "samples": 40_000}, {"size": 64, "samples": 64_000, "warmup": 50}),
+    "mobilevit_s": ({"size": 64, "samples": 40_000},),
 }
 """What each training differs in from the defaults of `TrainConfig`; of several, each goes on from the weights of the one before."""
 
