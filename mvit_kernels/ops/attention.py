@@ -12,8 +12,8 @@ from mvit_kernels import reference
 from mvit_kernels.reference import Mixtures
 
 from . import checks, triton_support
-from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, fresh, raise_status, register, register_autograd, wide, widen
+from .backend import Choice, Implementation, native
+from .library import FLOAT_CODES, FLOAT_DTYPES, fresh, raise_status, refuse_off_floats, register, register_autograd, wide, widen
 from .packing import PANEL, packed
 
 OP = "attention"
@@ -102,12 +102,8 @@ def _check(
 
 
 def _cpu_refuse(q: Tensor, problem: Any = None, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    if not q.is_cpu:
-        return f"q is on {q.device}"
-    if q.dtype not in FLOAT_CODES:
-        return f"it has no kernel for {q.dtype}"
+    if (reason := refuse_off_floats(q)) is not None:
+        return reason
     if isinstance(problem, _Problem) and problem.heads > MOST_MIXED_HEADS and any(each is not None for each in problem.mixtures[1:]):
         return f"it mixes at most {MOST_MIXED_HEADS} heads"
     return None

@@ -9,7 +9,7 @@ import torch
 from mvit_kernels import reference
 
 from . import checks, triton_support
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from .backend import Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -18,6 +18,7 @@ from .library import (
     fresh,
     is_channels_last,
     raise_status,
+    refuse_off_floats,
     register,
     register_autograd,
     wide,
@@ -59,16 +60,6 @@ def _check(x: Tensor) -> None:
 # --- backends ---
 
 
-def _cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    if not x.is_cpu:
-        return f"x is on {x.device}"
-    if x.dtype not in FLOAT_CODES:
-        return f"it has no kernel for {x.dtype}"
-    return None
-
-
 def _cpu_forward(x: Tensor) -> Tensor:
     x, size = dense(x, True), x.shape
     y = fresh(x.new_empty(size[0], size[1]))
@@ -96,7 +87,7 @@ def _reference_forward(x: Tensor) -> Tensor:
 choose = Choice(
     OP,
     triton=Implementation(_triton_forward, refuse=_triton_refuse),
-    cpu=Implementation(_cpu_forward, refuse=_cpu_refuse),
+    cpu=Implementation(_cpu_forward, refuse=refuse_off_floats),
     reference=Implementation(_reference_forward),
 )
 

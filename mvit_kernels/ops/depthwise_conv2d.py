@@ -9,7 +9,7 @@ import torch
 from mvit_kernels import reference
 
 from . import checks, triton_support
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from .backend import Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -18,6 +18,7 @@ from .library import (
     in_format,
     is_channels_last,
     raise_status,
+    refuse_off_floats,
     register,
     register_autograd,
     widen,
@@ -78,16 +79,6 @@ def _check(x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: s
 # --- backends ---
 
 
-def _cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    if not x.is_cpu:
-        return f"x is on {x.device}"
-    if x.dtype not in FLOAT_CODES:
-        return f"it has no kernel for {x.dtype}"
-    return None
-
-
 def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: str) -> Tensor:
     taps = packed(pack_depthwise, weight, bias)
     x = in_format(x, channels_last=True)
@@ -133,7 +124,7 @@ def _reference_backward(dy: Tensor, x: Tensor, weight: Tensor, bias: Optional, s
 choose = Choice(
     OP,
     triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
-    cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient of a convolution is torch's
+    cpu=Implementation(_cpu_forward, _reference_backward, refuse_off_floats),  # the gradient of a convolution is torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )
 

@@ -7,7 +7,7 @@ import torch
 from mvit_kernels import reference
 
 from . import checks, triton_support
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from .backend import Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -16,6 +16,7 @@ from .library import (
     in_channels_last,
     is_channels_last,
     raise_status,
+    refuse_off_floats,
     widen,
 )
 from .pairs import register_pair
@@ -56,16 +57,6 @@ def _check(x: Tensor, u: Tensor) -> None:
 # --- backends ---
 
 
-def _cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    if not x.is_cpu:
-        return f"x is on {x.device}"
-    if x.dtype not in FLOAT_CODES:
-        return f"it has no kernel for {x.dtype}"
-    return None
-
-
 def _cpu_forward(x: Tensor, u: Tensor) -> Tensor:
     u = u.contiguous()
 
@@ -97,7 +88,7 @@ def _reference_backward(dy: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tenso
 choose = Choice(
     OP,
     triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
-    cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient is a few sums: torch's
+    cpu=Implementation(_cpu_forward, _reference_backward, refuse_off_floats),  # the gradient is a few sums: torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )
 

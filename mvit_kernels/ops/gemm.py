@@ -10,8 +10,19 @@ import torch
 from mvit_kernels import reference
 
 from . import checks, triton_support
-from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, empty_moments, fresh, raise_status, register, register_autograd, wide_dtype, widen
+from .backend import Choice, Implementation, native
+from .library import (
+    FLOAT_CODES,
+    FLOAT_DTYPES,
+    empty_moments,
+    fresh,
+    raise_status,
+    refuse_off_floats,
+    register,
+    register_autograd,
+    wide_dtype,
+    widen,
+)
 from .packing import pack_matrix, packed
 
 OP = "gemm"
@@ -92,16 +103,6 @@ def _check(
 
 
 # --- backends ---
-
-
-def _cpu_refuse(a: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    if not a.is_cpu:
-        return f"a is on {a.device}"
-    if a.dtype not in FLOAT_CODES:
-        return f"it has no kernel for {a.dtype}"
-    return None
 
 
 def walkable_rows(x: Tensor) -> Tensor:
@@ -194,7 +195,7 @@ def _reference_backward(
 choose = Choice(
     OP,
     triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
-    cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient is three plain products: torch's
+    cpu=Implementation(_cpu_forward, _reference_backward, refuse_off_floats),  # the gradient is three plain products: torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )
 

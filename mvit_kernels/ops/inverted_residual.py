@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mvit_kernels import reference
 
 from . import checks, cuda_support, triton_support
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from .backend import Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -20,6 +20,7 @@ from .library import (
     empty_moments,
     is_channels_last,
     raise_status,
+    refuse_off_floats,
     register,
     register_autograd,
     single,
@@ -103,16 +104,6 @@ def _out_size(x: Tensor, reduce_w: Tensor, stride: int) -> tuple[int, int, int, 
 
 
 # --- backends ---
-
-
-def _cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    if not x.is_cpu:
-        return f"x is on {x.device}"
-    if x.dtype not in FLOAT_CODES:
-        return f"it has no kernel for {x.dtype}"
-    return None
 
 
 class _Weights(NamedTuple):
@@ -294,7 +285,7 @@ choose = Choice(
     order=_order,
     cuda=Implementation(_cuda_forward, _reference_backward, _cuda_refuse),
     triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
-    cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient of a convolution is torch's
+    cpu=Implementation(_cpu_forward, _reference_backward, refuse_off_floats),  # the gradient of a convolution is torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )
 

@@ -9,8 +9,8 @@ import torch
 from mvit_kernels import reference
 
 from . import checks, triton_support
-from .backend import NATIVE_REASON, Choice, Implementation, native
-from .library import FLOAT_CODES, FLOAT_DTYPES, fresh, raise_status, register, register_autograd, single, wide
+from .backend import Choice, Implementation, native
+from .library import FLOAT_CODES, FLOAT_DTYPES, fresh, raise_status, refuse_off_floats, register, register_autograd, single, wide
 
 OP = "layer_norm"
 _kernels = triton_support.Kernels(OP)
@@ -58,16 +58,6 @@ def _check(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 
 
 # --- backends ---
-
-
-def _cpu_refuse(x: torch.Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    if not x.is_cpu:
-        return f"x is on {x.device}"
-    if x.dtype not in FLOAT_CODES:
-        return f"it has no kernel for {x.dtype}"
-    return None
 
 
 def _rows(x: torch.Tensor, channels: int) -> int:
@@ -134,7 +124,7 @@ def _reference_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor,
 choose = Choice(
     OP,
     triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
-    cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
+    cpu=Implementation(_cpu_forward, _cpu_backward, refuse_off_floats),
     reference=Implementation(_reference_forward, _reference_backward),
 )
 

@@ -12,6 +12,8 @@ from typing import Any, NoReturn
 import torch
 from torch.autograd import forward_ad
 
+from .backend import refuse_off_cpu
+
 LIBRARY = torch.library.Library("mvit_kernels", "DEF")
 
 # A parameter is a tensor like any other; a subclass of someone else wants to see what is called with it.
@@ -250,6 +252,11 @@ def widen(like: torch.Tensor, *tensors: torch.Tensor | None) -> list[Any]:
 def single(x: torch.Tensor) -> torch.Tensor:
     """x itself where it is contiguous float32, else a copy that is."""
     return x if x.dtype is torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()
+
+
+def refuse_off_floats(x: torch.Tensor, *_: object) -> str | None:
+    """Why the kernels cannot take a call that they take in every shape of float32, bfloat16 and float16: the `refuse` of the float ops."""
+    return refuse_off_cpu(x) or (None if x.dtype in FLOAT_CODES else f"it has no kernel for {x.dtype}")
 
 
 def raise_status(op: str, status: int) -> NoReturn:

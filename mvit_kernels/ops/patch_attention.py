@@ -13,7 +13,7 @@ from mvit_kernels import reference
 from mvit_kernels.reference.patch_attention import default_scale
 
 from . import checks, triton_support
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from .backend import Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -22,6 +22,7 @@ from .library import (
     in_format,
     is_channels_last,
     raise_status,
+    refuse_off_floats,
     register,
     register_autograd,
     wide,
@@ -102,16 +103,6 @@ def _size(qkv: torch.Tensor) -> tuple[int, ...]:
 # --- backends ---
 
 
-def _cpu_refuse(qkv: torch.Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    if not qkv.is_cpu:
-        return f"qkv is on {qkv.device}"
-    if qkv.dtype not in FLOAT_CODES:
-        return f"it has no kernel for {qkv.dtype}"
-    return None
-
-
 def _factor(qkv: torch.Tensor, heads: int, scale: float | None) -> float:
     return default_scale(qkv.shape[1] // 3, heads) if scale is None else scale
 
@@ -178,7 +169,7 @@ def _reference_backward(dy: torch.Tensor, qkv: torch.Tensor, heads: int, patch: 
 choose = Choice(
     OP,
     triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
-    cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
+    cpu=Implementation(_cpu_forward, _cpu_backward, refuse_off_floats),
     reference=Implementation(_reference_forward, _reference_backward),
 )
 

@@ -9,7 +9,7 @@ import torch
 from mvit_kernels import reference
 
 from . import checks, triton_support
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from .backend import Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -18,6 +18,7 @@ from .library import (
     in_format,
     is_channels_last,
     raise_status,
+    refuse_off_floats,
     register,
     register_autograd,
     walkable,
@@ -77,12 +78,8 @@ def _size(qkv: torch.Tensor) -> tuple[int, ...]:
 
 
 def _cpu_refuse(qkv: torch.Tensor, patch: tuple[int, int] | None) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    if not qkv.is_cpu:
-        return f"qkv is on {qkv.device}"
-    if qkv.dtype not in FLOAT_CODES:
-        return f"it has no kernel for {qkv.dtype}"
+    if (reason := refuse_off_floats(qkv)) is not None:
+        return reason
     if patch is not None and patch[1] not in (1, 2, 4, 8) and not is_channels_last(qkv):
         return f"a map that is not channels_last needs patches 1, 2, 4 or 8 wide, got {patch[1]}"
     return None

@@ -10,7 +10,7 @@ import torch
 from mvit_kernels import reference
 
 from . import checks, cuda_support, triton_support
-from .backend import NATIVE_REASON, Choice, Implementation, native
+from .backend import Choice, Implementation, native
 from .group_norm import choose as choose_group_norm
 from .library import (
     FLOAT_CODES,
@@ -20,6 +20,7 @@ from .library import (
     empty_moments,
     is_channels_last,
     raise_status,
+    refuse_off_floats,
     register,
     register_autograd,
     single,
@@ -98,16 +99,6 @@ def _check(
 
 
 # --- backends ---
-
-
-def _cpu_refuse(x: Tensor, *_: object) -> str | None:
-    if native is None:
-        return NATIVE_REASON
-    if not x.is_cpu:
-        return f"x is on {x.device}"
-    if x.dtype not in FLOAT_CODES:
-        return f"it has no kernel for {x.dtype}"
-    return None
 
 
 class _Weights(NamedTuple):
@@ -308,7 +299,7 @@ choose = Choice(
     order=lambda *_: ("triton", "cuda", "reference"),
     cuda=Implementation(_cuda_forward, _cuda_backward, _cuda_refuse),
     triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
-    cpu=Implementation(_cpu_forward, _cpu_backward, _cpu_refuse),
+    cpu=Implementation(_cpu_forward, _cpu_backward, refuse_off_floats),
     reference=Implementation(_reference_forward, _reference_backward),
 )
 
