@@ -4,6 +4,10 @@
 
 #if defined(MVIT_BUILD_X86)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace mvit {
@@ -23,6 +27,21 @@ bool cpu_has_f16c() {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
+
+// The processor has tiles and multiplies bytes in them, and the system lets this process keep them: 8 KiB a thread, which it has to ask
+// for.
+bool cpu_has_amx() {
+#if defined(__linux__)
+    unsigned a, b, c, d;
+    constexpr unsigned tile = 1u << 24, int8 = 1u << 25;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & tile) == 0 || (d & int8) == 0) return false;
+    constexpr long ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+    static const bool granted = syscall(SYS_arch_prctl, ask, tile_data) == 0;
+    return granted;
+#else
+    return false;
+#endif
+}
 #endif
 
 bool cpu_has(Isa isa) {
@@ -38,6 +57,8 @@ bool cpu_has(Isa isa) {
             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") &&
                    __builtin_cpu_supports("fma") && cpu_has_f16c();
+        case Isa::amx:
+            return cpu_has(Isa::avx512vnni) && cpu_has_amx();
     }
     return false;
 #else
@@ -66,6 +87,8 @@ const char* isa_name(Isa isa) {
             return "avx2";
         case Isa::avx512vnni:
             return "avx512vnni";
+        case Isa::amx:
+            return "amx";
     }
     return "unknown";
 }
@@ -78,6 +101,7 @@ bool isa_built(Isa isa) {
         case Isa::avx2:
             return probe_avx2;
         case Isa::avx512vnni:
+        case Isa::amx:
             return probe_avx512vnni;
 #else
         default:

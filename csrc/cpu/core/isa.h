@@ -4,8 +4,9 @@
 
 namespace mvit {
 
-enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2 };
-inline constexpr int isa_count = 3;
+// amx: kernels of avx512vnni, whose products of bytes go by tiles (amx.h).
+enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2, amx = 3 };
+inline constexpr int isa_count = 4;
 
 const char* isa_name(Isa isa);
 bool isa_built(Isa isa);      // this library holds kernels compiled with that ISA's flags
@@ -29,17 +30,17 @@ struct IsaTable {
 
 // Inside ops/*.cpp: declares the tables of an op and gathers them.
 #if defined(MVIT_BUILD_X86)
-#define MVIT_ISA_TABLE(Kernels, op)                                                       \
-    extern const Kernels op##_scalar;                                                     \
-    extern const Kernels op##_avx2;                                                       \
-    extern const Kernels op##_avx512vnni;                                                 \
-    namespace {                                                                           \
-    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, &op##_avx2, &op##_avx512vnni}}; \
+#define MVIT_ISA_TABLE(Kernels, op)                                                                         \
+    extern const Kernels op##_scalar;                                                                       \
+    extern const Kernels op##_avx2;                                                                         \
+    extern const Kernels op##_avx512vnni;                                                                   \
+    namespace {                                                                                             \
+    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, &op##_avx2, &op##_avx512vnni, &op##_avx512vnni}}; \
     }
 #else
-#define MVIT_ISA_TABLE(Kernels, op)                                           \
-    extern const Kernels op##_scalar;                                         \
-    namespace {                                                               \
-    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, nullptr, nullptr}}; \
+#define MVIT_ISA_TABLE(Kernels, op)                                                    \
+    extern const Kernels op##_scalar;                                                  \
+    namespace {                                                                        \
+    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, nullptr, nullptr, nullptr}}; \
     }
 #endif

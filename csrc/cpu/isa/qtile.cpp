@@ -6,6 +6,7 @@
 #include "cpu/core/isa.h"
 #include "cpu/core/qcurve.h"
 #include "cpu/core/qrows.h"
+#include "cpu/core/qtile_amx.h"
 
 namespace mvit {
 namespace {
@@ -305,16 +306,38 @@ constexpr RequantizeTile requantize_tiles[14][qgroup] = MVIT_ALL_TILES(requantiz
 #undef MVIT_TILE
 
 void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
+    if (tiles_take(t)) return sum_by_tiles(t, c, c_stride);
     each_tile(t.rows, most_rows[t.panels - 1],
               [&](int rows, int64_t first) { accumulate_tiles[rows - 1][t.panels - 1](t, first, c, c_stride); });
 }
 
-void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride, const int16_t* curve) {
+void requantize_rows(const QTile& t, const QChannels& channels, bool clamps, int columns, uint8_t* y, int64_t y_stride,
+                     const QCurve* curve) {
     const int* most = t.depth <= low_depth ? low_rows : most_rows;
+    each_tile(t.rows, most[t.panels - 1], [&](int rows, int64_t first) {
+        requantize_tiles[rows - 1][t.panels - 1](t, first, channels, clamps, columns, y, y_stride, curve);
+    });
+}
+
+// Sums of some rows by AMX, which leaves them in the first cache; what is done to them begins there: a product of depth 0.
+void requantize_by_tiles(const QTile& t, const QChannels& channels, bool clamps, int columns, uint8_t* y, int64_t y_stride,
+                         const QCurve* curve) {
+    constexpr int64_t at_once = 4 * tile_rows, stride = qgroup * qpanel;
+    alignas(64) int32_t sums[at_once * stride];
+    for (int64_t row = 0; row < t.rows; row += at_once) {
+        QTile some = t;
+        some.a = static_cast<const uint8_t*>(t.a) + row * t.a_stride;
+        some.rows = t.rows - row < at_once ? t.rows - row : at_once;
+        some.init = t.init + row * t.init_stride;
+        sum_by_tiles(some, sums, stride);
+        some.depth = 0, some.init = sums, some.init_stride = stride;
+        requantize_rows(some, channels, clamps, columns, y + row * y_stride, y_stride, curve);
+    }
+}
+
+void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride, const int16_t* curve) {
     const auto run = [&](bool clamps, const QCurve* by) {
-        each_tile(t.rows, most[t.panels - 1], [&](int rows, int64_t first) {
-            requantize_tiles[rows - 1][t.panels - 1](t, first, channels, clamps, columns, y, y_stride, by);
-        });
+        (tiles_take(t) ? requantize_by_tiles : requantize_rows)(t, channels, clamps, columns, y, y_stride, by);
     };
     if (curve) {
         const QCurve by(curve);
