@@ -245,10 +245,12 @@ inline void look_up_rows(const QEpilogue& e, int64_t row, int64_t rows, int64_t 
 }
 
 inline constexpr int64_t qtile_scratch = qgroup * qpanel;  // int32 a row
+inline constexpr int64_t summed_rows = 48;                 // at once: their sums stay in the first cache, and fill tiles of any height
 
 // Bytes of scratch for multiply_qpanels, after which come those of load_qrows.
 inline int64_t qmultiply_scratch(int64_t rows, int64_t depth, int bits) {
-    return round_up(qpanels_scratch(depth, bits), 64) + rows * qtile_scratch * int64_t{sizeof(int32_t)};
+    return round_up(qpanels_scratch(depth, bits), 64) +
+           (rows < summed_rows ? rows : summed_rows) * qtile_scratch * int64_t{sizeof(int32_t)};
 }
 
 // Rows [row, row + rows) of y: the panels [begin, end) of a weight times rows that load_qrows made ready. init, with a stride, replaces
@@ -263,14 +265,29 @@ inline void multiply_qpanels(const QTileKernels& tiles, const QOperand& a, int64
         const int64_t first = panel * qpanel;
         const int64_t columns = w.columns - first < count * qpanel ? w.columns - first : count * qpanel;
         const QOperand panels = load_qpanels(w, panel, count, rows, scratch);
-        const QTile tile{a.data, a.stride,     rows,       w.depth, panels.data, panels.stride, static_cast<int>(count),
-                         w.bits, init + first, init_stride};
+        const QTile all{a.data,
+                        a.stride,
+                        rows,
+                        w.depth,
+                        panels.data,
+                        panels.stride,
+                        static_cast<int>(count),
+                        w.bits,
+                        meets_planes(rows, w.bits),
+                        init + first,
+                        init_stride};
         if (direct) {
-            tiles.requantize(tile, e.channels.from(first), static_cast<int>(columns), static_cast<uint8_t*>(e.y) + row * e.y_stride + first,
+            tiles.requantize(all, e.channels.from(first), static_cast<int>(columns), static_cast<uint8_t*>(e.y) + row * e.y_stride + first,
                              e.y_stride, e.curve);
         } else {
-            tiles.accumulate(tile, sums, qtile_scratch);
-            finish_rows(e, sums, qtile_scratch, row, rows, first, columns);
+            for (int64_t done = 0; done < rows; done += summed_rows) {
+                QTile some = all;
+                some.a = static_cast<const char*>(a.data) + done * a.stride;
+                some.rows = rows - done < summed_rows ? rows - done : summed_rows;
+                some.init += done * init_stride;
+                tiles.accumulate(some, sums, qtile_scratch);
+                finish_rows(e, sums, qtile_scratch, row + done, some.rows, first, columns);
+            }
         }
         look_up_rows(e, row, rows, first, columns);
         panel += count;

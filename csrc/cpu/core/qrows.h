@@ -126,11 +126,13 @@ inline void widen_block(const int8_t* block, int16_t* to) {
 #endif
 }
 
+inline constexpr bool meets_planes(int64_t rows, int bits) { return bits == 6 && rows == 1 && row_meets_planes; }
+
 // Panels as they are, where that is how `rows` rows meet them, or in scratch.
 inline QOperand load_qpanels(const QWeight& w, int64_t first, int64_t count, int64_t rows, void* scratch) {
     const int64_t bytes = qpanel_bytes(w.depth, w.bits);
     const int8_t* from = w.panels + first * bytes;
-    if ((w.bits == 8 && !widens(8)) || (rows == 1 && row_meets_planes)) return {from, bytes};
+    if ((w.bits == 8 && !widens(8)) || meets_planes(rows, w.bits)) return {from, bytes};
     const int64_t stride = qpanel_stride(w.depth, w.bits);
     for (int64_t p = 0; p < count; ++p) {
         char* to = static_cast<char*>(scratch) + p * stride;

@@ -36,6 +36,7 @@ struct QTile {
     const void* w;
     int64_t w_stride;  // bytes from panel to panel
     int panels, bits;
+    bool planes;  // w is planes of 6 bits, for a single row
     const int32_t* init;
     int64_t init_stride;  // from row to row, or 0
 };

@@ -15,13 +15,12 @@
 namespace mvit {
 namespace {
 
-inline constexpr int64_t tile_depth = tile_bytes;        // of one product, at most
-inline constexpr int64_t least_tile_depth = 32;          // below, half of each product or more would be padding
-inline constexpr int64_t least_tile_products = 4 * 256;  // rows times depth: loading the shapes takes as long as some products
+inline constexpr int64_t least_tile_depth = 32;  // below, half of each product or more would be padding
+inline constexpr int64_t least_tile_rows = 4;    // fewer wait for their weights, not for products
 
 // A row's last one to three bytes are nothing that a tile could end at.
 inline bool tiles_take(const QTile& t) {
-    return isa_active() == Isa::amx && t.depth % 4 == 0 && t.depth >= least_tile_depth && t.rows * t.depth >= least_tile_products;
+    return isa_active() == Isa::amx && t.depth % 4 == 0 && t.depth >= least_tile_depth && t.rows >= least_tile_rows;
 }
 
 struct TileRange {
@@ -74,64 +73,78 @@ inline void multiply_tiles(const TileRange& t) {
     });
 }
 
-using MultiplyTiles = void (*)(const TileRange&);
-inline constexpr MultiplyTiles multiply_a_band[qgroup] = {multiply_tiles<1, 1>, multiply_tiles<1, 2>, multiply_tiles<1, 3>,
-                                                          multiply_tiles<1, 4>};
-inline constexpr MultiplyTiles multiply_bands[qgroup] = {multiply_tiles<4, 1>, multiply_tiles<2, 2>, multiply_tiles<1, 3>,
-                                                         multiply_tiles<1, 4>};
-inline constexpr int bands_at_once[qgroup] = {4, 2, 1, 1};
+// Sums of a tile, some rows at a time, and the registers' shapes while it lives.
+class TileProduct {
+  public:
+    explicit TileProduct(const QTile& t) : t_(t), part_(part_of(t.depth)), whole_(t.depth / part_), rest_(t.depth % part_) {}
+    TileProduct(const TileProduct&) = delete;
+    TileProduct& operator=(const TileProduct&) = delete;
+    ~TileProduct() { release_tiles(); }
 
-inline void take_shapes(int64_t rows, int64_t bytes, int panels, int bands) {
-    TileShapes shapes;
-    for (int s = 0; s < 4; ++s) shapes.set(s, rows, tile_bytes);
-    const int fixed = bands > 1 ? panels : 1;
-    for (int tile = 4; tile < tile_registers; ++tile) {
-        const bool of_panels = (tile < 4 + fixed) == (bands > 1);
-        of_panels ? shapes.set(tile, bytes / 4, tile_bytes) : shapes.set(tile, rows, bytes);
+    int64_t rows_at_once() const { return most_bands[t_.panels - 1] * tile_rows; }
+
+    // Of `rows` rows from `row` on, at most so many.
+    void sum(int64_t row, int64_t rows, int32_t* c, int64_t c_stride) {
+        if (rows < rows_at_once() && rows > tile_rows) {  // only all bands have registers for more than one
+            for (int64_t r = 0; r < rows; r += tile_rows)
+                sum(row + r, rows - r < tile_rows ? rows - r : tile_rows, c + r * c_stride, c_stride);
+            return;
+        }
+        const int bands = rows > tile_rows ? most_bands[t_.panels - 1] : 1;
+        const MultiplyTiles multiply = (bands > 1 ? multiply_bands : multiply_a_band)[t_.panels - 1];
+        TileRange range{static_cast<const uint8_t*>(t_.a) + row * t_.a_stride,
+                        t_.a_stride,
+                        static_cast<const int8_t*>(t_.w),
+                        t_.w_stride,
+                        whole_,
+                        part_,
+                        t_.init + row * t_.init_stride,
+                        t_.init_stride,
+                        c,
+                        c_stride};
+        take_shapes(rows < tile_rows ? rows : tile_rows, part_, bands);
+        multiply(range);
+        if (rest_ == 0) return;
+        range.a += t_.depth - rest_, range.w += (t_.depth - rest_) / 4 * qblock, range.blocks = 1, range.bytes = rest_;
+        range.init = c, range.init_stride = c_stride;
+        take_shapes(rows < tile_rows ? rows : tile_rows, rest_, bands);
+        multiply(range);
     }
-    shapes.take();
-}
 
-// All rows of t, `blocks` blocks of its depth from k on, added to init.
-inline void add_blocks(const QTile& t, int64_t k, int64_t blocks, int64_t bytes, const int32_t* init, int64_t init_stride, int32_t* c,
-                       int64_t c_stride) {
-    const auto range = [&](int64_t row) {
-        return TileRange{static_cast<const uint8_t*>(t.a) + row * t.a_stride + k,
-                         t.a_stride,
-                         static_cast<const int8_t*>(t.w) + k / 4 * qblock,
-                         t.w_stride,
-                         blocks,
-                         bytes,
-                         init + row * init_stride,
-                         init_stride,
-                         c + row * c_stride,
-                         c_stride};
-    };
-    const int bands = bands_at_once[t.panels - 1];
-    int64_t row = 0;
-    if (t.rows >= bands * tile_rows) take_shapes(tile_rows, bytes, t.panels, bands);
-    for (; row + bands * tile_rows <= t.rows; row += bands * tile_rows) multiply_bands[t.panels - 1](range(row));
-    if (bands > 1 && row + tile_rows <= t.rows) take_shapes(tile_rows, bytes, t.panels, 1);
-    for (; row + tile_rows <= t.rows; row += tile_rows) multiply_a_band[t.panels - 1](range(row));
-    if (row < t.rows) {
-        take_shapes(t.rows - row, bytes, t.panels, 1);
-        multiply_a_band[t.panels - 1](range(row));
+  private:
+    using MultiplyTiles = void (*)(const TileRange&);
+    static constexpr int most_bands[qgroup] = {4, 2, 1, 1};
+    static constexpr MultiplyTiles multiply_a_band[qgroup] = {multiply_tiles<1, 1>, multiply_tiles<1, 2>, multiply_tiles<1, 3>,
+                                                              multiply_tiles<1, 4>};
+    static constexpr MultiplyTiles multiply_bands[qgroup] = {multiply_tiles<4, 1>, multiply_tiles<2, 2>, multiply_tiles<1, 3>,
+                                                             multiply_tiles<1, 4>};
+
+    // The largest part that divides a depth and fills most of a tile, or else a whole tile, and a rest.
+    static int64_t part_of(int64_t depth) {
+        for (int64_t bytes = tile_bytes; bytes > tile_bytes / 2; bytes -= 4)
+            if (depth % bytes == 0) return bytes;
+        return tile_bytes < depth ? tile_bytes : depth;
     }
-}
 
-// The largest part of a depth that divides it and fits a tile, or a whole tile where that would leave much of it empty.
-inline int64_t tile_part(int64_t depth) {
-    for (int64_t bytes = tile_depth; bytes > tile_depth / 2; bytes -= 4)
-        if (depth % bytes == 0) return bytes;
-    return tile_depth < depth ? tile_depth : depth;
-}
+    // Takes as long as some products: only where they change.
+    void take_shapes(int64_t rows, int64_t bytes, int bands) {
+        if (rows == rows_ && bytes == bytes_ && bands == bands_) return;
+        rows_ = rows, bytes_ = bytes, bands_ = bands;
+        TileShapes shapes;
+        for (int s = 0; s < 4; ++s) shapes.set(s, rows, tile_bytes);
+        const int fixed = bands > 1 ? t_.panels : 1;
+        for (int tile = 4; tile < tile_registers; ++tile) {
+            const bool panel = (tile < 4 + fixed) == (bands > 1);
+            panel ? shapes.set(tile, bytes / 4, tile_bytes) : shapes.set(tile, rows, bytes);
+        }
+        shapes.take();
+    }
 
-inline void sum_by_tiles(const QTile& t, int32_t* c, int64_t c_stride) {
-    const int64_t bytes = tile_part(t.depth), blocks = t.depth / bytes, rest = t.depth % bytes;
-    add_blocks(t, 0, blocks, bytes, t.init, t.init_stride, c, c_stride);
-    if (rest > 0) add_blocks(t, t.depth - rest, 1, rest, c, c_stride, c, c_stride);
-    release_tiles();
-}
+    const QTile& t_;
+    int64_t part_, whole_, rest_;
+    int64_t rows_ = 0, bytes_ = 0;
+    int bands_ = 0;
+};
 
 }  // namespace
 }  // namespace mvit

@@ -245,6 +245,7 @@ inline void multiply(const QOperand& rows, int64_t count, int64_t depth, const Q
                          panels.stride,
                          static_cast<int>(group),
                          8,
+                         false,
                          init + panel * init_step,
                          0};
         MVIT_ISA_SYMBOL(qtile).accumulate(tile, c + panel * qpanel, all * qpanel);

@@ -105,11 +105,10 @@ constexpr int ahead = 1024;  // bytes
 
 [[gnu::always_inline]] inline __m512i row_by_panel(const QTile& t, const int8_t* w) {
     const uint8_t* a = static_cast<const uint8_t*>(t.a);
-    const bool planes = t.bits == 6;
     __m512i sum[4] = {_mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512(), _mm512_setzero_si512()}, block[4];
     int64_t left = t.depth;
     for (; left >= 16; left -= 16, a += 16) {
-        if (planes) {
+        if (t.planes) {
             unpack_planes(reinterpret_cast<const uint8_t*>(w), block);
         } else {
 #pragma GCC unroll 4
@@ -120,16 +119,16 @@ constexpr int ahead = 1024;  // bytes
             _mm_prefetch(w + ahead + i * qblock, _MM_HINT_T0);
             dot(sum[i], _mm512_set1_epi32(four_of_row(a + 4 * i)), block[i]);
         }
-        w += (planes ? 3 : 4) * qblock;
+        w += (t.planes ? 3 : 4) * qblock;
     }
     if (left > 0) {
-        if (planes) unpack_planes(reinterpret_cast<const uint8_t*>(w), block);
+        if (t.planes) unpack_planes(reinterpret_cast<const uint8_t*>(w), block);
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
             const int64_t some = left - 4 * i;
             if (some <= 0) continue;
             const int32_t four = some >= 4 ? four_of_row(a + 4 * i) : tail_of_row(a + 4 * i, some);
-            dot(sum[i], _mm512_set1_epi32(four), planes ? block[i] : _mm512_loadu_si512(w + i * qblock));
+            dot(sum[i], _mm512_set1_epi32(four), t.planes ? block[i] : _mm512_loadu_si512(w + i * qblock));
         }
     }
     return _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
@@ -260,28 +259,40 @@ template <bool small, int rows, int vectors>
     }
 }
 
+// What is done to sums.
+struct Finish {
+    const QChannels& channels;
+    const QCurve* curve;
+    bool clamps;  // or, with a curve, scales that are not small
+    int columns;
+};
+
 template <int rows, int vectors>
-void requantize_tile(const QTile& t, int64_t first, const QChannels& channels, bool clamps, int columns, uint8_t* y, int64_t y_stride,
-                     const QCurve* curve) {
-    __m512i sum[rows][vectors];
-    multiply(t, first, sum);
-    if (curve) {
-        if (clamps) {
+[[gnu::always_inline]] inline void finish_sums(__m512i (&sum)[rows][vectors], const Finish& f, uint8_t* y, int64_t y_stride) {
+    const QChannels& channels = f.channels;
+    if (f.curve) {
+        if (f.clamps) {
             curve_arguments<false>(sum, channels);
         } else {
             curve_arguments<true>(sum, channels);
         }
-        return store_bytes(sum, columns, y + first * y_stride, y_stride, [curve](__m512i words, int) { return (*curve)(words); });
+        return store_bytes(sum, f.columns, y, y_stride, [&f](__m512i words, int) { return (*f.curve)(words); });
     }
-    if (clamps) {
+    if (f.clamps) {
         round_sums<true>(sum, channels);
-        return store_bytes(sum, columns, y + first * y_stride, y_stride, [](__m512i words, int) { return words; });
+        return store_bytes(sum, f.columns, y, y_stride, [](__m512i words, int) { return words; });
     }
     round_sums<false>(sum, channels);
     const auto zero_point = [&](int v) { return _mm512_loadu_si512(channels.zero_point + (v < vectors ? v : vectors - 1) * qpanel); };
     const __m512i zero[2] = {_mm512_packs_epi32(zero_point(0), zero_point(1)), _mm512_packs_epi32(zero_point(2), zero_point(3))};
-    store_bytes(sum, columns, y + first * y_stride, y_stride,
-                [&](__m512i words, int half) { return _mm512_adds_epi16(words, zero[half]); });
+    store_bytes(sum, f.columns, y, y_stride, [&](__m512i words, int half) { return _mm512_adds_epi16(words, zero[half]); });
+}
+
+template <int rows, int vectors>
+void requantize_tile(const QTile& t, int64_t first, const Finish& finish, uint8_t* y, int64_t y_stride) {
+    __m512i sum[rows][vectors];
+    multiply(t, first, sum);
+    finish_sums(sum, finish, y + first * y_stride, y_stride);
 }
 
 constexpr int most_rows[qgroup] = {14, 12, 8, 6};  // of 1, 2, 3, 4 panels: 24 sums, and columns and a row beside them
@@ -291,7 +302,7 @@ constexpr int low_rows[qgroup] = {12, 6, 4, 3};
 constexpr int64_t low_depth = 256;
 
 using AccumulateTile = void (*)(const QTile&, int64_t, int32_t*, int64_t);
-using RequantizeTile = void (*)(const QTile&, int64_t, const QChannels&, bool, int, uint8_t*, int64_t, const QCurve*);
+using RequantizeTile = void (*)(const QTile&, int64_t, const Finish&, uint8_t*, int64_t);
 
 #define MVIT_TILE(function, r, v) function<((r) <= most_rows[(v) - 1] ? (r) : 1), v>
 #define MVIT_TILES(function, r) {MVIT_TILE(function, r, 1), MVIT_TILE(function, r, 2), MVIT_TILE(function, r, 3), MVIT_TILE(function, r, 4)}
@@ -305,39 +316,68 @@ constexpr RequantizeTile requantize_tiles[14][qgroup] = MVIT_ALL_TILES(requantiz
 #undef MVIT_TILES
 #undef MVIT_TILE
 
+// body(first row, rows) with as many rows as AMX sums at once.
+template <class Body>
+inline void each_band(const QTile& t, int64_t rows_at_once, const Body& body) {
+    for (int64_t row = 0; row < t.rows; row += rows_at_once) body(row, t.rows - row < rows_at_once ? t.rows - row : rows_at_once);
+}
+
 void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
-    if (tiles_take(t)) return sum_by_tiles(t, c, c_stride);
+    if (tiles_take(t)) {
+        TileProduct product(t);
+        return each_band(t, product.rows_at_once(),
+                         [&](int64_t row, int64_t rows) { product.sum(row, rows, c + row * c_stride, c_stride); });
+    }
     each_tile(t.rows, most_rows[t.panels - 1],
               [&](int rows, int64_t first) { accumulate_tiles[rows - 1][t.panels - 1](t, first, c, c_stride); });
 }
 
-void requantize_rows(const QTile& t, const QChannels& channels, bool clamps, int columns, uint8_t* y, int64_t y_stride,
-                     const QCurve* curve) {
-    const int* most = t.depth <= low_depth ? low_rows : most_rows;
-    each_tile(t.rows, most[t.panels - 1], [&](int rows, int64_t first) {
-        requantize_tiles[rows - 1][t.panels - 1](t, first, channels, clamps, columns, y, y_stride, curve);
-    });
+// From memory a row needs no company in registers but of those that it is packed with.
+template <int vectors>
+void finish_rows(const int32_t* c, int64_t c_stride, int64_t rows, const Finish& finish, uint8_t* y, int64_t y_stride) {
+    const auto some = [&]<int count>(int64_t r) {
+        __m512i sum[count][vectors];
+#pragma GCC unroll 4
+        for (int i = 0; i < count; ++i)
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors; ++v) sum[i][v] = _mm512_load_si512(c + (r + i) * c_stride + v * qpanel);
+        finish_sums(sum, finish, y + r * y_stride, y_stride);
+    };
+    constexpr int at_once = vectors == 1 ? 4 : vectors == 2 ? 2 : 1;
+    int64_t r = 0;
+    for (; r + at_once <= rows; r += at_once) some.template operator()<at_once>(r);
+    for (; r < rows; ++r) some.template operator()<1>(r);
 }
+using FinishRows = void (*)(const int32_t*, int64_t, int64_t, const Finish&, uint8_t*, int64_t);
+constexpr FinishRows finish_rows_of[qgroup] = {finish_rows<1>, finish_rows<2>, finish_rows<3>, finish_rows<4>};
 
-// Sums of some rows by AMX, which leaves them in the first cache; what is done to them begins there: a product of depth 0.
-void requantize_by_tiles(const QTile& t, const QChannels& channels, bool clamps, int columns, uint8_t* y, int64_t y_stride,
-                         const QCurve* curve) {
-    constexpr int64_t at_once = 4 * tile_rows, stride = qgroup * qpanel;
-    alignas(64) int32_t sums[at_once * stride];
-    for (int64_t row = 0; row < t.rows; row += at_once) {
-        QTile some = t;
-        some.a = static_cast<const uint8_t*>(t.a) + row * t.a_stride;
-        some.rows = t.rows - row < at_once ? t.rows - row : at_once;
-        some.init = t.init + row * t.init_stride;
-        sum_by_tiles(some, sums, stride);
-        some.depth = 0, some.init = sums, some.init_stride = stride;
-        requantize_rows(some, channels, clamps, columns, y + row * y_stride, y_stride, curve);
-    }
+// Sums of a few rows by AMX, which stay in the first cache, while those of the rows before become bytes: neither waits for the other.
+void requantize_by_tiles(const QTile& t, const Finish& finish, uint8_t* y, int64_t y_stride) {
+    constexpr int64_t most = 64 * qpanel;  // sums of 4 bands of a panel, or of one of 4
+    alignas(64) int32_t sums[2][most];
+    const int64_t stride = t.panels * qpanel;
+    TileProduct product(t);
+    const auto finish_some = [&](const int32_t* c, int64_t row, int64_t rows) {
+        finish_rows_of[t.panels - 1](c, stride, rows, finish, y + row * y_stride, y_stride);
+    };
+    int64_t before = 0, rows_before = 0;
+    int turn = 0;
+    each_band(t, product.rows_at_once(), [&](int64_t row, int64_t rows) {
+        product.sum(row, rows, sums[turn], stride);
+        turn = 1 - turn;
+        finish_some(sums[turn], before, rows_before);
+        before = row, rows_before = rows;
+    });
+    finish_some(sums[1 - turn], before, rows_before);
 }
 
 void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride, const int16_t* curve) {
+    const int* most = t.depth <= low_depth ? low_rows : most_rows;
     const auto run = [&](bool clamps, const QCurve* by) {
-        (tiles_take(t) ? requantize_by_tiles : requantize_rows)(t, channels, clamps, columns, y, y_stride, by);
+        const Finish finish{channels, by, clamps, columns};
+        if (tiles_take(t)) return requantize_by_tiles(t, finish, y, y_stride);
+        each_tile(t.rows, most[t.panels - 1],
+                  [&](int rows, int64_t first) { requantize_tiles[rows - 1][t.panels - 1](t, first, finish, y, y_stride); });
     };
     if (curve) {
         const QCurve by(curve);

@@ -17,6 +17,7 @@ constexpr int64_t rows_at_most = 384;            // rows and the columns that th
 constexpr int64_t tasks_wanted = 8;              // few rows: the columns are cut too
 constexpr int64_t large_weight = 256 * 1024;     // bytes: a part of the second cache
 constexpr int64_t products_of_a_byte = 8;        // in the time that a byte is copied, unless there are as few rows to share a weight
+constexpr int64_t tile_speed = 4;                // of AMX beside vectors, with what is done to sums
 
 bool row_zero_points_fit(const QGemmProblem& p) {
     int64_t most = 255;
@@ -63,7 +64,8 @@ void run(const QGemmProblem& p, int threads) {
     const int64_t panels = qpanels(w.columns), depth = w.depth > 0 ? w.depth : 1, products = depth * panels * qpanel;
     // A weight beyond the second cache is read once a block: each thread meets its own part of the columns.
     const bool large = products > large_weight && p.rows > kernels.height;
-    const int64_t enough = products_of_a_task / products + 1, some = enough > rows_at_least ? enough : rows_at_least;
+    const int64_t speed = isa_active() == Isa::amx ? tile_speed : 1, fewest = speed > 1 ? 2 * rows_at_least : rows_at_least;
+    const int64_t enough = speed * products_of_a_task / products + 1, some = enough > fewest ? enough : fewest;
     const int64_t height = some < rows_at_most ? some : rows_at_most, least = (p.rows + height - 1) / height;
     const int64_t few = threads > 1 ? (tasks_wanted + least - 1) / least : 1, groups = (panels + qgroup - 1) / qgroup;
     const int64_t pieces = large && (p.norm || few < threads) ? threads : few;  // rows are normalised anew for each piece
@@ -72,7 +74,7 @@ void run(const QGemmProblem& p, int threads) {
     const bool cut = threads > 1 && p.rows >= 2 * kernels.height;
     const int64_t blocks = cut ? (round_up(least * ranges, threads) + ranges - 1) / ranges : least;
     const int64_t bytes = kernels.scratch(p, (p.rows + blocks - 1) / blocks);
-    const int64_t work = p.rows * products / (p.rows < products_of_a_byte ? p.rows : products_of_a_byte);
+    const int64_t work = p.rows * products / (p.rows < products_of_a_byte ? p.rows : products_of_a_byte) / speed;
 
     const auto one = [&](int64_t task, float* scratch) {
         const int64_t i = large ? task % blocks : task / ranges, j = large ? task / blocks : task % ranges;
