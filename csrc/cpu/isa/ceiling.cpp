@@ -1,6 +1,7 @@
 // Chains of multiply-adds in registers; see ops/ceiling.h. Compiled once an ISA.
 #include "cpu/ops/ceiling.h"
 
+#include "cpu/core/amx.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/simd.h"
 
@@ -26,6 +27,16 @@ inline void dot(Dots& sum, Dots x, Dots y) { asm volatile("vpdpbusd %2, %1, %0" 
 inline Dots dots_of(float x) { return _mm512_castps_si512(_mm512_set1_ps(x)); }
 inline float value_of(Dots x) { return _mm512_cvtss_f32(_mm512_castsi512_ps(x)); }
 constexpr int64_t products = 64;
+
+// Four sums in turn, each of 16 cycles: no latency is longer.
+float tile_dots(int64_t products_of_tiles) {
+    TileShapes shapes;
+    for (int tile = 0; tile < 6; ++tile) shapes.set(tile, tile_rows, tile_bytes);
+    shapes.take();
+    for (int64_t left = products_of_tiles; left > 0; left -= 4) dot<0, 4, 5>(), dot<1, 4, 5>(), dot<2, 4, 5>(), dot<3, 4, 5>();
+    release_tiles();
+    return 0.0f;
+}
 #elif defined(MVIT_ISA_AVX2)
 using Dots = __m256i;
 inline void dot(Dots& sum, Dots x, Dots y) {
@@ -43,7 +54,13 @@ inline float value_of(Dots x) { return first_lane(to_float(x)); }
 constexpr int64_t products = F32::width;
 #endif
 
+constexpr int64_t dots_of_a_round = 10;
+
 float dots(int64_t rounds, float factor, float term) {
+#if defined(MVIT_ISA_AVX512VNNI)
+    constexpr int64_t of_a_tile = int64_t{tile_rows} * tile_rows * tile_bytes;
+    if (isa_active() == Isa::amx) return tile_dots(rounds * dots_of_a_round * products / of_a_tile);
+#endif
     const Dots x = dots_of(factor), y = dots_of(term);
     Dots a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y;
     for (int64_t round = 0; round < rounds; ++round) {
@@ -57,6 +74,6 @@ float dots(int64_t rounds, float factor, float term) {
 }  // namespace
 
 extern const CeilingKernels MVIT_ISA_SYMBOL(ceiling);
-const CeilingKernels MVIT_ISA_SYMBOL(ceiling) = {chains, 2 * 12 * F32::width, dots, 2 * 10 * products};
+const CeilingKernels MVIT_ISA_SYMBOL(ceiling) = {chains, 2 * 12 * F32::width, dots, 2 * dots_of_a_round * products};
 
 }  // namespace mvit

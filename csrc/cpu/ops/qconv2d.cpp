@@ -72,8 +72,11 @@ Status qconv2d(const QConv2dProblem& p, int threads) {
     if (p.batch == 0 || p.height == 0 || p.width == 0 || p.weight.columns == 0) return Status::ok;
     if (p.kernel == 1 && p.stride == 1 && p.second.channels == 0 && matrix_stride(p) >= 0)
         return qgemm({p.batch * p.height * p.width, p.x.data, matrix_stride(p), nullptr, p.weight, p.epilogue, nullptr, 0}, threads);
-    // A quarter of the products, in int16: for vectors a gain, while tiles multiply bytes eight times as fast.
-    if (p.filtered && isa_active() != Isa::amx) return qwinograd(p, threads);
+    if (p.filtered) {
+        if (const Status status = check_qwinograd(p); status != Status::ok) return status;
+        // A quarter of the products, in int16: for vectors a gain, while tiles multiply bytes eight times as fast.
+        if (isa_active() != Isa::amx) return qwinograd(p, threads);
+    }
     return caught([&] { run(p, threads > 0 ? threads : 1); });
 }
 

@@ -13,13 +13,6 @@ constexpr int64_t most_tiles = 36, fewest_tiles = 6, whole_tiles = 6;  // of a b
 constexpr int64_t most_bytes = 512 * 1024;                             // of its matrices: a part of the second cache
 constexpr int64_t largest_sum = 1 << 18;                               // of |w|: see ops/qwinograd.h
 
-Status check(const QConv2dProblem& p) {
-    const int64_t fewest = qwinograd_table.active().fewest_channels;
-    if (p.kernel != 3 || p.stride != 1 || !p.filtered) return Status::bad_shape;
-    if (p.x.channels < fewest || (p.second.channels > 0 && p.second.channels < fewest)) return Status::bad_shape;
-    return p.weight.largest < largest_sum ? Status::ok : Status::overflow;
-}
-
 void run(const QConv2dProblem& p, int threads) {
     const QWinogradKernels& kernels = qwinograd_table.active();
     const int64_t tiles = p.batch * qwinograd_tiles(p.height) * qwinograd_tiles(p.width), all = qpanels(p.weight.columns);
@@ -41,8 +34,14 @@ void run(const QConv2dProblem& p, int threads) {
 
 }  // namespace
 
+Status check_qwinograd(const QConv2dProblem& p) {
+    const int64_t fewest = qwinograd_table.active().fewest_channels;
+    if (p.kernel != 3 || p.stride != 1 || !p.filtered) return Status::bad_shape;
+    if (p.x.channels < fewest || (p.second.channels > 0 && p.second.channels < fewest)) return Status::bad_shape;
+    return p.weight.largest < largest_sum ? Status::ok : Status::overflow;
+}
+
 Status qwinograd(const QConv2dProblem& p, int threads) {
-    if (const Status status = check(p); status != Status::ok) return status;
     return caught([&] { run(p, threads > 0 ? threads : 1); });
 }
 

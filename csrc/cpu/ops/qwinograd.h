@@ -30,6 +30,9 @@ namespace mvit {
 
 inline constexpr int qtile_positions = 36;
 
+Status check_qwinograd(const QConv2dProblem& problem);
+
+// Of what was checked.
 Status qwinograd(const QConv2dProblem& problem, int threads);
 
 // Pairs of input channels: the depth of each of the 36 products.
