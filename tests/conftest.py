@@ -52,6 +52,18 @@ def poison():
     torch.use_deterministic_algorithms(False)
 
 
+def pytest_collection_modifyitems(config, items):
+    """On AMX, which multiplies bytes and nothing else, only tests of such products and of whole networks run."""
+    products = "engine", "qattention", "qconv2d", "qgemm", "qinverted_residual", "qpatch_attention", "qstack", "quant_"
+    names = tuple(f"test_{each}" for each in products)
+
+    def repeats(item) -> bool:
+        return hasattr(item, "callspec") and "amx" in map(str, item.callspec.params.values()) and not item.path.stem.startswith(names)
+
+    config.hook.pytest_deselected(items=[item for item in items if repeats(item)])
+    items[:] = [item for item in items if not repeats(item)]
+
+
 @pytest.fixture
 def threads():
     """A function that sets the number of threads; the old number comes back after the test."""

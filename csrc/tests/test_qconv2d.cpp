@@ -115,6 +115,21 @@ TEST(qconv2d_by_gathering_and_as_a_product) {
     });
 }
 
+// Lines of whole and of broken bands of 16, runs that parts of a tile divide and one that they don't (28 channels), sums of more rows than
+// are kept at once.
+TEST(qconv2d_of_windows) {
+    on_every_isa([] {
+        for (int64_t width : {12, 16, 17, 31, 32, 40, 67})
+            for (int64_t channels : {16, 24, 28, 44, 64})
+                for (bool wide : {false, true}) {
+                    compare({2, 5, width, channels, 0, width + 1, 3, 1, wide, false, 8});
+                    compare({1, 8, width, channels, 20, 150 - width, 3, 2, wide, false, 6});
+                }
+        compare({1, 1, 16, 16, 0, 16, 3, 1, true, false, 8});
+        compare({3, 33, 32, 96, 96, 96, 3, 1, false, false, 8});
+    });
+}
+
 TEST(qconv2d_by_minimal_filtering) {
     on_every_isa([] {
         for (int64_t size : {1, 2, 3, 5, 8})

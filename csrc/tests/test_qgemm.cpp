@@ -36,6 +36,20 @@ TEST(qgemm_on_every_tail) {
     });
 }
 
+// Bands of 16 rows, whole, broken and several, depths in equal parts and with a rest, and those that no tile takes.
+TEST(qgemm_of_whole_tiles) {
+    on_every_isa([] {
+        for (int bits : {8, 6})
+            for (int64_t depth : {28, 32, 36, 64, 68, 96, 100, 130, 136, 200, 320})
+                for (int64_t columns : {16, 32, 33, 48, 64, 65, 130})
+                    for (int64_t rows : {1, 3, 4, 15, 16, 17, 33, 48, 49, 63, 64, 65, 130}) {
+                        compare<uint8_t>({.rows = rows, .columns = columns, .depth = depth, .bits = bits, .gap = rows % 3});
+                        if (rows % 16 == 1)
+                            compare<int32_t>({.rows = rows, .columns = columns, .depth = depth, .bits = bits, .type = QType::i32});
+                    }
+    });
+}
+
 TEST(qgemm_of_the_largest_values) {
     on_every_isa([] {
         for (int bits : {8, 6})

@@ -275,14 +275,16 @@ inline void multiply_qpanels(const QTileKernels& tiles, const QOperand& a, int64
                         w.bits,
                         meets_planes(rows, w.bits),
                         init + first,
-                        init_stride};
+                        init_stride,
+                        a.windows};
         if (direct) {
             tiles.requantize(all, e.channels.from(first), static_cast<int>(columns), static_cast<uint8_t*>(e.y) + row * e.y_stride + first,
                              e.y_stride, e.curve);
         } else {
             for (int64_t done = 0; done < rows; done += summed_rows) {
                 QTile some = all;
-                some.a = static_cast<const char*>(a.data) + done * a.stride;
+                some.windows.first = done;
+                if (some.windows.line == 0) some.a = static_cast<const char*>(a.data) + done * a.stride;
                 some.rows = rows - done < summed_rows ? rows - done : summed_rows;
                 some.init += done * init_stride;
                 tiles.accumulate(some, sums, qtile_scratch);

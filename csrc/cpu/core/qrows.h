@@ -28,6 +28,7 @@ inline constexpr bool row_meets_planes = false;
 struct QOperand {
     const void* data;
     int64_t stride;  // bytes
+    QWindows windows = {};
 };
 
 inline int64_t qrows_stride(int64_t depth, int bits) { return widens(bits) ? qblocks(depth) * 4 * 2 + 64 : 0; }
@@ -41,7 +42,7 @@ inline int64_t qpanels_scratch(int64_t depth, int bits) { return qgroup * qpanel
 
 // The rows themselves, or int16 copies with zeros up to the next multiple of 4.
 inline QOperand load_qrows(const uint8_t* a, int64_t a_stride, int64_t rows, int64_t depth, int bits, void* scratch) {
-    if (!widens(bits)) return {a, a_stride};
+    if (!widens(bits)) return {.data = a, .stride = a_stride};
     const int64_t stride = qrows_stride(depth, bits);
     for (int64_t r = 0; r < rows; ++r) {
         auto* to = reinterpret_cast<int16_t*>(static_cast<char*>(scratch) + r * stride);
@@ -49,7 +50,7 @@ inline QOperand load_qrows(const uint8_t* a, int64_t a_stride, int64_t rows, int
         for (int64_t k = 0; k < depth; ++k) to[k] = from[k];
         for (int64_t k = depth; k < qblocks(depth) * 4; ++k) to[k] = 0;
     }
-    return {scratch, stride};
+    return {.data = scratch, .stride = stride};
 }
 
 // Three planes of a 6-bit panel as the four blocks that they hold. Flipping bit 5 and taking 32 away carries the sign up.
@@ -132,7 +133,7 @@ inline constexpr bool meets_planes(int64_t rows, int bits) { return bits == 6 &&
 inline QOperand load_qpanels(const QWeight& w, int64_t first, int64_t count, int64_t rows, void* scratch) {
     const int64_t bytes = qpanel_bytes(w.depth, w.bits);
     const int8_t* from = w.panels + first * bytes;
-    if ((w.bits == 8 && !widens(8)) || meets_planes(rows, w.bits)) return {from, bytes};
+    if ((w.bits == 8 && !widens(8)) || meets_planes(rows, w.bits)) return {.data = from, .stride = bytes};
     const int64_t stride = qpanel_stride(w.depth, w.bits);
     for (int64_t p = 0; p < count; ++p) {
         char* to = static_cast<char*>(scratch) + p * stride;
@@ -144,7 +145,7 @@ inline QOperand load_qpanels(const QWeight& w, int64_t first, int64_t count, int
                 unpack_planes(reinterpret_cast<const uint8_t*>(panel) + i * 3 * qblock, reinterpret_cast<int8_t*>(to) + i * 4 * qblock);
         }
     }
-    return {scratch, stride};
+    return {.data = scratch, .stride = stride};
 }
 
 }  // namespace

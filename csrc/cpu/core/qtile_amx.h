@@ -20,7 +20,15 @@ inline constexpr int64_t least_tile_rows = 4;    // fewer wait for their weights
 
 // A row's last one to three bytes are nothing that a tile could end at.
 inline bool tiles_take(const QTile& t) {
+    if (t.windows.line > 0) return true;  // which were asked about before
     return isa_active() == Isa::amx && t.depth % 4 == 0 && t.depth >= least_tile_depth && t.rows >= least_tile_rows;
+}
+
+// The largest part that divides a depth and fills most of a tile, or else a whole tile, and a rest.
+inline int64_t tile_part(int64_t depth) {
+    for (int64_t bytes = tile_bytes; bytes > tile_bytes / 2; bytes -= 4)
+        if (depth % bytes == 0) return bytes;
+    return tile_bytes < depth ? tile_bytes : depth;
 }
 
 struct TileRange {
@@ -28,7 +36,8 @@ struct TileRange {
     int64_t a_stride;
     const int8_t* w;
     int64_t w_stride;
-    int64_t blocks, bytes;  // of k, each so many bytes of a row
+    int64_t runs, run_step;  // pieces of a row, and bytes from one to the next
+    int64_t blocks, bytes;   // of k in each, of so many bytes
     const int32_t* init;
     int64_t init_stride;
     int32_t* c;
@@ -55,17 +64,19 @@ inline void multiply_tiles(const TileRange& t) {
         constexpr int b = s / panels, p = s % panels;
         load_tile<s>(t.init + b * tile_rows * t.init_stride + p * qpanel, t.init_stride * int64_t{sizeof(int32_t)});
     });
-    const uint8_t* a = t.a;
     const int8_t* w = t.w;
-    for (int64_t block = 0; block < t.blocks; ++block, a += t.bytes, w += t.bytes / 4 * qblock) {
-        if constexpr (bands > 1) times<panels>([&](auto p) { load_tile<w_tile(p)>(w + p * t.w_stride, qblock); });
-        times<bands>([&](auto b) {
-            load_tile<a_tile(b)>(a + b * tile_rows * t.a_stride, t.a_stride);
-            times<panels>([&](auto p) {
-                if constexpr (bands == 1) load_tile<w_tile(p)>(w + p * t.w_stride, qblock);
-                dot<b * panels + p, a_tile(b), w_tile(p)>();
+    for (int64_t run = 0; run < t.runs; ++run) {
+        const uint8_t* a = t.a + run * t.run_step;
+        for (int64_t block = 0; block < t.blocks; ++block, a += t.bytes, w += t.bytes / 4 * qblock) {
+            if constexpr (bands > 1) times<panels>([&](auto p) { load_tile<w_tile(p)>(w + p * t.w_stride, qblock); });
+            times<bands>([&](auto b) {
+                load_tile<a_tile(b)>(a + b * tile_rows * t.a_stride, t.a_stride);
+                times<panels>([&](auto p) {
+                    if constexpr (bands == 1) load_tile<w_tile(p)>(w + p * t.w_stride, qblock);
+                    dot<b * panels + p, a_tile(b), w_tile(p)>();
+                });
             });
-        });
+        }
     }
     times<sums>([&](auto s) {
         constexpr int b = s / panels, p = s % panels;
@@ -76,14 +87,27 @@ inline void multiply_tiles(const TileRange& t) {
 // Sums of a tile, some rows at a time, and the registers' shapes while it lives.
 class TileProduct {
   public:
-    explicit TileProduct(const QTile& t) : t_(t), part_(part_of(t.depth)), whole_(t.depth / part_), rest_(t.depth % part_) {}
+    explicit TileProduct(const QTile& t)
+        : t_(t), run_(t.windows.line > 0 ? t.windows.run : t.depth), part_(tile_part(run_)), whole_(run_ / part_), rest_(run_ % part_) {}
     TileProduct(const TileProduct&) = delete;
     TileProduct& operator=(const TileProduct&) = delete;
     ~TileProduct() { release_tiles(); }
 
     int64_t rows_at_once() const { return most_bands[t_.panels - 1] * tile_rows; }
 
-    // Of `rows` rows from `row` on, at most so many.
+    // body(row, rows) for all rows, at most so many at once, of windows those of one line.
+    template <class Body>
+    void each_band(const Body& body) const {
+        const int64_t line = t_.windows.line;
+        for (int64_t row = 0, rows; row < t_.rows; row += rows) {
+            const int64_t left = t_.rows - row, near = line > 0 ? line - (t_.windows.first + row) % line : left;
+            rows = near < left ? near : left;
+            rows = rows < rows_at_once() ? rows : rows_at_once();
+            body(row, rows);
+        }
+    }
+
+    // Of `rows` rows from `row` on, as each_band has them.
     void sum(int64_t row, int64_t rows, int32_t* c, int64_t c_stride) {
         if (rows < rows_at_once() && rows > tile_rows) {  // only all bands have registers for more than one
             for (int64_t r = 0; r < rows; r += tile_rows)
@@ -92,10 +116,12 @@ class TileProduct {
         }
         const int bands = rows > tile_rows ? most_bands[t_.panels - 1] : 1;
         const MultiplyTiles multiply = (bands > 1 ? multiply_bands : multiply_a_band)[t_.panels - 1];
-        TileRange range{static_cast<const uint8_t*>(t_.a) + row * t_.a_stride,
+        TileRange range{row_of(row),
                         t_.a_stride,
                         static_cast<const int8_t*>(t_.w),
                         t_.w_stride,
+                        t_.depth / run_,
+                        t_.windows.run_step,
                         whole_,
                         part_,
                         t_.init + row * t_.init_stride,
@@ -119,11 +145,12 @@ class TileProduct {
     static constexpr MultiplyTiles multiply_bands[qgroup] = {multiply_tiles<4, 1>, multiply_tiles<2, 2>, multiply_tiles<1, 3>,
                                                              multiply_tiles<1, 4>};
 
-    // The largest part that divides a depth and fills most of a tile, or else a whole tile, and a rest.
-    static int64_t part_of(int64_t depth) {
-        for (int64_t bytes = tile_bytes; bytes > tile_bytes / 2; bytes -= 4)
-            if (depth % bytes == 0) return bytes;
-        return tile_bytes < depth ? tile_bytes : depth;
+    const uint8_t* row_of(int64_t row) const {
+        const auto* a = static_cast<const uint8_t*>(t_.a);
+        const QWindows& windows = t_.windows;
+        if (windows.line == 0) return a + row * t_.a_stride;
+        const int64_t pixel = windows.first + row;
+        return a + pixel / windows.line * windows.line_step + pixel % windows.line * t_.a_stride;
     }
 
     // Takes as long as some products: only where they change.
@@ -141,10 +168,26 @@ class TileProduct {
     }
 
     const QTile& t_;
-    int64_t part_, whole_, rest_;
+    int64_t run_, part_, whole_, rest_;  // rest_: only of rows of one piece
     int64_t rows_ = 0, bytes_ = 0;
     int bands_ = 0;
 };
+
+// Whether rows can be windows: tiles end where lines do.
+inline bool tiles_take_windows(int64_t line, int64_t run) {
+    return isa_active() == Isa::amx && run % 4 == 0 && run >= least_tile_depth && run % tile_part(run) == 0 &&
+           4 * line >= 3 * round_up(line, tile_rows);
+}
+
+}  // namespace
+}  // namespace mvit
+
+#else
+
+namespace mvit {
+namespace {
+
+inline bool tiles_take_windows(int64_t, int64_t) { return false; }
 
 }  // namespace
 }  // namespace mvit

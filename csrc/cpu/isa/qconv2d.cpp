@@ -5,6 +5,7 @@
 
 #include "cpu/core/isa.h"
 #include "cpu/core/qepilogue.h"
+#include "cpu/core/qtile_amx.h"
 
 namespace mvit {
 
@@ -21,6 +22,7 @@ struct Layout {
     int64_t channels, depth;         // depth: a multiple of 4, with weights of 0 beyond the true one
     int64_t line, lines;             // bytes from line to line of the padded map, and of all lines
     int64_t pixels, gathered, init;  // at once, bytes of their rows and of their initial sums
+    bool windows;                    // rows are read where they lie in the lines, and nothing is gathered
 };
 
 inline Layout layout(const QConv2dProblem& p, int64_t rows) {
@@ -29,9 +31,11 @@ inline Layout layout(const QConv2dProblem& p, int64_t rows) {
     const int64_t line = p.kernel == 3 ? round_up((p.width + 2) * channels, 64) : 0, count = (rows - 1) * p.stride + 3;
     const int64_t fitting = gathered_bytes / (depth + 1) / whole_tiles * whole_tiles;
     const int64_t most = fitting < 2 * whole_tiles ? 2 * whole_tiles : fitting < most_pixels ? fitting : most_pixels;
-    const int64_t parts = (all + most - 1) / most, pixels = round_up((all + parts - 1) / parts, whole_tiles);
+    const bool windows = p.kernel == 3 && tiles_take_windows(width, 3 * channels);
+    const int64_t parts = (all + most - 1) / most, pixels = windows ? all : round_up((all + parts - 1) / parts, whole_tiles);
     const int64_t init = p.border ? pixels * qpanels(p.weight.columns) * qpanel * int64_t{sizeof(int32_t)} : 0;
-    return {channels, depth, line, line * count + chunk, pixels, round_up(pixels * depth + chunk, 64), init};
+    const int64_t gathered = windows ? 0 : round_up(pixels * depth + chunk, 64);
+    return {channels, depth, line, line * count + chunk, pixels, gathered, init, windows};
 }
 
 int64_t scratch(const QConv2dProblem& p, int64_t rows) {
@@ -121,7 +125,7 @@ void block(const QConv2dBlock& b) {
     }
     for (int64_t first = 0; first < all; first += l.pixels) {
         const int64_t count = all - first < l.pixels ? all - first : l.pixels;
-        for (int64_t done = 0; done < count;) {  // a stretch of one row of y at a time
+        for (int64_t done = 0; done < count && !l.windows;) {  // a stretch of one row of y at a time
             const int64_t i = (first + done) / width, j = (first + done) % width;
             const int64_t some = width - j < count - done ? width - j : count - done;
             uint8_t* to = gathered + done * l.depth;
@@ -135,7 +139,9 @@ void block(const QConv2dBlock& b) {
             done += some;
         }
         const bool own = p.border && initial_sums(b, first, count, init);
-        const QOperand a = load_qrows(gathered, l.depth, count, l.depth, weight.bits, rows_scratch);
+        const QWindows windows{.line = width, .line_step = p.stride * l.line, .run = 3 * l.channels, .run_step = l.line};
+        const QOperand a = l.windows ? QOperand{.data = lines, .stride = p.stride * l.channels, .windows = windows}
+                                     : load_qrows(gathered, l.depth, count, l.depth, weight.bits, rows_scratch);
         multiply_qpanels(MVIT_ISA_SYMBOL(qtile), a, first_row + first, count, weight, b.panel_begin, b.panel_end, p.epilogue,
                          own ? init : p.epilogue.channels.init, own ? columns : 0, after);
     }

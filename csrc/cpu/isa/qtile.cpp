@@ -316,17 +316,10 @@ constexpr RequantizeTile requantize_tiles[14][qgroup] = MVIT_ALL_TILES(requantiz
 #undef MVIT_TILES
 #undef MVIT_TILE
 
-// body(first row, rows) with as many rows as AMX sums at once.
-template <class Body>
-inline void each_band(const QTile& t, int64_t rows_at_once, const Body& body) {
-    for (int64_t row = 0; row < t.rows; row += rows_at_once) body(row, t.rows - row < rows_at_once ? t.rows - row : rows_at_once);
-}
-
 void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
     if (tiles_take(t)) {
         TileProduct product(t);
-        return each_band(t, product.rows_at_once(),
-                         [&](int64_t row, int64_t rows) { product.sum(row, rows, c + row * c_stride, c_stride); });
+        return product.each_band([&](int64_t row, int64_t rows) { product.sum(row, rows, c + row * c_stride, c_stride); });
     }
     each_tile(t.rows, most_rows[t.panels - 1],
               [&](int rows, int64_t first) { accumulate_tiles[rows - 1][t.panels - 1](t, first, c, c_stride); });
@@ -362,7 +355,7 @@ void requantize_by_tiles(const QTile& t, const Finish& finish, uint8_t* y, int64
     };
     int64_t before = 0, rows_before = 0;
     int turn = 0;
-    each_band(t, product.rows_at_once(), [&](int64_t row, int64_t rows) {
+    product.each_band([&](int64_t row, int64_t rows) {
         product.sum(row, rows, sums[turn], stride);
         turn = 1 - turn;
         finish_some(sums[turn], before, rows_before);

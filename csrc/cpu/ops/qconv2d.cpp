@@ -15,6 +15,7 @@ constexpr int64_t products_of_a_task = 1 << 21;  // some microseconds: little to
 constexpr int64_t fewest_pixels = 24;            // of a task: enough for panels to be worth loading
 constexpr int64_t most_bytes = 128 * 1024;       // of the lines of a task: a part of the second cache
 constexpr int64_t tasks_wanted = 8;              // few pixels: the columns are cut too
+constexpr int64_t tile_speed = 4;                // of AMX beside vectors, with what is done to sums
 
 int64_t channels(const QConv2dProblem& p) { return p.x.channels + p.second.channels; }
 
@@ -46,7 +47,8 @@ void run(const QConv2dProblem& p, int threads) {
     const QConv2dKernels& kernels = qconv2d_table.active();
     const int64_t height = qconv2d_size(p, p.height), width = qconv2d_size(p, p.width), all = qpanels(p.weight.columns);
     const int64_t depth = p.weight.depth > 0 ? p.weight.depth : 1, of_a_pixel = depth * all * qpanel;
-    const int64_t wanted = products_of_a_task / of_a_pixel, pixels = wanted > fewest_pixels ? wanted : fewest_pixels;
+    const int64_t speed = isa_active() == Isa::amx ? tile_speed : 1;
+    const int64_t wanted = speed * products_of_a_task / of_a_pixel, pixels = wanted > fewest_pixels ? wanted : fewest_pixels;
     const int64_t fitting = most_bytes / (p.stride * p.width * (channels(p) + 1)) + 1, enough = (pixels + width - 1) / width;
     const int64_t share = (p.batch * height + threads - 1) / threads;
     const int64_t some = enough < fitting ? enough : fitting, most = some < share ? some : share;
@@ -57,8 +59,8 @@ void run(const QConv2dProblem& p, int threads) {
     const int64_t panels = round_up((all + pieces - 1) / pieces, qgroup), ranges = (all + panels - 1) / panels;
     const int64_t bytes = kernels.scratch(p, rows);
 
-    parallel_tasks(p.batch * blocks * ranges, p.batch * height * width * of_a_pixel / 32, bytes / int64_t{sizeof(float)} + 1, threads,
-                   [&](int64_t task, float* scratch) {
+    parallel_tasks(p.batch * blocks * ranges, p.batch * height * width * of_a_pixel / (32 * speed), bytes / int64_t{sizeof(float)} + 1,
+                   threads, [&](int64_t task, float* scratch) {
                        const int64_t block = task / ranges, row = block % blocks * rows, begin = task % ranges * panels;
                        const int64_t end = begin + panels < all ? begin + panels : all, count = height - row < rows ? height - row : rows;
                        kernels.block({&p, block / blocks, row, count, begin, end, scratch});
