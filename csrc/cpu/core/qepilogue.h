@@ -245,7 +245,6 @@ inline void look_up_rows(const QEpilogue& e, int64_t row, int64_t rows, int64_t 
 }
 
 inline constexpr int64_t qtile_scratch = qgroup * qpanel;  // int32 a row
-inline constexpr int64_t summed_rows = 48;                 // at once: their sums stay in the first cache, and fill tiles of any height
 
 // Bytes of scratch for multiply_qpanels, after which come those of load_qrows.
 inline int64_t qmultiply_scratch(int64_t rows, int64_t depth, int bits) {
@@ -265,31 +264,24 @@ inline void multiply_qpanels(const QTileKernels& tiles, const QOperand& a, int64
         const int64_t first = panel * qpanel;
         const int64_t columns = w.columns - first < count * qpanel ? w.columns - first : count * qpanel;
         const QOperand panels = load_qpanels(w, panel, count, rows, scratch);
-        const QTile all{a.data,
-                        a.stride,
-                        rows,
-                        w.depth,
-                        panels.data,
-                        panels.stride,
-                        static_cast<int>(count),
-                        w.bits,
-                        meets_planes(rows, w.bits),
-                        init + first,
-                        init_stride,
-                        a.windows};
+        const QTile tile{a.data,
+                         a.stride,
+                         rows,
+                         w.depth,
+                         panels.data,
+                         panels.stride,
+                         static_cast<int>(count),
+                         w.bits,
+                         meets_planes(rows, w.bits),
+                         init + first,
+                         init_stride,
+                         a.windows};
         if (direct) {
-            tiles.requantize(all, e.channels.from(first), static_cast<int>(columns), static_cast<uint8_t*>(e.y) + row * e.y_stride + first,
+            tiles.requantize(tile, e.channels.from(first), static_cast<int>(columns), static_cast<uint8_t*>(e.y) + row * e.y_stride + first,
                              e.y_stride, e.curve);
         } else {
-            for (int64_t done = 0; done < rows; done += summed_rows) {
-                QTile some = all;
-                some.windows.first = done;
-                if (some.windows.line == 0) some.a = static_cast<const char*>(a.data) + done * a.stride;
-                some.rows = rows - done < summed_rows ? rows - done : summed_rows;
-                some.init += done * init_stride;
-                tiles.accumulate(some, sums, qtile_scratch);
-                finish_rows(e, sums, qtile_scratch, row + done, some.rows, first, columns);
-            }
+            const auto finish = [&](int64_t done, int64_t some) { finish_rows(e, sums, qtile_scratch, row + done, some, first, columns); };
+            tiles.accumulate(tile, sums, qtile_scratch, RowsDone(finish));
         }
         look_up_rows(e, row, rows, first, columns);
         panel += count;

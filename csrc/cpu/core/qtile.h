@@ -16,7 +16,8 @@
 
 namespace mvit {
 
-inline constexpr int qgroup = 4;  // panels at once, at most
+inline constexpr int qgroup = 4;            // panels at once, at most
+inline constexpr int64_t summed_rows = 64;  // whose sums stay in the first cache
 
 // What each output channel needs to become a byte again; see qepilogue.h. Whole panels can be read.
 struct QChannels {
@@ -33,7 +34,6 @@ struct QChannels {
 struct QWindows {
     int64_t line = 0, line_step = 0;  // pixels of a line of the result, and bytes from the first of one to that of the next; 0: no windows
     int64_t run = 0, run_step = 0;    // bytes of a piece, and from one to the next
-    int64_t first = 0;                // pixel that is the first row
 };
 
 // Rows and panels as qrows.h gives them.
@@ -49,9 +49,22 @@ struct QTile {
     QWindows windows = {};
 };
 
+// Is told of rows whose sums are there. Refers to a function that outlives it.
+class RowsDone {
+  public:
+    template <class Body>
+    explicit RowsDone(const Body& body)
+        : call_([](const void* data, int64_t row, int64_t rows) { (*static_cast<const Body*>(data))(row, rows); }), data_(&body) {}
+    void operator()(int64_t row, int64_t rows) const { call_(data_, row, rows); }
+
+  private:
+    void (*call_)(const void*, int64_t, int64_t);
+    const void* data_;
+};
+
 struct QTileKernels {
-    // Writes whole panels of c.
-    void (*accumulate)(const QTile&, int32_t* c, int64_t c_stride);
+    // Writes whole panels of c, which has room for summed_rows rows: after each so many, or the last ones, done(first of them, rows).
+    void (*accumulate)(const QTile&, int32_t* c, int64_t c_stride, const RowsDone& done);
     // y[r, n] = clamp(rint(c[r, n] scale[n]), low[n], high[n]) + zero_point[n] of the first `columns` columns, straight from registers;
     // or by a curve (qcurve.h); null where an instruction set gains nothing by that.
     void (*requantize)(const QTile&, const QChannels&, int columns, uint8_t* y, int64_t y_stride, const int16_t* curve);

@@ -17,11 +17,15 @@ namespace {
 
 inline constexpr int64_t least_tile_depth = 32;  // below, half of each product or more would be padding
 inline constexpr int64_t least_tile_rows = 4;    // fewer wait for their weights, not for products
+// Rows of a panel, counted for each: fewer are fewer than four sums at a time, which is what hides the latency of products and pays for the
+// shapes of tiles.
+inline constexpr int64_t least_panel_rows = 64;
 
 // A row's last one to three bytes are nothing that a tile could end at.
 inline bool tiles_take(const QTile& t) {
     if (t.windows.line > 0) return true;  // which were asked about before
-    return isa_active() == Isa::amx && t.depth % 4 == 0 && t.depth >= least_tile_depth && t.rows >= least_tile_rows;
+    return isa_active() == Isa::amx && t.depth % 4 == 0 && t.depth >= least_tile_depth && t.rows >= least_tile_rows &&
+           t.rows * t.panels >= least_panel_rows;
 }
 
 // The largest part that divides a depth and fills most of a tile, or else a whole tile, and a rest.
@@ -95,12 +99,12 @@ class TileProduct {
 
     int64_t rows_at_once() const { return most_bands[t_.panels - 1] * tile_rows; }
 
-    // body(row, rows) for all rows, at most so many at once, of windows those of one line.
+    // body(row, rows) for rows [first, end), at most so many at once, of windows those of one line.
     template <class Body>
-    void each_band(const Body& body) const {
+    void each_band(int64_t first, int64_t end, const Body& body) const {
         const int64_t line = t_.windows.line;
-        for (int64_t row = 0, rows; row < t_.rows; row += rows) {
-            const int64_t left = t_.rows - row, near = line > 0 ? line - (t_.windows.first + row) % line : left;
+        for (int64_t row = first, rows; row < end; row += rows) {
+            const int64_t left = end - row, near = line > 0 ? line - row % line : left;
             rows = near < left ? near : left;
             rows = rows < rows_at_once() ? rows : rows_at_once();
             body(row, rows);
@@ -149,8 +153,7 @@ class TileProduct {
         const auto* a = static_cast<const uint8_t*>(t_.a);
         const QWindows& windows = t_.windows;
         if (windows.line == 0) return a + row * t_.a_stride;
-        const int64_t pixel = windows.first + row;
-        return a + pixel / windows.line * windows.line_step + pixel % windows.line * t_.a_stride;
+        return a + row / windows.line * windows.line_step + row % windows.line * t_.a_stride;
     }
 
     // Takes as long as some products: only where they change.

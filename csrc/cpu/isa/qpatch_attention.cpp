@@ -18,7 +18,8 @@ namespace {
 constexpr int W = F32::width;
 constexpr int64_t score_bytes = 12 * 1024;         // of the rows that are worked on: they stay in the first cache
 constexpr int64_t least_rows = 6, most_rows = 48;  // six are a tile of four panels
-constexpr uint64_t flip = 0x80808080'80808080;     // b ^ 0x80 is the int8 b - 128
+static_assert(most_rows <= summed_rows);
+constexpr uint64_t flip = 0x80808080'80808080;  // b ^ 0x80 is the int8 b - 128
 
 using Task = QPatchAttentionTask;
 using Sixteen = Lanes<uint8_t, 16>;
@@ -248,7 +249,7 @@ inline void multiply(const QOperand& rows, int64_t count, int64_t depth, const Q
                          false,
                          init + panel * init_step,
                          0};
-        MVIT_ISA_SYMBOL(qtile).accumulate(tile, c + panel * qpanel, all * qpanel);
+        MVIT_ISA_SYMBOL(qtile).accumulate(tile, c + panel * qpanel, all * qpanel, RowsDone([](int64_t, int64_t) {}));
     }
 }
 

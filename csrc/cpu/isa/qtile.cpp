@@ -22,6 +22,18 @@ inline void each_tile(int64_t rows, int most, const Body& body) {
     }
 }
 
+// body(tile of some rows, the first of them) for as many rows at a time as there is room for sums of.
+template <class Body>
+inline void each_turn(const QTile& t, const Body& body) {
+    QTile some = t;
+    for (int64_t first = 0; first < t.rows; first += some.rows) {
+        some.rows = t.rows - first < summed_rows ? t.rows - first : summed_rows;
+        some.a = static_cast<const char*>(t.a) + first * t.a_stride;
+        some.init = t.init + first * t.init_stride;
+        body(some, first);
+    }
+}
+
 inline int32_t four_of_row(const uint8_t* a) {
     int32_t four;
     std::memcpy(&four, a, sizeof four);
@@ -316,13 +328,23 @@ constexpr RequantizeTile requantize_tiles[14][qgroup] = MVIT_ALL_TILES(requantiz
 #undef MVIT_TILES
 #undef MVIT_TILE
 
-void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
-    if (tiles_take(t)) {
-        TileProduct product(t);
-        return product.each_band([&](int64_t row, int64_t rows) { product.sum(row, rows, c + row * c_stride, c_stride); });
+void accumulate_by_tiles(const QTile& t, int32_t* c, int64_t c_stride, const RowsDone& done) {
+    TileProduct product(t);
+    for (int64_t first = 0; first < t.rows; first += summed_rows) {
+        const int64_t rows = t.rows - first < summed_rows ? t.rows - first : summed_rows;
+        product.each_band(first, first + rows,
+                          [&](int64_t row, int64_t some) { product.sum(row, some, c + (row - first) * c_stride, c_stride); });
+        done(first, rows);
     }
-    each_tile(t.rows, most_rows[t.panels - 1],
-              [&](int rows, int64_t first) { accumulate_tiles[rows - 1][t.panels - 1](t, first, c, c_stride); });
+}
+
+void accumulate(const QTile& t, int32_t* c, int64_t c_stride, const RowsDone& done) {
+    if (tiles_take(t)) return accumulate_by_tiles(t, c, c_stride, done);
+    each_turn(t, [&](const QTile& some, int64_t first) {
+        each_tile(some.rows, most_rows[t.panels - 1],
+                  [&](int rows, int64_t row) { accumulate_tiles[rows - 1][t.panels - 1](some, row, c, c_stride); });
+        done(first, some.rows);
+    });
 }
 
 // From memory a row needs no company in registers but of those that it is packed with.
@@ -355,7 +377,7 @@ void requantize_by_tiles(const QTile& t, const Finish& finish, uint8_t* y, int64
     };
     int64_t before = 0, rows_before = 0;
     int turn = 0;
-    product.each_band([&](int64_t row, int64_t rows) {
+    product.each_band(0, t.rows, [&](int64_t row, int64_t rows) {
         product.sum(row, rows, sums[turn], stride);
         turn = 1 - turn;
         finish_some(sums[turn], before, rows_before);
@@ -574,9 +596,12 @@ inline void each_panel(const QTile& t, const Body& body) {
     }
 }
 
-void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
-    each_panel(t, [&](int rows, int64_t first, int panel, const char* w, const int32_t* init) {
-        accumulate_tiles[t.bits == 8 ? 0 : 1][rows - 1](t, first, w, init, c + panel * qpanel, c_stride);
+void accumulate(const QTile& t, int32_t* c, int64_t c_stride, const RowsDone& done) {
+    each_turn(t, [&](const QTile& some, int64_t first) {
+        each_panel(some, [&](int rows, int64_t row, int panel, const char* w, const int32_t* init) {
+            accumulate_tiles[t.bits == 8 ? 0 : 1][rows - 1](some, row, w, init, c + panel * qpanel, c_stride);
+        });
+        done(first, some.rows);
     });
 }
 
@@ -597,7 +622,7 @@ void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t*
 
 #else
 
-void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
+void accumulate_rows(const QTile& t, int32_t* c, int64_t c_stride) {
     for (int panel = 0; panel < t.panels; ++panel)
         for (int64_t r = 0; r < t.rows; ++r) {
             const uint8_t* a = static_cast<const uint8_t*>(t.a) + r * t.a_stride;
@@ -612,6 +637,13 @@ void accumulate(const QTile& t, int32_t* c, int64_t c_stride) {
             }
             for (int n = 0; n < qpanel; ++n) c[r * c_stride + panel * qpanel + n] = static_cast<int32_t>(sum[n]);
         }
+}
+
+void accumulate(const QTile& t, int32_t* c, int64_t c_stride, const RowsDone& done) {
+    each_turn(t, [&](const QTile& some, int64_t first) {
+        accumulate_rows(some, c, c_stride);
+        done(first, some.rows);
+    });
 }
 
 #endif

@@ -64,14 +64,17 @@ void run(const QGemmProblem& p, int threads) {
     const int64_t panels = qpanels(w.columns), depth = w.depth > 0 ? w.depth : 1, products = depth * panels * qpanel;
     // A weight beyond the second cache is read once a block: each thread meets its own part of the columns.
     const bool large = products > large_weight && p.rows > kernels.height;
-    const int64_t speed = isa_active() == Isa::amx ? tile_speed : 1, fewest = speed > 1 ? 2 * rows_at_least : rows_at_least;
-    const int64_t enough = speed * products_of_a_task / products + 1, some = enough > fewest ? enough : fewest;
-    const int64_t height = some < rows_at_most ? some : rows_at_most, least = (p.rows + height - 1) / height;
+    const int64_t speed = isa_active() == Isa::amx ? tile_speed : 1;
+    // Rows that are normalised are so for each range of columns: rather more blocks.
+    const int64_t fewest = speed > 1 && !p.norm ? 2 * rows_at_least : rows_at_least, enough = speed * products_of_a_task / products + 1;
+    const int64_t some = enough > fewest && !(p.norm && speed > 1) ? enough : fewest;
+    const int64_t height = some < rows_at_most ? some : rows_at_most, needed = (p.rows + height - 1) / height;
+    const bool cut = threads > 1 && p.rows >= 2 * kernels.height;
+    const int64_t least = cut && needed < threads ? threads : needed;  // ranges of columns are rarely even
     const int64_t few = threads > 1 ? (tasks_wanted + least - 1) / least : 1, groups = (panels + qgroup - 1) / qgroup;
     const int64_t pieces = large && (p.norm || few < threads) ? threads : few;  // rows are normalised anew for each piece
     const int64_t ranges = pieces < groups ? pieces : groups;
     // As many tasks for each thread, if rows can be cut.
-    const bool cut = threads > 1 && p.rows >= 2 * kernels.height;
     const int64_t blocks = cut ? (round_up(least * ranges, threads) + ranges - 1) / ranges : least;
     const int64_t bytes = kernels.scratch(p, (p.rows + blocks - 1) / blocks);
     const int64_t work = p.rows * products / (p.rows < products_of_a_byte ? p.rows : products_of_a_byte) / speed;
