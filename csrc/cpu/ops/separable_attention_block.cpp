@@ -37,13 +37,13 @@ void run(const Problem& p, int threads) {
         moments = own.data();
     }
 
-    const int64_t a_block = positions_a_block(phases), blocks = (positions + a_block - 1) / a_block;
+    const int64_t patches = positions / phases, a_block = patches_a_block(phases), blocks = (patches + a_block - 1) / a_block;
     const Borrowed<Partial> partials(p.batch * blocks * phases);
     const Borrowed<float> sums(p.batch * blocks * phases * stride);
     parallel_tasks(p.batch * blocks, p.batch * positions * row_bytes, score_scratch(phases), threads, [&](int64_t task, float* scratch) {
         const int64_t image = task / blocks, first = task % blocks * a_block;
-        kernels.scores[code]({row_source(row(p.x, image, first), p.dim, p.dim, moments + image, p.eps), first,
-                              at_most(positions - first, a_block), p.width, p.patch_h, p.patch_w, p.query, partials.data() + task * phases,
+        kernels.scores[code]({row_source(row(p.x, image, 0), p.dim, p.dim, moments + image, p.eps), first,
+                              at_most(patches - first, a_block), p.width, p.patch_h, p.patch_w, p.query, partials.data() + task * phases,
                               sums.data() + task * phases * stride, scratch});
     });
 
@@ -51,8 +51,8 @@ void run(const Problem& p, int threads) {
     const int64_t ranges = at_most(panels(p.dim), 4), share = (panels(p.dim) + ranges - 1) / ranges;
     parallel_tasks(p.batch * ranges, p.batch * p.dim * p.dim * 4, phases * stride, threads, [&](int64_t task, float* scratch) {
         const int64_t image = task / ranges, begin = at_most(task % ranges * share, panels(p.dim));
-        const float scale = row_source(nullptr, 0, 0, moments + image, p.eps).scale;
-        kernels.context({p.dim, phases, blocks, begin, at_most(begin + share, panels(p.dim)), scale,
+        const RowSource source = row_source(nullptr, 0, 0, moments + image, p.eps);
+        kernels.context({p.dim, phases, blocks, begin, at_most(begin + share, panels(p.dim)), source.mean.low, source.scale,
                          partials.data() + image * blocks * phases, sums.data() + image * blocks * phases * stride, p.key_weight,
                          p.key_bias, contexts.data() + image * phases * width, scratch});
     });
