@@ -9,7 +9,7 @@
 //     context = W_k' (sum_n s_n xc_n) + b_k'         the scores sum to 1: one vector a phase instead of a key for every position
 //     y = x + W_o (relu(W_v' xc + b_v') * context) + b_o
 //
-// Three steps: (1) blocks of positions to partial sums of e^score xc a phase, by the rule of online softmax; (2) each context from the
+// Three steps: (1) blocks of patches to partial sums of e^score xc a phase, by the rule of online softmax; (2) each context from the
 // partial sums of its image, in their order; (3) blocks of rows through both products. No K tensor, no normalised copy, no unfolded copy.
 //
 // Floor: 4 M d^2 operations (of 8 M d^2 in the definition); x read three times, from cache where it fits, y written once.
