@@ -38,8 +38,8 @@ def again(monkeypatch) -> list[str]:
     monkeypatch.setattr(replay._Replay, "__call__", counted)
     init = replay.Replays.__init__
 
-    def with_counted_forms(self, op):
-        init(self, op)
+    def with_counted_forms(self, op, weights=0):
+        init(self, op, weights)
         find = self.again
 
         def again(*inputs):
@@ -683,3 +683,170 @@ def test_prepared_ops_in_every_mode_and_on_threads_at_once(way, again):
     for _ in range(3):
         handle(a)
     assert len(again) == before + 1
+
+
+# --- ops on weights ---
+
+
+def block_weights(d: int = 12) -> list[Tensor]:
+    sizes = ((d,), (d,), (1 + 2 * d, d), (1 + 2 * d,), (d, d), (d,))
+    return [torch.randn(size) / d**0.5 for size in sizes]
+
+
+def block(x: Tensor, *weights: Tensor, **settings: object) -> Tensor:
+    return mk.ops.separable_attention_block(x, *weights, **settings)
+
+
+def block_map(batch: int = 2, d: int = 12) -> Tensor:
+    return torch.randn(batch, d, 4, 6).contiguous(memory_format=torch.channels_last)
+
+
+SETTINGS = [{}, {"patch_size": (2, 2)}, {"eps": 0.25}, {"backend": "cpu"}, {"patch_size": (4, 3), "eps": 0.5}]
+
+
+def test_ops_on_weights(way, again, threads):
+    weights = [block_weights(), block_weights()]
+    inputs = [block_map(), block_map(3), block_map().contiguous(), block_map().bfloat16()]
+    for _ in range(2):
+        for settings in SETTINGS:
+            for x in inputs:
+                moments = mk.reference.moments_of(x, x.shape[0])
+                for own in weights:
+                    for given in (None, moments):
+                        expected = op_by_op(lambda t, o=own, s=settings, m=given: block(t, *o, moments=m, **s), x)
+                        for _ in range(3):
+                            assert same(block(x, *own, moments=given, **settings), expected)
+    assert len(again) > 150  # all but those of maps that are copied first
+    y, collected = block(inputs[0], *weights[0], collect=True)
+    assert same(y, block(inputs[0], *weights[0]))
+    assert torch.allclose(collected, mk.reference.moments_of(y, 2))
+
+
+BLOCK_CHANGES: dict[str, Callable[[list[Tensor]], object]] = {
+    "in place": lambda w: [each.mul_(1.5) for each in w],
+    "one weight": lambda w: w[5].add_(1),
+    "part of one": lambda w: w[4].view(-1)[3].fill_(9),
+    "data assigned": lambda w: [setattr(each, "data", each.data * 1.5) for each in w],
+    "data transposed where it lies": lambda w: setattr(w[4], "data", w[4].data.t()),
+    "one replaced": lambda w: w.__setitem__(2, w[2] * 1.5),
+    "all replaced": lambda w: w.__setitem__(slice(None), block_weights()),
+    "of another dtype": lambda w: setattr(w[4], "data", w[4].data.double().float() * 2),
+}
+
+
+@pytest.mark.parametrize("change", BLOCK_CHANGES)
+def test_changed_weights_of_ops_are_seen(way, again, change):
+    x, weights = block_map(), block_weights()
+    for _ in range(3):
+        before = block(x, *weights)
+    assert len(again) == 1
+    BLOCK_CHANGES[change](weights)
+    expected = op_by_op(lambda t: block(t, *weights), x)
+    assert not torch.allclose(before, expected)
+    for _ in range(4):
+        assert same(block(x, *weights), expected)
+    assert len(again) > 1
+
+
+def test_weights_of_ops_change_in_training(way, again):
+    x, weights = block_map(), [nn.Parameter(each) for each in block_weights()]
+    optimizer = torch.optim.AdamW(weights, lr=0.1, fused=True)
+    for _ in range(2):
+        with torch.no_grad():
+            for _ in range(3):
+                assert same(block(x, *weights), op_by_op(lambda t: block(t, *weights), x))
+        y = block(x, *weights)
+        assert y.grad_fn is not None
+        y.square().sum().backward()
+        optimizer.step()
+        assert block(x.clone().requires_grad_(), *(each.detach() for each in weights)).grad_fn is not None
+    assert len(again) == 2
+
+
+def test_weights_of_inference_mode(way, again):
+    with torch.inference_mode():
+        x, weights = block_map(), block_weights()
+        for _ in range(3):
+            before = block(x, *weights)
+        weights[4].mul_(2)
+        expected = op_by_op(lambda t: block(t, *weights), x)
+        for _ in range(3):
+            assert same(block(x, *weights), expected)
+        assert not torch.allclose(before, expected)
+        assert before.is_inference()
+
+
+def test_nothing_outlives_the_weights_of_ops(way):
+    kept = mk.ops.separable_attention_block.__globals__["_replays"]._kept
+    gc.collect()
+    before = len(kept)
+    x = block_map()
+    for _ in range(20):
+        weights = block_weights()
+        for _ in range(3):
+            y = block(x, *weights)
+        assert same(y, op_by_op(lambda t, own=weights: block(t, *own), x))
+        assert len(kept) == before + 1
+    memory = weakref.ref(weights[4].untyped_storage())
+    del weights
+    gc.collect()
+    assert len(kept) == before
+    assert memory() is None
+
+
+def test_who_watches_sees_ops_on_weights(way, again):
+    x, weights = block_map(), block_weights()
+    for _ in range(3):
+        expected = block(x, *weights)
+    before = len(again)
+    for mode in (DispatchMode(), FunctionMode()):
+        with mode:
+            assert same(block(x, *weights), expected)
+        assert any("mvit_kernels" in name for name in mode.seen)
+    assert same(torch.compile(lambda t: block(t, *weights), backend="eager", fullgraph=True)(x), expected)
+    with mk.use_backend("reference"):
+        assert torch.allclose(block(x, *weights), expected, atol=1e-5)
+    assert len(again) == before
+    assert same(block(x, *weights), expected)
+    assert len(again) == before + 1
+    assert same(block(x, *(nn.Parameter(each, requires_grad=False) for each in weights)), expected)
+    for index in range(6):  # of the right type at the places of others
+        wrong = [*weights]
+        wrong[index] = weights[index].double()
+        with pytest.raises(TypeError, match="expected dtype"):
+            block(x, *wrong)
+    with pytest.raises(TypeError, match="x: expected a tensor, got NoneType"):
+        block(None, *weights)
+    with pytest.raises(ValueError, match="norm_w: expected shape"):
+        block(block_map(d=13), *weights)
+
+
+def test_ops_on_weights_are_part_of_what_calls_them(way, again):
+    x, weights = block_map(), block_weights()
+    for _ in range(3):
+        block(x, *weights)
+    both = replay.Replays("both")
+    expected = block(block(x, *weights), *weights)
+    before = len(again)
+    for _ in range(4):
+        assert same(both(lambda t: block(block(t, *weights), *weights), (x,), (), weights), expected)
+    assert again[before:].count("both") == 2
+    assert again[-1] == "both"
+
+
+def test_ops_on_weights_on_threads_at_once(way, again, one_thread):
+    x, weights = block_map(), block_weights()
+    for _ in range(3):
+        expected = block(x, *weights)
+
+    def work(number: int) -> bool:
+        right = True
+        for i in range(50):
+            if i % 10 == number:
+                packing.forget_all()  # while others run
+            right &= same(block(x, *weights), expected)
+        return right
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(4)))
+    assert len(again) > 50

@@ -146,6 +146,9 @@ TEST(separable_attention_block_on_several_threads) {
         compare<float>({3, 70, 16, 16, 2, 2});
         compare<bf16>({1, 130, 16, 18, 2, 2, true});
         compare<float>({1, 40, 32, 64, 8, 8});
+        compare<float>({5, 64, 10, 10, 2, 2});        // images of one thread each, and one of all
+        compare<f16>({4, 32, 12, 20, 2, 2, true});    // of one thread each
+        compare<float>({3, 300, 6, 6, 2, 2, false});  // weights too large for that
     });
 }
 

@@ -8,11 +8,14 @@ was.
 A call can be run again only where every pointer is known: to an input, to what an op on the way has made (`library.fresh`), or to weights
 (of `packed`, or of who calls). Where torch computes something in between, some pointer is not, and such a call runs op by op every time.
 Where something wants to see calls (`library.watched`), every call does.
+
+Of an op that is called with weights the calls on each set of them are such a function (`WeightedReplays`).
 """
 
 from __future__ import annotations
 
 import itertools
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -32,12 +35,12 @@ _MOST_FORMS = 16
 _MANY_BYTES = 128 * 1024  # read and written, from which on work is shared among threads: csrc/cpu/core/parallel.h
 _ONCE, _NEVER = object(), object()  # was seen once; cannot be run again
 
-# Calls that depend on their inputs alone are found and run by one native function, where torch (2.10) lets it read tensors.
+# Calls that depend on their inputs and a few weights are found and run by one native function, where torch (2.10) lets it read tensors.
 _EXCHANGE = getattr(torch.Tensor, "__dlpack_c_exchange_api__", None)
 _torch = None
 if native is not None and _EXCHANGE is not None:
     _torch = native.torch_of(
-        _EXCHANGE, *PLAIN, torch.empty_strided, torch.get_num_threads, forward_ad, requested_here, WATCHERS
+        _EXCHANGE, *PLAIN, torch.empty_strided, torch.get_num_threads, torch.is_grad_enabled, forward_ad, requested_here, WATCHERS
     )  # fmt: skip
 
 
@@ -55,21 +58,22 @@ class _Forms:
 
 
 class Replays(Keeper):
-    """Calls of one function of tensors, by their form. op: whose calls they are, for errors. A copy knows none.
+    """Calls of one function of tensors, by their form. op: whose calls they are, for errors. weights: how many known tensors `again` gets.
+    A copy knows none.
 
-    again(*inputs): the result of a call that depends on nothing but its inputs and was made before; or None, and then it is to be made as
-    the others. Nothing that is being compiled calls it.
+    again(*inputs, *known): the result of a call that depends on nothing but these, needs no gradient and was made before; or None, and then
+    it is to be made as the others. Nothing that is being compiled calls it.
     """
 
-    def __init__(self, op: str) -> None:
+    def __init__(self, op: str, weights: int = 0) -> None:
         super().__init__()
-        self._op = op
+        self._op, self._weights = op, weights
         self._by_form: dict[Any, Any] = {}
-        self._forms = _Forms() if _torch is None else native.Forms(_torch)
+        self._forms = _Forms() if _torch is None else native.Forms(_torch, weights)
         self.again: Callable[..., Any] = self._forms.again
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Replays, (self._op,)
+        return Replays, (self._op, self._weights)
 
     def forget(self) -> None:
         self._by_form.clear()
@@ -113,9 +117,53 @@ class Replays(Keeper):
             return function(*inputs, *rest)
         y, found = _recorded(self._op, function, inputs, rest, known, [x for x in read() if x is not None])
         self._by_form[form] = _NEVER if found is None else found
-        if found is not None and found.alone is not None:
-            self._forms.add(inputs, requested(), *found.alone)
+        if found is not None and found.alone is not None and len(known) == self._weights:
+            self._forms.add((*inputs, *known), requested(), *found.alone)
+            if found.watch is not None and not found.watch.holds(known):  # another thread has changed a weight in between
+                self._forms.clear()
         return y
+
+
+class _Kept(NamedTuple):
+    replays: Replays
+    weights: list[weakref.ref[Tensor]]
+
+
+class WeightedReplays:
+    """Calls of an op on weights: `Replays` for each set of them and of settings, as long as the weights live.
+
+    function(*inputs, *weights, *settings) gives one tensor. Inputs are tensors or None, settings what can be hashed.
+    """
+
+    def __init__(self, op: str, function: Callable[..., Tensor]) -> None:
+        self._op, self._function = op, function
+        self._kept: dict[tuple[Any, ...], _Kept] = {}
+
+    def again(self, inputs: tuple[Optional, ...], weights: tuple[Tensor, ...], settings: tuple[Any, ...]) -> Optional:
+        """What a call that was made before gives; or None, and then it is to be checked and made. Not for what is being compiled."""
+        kept = self._kept.get((*map(id, weights), *settings))
+        return None if kept is None else kept.replays.again(*inputs, *weights)
+
+    def __call__(self, inputs: tuple[Optional, ...], weights: tuple[Tensor, ...], settings: tuple[Any, ...]) -> Tensor:
+        """The call, whose arguments are of the right types."""
+        rest = (*weights, *settings)
+        if native is None or watched() or not all(map(is_plain, weights)) or _needs_gradient(*inputs, *weights):
+            return self._function(*inputs, *rest)
+        key = (*map(id, weights), *settings)
+        kept = self._kept.get(key)
+        if kept is None:
+
+            def forget(_: object, all_kept: dict[Any, Any] = self._kept) -> None:  # bound: at exit, globals go first
+                all_kept.pop(key, None)
+
+            kept = _Kept(Replays(self._op, len(weights)), [weakref.ref(each, forget) for each in weights])
+            self._kept[key] = kept
+        y: Tensor = kept.replays(self._function, inputs, rest, weights)
+        return y
+
+
+def _needs_gradient(*tensors: Optional) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 class _Replay:
@@ -124,7 +172,7 @@ class _Replay:
         self._op, self._run, self._arena_bytes, self._held = op, again.run, arena_bytes, held
         self._size, self._stride, self._dtype = tuple(y.shape), y.stride(), y.dtype
         # What it takes to run it without looking at anything else, and what that reads.
-        self.alone = (again, (self._size, self._stride, self._dtype, held)) if watch is None and arena_bytes == 0 else None
+        self.alone = (again, (self._size, self._stride, self._dtype, held, watch)) if arena_bytes == 0 else None
 
     def __call__(self, addresses: list[int]) -> Tensor:
         """addresses: of the inputs that there are."""

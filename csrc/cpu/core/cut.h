@@ -21,9 +21,23 @@ struct Cut {
 };
 
 inline Cut cut_rows(int64_t groups, int64_t rows, int threads) {
-    const int64_t share = round_up((groups * rows + threads - 1) / (threads > 0 ? threads : 1), statistics_rows);
-    const int64_t height = share < statistics_rows ? statistics_rows : share > 64 ? 64 : share;
-    return {groups, rows, height, (rows + height - 1) / height};
+    Cut best{groups, rows, statistics_rows, (rows + statistics_rows - 1) / statistics_rows};
+    if (groups <= 0 || rows <= 0) return best;
+    const int64_t team = threads > 0 ? threads : 1;
+    int64_t least = 0;
+    for (int64_t height = 64; height >= statistics_rows; height -= statistics_rows) {
+        if (height - statistics_rows >= rows) continue;
+        const Cut cut{groups, rows, height, (rows + height - 1) / height};
+        int64_t longest = 0;  // rows of the thread that has most, where the tasks are dealt in even runs
+        for (int64_t i = 0, begin = 0; i < team; ++i) {
+            const int64_t task = cut.tasks() * (i + 1) / team, end = cut.group(task) * rows + cut.first(task);
+            longest = end - begin > longest ? end - begin : longest;
+            begin = end;
+        }
+        const int64_t time = longest + 2 * longest / height;  // to load the weights takes as long as two rows
+        if (least == 0 || time < least) best = cut, least = time;
+    }
+    return best;
 }
 
 }  // namespace mvit

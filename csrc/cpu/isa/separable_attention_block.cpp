@@ -13,86 +13,108 @@ namespace {
 
 constexpr int W = F32::width;
 
-inline int64_t phase_of(int64_t position, int64_t width, int64_t patch_h, int64_t patch_w) {
-    return position / width % patch_h * patch_w + position % width % patch_w;
-}
-
-// x - mean of a vector of a row.
-template <class T>
-inline F32 centred(const T* x, int n, F32 high, F32 low, float fill) {
-    return (load(x, n, fill) - high) - low;
-}
-
-// The lanes beyond the row get the mean itself: they add exactly nothing to a sum.
-template <class T>
-inline float score(const T* x, const float* query, int64_t dim, Centre mean) {
-    const F32 high = F32::all(mean.high), low = F32::all(mean.low);
-    F32 sum[2] = {F32::all(0.0f), F32::all(0.0f)};
-    int64_t c = 0;
-    for (; c + 2 * W <= dim; c += 2 * W) {
-        sum[0] = fma((F32::load(x + c) - high) - low, F32::load(query + c), sum[0]);
-        sum[1] = fma((F32::load(x + c + W) - high) - low, F32::load(query + c + W), sum[1]);
+// body(i, phase of position first + i) for i in [0, count). Divisions for each position would take as long as its products in a small map.
+template <class Body>
+inline void each_phase(int64_t first, int64_t count, int64_t width, int64_t patch_h, int64_t patch_w, const Body& body) {
+    int64_t x = first % width, row = first / width % patch_h * patch_w, column = x % patch_w;
+    for (int64_t i = 0; i < count; ++i) {
+        body(i, row + column);
+        if (++column == patch_w) column = 0;
+        if (++x < width) continue;
+        x = 0;
+        row += patch_w;
+        if (row == patch_h * patch_w) row = 0;
     }
-    for (; c < dim; c += W) {
-        const int n = lanes_left(dim, c);
-        sum[0] = fma(centred(x + c, n, high, low, mean.high), load(query + c, n, 0.0f), sum[0]);
-    }
-    return first_lane(sum_phases(sum[0] + sum[1], 1));
 }
 
-// Scores and partial sums of at most positions_a_block positions.
+// e[i] = scale q (x_i - high) of the `count` rows at x + at[i], and anything up to the next whole vector, to which `at` goes too. A vector
+// of rows is summed over its lanes together, by a transposition.
+template <class T>
+inline void scores_of(const T* x, const int64_t* at, int64_t count, const float* query, int64_t dim, float mean, float scale, float* e) {
+    const F32 high = F32::all(mean);
+    for (int64_t i = 0; i < count; i += W) {
+        F32 sum[W];
+        for (int g = 0; g < W; g += 4) {
+            const T* row[4];
+            F32 part[4];
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) {
+                row[j] = x + at[i + g + j];
+                part[j] = F32::all(0.0f);
+            }
+            each_vector_of(dim, [&](int64_t c, int n) {
+                const F32 q = load(query + c, n, 0.0f);
+#pragma GCC unroll 4
+                for (int j = 0; j < 4; ++j) part[j] = fma(load(row[j] + c, n, mean) - high, q, part[j]);
+            });
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j) sum[g + j] = part[j];
+        }
+        transpose(sum);
+#pragma GCC unroll 4
+        for (int half = W / 2; half > 0; half /= 2)
+#pragma GCC unroll 8
+            for (int j = 0; j < half; ++j) sum[j] = sum[j] + sum[j + half];
+        (sum[0] * F32::all(scale)).store(e + i);
+    }
+}
+
+// Scores to e^(score - top), in place.
+inline Partial exponentials(float* e, int64_t count) {
+    constexpr float nothing = -__builtin_inff();
+    F32 largest = F32::all(nothing), sum = F32::all(0.0f);
+    each_vector_of(count, [&](int64_t i, int n) { largest = max(largest, load(e + i, n, nothing)); });
+    const float top = first_lane(max_phases(largest, 1));
+    const F32 base = F32::all(top == nothing ? 0.0f : top);  // scores of -infinity are nothing beside those of other blocks, not NaN
+    each_vector_of(count, [&](int64_t i, int n) {
+        const F32 weight = exp(load(e + i, n, nothing) - base);
+        sum = sum + weight;
+        weight.store(e + i);
+    });
+    return {top, first_lane(sum_phases(sum, 1))};
+}
+
+// to = sum_i e[i] (x_i - high): `vectors` vectors of the rows at x + at[i].
+template <class T, int vectors>
+inline void weighted_sums(const T* x, const int64_t* at, int64_t count, const float* e, int n, float mean, float* to) {
+    const F32 high = F32::all(mean);
+    F32 sum[vectors];
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) sum[j] = F32::all(0.0f);
+    for (int64_t i = 0; i < count; ++i) {
+        const F32 weight = F32::all(e[i]);
+#pragma GCC unroll 4
+        for (int j = 0; j < vectors; ++j) sum[j] = fma(weight, load(x + at[i] + j * W, n, mean) - high, sum[j]);
+    }
+#pragma GCC unroll 4
+    for (int j = 0; j < vectors; ++j) store(sum[j], to + j * W, n);
+}
+
+// Scores and partial sums of at most patches_a_block patches. What the mean has beyond float32, `low`, is the same for all positions: it
+// cancels in the scores, and in the sums `context` takes it off.
 template <class T>
 void scores(const ScoreBlock& p) {
-    const T* x = static_cast<const T*>(p.source.a);
-    const int64_t dim = p.source.depth, stride = scratch_stride(dim), phases = p.patch_h * p.patch_w;
-    float* e = p.scratch;
-    int32_t* phase = reinterpret_cast<int32_t*>(p.scratch + p.count);
-    int32_t* order = phase + p.count;  // positions of the first phase, of the second, ...
-    int32_t* begin = order + p.count;  // where those of each phase begin in `order`
-
-    for (int64_t f = 0; f < phases; ++f) {
-        p.partials[f] = {-__builtin_inff(), 0.0f};
-        begin[f] = 0;
-    }
+    const int64_t dim = p.source.depth, phases = p.patch_h * p.patch_w, across = p.width / p.patch_w;
+    const float mean = p.source.mean.high;
+    int64_t* at = reinterpret_cast<int64_t*>(p.scratch);  // the first element of each patch
+    float* e = p.scratch + 2 * most_patches(phases);
+    int64_t column = p.first % across, row = p.first / across * p.patch_h;
     for (int64_t i = 0; i < p.count; ++i) {
-        e[i] = score(x + i * dim, p.query, dim, p.source.mean) * p.source.scale;
-        phase[i] = static_cast<int32_t>(phase_of(p.first + i, p.width, p.patch_h, p.patch_w));
-        float& top = p.partials[phase[i]].top;
-        top = e[i] > top || e[i] != e[i] ? e[i] : top;
-        ++begin[phase[i]];
+        at[i] = (row * p.width + column * p.patch_w) * dim;
+        if (++column < across) continue;
+        column = 0;
+        row += p.patch_h;
     }
-    for (int64_t f = 1; f < phases; ++f) begin[f] += begin[f - 1];
-    for (int64_t i = p.count; i-- > 0;) order[--begin[phase[i]]] = static_cast<int32_t>(i);
-    for (int64_t i = 0; i < p.count; ++i) e[i] = e[i] - p.partials[phase[i]].top;
-    each_vector_of(p.count, [&](int64_t i, int n) { store(exp(load(e + i, n, 0.0f)), e + i, n); });
-    for (int64_t i = 0; i < p.count; ++i) p.partials[phase[i]].sum += e[i];
-
-    const F32 high = F32::all(p.source.mean.high), low = F32::all(p.source.mean.low);
+    for (int64_t i = p.count; i % W != 0; ++i) at[i] = at[p.count - 1];
     for (int64_t f = 0; f < phases; ++f) {
-        const int32_t* member = order + begin[f];
-        const int64_t count = (f + 1 < phases ? begin[f + 1] : p.count) - begin[f];
-        float* to = p.sums + f * stride;
+        const T* x = static_cast<const T*>(p.source.a) + (f / p.patch_w * p.width + f % p.patch_w) * dim;
+        float* to = p.sums + f * scratch_stride(dim);
+        scores_of(x, at, p.count, p.query, dim, mean, p.source.scale, e);
+        p.partials[f] = exponentials(e, p.count);
         int64_t c = 0;
-        for (; c + 4 * W <= dim; c += 4 * W) {
-            F32 sum[4];
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) sum[j] = F32::all(0.0f);
-            for (int64_t k = 0; k < count; ++k) {
-                const T* row = x + member[k] * dim + c;
-                const F32 weight = F32::all(e[member[k]]);
-#pragma GCC unroll 4
-                for (int j = 0; j < 4; ++j) sum[j] = fma(weight, (F32::load(row + j * W) - high) - low, sum[j]);
-            }
-#pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) sum[j].store(to + c + j * W);
-        }
-        for (; c < dim; c += W) {
-            const int n = lanes_left(dim, c);
-            F32 sum = F32::all(0.0f);
-            for (int64_t k = 0; k < count; ++k)
-                sum = fma(F32::all(e[member[k]]), centred(x + member[k] * dim + c, n, high, low, 0.0f), sum);
-            store(sum, to + c, n);
-        }
+        for (; c + 4 * W <= dim; c += 4 * W) weighted_sums<T, 4>(x + c, at, p.count, e, W, mean, to + c);
+        for (; c + 2 * W <= dim; c += 2 * W) weighted_sums<T, 2>(x + c, at, p.count, e, W, mean, to + c);
+        for (; c < dim; c += W) weighted_sums<T, 1>(x + c, at, p.count, e, lanes_left(dim, c), mean, to + c);
     }
 }
 
@@ -103,23 +125,21 @@ void context(const ContextBlock& p) {
         float top = -__builtin_inff();
         for (int64_t b = 0; b < p.blocks; ++b) {
             const float other = p.partials[b * p.phases + f].top;
-            top = other > top || other != other ? other : top;
+            top = other > top ? other : top;
         }
         float* mixed = p.scratch + f * stride;
         float sum = 0.0f;
         each_vector_of(p.dim, [&](int64_t c, int n) { store(F32::all(0.0f), mixed + c, n); });
         for (int64_t b = 0; b < p.blocks; ++b) {
             const Partial& partial = p.partials[b * p.phases + f];
-            // None of its positions is of this phase, or all their scores are -infinity: nothing beside any other score.
-            if (partial.top == -__builtin_inff() && partial.top != top) continue;
             const F32 weight = exp(F32::all(partial.top - top));
             sum += first_lane(weight) * partial.sum;
             const float* from = p.sums + (b * p.phases + f) * stride;
             each_vector_of(p.dim,
                            [&](int64_t c, int n) { store(fma(weight, load(from + c, n, 0.0f), load(mixed + c, n, 0.0f)), mixed + c, n); });
         }
-        const F32 scale = F32::all(p.scale / sum);
-        each_vector_of(p.dim, [&](int64_t c, int n) { store(load(mixed + c, n, 0.0f) * scale, mixed + c, n); });
+        const F32 share = F32::all(1.0f / sum), low = F32::all(p.low), scale = F32::all(p.scale);
+        each_vector_of(p.dim, [&](int64_t c, int n) { store((load(mixed + c, n, 0.0f) * share - low) * scale, mixed + c, n); });
     }
     const int64_t width = round_up(p.dim, panel);
     for (int64_t j = p.panel_begin; j < p.panel_end; ++j)
@@ -133,13 +153,15 @@ void values(const ValueBlock& p) {
     const int64_t dim = p.source.depth, stride = scratch_stride(dim), width = round_up(dim, panel);
     float* gated = p.scratch + p.rows * stride;
     float* products = gated + p.rows * stride;
+    int32_t* phase = reinterpret_cast<int32_t*>(products + p.rows * product_stride(dim));
+    each_phase(p.first, p.rows, p.width, p.patch_h, p.patch_w, [&](int64_t r, int64_t f) { phase[r] = static_cast<int32_t>(f); });
     const Rows x = load_rows<T>(p.source, p.rows, p.scratch);
     const F32 zero = F32::all(0.0f);
     for (int64_t j = 0; j < panels(dim); ++j) {
         float* to = gated + j * panel;  // whole panels fit: see scratch_stride
         tiles.multiply(x.data, x.stride, p.rows, p.value_weight + j * panel * dim, dim, panel, p.value_bias + j * panel, 0, to, stride);
         for (int64_t r = 0; r < p.rows; ++r) {
-            const float* gate = p.context + phase_of(p.first + r, p.width, p.patch_h, p.patch_w) * width + j * panel;
+            const float* gate = p.context + phase[r] * width + j * panel;
             for (int v = 0; v < panel; v += W) (max(zero, F32::load(to + r * stride + v)) * F32::load(gate + v)).store(to + r * stride + v);
         }
     }

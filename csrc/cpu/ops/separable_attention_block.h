@@ -9,7 +9,7 @@
 //     context = W_k' (sum_n s_n xc_n) + b_k'         the scores sum to 1: one vector a phase instead of a key for every position
 //     y = x + W_o (relu(W_v' xc + b_v') * context) + b_o
 //
-// Three steps: (1) blocks of positions to partial sums of e^score xc a phase, by the rule of online softmax; (2) each context from the
+// Three steps: (1) blocks of patches to partial sums of e^score xc a phase, by the rule of online softmax; (2) each context from the
 // partial sums of its image, in their order; (3) blocks of rows through both products. No K tensor, no normalised copy, no unfolded copy.
 //
 // Floor: 4 M d^2 operations (of 8 M d^2 in the definition); x read three times, from cache where it fits, y written once.
@@ -40,27 +40,28 @@ Status separable_attention_block(const SeparableAttentionBlockProblem& problem, 
 
 // --- what isa/separable_attention_block.cpp implements ---
 
-// The sums over some positions of one phase: of e^(score - top), and of e^(score - top) (x - mean) in the `dim` values behind.
+// The sums over some positions of one phase: of e^(score - top), and of e^(score - top) (x - mean.high) in the `dim` values behind.
 struct Partial {
     float top, sum;
 };
 
 struct ScoreBlock {
-    RowSource source;      // of the block's first position
-    int64_t first, count;  // positions of the map
+    RowSource source;      // of the whole image
+    int64_t first, count;  // patches of the map, each of which has one position of every phase
     int64_t width, patch_h, patch_w;
     const float* query;
     Partial* partials;  // a phase
     float* sums;        // a phase, scratch_stride(dim) apart
     float* scratch;     // score_scratch floats
 };
-// Many phases make longer blocks: on maps of more than one block, the partial sums are at most a sixteenth of x.
-inline int64_t positions_a_block(int64_t phases) { return phases > 4 ? 16 * phases : 64; }
-inline int64_t score_scratch(int64_t phases) { return 3 * positions_a_block(phases) + phases; }
+// On maps of more than one block, the partial sums are at most a sixteenth of x.
+inline int64_t patches_a_block(int64_t phases) { return phases < 4 ? 64 / phases : 16; }
+inline int64_t most_patches(int64_t phases) { return round_up(patches_a_block(phases), 16); }  // to whole vectors
+inline int64_t score_scratch(int64_t phases) { return 3 * most_patches(phases); }
 
 struct ContextBlock {
     int64_t dim, phases, blocks, panel_begin, panel_end;
-    float scale;              // 1 / sigma
+    float low, scale;         // of the mean, 1 / sigma
     const Partial* partials;  // [blocks][phases]
     const float* sums;        // [blocks][phases][scratch_stride(dim)]
     const float *weight, *bias;
@@ -77,7 +78,7 @@ struct ValueBlock {
     void* y;
     float* scratch;  // value_scratch floats
 };
-inline int64_t value_scratch(int64_t rows, int64_t dim) { return rows * (2 * scratch_stride(dim) + product_stride(dim)); }
+inline int64_t value_scratch(int64_t rows, int64_t dim) { return rows * (2 * scratch_stride(dim) + product_stride(dim) + 1); }
 
 struct SeparableAttentionBlockKernels {
     // By DType.
