@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 from marks import slow
-from test_attention import MIXTURES, SIZES, attend, make, plain
+from test_attention import MIXTURES, SIZES, attend, make, plain, with_residual
 from triton_checks import DEVICE, DTYPES, assert_rule, randn
 
 from mvit_kernels import ops
@@ -15,11 +15,11 @@ def on_device(inputs: list[Tensor | None]) -> list[Tensor | None]:
     return [None if each is None else each.to(DEVICE) for each in inputs]
 
 
-def check(inputs: list[Tensor | None], heads: int) -> Tensor:
-    inputs = on_device(inputs)
-    y = attend(*inputs, heads=heads, backend="triton")
-    exact = plain(*(None if each is None else each.double() for each in inputs), heads=heads)
-    assert_rule(y, attend(*inputs, heads=heads, backend="reference"), exact)
+def check(inputs: list[Tensor | None], heads: int, activation: str | None = None) -> Tensor:
+    inputs, how = on_device(inputs), {"heads": heads, "activation": activation}
+    y = attend(*inputs, **how, backend="triton")
+    exact = plain(*(None if each is None else each.double() for each in inputs), **how)
+    assert_rule(y, attend(*inputs, **how, backend="reference"), exact)
     assert y.dtype == inputs[0].dtype
     assert y.is_contiguous()
     return y
@@ -29,6 +29,19 @@ def check(inputs: list[Tensor | None], heads: int) -> Tensor:
 @pytest.mark.parametrize("mixed", MIXTURES)
 def test_mixtures(mixed: str, dtype: torch.dtype, poison) -> None:
     check(make((2, 19, 40, 3, 5, 17), MIXTURES[mixed], dtype), 3)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("mixed", ["none", "all"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_residual_and_activation(dtype: torch.dtype, mixed: str, parts: int, monkeypatch, poison) -> None:
+    from mvit_kernels.triton_kernels import attention
+
+    monkeypatch.setattr(attention, "shares", lambda *_: parts)
+    inputs = make((2, 19, 80, 3, 5, 17), MIXTURES[mixed], dtype)
+    check(with_residual(inputs), 3)
+    check(with_residual(inputs, strided=True), 3, "gelu")
+    check(inputs, 3, "hard_swish")
 
 
 @pytest.mark.slow
