@@ -124,7 +124,7 @@ def test_programs_have_it() -> None:
         (lambda: ops.resize(torch.zeros(2, 3), (1, 1)), ValueError, r"resize: x: expected 4 dimensions, got shape \(2, 3\)"),
         (lambda: ops.resize(torch.zeros(1, 2, 0, 3), (1, 1)), ValueError, r"resize: x: .* one pixel, got shape \(1, 2, 0, 3\)"),
         (lambda: ops.resize(torch.zeros(1, 2, 3, 3).int(), (1, 1)), TypeError, "resize: x: expected dtype float32, .*, got int32"),
-        (lambda: ops.resize(torch.zeros(1, 2, 3, 3), (0, 1)), ValueError, r"resize: output_size: expected two positive integers, got \(0, 1\)"),
+        (lambda: ops.resize(torch.zeros(1, 2, 3, 3), (0, 1)), ValueError, r"output_size: expected two positive integers, got \(0, 1\)"),
         (lambda: ops.resize(torch.zeros(1, 2, 3, 3), 4), TypeError, "resize: output_size: expected"),
         (lambda: ops.resize(torch.zeros(1, 2, 3, 3), (4, 4), align_corners=1), TypeError, "resize: align_corners: expected True or False"),
         (lambda: ops.resize(torch.zeros(1, 2, 3, 3), (4, 4), activation="elu"), ValueError, "resize: activation: expected one of none"),

@@ -29,7 +29,7 @@ def attention(
     mix_weights: Optional = None, mix_bias: Optional = None, residual: Optional = None, activation: str | None = None,
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """y[h, n] = act(sum_m w[h, n, m] v[h, m] + residual[h, n]), where w = mix_weights softmax_m(mix_scores (scale q k^T) + bias) + mix_bias.
+    """y[h, n] = act(sum_m w[h, n, m] v[h, m] + residual[h, n]), w = mix_weights softmax_m(mix_scores (scale q k^T) + bias) + mix_bias.
 
     Args:
         q: (B, N, H c), k: (B, M, H c), v: (B, M, H d): queries, keys and values of H heads, one after another; at least one key. float32,
@@ -272,7 +272,8 @@ _forward_op = register(
     OP, f"({_TENSORS}, int heads, float? scale=None, str activation='none', *, str? backend=None) -> Tensor", _forward, _forward_fake
 )  # fmt: skip
 _backward_op = register(
-    f"{OP}_backward", f"(Tensor dy, {_TENSORS}, int heads, float? scale, str activation, str? backend) -> Tensor[]", _backward, _backward_fake
+    f"{OP}_backward", f"(Tensor dy, {_TENSORS}, int heads, float? scale, str activation, str? backend) -> Tensor[]", _backward,
+    _backward_fake,
 )  # fmt: skip
 
 

@@ -236,8 +236,9 @@ def forward(
     here = end if to == "y" else {"RESIDUAL": False, "ACTIVATION": "none"}
     launch(
         attention_kernel, programs * parts,
-        q, k, v, q if bias is None else bias, q if mix_scores is None else mix_scores, added, result, logits, sums, heads, queries, keys, share,
-        batch, scale * LOG2E.value, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *((0, 0, 0) if bias is None else bias.stride()),
+        q, k, v, q if bias is None else bias, q if mix_scores is None else mix_scores, added, result, logits, sums, heads, queries, keys,
+        share, batch, scale * LOG2E.value, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+        *((0, 0, 0) if bias is None else bias.stride()),
         BIAS=bias is not None, MIX_SCORES=mix_scores is not None, TO=to, DEPTH=depth, BLOCK_D=power_of_two(depth, 16), **here,
         **tiles,
     )  # fmt: skip

@@ -51,7 +51,8 @@ def forward(x: Tensor, channels_last: bool, moments: Tensor | None, eps: float, 
     known, pieces, lanes = (x, 0, 0) if moments is None else parts_or_moments(x, moments)
     pixels = height * width
     steps = (1, channels) if channels_last else (pixels, 1)
-    block_p = power_of_two(pixels, 1, 128 if channels_last else 1024)
+    most = 1024 if moments is None else 512  # pixels side by side; a norm needs registers too
+    block_p = power_of_two(pixels, 1, 128 if channels_last else most)
     block_c = power_of_two(channels, 1, 32 if channels_last else max(4, 1024 // block_p))
     launch(
         avg_pool_kernel, batch * blocks(channels, block_c),
