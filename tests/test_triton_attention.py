@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from marks import slow
 from test_attention import MIXTURES, SIZES, attend, make, plain, with_residual
-from triton_checks import DEVICE, DTYPES, assert_rule, randn
+from triton_checks import DEVICE, DTYPES, assert_gradients, assert_rule, randn
 
 from mvit_kernels import ops
 
@@ -121,6 +123,23 @@ def test_gradients_arrive() -> None:
         attend(*leaves, heads=2, backend=backend).square().sum().backward()
         results.append([leaf.grad for leaf in leaves])
     assert all(torch.allclose(ours, plain, atol=1e-4) for ours, plain in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mixed", ["none", "all"])
+def test_gradients_in_sixteen_bits(mixed: str, dtype: torch.dtype) -> None:
+    """Products are in that dtype there, as torch's own are."""
+    inputs = on_device(with_residual(make((2, 20, 33, 2, 8, 12), MIXTURES[mixed], dtype)))
+    there = [i for i, each in enumerate(inputs) if each is not None]
+
+    def filled(function: Callable[..., Tensor], **how: object) -> Callable[..., Tensor]:
+        def call(*tensors: Tensor) -> Tensor:
+            arguments = dict(zip(there, tensors, strict=True))
+            return function(*(arguments.get(i) for i in range(len(inputs))), heads=2, activation="gelu", **how)
+
+        return call
+
+    assert_gradients(filled(attend, backend="triton"), filled(plain), [inputs[i] for i in there])
 
 
 def test_wide_heads_are_refused() -> None:

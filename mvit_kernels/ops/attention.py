@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -209,22 +210,28 @@ def _wide(problem: _Problem) -> tuple[list[Tensor], Mixtures]:
     return widen(q, *problem.tensors), Mixtures(*widen(q, *problem.mixtures))
 
 
-def _reference_backward(dy: Tensor, problem: _Problem) -> list[Tensor]:
+def _reference_backward(dy: Tensor, problem: _Problem, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> list[Tensor]:
     """dq, dk, dv, and the gradients of those of the mixtures and of the residual that exist."""
     (q, k, v), mixtures = _wide(problem)
     dy = wide(dy)
     if problem.activation != "none":
         dy = reference.activate_backward(dy, _ended(problem, "none"), problem.activation)
-    *gradients, of_mixtures = reference.attention_backward(dy, q, k, v, problem.heads, problem.scale, mixtures)
+    *gradients, of_mixtures = reference.attention_backward(dy, q, k, v, problem.heads, problem.scale, mixtures, product)
     given = [*problem.tensors, *(each for each in (*problem.mixtures, problem.residual) if each is not None)]
     found = [*gradients, *(each for each in of_mixtures if each is not None), dy]  # which ends where there is no residual
     # In the memory order of what they are gradients of, as torch's own gradients are.
     return [torch.empty_like(each).copy_(gradient) for gradient, each in zip(found, given, strict=False)]
 
 
+def _triton_backward(dy: Tensor, problem: _Problem) -> list[Tensor]:
+    """Products of 16-bit floats take them rounded, as those of tensor cores do; all between is float32."""
+    dtype = problem.tensors[0].dtype
+    return _reference_backward(dy, problem, lambda a, b: (a.to(dtype) @ b.to(dtype)).to(a.dtype))
+
+
 choose = Choice(
     OP,
-    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
+    triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient is products of matrices: torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )
