@@ -96,7 +96,7 @@ def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, stride: int, activat
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(x, FLOAT_CODES)
+    return triton_support.refuse_rows(x, FLOAT_CODES)
 
 
 def _arrange(weight: Tensor, bias: Optional) -> Any:

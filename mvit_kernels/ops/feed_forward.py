@@ -129,7 +129,7 @@ def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(x, FLOAT_CODES)
+    return triton_support.refuse_rows(x, FLOAT_CODES)
 
 
 @dataclass(frozen=True)

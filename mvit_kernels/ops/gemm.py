@@ -146,7 +146,7 @@ def _cpu_forward(
 
 
 def _triton_refuse(a: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(a, FLOAT_CODES)
+    return triton_support.refuse_rows(a, FLOAT_CODES)
 
 
 @dataclass(frozen=True)

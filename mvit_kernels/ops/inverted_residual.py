@@ -240,7 +240,7 @@ def _cuda_forward(
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(x, FLOAT_CODES)
+    return triton_support.refuse_rows(x, FLOAT_CODES)
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,7 @@ def _cuda_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
     if x.shape[1] > _WIDEST:
         return f"it has no kernel for more than {_WIDEST} channels, got {x.shape[1]}"
-    return triton_support.refuse(x, FLOAT_CODES)
+    return triton_support.refuse_rows(x, FLOAT_CODES)
 
 
 @dataclass(frozen=True)
