@@ -57,6 +57,8 @@ def far_calls() -> dict[str, tuple[str, Callable[[], Tensor]]]:
     scales = {"a_scale": 0.1, "a_zero_point": 3}
     out = {"out_scale": 0.05, "out_zero_point": 7}
     settings: dict[str, Any] = {**scales, "w_scale": 0.02, "out_dtype": torch.uint8, **out, "backend": "triton"}
+    pixels, table = byte.permute(0, 2, 3, 1), ops.exponential_table(0.1).to(DEVICE)
+    heads = {"q_scale": 0.1, "q_zero_point": 3, "k_scale": 0.1, "v_scale": 0.1, "v_zero_point": 3}
     filters = ops.pack_weight(random_weight(10, 12, 3, 3))
     block = [randn(*size) for size in ((12,), (12,), (25, 12), (25,), (12, 12), (12,))]
     calls: dict[str, tuple[str, Callable[[], Tensor]]] = {
@@ -70,6 +72,14 @@ def far_calls() -> dict[str, tuple[str, Callable[[], Tensor]]]:
         "unfold_patches": ("patches", partial(ops.unfold_patches, image, (2, 2))),
         "fold_patches": ("patches", partial(ops.fold_patches, ops.unfold_patches(image, (2, 2), backend="reference"), (6, 4), (2, 2))),
         "qpool_mixer": ("qpool_mixer", partial(ops.qpool_mixer, byte, randn(12).cpu(), **scales, **out)),
+        "qseparable_context": (
+            "qseparable_attention",
+            partial(ops.qseparable_context, pixels[..., 0], pixels[..., 1:], table, x_scale=0.1, x_zero_point=3, **out),
+        ),
+        "qseparable_gate": (
+            "qseparable_attention", partial(ops.qseparable_gate, pixels[..., 1:], randn(2, 4, 11), v_scale=0.1, v_zero_point=3, **out),
+        ),
+        "qpatch_attention": ("qpatch_attention", partial(ops.qpatch_attention, pixels, 2, **heads, **out)),
         "qresize": ("resize", partial(ops.qresize, byte, (5, 9))),
     }  # fmt: skip
     wide = random_weight(36, 1, 3, 3)
