@@ -374,7 +374,7 @@ class _Calls(Blocks):
         self.add(node.kind, (node,), node.inputs, lambda x: x.flatten(2)[:, :, index], "a view: nothing runs", dtype)
 
     def by_torch(self, node: Node) -> None:
-        """By torch's kernels: what is memory traffic of small maps, and what we have no kernel for."""
+        """By torch's kernels: what is memory traffic alone, as sums in networks of others, and what we have no kernel for."""
         weights = {name: self.weight(x, self.dtype if x.is_floating_point() else None) for name, x in node.weights.items()}
         moved = replace(node, weights=weights)
         target = node.settings.get("target")
