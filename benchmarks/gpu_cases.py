@@ -126,7 +126,24 @@ def _relatives(x: Tensor, call: Callable[..., dict[str, Callable[[], Any]]]) -> 
         )  # fmt: skip
     for op, other in (("dynamic_relu", torch.randn(batch, 2 * dim, **like)), ("pool_mixer", torch.randn(dim, **like))):
         yield Case(op, call(op, x, other), functools.partial(getattr(reference, op), x, other), 2 * x.element_size() * x.numel())
+    heads = 8
+    image, keys = torch.randn(batch, 49, heads * 128, **like), (q, k, v)
+    yield Case(
+        "attention residual", call("attention", *keys, heads, **mixed, residual=image, activation="gelu"),
+        lambda: reference.activate(reference.attention(*keys, heads, 32**-0.5, reference.Mixtures(*mixed.values())) + image, "gelu"),
+        x.element_size() * (sum(each.numel() for each in keys) + 2 * image.numel()), 2 * batch * 49 * 49 * 8 * (32 + 128), peer=False,
+    )  # fmt: skip
     yield Case("avg_pool", call("avg_pool", x), functools.partial(reference.avg_pool, x), x.element_size() * x.numel())
+    moments = reference.moments_of(x.permute(0, 2, 3, 1).flatten(0, 2), batch)
+    pools = call("avg_pool", x, moments=moments)
+    pools.pop("cpu", None)  # which has no kernel for it
+    plain_pool = lambda: reference.avg_pool(torch.group_norm(x, 1))  # noqa: E731
+    yield Case("avg_pool norm", pools, plain_pool, x.element_size() * x.numel(), peer=False)
+    double = 2 * x.shape[2], 2 * x.shape[3]
+    yield Case(
+        "resize", call("resize", x, double, activation="gelu"), functools.partial(reference.resize, x, double, False, "gelu"),
+        x.element_size() * 5 * x.numel(),
+    )  # fmt: skip
 
 
 def _integers(device: str, rows: int, dim: int, backends: tuple[str, ...]) -> Iterator[Case]:

@@ -1,5 +1,6 @@
 // The ops on floats, and patches of elements of any kind.
 #include "bind.h"
+#include "cpu/ops/add.h"
 #include "cpu/ops/attention.h"
 #include "cpu/ops/avg_pool.h"
 #include "cpu/ops/conv2d.h"
@@ -14,6 +15,7 @@
 #include "cpu/ops/patch_attention.h"
 #include "cpu/ops/patches.h"
 #include "cpu/ops/pool_mixer.h"
+#include "cpu/ops/resize.h"
 #include "cpu/ops/separable_attention.h"
 #include "cpu/ops/separable_attention_block.h"
 
@@ -238,6 +240,19 @@ int mean_of_pixels(int dtype, const Sizes& size, uintptr_t x, uintptr_t y, int t
     return launch<avg_pool>("avg_pool", p, threads);
 }
 
+// b may be 0; y may be a or b.
+int sum(int dtype, int64_t count, int activation, uintptr_t a, uintptr_t b, uintptr_t y, int threads) {
+    const AddProblem p{static_cast<DType>(dtype), count, static_cast<Activation>(activation), pointer(a), pointer(b), pointer(y)};
+    return launch<add>("add", p, threads);
+}
+
+// size is (B, C, H, W).
+int resize_map(int dtype, const Sizes& size, std::array<int64_t, 2> out_size, bool align_corners, uintptr_t x, uintptr_t y, int threads) {
+    const ResizeProblem p{
+        static_cast<DType>(dtype), size[0], size[1], size[2], size[3], out_size[0], out_size[1], align_corners, pointer(x), pointer(y)};
+    return launch<resize>("resize", p, threads);
+}
+
 // size is (B, C, H, W).
 int relu_by_slopes(int dtype, const Sizes& size, uintptr_t x, uintptr_t u, uintptr_t y, int threads) {
     const DynamicReluProblem p{static_cast<DType>(dtype), size[0], size[2] * size[3], size[1], pointer(x), pointer(u), pointer(y)};
@@ -286,6 +301,8 @@ void mvit::bind_floats(py::module_& m) {
     m.def("patch_attention", softmax_attention);
     m.def("attention", free_attention);
     m.def("avg_pool", mean_of_pixels);
+    m.def("add", sum);
+    m.def("resize", resize_map);
     m.def("pool_mixer", mix_by_pooling);
     m.def("dynamic_relu", relu_by_slopes);
     m.def("hard_gate", gate);

@@ -54,14 +54,14 @@ int collected_product(int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t wei
     return launch<qgemm>("qgemm", p, threads, weight);
 }
 
-// Sizes are (B, C, H, W), of x; strides likewise. A residual is as dense as y.
-int quantized_depthwise_convolution(const Sizes& size, int64_t stride, uintptr_t x, const Sizes& x_stride, uintptr_t blocks, bool narrow,
-                                    uintptr_t channels, int64_t channels_stride, int type, bool plain, int activation, uintptr_t segments,
-                                    uintptr_t table, uintptr_t curve, uintptr_t residual, int residual_type, float residual_scale,
-                                    int32_t residual_zero_point, uintptr_t y, int threads) {
+// Sizes are (B, C, H, W), of x; strides likewise. multiplier: filters of a channel. A residual is as dense as y.
+int quantized_depthwise_convolution(const Sizes& size, int64_t multiplier, int64_t stride, uintptr_t x, const Sizes& x_stride,
+                                    uintptr_t blocks, bool narrow, uintptr_t channels, int64_t channels_stride, int type, bool plain,
+                                    int activation, uintptr_t segments, uintptr_t table, uintptr_t curve, uintptr_t residual,
+                                    int residual_type, float residual_scale, int32_t residual_zero_point, uintptr_t y, int threads) {
     QDepthwiseConv2dProblem p{};
-    p.batch = size[0], p.channels = size[1], p.height = size[2], p.width = size[3];
-    p.stride = stride;
+    p.batch = size[0], p.channels = size[1] * multiplier, p.height = size[2], p.width = size[3];
+    p.stride = stride, p.multiplier = multiplier;
     p.x = bytes(x);
     p.image_stride = x_stride[0], p.row_stride = x_stride[2], p.pixel_stride = x_stride[3];
     p.blocks = static_cast<const QDepthwiseBlock*>(pointer(blocks)), p.narrow = narrow;

@@ -8,7 +8,7 @@ import pytest
 import torch
 from op_checks import FLOATS, assert_forward_and_gradients, assert_reference_gradients, assert_same_bits_with_any_threads, needs_native
 
-from mvit_kernels import ops
+from mvit_kernels import ops, reference
 
 Tensor = torch.Tensor
 # (B, N, M, H, c, d): EfficientFormer, its V2 between stages, Mobile-Former both ways, and the smallest.
@@ -34,13 +34,27 @@ def make(size: tuple[int, ...], mixed: tuple[str, ...], dtype: torch.dtype = tor
     return [None if each is None else each.to(dtype) for each in (q, k, v, *parameters)]
 
 
-def attend(q, k, v, bias, mix_scores, mix_weights, mix_bias, *, heads: int, backend: str | None = None) -> Tensor:
+def attend(
+    q,
+    k,
+    v,
+    bias,
+    mix_scores,
+    mix_weights,
+    mix_bias,
+    residual=None,
+    *,
+    heads: int,
+    activation: str | None = None,
+    backend: str | None = None,
+) -> Tensor:
     return ops.attention(
-        q, k, v, heads, bias=bias, mix_scores=mix_scores, mix_weights=mix_weights, mix_bias=mix_bias, backend=backend
+        q, k, v, heads, bias=bias, mix_scores=mix_scores, mix_weights=mix_weights, mix_bias=mix_bias, residual=residual,
+        activation=activation, backend=backend,
     )  # fmt: skip
 
 
-def plain(q, k, v, bias, mix_scores, mix_weights, mix_bias, *, heads: int) -> Tensor:
+def plain(q, k, v, bias, mix_scores, mix_weights, mix_bias, residual=None, *, heads: int, activation: str | None = None) -> Tensor:
     query, key, value = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))
     scores = query @ key.mT * query.shape[3] ** -0.5
     if mix_scores is not None:
@@ -50,7 +64,14 @@ def plain(q, k, v, bias, mix_scores, mix_weights, mix_bias, *, heads: int) -> Te
         weights = torch.einsum("hg,bgnm->bhnm", mix_weights, weights)
     if mix_bias is not None:
         weights = weights + mix_bias[:, None, None]
-    return (weights @ value).transpose(1, 2).flatten(2)
+    y = (weights @ value).transpose(1, 2).flatten(2)
+    return reference.activate(y if residual is None else y + residual, activation or "none")
+
+
+def with_residual(inputs: list[Tensor | None], strided: bool = False) -> list[Tensor | None]:
+    q, _, v = inputs[:3]
+    size = q.shape[0], q.shape[1], v.shape[2]
+    return [*inputs, (torch.randn(size[0], size[2], size[1]).mT if strided else torch.randn(size)).to(q.device, q.dtype)]
 
 
 @pytest.mark.parametrize("mixed", MIXTURES)
@@ -59,6 +80,22 @@ def test_forward_and_gradients(size, mixed: str, isa: str, poison) -> None:
     heads = size[3]
     draws = [make(size, MIXTURES[mixed]) for _ in range(3)]
     assert_forward_and_gradients(functools.partial(attend, heads=heads, backend="cpu"), functools.partial(plain, heads=heads), *draws)
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize("mixed", ["none", "all"])
+def test_residual_and_activation(mixed: str, activation: str | None, isa: str, poison) -> None:
+    for strided in (False, True):
+        draws = [with_residual(make(SIZES[4], MIXTURES[mixed]), strided) for _ in range(3)]
+        how = {"heads": 3, "activation": activation}
+        assert_forward_and_gradients(functools.partial(attend, **how, backend="cpu"), functools.partial(plain, **how), *draws)
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu", "relu6", "hard_swish"])
+def test_an_activation_alone(activation: str, backend: str) -> None:
+    inputs = make(SIZES[4], MIXTURES["bias"])
+    y, right = attend(*inputs, heads=3, activation=activation, backend=backend), plain(*inputs, heads=3, activation=activation)
+    torch.testing.assert_close(y, right, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", FLOATS[1:], ids=str)
@@ -91,6 +128,8 @@ def test_same_bits_with_any_threads(threads) -> None:
 
 def test_reference_gradients() -> None:
     assert_reference_gradients(functools.partial(attend, heads=2, backend="reference"), make((2, 3, 4, 2, 3, 2), MIXTURES["all"]))
+    ended = functools.partial(attend, heads=2, activation="gelu", backend="reference")
+    assert_reference_gradients(ended, with_residual(make((2, 3, 4, 2, 3, 2), MIXTURES["none"])))
 
 
 @pytest.mark.parametrize("mixed", ["none", "all"])
@@ -113,7 +152,8 @@ def test_empty(backend: str) -> None:
 def test_opcheck() -> None:
     for mixed in ("none", "all"):
         inputs = [None if each is None else each.requires_grad_() for each in make((2, 3, 4, 2, 3, 2), MIXTURES[mixed])]
-        torch.library.opcheck(torch.ops.mvit_kernels.attention, (*inputs, 2))
+        torch.library.opcheck(torch.ops.mvit_kernels.attention, (*inputs, None, 2))
+        torch.library.opcheck(torch.ops.mvit_kernels.attention, (*with_residual(inputs), 2, 0.5, "silu"))
 
 
 def test_compiles_and_exports() -> None:
@@ -147,6 +187,8 @@ def bad(**changes: object):
         (bad(mix_scores=torch.zeros(2, 3)), ValueError, r"attention: mix_scores: expected shape \(2, 2\)"),
         (bad(scale=float("inf")), ValueError, "attention: scale: expected a finite number, got inf"),
         (bad(scale="1"), TypeError, "attention: scale: expected a number or None, got '1'"),
+        (bad(residual=torch.zeros(1, 3, 5)), ValueError, r"attention: residual: expected torch.float32 of shape \(1, 3, 4\)"),
+        (bad(activation="tanh"), ValueError, "attention: activation: expected one of none, relu, .*, got 'tanh'"),
         (bad(backend=3), TypeError, "attention: backend: expected a name or None, got 3"),
     ],
 )

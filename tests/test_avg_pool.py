@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -20,7 +22,7 @@ from q_checks import assert_compiles_and_exports, axes
 from torch import nn
 
 import mvit_kernels as mk
-from mvit_kernels import graph, ops
+from mvit_kernels import graph, ops, reference
 from mvit_kernels.ops import replay
 
 Tensor = torch.Tensor
@@ -46,6 +48,29 @@ def test_sums_stay_exact_where_they_grow(isa: str) -> None:
     assert (ops.avg_pool(x, backend="cpu") - x[0, 0, 0, 0]).abs().max() <= 2**-23
     half = torch.full((1, 3, 300, 300), 60000.0, dtype=torch.float16)  # whose sum is no half
     assert torch.equal(ops.avg_pool(half, backend="cpu"), half[:, :, 0, 0])
+
+
+def pooled(x: Tensor, activation: str, norm: bool, backend: str | None = None) -> Tensor:
+    moments = reference.moments_of(x.detach(), x.shape[0]) if norm else None
+    return ops.avg_pool(x, moments=moments, activation=activation, backend=backend)
+
+
+def normed(x: Tensor, activation: str, norm: bool) -> Tensor:
+    return reference.activate(plain(F.group_norm(x, 1) if norm else x), activation)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_norm_and_activation(activation: str, norm: bool) -> None:
+    how = {"activation": activation, "norm": norm}
+    for dtype in FLOATS:
+        x = (2 * torch.randn(3, 17, 5, 7) + torch.randn(17, 1, 1)).to(dtype)
+        draws = [[x.contiguous(memory_format=each)] for each in FORMATS.values()]
+        assert_forward_and_gradients(functools.partial(pooled, **how), functools.partial(normed, **how), *draws)
+    if activation not in ("relu", "relu6"):  # which have no derivative where draws may be
+        assert_reference_gradients(functools.partial(pooled, **how, backend="reference"), [torch.randn(2, 3, 2, 3)])
+    moments = reference.moments_of(x, 3) if norm else None
+    torch.library.opcheck(torch.ops.mvit_kernels.avg_pool, (x.float().requires_grad_(), moments, 1e-5, activation))
 
 
 def test_any_strides(backend: str) -> None:
@@ -154,6 +179,17 @@ def test_heads_are_run_again(dtype: torch.dtype, monkeypatch, threads) -> None:
         (lambda: ops.avg_pool(torch.zeros(1, 0, 3, 3)), ValueError, r"avg_pool: x: expected at least one channel"),
         (lambda: ops.avg_pool(torch.zeros(1, 2, 3, 3).int()), TypeError, "avg_pool: x: expected dtype float32, .*, got int32"),
         (lambda: ops.avg_pool(torch.zeros(1, 2, 3, 3).to_sparse()), TypeError, "avg_pool: x: expected a dense tensor"),
+        (
+            lambda: ops.avg_pool(torch.zeros(2, 2, 3, 3), moments=torch.zeros(3, 2, dtype=torch.float64)),
+            ValueError,
+            r"avg_pool: moments: expected shape \(2, 2\) on cpu, got \(3, 2\) on cpu",
+        ),
+        (lambda: ops.avg_pool(torch.zeros(1, 2, 3, 3), activation="elu"), ValueError, "avg_pool: activation: expected one of none, relu"),
+        (
+            lambda: ops.avg_pool(torch.zeros(1, 2, 3, 3), moments=torch.zeros(1, 2, dtype=torch.float64), backend="cpu"),
+            ValueError,
+            "it has no kernel for the mean of a norm|not built",
+        ),
         (lambda: ops.avg_pool(torch.zeros(1, 2, 3, 3), backend=1), TypeError, "avg_pool: backend: expected a name or None, got 1"),
         (
             lambda: ops.avg_pool(torch.zeros(1, 2, 3, 3).double(), backend="cpu"),

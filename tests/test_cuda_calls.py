@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import importlib
 from typing import Any
 
@@ -26,6 +27,7 @@ from cuda_cases import (
 )
 from op_checks import needs_native
 from q_checks import random_packed_weight, random_weight
+from tolerance import assert_float_rule
 
 from mvit_kernels import ops, reference
 from mvit_kernels.ops import backend, cuda_support, packing, qfragments
@@ -304,13 +306,18 @@ def test_residual_blocks_with_other_formulas_are_refused(monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("stand_in", "one_thread")
 def test_gradients_of_residual_blocks_are_those_of_plain_torch() -> None:
+    """Of plain torch in the dtype of x, by the float rule."""
     inputs, keywords = residual_block((2, 16, 5, 4), 32, 16, torch.float16, residual=True)
     gradients = []
-    for each in ("cuda", "reference"):
-        leaves = [x.clone().requires_grad_() for x in inputs]
-        y = ops.inverted_residual(*leaves, **keywords, backend=each)
+    for function, dtype in (
+        (functools.partial(ops.inverted_residual, backend="cuda"), torch.float16),
+        (reference.inverted_residual, torch.float16), (reference.inverted_residual, torch.float64),
+    ):  # fmt: skip
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in inputs]
+        y = function(*leaves, **keywords)
         gradients.append(torch.autograd.grad(y, leaves, torch.ones_like(y)))
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*gradients, strict=True))
+    for ours, theirs, exact in zip(*gradients, strict=True):
+        assert_float_rule(ours, theirs, exact)
 
 
 @pytest.mark.usefixtures("stand_in", "one_thread")

@@ -91,7 +91,7 @@ def test_every_case_is_computed_by_the_backends_that_have_it(gpu_check: Any) -> 
     import gpu_cases
 
     for case in gpu_cases.cases("cpu", 1, 4, 8, torch.float32, ("cpu", "reference")):
-        assert list(case.ours) == ["cpu", "reference"]
+        assert list(case.ours) == (["reference"] if case.name == "avg_pool norm" else ["cpu", "reference"])
         gpu_cases.check(case)
     both = {
         case.name for case in gpu_cases.cases("cpu", 1, 4, 8, torch.float32, gpu_check.BACKENDS) if list(case.ours) == ["cuda", "triton"]

@@ -66,6 +66,18 @@ def test_exact_sums(stride: int, z, isa: str, poison) -> None:
             assert torch.equal(prepared(x).to(torch.int64), exact_sums(x, weight, each, stride))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_several_filters_of_a_channel(stride: int, isa: str, poison) -> None:
+    """The sums are those of repeated channels, whatever the strides of x."""
+    for channels, times in ((1, 3), (5, 2), (33, 4), (24, 6)):
+        weight, each = weights(channels * times), zero_points("each", channels * times)
+        arguments = {"stride": stride, "a_scale": 1.0, "a_zero_point": each}
+        for x in (byte_map(2, channels, 7, 5), byte_map(1, channels + 3, 4, 9)[:, :channels], byte_map(0, channels, 4, 4)):
+            y = both(x, weight, **arguments)
+            assert torch.equal(y.to(torch.int64), exact_sums(x.repeat_interleave(times, 1), weight, each, stride))
+            both(x, weight, **arguments, activation="silu", **to(torch.uint8, channels * times))
+
+
 @pytest.mark.parametrize("z", ZERO_POINTS)
 def test_a_constant_input_shows_every_border(z, isa: str) -> None:
     """x = z + d everywhere, or the nearest byte: each result is d times the sum of the taps inside."""
@@ -245,7 +257,7 @@ GOOD = {"a_scale": 1.0, "a_zero_point": 0}
         ((X[0], W), GOOD, ValueError, r"x: expected 4 dimensions, got shape \(3, 4, 4\)"),
         ((X.int(), W), GOOD, TypeError, "x: expected dtype uint8, got int32"),
         ((torch.empty(1, 3, 0, 4, dtype=torch.uint8), W), GOOD, ValueError, "x: expected at least one channel and one pixel"),
-        ((X, weights(4)), GOOD, ValueError, r"x: expected shape \(B, 4, H, W\), got \(1, 3, 4, 4\)"),
+        ((X, weights(4)), GOOD, ValueError, r"x: expected a number of channels that divides the 4 filters of weight, got \(1, 3, 4, 4\)"),
         ((X, W[:, 0]), GOOD, ValueError, r"weight: expected 4 dimensions, got shape \(3, 3, 3\)"),
         ((X, W[..., :2]), GOOD, ValueError, r"weight: expected shape \(C, 1, 3, 3\), got \(3, 1, 3, 2\)"),
         ((X, W.float()), GOOD, TypeError, "weight: expected dtype int8, got float32"),

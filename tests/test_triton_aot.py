@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,14 @@ def test_all_are_compiled_for_every_target(records) -> None:
     kernels = {target: {(each["call"], each["kernel"]) for each in records if each["target"] == target} for target in (80, 90)}
     assert len(kernels[80]) > 40
     assert kernels[80] == kernels[90]
+
+
+def test_every_kernel_is_compiled(records) -> None:
+    """Whoever writes one adds a call of it to triton_calls.py."""
+    sources = (FOLDER.parent / "mvit_kernels" / "triton_kernels").glob("*.py")
+    kernels = {name for each in sources for name in re.findall(r"^def (\w+_kernel)\(", each.read_text(encoding="utf-8"), re.MULTILINE)}
+    assert len(kernels) > 40
+    assert kernels == {each["kernel"] for each in records}
 
 
 def test_nothing_is_spilled(records) -> None:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from marks import slow
-from test_attention import MIXTURES, SIZES, attend, make, plain
-from triton_checks import DEVICE, DTYPES, assert_rule, randn
+from test_attention import MIXTURES, SIZES, attend, make, plain, with_residual
+from triton_checks import DEVICE, DTYPES, assert_gradients, assert_rule, randn
 
 from mvit_kernels import ops
 
@@ -15,11 +17,11 @@ def on_device(inputs: list[Tensor | None]) -> list[Tensor | None]:
     return [None if each is None else each.to(DEVICE) for each in inputs]
 
 
-def check(inputs: list[Tensor | None], heads: int) -> Tensor:
-    inputs = on_device(inputs)
-    y = attend(*inputs, heads=heads, backend="triton")
-    exact = plain(*(None if each is None else each.double() for each in inputs), heads=heads)
-    assert_rule(y, attend(*inputs, heads=heads, backend="reference"), exact)
+def check(inputs: list[Tensor | None], heads: int, activation: str | None = None) -> Tensor:
+    inputs, how = on_device(inputs), {"heads": heads, "activation": activation}
+    y = attend(*inputs, **how, backend="triton")
+    exact = plain(*(None if each is None else each.double() for each in inputs), **how)
+    assert_rule(y, attend(*inputs, **how, backend="reference"), exact)
     assert y.dtype == inputs[0].dtype
     assert y.is_contiguous()
     return y
@@ -29,6 +31,19 @@ def check(inputs: list[Tensor | None], heads: int) -> Tensor:
 @pytest.mark.parametrize("mixed", MIXTURES)
 def test_mixtures(mixed: str, dtype: torch.dtype, poison) -> None:
     check(make((2, 19, 40, 3, 5, 17), MIXTURES[mixed], dtype), 3)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("mixed", ["none", "all"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_residual_and_activation(dtype: torch.dtype, mixed: str, parts: int, monkeypatch, poison) -> None:
+    from mvit_kernels.triton_kernels import attention
+
+    monkeypatch.setattr(attention, "shares", lambda *_: parts)
+    inputs = make((2, 19, 80, 3, 5, 17), MIXTURES[mixed], dtype)
+    check(with_residual(inputs), 3)
+    check(with_residual(inputs, strided=True), 3, "gelu")
+    check(inputs, 3, "hard_swish")
 
 
 @pytest.mark.slow
@@ -108,6 +123,23 @@ def test_gradients_arrive() -> None:
         attend(*leaves, heads=2, backend=backend).square().sum().backward()
         results.append([leaf.grad for leaf in leaves])
     assert all(torch.allclose(ours, plain, atol=1e-4) for ours, plain in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mixed", ["none", "all"])
+def test_gradients_in_sixteen_bits(mixed: str, dtype: torch.dtype) -> None:
+    """Products are in that dtype there, as torch's own are."""
+    inputs = on_device(with_residual(make((2, 20, 33, 2, 8, 12), MIXTURES[mixed], dtype)))
+    there = [i for i, each in enumerate(inputs) if each is not None]
+
+    def filled(function: Callable[..., Tensor], **how: object) -> Callable[..., Tensor]:
+        def call(*tensors: Tensor) -> Tensor:
+            arguments = dict(zip(there, tensors, strict=True))
+            return function(*(arguments.get(i) for i in range(len(inputs))), heads=2, activation="gelu", **how)
+
+        return call
+
+    assert_gradients(filled(attend, backend="triton"), filled(plain), [inputs[i] for i in there])
 
 
 def test_wide_heads_are_refused() -> None:

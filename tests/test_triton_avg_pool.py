@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from marks import slow
 from triton_checks import DEVICE, DTYPES, FORMATS, assert_rule, randn, views
 
-from mvit_kernels import ops
+from mvit_kernels import ops, reference
 
 Tensor = torch.Tensor
 
@@ -33,6 +34,30 @@ def test_more_pixels_than_a_tile_has() -> None:
         check(randn(1, 3, 70, 50, fmt=fmt) + 1)
         half = torch.full((1, 3, 70, 50), 60000.0, dtype=torch.float16, device=DEVICE).contiguous(memory_format=FORMATS[fmt])
         assert torch.equal(check(half), half[:, :, 0, 0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("far", [0, 3, slow(100)])
+def test_of_a_norm(far: float, fmt: str, dtype: torch.dtype, poison) -> None:
+    """Means of several standard deviations, moments as they are kept between kernels, and more pixels than a tile has."""
+    from mvit_kernels.triton_kernels.moments import parts_of
+
+    for size in ((2, 65, 7, 3), (3, 5, 40, 41)):
+        x = randn(*size, dtype=dtype, fmt=fmt) + torch.randn(size[1], 1, 1).to(DEVICE, dtype) + far
+        moments, wide = reference.moments_of(x, size[0]), x.double()
+        exact = F.gelu(F.group_norm(wide, 1, eps=0.1).mean((2, 3)))
+        plain = F.gelu(F.group_norm(x, 1, eps=0.1).mean((2, 3)))
+        for known in (moments, parts_of(x)[0]):
+            y = ops.avg_pool(x, moments=known, eps=0.1, activation="gelu", backend="triton")
+            assert_rule(y, plain, exact)
+
+
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_activations(activation: str) -> None:
+    x = 3 * randn(2, 33, 2, 2, fmt="nhwc")
+    y = ops.avg_pool(x, activation=activation, backend="triton")
+    assert_rule(y, *(reference.activate(each.mean((2, 3)), activation) for each in (x, x.double())))
 
 
 def test_any_strides_and_empty() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from marks import slow
-from triton_checks import DTYPES, FORMATS, assert_rule, randn, views
+from triton_checks import DTYPES, FORMATS, assert_gradients, assert_rule, randn, views
 
 import mvit_kernels as mk
+from mvit_kernels import reference
 
 Tensor = torch.Tensor
 # (batch, C, C2, N, H, W): one of each, images whose values are gathered, tails of tiles, channels beside each other, several steps.
@@ -71,6 +74,16 @@ def test_empty_and_nan() -> None:
         inputs["x"][0, 1, 2, 3] = float("nan")
         nan = mk.ops.conv2d(**inputs, activation="relu", backend="triton").isnan().all(1)[0]
         assert nan.nonzero().tolist() == [[y, x] for y in (1, 2, 3) for x in (2, 3, 4)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
+def test_gradients_in_sixteen_bits(kernel: int, stride: int, dtype: torch.dtype) -> None:
+    """Torch's own there, in that dtype."""
+    how = {"stride": stride, "activation": "silu"}
+    x, weight = randn(2, 12, 6, 5, dtype=dtype, fmt="nhwc"), randn(20, 12, kernel, kernel, dtype=dtype) / 6
+    plain = functools.partial(reference.conv2d, **how)
+    assert_gradients(functools.partial(mk.ops.conv2d, **how, backend="triton"), plain, [x, weight, randn(20, dtype=dtype)])
 
 
 def test_weights_that_change_are_seen_and_gradients_arrive() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from marks import slow
-from triton_checks import DTYPES, FORMATS, assert_rule, randn, views
+from triton_checks import DTYPES, FORMATS, assert_gradients, assert_rule, randn, views
 
 import mvit_kernels as mk
+from mvit_kernels import reference
 
 Tensor = torch.Tensor
 # One value; several strips and their tails; several tiles across and their tails; one row, one column.
@@ -60,6 +63,16 @@ def test_any_strides_empty_and_nan(fmt: str) -> None:
     x[0, 1, 2, 0] = float("nan")
     nan = mk.ops.depthwise_conv2d(x, weight, activation="relu", backend="triton").isnan()[0]
     assert nan.nonzero().tolist() == [[1, y, x] for y in (1, 2, 3) for x in (0, 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_in_sixteen_bits(stride: int, dtype: torch.dtype) -> None:
+    """Torch's own there, in that dtype."""
+    how = {"stride": stride, "activation": "gelu"}
+    inputs = [randn(2, 12, 6, 5, dtype=dtype, fmt="nhwc"), randn(12, 1, 3, 3, dtype=dtype), randn(12, dtype=dtype)]
+    ours = functools.partial(mk.ops.depthwise_conv2d, **how, backend="triton")
+    assert_gradients(ours, functools.partial(reference.depthwise_conv2d, **how), inputs)
 
 
 def test_weights_that_change_are_seen_and_gradients_arrive() -> None:

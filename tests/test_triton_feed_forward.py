@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from marks import slow
-from triton_checks import DTYPES, FORMATS, assert_rule, randn, views
+from triton_checks import DTYPES, FORMATS, assert_gradients, assert_rule, randn, views
 
 import mvit_kernels as mk
 from mvit_kernels import reference
@@ -79,6 +81,15 @@ def test_gradients() -> None:
             results.append([leaf.grad for leaf in leaves])
         for ours, plain in zip(*results[-2:], strict=True):
             assert (ours - plain).abs().max() <= 1e-5 * plain.abs().max() + 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("norm", ["group", "layer"])
+@pytest.mark.parametrize("activation", reference.ACTIVATIONS)
+def test_gradients_in_sixteen_bits(activation: str, norm: str, dtype: torch.dtype) -> None:
+    """Products are in that dtype there, as torch's own are."""
+    how = {"norm": norm, "activation": activation}
+    assert_gradients(functools.partial(block, **how), functools.partial(reference.feed_forward, **how), make(3, 24, 40, 6, 5, dtype))
 
 
 def test_weights_that_change_are_seen() -> None:

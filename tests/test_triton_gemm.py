@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.nn.functional as F
 from marks import slow
-from triton_checks import DTYPES, assert_rule, randn
+from triton_checks import DTYPES, assert_gradients, assert_rule, randn
 
 import mvit_kernels as mk
 from mvit_kernels import reference
@@ -96,6 +99,31 @@ def test_empty() -> None:
         y, moments = mk.ops.gemm(randn(rows, 7), weight, collect=groups, backend="triton") if groups else (randn(0, 5), randn(0, 2))
         assert (y.shape, moments.shape) == ((rows, 5), (groups, 2))
     assert mk.ops.gemm(randn(4, 7), weight[:0], backend="triton").shape == (4, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"activation": "silu"}, {"activation": "gelu", "norm": "layer"}, {"norm": "group"}, {"second": True}], ids=str
+)
+def test_gradients_in_sixteen_bits(how: dict[str, Any], dtype: torch.dtype) -> None:
+    """Products are in that dtype there, as torch's own are."""
+    norm, activation, rows = how.get("norm"), how.get("activation", "none"), randn(24, 40, dtype=dtype)
+    tensors = [rows, randn(30, 56 if "second" in how else 40, dtype=dtype) / 6, randn(30, dtype=dtype)]
+    tensors += [randn(24, 16, dtype=dtype)] if "second" in how else []
+
+    def ours(a: Tensor, weight: Tensor, bias: Tensor, second: Tensor | None = None) -> Tensor:
+        moments = reference.moments_of(a.detach(), 3) if norm == "group" else None
+        return mk.ops.gemm(
+            a, weight, bias, second=second, moments=moments, layer_norm=norm == "layer", activation=activation, backend="triton"
+        )
+
+    def plain(a: Tensor, weight: Tensor, bias: Tensor, second: Tensor | None = None) -> Tensor:
+        if norm is not None:
+            groups = 3 if norm == "group" else len(a)
+            a = F.layer_norm(a.reshape(groups, -1), (a.numel() // groups,)).reshape(a.shape)
+        return reference.gemm(a, weight, bias, second, activation=activation)
+
+    assert_gradients(ours, plain, tensors)
 
 
 def test_weights_that_change_are_seen_and_gradients_arrive() -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from marks import slow
-from triton_checks import DTYPES, FORMATS, assert_rule, randn, views
+from triton_checks import DTYPES, FORMATS, assert_gradients, assert_rule, randn, views
 
 import mvit_kernels as mk
 from mvit_kernels import reference
@@ -71,6 +73,15 @@ def test_any_strides_empty_and_nan(fmt: str) -> None:
     inputs[0][0, 1, 2, 0] = float("nan")
     nan = block(*inputs, activation="relu").isnan().all(1)[0]
     assert nan.nonzero().tolist() == [[y, x] for y in (1, 2, 3) for x in (0, 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_gradients_in_sixteen_bits(dtype: torch.dtype) -> None:
+    """Torch's own there, in that dtype."""
+    x, *weights = [each.to(dtype) for each in make(2, 12, 24, 12, 6, 5)]
+    how = {"residual": True}
+    ours = functools.partial(mk.ops.inverted_residual, **how, backend="triton")
+    assert_gradients(ours, functools.partial(reference.inverted_residual, **how), [x, *weights])
 
 
 def test_weights_that_change_are_seen_and_gradients_arrive() -> None:

@@ -88,6 +88,15 @@ def test_depthwise(size, stride: int) -> None:
         )
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_several_filters_of_a_channel(stride: int) -> None:
+    for channels, times in ((3, 6), (20, 4)):
+        count = channels * times
+        points = torch.randint(-300, 300, (count,))
+        for x in (byte_map(2, channels, 5, 4), byte_map(1, channels + 2, 3, 6)[:, 1:-1]):
+            check(ops.qdepthwise_conv2d, x, random_weight(count, 1, 3, 3), stride=stride, **settings(count, a_zero_point=points))
+
+
 def test_any_strides_and_empty() -> None:
     weight, taps = ops.pack_weight(random_weight(4, 5, 3, 3)), random_weight(5, 1, 3, 3)
     big = byte_map(3, 9, 8, 9)

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from marks import slow
-from triton_checks import DTYPES, FORMATS, assert_rule, randn, views
+from triton_checks import DTYPES, FORMATS, assert_gradients, assert_rule, randn, views
 
 import mvit_kernels as mk
 from mvit_kernels import reference
@@ -68,6 +70,16 @@ def test_gradients() -> None:
         results.append([leaf.grad for leaf in leaves])
     for ours, plain in zip(*results, strict=True):
         assert (ours - plain).abs().max() <= 1e-5 * plain.abs().max() + 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_gradients_in_sixteen_bits(fmt: str, dtype: torch.dtype) -> None:
+    """Products are in that dtype there, as torch's own are."""
+    x, *parameters = make(3, 24, 8, 6, dtype)
+    plain = functools.partial(reference.separable_attention_block, patch_size=(2, 2))
+    inputs = [x.contiguous(memory_format=FORMATS[fmt]), *parameters]
+    assert_gradients(functools.partial(block, patch_size=(2, 2)), plain, inputs)
 
 
 def test_weights_that_change_are_seen() -> None:

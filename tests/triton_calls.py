@@ -83,7 +83,22 @@ def avg_pool_calls() -> dict[str, Any]:
         (65, 33, torch.float32, False),
     ):  # fmt: skip
         x = image(2, channels, side, side, dtype=dtype, channels_last=channels_last)
-        calls[f"avg_pool {tuple(x.shape)} {dtype} {'NHWC' if channels_last else 'NCHW'}"] = use(ops.avg_pool, x)
+        name = f"avg_pool {tuple(x.shape)} {dtype} {'NHWC' if channels_last else 'NCHW'}"
+        calls[name] = use(ops.avg_pool, x)
+        moments = ones(2, 2, dtype=torch.float64)
+        calls[f"{name}, norm"] = use(ops.avg_pool, x, moments=moments, activation="hard_swish")
+    return calls
+
+
+def resize_calls() -> dict[str, Any]:
+    """EfficientFormerV2's way back from half the pixels; fewer pixels, by corners."""
+    calls = {}
+    for channels, side, out, corners, activation, dtype in (
+        (1024, 7, 14, False, "gelu", torch.float16), (384, 14, 28, False, "gelu", torch.bfloat16), (128, 31, 32, True, None, torch.float16),
+        (65, 16, 9, True, "silu", torch.float32),
+    ):  # fmt: skip
+        call = use(ops.resize, image(2, channels, side, side, dtype=dtype), (out, out), align_corners=corners, activation=activation)
+        calls[f"resize {channels} {side} to {out} {dtype}"] = call
     return calls
 
 
@@ -106,6 +121,9 @@ def integer_calls() -> dict[str, Any]:
     curved = {**BYTES, "activation": None, "table": reference.activation_curve("silu", 0.1, 7)}
     curve = ops.prepare_qdepthwise_conv2d(weight, bias=torch.zeros(96), **QUANTIZATION, **curved)
     calls["curve qdepthwise_conv2d"] = functools.partial(curve, x)
+    wide = torch.zeros(384, 1, 3, 3, dtype=torch.int8)
+    several = ops.prepare_qdepthwise_conv2d(wide, bias=torch.zeros(384), stride=2, **QUANTIZATION, **curved)
+    calls["qdepthwise_conv2d times 4"] = functools.partial(several, x)
     matrix = ops.pack_weight(torch.zeros(128, 128, dtype=torch.int8))
     for rows in (16384, 1024):
         product = ops.prepare_qgemm(matrix, bias=torch.zeros(128), **QUANTIZATION, **curved)
@@ -246,6 +264,8 @@ def relative_calls() -> dict[str, Any]:
             more |= {"mix_scores": ones(heads, heads), "mix_weights": ones(heads, heads), "mix_bias": ones(heads)}
         call = use(ops.attention, *tokens, heads, **more)
         calls[f"attention {batch} {queries} {keys} {depth} {width} {mixed} {dtype}"] = call
+        ended = use(call, residual=ones(batch, queries, heads * width, dtype=dtype), activation="gelu")
+        calls[f"attention {batch} {queries} {keys} {depth} {width} {mixed} {dtype}, residual"] = ended
     for channels, times, dtype in ((16, 6, torch.float16), (88, 6, torch.bfloat16), (12, 4, torch.float32)):
         x, wide = image(2, channels, 28, 28, dtype=dtype), times * channels
         call = use(ops.depthwise_conv2d, x, ones(wide, 1, 3, 3), ones(wide), stride=2)
@@ -301,6 +321,7 @@ CALLS = {
     **patch_calls(),
     **norm_calls(),
     **avg_pool_calls(),
+    **resize_calls(),
     **patch_attention_calls(),
     **integer_calls(),
     **integer_map_calls(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy
 import pytest
 import torch
@@ -55,6 +57,19 @@ def views(channels: int, height: int, width: int) -> dict[str, Tensor]:
         "expanded": big[:1, :channels, :height, :width].expand(2, -1, -1, -1),
         "batch innermost": randn(channels, height, width, 2).permute(3, 0, 1, 2),
     }
+
+
+def assert_gradients(op: Callable[..., Tensor], plain: Callable[..., Tensor], inputs: list[Tensor]) -> None:
+    """By the float rule, of one gradient of the result; plain: of the same arguments in plain torch."""
+    dy = torch.randn_like(plain(*inputs))
+    found = []
+    for function, wide in ((op, False), (plain, False), (plain, True)):
+        leaves = [(each.double() if wide else each.clone()).requires_grad_() for each in inputs]
+        function(*leaves).backward(dy.double() if wide else dy)
+        found.append([leaf.grad for leaf in leaves])
+    for ours, theirs, exact in zip(*found, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert_rule(ours, theirs, exact)
 
 
 def assert_rule(actual: Tensor, plain: Tensor, exact: Tensor) -> None:

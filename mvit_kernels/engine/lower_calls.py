@@ -58,9 +58,10 @@ class _Calls(Blocks):
     def __init__(self, program: Program, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__(program)
         for node in program:
-            nodes = None if node.name in self.grouped else find_qinverted(self, node)
-            if nodes is not None:
-                self.group("qinverted", nodes)
+            for block, find in _FINDERS.items():
+                nodes = None if node.name in self.grouped else find(self, node)
+                if nodes is not None:
+                    self.group(block, nodes)
         self.dtype, self.device = dtype, device
         self.calls: list[Call] = []
         self.values: dict[str, Value] = {}
@@ -189,6 +190,58 @@ class _Calls(Blocks):
 
         self.add("qinverted_residual", nodes, (*nodes[0].inputs, *nodes[-1].inputs[1:]), run, dtype=_dtype_of(nodes[-1]))
 
+    def attended(self, node: Node, *behind: Node) -> None:
+        """Attention with the sum, and the activation of that, behind it."""
+        heads, scale, last = node.settings["heads"], node.settings["scale"], (node, *behind)[-1]
+        mixtures: dict[str, Any] = {name: self.weight(value, torch.float32) for name, value in node.weights.items()}
+        added = tuple(name for name in last.inputs if name != node.name) if behind else ()
+        activation = _or_none(activation_of(last))
+
+        def run(*inputs: Tensor) -> Tensor:
+            q, k, v, *residual = (_channels_last(x).flatten(1, 2) for x in inputs)
+            y = ops.attention(
+                q, k, v, heads, scale=scale, **mixtures, residual=residual[0] if residual else None, activation=activation
+            )  # fmt: skip
+            return y.unflatten(1, inputs[0].shape[2:]).movedim(-1, 1)
+
+        self.add("attention", (node, *behind), (*node.inputs, *added), run)
+
+    def resized(self, node: Node, *behind: Node) -> None:
+        (_, height, width), corners, activation = node.size, node.settings["align_corners"], _function_of(behind)
+        self.add(
+            "resize", (node, *behind), node.inputs,
+            lambda x: ops.resize(x, (height, width), align_corners=corners, activation=activation),
+        )  # fmt: skip
+
+    def pooled(self, *nodes: Node) -> None:
+        """A mean over pixels, with the GroupNorm in front of it, which is then no map of its own, and the activation behind it."""
+        norm = nodes[0] if nodes[0].kind == "group_norm" else None
+        pool, activation = nodes[0 if norm is None else 1], _function_of(nodes)
+        source = pool.inputs if norm is None else self.with_moments(norm)
+
+        def run(x: Tensor, moments: Tensor | None = None) -> Tensor:
+            if norm is None:
+                return ops.avg_pool(x, activation=activation)
+            if moments is None:
+                moments = moments_of(_rows(x), x.shape[0])
+            return ops.avg_pool(x, moments=moments, eps=norm.settings["eps"], activation=activation)
+
+        self.add("avg_pool", nodes, source, run)
+
+    def joined(self, cat: Node, node: Node) -> None:
+        """A linear map of two vectors side by side, which it takes from where they are."""
+        if node.kind == "qlinear":
+            weights = {**node.weights, "weight": node.weights["weight"][:, :, None, None]}
+            more = {"stride": 1, "second": True, "second_channels": self.program[cat.inputs[1]].size[0]}
+            product = integers.prepare(replace(node, kind="qconv2d", settings={**node.settings, **more}, weights=weights), None)
+            self.add(
+                node.kind, (cat, node), cat.inputs,
+                lambda a, b: product(a[:, :, None, None], b[:, :, None, None]).flatten(1), dtype=_dtype_of(node),
+            )  # fmt: skip
+        else:
+            weight, bias, activation = self.matrix(node), self.optional(node), _or_none(activation_of(node))
+            self.add("gemm", (cat, node), cat.inputs, lambda a, b: ops.gemm(a, weight, bias, second=b, activation=activation))
+
     # --- single nodes ---
 
     def _conv2d(self, node: Node) -> None:
@@ -223,6 +276,10 @@ class _Calls(Blocks):
 
     def _constant(self, node: Node) -> None:
         value, (source,) = self.weight(node.weights["value"], self.dtype), [each.name for each in self.program if each.kind == "input"]
+        if all(user and self.program[user].kind == "attention" for user in self.users[node.name]):  # which takes any strides
+            value = value.movedim(0, -1).contiguous().movedim(-1, 0)
+            self.add(node.kind, (node,), (source,), lambda x: value.expand(x.shape[0], *node.size), "a view: nothing runs")
+            return
         memory = torch.channels_last if value.ndim == 3 else torch.contiguous_format
         self.add(
             node.kind, (node,), (source,),
@@ -236,12 +293,18 @@ class _Calls(Blocks):
     def _depthwise_conv2d(self, node: Node) -> None:
         weight, bias, stride = self.matrix(node), self.optional(node), node.settings["stride"]
         activation = _or_none(activation_of(node))
-        source = self.program[node.inputs[0]]
-        name = source.inputs[0] if self.is_repeated_in_place(source) else source.name
         self.add(
-            "depthwise_conv2d", (node,), (name,),
+            "depthwise_conv2d", (node,), self.unrepeated(node),
             lambda x: ops.depthwise_conv2d(x, weight, bias, stride=stride, activation=activation),
         )  # fmt: skip
+
+    def _qdepthwise_conv2d(self, node: Node) -> None:
+        self.integers(node, self.unrepeated(node))
+
+    def unrepeated(self, node: Node) -> tuple[str, ...]:
+        """What a depthwise convolution reads."""
+        source = self.program[node.inputs[0]]
+        return source.inputs if self.is_repeated_in_place(source) else node.inputs
 
     def _repeat(self, node: Node) -> None:
         if not self.is_repeated_in_place(node):
@@ -254,18 +317,18 @@ class _Calls(Blocks):
             )  # fmt: skip
 
     def is_repeated_in_place(self, node: Node) -> bool:
-        """Whether all who take repeated channels are depthwise convolutions of floats, which have several filters for each channel."""
-        return node.kind == "repeat" and all(user and self.program[user].kind == "depthwise_conv2d" for user in self.users[node.name])
+        """Whether all who take repeated channels are depthwise convolutions, which have several filters for each channel."""
+        kinds = "depthwise_conv2d", "qdepthwise_conv2d"
+        return node.kind == "repeat" and all(user and self.program[user].kind in kinds for user in self.users[node.name])
 
     def _attention(self, node: Node) -> None:
-        heads, scale = node.settings["heads"], node.settings["scale"]
-        mixtures: dict[str, Any] = {name: self.weight(value, torch.float32) for name, value in node.weights.items()}
+        self.attended(node)
 
-        def run(*inputs: Tensor) -> Tensor:
-            q, k, v = (_channels_last(x).flatten(1, 2) for x in inputs)
-            return ops.attention(q, k, v, heads, scale=scale, **mixtures).unflatten(1, inputs[0].shape[2:]).movedim(-1, 1)
+    def _resize(self, node: Node) -> None:
+        self.resized(node)
 
-        self.add(node.kind, (node,), node.inputs, run)
+    def _avg_pool(self, node: Node) -> None:
+        self.pooled(node)
 
     def _dynamic_relu(self, node: Node) -> None:
         self.add(node.kind, (node,), node.inputs, ops.dynamic_relu)
@@ -302,16 +365,16 @@ class _Calls(Blocks):
         channels = node.size[0]
         return self.parameter(node.weights.get("weight"), channels, 1.0), self.parameter(node.weights.get("bias"), channels)
 
-    def integers(self, node: Node) -> None:
+    def integers(self, node: Node, inputs: tuple[str, ...] | None = None) -> None:
         run = integers.prepared(self.program, node, None)
-        self.add(node.kind, (node,), node.inputs, run, _without_kernel(node.kind), _dtype_of(node))
+        self.add(node.kind, (node,), inputs or node.inputs, run, _without_kernel(node.kind), _dtype_of(node))
 
     def _pixel(self, node: Node) -> None:
         index, dtype = node.settings["index"], self.values[node.inputs[0]].dtype
         self.add(node.kind, (node,), node.inputs, lambda x: x.flatten(2)[:, :, index], "a view: nothing runs", dtype)
 
     def by_torch(self, node: Node) -> None:
-        """By torch's kernels: what is memory traffic of small maps, and what we have no kernel for."""
+        """By torch's kernels: what is memory traffic alone, as sums in networks of others, and what we have no kernel for."""
         weights = {name: self.weight(x, self.dtype if x.is_floating_point() else None) for name, x in node.weights.items()}
         moved = replace(node, weights=weights)
         target = node.settings.get("target")
@@ -333,6 +396,43 @@ def _dtype_of(node: Node) -> torch.dtype:
 
 
 _OPS = {"qlinear": "qgemm"}  # of kinds that are called otherwise
+
+
+def _find_attended(low: Blocks, node: Node) -> tuple[Node, ...] | None:
+    """Attention, and the sum with another map that is all that takes it."""
+    total = low.only_user(node.name) if node.kind == "attention" else None
+    if total is None or total.kind != "add" or total.name in low.grouped or total.inputs[0] == total.inputs[1]:
+        return None
+    return node, total
+
+
+def _find_joined(low: Blocks, node: Node) -> tuple[Node, ...] | None:
+    product = low.only_user(node.name) if node.kind == "cat" and len(node.size) == 1 else None
+    return (node, product) if product is not None and product.kind in ("linear", "qlinear") else None
+
+
+def _find_resized(low: Blocks, node: Node) -> tuple[Node, ...] | None:
+    behind = low.only_user(node.name) if node.kind == "resize" else None
+    return (node, behind) if behind is not None and behind.kind == "activation" else None
+
+
+def _find_pooled(low: Blocks, node: Node) -> tuple[Node, ...] | None:
+    if node.kind == "group_norm" and not node.weights:
+        pool = low.only_user(node.name)
+        return (node, *(_find_pooled(low, pool) or (pool,))) if pool is not None and pool.kind == "avg_pool" else None
+    behind = low.only_user(node.name) if node.kind == "avg_pool" else None
+    return (node, behind) if behind is not None and behind.kind == "activation" else None
+
+
+_FINDERS: dict[str, Callable[[Blocks, Node], tuple[Node, ...] | None]] = {
+    "qinverted": find_qinverted, "attended": _find_attended, "joined": _find_joined, "resized": _find_resized,
+    "pooled": _find_pooled,
+}  # fmt: skip
+
+
+def _function_of(nodes: tuple[Node, ...]) -> str | None:
+    """Of the activation that nodes end in."""
+    return nodes[-1].settings["function"] if nodes and nodes[-1].kind == "activation" else None
 
 
 def _or_none(activation: str) -> str | None:

@@ -281,16 +281,19 @@ def _separable_attention(build: Builder, named: Named, path: str) -> Any:
 
 
 def _attention(build: Builder, named: Named, path: str) -> Any:
-    inputs, heads = [named[name] for name in ("q", "k", "v")], named["heads"]
+    inputs, heads, residual = [named[name] for name in ("q", "k", "v")], named["heads"], named["residual"]
     mixed = any(named[name] is not None for name in ("mix_scores", "mix_weights", "mix_bias"))
-    if not all(isinstance(each, Tokens) for each in inputs) or (mixed and heads > MOST_MIXED_HEADS):
+    if not all(isinstance(each, Tokens) for each in (*inputs, *([] if residual is None else [residual]))):
+        return None
+    if mixed and heads > MOST_MIXED_HEADS:
         return None
     (channels, height, width), (_, *of_keys), (values, *_) = (build.size(each.name) for each in inputs)
     scale = named["scale"] if named["scale"] is not None else (channels // heads) ** -0.5
     weights = {name: named[name] for name in ("bias", "mix_scores", "mix_weights", "mix_bias")}
     names = tuple(each.name for each in inputs)
     settings = {"heads": heads, "scale": scale, "depth": channels // heads, "keys": of_keys[0] * of_keys[1]}
-    return Tokens(build.add("attention", names, (values, height, width), f"{names[0]}.attention", settings, weights))
+    y = build.add("attention", names, (values, height, width), f"{names[0]}.attention", settings, weights)
+    return Tokens(build.activate(y if residual is None else build.plus(residual.name, y), named["activation"]))
 
 
 def _pool_mixer(build: Builder, named: Named, path: str) -> Any:
@@ -301,9 +304,24 @@ def _pool_mixer(build: Builder, named: Named, path: str) -> Any:
     return Map(build.add("pool_mixer", (x.name,), build.size(x.name), name, {}, {"scale": named["scale"]}))
 
 
+def _resize(build: Builder, named: Named, path: str) -> Any:
+    x = named["x"]
+    if not isinstance(x, Map):
+        return None
+    size, settings = (build.size(x.name)[0], *named["output_size"]), {"align_corners": named["align_corners"]}
+    return Map(build.activate(build.add("resize", (x.name,), size, f"{x.name}.resize", settings), named["activation"]))
+
+
 def _avg_pool(build: Builder, named: Named, path: str) -> Any:
     x = named["x"]
-    return Vector(build.pool(x.name)) if isinstance(x, Map) else None
+    if not isinstance(x, Map):
+        return None
+    y = x.name
+    if named["moments"] is not None:
+        if named["moments"].of != y:
+            return None
+        y = build.norm("group_norm", y, None, None, named["eps"])
+    return Vector(build.activate(build.pool(y), named["activation"]))
 
 
 def _dynamic_relu(build: Builder, named: Named, path: str) -> Any:
@@ -588,6 +606,7 @@ RULES: dict[Any, Callable[[Builder, Named, str], Any]] = {
     _ours.attention.default: _attention,
     _ours.pool_mixer.default: _pool_mixer,
     _ours.avg_pool.default: _avg_pool,
+    _ours.resize.default: _resize,
     _ours.dynamic_relu.default: _dynamic_relu,
     _ours.hard_gate.default: _hard_gate,
     _ours.layer_norm.default: _layer_norm,

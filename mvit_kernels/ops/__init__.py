@@ -33,6 +33,7 @@ from .qpool_mixer import QPoolMixer, prepare_qpool_mixer, qpool_mixer
 from .qresize import qresize
 from .qseparable_attention import qseparable_context, qseparable_gate
 from .quantize import dequantize, quantize, quantize_rows
+from .resize import resize
 from .separable_attention import separable_attention
 from .separable_attention_block import separable_attention_block
 from .stream import dequantize_stream, quantize_stream
@@ -91,6 +92,7 @@ __all__ = [
     "quantize",
     "quantize_rows",
     "quantize_stream",
+    "resize",
     "separable_attention",
     "separable_attention_block",
     "unfold_patches",

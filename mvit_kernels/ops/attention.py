@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -26,9 +27,10 @@ Optional = torch.Tensor | None
 
 def attention(
     q: Tensor, k: Tensor, v: Tensor, heads: int, *, bias: Optional = None, scale: float | None = None, mix_scores: Optional = None,
-    mix_weights: Optional = None, mix_bias: Optional = None, backend: str | None = None,
+    mix_weights: Optional = None, mix_bias: Optional = None, residual: Optional = None, activation: str | None = None,
+    backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """y[h, n] = sum_m w[h, n, m] v[h, m], where w = mix_weights softmax_m(mix_scores (scale q k^T) + bias) + mix_bias.
+    """y[h, n] = act(sum_m w[h, n, m] v[h, m] + residual[h, n]), w = mix_weights softmax_m(mix_scores (scale q k^T) + bias) + mix_bias.
 
     Args:
         q: (B, N, H c), k: (B, M, H c), v: (B, M, H d): queries, keys and values of H heads, one after another; at least one key. float32,
@@ -38,6 +40,8 @@ def attention(
         scale: a finite number; None is c^-0.5.
         mix_scores: (H, H), "talking heads": head h gets sum_g mix_scores[h, g] of the scores of head g. None: each its own.
         mix_weights, mix_bias: (H, H) and (H,), the same of what softmax gives, and what is added to it.
+        residual: (B, N, H d), dtype of q, any strides; None for none.
+        activation: None, or one of reference.ACTIVATIONS, of the sum with the residual.
         backend: None for automatic choice, or the name of one.
 
     Returns:
@@ -50,14 +54,16 @@ def attention(
         (2108.05895) have it.
     """
     checks.all_tensors(OP, q=q, k=k, v=v)
-    checks.tensors(OP, bias=bias, mix_scores=mix_scores, mix_weights=mix_weights, mix_bias=mix_bias)
+    checks.tensors(OP, bias=bias, mix_scores=mix_scores, mix_weights=mix_weights, mix_bias=mix_bias, residual=residual)
     checks.integer(OP, "heads", heads)
     if scale is not None and type(scale) is not float:
         if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat)):
             raise TypeError(f"{OP}: scale: expected a number or None, got {scale!r}")
         scale = float(scale)
     checks.backend(OP, backend)
-    return _call(q, k, v, bias, mix_scores, mix_weights, mix_bias, heads, scale, backend=backend)
+    return _call(
+        q, k, v, bias, mix_scores, mix_weights, mix_bias, residual, heads, scale, activation or "none", backend=backend
+    )  # fmt: skip
 
 
 class _Problem(NamedTuple):
@@ -65,13 +71,15 @@ class _Problem(NamedTuple):
 
     tensors: tuple[Tensor, Tensor, Tensor]
     mixtures: Mixtures
+    residual: Optional
     heads: int
     scale: float
+    activation: str
 
 
 def _check(
-    q: Tensor, k: Tensor, v: Tensor, bias: Optional, mix_scores: Optional, mix_weights: Optional, mix_bias: Optional, heads: int,
-    scale: float | None,
+    q: Tensor, k: Tensor, v: Tensor, bias: Optional, mix_scores: Optional, mix_weights: Optional, mix_bias: Optional, residual: Optional,
+    heads: int, scale: float | None, activation: str,
 ) -> _Problem:  # fmt: skip
     checks.tensor(OP, "q", q, 3, FLOAT_DTYPES)
     batch, queries, channels = q.shape
@@ -92,10 +100,13 @@ def _check(
     for name, parameter, size in parameters:
         if parameter is not None:
             checks.parameter(OP, name, parameter, len(size), q, size)
+    if residual is not None:
+        checks.like(OP, "residual", residual, q, (batch, queries, v.shape[2]))
+    checks.activation(OP, activation)
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"{OP}: scale: expected a finite number, got {scale}")
     factor = max(channels // heads, 1) ** -0.5 if scale is None else scale
-    return _Problem((q, k, v), Mixtures(bias, mix_scores, mix_weights, mix_bias), heads, factor)
+    return _Problem((q, k, v), Mixtures(bias, mix_scores, mix_weights, mix_bias), residual, heads, factor, activation)
 
 
 # --- backends ---
@@ -141,6 +152,12 @@ def _cpu_forward(problem: _Problem) -> Tensor:
         k.stride()[:2], v.data_ptr(), v.stride()[:2], address(bias), 0 if bias is None else bias.shape[2], *map(address, talking),
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
+    if not status and (problem.residual is not None or problem.activation != "none"):
+        residual = None if problem.residual is None else problem.residual.contiguous()
+        status = native.add(
+            FLOAT_CODES[q.dtype], y.numel(), reference.ACTIVATIONS.index(problem.activation), y.data_ptr(), address(residual), y.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
     if status:
         raise_status(OP, status)
     return y
@@ -170,14 +187,22 @@ def _triton_refuse(q: Tensor, problem: Any = None, *_: object) -> str | None:
 def _triton_forward(problem: _Problem) -> Tensor:
     q, k, v = map(channels_side_by_side, problem.tensors)
     y = q.new_empty(q.shape[0], q.shape[1], v.shape[2])
-    _kernels.forward(q, k, v, problem.mixtures.bias, *_talking(problem.mixtures), problem.heads, problem.scale, y)
+    residual = None if problem.residual is None else problem.residual.contiguous()
+    _kernels.forward(
+        q, k, v, problem.mixtures.bias, *_talking(problem.mixtures), residual, problem.activation, problem.heads, problem.scale, y
+    )  # fmt: skip
     return y
 
 
 def _reference_forward(problem: _Problem) -> Tensor:
-    dtype = problem.tensors[0].dtype
+    return _ended(problem, problem.activation).to(problem.tensors[0].dtype).contiguous()
+
+
+def _ended(problem: _Problem, activation: str) -> Tensor:
+    """The result with another activation, as wide as it is computed."""
     (q, k, v), mixtures = _wide(problem)
-    return reference.attention(q, k, v, problem.heads, problem.scale, mixtures).to(dtype).contiguous()
+    y = reference.attention(q, k, v, problem.heads, problem.scale, mixtures)
+    return reference.activate(y if problem.residual is None else y + problem.residual, activation)
 
 
 def _wide(problem: _Problem) -> tuple[list[Tensor], Mixtures]:
@@ -185,19 +210,28 @@ def _wide(problem: _Problem) -> tuple[list[Tensor], Mixtures]:
     return widen(q, *problem.tensors), Mixtures(*widen(q, *problem.mixtures))
 
 
-def _reference_backward(dy: Tensor, problem: _Problem) -> list[Tensor]:
-    """dq, dk, dv, and the gradients of those of the mixtures that exist."""
+def _reference_backward(dy: Tensor, problem: _Problem, product: Callable[[Tensor, Tensor], Tensor] = torch.matmul) -> list[Tensor]:
+    """dq, dk, dv, and the gradients of those of the mixtures and of the residual that exist."""
     (q, k, v), mixtures = _wide(problem)
-    *gradients, of_mixtures = reference.attention_backward(wide(dy), q, k, v, problem.heads, problem.scale, mixtures)
-    given = [*problem.tensors, *(each for each in problem.mixtures if each is not None)]
-    found = [*gradients, *(each for each in of_mixtures if each is not None)]
+    dy = wide(dy)
+    if problem.activation != "none":
+        dy = reference.activate_backward(dy, _ended(problem, "none"), problem.activation)
+    *gradients, of_mixtures = reference.attention_backward(dy, q, k, v, problem.heads, problem.scale, mixtures, product)
+    given = [*problem.tensors, *(each for each in (*problem.mixtures, problem.residual) if each is not None)]
+    found = [*gradients, *(each for each in of_mixtures if each is not None), dy]  # which ends where there is no residual
     # In the memory order of what they are gradients of, as torch's own gradients are.
-    return [torch.empty_like(each).copy_(gradient) for gradient, each in zip(found, given, strict=True)]
+    return [torch.empty_like(each).copy_(gradient) for gradient, each in zip(found, given, strict=False)]
+
+
+def _triton_backward(dy: Tensor, problem: _Problem) -> list[Tensor]:
+    """Products of 16-bit floats take them rounded, as those of tensor cores do; all between is float32."""
+    dtype = problem.tensors[0].dtype
+    return _reference_backward(dy, problem, lambda a, b: (a.to(dtype) @ b.to(dtype)).to(a.dtype))
 
 
 choose = Choice(
     OP,
-    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
+    triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, _cpu_refuse),  # the gradient is products of matrices: torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )
@@ -207,26 +241,26 @@ choose = Choice(
 
 
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, bias: Optional, mix_scores: Optional, mix_weights: Optional, mix_bias: Optional, heads: int,
-    scale: float | None = None, *, backend: str | None = None,
+    q: Tensor, k: Tensor, v: Tensor, bias: Optional, mix_scores: Optional, mix_weights: Optional, mix_bias: Optional, residual: Optional,
+    heads: int, scale: float | None = None, activation: str = "none", *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    problem = _check(q, k, v, bias, mix_scores, mix_weights, mix_bias, heads, scale)
+    problem = _check(q, k, v, bias, mix_scores, mix_weights, mix_bias, residual, heads, scale, activation)
     return choose(backend, q, problem).forward(problem)
 
 
 def _forward_fake(
-    q: Tensor, k: Tensor, v: Tensor, bias: Optional, mix_scores: Optional, mix_weights: Optional, mix_bias: Optional, heads: int,
-    scale: float | None = None, *, backend: str | None = None,
+    q: Tensor, k: Tensor, v: Tensor, bias: Optional, mix_scores: Optional, mix_weights: Optional, mix_bias: Optional, residual: Optional,
+    heads: int, scale: float | None = None, activation: str = "none", *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    _check(q, k, v, bias, mix_scores, mix_weights, mix_bias, heads, scale)
+    _check(q, k, v, bias, mix_scores, mix_weights, mix_bias, residual, heads, scale, activation)
     return q.new_empty(q.shape[0], q.shape[1], v.shape[2])
 
 
 def _backward(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Optional, mix_scores: Optional, mix_weights: Optional, mix_bias: Optional,
-    heads: int, scale: float | None, backend: str | None,
+    residual: Optional, heads: int, scale: float | None, activation: str, backend: str | None,
 ) -> list[Tensor]:  # fmt: skip
-    problem = _check(q, k, v, bias, mix_scores, mix_weights, mix_bias, heads, scale)
+    problem = _check(q, k, v, bias, mix_scores, mix_weights, mix_bias, residual, heads, scale, activation)
     checks.like(f"{OP}_backward", "dy", dy, q, (q.shape[0], q.shape[1], v.shape[2]))
     backward = choose(backend, q, problem).backward
     assert backward is not None
@@ -235,24 +269,25 @@ def _backward(
 
 def _backward_fake(
     dy: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Optional, mix_scores: Optional, mix_weights: Optional, mix_bias: Optional,
-    heads: int, scale: float | None, backend: str | None,
+    residual: Optional, heads: int, scale: float | None, activation: str, backend: str | None,
 ) -> list[Tensor]:  # fmt: skip
-    return [torch.empty_like(each) for each in (q, k, v, bias, mix_scores, mix_weights, mix_bias) if each is not None]
+    return [torch.empty_like(each) for each in (q, k, v, bias, mix_scores, mix_weights, mix_bias, residual) if each is not None]
 
 
-_TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mix_scores, Tensor? mix_weights, Tensor? mix_bias"
+_TENSORS = "Tensor q, Tensor k, Tensor v, Tensor? bias, Tensor? mix_scores, Tensor? mix_weights, Tensor? mix_bias, Tensor? residual"
 _forward_op = register(
-    OP, f"({_TENSORS}, int heads, float? scale=None, *, str? backend=None) -> Tensor", _forward, _forward_fake
+    OP, f"({_TENSORS}, int heads, float? scale=None, str activation='none', *, str? backend=None) -> Tensor", _forward, _forward_fake
 )  # fmt: skip
 _backward_op = register(
-    f"{OP}_backward", f"(Tensor dy, {_TENSORS}, int heads, float? scale, str? backend) -> Tensor[]", _backward, _backward_fake
+    f"{OP}_backward", f"(Tensor dy, {_TENSORS}, int heads, float? scale, str activation, str? backend) -> Tensor[]", _backward,
+    _backward_fake,
 )  # fmt: skip
 
 
 def _setup(ctx: Any, *args: Any, backend: str | None = None) -> None:
-    tensors, settings = args[:7], args[7:]
+    tensors, settings = args[:8], args[8:]
     ctx.save_for_backward(*tensors)
-    ctx.settings = (settings[0], settings[1] if len(settings) > 1 else None)
+    ctx.settings = (*settings, *(None, "none")[len(settings) - 1 :])
     # The backward may run on another thread, outside the use_backend block of the forward.
     ctx.backend = choose.backend(backend, tensors[0], _check(*tensors, *ctx.settings))
 
@@ -263,7 +298,7 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Optional, ...]:
         found = iter(_reference_backward(dy, _check(*tensors, *ctx.settings)))
     else:
         found = iter(_backward_op(dy, *tensors, *ctx.settings, ctx.backend))
-    return (*(None if each is None else next(found) for each in tensors), None, None)
+    return (*(None if each is None else next(found) for each in tensors), None, None, None)
 
 
-_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=7)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=8)

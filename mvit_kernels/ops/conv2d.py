@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from .library import (
     empty_in_format,
     in_format,
     is_channels_last,
+    narrow,
     raise_status,
     refuse_off_floats,
     register,
@@ -138,7 +141,7 @@ def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, second: Optional, re
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(x, FLOAT_CODES)
+    return triton_support.refuse_rows(x, FLOAT_CODES)
 
 
 def _triton_forward(
@@ -166,10 +169,12 @@ def _reference_forward(
 
 
 def _reference_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, bias: Optional, second: Optional, stride: int, activation: str
-) -> tuple[Tensor, ...]:
+    dy: Tensor, x: Tensor, weight: Tensor, bias: Optional, second: Optional, stride: int, activation: str, *,
+    cast: Callable[..., list[Any]] = widen,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """cast: `widen` or `narrow`, of all tensors."""
     dtype, weight_dtype, channels_last = x.dtype, weight.dtype, is_channels_last(x)
-    dy, x, weight, bias, second = widen(x, dy, x, weight, bias, second)
+    dy, x, weight, bias, second = cast(x, dy, x, weight, bias, second)
     dx, dweight, dbias, dsecond = reference.conv2d_backward(dy, x, weight, bias, second, stride, activation)
     return (
         dense(dx.to(dtype), channels_last), dweight.to(weight_dtype).contiguous(), dbias.to(weight_dtype),
@@ -179,7 +184,7 @@ def _reference_backward(
 
 choose = Choice(
     OP,
-    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
+    triton=Implementation(_triton_forward, functools.partial(_reference_backward, cast=narrow), _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, refuse_off_floats),  # the gradient of a convolution is torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )

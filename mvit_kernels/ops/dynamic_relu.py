@@ -69,7 +69,7 @@ def _cpu_forward(x: Tensor, u: Tensor) -> Tensor:
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(x, FLOAT_CODES)
+    return triton_support.refuse_rows(x, FLOAT_CODES)
 
 
 def _triton_forward(x: Tensor, u: Tensor) -> Tensor:

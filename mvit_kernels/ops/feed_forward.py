@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from mvit_kernels import reference
 from . import checks, triton_support
 from .backend import Choice, Implementation, native
 from .group_norm import choose as choose_group_norm
+from .layer_norm import choose as choose_layer_norm
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -19,10 +21,12 @@ from .library import (
     empty_in_format,
     empty_moments,
     is_channels_last,
+    narrow,
     raise_status,
     refuse_off_floats,
     register,
     register_autograd,
+    wide,
     wide_dtype,
     widen,
 )
@@ -119,11 +123,13 @@ def _cpu_forward(
 
 
 def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    return _composed_backward(dy, x, *parameters, group_norm_backward=choose_group_norm.implementations["cpu"].backward)
+    (*_, norm, _) = parameters
+    kernel = choose_group_norm.implementations["cpu"].backward if norm == "group" else None
+    return _composed_backward(widen, dy, x, *parameters, norm_backward=kernel)
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(x, FLOAT_CODES)
+    return triton_support.refuse_rows(x, FLOAT_CODES)
 
 
 @dataclass(frozen=True)
@@ -151,7 +157,25 @@ def _triton_forward(
 
 
 def _triton_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    return _composed_backward(dy, x, *parameters, group_norm_backward=choose_group_norm.implementations["triton"].backward)
+    """The norm by its kernel, what is done to single values by torch's, both in float32; products in the dtype of x."""
+    (*_, norm, _) = parameters
+    kernel = choose_group_norm.implementations["triton"].backward
+    if norm == "layer":
+        rows = choose_layer_norm.implementations["triton"]
+        if rows.refuse(x.movedim(1, -1)) is not None:  # longer than its registers
+            rows = choose_layer_norm.implementations["reference"]
+        kernel = _of_rows(rows.backward)
+    return _composed_backward(narrow, dy, x, *parameters, norm_backward=kernel)
+
+
+def _of_rows(backward: Any) -> Callable[..., tuple[Tensor, ...]]:
+    """The gradient of a LayerNorm of rows as one of the pixels of maps (B, C, H, W)."""
+
+    def of_maps(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, ...]:
+        dx, dweight, dbias = backward(dy.movedim(1, -1), x.movedim(1, -1), weight, eps)
+        return dx.movedim(-1, 1), dweight, dbias
+
+    return of_maps
 
 
 def _reference_forward(
@@ -165,18 +189,17 @@ def _reference_forward(
 
 
 def _reference_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    return _composed_backward(dy, x, *parameters, group_norm_backward=reference.group_norm_backward)
+    return _composed_backward(widen, dy, x, *parameters)
 
 
 def _composed_backward(
-    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, eps: float, norm: str,
-    activation: str, *, group_norm_backward: Any,
+    cast: Callable[..., list[Any]], dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor,
+    eps: float, norm: str, activation: str, *, norm_backward: Any = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    arguments = [*widen(x, dy, x, norm_w, norm_b, fc1_w, fc1_b, fc2_w), eps]
-    dx, *gradients = reference.feed_forward_backward(
-        *arguments, norm=norm, activation=activation, group_norm_backward=group_norm_backward
-    )  # fmt: skip
-    return dense(dx.to(x.dtype), is_channels_last(x)), *gradients
+    """cast: `widen` or `narrow`, of all tensors."""
+    arguments = [*cast(x, dy, x, norm_w, norm_b, fc1_w, fc1_b, fc2_w), eps]
+    dx, *gradients = reference.feed_forward_backward(*arguments, norm=norm, activation=activation, norm_backward=norm_backward)
+    return dense(dx.to(x.dtype), is_channels_last(x)), *map(wide, gradients)
 
 
 choose = Choice(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +18,12 @@ from .library import (
     FLOAT_DTYPES,
     empty_moments,
     fresh,
+    narrow,
     raise_status,
     refuse_off_floats,
     register,
     register_autograd,
+    wide,
     wide_dtype,
     widen,
 )
@@ -142,7 +146,7 @@ def _cpu_forward(
 
 
 def _triton_refuse(a: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(a, FLOAT_CODES)
+    return triton_support.refuse_rows(a, FLOAT_CODES)
 
 
 @dataclass(frozen=True)
@@ -182,19 +186,20 @@ def _reference_forward(
 
 def _reference_backward(
     dy: Tensor, a: Tensor, weight: Tensor, bias: Optional, second: Optional, moments: Optional, layer_norm: bool, eps: float,
-    activation: str,
+    activation: str, *, cast: Callable[..., list[Any]] = widen,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    """cast: `widen` or `narrow`, of all tensors."""
     dtype = weight.dtype
-    dy, x, weight, bias, beside = widen(a, dy, a, weight, bias, second)
+    dy, x, weight, bias, beside = cast(a, dy, a, weight, bias, second)
     da, dweight, dbias, dsecond = reference.gemm_backward(dy, x, weight, bias, beside, moments, layer_norm, eps, activation)
     # The results of an op share no memory. The bias may have another dtype than the weight.
     dsecond = dsecond.to(a.dtype).clone(memory_format=torch.contiguous_format)
-    return da.to(a.dtype).contiguous(), dweight.to(dtype).contiguous(), dbias, dsecond
+    return da.to(a.dtype).contiguous(), dweight.to(dtype).contiguous(), wide(dbias), dsecond
 
 
 choose = Choice(
     OP,
-    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
+    triton=Implementation(_triton_forward, functools.partial(_reference_backward, cast=narrow), _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, refuse_off_floats),  # the gradient is three plain products: torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,11 +21,13 @@ from .library import (
     empty_in_format,
     empty_moments,
     is_channels_last,
+    narrow,
     raise_status,
     refuse_off_floats,
     register,
     register_autograd,
     single,
+    wide,
     wide_dtype,
     widen,
 )
@@ -236,7 +240,7 @@ def _cuda_forward(
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(x, FLOAT_CODES)
+    return triton_support.refuse_rows(x, FLOAT_CODES)
 
 
 @dataclass(frozen=True)
@@ -273,18 +277,19 @@ def _reference_forward(
 
 def _reference_backward(
     dy: Tensor, x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, stride: int,
-    residual: bool, activation: str,
+    residual: bool, activation: str, *, cast: Callable[..., list[Any]] = widen,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    arguments = widen(x, dy, x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w)
+    """cast: `widen` or `narrow`, of all tensors."""
+    arguments = cast(x, dy, x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w)
     dx, *gradients = reference.inverted_residual_backward(*arguments, stride=stride, residual=residual, activation=activation)
-    return dense(dx.to(x.dtype), is_channels_last(x)), *(each.contiguous() for each in gradients)
+    return dense(dx.to(x.dtype), is_channels_last(x)), *(wide(each).contiguous() for each in gradients)
 
 
 choose = Choice(
     OP,
     order=_order,
-    cuda=Implementation(_cuda_forward, _reference_backward, _cuda_refuse),
-    triton=Implementation(_triton_forward, _reference_backward, _triton_refuse),
+    cuda=Implementation(_cuda_forward, functools.partial(_reference_backward, cast=narrow), _cuda_refuse),
+    triton=Implementation(_triton_forward, functools.partial(_reference_backward, cast=narrow), _triton_refuse),
     cpu=Implementation(_cpu_forward, _reference_backward, refuse_off_floats),  # the gradient of a convolution is torch's
     reference=Implementation(_reference_forward, _reference_backward),
 )

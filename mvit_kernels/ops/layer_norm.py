@@ -93,7 +93,7 @@ def _cpu_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: 
 def _triton_refuse(x: torch.Tensor, *_: object) -> str | None:
     if x.shape[-1] > _LONGEST:
         return f"it has no kernel for rows of more than {_LONGEST} channels, got {x.shape[-1]}"
-    return triton_support.refuse(x, FLOAT_CODES)
+    return triton_support.refuse_rows(x, FLOAT_CODES)
 
 
 def _triton_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:

@@ -249,6 +249,12 @@ def widen(like: torch.Tensor, *tensors: torch.Tensor | None) -> list[Any]:
     return [None if each is None else each.to(dtype) for each in tensors]
 
 
+def narrow(like: torch.Tensor, *tensors: torch.Tensor | None) -> list[Any]:
+    """All in the dtype of `like`, in which a GPU multiplies 16-bit floats on tensor cores, with sums in float32, as torch's own gradients
+    do: products of float32 have a fifteenth of their speed. For gradients whose steps between products compute in float32 themselves."""
+    return [None if each is None else each.to(like.dtype) for each in tensors]
+
+
 def single(x: torch.Tensor) -> torch.Tensor:
     """x itself where it is contiguous float32, else a copy that is."""
     return x if x.dtype is torch.float32 and x.is_contiguous() else x.to(torch.float32).contiguous()

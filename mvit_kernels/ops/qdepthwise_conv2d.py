@@ -33,7 +33,7 @@ Optional = torch.Tensor | None
 
 
 class QDepthwiseConv2d:
-    """A depthwise convolution whose quantization is computed: call it with x (B, C, H, W) uint8."""
+    """A depthwise convolution whose quantization is computed: call it with x (B, C / m, H, W) uint8."""
 
     def __init__(
         self, weight: Tensor, zero_point: Tensor, channels: Tensor, settings: Settings, stride: int, table: Optional, backend: str | None
@@ -102,14 +102,14 @@ def qdepthwise_conv2d(
     out_dtype: torch.dtype = torch.float32, out_scale: Any = None, out_zero_point: Any = None, table: Tensor | None = None, a_bits: int = 8,
     out_bits: int = 8, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
-    """y = act(s_a s_w conv2d(x - z_a, w, padding=1, groups=C) + bias + residual), exact in int32 and then in a pinned order of float32
+    """y = act(s_a s_w conv2d(x - z_a, w, padding=1, groups=C / m) + bias + residual), exact in int32 and then in a pinned order of float32
     operations (those of `qgemm`). Padding is real 0, the zero-point.
 
     Real values are scale * (q - zero_point). For many calls with the same quantization `prepare_qdepthwise_conv2d` computes its part once.
 
     Args:
-        x: (B, C, H, W) uint8, at least one channel and pixel. channels_last is read in place, other strides are copied to it first.
-        weight: (C, 1, 3, 3) int8 with values in [-127, 127]; zero-point 0.
+        x: (B, C / m, H, W) uint8, at least one channel and pixel. channels_last is read in place, other strides are copied to it first.
+        weight: (C, 1, 3, 3) int8 with values in [-127, 127]; zero-point 0. Channel k of x goes into channels m k to m k + m - 1 of y.
         stride: 1 or 2.
         a_scale: a number.
         a_zero_point: any int32, or one for each channel, (C,) or (1, C).
@@ -180,8 +180,8 @@ def is_narrow(channels: Tensor, settings: Settings) -> bool:
 # --- checks ---
 
 
-def _out_size(x: Tensor, stride: int) -> tuple[int, int, int, int]:
-    return x.shape[0], x.shape[1], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
+def _out_size(x: Tensor, weight: Tensor, stride: int) -> tuple[int, int, int, int]:
+    return x.shape[0], weight.shape[0], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
 
 
 def _check_prepared(
@@ -201,10 +201,12 @@ def _check(
     x: Tensor, weight: Tensor, residual: Optional, stride: int, out_dtype: torch.dtype, plain: bool, residual_scale: float
 ) -> None:  # fmt: skip
     checks.image(OP, "x", x, (torch.uint8,))
-    if x.shape[1] != weight.shape[0]:
-        raise ValueError(f"{OP}: x: expected shape (B, {weight.shape[0]}, H, W), got {tuple(x.shape)}")
+    if weight.shape[0] % x.shape[1]:
+        raise ValueError(
+            f"{OP}: x: expected a number of channels that divides the {weight.shape[0]} filters of weight, got {tuple(x.shape)}"
+        )  # fmt: skip
     if residual is not None:
-        check_residual(OP, residual, _out_size(x, stride), out_dtype, plain, residual_scale, x.device)
+        check_residual(OP, residual, _out_size(x, weight, stride), out_dtype, plain, residual_scale, x.device)
 
 
 # --- backends ---
@@ -215,11 +217,12 @@ def _cpu_forward(
     narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
     x = in_format(x, channels_last=True)
-    y = empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype)
+    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True, dtype=out_dtype)
     if residual is not None:
         residual = dense(residual, channels_last=True)
     status = native.qdepthwise_conv2d(
-        x.shape, stride, x.data_ptr(), x.stride(), blocks.data_ptr(), narrow and residual is None, channels.data_ptr(), channels.shape[1],
+        x.shape, weight.shape[0] // x.shape[1], stride, x.data_ptr(), x.stride(), blocks.data_ptr(), narrow and residual is None,
+        channels.data_ptr(), channels.shape[1],
         QTYPE_CODES[out_dtype], plain, *activation_code(activation), *table_addresses(table),
         0 if residual is None else residual.data_ptr(), 0 if residual is None else QTYPE_CODES[residual.dtype], residual_scale,
         residual_zero_point, y.data_ptr(), torch.get_num_threads(),
@@ -234,25 +237,32 @@ def _reference_forward(
     narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
     y = reference.qdepthwise_conv2d(
-        x, weight, zero_point, unpack_channels(channels, weight.shape[0]), stride, plain=plain, activation=activation, out_dtype=out_dtype,
+        x.repeat_interleave(weight.shape[0] // x.shape[1], 1), weight, zero_point, unpack_channels(channels, weight.shape[0]), stride,
+        plain=plain, activation=activation, out_dtype=out_dtype,
         residual=residual, residual_scale=residual_scale, residual_zero_point=residual_zero_point, table=table,
     )  # fmt: skip
-    return empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype).copy_(y)
+    return empty_in_format(x, _out_size(x, weight, stride), channels_last=True, dtype=out_dtype).copy_(y)
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(x, (torch.uint8,))
+    return triton_support.refuse_rows(x, (torch.uint8,))
 
 
 def _triton_forward(
     x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, table: Optional, stride: int,
     narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
-    y = empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype)
+    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True, dtype=out_dtype)
     residual = None if residual is None else dense(residual, channels_last=True)
     finish = triton_finish(channels, out_dtype, plain, activation, table, residual, residual_scale, residual_zero_point)
     _kernels.qdepthwise_conv2d(in_format(x, channels_last=True), weight, zero_point, stride, finish, y)
     return y
+
+
+def _cuda_refuse(x: Tensor, weight: Optional = None, *_: object) -> str | None:
+    if weight is not None and weight.shape[0] != x.shape[1]:
+        return "it has no kernel for several filters of a channel"
+    return cuda_support.refuse(x)
 
 
 def _cuda_forward(
@@ -260,7 +270,7 @@ def _cuda_forward(
     narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
     x = in_format(x, channels_last=True)
-    y = empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype)
+    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True, dtype=out_dtype)
     if residual is not None:
         residual = dense(residual, channels_last=True)
     taps, border = packed(pack_taps, weight, zero_point, channels)
@@ -275,7 +285,7 @@ def _cuda_forward(
 
 choose = Choice(
     OP,
-    cuda=Implementation(_cuda_forward, refuse=cuda_support.refuse),
+    cuda=Implementation(_cuda_forward, refuse=_cuda_refuse),
     triton=Implementation(_triton_forward, refuse=_triton_refuse),
     cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
     reference=Implementation(_reference_forward),
@@ -291,7 +301,7 @@ def _forward(
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, weight, residual, stride, out_dtype, plain, residual_scale)
-    return choose(backend, x).forward(
+    return choose(backend, x, weight).forward(
         x, weight, zero_point, blocks, channels, residual, table, stride, narrow, out_dtype, activation, plain, residual_scale,
         residual_zero_point,
     )  # fmt: skip
@@ -303,7 +313,7 @@ def _forward_fake(
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, weight, residual, stride, out_dtype, plain, residual_scale)
-    return empty_in_format(x, _out_size(x, stride), channels_last=True, dtype=out_dtype)
+    return empty_in_format(x, _out_size(x, weight, stride), channels_last=True, dtype=out_dtype)
 
 
 _op = register(

@@ -426,7 +426,7 @@ def refuse_depth(depth: int, bits: int) -> str | None:
 
 
 def triton_refuse(a: Tensor, depth: int, bits: int) -> str | None:
-    return refuse_depth(depth, bits) or triton_support.refuse(a, (torch.uint8,))
+    return refuse_depth(depth, bits) or triton_support.refuse_rows(a, (torch.uint8,))
 
 
 def _triton_forward(

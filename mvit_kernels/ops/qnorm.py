@@ -144,7 +144,7 @@ def _reference_forward(
 def _triton_refuse(x: Tensor, gain: Optional = None, *_: object) -> str | None:
     if gain is not None:
         return "it takes no weight and bias"
-    return triton_support.refuse(x, (torch.int16,))
+    return triton_support.refuse_rows(x, (torch.int16,))
 
 
 def _triton_forward(

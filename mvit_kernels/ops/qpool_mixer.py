@@ -110,7 +110,7 @@ def _reference_forward(x: Tensor, *settings: Any) -> Tensor:
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(x, (torch.uint8,))
+    return triton_support.refuse_rows(x, (torch.uint8,))
 
 
 def _triton_forward(x: Tensor, *settings: Any) -> Tensor:

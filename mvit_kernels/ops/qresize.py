@@ -69,7 +69,7 @@ def _reference_forward(x: Tensor, output_size: tuple[int, int], align_corners: b
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(x, (torch.uint8,))
+    return triton_support.refuse_rows(x, (torch.uint8,))
 
 
 def _triton_forward(x: Tensor, output_size: tuple[int, int], align_corners: bool) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,11 +21,13 @@ from .library import (
     empty_moments,
     is_channels_last,
     is_compiling,
+    narrow,
     raise_status,
     refuse_off_floats,
     register,
     register_autograd,
     single,
+    wide,
     wide_dtype,
     widen,
 )
@@ -153,7 +156,7 @@ def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]
 
 
 def _backward_by(backend: str, dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    """With the kernels that this backend has of norm and attention."""
+    """With the kernels that this backend has of norm and attention. On a GPU products are in the dtype of x."""
     norm, attention = choose_group_norm.implementations[backend], choose_attention.implementations[backend]
     attention_backward = attention.backward
     assert attention_backward is not None
@@ -162,7 +165,7 @@ def _backward_by(backend: str, dy: Tensor, x: Tensor, *parameters: Any) -> tuple
         return qkv if attention.refuse(qkv, patch) is None else dense(qkv, channels_last=True)
 
     return _composed_backward(
-        dy, x, *parameters, group_norm=norm.forward, group_norm_backward=norm.backward,
+        narrow if backend == "triton" else widen, dy, x, *parameters, group_norm=norm.forward, group_norm_backward=norm.backward,
         attention=lambda qkv, patch: attention.forward(readable(qkv, patch), patch),
         attention_backward=lambda dy, qkv, patch: attention_backward(dy, readable(qkv, patch), patch),
     )  # fmt: skip
@@ -247,7 +250,7 @@ def _cuda_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
     if x.shape[1] > _WIDEST:
         return f"it has no kernel for more than {_WIDEST} channels, got {x.shape[1]}"
-    return triton_support.refuse(x, FLOAT_CODES)
+    return triton_support.refuse_rows(x, FLOAT_CODES)
 
 
 @dataclass(frozen=True)
@@ -288,17 +291,18 @@ def _reference_forward(
 
 
 def _reference_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    return _composed_backward(dy, x, *parameters)
+    return _composed_backward(widen, dy, x, *parameters)
 
 
 def _composed_backward(
-    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, eps: float,
-    patch_size: list[int] | None, **steps: Any,
+    cast: Callable[..., list[Any]], dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor,
+    eps: float, patch_size: list[int] | None, **steps: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    arguments = [*widen(x, dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w), eps]
+    """cast: `widen` or `narrow`, of all tensors."""
+    arguments = [*cast(x, dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w), eps]
     patch = None if patch_size is None else (patch_size[0], patch_size[1])
     dx, *gradients = reference.separable_attention_block_backward(*arguments, patch_size=patch, **steps)
-    return dense(dx.to(x.dtype), is_channels_last(x)), *gradients
+    return dense(dx.to(x.dtype), is_channels_last(x)), *map(wide, gradients)
 
 
 choose = Choice(

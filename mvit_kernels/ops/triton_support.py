@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 OLDEST = (3, 6)  # the oldest version of Triton that the kernels are tested with
+MOST_ROWS = 2**31 - 2**12  # less than 2^31 by more than a tile has
 CAPABILITY = (8, 0)  # tensor cores for bytes and bfloat16
 
 
@@ -69,6 +70,14 @@ def refuse(x: torch.Tensor, dtypes: Container[torch.dtype]) -> str | None:
     if reason is None and x.dtype not in dtypes:
         reason = f"it has no kernel for {x.dtype}"
     return reason
+
+
+def refuse_rows(x: torch.Tensor, dtypes: Container[torch.dtype]) -> str | None:
+    """The same, of kernels that count pixels of maps (B, C, H, W), or rows (..., C), in 32 bits. Elements they count in 64."""
+    rows = x.numel() // max(x.shape[1 if x.ndim == 4 else -1], 1)
+    if rows >= MOST_ROWS:
+        return f"it has no kernel for {MOST_ROWS} pixels or rows and more, got {rows}"
+    return refuse(x, dtypes)
 
 
 def describe() -> tuple[str, str]:

@@ -3,7 +3,7 @@
 from .activation import ACTIVATIONS, activate, activate_backward
 from .activation_curve import CURVE_SHIFT, CURVE_SIZE, CURVES, activation_curve, apply_curve, curve_shift
 from .attention import Mixtures, attention, attention_backward
-from .avg_pool import avg_pool, avg_pool_backward
+from .avg_pool import avg_pool, avg_pool_backward, avg_pool_norm_backward
 from .conv2d import conv2d, conv2d_backward
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from .dynamic_relu import dynamic_relu, dynamic_relu_backward
@@ -30,6 +30,7 @@ from .qpool_mixer import pool_factors, qpool_mixer
 from .qresize import qresize
 from .qseparable_attention import exponential_table, qseparable_context, qseparable_gate
 from .quantize import Rows, along, dequantize, quantize, quantize_rows
+from .resize import resize, resize_backward
 from .separable_attention import separable_attention, separable_attention_backward
 from .separable_attention_block import separable_attention_block, separable_attention_block_backward, separable_attention_block_reduced
 from .stream import dequantize_stream, quantize_stream
@@ -57,6 +58,7 @@ __all__ = [
     "attention_factors",
     "avg_pool",
     "avg_pool_backward",
+    "avg_pool_norm_backward",
     "channel_norm",
     "channel_norm_backward",
     "conv2d",
@@ -119,6 +121,8 @@ __all__ = [
     "quantize_rows",
     "quantize_stream",
     "quantized_mixtures",
+    "resize",
+    "resize_backward",
     "segments",
     "separable_attention",
     "separable_attention_backward",

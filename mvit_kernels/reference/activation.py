@@ -18,6 +18,15 @@ _FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "hard_swish": F.hardswish,
 }
 
+_aten = torch.ops.aten
+_BACKWARD: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "relu": lambda dy, x: _aten.threshold_backward(dy, x, 0),
+    "silu": _aten.silu_backward,
+    "gelu": _aten.gelu_backward,
+    "relu6": lambda dy, x: _aten.hardtanh_backward(dy, x, 0, 6),
+    "hard_swish": _aten.hardswish_backward,
+}
+
 
 def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
     """ "none", "relu", "silu" (x sigmoid(x)), "gelu" (x Phi(x), the exact one), "relu6" (min(max(x, 0), 6)) or "hard_swish"
@@ -26,9 +35,11 @@ def activate(x: torch.Tensor, activation: str) -> torch.Tensor:
 
 
 def activate_backward(dy: torch.Tensor, x: torch.Tensor, activation: str) -> torch.Tensor:
-    """dy times the derivative at x."""
+    """dy times the derivative at x. Of 16-bit floats by torch's own kernels, which compute in float32 and round once."""
     if activation == "none":
         return dy
+    if dy.dtype in (torch.float16, torch.bfloat16):
+        return _BACKWARD[activation](dy, x)
     if activation == "relu":
         return dy.masked_fill(x <= 0, 0)
     if activation == "relu6":

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 Tensor = torch.Tensor
+Product = Callable[[Tensor, Tensor], Tensor]
 
 
 class Mixtures(NamedTuple):
@@ -37,17 +38,17 @@ def attention(
 
 
 def attention_backward(
-    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mixtures: Mixtures
+    dy: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, scale: float, mixtures: Mixtures, product: Product = torch.matmul
 ) -> tuple[Tensor, Tensor, Tensor, Mixtures]:
     """The gradients with respect to q, k, v and what there is of the mixtures.
 
     With s the scores, l = mix(s) + bias, p = softmax(l), w = mix(p):  dv = w^T dy;  dw = dy v^T;  dp = mix^T(dw);
     dl = p (dp - sum_m p dp) = dbias;  ds = mix^T(dl);  dq = scale ds k;  dk = scale ds^T q. A mixture's own gradient is the sum over
-    images, queries and keys of what goes out of it times what came in.
+    images, queries and keys of what goes out of it times what came in. product: of the matrices of heads.
     """
-    scores, _, shares, weights = _weights(q, k, heads, scale, mixtures)
+    scores, _, shares, weights = _weights(q, k, heads, scale, mixtures, product=product)
     query, key, value, grad = (_apart(each, heads) for each in (q, k, v, dy))
-    dweights = grad @ value.mT
+    dweights = product(grad, value.mT)
     dshares = dweights if mixtures.weights is None else _mixed(mixtures.weights.T, dweights)
     dlogits = shares * (dshares - (shares * dshares).sum(dim=-1, keepdim=True))
     dscores = dlogits if mixtures.scores is None else _mixed(mixtures.scores.T, dlogits)
@@ -58,15 +59,16 @@ def attention_backward(
         None if mixtures.shift is None else dweights.sum((0, 2, 3)),
     )
     dscores = dscores * scale
-    dquery, dkey = dscores @ _side_by_side(key), dscores.mT @ query
-    return _together(dquery), _together(dkey), _together(weights.mT @ grad), gradients
+    dquery, dkey = product(dscores, _side_by_side(key)), product(dscores.mT, query)
+    return _together(dquery), _together(dkey), _together(product(weights.mT, grad)), gradients
 
 
 def _weights(
-    q: Tensor, k: Tensor, heads: int, scale: float, mixtures: Mixtures, softmax: Callable[[Tensor], Tensor] | None = None
+    q: Tensor, k: Tensor, heads: int, scale: float, mixtures: Mixtures, softmax: Callable[[Tensor], Tensor] | None = None,
+    product: Product = torch.matmul,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(B, H, N, M) each: scores, what softmax is taken of, its result, and what values are multiplied by."""
-    scores = _apart(q, heads) * scale @ _apart(k, heads).mT
+    scores = product(_apart(q, heads) * scale, _apart(k, heads).mT)
     logits = scores if mixtures.scores is None else _mixed(mixtures.scores, scores)
     if mixtures.bias is not None:
         logits = logits + mixtures.bias

@@ -43,13 +43,13 @@ def feed_forward(
 
 def feed_forward_backward(
     dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, eps: float = 1e-5,
-    *, norm: str = "group", activation: str = "silu", group_norm_backward: NormBackward = group_norm_backward,
+    *, norm: str = "group", activation: str = "silu", norm_backward: NormBackward | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """The gradients of `feed_forward` with respect to x and its six parameters, in their order."""
+    """The gradients of `feed_forward` with respect to x and its six parameters, in their order. That of the norm may be a backend's."""
     normal = (group_norm if norm == "group" else channel_norm)(x, norm_w, norm_b, eps)
     before = pointwise(normal, fc1_w, fc1_b)
     dhidden, dfc2_w, dfc2_b = pointwise_backward(dy, activate(before, activation), fc2_w)
     dnormal, dfc1_w, dfc1_b = pointwise_backward(activate_backward(dhidden, before, activation), normal, fc1_w)
-    norm_backward = group_norm_backward if norm == "group" else channel_norm_backward
+    norm_backward = norm_backward or (group_norm_backward if norm == "group" else channel_norm_backward)
     dx, dnorm_w, dnorm_b = norm_backward(dnormal, x, norm_w, eps)
     return dx + dy, dnorm_w, dnorm_b, dfc1_w, dfc1_b, dfc2_w, dfc2_b

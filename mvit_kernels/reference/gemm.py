@@ -28,14 +28,14 @@ def operand(a: Tensor, second: Tensor | None, moments: Tensor | None, layer_norm
         a = torch.nn.functional.layer_norm(a, a.shape[1:], eps=eps)
     if moments is not None:
         mean, variance = (_of_rows(each, a)[:, None] for each in moments.unbind(1))
-        a = (a - mean) * torch.rsqrt(variance + eps)
+        a = ((a - mean) * torch.rsqrt(variance + eps)).to(a.dtype)
     return a if second is None else torch.cat([a, second], dim=1)
 
 
 def _of_rows(values: Tensor, a: Tensor) -> Tensor:
-    """A value of each group as one of each row of a."""
+    """A value of each group as one of each row of a, in float32 of 16-bit rows."""
     groups = values.shape[0]
-    return values.to(a.dtype).repeat_interleave(a.shape[0] // groups if groups else 0)
+    return values.to(torch.promote_types(a.dtype, torch.float32)).repeat_interleave(a.shape[0] // groups if groups else 0)
 
 
 def moments_of(y: Tensor, groups: int) -> Tensor:
@@ -65,8 +65,10 @@ def gemm_backward(
 
 
 def layer_norm_rows_backward(dy: Tensor, x: Tensor, eps: float) -> Tensor:
-    """dx of (x - mean) / sigma along the last axis: (dy - mean(dy) - xhat mean(dy xhat)) / sigma."""
+    """dx of (x - mean) / sigma along the last axis: (dy - mean(dy) - xhat mean(dy xhat)) / sigma. In float32 of 16-bit floats."""
+    dtype = x.dtype
+    dy, x = (each.to(torch.promote_types(dtype, torch.float32)) for each in (dy, x))
     variance, mean = torch.var_mean(x, dim=-1, correction=0, keepdim=True)
     inverse = torch.rsqrt(variance + eps)
     normal = (x - mean) * inverse
-    return (dy - dy.mean(-1, keepdim=True) - normal * (dy * normal).mean(-1, keepdim=True)) * inverse
+    return ((dy - dy.mean(-1, keepdim=True) - normal * (dy * normal).mean(-1, keepdim=True)) * inverse).to(dtype)

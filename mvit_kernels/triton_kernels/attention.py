@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .activation import activate
 from .launch import blocks, far, launch, power_of_two, processors
 from .products import dot
 
@@ -49,6 +50,26 @@ def _store(result, y, row, n, queries, WIDTH: tl.constexpr, BLOCK_W: tl.constexp
 
 
 @triton.jit
+def _end(
+    result,
+    y,
+    residual,
+    begin,
+    row,
+    n,
+    queries,
+    RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """_store to y + begin of act(result + residual), which lies as y does."""
+    if RESIDUAL:
+        result += _rows(residual + begin, row, n, queries, WIDTH, BLOCK_W).to(tl.float32)
+    _store(activate(result, ACTIVATION, y.dtype.element_ty), y + begin, row, n, queries, WIDTH, BLOCK_W)
+
+
+@triton.jit
 def _finite(largest):
     """What is subtracted from exponents: of nothing but -inf, as beyond the last key, 0."""
     return tl.where(largest == float("-inf"), 0.0, largest)
@@ -56,10 +77,10 @@ def _finite(largest):
 
 @triton.jit
 def attention_kernel(
-    q, k, v, bias, mix_scores, y, logits, sums, heads, queries, keys, share, images, factor,
+    q, k, v, bias, mix_scores, residual, y, logits, sums, heads, queries, keys, share, images, factor,
     q_image, q_row, k_image, k_row, v_image, v_row, bias_head, bias_row, bias_key,
-    BIAS: tl.constexpr, MIX_SCORES: tl.constexpr, TO: tl.constexpr, FAR: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
+    BIAS: tl.constexpr, MIX_SCORES: tl.constexpr, TO: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, FAR: tl.constexpr,
+    DEPTH: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """TO y: y (B, N, H WIDTH). TO parts, of `share` keys each: y (parts, B, H, N, WIDTH) float32, not divided by their sums, and sums
     (parts, 2, B, H, N), the largest logit and the sum of exponentials less it. TO logits: logits (B, H, N, M) float32, and sums (B, H, N),
@@ -106,8 +127,8 @@ def attention_kernel(
         else:
             result = _weighted(weights, v, v_row, m, keys, result * shrink[:, None], WIDTH, BLOCK_W)
     if TO == "y":
-        y += (image * queries * heads + head) * WIDTH
-        _store(result / total[:, None], y, heads * WIDTH, n, queries, WIDTH, BLOCK_W)
+        begin = (image * queries * heads + head) * WIDTH
+        _end(result / total[:, None], y, residual, begin, heads * WIDTH, n, queries, RESIDUAL, ACTIVATION, WIDTH, BLOCK_W)
     elif TO == "logits":
         tl.store(sums + place + n, largest + tl.log2(total), mask=n < queries)
     else:
@@ -120,8 +141,8 @@ def attention_kernel(
 
 @triton.jit
 def attention_join_kernel(
-    results, sums, y, heads, queries, parts, images,
-    WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
+    results, sums, residual, y, heads, queries, parts, images,
+    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """y (B, N, H WIDTH) of what attention_kernel leaves TO parts."""
     program, per_head = tl.program_id(0), tl.cdiv(queries, BLOCK_N)
@@ -141,13 +162,15 @@ def attention_join_kernel(
         here = _rows(results + (part * of_part + place) * WIDTH, WIDTH, n, queries, WIDTH, BLOCK_W)
         result = result * shrink[:, None] + here * grow[:, None]
         largest = now
-    _store(result / total[:, None], y + (image * queries * heads + head) * WIDTH, heads * WIDTH, n, queries, WIDTH, BLOCK_W)
+    begin = (image * queries * heads + head) * WIDTH
+    _end(result / total[:, None], y, residual, begin, heads * WIDTH, n, queries, RESIDUAL, ACTIVATION, WIDTH, BLOCK_W)
 
 
 @triton.jit
 def attention_mixed_kernel(
-    logits, sums, v, mix_weights, shift, y, heads, queries, keys, v_image, v_row,
-    SHIFT: tl.constexpr, FAR: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr,
+    logits, sums, v, mix_weights, shift, residual, y, heads, queries, keys, v_image, v_row,
+    SHIFT: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, FAR: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """y (B, N, H WIDTH) of what attention_kernel leaves TO logits."""
     program, per_head = tl.program_id(0), tl.cdiv(queries, BLOCK_N)
@@ -170,7 +193,8 @@ def attention_mixed_kernel(
             of_sum = tl.load(sums + of_head, mask=n < queries, other=0.0)
             weights += tl.load(mix_weights + head * heads + g) * tl.exp2(logit - of_sum[:, None])
         result = _weighted(weights, v, v_row, m, keys, result, WIDTH, BLOCK_W)  # values beyond the last key are 0
-    _store(result, y + (image * queries * heads + head) * WIDTH, heads * WIDTH, n, queries, WIDTH, BLOCK_W)
+    begin = (image * queries * heads + head) * WIDTH
+    _end(result, y, residual, begin, heads * WIDTH, n, queries, RESIDUAL, ACTIVATION, WIDTH, BLOCK_W)
 
 
 # --- what launches them ---
@@ -178,10 +202,10 @@ def attention_mixed_kernel(
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, mix_scores: Tensor | None, mix_weights: Tensor | None, shift: Tensor | None,
-    heads: int, scale: float, y: Tensor,
+    residual: Tensor | None, activation: str, heads: int, scale: float, y: Tensor,
 ) -> None:  # fmt: skip
     """y (B, N, H d) contiguous of q (B, N, H c), k (B, M, H c) and v (B, M, H d), whose channels have stride 1; bias (H, N, M) of any
-    strides; the mixtures float32 and contiguous, a shift with weights only."""
+    strides; the mixtures float32 and contiguous, a shift with weights only; residual as y."""
     if y.numel() == 0:
         return
     (batch, queries, channels), keys = q.shape, k.shape[1]
@@ -207,22 +231,28 @@ def forward(
         "FAR": not near, "WIDTH": width, "BLOCK_N": block_n, "BLOCK_M": block_m, "BLOCK_W": block_w, "num_warps": 4,
         "num_stages": 1 if mix_weights is not None or small else 2, "enable_fp_fusion": True,
     }  # fmt: skip
+    added = q if residual is None else residual
+    end = {"RESIDUAL": residual is not None, "ACTIVATION": activation}
+    here = end if to == "y" else {"RESIDUAL": False, "ACTIVATION": "none"}
     launch(
         attention_kernel, programs * parts,
-        q, k, v, q if bias is None else bias, q if mix_scores is None else mix_scores, result, logits, sums, heads, queries, keys, share,
-        batch, scale * LOG2E.value, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *((0, 0, 0) if bias is None else bias.stride()),
-        BIAS=bias is not None, MIX_SCORES=mix_scores is not None, TO=to, DEPTH=depth, BLOCK_D=power_of_two(depth, 16), **tiles,
+        q, k, v, q if bias is None else bias, q if mix_scores is None else mix_scores, added, result, logits, sums, heads, queries, keys,
+        share, batch, scale * LOG2E.value, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+        *((0, 0, 0) if bias is None else bias.stride()),
+        BIAS=bias is not None, MIX_SCORES=mix_scores is not None, TO=to, DEPTH=depth, BLOCK_D=power_of_two(depth, 16), **here,
+        **tiles,
     )  # fmt: skip
     if mix_weights is not None:
         launch(
             attention_mixed_kernel, programs,
-            logits, sums, v, mix_weights, v if shift is None else shift, y, heads, queries, keys, *v.stride()[:2],
-            SHIFT=shift is not None, **tiles,
+            logits, sums, v, mix_weights, v if shift is None else shift, added, y, heads, queries, keys, *v.stride()[:2],
+            SHIFT=shift is not None, **end, **tiles,
         )  # fmt: skip
     elif parts > 1:
         launch(
             attention_join_kernel, batch * heads * blocks(queries, 16),
-            result, sums, y, heads, queries, parts, batch, WIDTH=width, BLOCK_N=16, BLOCK_W=block_w, num_warps=4, enable_fp_fusion=True,
+            result, sums, added, y, heads, queries, parts, batch, **end, WIDTH=width, BLOCK_N=16, BLOCK_W=block_w, num_warps=4,
+            enable_fp_fusion=True,
         )  # fmt: skip
 
 

@@ -16,9 +16,10 @@ Tensor = torch.Tensor
 def qdepthwise_conv2d_kernel(
     x, weight, zero_point, channels, channels_stride, table, segments, residual, residual_scale, residual_zero_point, y,
     rows, count, height, width, out_height, out_width, x_image, x_row, x_column,
-    STRIDE: tl.constexpr, OUT: tl.constexpr, PLAIN: tl.constexpr, ACTIVATION: tl.constexpr, TABLE: tl.constexpr, RESIDUAL: tl.constexpr,
-    FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    TIMES: tl.constexpr, STRIDE: tl.constexpr, OUT: tl.constexpr, PLAIN: tl.constexpr, ACTIVATION: tl.constexpr, TABLE: tl.constexpr,
+    RESIDUAL: tl.constexpr, FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    """count: channels of y, TIMES of each of x."""
     across = tl.cdiv(count, BLOCK_C)
     program = tl.program_id(0)
     m = (program // across) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -27,7 +28,7 @@ def qdepthwise_conv2d_kernel(
     image, y_at, x_at = m // (out_height * out_width), m // out_width % out_height, m % out_width
     if FAR:
         y_at, x_at = y_at.to(tl.int64), x_at.to(tl.int64)
-    x += (image.to(tl.int64) * x_image)[:, None] + c[None, :]
+    x += (image.to(tl.int64) * x_image)[:, None] + (c // TIMES)[None, :]
     outside = tl.load(zero_point + c, mask=known, other=0)[None, :]
     total = tl.load(channels + c, mask=known, other=0)[None, :] + tl.zeros((BLOCK_M, BLOCK_C), tl.int32)
     for tap in tl.static_range(9):
@@ -49,16 +50,17 @@ def qdepthwise_conv2d_kernel(
 
 
 def qdepthwise_conv2d(x: Tensor, weight: Tensor, zero_point: Tensor, stride: int, finish: Finish, y: Tensor) -> None:
-    """y (B, C, Ho, Wo) of x (B, C, H, W), whose channels have stride 1; weight (C, 1, 3, 3) int8; y and residual dense in channels_last."""
+    """y (B, C, Ho, Wo) of x (B, C / m, H, W), whose channels have stride 1; weight (C, 1, 3, 3) int8; y and residual dense in
+    channels_last."""
     if y.numel() == 0:
         return
-    count = x.shape[1]
+    count = y.shape[1]
     rows = y.numel() // count
     block_c = power_of_two(count, 16, 128)
     block_m = power_of_two(rows, 1, 2048 // block_c)
     image, _, row, column = x.stride()
     launch(
         qdepthwise_conv2d_kernel, blocks(rows, block_m) * blocks(count, block_c),
-        x, weight, zero_point, *finish.arguments(), y, rows, count, *x.shape[2:], *y.shape[2:], image, row, column, STRIDE=stride,
-        **finish.settings(), FAR=far(x), BLOCK_M=block_m, BLOCK_C=block_c, num_warps=4,
+        x, weight, zero_point, *finish.arguments(), y, rows, count, *x.shape[2:], *y.shape[2:], image, row, column,
+        TIMES=count // x.shape[1], STRIDE=stride, **finish.settings(), FAR=far(x), BLOCK_M=block_m, BLOCK_C=block_c, num_warps=4,
     )  # fmt: skip

@@ -6,21 +6,17 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, far, launch, power_of_two
-from .pinned import double, double_bits, rint, rint_double
+from .pinned import rint, rint_double
+from .resize import between, run
 
 Tensor = torch.Tensor
 
 
 @triton.jit
 def _taps(i, size, step, CORNERS: tl.constexpr):
-    """(first, second, weight of second in 2^-11) of outputs i along an axis; step: inputs to an output, float64."""
-    at = i.to(tl.float64)
-    at = at * double(step) if CORNERS else tl.maximum((at + 0.5) * double(step) - 0.5, 0.0)
-    first = tl.minimum(tl.floor(at), tl.cast(size - 1, tl.float64))
-    weight = rint_double(tl.minimum(at - first, 1.0) * 2048.0).to(tl.int32)
-    first = first.to(tl.int32)
-    return first, tl.minimum(first + 1, size - 1), weight
+    """`between`, with the weight of second in 2^-11."""
+    first, second, share = between(i, size, step, CORNERS)
+    return first, second, rint_double(share * 2048.0).to(tl.int32)
 
 
 @triton.jit
@@ -55,22 +51,4 @@ def qresize_kernel(
 
 def qresize(x: Tensor, align_corners: bool, y: Tensor) -> None:
     """y (B, C, h, w) of x (B, C, H, W), both dense in channels_last."""
-    if y.numel() == 0:
-        return
-    batch, channels, height, width = x.shape
-    steps = [_step(size, out, align_corners) for size, out in zip(x.shape[2:], y.shape[2:], strict=True)]
-    pixels = batch * y.shape[2] * y.shape[3]
-    block_c = power_of_two(channels, 1, 64)
-    block_p = power_of_two(pixels, 1, 1024 // block_c)
-    launch(
-        qresize_kernel, blocks(pixels, block_p) * blocks(channels, block_c),
-        x, y, pixels, channels, height, width, *y.shape[2:], channels * height * width, *map(double_bits, steps), CORNERS=align_corners,
-        FAR=far(x), BLOCK_P=block_p, BLOCK_C=block_c, num_warps=4,
-    )  # fmt: skip
-
-
-def _step(size: int, out: int, align_corners: bool) -> float:
-    """Inputs from one output to the next."""
-    if align_corners:
-        return (size - 1) / (out - 1) if out > 1 else 0.0
-    return size / out
+    run(qresize_kernel, x, align_corners, y)
