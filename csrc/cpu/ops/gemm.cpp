@@ -38,21 +38,21 @@ void run(const GemmProblem& p, int threads) {
 
     const DynamicSlopes slopes(p.dtype, p.slopes, p.groups, p.columns);
     const Borrowed<Statistics> tiles(p.collected ? p.groups * cut.tiles() : 0);
-    parallel_tasks(
-        cut.tasks() * ranges, p.groups * p.rows * depth * p.columns / 8, gemm_scratch(cut.height, depth, width * panel), threads,
-        [&](int64_t task, float* scratch) {
-            const int64_t block = task / ranges, begin = task % ranges * width;
-            const int64_t end = begin + width < panels(p.columns) ? begin + width : panels(p.columns);
-            const int64_t group = cut.group(block), row = group * p.rows + cut.first(block);
-            RowSource source = row_source(at(p.a, row * p.a_stride), p.a_stride, p.depth, p.moments ? p.moments + group : nullptr, p.eps);
-            source.layer_norm = p.layer_norm;
-            source.second = at(p.second, row * p.second_stride);
-            source.second_stride = p.second_stride;
-            source.second_depth = p.second_depth;
-            kernels.block[code]({source, cut.count(block), p.columns, begin, end, p.weight, p.bias, p.activation, slopes.of(group),
-                                 at(p.residual, row * p.residual_stride), p.residual_stride, rows_of_y(block), p.y_stride, scratch});
-            if (p.collected && ranges == 1) gather_statistics(p.dtype, rows_of_y(block), cut, block, p.columns, tiles.data());
-        });
+    // Of few rows what takes time is reading the weight.
+    const int64_t rows = p.groups * p.rows, work = (rows > 8 ? rows : 8) * depth * p.columns / 8;
+    parallel_tasks(cut.tasks() * ranges, work, gemm_scratch(cut.height, depth, width * panel), threads, [&](int64_t task, float* scratch) {
+        const int64_t block = task / ranges, begin = task % ranges * width;
+        const int64_t end = begin + width < panels(p.columns) ? begin + width : panels(p.columns);
+        const int64_t group = cut.group(block), row = group * p.rows + cut.first(block);
+        RowSource source = row_source(at(p.a, row * p.a_stride), p.a_stride, p.depth, p.moments ? p.moments + group : nullptr, p.eps);
+        source.layer_norm = p.layer_norm;
+        source.second = at(p.second, row * p.second_stride);
+        source.second_stride = p.second_stride;
+        source.second_depth = p.second_depth;
+        kernels.block[code]({source, cut.count(block), p.columns, begin, end, p.weight, p.bias, p.activation, slopes.of(group),
+                             at(p.residual, row * p.residual_stride), p.residual_stride, rows_of_y(block), p.y_stride, scratch});
+        if (p.collected && ranges == 1) gather_statistics(p.dtype, rows_of_y(block), cut, block, p.columns, tiles.data());
+    });
     if (!p.collected) return;
     for (int64_t block = 0; ranges > 1 && block < cut.tasks(); ++block)  // few rows: not worth another parallel region
         gather_statistics(p.dtype, rows_of_y(block), cut, block, p.columns, tiles.data());
