@@ -16,7 +16,7 @@ namespace mvit::tests {
 class PackedMatrix {
   public:
     PackedMatrix(int64_t columns, int64_t depth, int bits, bool extreme = false)
-        : columns_(columns), depth_(depth), values_(static_cast<size_t>(columns * depth)), packed_(qweight_bytes(columns, depth, bits)) {
+        : depth_(depth), values_(static_cast<size_t>(columns * depth)), packed_(qweight_bytes(columns, depth, bits)) {
         const int most = bits == 6 ? 31 : 127;
         for (int8_t& v : values_) {
             const bool at_end = extreme || random_int(0, 3) == 0;
@@ -61,7 +61,7 @@ class PackedMatrix {
     QWeight weight;
 
   private:
-    int64_t columns_, depth_;
+    int64_t depth_;
     std::vector<int8_t> values_;
     Guarded<uint8_t> packed_;
 };

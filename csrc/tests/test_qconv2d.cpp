@@ -1,4 +1,6 @@
 // Convolutions of bytes by both methods against a plain loop over the formula, with guard pages behind each buffer.
+#include <thread>
+
 #include "cpu/core/tile.h"
 #include "cpu/ops/qconv2d.h"
 #include "cpu/ops/qwinograd.h"
@@ -127,6 +129,16 @@ TEST(qconv2d_of_windows) {
                 }
         compare({1, 1, 16, 16, 0, 16, 3, 1, true, false, 8});
         compare({3, 33, 32, 96, 96, 96, 3, 1, false, false, 8});
+    });
+}
+
+// A last block of fewer lines may gather more pixels at once than the blocks before it. In threads of their own, which have no memory from
+// larger calls.
+TEST(qconv2d_of_blocks_of_other_heights) {
+    on_every_isa([] {
+        for (int64_t width : {5, 9, 11})
+            for (int64_t height : {11, 19, 21, 39})
+                for (bool wide : {false, true}) std::thread([=] { compare({1, height, width, 64, 0, 64, 3, 1, wide, false, 8}); }).join();
     });
 }
 

@@ -28,7 +28,7 @@ class alignas(64) TileShapes {
     void take() const { asm volatile("ldtilecfg %0" : : "m"(*this)); }
 
   private:
-    uint8_t palette_ = 1, start_ = 0, reserved_[14] = {};
+    [[maybe_unused]] uint8_t palette_ = 1, start_ = 0, reserved_[14] = {};  // only the processor reads them
     uint16_t bytes_[16] = {};
     uint8_t rows_[16] = {};
 };

@@ -34,12 +34,6 @@ inline void each_turn(const QTile& t, const Body& body) {
     }
 }
 
-inline int32_t four_of_row(const uint8_t* a) {
-    int32_t four;
-    std::memcpy(&four, a, sizeof four);
-    return four;
-}
-
 // The last one to three bytes of a row, and zeros.
 inline int32_t tail_of_row(const uint8_t* a, int64_t count) {
     uint32_t bytes = 0;
@@ -48,6 +42,12 @@ inline int32_t tail_of_row(const uint8_t* a, int64_t count) {
 }
 
 #if defined(MVIT_ISA_AVX512VNNI)
+
+inline int32_t four_of_row(const uint8_t* a) {
+    int32_t four;
+    std::memcpy(&four, a, sizeof four);
+    return four;
+}
 
 // sum += four products of bytes of a (unsigned) and w (signed) in each lane. The intrinsic makes gcc 12 keep sums on the stack, which
 // costs a factor of three.

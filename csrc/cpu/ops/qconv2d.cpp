@@ -57,7 +57,9 @@ void run(const QConv2dProblem& p, int threads) {
     const int64_t rows = (height + even - 1) / even, blocks = (height + rows - 1) / rows;
     const int64_t pieces = threads > 1 ? (tasks_wanted + p.batch * blocks - 1) / (p.batch * blocks) : 1;
     const int64_t panels = round_up((all + pieces - 1) / pieces, qgroup), ranges = (all + panels - 1) / panels;
-    const int64_t bytes = kernels.scratch(p, rows);
+    // Pixels of a block are gathered in even parts: those of fewer lines may be larger.
+    const int64_t of_most = kernels.scratch(p, rows), of_last = kernels.scratch(p, height - (blocks - 1) * rows);
+    const int64_t bytes = of_most > of_last ? of_most : of_last;
 
     parallel_tasks(p.batch * blocks * ranges, p.batch * height * width * of_a_pixel / (32 * speed), bytes / int64_t{sizeof(float)} + 1,
                    threads, [&](int64_t task, float* scratch) {
