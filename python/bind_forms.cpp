@@ -201,8 +201,10 @@ py::object function_of(const std::shared_ptr<Forms>& forms) {
     return py::reinterpret_steal<py::object>(PyCFunction_New(&again_definition, capsule.ptr()));
 }
 
-// Nothing where the call would not be found again.
-void add(Forms& forms, const py::tuple& tensors, const py::object& backend, const py::object& replay, const py::tuple& result) {
+// Nothing where the call would not be found again, or where `holds()`, asked once the key is made, is false: what the key says of weights
+// is what was packed of them only as long as nobody has changed one in between.
+void add(Forms& forms, const py::tuple& tensors, const py::object& backend, const py::object& holds, const py::object& replay,
+         const py::tuple& result) {
     std::vector<PyObject*> objects;
     for (const py::handle& each : tensors) objects.push_back(each.ptr());
     int64_t key[most_words];
@@ -210,7 +212,7 @@ void add(Forms& forms, const py::tuple& tensors, const py::object& backend, cons
     size_t there;
     const Py_ssize_t words = read(forms, objects.data(), static_cast<Py_ssize_t>(objects.size()), key, addresses, &there);
     if (words < 0) PyErr_Clear();
-    if (words > 0) forms.all.push_back({{key, key + words}, backend, result, replay, replay.cast<Replay*>()});
+    if (words > 0 && holds().cast<bool>()) forms.all.push_back({{key, key + words}, backend, result, replay, replay.cast<Replay*>()});
 }
 
 // Of torch's names those that replay.py gives; null where its tables are of another version.

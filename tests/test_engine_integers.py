@@ -92,6 +92,14 @@ def test_other_sizes(name: str) -> None:
     assert_the_same_bits(model, fast, torch.randn(1, 3, 64, 64))
 
 
+def test_maps_that_patches_do_not_divide(isa: str, threads) -> None:
+    """MobileViT v1 resizes those, a stream in float32: still the same bits everywhere, at enough sizes to meet halves of a step."""
+    model, fast = network("mobilevit_xxs", 8)
+    for count, (height, width) in enumerate(((40, 136), (40, 520), (72, 40), (136, 200))):
+        threads(1 + count % 2)
+        assert_the_same_bits(model, fast, torch.randn(2, 3, height, width))
+
+
 def test_converted_models_and_files(tmp_path) -> None:
     model, fast = network("mobilevitv2_050", 6)
     x = torch.randn(2, 3, 64, 64)

@@ -28,6 +28,12 @@ inline constexpr double rounding<bf16> = 0x1p-8;
 template <>
 inline constexpr double rounding<f16> = 0x1p-11;
 
+// Of a result that is 0 or nearly so, where float16 is subnormal.
+template <class T>
+inline constexpr double least_rounding = 0.0;
+template <>
+inline constexpr double least_rounding<f16> = 0x1p-25;
+
 template <class T>
 double value(T x) {
     return double{to_float(x)};

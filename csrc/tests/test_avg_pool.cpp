@@ -23,7 +23,7 @@ void compare(int64_t batch, int64_t pixels, int64_t channels) {
         }
         // Half of the longest chain of additions, and the rounding of the result.
         const double chain = static_cast<double>(pixels < 16 ? pixels : 16) + std::log2(static_cast<double>(pixels));
-        CHECK(std::fabs(value(y[i]) - exact) <= 0x1p-24 * (0.5 * chain + 2) * size + rounding<T> * std::fabs(exact) + 0x1p-25);
+        CHECK(std::fabs(value(y[i]) - exact) <= 0x1p-24 * (0.5 * chain + 2) * size + rounding<T> * std::fabs(exact) + least_rounding<T>);
     }
 }
 

@@ -35,7 +35,7 @@ void compare(int64_t batch, int64_t channels, int64_t height, int64_t width, int
             size += std::fabs(term);
         }
         // A weight, a product and three sums; the rounding of the result, and of a subnormal float16.
-        CHECK(std::fabs(value(y[i]) - exact) <= 5 * 0x1p-24 * size + rounding<T> * std::fabs(exact) + 0x1p-25);
+        CHECK(std::fabs(value(y[i]) - exact) <= 5 * 0x1p-24 * size + rounding<T> * std::fabs(exact) + least_rounding<T>);
         if (height == out_height && width == out_width) CHECK(value(y[i]) == value(x[i]));
     }
 }

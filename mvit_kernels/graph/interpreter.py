@@ -172,7 +172,7 @@ _EVALUATE: dict[str, Callable[..., Tensor]] = {
     "attention": _attention,
     "pool_mixer": lambda node, x: reference.pool_mixer(x, node.weights["scale"].to(x.dtype)),
     "avg_pool": lambda node, x: reference.avg_pool(x),
-    "resize": lambda node, x: F.interpolate(x, node.size[1:], mode="bilinear", align_corners=node.settings["align_corners"]),
+    "resize": lambda node, x: reference.resize(x, node.size[1:], node.settings["align_corners"]),
     "linear": _linear,
     "fake_quantize": _fake_quantize,
     "simulate": lambda node, x: node.settings["quantizer"].fake(x),

@@ -118,14 +118,13 @@ class Replays(Keeper):
         y, found = _recorded(self._op, function, inputs, rest, known, [x for x in read() if x is not None])
         self._by_form[form] = _NEVER if found is None else found
         if found is not None and found.alone is not None and len(known) == self._weights:
-            self._forms.add((*inputs, *known), requested(), *found.alone)
-            if found.watch is not None and not found.watch.holds(known):  # another thread has changed a weight in between
-                self._forms.clear()
+            watch = found.watch
+            self._forms.add((*inputs, *known), requested(), lambda: watch is None or watch.holds(known), *found.alone)
         return y
 
 
 class _Kept(NamedTuple):
-    replays: Replays
+    by_settings: dict[tuple[Any, ...], Replays]
     weights: list[weakref.ref[Tensor]]
 
 
@@ -141,24 +140,30 @@ class WeightedReplays:
 
     def again(self, inputs: tuple[Optional, ...], weights: tuple[Tensor, ...], settings: tuple[Any, ...]) -> Optional:
         """What a call that was made before gives; or None, and then it is to be checked and made. Not for what is being compiled."""
-        kept = self._kept.get((*map(id, weights), *settings))
-        return None if kept is None else kept.replays.again(*inputs, *weights)
+        kept = self._kept.get(tuple(map(id, weights)))
+        replays = None if kept is None else kept.by_settings.get(settings)
+        return None if replays is None else replays.again(*inputs, *weights)
 
     def __call__(self, inputs: tuple[Optional, ...], weights: tuple[Tensor, ...], settings: tuple[Any, ...]) -> Tensor:
         """The call, whose arguments are of the right types."""
         rest = (*weights, *settings)
         if native is None or watched() or not all(map(is_plain, weights)) or _needs_gradient(*inputs, *weights):
             return self._function(*inputs, *rest)
-        key = (*map(id, weights), *settings)
+        key = tuple(map(id, weights))
         kept = self._kept.get(key)
         if kept is None:
 
             def forget(_: object, all_kept: dict[Any, Any] = self._kept) -> None:  # bound: at exit, globals go first
                 all_kept.pop(key, None)
 
-            kept = _Kept(Replays(self._op, len(weights)), [weakref.ref(each, forget) for each in weights])
+            kept = _Kept({}, [weakref.ref(each, forget) for each in weights])
             self._kept[key] = kept
-        y: Tensor = kept.replays(self._function, inputs, rest, weights)
+        replays = kept.by_settings.get(settings)
+        if replays is None:
+            if len(kept.by_settings) >= _MOST_FORMS:
+                kept.by_settings.clear()
+            replays = kept.by_settings[settings] = Replays(self._op, len(weights))
+        y: Tensor = replays(self._function, inputs, rest, weights)
         return y
 
 

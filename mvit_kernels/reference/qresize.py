@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from .resize import between
+
 Tensor = torch.Tensor
 ONE = 2**11
 
 
 def taps(size: int, out: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(first, second, weight), int64, of each output along an axis: it lies between the inputs first and second, and weight / 2^11 is what
-    it takes of second. Coordinates as torch.nn.functional.interpolate has them, in float64; the weight is rounded to nearest even."""
-    i = torch.arange(out, dtype=torch.float64)
-    corners = (size - 1) / (out - 1) if out > 1 else 0.0
-    at = i * corners if align_corners else ((i + 0.5) * (size / out) - 0.5).clamp_min(0.0)
-    first = at.floor().clamp_max(size - 1)
-    weight = ((at - first).clamp_max(1.0) * ONE).round()
-    return first.to(torch.int64), (first + 1).clamp_max(size - 1).to(torch.int64), weight.to(torch.int64)
+    it takes of second, rounded to nearest even."""
+    first, second, share = between(size, out, align_corners)
+    return first, second, (share * ONE).round().to(torch.int64)
 
 
 def qresize(x: Tensor, output_size: tuple[int, int], align_corners: bool = False) -> Tensor:

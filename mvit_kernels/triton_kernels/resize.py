@@ -59,7 +59,7 @@ def resize_kernel(
 
 def forward(x: Tensor, align_corners: bool, activation: str, y: Tensor) -> None:
     """y (B, C, h, w) of x (B, C, H, W), both dense in channels_last."""
-    run(resize_kernel, x, align_corners, y, ACTIVATION=activation, enable_fp_fusion=True)
+    run(resize_kernel, x, align_corners, y, ACTIVATION=activation)
 
 
 def run(kernel: object, x: Tensor, align_corners: bool, y: Tensor, **settings: object) -> None:

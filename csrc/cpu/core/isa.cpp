@@ -1,6 +1,7 @@
 #include "cpu/core/isa.h"
 
 #include <atomic>
+#include <cstdint>
 
 #if defined(MVIT_BUILD_X86)
 #include <cpuid.h>
@@ -28,20 +29,35 @@ bool cpu_has_f16c() {
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 }
 
-// The processor has tiles and multiplies bytes in them, and the system lets this process keep them: 8 KiB a thread, which it has to ask
-// for.
+#if defined(__linux__)
+constexpr long supported_components = 0x1021, ask_for_component = 0x1023,
+               tile_data = 18;  // ARCH_GET_XCOMP_SUPP, _REQ_XCOMP_PERM, XTILEDATA
+#endif
+
+// The processor has tiles and multiplies bytes in them, and the system can save them.
 bool cpu_has_amx() {
 #if defined(__linux__)
     unsigned a, b, c, d;
     constexpr unsigned tile = 1u << 24, int8 = 1u << 25;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & tile) == 0 || (d & int8) == 0) return false;
-    constexpr long ask = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    static const bool granted = syscall(SYS_arch_prctl, ask, tile_data) == 0;
-    return granted;
+    uint64_t components = 0;
+    return syscall(SYS_arch_prctl, supported_components, &components) == 0 && (components >> tile_data & 1) != 0;
 #else
     return false;
 #endif
 }
+
+// What has to be asked for before a set is used: registers of 8 KiB a thread. Stacks of signal handlers have to be larger from then on, so
+// nobody asks who does not use them.
+bool granted(Isa isa) {
+#if defined(__linux__)
+    return isa != Isa::amx || syscall(SYS_arch_prctl, ask_for_component, tile_data) == 0;
+#else
+    return isa != Isa::amx;
+#endif
+}
+#else
+bool granted(Isa) { return true; }
 #endif
 
 bool cpu_has(Isa isa) {
@@ -68,14 +84,12 @@ bool cpu_has(Isa isa) {
 
 Isa best() {
     for (int level = isa_count - 1; level > 0; --level)
-        if (isa_supported(static_cast<Isa>(level))) return static_cast<Isa>(level);
+        if (const Isa isa = static_cast<Isa>(level); isa_supported(isa) && granted(isa)) return isa;
     return Isa::scalar;
 }
 
-std::atomic<int>& active_level() {
-    static std::atomic<int> level{static_cast<int>(best())};
-    return level;
-}
+constexpr int undecided = -1;
+std::atomic<int> active_level{undecided};
 
 }  // namespace
 
@@ -113,11 +127,18 @@ bool isa_built(Isa isa) {
 
 bool isa_supported(Isa isa) { return isa_built(isa) && cpu_has(isa); }
 
-Isa isa_active() { return static_cast<Isa>(active_level().load(std::memory_order_relaxed)); }
+Isa isa_active() {
+    int level = active_level.load(std::memory_order_relaxed);
+    if (level == undecided) {
+        const int found = static_cast<int>(best());
+        if (active_level.compare_exchange_strong(level, found, std::memory_order_relaxed)) level = found;
+    }
+    return static_cast<Isa>(level);
+}
 
 bool isa_set(Isa isa) {
-    if (!isa_supported(isa)) return false;
-    active_level().store(static_cast<int>(isa), std::memory_order_relaxed);
+    if (!isa_supported(isa) || !granted(isa)) return false;
+    active_level.store(static_cast<int>(isa), std::memory_order_relaxed);
     return true;
 }
 

@@ -2,6 +2,8 @@
 // object exports one table of kernels whose name ends in the ISA: separable_attention_scalar, separable_attention_avx2, ...
 #pragma once
 
+#include <cstdint>
+
 namespace mvit {
 
 // amx: kernels of avx512vnni, whose products of bytes go by tiles (amx.h).
@@ -13,6 +15,9 @@ bool isa_built(Isa isa);      // this library holds kernels compiled with that I
 bool isa_supported(Isa isa);  // built, and this processor and operating system run it
 Isa isa_active();             // the best supported one, unless set lower
 bool isa_set(Isa isa);        // false, and no change, where it is not supported
+
+// How many times as fast as without it AMX makes products of bytes, with what is done to their sums: for who cuts them into tasks.
+inline int64_t product_speed() { return isa_active() == Isa::amx ? 4 : 1; }
 
 // A table of kernels an ISA; null where the ISA is not built.
 template <class Kernels>

@@ -1,5 +1,5 @@
-// Threads. Kernels of isa/ are serial; ops/ cuts the work into tasks whose number and content never depend on the number of
-// threads, so results are the same bits with any of them.
+// Threads. Kernels of isa/ are serial; ops/ cuts the work into tasks. Whatever the cut, every value is the same chain of operations, so
+// results are the same bits with any number of threads.
 #pragma once
 
 #include <cstdint>

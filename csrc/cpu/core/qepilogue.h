@@ -264,18 +264,18 @@ inline void multiply_qpanels(const QTileKernels& tiles, const QOperand& a, int64
         const int64_t first = panel * qpanel;
         const int64_t columns = w.columns - first < count * qpanel ? w.columns - first : count * qpanel;
         const QOperand panels = load_qpanels(w, panel, count, rows, scratch);
-        const QTile tile{a.data,
-                         a.stride,
-                         rows,
-                         w.depth,
-                         panels.data,
-                         panels.stride,
-                         static_cast<int>(count),
-                         w.bits,
-                         meets_planes(rows, w.bits),
-                         init + first,
-                         init_stride,
-                         a.windows};
+        const QTile tile{.a = a.data,
+                         .a_stride = a.stride,
+                         .rows = rows,
+                         .depth = w.depth,
+                         .w = panels.data,
+                         .w_stride = panels.stride,
+                         .panels = static_cast<int>(count),
+                         .bits = w.bits,
+                         .planes = meets_planes(rows, w.bits),
+                         .init = init + first,
+                         .init_stride = init_stride,
+                         .windows = a.windows};
         if (direct) {
             tiles.requantize(tile, e.channels.from(first), static_cast<int>(columns), static_cast<uint8_t*>(e.y) + row * e.y_stride + first,
                              e.y_stride, e.curve);

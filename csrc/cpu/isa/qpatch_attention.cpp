@@ -238,17 +238,17 @@ inline void multiply(const QOperand& rows, int64_t count, int64_t depth, const Q
     const int64_t all = qpanels(columns);
     for (int64_t panel = 0; panel < all; panel += qgroup) {
         const int64_t group = all - panel < qgroup ? all - panel : qgroup;
-        const QTile tile{rows.data,
-                         rows.stride,
-                         count,
-                         depth,
-                         static_cast<const char*>(panels.data) + panel * panels.stride,
-                         panels.stride,
-                         static_cast<int>(group),
-                         8,
-                         false,
-                         init + panel * init_step,
-                         0};
+        const QTile tile{.a = rows.data,
+                         .a_stride = rows.stride,
+                         .rows = count,
+                         .depth = depth,
+                         .w = static_cast<const char*>(panels.data) + panel * panels.stride,
+                         .w_stride = panels.stride,
+                         .panels = static_cast<int>(group),
+                         .bits = 8,
+                         .planes = false,
+                         .init = init + panel * init_step,
+                         .init_stride = 0};
         MVIT_ISA_SYMBOL(qtile).accumulate(tile, c + panel * qpanel, all * qpanel, RowsDone([](int64_t, int64_t) {}));
     }
 }

@@ -18,10 +18,11 @@ void row(const void* top, const void* bottom, double weight, const Between* colu
         const T *x10 = static_cast<const T*>(bottom) + at.first * channels, *x11 = static_cast<const T*>(bottom) + at.second * channels;
         T* to = static_cast<T*>(y) + i * channels;
         each_vector(channels, [&](int64_t c, int n) {
+            // No fused multiply-add, which not every set has: quantized networks resize their streams by this, to the same bits anywhere.
             F32 sum = load(x00 + c, n, 0.0f) * w00;
-            sum = fma(load(x01 + c, n, 0.0f), w01, sum);
-            sum = fma(load(x10 + c, n, 0.0f), w10, sum);
-            sum = fma(load(x11 + c, n, 0.0f), w11, sum);
+            sum = sum + load(x01 + c, n, 0.0f) * w01;
+            sum = sum + load(x10 + c, n, 0.0f) * w10;
+            sum = sum + load(x11 + c, n, 0.0f) * w11;
             store(sum, to + c, n);
         });
     }

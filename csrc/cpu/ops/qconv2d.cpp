@@ -15,7 +15,6 @@ constexpr int64_t products_of_a_task = 1 << 21;  // some microseconds: little to
 constexpr int64_t fewest_pixels = 24;            // of a task: enough for panels to be worth loading
 constexpr int64_t most_bytes = 128 * 1024;       // of the lines of a task: a part of the second cache
 constexpr int64_t tasks_wanted = 8;              // few pixels: the columns are cut too
-constexpr int64_t tile_speed = 4;                // of AMX beside vectors, with what is done to sums
 
 int64_t channels(const QConv2dProblem& p) { return p.x.channels + p.second.channels; }
 
@@ -47,7 +46,7 @@ void run(const QConv2dProblem& p, int threads) {
     const QConv2dKernels& kernels = qconv2d_table.active();
     const int64_t height = qconv2d_size(p, p.height), width = qconv2d_size(p, p.width), all = qpanels(p.weight.columns);
     const int64_t depth = p.weight.depth > 0 ? p.weight.depth : 1, of_a_pixel = depth * all * qpanel;
-    const int64_t speed = isa_active() == Isa::amx ? tile_speed : 1;
+    const int64_t speed = product_speed();
     const int64_t wanted = speed * products_of_a_task / of_a_pixel, pixels = wanted > fewest_pixels ? wanted : fewest_pixels;
     const int64_t fitting = most_bytes / (p.stride * p.width * (channels(p) + 1)) + 1, enough = (pixels + width - 1) / width;
     const int64_t share = (p.batch * height + threads - 1) / threads;
@@ -77,7 +76,7 @@ Status qconv2d(const QConv2dProblem& p, int threads) {
     if (p.kernel == 1 && p.stride == 1 && p.second.channels == 0 && matrix_stride(p) >= 0)
         return qgemm({p.batch * p.height * p.width, p.x.data, matrix_stride(p), nullptr, p.weight, p.epilogue, nullptr, 0}, threads);
     if (p.filtered) {
-        if (const Status status = check_qwinograd(p); status != Status::ok) return status;
+        if (const Status status = check_qwinograd(p); status != Status::ok) return status;  // on every set, or calls would depend on it
         // A quarter of the products, in int16: for vectors a gain, while tiles multiply bytes eight times as fast.
         if (isa_active() != Isa::amx) return qwinograd(p, threads);
     }

@@ -17,7 +17,6 @@ constexpr int64_t rows_at_most = 384;            // rows and the columns that th
 constexpr int64_t tasks_wanted = 8;              // few rows: the columns are cut too
 constexpr int64_t large_weight = 256 * 1024;     // bytes: a part of the second cache
 constexpr int64_t products_of_a_byte = 8;        // in the time that a byte is copied, unless there are as few rows to share a weight
-constexpr int64_t tile_speed = 4;                // of AMX beside vectors, with what is done to sums
 
 bool row_zero_points_fit(const QGemmProblem& p) {
     int64_t most = 255;
@@ -64,10 +63,11 @@ void run(const QGemmProblem& p, int threads) {
     const int64_t panels = qpanels(w.columns), depth = w.depth > 0 ? w.depth : 1, products = depth * panels * qpanel;
     // A weight beyond the second cache is read once a block: each thread meets its own part of the columns.
     const bool large = products > large_weight && p.rows > kernels.height;
-    const int64_t speed = isa_active() == Isa::amx ? tile_speed : 1;
-    // Rows that are normalised are so for each range of columns: rather more blocks.
-    const int64_t fewest = speed > 1 && !p.norm ? 2 * rows_at_least : rows_at_least, enough = speed * products_of_a_task / products + 1;
-    const int64_t some = enough > fewest && !(p.norm && speed > 1) ? enough : fewest;
+    // As many rows as make a task long enough. But rows are normalised anew for each range of columns, and the fewer blocks of rows there
+    // are the more ranges: tiles multiply too fast for that to pay.
+    const int64_t speed = product_speed(), enough = speed * products_of_a_task / products + 1;
+    const int64_t fewest = speed > 1 && !p.norm ? 2 * rows_at_least : rows_at_least;
+    const int64_t some = enough > fewest && (speed == 1 || !p.norm) ? enough : fewest;
     const int64_t height = some < rows_at_most ? some : rows_at_most, needed = (p.rows + height - 1) / height;
     const bool cut = threads > 1 && p.rows >= 2 * kernels.height;
     const int64_t least = cut && needed < threads ? threads : needed;  // ranges of columns are rarely even

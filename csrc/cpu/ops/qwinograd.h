@@ -32,7 +32,7 @@ inline constexpr int qtile_positions = 36;
 
 Status check_qwinograd(const QConv2dProblem& problem);
 
-// Of what was checked.
+// Of what check_qwinograd finds ok.
 Status qwinograd(const QConv2dProblem& problem, int threads);
 
 // Pairs of input channels: the depth of each of the 36 products.
