@@ -17,10 +17,13 @@ constexpr int tries_awake = 2000;  // of a thread without work, about 0.1 ms: lo
 
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::microseconds late{300};  // of a thread, to come: more than waking it takes
-constexpr int believed = 500;                   // milliseconds that a machine has other work, once it was seen
+// Milliseconds that a machine is believed to have other work, once it was seen. Something that takes a core now and then makes one thread
+// in thousands late, a process that keeps it about half of them: each late one makes it four times as long, each other one half.
+constexpr int least_believed = 8, most_believed = 512;
 
 thread_local Crew* led_crew = nullptr;
 std::atomic<Clock::rep> crowded_until{0};
+std::atomic<int> believed{least_believed};
 
 inline void pause() {
 #if defined(__x86_64__)
@@ -63,7 +66,13 @@ void Crew::close() {
 }
 
 void Crew::joined() const {
-    if (now() - closed_at_ > Clock::duration(late).count()) expect_other_work(believed);
+    const int before = believed.load(std::memory_order_relaxed);
+    if (now() - closed_at_ <= Clock::duration(late).count()) {
+        if (before > least_believed) believed.store(before / 2, std::memory_order_relaxed);
+        return;
+    }
+    expect_other_work(before);
+    if (before < most_believed) believed.store(4 * before < most_believed ? 4 * before : most_believed, std::memory_order_relaxed);
 }
 
 void Crew::expect_other_work(int milliseconds) {
