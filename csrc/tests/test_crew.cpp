@@ -110,6 +110,8 @@ TEST(small_work_is_worth_an_order_but_no_region) {
 
 TEST(the_child_of_a_fork_has_crews_of_its_own) {
     Crew::with(2, [] { parallel_for(2, 2, [](int64_t) {}); });
+    // Threads that other tests made may just be ending: a lock of the allocator that one of them held would stay locked in the child.
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
     const pid_t child = fork();
     if (child == 0) {
         alarm(20);
