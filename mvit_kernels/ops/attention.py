@@ -14,6 +14,7 @@ from mvit_kernels.reference import Mixtures
 
 from . import checks, triton_support
 from .backend import Choice, Implementation, native
+from .epilogue import finish_in_place
 from .library import FLOAT_CODES, FLOAT_DTYPES, fresh, raise_status, refuse_off_floats, register, register_autograd, wide, widen
 from .packing import PANEL, packed
 
@@ -152,13 +153,8 @@ def _cpu_forward(problem: _Problem) -> Tensor:
         k.stride()[:2], v.data_ptr(), v.stride()[:2], address(bias), 0 if bias is None else bias.shape[2], *map(address, talking),
         y.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    if not status and (problem.residual is not None or problem.activation != "none"):
-        residual = None if problem.residual is None else problem.residual.contiguous()
-        status = native.add(
-            FLOAT_CODES[q.dtype], y.numel(), reference.ACTIVATIONS.index(problem.activation), y.data_ptr(), address(residual), y.data_ptr(),
-            torch.get_num_threads(),
-        )  # fmt: skip
-    if status:
+    residual = None if problem.residual is None else problem.residual.contiguous()
+    if status := status or finish_in_place(y, problem.activation, residual):
         raise_status(OP, status)
     return y
 

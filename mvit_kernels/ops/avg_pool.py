@@ -10,6 +10,7 @@ from mvit_kernels import reference
 
 from . import checks, triton_support
 from .backend import Choice, Implementation, native
+from .epilogue import finish_in_place
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -80,11 +81,8 @@ def _cpu_refuse(x: Tensor, moments: Optional = None, *_: object) -> str | None:
 def _cpu_forward(x: Tensor, moments: Optional, eps: float, activation: str) -> Tensor:
     x, size = dense(x, True), x.shape
     y = fresh(x.new_empty(size[0], size[1]))
-    code, threads = FLOAT_CODES[x.dtype], torch.get_num_threads()
-    status = native.avg_pool(code, size, x.data_ptr(), y.data_ptr(), threads)
-    if not status and activation != "none":
-        status = native.add(code, y.numel(), reference.ACTIVATIONS.index(activation), y.data_ptr(), 0, y.data_ptr(), threads)
-    if status:
+    status = native.avg_pool(FLOAT_CODES[x.dtype], size, x.data_ptr(), y.data_ptr(), torch.get_num_threads())
+    if status := status or finish_in_place(y, activation):
         raise_status(OP, status)
     return y
 

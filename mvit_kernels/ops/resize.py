@@ -11,6 +11,7 @@ from mvit_kernels import reference
 
 from . import checks, triton_support
 from .backend import Choice, Implementation, native
+from .epilogue import finish_in_place
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -75,11 +76,10 @@ def _check(x: Tensor, output_size: Sequence[int], activation: str) -> tuple[int,
 def _cpu_forward(x: Tensor, output_size: tuple[int, int], align_corners: bool, activation: str) -> Tensor:
     x = dense(x, channels_last=True)
     y = empty_in_format(x, (x.shape[0], x.shape[1], *output_size), channels_last=True)
-    code, threads = FLOAT_CODES[x.dtype], torch.get_num_threads()
-    status = native.resize(code, x.shape, output_size, align_corners, x.data_ptr(), y.data_ptr(), threads)
-    if not status and activation != "none":
-        status = native.add(code, y.numel(), reference.ACTIVATIONS.index(activation), y.data_ptr(), 0, y.data_ptr(), threads)
-    if status:
+    status = native.resize(
+        FLOAT_CODES[x.dtype], x.shape, output_size, align_corners, x.data_ptr(), y.data_ptr(), torch.get_num_threads()
+    )  # fmt: skip
+    if status := status or finish_in_place(y, activation):
         raise_status(OP, status)
     return y
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from .activation import activate, activate_backward
+from .pointwise import weight_gradient
 
 Tensor = torch.Tensor
 
@@ -61,7 +62,7 @@ def gemm_backward(
     if layer_norm or moments is not None:
         groups = a.shape[0] if moments is None else moments.shape[0]
         da = layer_norm_rows_backward(da.reshape(groups, -1), a.reshape(groups, -1), eps).reshape(a.shape)
-    return da, dy.T @ x, dy.sum(0), dsecond
+    return da, weight_gradient(dy, x), dy.sum(0), dsecond
 
 
 def layer_norm_rows_backward(dy: Tensor, x: Tensor, eps: float) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 Tensor = torch.Tensor
+_PART = 64  # rows, at least
 
 
 def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -21,4 +22,20 @@ def pointwise_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, T
     matrix = weight.flatten(1)
     rows_dy, rows_x = (each.permute(0, 2, 3, 1).reshape(-1, each.shape[1]) for each in (dy, x))
     dx = (rows_dy @ matrix).reshape(dy.shape[0], *dy.shape[2:], matrix.shape[1]).permute(0, 3, 1, 2)
-    return dx, (rows_dy.T @ rows_x).reshape(weight.shape), rows_dy.sum(0)
+    return dx, weight_gradient(rows_dy, rows_x).reshape(weight.shape), rows_dy.sum(0)
+
+
+def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:
+    """dy (M, O), x (M, C) -> (O, C), the sum over rows of dy^T x.
+
+    In parts of some rows, whose products are added by pairs: on some processors torch's own product of narrow matrices adds all rows
+    one after the other, with several times the error. Parts are so long that their products take no more memory than the rows. 16-bit
+    floats are one product, whose sums are float32 inside, while parts would be rounded.
+    """
+    rows, part = x.shape[0], max(_PART, min(dy.shape[1], x.shape[1]))
+    whole = rows // part * part
+    if whole <= part or x.dtype not in (torch.float32, torch.float64):
+        return dy.T @ x
+    parts = (each[:whole].reshape(-1, part, each.shape[1]) for each in (dy, x))
+    total = torch.bmm(next(parts).mT, next(parts)).sum(0)
+    return total if whole == rows else total + dy[whole:].T @ x[whole:]

@@ -28,11 +28,14 @@ def between(i, size, step, CORNERS: tl.constexpr):
 
 
 @triton.jit
-def resize_kernel(
+def corners(
     x, y, pixels, channels, height, width, out_height, out_width, image, down, across,
-    CORNERS: tl.constexpr, ACTIVATION: tl.constexpr, FAR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    CORNERS: tl.constexpr, FAR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """x, y: dense in channels_last; image: elements of one of x; down, across: inputs to an output."""
+    """A block of pixels of y and of channels: where their four inputs lie in x, from the upper left to the lower right, what is taken of
+    the lower and of the right ones (`between`), where results go, and which there are.
+
+    x, y: dense in channels_last; image: elements of one of x; down, across: inputs to an output."""
     along = tl.cdiv(channels, BLOCK_C)
     program = tl.program_id(0)
     p, c = (program // along) * BLOCK_P + tl.arange(0, BLOCK_P), (program % along) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -42,16 +45,27 @@ def resize_kernel(
         top, bottom, left, right = top.to(tl.int64), bottom.to(tl.int64), left.to(tl.int64), right.to(tl.int64)
     inside = (p < pixels)[:, None] & (c < channels)[None, :]
     x += ((p // (out_height * out_width)).to(tl.int64) * image)[:, None] + c[None, :]
-    corner = tl.load(x + ((top * width + left) * channels)[:, None], mask=inside, other=0.0).to(tl.float32)
-    total = corner * ((1 - below) * (1 - beside)).to(tl.float32)[:, None]
-    corner = tl.load(x + ((top * width + right) * channels)[:, None], mask=inside, other=0.0).to(tl.float32)
-    total += corner * ((1 - below) * beside).to(tl.float32)[:, None]
-    corner = tl.load(x + ((bottom * width + left) * channels)[:, None], mask=inside, other=0.0).to(tl.float32)
-    total += corner * (below * (1 - beside)).to(tl.float32)[:, None]
-    corner = tl.load(x + ((bottom * width + right) * channels)[:, None], mask=inside, other=0.0).to(tl.float32)
-    total += corner * (below * beside).to(tl.float32)[:, None]
+    return (
+        x + ((top * width + left) * channels)[:, None], x + ((top * width + right) * channels)[:, None],
+        x + ((bottom * width + left) * channels)[:, None], x + ((bottom * width + right) * channels)[:, None],
+        below, beside, y + p.to(tl.int64)[:, None] * channels + c[None, :], inside,
+    )  # fmt: skip
+
+
+@triton.jit
+def resize_kernel(
+    x, y, pixels, channels, height, width, out_height, out_width, image, down, across,
+    CORNERS: tl.constexpr, ACTIVATION: tl.constexpr, FAR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    x00, x01, x10, x11, below, beside, to, inside = corners(
+        x, y, pixels, channels, height, width, out_height, out_width, image, down, across, CORNERS, FAR, BLOCK_P, BLOCK_C
+    )
+    total = tl.load(x00, mask=inside, other=0.0).to(tl.float32) * ((1 - below) * (1 - beside)).to(tl.float32)[:, None]
+    total += tl.load(x01, mask=inside, other=0.0).to(tl.float32) * ((1 - below) * beside).to(tl.float32)[:, None]
+    total += tl.load(x10, mask=inside, other=0.0).to(tl.float32) * (below * (1 - beside)).to(tl.float32)[:, None]
+    total += tl.load(x11, mask=inside, other=0.0).to(tl.float32) * (below * beside).to(tl.float32)[:, None]
     result = activate(total, ACTIVATION, y.dtype.element_ty)
-    tl.store(y + p.to(tl.int64)[:, None] * channels + c[None, :], result.to(y.dtype.element_ty), mask=inside)
+    tl.store(to, result.to(y.dtype.element_ty), mask=inside)
 
 
 # --- what launches it ---
