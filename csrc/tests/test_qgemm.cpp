@@ -41,8 +41,8 @@ TEST(qgemm_of_whole_tiles) {
     on_every_isa([] {
         for (int bits : {8, 6})
             for (int64_t depth : {28, 32, 36, 64, 68, 96, 100, 130, 136, 200, 320})
-                for (int64_t columns : {16, 32, 33, 48, 64, 65, 130})
-                    for (int64_t rows : {1, 3, 4, 15, 16, 17, 33, 48, 49, 63, 64, 65, 130}) {
+                for (int64_t columns : {16, 32, 48, 65, 130})
+                    for (int64_t rows : {3, 4, 15, 17, 33, 49, 63, 65, 130}) {
                         compare<uint8_t>({.rows = rows, .columns = columns, .depth = depth, .bits = bits, .gap = rows % 3});
                         if (rows % 16 == 1)
                             compare<int32_t>({.rows = rows, .columns = columns, .depth = depth, .bits = bits, .type = QType::i32});
