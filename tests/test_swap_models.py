@@ -573,6 +573,7 @@ def test_compile():
 
 @pytest.mark.slow
 def test_compile_a_whole_model_to_code():
+    torch.manual_seed(2)  # no input of a ReLU nearer to 0 than 1e-4: rounding decides on a gradient where one is 6e-7, as with seed 0
     checks.check_compile(model(), image(), {"conv2d", "avg_pool", *checks.V2_OPS}, backend="inductor")
 
 
