@@ -48,6 +48,11 @@ def test_nothing_is_spilled(records) -> None:
     assert [each for each in records if each["stack"] or each["local"]] == []
 
 
+def test_nothing_touches_memory_before_its_turn(records) -> None:
+    """Where kernels are launched before those in front of them are done: triton_kernels/launch.py."""
+    assert [each for each in records if each["waits"] != (each["target"] >= 90)] == []
+
+
 def test_shared_memory_is_there(records) -> None:
     limit = {80: 163 * 1024, 90: 227 * 1024}
     assert [each for each in records if each["shared"] > limit[each["target"]]] == []
@@ -60,6 +65,7 @@ def test_shared_memory_is_there(records) -> None:
     ("patch_attention_bwd_query_kernel", {"HMMA", "HGMMA"}),
     ("patch_attention_bwd_key_kernel", {"HMMA", "HGMMA"}),
     ("value_out_kernel", {"HMMA", "HGMMA"}),
+    ("gated_kernel", {"HMMA", "HGMMA"}),
     ("gemm_kernel", {"HMMA", "HGMMA"}),
     ("gathered_conv2d_kernel", {"HMMA", "HGMMA"}),
     ("feed_forward_kernel", {"HMMA", "HGMMA"}),

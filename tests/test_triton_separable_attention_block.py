@@ -39,10 +39,19 @@ def check(inputs: list[Tensor], patch, **settings) -> Tensor:
     return y
 
 
+@pytest.fixture(params=["one launch", "two launches"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways: which of them runs is a matter of speed."""
+    from mvit_kernels.triton_kernels import separable_attention_block
+
+    tile = {"BLOCK_T": 16, "BLOCK_V": 32, "num_warps": 4, "num_stages": 2} if request.param == "one launch" else {}
+    monkeypatch.setattr(separable_attention_block, "tile", lambda *_: tile)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_forward(shape, fmt: str, dtype: torch.dtype, poison) -> None:
+def test_forward(shape, fmt: str, dtype: torch.dtype, products, poison) -> None:
     y = check(make(*shape[:4], dtype, fmt), shape[4])
     assert y.dtype == dtype
     assert y.is_contiguous(memory_format=FORMATS[fmt])
@@ -50,13 +59,18 @@ def test_forward(shape, fmt: str, dtype: torch.dtype, poison) -> None:
 
 @pytest.mark.parametrize("dtype", [slow(torch.float32), torch.bfloat16], ids=str)
 @pytest.mark.parametrize("mean", [slow(3.0), 100.0])
-def test_any_mean_and_known_moments(mean: float, dtype: torch.dtype) -> None:
+def test_any_mean_and_known_moments(mean: float, dtype: torch.dtype, products) -> None:
     inputs = make(2, 12, 4, 6, dtype, mean=mean)
     check(inputs, (2, 2))
     check(inputs, (2, 2), moments=reference.moments_of(inputs[0], 2))
 
 
-def test_moments_are_those_of_what_is_written() -> None:
+def test_many_phases() -> None:
+    """More than read their keys each for itself."""
+    check(make(17, 40, 2, 4), (2, 2))
+
+
+def test_moments_are_those_of_what_is_written(products) -> None:
     y, moments = block(*make(3, 40, 12, 10, torch.float16, mean=5.0), patch_size=(2, 2), collect=True)
     assert torch.allclose(moments, reference.moments_of(y, 3), rtol=1e-6)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 TARGETS = (80, 90)
+WAIT, MEMORY = "ACQBULK", r"(LDG|LDGSTS|STG|LD|ST|ATOM|ATOMG|RED|REDG|UTMALDG|UTMASTG|UBLKCP)"
 TENSOR_CORES = {"mma.sync": "HMMA|IMMA", "wgmma": "HGMMA|IGMMA"}
 
 
@@ -37,7 +38,8 @@ class Driver:
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """Registers a thread, and bytes of local memory: spilled registers and arrays that are indexed."""
+    """Registers a thread, bytes of local memory (spilled registers and arrays that are indexed), and what a kernel does first: touch memory
+    or wait for those launched before it."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -45,7 +47,11 @@ def resources(cubin: bytes) -> dict[str, int]:
         sass = _cuobjdump("-sass", file.name)
     values = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
     tensor = sorted(set(re.findall(r"\b(HMMA|IMMA|HGMMA|IGMMA|DMMA)\b", sass)))
-    return {"registers": int(values["REG"]), "stack": int(values["STACK"]), "local": int(values["LOCAL"]), "tensor_cores": tensor}
+    first = re.search(rf"\b({WAIT}|{MEMORY})\b", sass)
+    return {
+        "registers": int(values["REG"]), "stack": int(values["STACK"]), "local": int(values["LOCAL"]), "tensor_cores": tensor,
+        "waits": first is not None and first.group() == WAIT,
+    }  # fmt: skip
 
 
 def _cuobjdump(*arguments: str) -> str:

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .activation import activate
-from .launch import blocks, far, launch, power_of_two, processors
+from .launch import blocks, far, launch, power_of_two, processors, wait_turn
 from .products import dot
 
 Tensor = torch.Tensor
@@ -85,6 +85,7 @@ def attention_kernel(
     """TO y: y (B, N, H WIDTH). TO parts, of `share` keys each: y (parts, B, H, N, WIDTH) float32, not divided by their sums, and sums
     (parts, 2, B, H, N), the largest logit and the sum of exponentials less it. TO logits: logits (B, H, N, M) float32, and sums (B, H, N),
     log2 of the sum of exponentials."""
+    wait_turn()
     program, per_head = tl.program_id(0), tl.cdiv(queries, BLOCK_N)
     n = (program % per_head) * BLOCK_N + tl.arange(0, BLOCK_N)
     program //= per_head
@@ -145,6 +146,7 @@ def attention_join_kernel(
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """y (B, N, H WIDTH) of what attention_kernel leaves TO parts."""
+    wait_turn()
     program, per_head = tl.program_id(0), tl.cdiv(queries, BLOCK_N)
     n = (program % per_head) * BLOCK_N + tl.arange(0, BLOCK_N)
     program //= per_head
@@ -173,6 +175,7 @@ def attention_mixed_kernel(
     BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """y (B, N, H WIDTH) of what attention_kernel leaves TO logits."""
+    wait_turn()
     program, per_head = tl.program_id(0), tl.cdiv(queries, BLOCK_N)
     n = (program % per_head) * BLOCK_N + tl.arange(0, BLOCK_N)
     program //= per_head

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .activation import activate
-from .launch import blocks, launch, power_of_two
+from .launch import blocks, launch, power_of_two, wait_turn
 from .moments import combine_moments, parts_or_moments
 
 Tensor = torch.Tensor
@@ -22,6 +22,7 @@ def avg_pool_kernel(
     NORM: tl.constexpr, PIECES: tl.constexpr, ACTIVATION: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """image, channel, pixel: steps of x; count: the pixels as a float."""
+    wait_turn()
     across = tl.cdiv(channels, BLOCK_C)
     program = tl.program_id(0)
     batch, c = (program // across).to(tl.int64), (program % across) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -19,7 +19,7 @@ import triton.language as tl
 
 from . import tuning
 from .activation import activate
-from .launch import blocks, far, launch, power_of_two, processors, vector_of
+from .launch import blocks, far, launch, power_of_two, processors, vector_of, wait_turn
 
 Tensor = torch.Tensor
 ALIGNED = 16  # channels that the taps have at least, and multiples of it
@@ -64,6 +64,7 @@ def depthwise_conv2d_kernel(
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """channels: of y, TIMES of each of x. They and strides of x come divided by VECTOR: so the compiler knows how wide loads may be."""
+    wait_turn()
     channels, x_image, x_row, x_column = channels * VECTOR, x_image * VECTOR, x_row * VECTOR, x_column * VECTOR
     program = tl.program_id(0)
     c = (program % tl.cdiv(channels, BLOCK_C)) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch, power_of_two, vector_of
+from .launch import blocks, launch, power_of_two, vector_of, wait_turn
 
 Tensor = torch.Tensor
 
@@ -24,6 +24,7 @@ def _clip(u, c, channels):
 @triton.jit
 def dynamic_relu_kernel(x, u, y, channels, pixels, VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr):
     """x, y: dense in channels_last; u (B, 2 C) contiguous. channels come divided by VECTOR."""
+    wait_turn()
     channels = channels * VECTOR
     program, across, along = tl.program_id(0), tl.cdiv(channels, BLOCK_C), tl.cdiv(pixels, BLOCK_P)
     c = (program % across) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -21,7 +21,7 @@ import triton.language as tl
 from . import gemm, tuning
 from . import moments as moments_
 from .activation import activate
-from .launch import blocks, capability, launch, processors, vector_of
+from .launch import blocks, capability, launch, processors, vector_of, wait_turn
 from .moments import combine_moments
 from .products import dot
 from .resident import add_and_store, load_pixels, normal, row_moments, widths
@@ -64,6 +64,7 @@ def feed_forward_kernel(
     C1: tl.constexpr, C2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """dim comes divided by VECTOR. LAYER: mean and variance of each pixel, else of its image, as `combine_moments` finds them."""
+    wait_turn()
     dim = dim * VECTOR
     per_image = tl.cdiv(pixels, BLOCK_T)
     program = tl.program_id(0)

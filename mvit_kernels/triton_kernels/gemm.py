@@ -23,8 +23,8 @@ import triton.language as tl
 from . import moments as moments_
 from . import normed_gemm, tuning
 from .activation import activate
-from .launch import blocks, far, launch, power_of_two, processors, vector_of
-from .moments import write_part
+from .launch import blocks, far, launch, power_of_two, processors, vector_of, wait_turn
+from .moments import combine_moments, write_part
 from .products import dot
 
 Tensor = torch.Tensor
@@ -129,14 +129,16 @@ def _products(
 
 @triton.jit
 def gemm_kernel(
-    x, second, weight, bias, moments, residual, y, parts, rows, columns, depth, second_depth, rows_of_group, eps,
+    x, second, weight, bias, moments, residual, y, parts, rows, columns, depth, second_depth, rows_of_group, pieces, eps,
     height, width, out_height, out_width, x_image, x_row, x_column, second_image, second_row, second_column, residual_row, pitch,
-    tap, first, KERNEL: tl.constexpr, STRIDE: tl.constexpr, SECOND: tl.constexpr, NORM: tl.constexpr, ACTIVATION: tl.constexpr,
-    RESIDUAL: tl.constexpr, COLLECT: tl.constexpr, FAR: tl.constexpr, VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    tap, first, KERNEL: tl.constexpr, STRIDE: tl.constexpr, SECOND: tl.constexpr, NORM: tl.constexpr, PIECES: tl.constexpr,
+    ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, COLLECT: tl.constexpr, FAR: tl.constexpr, VECTOR: tl.constexpr,
+    OUT_VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y (rows, columns): a row is an output pixel of x (B, H, W, C) and second, KERNEL x KERNEL taps around it. Depths and strides of the
-    inputs come divided by VECTOR, columns and the residual's by OUT_VECTOR: so the compiler knows how wide loads may be."""
+    inputs come divided by VECTOR, columns and the residual's by OUT_VECTOR: so the compiler knows how wide loads may be. PIECES: moments
+    are parts, of groups that end where tiles do."""
+    wait_turn()
     depth, second_depth, columns, residual_row = depth * VECTOR, second_depth * VECTOR, columns * OUT_VECTOR, residual_row * OUT_VECTOR
     x_image, x_row, x_column = x_image * VECTOR, x_row * VECTOR, x_column * VECTOR
     across = tl.cdiv(columns, BLOCK_N)
@@ -156,6 +158,10 @@ def gemm_kernel(
         at += (y_at * STRIDE * x_row + x_at * STRIDE * x_column)[:, None]
     if NORM == "layer":
         mean, inverse = _row_moments(at, depth, eps, BLOCK_M, BLOCK_K)
+    elif PIECES > 0:
+        of_group = (program // across) * BLOCK_M // rows_of_group
+        mean, inverse = combine_moments(moments, of_group, pieces, eps, PIECES)
+        mean, inverse = mean + tl.zeros((BLOCK_M,), tl.float32), inverse + tl.zeros((BLOCK_M,), tl.float32)
     elif NORM == "group":
         of_group = moments + (pixel // rows_of_group) * 2
         mean = tl.load(of_group).to(tl.float32)
@@ -185,6 +191,7 @@ def gathered_conv2d_kernel(
     OUT_VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y (rows, columns) of an image of a few channels in any format: its 9 C values around a pixel are one step of the depth."""
+    wait_turn()
     columns, residual_row = columns * OUT_VECTOR, residual_row * OUT_VECTOR
     across = tl.cdiv(columns, BLOCK_N)
     program = tl.program_id(0)
@@ -215,10 +222,10 @@ def gemm(
     if y.numel() == 0:
         return moments_.collect(y, collect)
     strides, beside = ((0 if each is None else each.stride(0), 0, 0) for each in (a, second))  # a row is an image of one pixel
-    moments = moments_.joined(moments)
     groups = 1 if moments is None else moments.shape[0]
     norm = "layer" if layer_norm else "none" if moments is None else "group"
     if norm != "none" and residual is None and not collect and normed_gemm.takes(a, weight):
+        moments = moments_.joined(moments)
         normed_gemm.forward(a, weight, y, layer_norm=layer_norm, moments=moments, eps=eps, activation=activation)
         return moments_.collect(y, 0)
     return _launch(
@@ -277,12 +284,19 @@ def _launch(
     in_tiles = collect > 0 and rows // collect % tiles["BLOCK_M"] == 0
     parts = moments_.empty_parts(y, collect, programs // collect) if in_tiles else weight.bias
     padded = [each + -each % ALIGNED for each in depths]
+    pieces = 0
+    if moments is not None and moments.ndim == 3:
+        if rows // groups % tiles["BLOCK_M"] == 0:
+            pieces = moments.shape[1]
+        else:
+            moments = moments_.join(moments)
     launch(
         gemm_kernel, programs,
         x, x if second is None else second, data, weight.bias, weight.bias if moments is None else moments,
         y if residual is None else residual, y, parts, rows, columns // out_vector, *(each // vector for each in depths), rows // groups,
-        eps, *size, *(each // vector for each in (*strides, *beside)), residual_row // out_vector, data.stride(0), sum(padded), padded[0],
-        KERNEL=weight.kernel, STRIDE=stride, SECOND=second is not None, NORM=norm, ACTIVATION=activation,
+        pieces, eps, *size, *(each // vector for each in (*strides, *beside)), residual_row // out_vector, data.stride(0), sum(padded),
+        padded[0], KERNEL=weight.kernel, STRIDE=stride, SECOND=second is not None, NORM=norm,
+        PIECES=power_of_two(pieces) if pieces else 0, ACTIVATION=activation,
         RESIDUAL=residual is not None, COLLECT=in_tiles, FAR=is_far, VECTOR=vector, OUT_VECTOR=out_vector, enable_fp_fusion=True, **tiles,
     )  # fmt: skip
     return moments_.collected(parts) if in_tiles else moments_.collect(y, collect)

@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch, power_of_two
+from .launch import blocks, launch, power_of_two, wait_turn
 from .moments import combine_moments, parts_of
 
 Tensor = torch.Tensor
@@ -36,6 +36,7 @@ def group_norm_fwd_kernel(
     x, weight, bias, parts, y, channels, pixels, pieces, eps,
     CHANNELS_LAST: tl.constexpr, PIECES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
+    wait_turn()
     tiles = tl.cdiv(channels, BLOCK_C) * tl.cdiv(pixels, BLOCK_P)
     program = tl.program_id(0)
     image = program // tiles
@@ -54,6 +55,7 @@ def group_norm_bwd_sums_kernel(
     CHANNELS_LAST: tl.constexpr, PIECES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
     """sums (B, pieces of PIXELS pixels, 2, C): of dy and of dy xhat."""
+    wait_turn()
     across, along = tl.cdiv(channels, BLOCK_C), tl.cdiv(pixels, PIXELS)
     program = tl.program_id(0)
     image, piece, block = program // (across * along), (program // across) % along, program % across
@@ -77,6 +79,7 @@ def group_norm_bwd_kernel(
     CHANNELS_LAST: tl.constexpr, PIECES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """dx = (g - mean(g) - xhat mean(g xhat)) / sigma with g = dy weight; means (2, B)."""
+    wait_turn()
     tiles = tl.cdiv(channels, BLOCK_C) * tl.cdiv(pixels, BLOCK_P)
     program = tl.program_id(0)
     image, images = program // tiles, tl.num_programs(0) // tiles

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch
+from .launch import blocks, launch, wait_turn
 
 Tensor = torch.Tensor
 BLOCK = 1024
@@ -14,6 +14,7 @@ BLOCK = 1024
 
 @triton.jit
 def hard_gate_kernel(x, u, y, size, BLOCK: tl.constexpr):
+    wait_turn()
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     gate = tl.load(u + at, mask=inside, other=0.0).to(tl.float32) + 3.0

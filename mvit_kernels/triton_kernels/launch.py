@@ -1,4 +1,9 @@
-"""What everything that launches a kernel shares."""
+"""What everything that launches a kernel shares.
+
+**Dependent launches** (sm_90). A kernel is launched while the one before it still runs, and waits in its first line, `wait_turn`, until all
+of that is done and visible: what it takes to start it goes on beside the last one's work. As every kernel waits before it touches memory,
+one that is done has waited for all before it, and what two of them share is used in the order of the stream.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,21 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from .products import INTERPRETED
 
 Tensor = torch.Tensor
+
+
+@triton.jit
+def wait_turn():
+    """The first line of every kernel."""
+    if not INTERPRETED:  # noqa: SIM102 - the interpreter knows no targets
+        if tl.target_info.cuda_capability_geq(9, 0):
+            gdc_launch_dependents()
+            gdc_wait()
 
 
 def launch(kernel: Any, programs: int, *arguments: Any, **settings: Any) -> None:
@@ -20,6 +38,8 @@ def launch(kernel: Any, programs: int, *arguments: Any, **settings: Any) -> None
     if programs == 0:
         return
     settings.setdefault("enable_fp_fusion", False)
+    if capability(arguments[0]) >= 90:
+        settings["launch_pdl"] = True
     device = arguments[0].device
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         with torch.cuda.device(device):

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch, power_of_two
+from .launch import blocks, launch, power_of_two, wait_turn
 
 Tensor = torch.Tensor
 _PROGRAMS = 256  # whose sums of dweight and dbias are added at the end
@@ -27,6 +27,7 @@ def _normal(x, rows, channels, eps, r, c):
 
 @triton.jit
 def layer_norm_fwd_kernel(x, weight, bias, y, rows, channels, eps, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    wait_turn()
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     c = tl.arange(0, BLOCK_C)
     normal, _, offsets, inside = _normal(x, rows, channels, eps, r, c)
@@ -41,6 +42,7 @@ def layer_norm_bwd_kernel(
 ):  # fmt: skip
     """dx = (g - mean(g) - xhat mean(g xhat)) / sigma with g = dy weight; sums (programs, 2, C): of dy xhat and of
     dy over the rows of a program."""
+    wait_turn()
     program, programs = tl.program_id(0), tl.num_programs(0)
     c = tl.arange(0, BLOCK_C)
     gamma = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)

@@ -17,7 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch, power_of_two
+from .launch import blocks, launch, power_of_two, wait_turn
 
 Tensor = torch.Tensor
 PIECE = 4096  # elements
@@ -28,6 +28,7 @@ NUMBERS = 3  # of a piece: count, mean, M2
 @triton.jit
 def moments_kernel(x, parts, size, pieces, piece_size, BLOCK: tl.constexpr):
     """parts (B, pieces, 3) float32: count, mean and M2 of each piece of the B images of `size` elements that x is."""
+    wait_turn()
     program = tl.program_id(0)
     image, piece = program // pieces, program % pieces
     begin = piece.to(tl.int64) * piece_size
@@ -85,6 +86,7 @@ def combine_moments(parts, image, pieces, eps, PIECES: tl.constexpr):
 @triton.jit
 def join_moments_kernel(parts, moments, pieces, BLOCK: tl.constexpr):
     """moments (B, 2) float64, mean and variance, of all pieces of an image."""
+    wait_turn()
     image = tl.program_id(0)
     parts += tl.cast(image, tl.int64) * pieces * 3
     totals, sums = tl.zeros((BLOCK,), tl.float64), tl.zeros((BLOCK,), tl.float64)

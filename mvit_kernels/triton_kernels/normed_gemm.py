@@ -14,7 +14,7 @@ import triton.language as tl
 
 from . import tuning
 from .activation import activate
-from .launch import blocks, launch, power_of_two, processors, vector_of
+from .launch import blocks, launch, power_of_two, processors, vector_of, wait_turn
 from .products import dot
 from .resident import load_pixels, normal, row_moments, widths
 
@@ -39,6 +39,7 @@ def normed_gemm_kernel(
 ):  # fmt: skip
     """y (rows, columns) = act(norm(a) weight^T + bias). LAYER: mean and variance of each row, else of its group, moments (G, 2). depth and
     a_row come divided by VECTOR, columns by OUT_VECTOR."""
+    wait_turn()
     depth, a_row, columns = depth * VECTOR, a_row * VECTOR, columns * OUT_VECTOR
     t = tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)
     row = tl.minimum(t, rows - 1).to(tl.int64)  # rows beyond the last repeat it, so that their loads need no mask

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from . import tuning
-from .launch import blocks, far, launch, power_of_two, vector_of
+from .launch import blocks, far, launch, power_of_two, vector_of, wait_turn
 from .phases import phase_pixels
 from .products import dot
 
@@ -57,6 +57,7 @@ def patch_attention_fwd_kernel(
     qkv_image, qkv_channel, qkv_row, qkv_column, y_image, y_channel, y_row, y_column,
     FAR: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
+    wait_turn()
     head_dim = head_dim * VECTOR
     per_head = tl.cdiv(length, BLOCK_M)
     program = tl.program_id(0)
@@ -98,6 +99,7 @@ def patch_attention_bwd_query_kernel(
 ):  # fmt: skip
     """dq = scale ds k with ds = p (dy v^T - sum_m p dy v^T); and of each query log2 of its sum and sum_m p dy v^T = dy . y, to
     `statistics` (heads of all phases and images, 2, length)."""
+    wait_turn()
     head_dim = head_dim * VECTOR
     per_head = tl.cdiv(length, BLOCK_M)
     program = tl.program_id(0)
@@ -155,6 +157,7 @@ def patch_attention_bwd_key_kernel(
     FAR: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dk = scale ds^T q and dv = p^T dy of a block of keys, from the statistics of all queries."""
+    wait_turn()
     head_dim = head_dim * VECTOR
     per_head = tl.cdiv(length, BLOCK_N)
     program = tl.program_id(0)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, far, launch, power_of_two
+from .launch import blocks, far, launch, power_of_two, wait_turn
 from .phases import group_start, phases_of, pixel_offsets
 
 Tensor = torch.Tensor
@@ -20,6 +20,7 @@ def patches_kernel(
     phases_image, phases_channel, phases_phase, phases_position,
     FOLD: tl.constexpr, JOINT: tl.constexpr, VECTOR: tl.constexpr, FAR: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    wait_turn()
     per_image = groups * tl.cdiv(length, BLOCK_T) * tl.cdiv(channels, BLOCK_C)
     program = tl.program_id(0)
     image, program = program // per_image, program % per_image

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch, power_of_two, vector_of
+from .launch import blocks, launch, power_of_two, vector_of, wait_turn
 
 Tensor = torch.Tensor
 
@@ -18,6 +18,7 @@ def pool_mixer_kernel(
     x, scale, y, pixels, channels, height, width, VECTOR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):  # fmt: skip
     """x, y: dense in channels_last; pixels: of all images. channels come divided by VECTOR."""
+    wait_turn()
     channels = channels * VECTOR
     program, across = tl.program_id(0), tl.cdiv(channels, BLOCK_C)
     p, c = (program // across) * BLOCK_P + tl.arange(0, BLOCK_P), (program % across) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch
+from .launch import blocks, launch, wait_turn
 from .pinned import polynomial, to_byte
 
 Tensor = torch.Tensor
@@ -27,6 +27,7 @@ def qadd_kernel(
     ACTIVATION: tl.constexpr, FAR: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """ACTIVATION: none, relu or polynomial. FAR: differences from zero-points need 64 bits."""
+    wait_turn()
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     x = _real(a, at, inside, a_scale, a_zero_point, FAR) + _real(b, at, inside, b_scale, b_zero_point, FAR)

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch, power_of_two, processors
+from .launch import blocks, launch, power_of_two, processors, wait_turn
 from .pinned import clamp, rint, to_byte
 from .products import signed
 
@@ -66,6 +66,7 @@ def qattention_kernel(
     BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """y (B, N, H WIDTH), or where SHARES is set shares (B, H, N, M) of every weight in the sum, float32. bias (H, M, bias_row)."""
+    wait_turn()
     image, head, n = _place(queries, heads, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
     known = (m < keys)[None, :]
@@ -104,6 +105,7 @@ def qattention_mixed_kernel(
     SHIFT: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr,
 ):  # fmt: skip
     """ratio: to 255 steps of a weight."""
+    wait_turn()
     image, head, n = _place(queries, heads, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
     inside = (n < queries)[:, None] & (m < keys)[None, :]

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch, power_of_two
+from .launch import blocks, launch, power_of_two, wait_turn
 from .pinned import to_byte
 
 Tensor = torch.Tensor
@@ -18,6 +18,7 @@ def qavg_pool_kernel(
     BYTES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """offset: the zero-point times the pixels. Sums are modulo 2^32: only what is left without the offset must fit."""
+    wait_turn()
     across = tl.cdiv(channels, BLOCK_C)
     program = tl.program_id(0)
     batch, c = (program // across).to(tl.int64), (program % across) * BLOCK_C + tl.arange(0, BLOCK_C)

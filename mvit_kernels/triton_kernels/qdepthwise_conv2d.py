@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, far, launch, power_of_two
+from .launch import blocks, far, launch, power_of_two, wait_turn
 from .pinned import Finish, epilogue
 
 Tensor = torch.Tensor
@@ -20,6 +20,7 @@ def qdepthwise_conv2d_kernel(
     RESIDUAL: tl.constexpr, FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """count: channels of y, TIMES of each of x."""
+    wait_turn()
     across = tl.cdiv(count, BLOCK_C)
     program = tl.program_id(0)
     m = (program // across) * BLOCK_M + tl.arange(0, BLOCK_M)

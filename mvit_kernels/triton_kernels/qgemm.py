@@ -19,7 +19,7 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch, power_of_two
+from .launch import blocks, launch, power_of_two, wait_turn
 from .pinned import Finish, epilogue
 from .products import signed
 
@@ -126,6 +126,7 @@ def qgemm_kernel(
     FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y (rows, columns): a row is an output pixel of x (B, H, W, C) and second, KERNEL x KERNEL taps around it."""
+    wait_turn()
     across = tl.cdiv(columns, BLOCK_N)
     program = tl.program_id(0)
     m = (program // across) * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch
+from .launch import blocks, launch, wait_turn
 
 Tensor = torch.Tensor
 BLOCK = 2048
@@ -14,6 +14,7 @@ BLOCK = 2048
 
 @triton.jit
 def qlookup_kernel(x, table, y, size, BLOCK: tl.constexpr):
+    wait_turn()
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     tl.store(y + at, tl.load(table + tl.load(x + at, mask=inside, other=0).to(tl.int32)), mask=inside)

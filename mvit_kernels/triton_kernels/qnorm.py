@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch, power_of_two
+from .launch import blocks, launch, power_of_two, wait_turn
 from .pinned import double, double_bits, to_byte
 
 Tensor = torch.Tensor
@@ -35,6 +35,7 @@ def qnorm_rows_kernel(
     x, y, rows, size, x_row, ratio, square, eps, zero_point, most, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr
 ):  # fmt: skip
     """Each row of `size` values is a group."""
+    wait_turn()
     r, k = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
     inside, wide = (r < rows)[:, None] & (k < size)[None, :], r.to(tl.int64)[:, None]
     value = tl.load(x + wide * x_row + k[None, :], mask=inside, other=0).to(tl.int32)
@@ -47,6 +48,7 @@ def qnorm_rows_kernel(
 @triton.jit
 def stream_sums_kernel(x, parts, size, pieces, piece_size, BLOCK: tl.constexpr):
     """parts (G, pieces, 2) int64: sum and sum of squares of each piece of the G groups of `size` values that x is."""
+    wait_turn()
     program = tl.program_id(0)
     begin = (program % pieces).to(tl.int64) * piece_size
     count = tl.minimum(size - begin, piece_size)
@@ -67,6 +69,7 @@ def qnorm_groups_kernel(
     x, parts, y, size, pieces, across, ratio, square, eps, zero_point, most, PIECES: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """`across` programs have a group of `size` values, whose sums are those of its pieces."""
+    wait_turn()
     program = tl.program_id(0)
     group = (program // across).to(tl.int64)
     piece = tl.arange(0, PIECES)

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, far, launch, power_of_two, processors
+from .launch import blocks, far, launch, power_of_two, processors, wait_turn
 from .phases import group_start, phase_pixels
 from .pinned import rint, to_byte
 from .products import signed
@@ -43,6 +43,7 @@ def qpatch_attention_kernel(
     BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """q_offset, v_offset: 128 less the zero-points. ALIGN: of strides of qkv. WHOLE: all keys are one block."""
+    wait_turn()
     per_head = tl.cdiv(length, BLOCK_M)
     program = tl.program_id(0)
     head, phase = program // per_head % heads, program // per_head // heads

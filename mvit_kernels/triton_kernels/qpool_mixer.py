@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, far, launch, power_of_two
+from .launch import blocks, far, launch, power_of_two, wait_turn
 from .pinned import to_byte
 
 Tensor = torch.Tensor
@@ -18,6 +18,7 @@ def qpool_mixer_kernel(
     FAR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """x, y: dense in channels_last; image: elements of one."""
+    wait_turn()
     across = tl.cdiv(channels, BLOCK_C)
     program = tl.program_id(0)
     p, c = (program // across) * BLOCK_P + tl.arange(0, BLOCK_P), (program % across) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -6,6 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .launch import wait_turn
 from .pinned import rint, rint_double
 from .resize import corners, run
 
@@ -18,6 +19,7 @@ def qresize_kernel(
     CORNERS: tl.constexpr, FAR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """Shares are rounded to 2^-11."""
+    wait_turn()
     x00, x01, x10, x11, below, beside, to, inside = corners(
         x, y, pixels, channels, height, width, out_height, out_width, image, down, across, CORNERS, FAR, BLOCK_P, BLOCK_C
     )

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, far, launch, power_of_two
+from .launch import blocks, far, launch, power_of_two, wait_turn
 from .phases import group_start, phase_pixels
 from .pinned import clamp, double, double_bits, rint_double, to_byte
 
@@ -25,6 +25,7 @@ def qseparable_context_kernel(
     x_zero_point, factor, zero_point, most, BYTES: tl.constexpr, FAR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """factor: of C / S - x_zero_point, float64."""
+    wait_turn()
     across = tl.cdiv(dim, BLOCK_C)
     program = tl.program_id(0)
     phase = program // across
@@ -70,6 +71,7 @@ def qseparable_gate_kernel(
     FAR: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """ratio: v_scale / out_scale. y (B, H, W, d) is dense."""
+    wait_turn()
     across, along = tl.cdiv(dim, BLOCK_C), tl.cdiv(length, BLOCK_N)
     program = tl.program_id(0)
     phase = program // across // along

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch, power_of_two
+from .launch import blocks, launch, power_of_two, wait_turn
 from .pinned import clamp, rint, to_byte
 
 Tensor = torch.Tensor
@@ -24,6 +24,7 @@ def quantize_kernel(
     INVERSES: tl.constexpr, ZERO_POINTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """INVERSES, ZERO_POINTS: none, one, or many of them, one for each of `along` channels, `after` elements from channel to channel."""
+    wait_turn()
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
@@ -39,6 +40,7 @@ def dequantize_kernel(
     q, scales, zero_points, y, size, along, after, scale, zero_point,
     SCALES: tl.constexpr, ZERO_POINTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    wait_turn()
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     byte = tl.load(q + at, mask=inside, other=0).to(tl.int64)
@@ -51,6 +53,7 @@ def dequantize_kernel(
 
 @triton.jit
 def quantize_rows_kernel(x, q, scales, zero_points, rows, depth, x_row, step, most, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr):
+    wait_turn()
     r = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     wide, inside_r = r.to(tl.int64)[:, None], r < rows
     low, high = tl.zeros((BLOCK_R,), tl.float32), tl.zeros((BLOCK_R,), tl.float32)

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from .activation import activate
-from .launch import blocks, far, launch, power_of_two
+from .launch import blocks, far, launch, power_of_two, wait_turn
 from .pinned import double, double_bits
 
 Tensor = torch.Tensor
@@ -57,6 +57,7 @@ def resize_kernel(
     x, y, pixels, channels, height, width, out_height, out_width, image, down, across,
     CORNERS: tl.constexpr, ACTIVATION: tl.constexpr, FAR: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    wait_turn()
     x00, x01, x10, x11, below, beside, to, inside = corners(
         x, y, pixels, channels, height, width, out_height, out_width, image, down, across, CORNERS, FAR, BLOCK_P, BLOCK_C
     )

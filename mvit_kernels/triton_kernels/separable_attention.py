@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, far, launch, power_of_two
+from .launch import blocks, far, launch, power_of_two, wait_turn
 from .phases import group_start, phases_of, pixel_offsets
 
 Tensor = torch.Tensor
@@ -54,6 +54,7 @@ def separable_attention_fwd_kernel(
     y_image, y_channel, y_row, y_column, y_row_step, y_column_step,
     JOINT: tl.constexpr, VECTOR: tl.constexpr, FAR: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
+    wait_turn()
     per_group = tl.cdiv(dim, BLOCK_C)
     program = tl.program_id(0)
     group, image = (program // per_group) % groups, (program // per_group) // groups
@@ -97,6 +98,7 @@ def separable_attention_bwd_kernel(
 ):  # fmt: skip
     """dv = dy context where v > 0;  dk = s dcontext with dcontext = sum_n dy relu(v);  and this block's part of ds = sum_c dcontext k, to
     `partial` (B, groups, blocks of channels, length), from which the next kernel has dq = s (ds - sum_n s ds)."""
+    wait_turn()
     per_group = tl.cdiv(dim, BLOCK_C)
     program = tl.program_id(0)
     group, image = (program // per_group) % groups, (program // per_group) // groups
@@ -164,6 +166,7 @@ def separable_attention_bwd_query_kernel(
     JOINT: tl.constexpr, VECTOR: tl.constexpr, FAR: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """dq = s (ds - sum_n s ds) of a group; parts of ds are added in their order, so results do not depend on how programs run."""
+    wait_turn()
     program = tl.program_id(0)
     group, image = program % groups, program // groups
     q = qkv + image.to(tl.int64) * qkv_image + group_start(group, across, qkv_row, qkv_column)

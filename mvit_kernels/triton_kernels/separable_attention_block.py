@@ -7,6 +7,9 @@ tensor, no normalised copy, no unfolded copy. With xc = x - mean and r = 1 / sig
 3. context = W_k mixed + b_k, one vector a phase, with mixed = sum_i e^(m_i - m) v_i / sum_i e^(m_i - m) t_i, m = max m_i;
 4. y = x + W_o (relu(r W_v xc + b_v) context) + b_o: both products of a tile of pixels in one program, v and what comes of it stay there.
 
+Of few pixels, each program of 4 would wait for all weights by itself, and most of a GPU for nothing: there the gated values go through
+memory (L2), and programs share the columns of both products. Of few phases, so do programs of 3.
+
 x is normalised before it is rounded to 16 bits for the tensor cores, so a large mean costs no accuracy.
 """
 
@@ -20,8 +23,8 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from . import tuning
-from .launch import blocks, far, launch, power_of_two, processors
+from . import gemm, tuning
+from .launch import blocks, far, launch, power_of_two, processors, wait_turn
 from .moments import collect as collect_moments
 from .moments import collected, combine_moments, empty_parts, parts_or_moments
 from .phases import group_start, phases_of, pixel_offsets
@@ -32,6 +35,7 @@ Tensor = torch.Tensor
 
 
 SLICE = 64  # channels of the values: what they are a multiple of
+IN_TWO: tuning.Tile = {}  # both products of 4 in a launch each
 
 
 class Weights(NamedTuple):
@@ -45,6 +49,10 @@ class Weights(NamedTuple):
     value_bias: Tensor
     out: Tensor
     out_bias: Tensor
+
+    def of_out(self) -> gemm.Weight:
+        dim = self.query.shape[0]
+        return gemm.Weight(self.out[:dim], self.out_bias[:dim], (dim, 0), 1)
 
 
 def arrange(weight: Tensor, bias: Tensor, out: Tensor, out_bias: Tensor, dtype: torch.dtype) -> Weights:
@@ -67,6 +75,7 @@ def mixed_kernel(
 ):  # fmt: skip
     """mixed (B, groups, splits, d) and softmax (B, groups, splits, 2), largest score and sum, of `share` pixels of a phase, with a running
     maximum and sum."""
+    wait_turn()
     program = tl.program_id(0)
     split, group, image = program % splits, (program // splits) % groups, (program // splits) // groups
     mean, inverse = combine_moments(parts, image, pieces, eps, PIECES)
@@ -101,6 +110,7 @@ def context_kernel(
     SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """context (rows, d) = mixed key^T + key_bias."""
+    wait_turn()
     across = tl.cdiv(dim, BLOCK_N)
     m = (tl.program_id(0) // across) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = (tl.program_id(0) % across) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -127,6 +137,53 @@ def context_kernel(
 
 
 @triton.jit
+def context_row_kernel(
+    mixed, softmax, key, key_bias, context, dim, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """The same, a program for BLOCK_N columns of a row: all that it reads is on the way at once."""
+    wait_turn()
+    across = tl.cdiv(dim, BLOCK_N)
+    row, n = (tl.program_id(0) // across).to(tl.int64), (tl.program_id(0) % across) * BLOCK_N + tl.arange(0, BLOCK_N)
+    split, k = row * SPLITS + tl.arange(0, SPLITS), tl.arange(0, BLOCK_K)
+    w = tl.load(key + n[:, None] * dim + k[None, :], mask=(n < dim)[:, None] & (k < dim)[None, :], other=0.0)
+    values = tl.load(mixed + split[:, None] * dim + k[None, :], mask=(k < dim)[None, :], other=0.0)
+    largest, sums = tl.load(softmax + split * 2), tl.load(softmax + split * 2 + 1)
+    shrink = tl.exp(largest - tl.max(largest, 0))
+    weight = shrink / tl.sum(shrink * sums, 0)
+    total = tl.sum(w * tl.sum(weight[:, None] * values, 0)[None, :], 1)
+    tl.store(context + row * dim + n, total + tl.load(key_bias + n, mask=n < dim, other=0.0), mask=n < dim)
+
+
+@triton.jit
+def gated_kernel(
+    x, parts, context, value, value_bias, gated, dim, groups, across, length, columns, x_image, x_row, x_column, x_row_step,
+    x_column_step, pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, SLICE: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
+):  # fmt: skip
+    """gated = relu(r W_v xc + b_v) context, laid out as x is, in tiles of pixels of a phase and of channels."""
+    wait_turn()
+    slices, per_group = tl.cdiv(dim, BLOCK_V), tl.cdiv(length, BLOCK_T)
+    program = tl.program_id(0) // slices
+    v = (tl.program_id(0) % slices) * BLOCK_V + tl.arange(0, BLOCK_V)
+    group, image = (program // per_group) % groups, (program // per_group) // groups
+    t = (program % per_group) * BLOCK_T + tl.arange(0, BLOCK_T)
+    at = pixel_offsets(tl.minimum(t, length - 1), columns, x_row_step, x_column_step, 1, FAR)[:, None]
+    begin = image.to(tl.int64) * x_image + group_start(group, across, x_row, x_column)
+    c1, into = tl.arange(0, C1), value + v[None, :] * (C1 + C2)
+    w1, x1 = tl.load(into + c1[:, None]), load_pixels(x + begin, at, c1, dim)
+    mean, inverse = combine_moments(parts, image, pieces, eps, PIECES)
+    values = dot(normal(x1, mean, inverse, c1, dim).to(x.dtype.element_ty), w1, tl.zeros((BLOCK_T, BLOCK_V), tl.float32))
+    if C2 > 0:
+        c2 = C1 + tl.arange(0, C2)
+        x2 = load_pixels(x + begin, at, c2, dim)
+        values = dot(normal(x2, mean, inverse, c2, dim).to(x.dtype.element_ty), tl.load(into + c2[:, None]), values)
+    values += tl.load(value_bias + v)[None, :]
+    gate = tl.load(context + (program // per_group).to(tl.int64) * dim + v, mask=v < dim, other=0.0)
+    result = (tl.where(values < 0, 0.0, values) * gate[None, :]).to(x.dtype.element_ty)
+    tl.store(gated + begin + at + v[None, :], result, mask=(t < length)[:, None] & (v < dim)[None, :])
+
+
+@triton.jit
 def value_out_kernel(
     x, parts, context, value, value_bias, out, out_bias, y, made, dim, groups, across, length, columns,
     x_image, x_row, x_column, x_row_step, x_column_step, y_image, y_row, y_column, y_row_step, y_column_step,
@@ -134,6 +191,7 @@ def value_out_kernel(
     SLICE: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
     """A tile of pixels of a phase, normalised once, and slices of the values: each is gated and the depth of a second product."""
+    wait_turn()
     per_group = tl.cdiv(length, BLOCK_T)
     program = tl.program_id(0)
     group, image = (program // per_group) % groups, (program // per_group) // groups
@@ -199,24 +257,49 @@ def forward(
         x, weights.query, parts, mixed, softmax, *map_, x.stride(0), *walk.steps(x), pieces, eps, splits, share, BLOCK_C=block_c,
         BLOCK_T=block_t, num_warps=4, **of_image,
     )  # fmt: skip
-    launch(
-        context_kernel, blocks(rows, 16) * blocks(dim, 32),
-        mixed, softmax, weights.key, weights.key_bias, context, rows, dim, SPLITS=splits, BLOCK_M=16, BLOCK_N=32, BLOCK_K=32, num_warps=4,
-        enable_fp_fusion=True,
-    )  # fmt: skip
-    c1, c2 = widths(dim)
+    _context(mixed, softmax, weights, context)
     sizes = rows, walk.length, dim
     tiles = tuning.choose(
         "separable_attention_block", x, sizes, tile(rows, walk.length, dim, x), functools.partial(candidates, rows, walk.length, dim, x)
     )
+    c1, c2 = widths(dim)
+    of_channels = {"SLICE": SLICE, "C1": c1, "C2": c2}
+    if tiles == IN_TWO:
+        gated = x.new_empty(x.shape[0], *x.shape[2:], dim)
+        launch(
+            gated_kernel, rows * blocks(walk.length, _FEW) * blocks(dim, _FEW_VALUES),
+            x, parts, context, weights.value, weights.value_bias, gated, *map_, x.stride(0), *walk.steps(x), pieces, eps, BLOCK_T=_FEW,
+            BLOCK_V=_FEW_VALUES, num_warps=4, **of_channels, **of_image,
+        )  # fmt: skip
+        pixels, result = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (x, y))
+        return gemm.gemm(gated.flatten(0, 2), weights.of_out(), result, residual=pixels, collect=x.shape[0] if collect else 0)
     per_group = blocks(walk.length, tiles["BLOCK_T"])
     made = empty_parts(x, x.shape[0], walk.groups * per_group * (2 if c2 else 1)) if collect else parts
     launch(
         value_out_kernel, rows * per_group,
         x, parts, context, weights.value, weights.value_bias, weights.out, weights.out_bias, y, made, *map_, x.stride(0), *walk.steps(x),
-        y.stride(0), *walk.steps(y), pieces, eps, COLLECT=collect, SLICE=SLICE, C1=c1, C2=c2, **tiles, **of_image,
+        y.stride(0), *walk.steps(y), pieces, eps, COLLECT=collect, **of_channels, **tiles, **of_image,
     )  # fmt: skip
     return collected(made) if collect else no_moments
+
+
+_FEW_ROWS = 64  # phases, of which each reads the keys by itself: from L2, in less time than it takes to begin
+
+
+def _context(mixed: Tensor, softmax: Tensor, weights: Weights, context: Tensor) -> None:
+    rows, splits, dim = mixed.shape
+    if rows <= _FEW_ROWS:
+        launch(
+            context_row_kernel, rows * blocks(dim, 8),
+            mixed, softmax, weights.key, weights.key_bias, context, dim, SPLITS=splits, BLOCK_N=8, BLOCK_K=power_of_two(dim, 16),
+            num_warps=4, enable_fp_fusion=True,
+        )  # fmt: skip
+        return
+    launch(
+        context_kernel, blocks(rows, 16) * blocks(dim, 32),
+        mixed, softmax, weights.key, weights.key_bias, context, rows, dim, SPLITS=splits, BLOCK_M=16, BLOCK_N=32, BLOCK_K=32, num_warps=4,
+        enable_fp_fusion=True,
+    )  # fmt: skip
 
 
 _MOST_SPLITS = 8
@@ -228,12 +311,17 @@ def _splits(rows: int, tiles: int, processors: int) -> int:
     return 1 << (wanted.bit_length() - 1)
 
 
+_FEW, _FEW_VALUES = 16, 32  # pixels and channels of a program of which there would be few
+
+
 def tile(rows: int, length: int, dim: int, x: Tensor) -> tuning.Tile:
     """Sums of all channels of a tile of pixels are in registers, beside the pixels themselves. Of few images tiles are smaller, as small as
-    tensor cores take, until there is one for each processor."""
+    tensor cores take, until there is one for each processor; where there is none even so, products are in two launches."""
     width = sum(widths(dim))
     if x.dtype == torch.float32:  # on no tensor cores
         return _tile(16, 16, 8, 1)
+    if rows * blocks(length, _FEW) < processors(x):
+        return IN_TWO
     block_t = 64 if width <= 128 else 32
     while block_t > 16 and (rows * blocks(length, block_t) < processors(x) or block_t >= 2 * length):
         block_t //= 2
@@ -246,9 +334,9 @@ def candidates(rows: int, length: int, dim: int, x: Tensor) -> list[tuning.Tile]
         return []
     if rows * length <= 64 * processors(x):
         found = [(16, 32, 4, 2), (16, 64, 4, 2), (32, 32, 8, 2)]
-    else:
-        found = [(32, 32, 8, 2), (32, 64, 8, 2)] if width <= 192 else [(16, 32, 4, 2), (16, 64, 8, 2)]
-        found += [(64, 32, 8, 2), (32, 32, 4, 2)] if width <= 128 else []
+        return [IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * length)]
+    found = [(32, 32, 8, 2), (32, 64, 8, 2)] if width <= 192 else [(16, 32, 4, 2), (16, 64, 8, 2)]
+    found += [(64, 32, 8, 2), (32, 32, 4, 2)] if width <= 128 else []
     return [_tile(*each) for each in found if each[0] < 2 * length]
 
 

@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .launch import blocks, launch
+from .launch import blocks, launch, wait_turn
 from .pinned import clamp, rint
 
 Tensor = torch.Tensor
@@ -15,6 +15,7 @@ BLOCK = 2048
 
 @triton.jit
 def quantize_stream_kernel(x, y, size, inverse, BLOCK: tl.constexpr):
+    wait_turn()
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
@@ -23,6 +24,7 @@ def quantize_stream_kernel(x, y, size, inverse, BLOCK: tl.constexpr):
 
 @triton.jit
 def dequantize_stream_kernel(q, y, size, scale, BLOCK: tl.constexpr):
+    wait_turn()
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     tl.store(y + at, tl.load(q + at, mask=inside, other=0).to(tl.float32) * scale, mask=inside)
