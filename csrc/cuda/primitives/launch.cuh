@@ -3,16 +3,28 @@
 //
 // This runtime is linked in (libcudart_static) beside that of torch. Both use a device's primary context and the driver's streams, and a
 // thread has one current context for both; so the device that was current before a call is current again after it.
+//
+// On sm_90 kernels are launched while those before them still run, and wait in their first line, `wait_turn`, until all of those are done
+// and visible: what it takes to start a kernel goes on beside the work of the last one (as mvit_kernels/triton_kernels/launch.py has it).
 #pragma once
 
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 
 #include <atomic>
 #include <cstdint>
 
+#include "cuda/primitives/device.cuh"
 #include "cuda/primitives/launched.h"
 
 namespace mvit::cuda {
+
+// The first line of every kernel: before anything that touches memory.
+MVIT_DEVICE void wait_turn() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 class DeviceGuard {
   public:
@@ -40,6 +52,26 @@ Launched launched(const char* kernel, int device, const Launch& launch) {
     cudaGetLastError();  // an error that an earlier call has told already
     launch();
     return {static_cast<int>(cudaGetLastError()), kernel};
+}
+
+// kernel<<<blocks, threads, shared, stream>>>(arguments...), early where the device can; of a kernel that begins with `wait_turn`. Errors
+// are the last ones of the runtime.
+template <class... Parameters, class... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared, void* stream, const Arguments&... arguments) {
+    int device = 0, major = 0;
+    if (cudaGetDevice(&device) != cudaSuccess) return;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return;
+    cudaLaunchAttribute early{};
+    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t config{};
+    config.gridDim = blocks;
+    config.blockDim = dim3(static_cast<unsigned>(threads));
+    config.dynamicSmemBytes = static_cast<size_t>(shared);
+    config.stream = static_cast<cudaStream_t>(stream);
+    config.attrs = &early;
+    config.numAttrs = major >= 9 ? 1 : 0;
+    cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 
 // What a kernel needs of shared memory beyond the 48 KB that every kernel has: asked for once a kernel and device.
