@@ -165,22 +165,22 @@ def qdepthwise_conv2d_cases() -> dict[str, Case]:
 
 def inverted_residual_layers(
     channels: int, hidden: int, columns: int, stride: int, *, bits: int = 8, curve: str | None = "silu", zero_point: int = 20,
-    settings: dict[str, Any] | None = None, backend: str | None = None,
+    scale: float = 0.1, settings: dict[str, Any] | None = None, backend: str | None = None,
 ) -> tuple[ops.QConv2d, ops.QDepthwiseConv2d, ops.QConv2d]:  # fmt: skip
-    """expand, depthwise and reduce; hidden bytes of scale 0.1, by a curve or without an activation."""
-    out = {"out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": zero_point}
+    """expand, depthwise and reduce; hidden bytes of one scale, by a curve or without an activation."""
+    out = {"out_dtype": torch.uint8, "out_scale": scale, "out_zero_point": zero_point}
     if curve is not None:
-        out["table"] = reference.activation_curve(curve, 0.1, zero_point)
+        out["table"] = reference.activation_curve(curve, scale, zero_point)
     expand_weight = ops.pack_weight(random_weight(hidden, channels, bits=bits), bits=bits)
     expand = ops.prepare_qconv2d(
         expand_weight, 0.05, 300, torch.rand(hidden) * 0.01 + 1e-3, torch.randn(hidden), kernel_size=1, backend=backend, **out
     )
     depthwise = ops.prepare_qdepthwise_conv2d(
-        random_weight(hidden, 1, 3, 3), stride=stride, a_scale=0.1, a_zero_point=zero_point, w_scale=torch.rand(hidden) * 0.01 + 1e-3,
+        random_weight(hidden, 1, 3, 3), stride=stride, a_scale=scale, a_zero_point=zero_point, w_scale=torch.rand(hidden) * 0.01 + 1e-3,
         bias=torch.randn(hidden), backend=backend, **out,
     )  # fmt: skip
     reduce = ops.prepare_qconv2d(
-        ops.pack_weight(random_weight(columns, hidden, bits=bits), bits=bits), 0.1, zero_point, 0.01, torch.randn(columns), kernel_size=1,
+        ops.pack_weight(random_weight(columns, hidden, bits=bits), bits=bits), scale, zero_point, 0.01, torch.randn(columns), kernel_size=1,
         backend=backend, **(settings or bytes_out(columns)),
     )  # fmt: skip
     return expand, depthwise, reduce
@@ -210,6 +210,7 @@ def qinverted_residual_cases() -> dict[str, Case]:
                 )
     cases["wide_zero_point"] = inverted((1, 16, 9, 17), 32, 16, 1, curve="gelu", zero_point=255)
     cases["without_curves"] = inverted((1, 16, 9, 17), 32, 16, 1, curve=None, zero_point=-300)
+    cases["curves_without_steps"] = inverted((1, 16, 9, 17), 32, 16, 1, scale=0.001)
     cases["many_columns"] = inverted((1, 16, 9, 17), 32, 200, 2)
     cases["too_many_columns"] = inverted((1, 16, 9, 17), 32, 130, 1)
     cases["contiguous"] = inverted((1, 16, 4, 5), 32, 16, 2, memory=torch.contiguous_format)

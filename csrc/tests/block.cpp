@@ -289,13 +289,20 @@ uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
     for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
     return result;
 }
+uint32_t permute_signs(uint32_t a, uint32_t b, uint32_t selector) {
+    uint32_t result = permute(a, b, selector);
+    for (int i = 0; i < 4; ++i) {
+        const uint32_t byte = uint32_t{255} << (8 * i), sign = uint32_t{128} << (8 * i);
+        if (selector >> (4 * i) & 8) result = (result & ~byte) | (result & sign ? byte : 0);
+    }
+    return result;
+}
 
 uint32_t float_bits(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
     return bits;
 }
-int32_t round_to_int(float x) { return static_cast<int32_t>(std::lrintf(x)); }
 float to_float(float x) { return x; }
 float to_float(bf16 x) { return mvit::to_float(x); }
 float to_float(f16 x) { return mvit::to_float(x); }

@@ -14,7 +14,7 @@ struct QGemmCase {
     bool plain = true;
     QActivation activation = QActivation::none;
     QType residual = QType::i32;  // none
-    bool of_rows = false, table = false, curve = false, extreme = false;
+    bool of_rows = false, table = false, curve = false, steps = false, extreme = false;
     int64_t gap = 0;
     int64_t slope_rows = -1;  // of an image: 0 is all, less is no slopes
 };
@@ -59,8 +59,7 @@ void compare_qgemm(const QGemmCase& c, int runs, const Run& run) {
     Guarded<float> segments(96), row_scale(c.rows);
     Guarded<int32_t> row_zero(c.rows);
     Guarded<uint8_t> table(256);
-    Guarded<int16_t> curve(196);
-    fill_curve(curve);
+    Curve curve(c.steps ? CurveKind::silu : CurveKind::random);
     Guarded<float> slopes(c.rows * 2 * c.columns);
     fill(slopes);
     for (int i = 0; i < 96; ++i) segments[i] = random_float();
@@ -78,7 +77,7 @@ void compare_qgemm(const QGemmCase& c, int runs, const Run& run) {
     e.channels = channels.channels();
     e.type = c.type, e.plain = c.plain, e.activation = c.activation, e.segments = segments.data();
     if (c.table) e.table = table.data();
-    if (c.curve) e.curve = curve.data();
+    if (c.curve || c.steps) e.curve = curve.data();
     if (c.slope_rows >= 0) e.slopes = slopes.data(), e.slope_columns = c.columns, e.slope_rows = c.slope_rows;
     if (c.residual == QType::u8) e.residual = bytes.data();
     if (c.residual == QType::i16) e.residual = shorts.data();

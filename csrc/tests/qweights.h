@@ -2,6 +2,7 @@
 // describes, value by value.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -92,13 +93,6 @@ struct RandomChannels {
     std::unique_ptr<Guarded<float>> make() const { return std::make_unique<Guarded<float>>(init.size()); }
 };
 
-// Coefficients like those of activations, or as large as int16.
-inline void fill_curve(Guarded<int16_t>& curve, bool extreme = false) {
-    for (int i = 0; i < 192; ++i) curve[i] = static_cast<int16_t>(extreme ? (random_int(0, 1) ? 32767 : -32768) : random_int(-4000, 4000));
-    curve[192] = static_cast<int16_t>(random_int(0, 7));
-    curve[193] = static_cast<int16_t>(random_int(0, 32767)), curve[194] = random_int(0, 1) ? 255 : 63;
-}
-
 // A byte of x by a curve of core/qcurve.h.
 inline int curve_byte(const int16_t* curve, float x) {
     const auto times = [](int a, int b) { return (a * b + (1 << 14)) >> 15; };
@@ -108,6 +102,97 @@ inline int curve_byte(const int16_t* curve, float x) {
     const int sum = (whole > 0 ? whole : 0) + times(e, 1024) + curve[193], y = (sum < 32767 ? sum : 32767) >> curve[192];
     return y < 0 ? 0 : y < curve[194] ? y : curve[194];
 }
+
+// How a curve is made.
+enum class CurveKind {
+    random,   // coefficients like those of activations
+    extreme,  // or as large as int16
+    silu      // of bytes of some scale, zero-point and most, so that it has steps
+};
+
+// A curve with what a GPU looks up behind it, where it has steps (cuda/primitives/qcurve.cuh): found with a loop over all numbers.
+class Curve {
+  public:
+    explicit Curve(CurveKind kind = CurveKind::random) : numbers_(curve_entries + most_entries) {
+        std::memset(numbers_.data(), 0, static_cast<size_t>(numbers_.size()) * 2);
+        kind == CurveKind::silu ? fill_silu() : fill_random(kind == CurveKind::extreme);
+        for (int shift = 7; kind == CurveKind::silu && shift > 0 && entries_ == 0; --shift) find_steps(shift);
+    }
+    // Few curves have none.
+    static std::unique_ptr<Curve> with_steps() {
+        for (;;) {
+            auto curve = std::make_unique<Curve>(CurveKind::silu);
+            if (curve->entries() > 0) return curve;
+        }
+    }
+    const int16_t* data() { return numbers_.data(); }
+    int entries() const { return entries_; }
+
+  private:
+    static constexpr int curve_head = 200, curve_entries = 216, most_entries = 2048;
+
+    void fill_random(bool extreme) {
+        for (int i = 0; i < 192; ++i)
+            numbers_[i] = static_cast<int16_t>(extreme ? (random_int(0, 1) ? 32767 : -32768) : random_int(-4000, 4000));
+        numbers_[192] = static_cast<int16_t>(random_int(0, 7));
+        numbers_[193] = static_cast<int16_t>(random_int(0, 32767)), numbers_[194] = random_int(0, 1) ? 255 : 63;
+    }
+
+    // As mvit_kernels/reference/activation_curve.py does.
+    void fill_silu() {
+        const double scale = 0.02 + random_int(0, 100) * 0.001;
+        const int shift = std::min(7, static_cast<int>(std::floor(std::log2(32768 * scale / 12)))), most = random_int(0, 1) ? 255 : 63;
+        const double step = scale / (1 << shift);
+        const auto e = [&](double segment) {
+            const double u = segment * 512 * step;
+            return -u / (1 + std::exp(u)) * 32 / step;
+        };
+        for (int i = 0; i < 64; ++i) {
+            const double left = e(i), middle = e(i + 0.5), right = e(i + 1);
+            numbers_[i] = rounded(left), numbers_[64 + i] = rounded(4 * middle - 3 * left - right);
+            numbers_[128 + i] = rounded(2 * left + 2 * right - 4 * middle);
+        }
+        numbers_[192] = static_cast<int16_t>(shift);
+        numbers_[193] = static_cast<int16_t>((random_int(0, most) << shift) + (1 << shift >> 1)),
+        numbers_[194] = static_cast<int16_t>(most);
+    }
+    static int16_t rounded(double x) { return static_cast<int16_t>(std::lrint(x)); }
+
+    int at(int x) { return curve_byte(numbers_.data(), static_cast<float>(std::clamp(x, -32768, 32767))); }
+
+    void find_steps(int shift) {
+        int low = -32768, high = 32767;
+        while (low < high && at(low + 1) == at(low)) ++low;
+        while (high > low && at(high - 1) == at(high)) --high;
+        const int width = 1 << shift, first = (low + (1 << 16) - width / 2 + width - 1) / width - (1 << 16) / width;
+        const int last = (high + (1 << 16) + width / 2) / width - (1 << 16) / width;
+        if (last - first >= most_entries) return;
+        int turn = first;  // buckets below fall
+        for (int bucket = first; bucket <= last; ++bucket)
+            for (int i = 0; i < width; ++i)
+                if (at(bucket * width - width / 2 + i + 1) < at(bucket * width - width / 2 + i)) turn = bucket + 1;
+        for (int bucket = first; bucket <= last; ++bucket) {
+            const int begin = bucket * width - width / 2, sign = bucket < turn ? -1 : 1, start = at(begin);
+            int before = 256;
+            for (int i = 1; i <= width; ++i) {
+                const int up = sign * (at(begin + i) - start);
+                if (up < 0 || up > 1 || (before < i && up == 0)) return;
+                if (up == 1 && before == 256) before = i;
+            }
+            const int entry = 256 * (sign < 0 ? 255 - start : start) + 256 - before - begin;
+            numbers_[curve_entries + bucket - first] = static_cast<int16_t>(static_cast<uint16_t>(entry));
+        }
+        entries_ = last - first + 1;
+        const auto exponent = static_cast<uint32_t>(150 + shift) << 23 | 1u << 22;  // the bits of 1.5 * 2^(23 + shift)
+        const uint32_t coarse = exponent - static_cast<uint32_t>(turn), address = 0u - 2 * (coarse + static_cast<uint32_t>(first));
+        const float ends[2] = {static_cast<float>(low), static_cast<float>(high)};
+        const uint32_t rest[3] = {coarse, address, static_cast<uint32_t>(entries_)};
+        std::memcpy(numbers_.data() + curve_head, ends, sizeof ends), std::memcpy(numbers_.data() + curve_head + 4, rest, sizeof rest);
+    }
+
+    Guarded<int16_t> numbers_;
+    int entries_ = 0;
+};
 
 // One value by the sequences of core/qepilogue.h, in plain float arithmetic.
 inline double finish_one(const QEpilogue& e, int64_t sum, int64_t row, int64_t n) {

@@ -54,10 +54,19 @@ void compare(const Case& t) {
     e.y_stride = e.residual_stride = t.channels;
     Guarded<uint8_t> shared(cuda::SharedCurve::bytes);
     const auto run = [&] {
-        const cuda::QDepthwiseCut cut = cuda::QDepthwiseCut::of(p);
-        for (int64_t i = 0; i < (cut.threads() + cuda::depthwise_threads - 1) / cuda::depthwise_threads; ++i)
-            run_block(cuda::depthwise_threads, i, 0, block_orders[0],
-                      [&] { t.stride == 1 ? cuda::qdepthwise<1>(p, cut, shared.data()) : cuda::qdepthwise<2>(p, cut, shared.data()); });
+        // Once with as many blocks as there can be, once with as few: of several lines.
+        for (int64_t blocks : {int64_t{1} << 20, int64_t{1}}) {
+            const cuda::QDepthwiseCut cut = cuda::QDepthwiseCut::of(p, blocks);
+            CHECK(blocks > 1 ? cut.lines == 1 : cut.blocks() <= cut.all_lines * cut.splits);
+            cuda::with_depthwise_run(cut, [&]<int run, cuda::FinishForm form>() {
+                for (int64_t i = 0; i < cut.blocks(); ++i)
+                    run_block(cut.threads, i, 0, block_orders[0], [&] {
+                        t.stride == 1 ? cuda::qdepthwise<1, run, form>(p, cut, shared.data())
+                                      : cuda::qdepthwise<2, run, form>(p, cut, shared.data());
+                    });
+            });
+        }
+        CHECK(shared.canary_intact());
     };
 
     e.type = QType::i32, e.y = sums.data();
@@ -83,12 +92,25 @@ void compare(const Case& t) {
     CHECK(bytes.canary_intact());
     for (int64_t i = 0; i < bytes.size(); ++i) CHECK(bytes[i] == finish_one(e, sums[i], i / t.channels, i % t.channels));
 
-    Guarded<int16_t> curve(196);
-    fill_curve(curve);
-    e.plain = true, e.residual = nullptr, e.curve = curve.data();
+    const auto check_bytes = [&] {
+        std::memset(bytes.data(), 0x5A, static_cast<size_t>(bytes.size()));
+        run();
+        CHECK(bytes.canary_intact());
+        for (int64_t i = 0; i < bytes.size(); ++i) CHECK(bytes[i] == finish_one(e, sums[i], i / t.channels, i % t.channels));
+    };
+    e.plain = true, e.residual = nullptr;
+    check_bytes();
+    for (CurveKind kind : {CurveKind::random, CurveKind::silu}) {
+        Curve curve(kind);
+        e.curve = curve.data();
+        check_bytes();
+    }
+
+    Guarded<int16_t> stream(bytes.size());
+    e.type = QType::i16, e.y = stream.data(), e.curve = nullptr, e.residual = residual.data();
     run();
-    CHECK(bytes.canary_intact() && shared.canary_intact());
-    for (int64_t i = 0; i < bytes.size(); ++i) CHECK(bytes[i] == finish_one(e, sums[i], i / t.channels, i % t.channels));
+    CHECK(stream.canary_intact());
+    for (int64_t i = 0; i < bytes.size(); ++i) CHECK(stream[i] == finish_one(e, sums[i], i / t.channels, i % t.channels));
 }
 
 }  // namespace
@@ -99,6 +121,8 @@ TEST(cuda_qdepthwise_conv2d_on_every_tail) {
             for (int64_t height : {1, 2, 3, 4})
                 for (int64_t width : {1, 2, 3, 7, 8, 9, 18}) compare({2, height, width, channels, stride, width % 3});
         compare({1, 12, 20, 68, stride, 4});
+        compare({1, 3, 33, 72, stride});    // several blocks on a line
+        compare({3, 5, 16, 8, stride, 0});  // several lines of a block, over images
         compare({1, 5, 7, 70, stride, 0, true});
     }
 }

@@ -150,4 +150,6 @@ TEST(cuda_qgemm_with_every_epilogue) {
     compare<int16_t>({.rows = 9, .columns = 40, .depth = 21, .bits = 6, .type = QType::i16, .residual = QType::i16, .gap = 2});
     compare<uint8_t>({.rows = 9, .columns = 70, .depth = 21, .type = QType::u8, .table = true});
     for (int bits : {8, 6}) compare<uint8_t>({.rows = 130, .columns = 70, .depth = 21, .bits = bits, .type = QType::u8, .curve = true});
+    for (int bits : {8, 6}) compare<uint8_t>({.rows = 130, .columns = 70, .depth = 21, .bits = bits, .type = QType::u8, .steps = true});
+    compare<uint8_t>({.rows = 30, .columns = 72, .depth = 21, .type = QType::u8, .steps = true});
 }

@@ -16,7 +16,7 @@ struct Case {
     bool residual = false;
 };
 
-int byte_of(Guarded<int16_t>& curve, int64_t sum, float scale) {
+int byte_of(Curve& curve, int64_t sum, float scale) {
     return curve_byte(curve.data(), static_cast<float>(static_cast<int32_t>(sum)) * scale);
 }
 
@@ -57,8 +57,8 @@ void compare(const Case& t, const BlockOrder& order) {
     Guarded<uint8_t> residual(y.size());
     for (int64_t i = 0; i < x.size(); ++i) x[i] = static_cast<uint8_t>(random_int(0, 255));
     for (int64_t i = 0; i < residual.size(); ++i) residual[i] = static_cast<uint8_t>(random_int(0, 255));
-    Guarded<int16_t> expand_curve(196), filter_curve(196);
-    fill_curve(expand_curve), fill_curve(filter_curve);
+    const auto first_curve = Curve::with_steps(), second_curve = Curve::with_steps();
+    Curve &expand_curve = *first_curve, &filter_curve = *second_curve;
 
     Slices slices(t.channels, t.hidden, t.columns);
     const auto size = [](int64_t a, int64_t b) { return static_cast<size_t>(a * b); };
@@ -161,17 +161,48 @@ TEST(cuda_qinverted_residual) {
     compare({1, 4, 5, 16, 32, 256, 2}, order);
 }
 
+namespace {
+
+// float(sum) * scale: integers, what rounds to them, and what is far away.
+template <class Byte>
+void every_argument(Curve& curve, const Byte& byte) {
+    const auto same = [&](float x) { CHECK(byte(x) == curve_byte(curve.data(), x)); };
+    for (int i = -33000; i <= 33000; ++i)
+        for (float part : {0.0f, 0.25f, 0.5f, 0.75f}) same(static_cast<float>(i) + part);
+    for (float far : {1e5f, 1e9f, 3e38f, INFINITY}) same(far), same(-far);
+}
+
+}  // namespace
+
 TEST(cuda_shared_curves_are_the_same) {
-    Guarded<int16_t> curve(196);
     Guarded<uint8_t> shared(cuda::SharedCurve::bytes);
-    for (bool extreme : {false, false, false, true}) {
-        fill_curve(curve, extreme);
+    const auto load = [&](Curve& curve) {
+        for (int64_t i = 0; i < shared.size(); ++i) shared[i] = static_cast<uint8_t>(random_int(0, 255));
         run_block(32, 0, 0, block_orders[0], [&] { cuda::SharedCurve::load(curve.data(), shared.data(), 32); });
+        CHECK(shared.canary_intact());
+        CHECK(cuda::SharedCurve::has_steps(shared.data()) == (curve.entries() > 0));
+    };
+    for (CurveKind kind : {CurveKind::random, CurveKind::random, CurveKind::random, CurveKind::extreme}) {
+        Curve curve(kind);
+        load(curve);
         const cuda::SharedCurve quick(shared.data());
-        const auto same = [&](float x) { CHECK(static_cast<int>(quick(x)) == curve_byte(curve.data(), x)); };
-        for (int i = -33000; i <= 33000; ++i)
-            for (float part : {0.0f, 0.25f, 0.5f, 0.75f}) same(static_cast<float>(i) + part);
-        for (float far : {1e5f, 1e9f, 3e38f, INFINITY}) same(far), same(-far);
+        every_argument(curve, [&](float x) { return static_cast<int>(quick(x)); });
     }
-    CHECK(shared.canary_intact());
+    int with_steps = 0;
+    for (int i = 0; i < 12; ++i) {
+        Curve curve(CurveKind::silu);
+        load(curve);
+        if (curve.entries() == 0) continue;
+        ++with_steps;
+        const cuda::CurveSteps quick(shared.data());
+        every_argument(curve, [&](float x) {
+            const float four[4] = {x, -7.0f, x, x}, two[2] = {12.0f, x};
+            const uint32_t bytes = quick(four), pair = quick(two);
+            const auto byte = [](uint32_t word, int at) { return static_cast<int>(word >> (8 * at) & 255); };
+            CHECK(byte(bytes, 0) == byte(bytes, 2) && byte(bytes, 0) == byte(bytes, 3) && byte(bytes, 0) == byte(pair, 1));
+            CHECK(byte(bytes, 1) == curve_byte(curve.data(), -7.0f) && byte(pair, 0) == curve_byte(curve.data(), 12.0f));
+            return byte(bytes, 0);
+        });
+    }
+    CHECK(with_steps >= 9);
 }

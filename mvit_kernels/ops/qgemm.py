@@ -18,6 +18,7 @@ from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
 from .packing import packed
 from .placed import Placed
 from .qchannels import Settings, check_channels, quantization, unpack_channels
+from .qcurve import step_curve
 from .qfragments import PackFragments
 from .replay import Replays
 
@@ -472,6 +473,8 @@ def cuda_epilogue(
     """The arguments of `epilogue` in python/bind_qepilogue.h."""
     cuda_support.aligned(op, "channels", channels)
     code, _ = activation_code(activation)
+    if table is not None and table.dtype == torch.int16:
+        table = packed(step_curve, table).numbers
     segments = segments_on(activation, y.device).data_ptr() if activation in SEGMENTS else 0
     return (
         channels.data_ptr(), channels.shape[1], QTYPE_CODES[out_dtype], plain, code, segments, *table_addresses(table),

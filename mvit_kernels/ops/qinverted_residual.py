@@ -20,6 +20,7 @@ from .placed import Placed
 from .qchannels import check_channels
 from .qconv2d import QConv2d
 from .qconv2d import choose as choose_qconv2d
+from .qcurve import step_curve
 from .qdepthwise_conv2d import BLOCK, BLOCK_BYTES, QDepthwiseConv2d
 from .qdepthwise_conv2d import choose as choose_qdepthwise_conv2d
 from .qfragments import pack_taps, tiles
@@ -72,8 +73,8 @@ def prepare_qinverted_residual(
     expand: QConv2d, depthwise: QDepthwiseConv2d, reduce: QConv2d, *, backend: str | None = None
 ) -> QInvertedResidual:
     """reduce(depthwise(expand(x)), residual), bit for bit; on a GPU in one launch, in which what lies between the layers stays on the
-    multiprocessors, where both of the first two end in a curve (`table` of `prepare_qconv2d`) and reduce has up to 128 channels, with
-    stride 2 up to 256.
+    multiprocessors, where both of the first two end in a curve (`table` of `prepare_qconv2d`) that can be looked up, as nearly all can, and
+    reduce has up to 128 channels, with stride 2 up to 256.
 
     Args:
         expand, reduce: 1x1 convolutions of stride 1 and one input, of `prepare_qconv2d`; expand to uint8.
@@ -188,7 +189,7 @@ def _cuda_refuse(x: Tensor, expand_form: list[int], reduce_form: list[int]) -> s
 
 
 def _is_one_launch(x: Tensor, columns: int, stride: int, *tables: Optional) -> bool:
-    if any(table is None or table.dtype != torch.int16 for table in tables):
+    if any(table is None or table.dtype != torch.int16 or packed(step_curve, table).entries == 0 for table in tables):
         return False
     needed = cuda_support.native.qinverted_residual_shared(x.shape[1], columns, stride)
     return needed > 0 and cuda_support.refuse_shared(x, needed) is None
@@ -234,8 +235,6 @@ def _cuda_forward(
             reduce_weight, reduce_channels, reduce_table, expand_form, reduce_form, stride, narrow, expand_activation, expand_plain,
             filter_activation, filter_plain, out_dtype, activation, plain, residual_scale, residual_zero_point,
         )  # fmt: skip
-    assert expand_table is not None
-    assert filter_table is not None
     x = dense(x, channels_last=True)
     if residual is not None:
         residual = dense(residual, channels_last=True)
@@ -247,9 +246,10 @@ def _cuda_forward(
     epilogue = cuda_epilogue(
         OP, reduce_channels, out_dtype, plain, activation, reduce_table, residual, columns, residual_scale, residual_zero_point, y, columns
     )  # fmt: skip
+    curves = [packed(step_curve, table).numbers for table in (expand_table, filter_table)]
     cuda_support.native.qinverted_residual(
         *cuda_support.place(x), x.shape, expand_form[0], columns, stride, x.data_ptr(), slices.data_ptr(),
-        expand_table.data_ptr(), filter_table.data_ptr(), epilogue,
+        *(curve.data_ptr() for curve in curves), epilogue,
     )  # fmt: skip
     return y
 

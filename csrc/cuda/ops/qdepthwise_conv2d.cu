@@ -5,28 +5,36 @@
 namespace mvit::cuda {
 namespace {
 
-template <int stride>
-__global__ void __launch_bounds__(depthwise_threads) qdepthwise_conv2d_kernel(QDepthwiseConv2dProblem problem, QDepthwiseCut cut) {
-    __shared__ __align__(8) uint8_t shared[SharedCurve::bytes];
-    qdepthwise<stride>(problem, cut, shared);
+// Of a multiprocessor's blocks at once, as many as there are registers for.
+constexpr int blocks_of(FinishForm form) { return form == FinishForm::any ? 4 : form == FinishForm::bytes ? 6 : 8; }
+
+template <int stride, int run, FinishForm form>
+__global__ void __launch_bounds__(depthwise_threads, blocks_of(form))
+    qdepthwise_conv2d_kernel(QDepthwiseConv2dProblem problem, QDepthwiseCut cut) {
+    __shared__ __align__(16) uint8_t shared[SharedCurve::bytes];
+    qdepthwise<stride, run, form>(problem, cut, shared);
 }
 
 }  // namespace
 
 Launched qdepthwise_conv2d(const QDepthwiseConv2dProblem& p, int device, void* stream) {
     constexpr const char* kernel = "qdepthwise_conv2d";
-    const QDepthwiseCut cut = QDepthwiseCut::of(p);
-    const int64_t blocks = ceil_divide(cut.threads(), depthwise_threads);
+    const QDepthwiseCut cut = QDepthwiseCut::of(p, int64_t{6} * depthwise_waves * processors(device));
+    const int64_t blocks = cut.blocks();
     if (blocks == 0) return {cudaSuccess, kernel};
-    if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    // Offsets in a row of the map, and numbers of lines, are of 32 bits.
+    if (blocks > INT32_MAX || cut.all_lines > INT32_MAX || p.width * p.pixel_stride > INT32_MAX)
+        return {cudaErrorInvalidConfiguration, kernel};
     return launched(kernel, device, [&] {
-        const auto grid = static_cast<unsigned>(blocks);
+        const auto grid = static_cast<unsigned>(blocks), threads = static_cast<unsigned>(cut.threads);
         const auto on = static_cast<cudaStream_t>(stream);
-        if (p.stride == 1) {
-            qdepthwise_conv2d_kernel<1><<<grid, depthwise_threads, 0, on>>>(p, cut);
-        } else {
-            qdepthwise_conv2d_kernel<2><<<grid, depthwise_threads, 0, on>>>(p, cut);
-        }
+        with_depthwise_run(cut, [&]<int run, FinishForm form>() {
+            if (p.stride == 1) {
+                qdepthwise_conv2d_kernel<1, run, form><<<grid, threads, 0, on>>>(p, cut);
+            } else {
+                qdepthwise_conv2d_kernel<2, run, form><<<grid, threads, 0, on>>>(p, cut);
+            }
+        });
     });
 }
 

@@ -7,10 +7,14 @@
 //                        y   | c0 c1 c2 c3 |  --->  c1 | y-1 y y+1 . |       dot4 with the weights of that column: | ky = 0 1 2 . |
 //                        y+1 | c0 c1 c2 c3 |        ..
 //
-// Three of them make a value of y, and its neighbour uses two of the columns again. Taps outside of the map are read as 0, and sums begin
-// with border[class][c], which has what init took away for them: any int32 zero-point is right.
+// Three of them make a value of y, and its neighbour uses two of the columns again (with stride 2, one). Taps outside of the map are read
+// as 0, and sums begin with border[class][c], which has what init took away for them: any int32 zero-point is right.
 //
-// Floor: 3 dp4a and about 3 permutations a value of y; x read once (its rows three times from the caches), y written once.
+// All threads of a block are on the same row, whose addresses and borders are then no thread's work. Runs are of 8 pixels, unrolled,
+// without a branch: of a run's columns only the first and the last can be outside.
+//
+// Floor: 3 dp4a, 1.5 permutations (with stride 2: 3) and the epilogue a value of y, 5 to 12 instructions; x read once (its rows three times
+// from the caches), y written once.
 #pragma once
 
 #include "cpu/core/qepilogue_types.h"

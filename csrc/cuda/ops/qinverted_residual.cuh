@@ -79,7 +79,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     const auto expand = [&](const uint8_t* weights) {
         const int32_t* init = numbers(weights, slice_init) + warp.expand_tile * tile_columns;
         const float* scale = scales(weights, slice_scale) + warp.expand_tile * tile_columns;
-        const SharedCurve curve(shared + at.curves);
+        const CurveSteps curve(shared + at.curves);
         const uint32_t of_map = *own;
         int32_t sums[warp.rounds][warp.parts][4];
         MVIT_UNROLL
@@ -101,8 +101,8 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
                 MVIT_UNROLL
                 for (int half = 0; half < 2; ++half) {
                     const int32_t (&pair)[4] = sums[i][j];
-                    const uint32_t both =
-                        curve(static_cast<float>(pair[2 * half]) * low) | curve(static_cast<float>(pair[2 * half + 1]) * high) << 8;
+                    const float x[2] = {static_cast<float>(pair[2 * half]) * low, static_cast<float>(pair[2 * half + 1]) * high};
+                    const uint32_t both = curve(x);
                     const bool there = of_map >> (16 + 2 * i + half) & 1;
                     uint8_t* to = hidden + warp.expanded(i, half) * at.slice_row + warp.expand_tile * tile_columns + column;
                     *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(there ? both : 0);
@@ -134,25 +134,25 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
             for (int ky = 0; ky < 3; ++ky) rows[ky] = *reinterpret_cast<const uint32_t*>(from + Tile::place(ky, x) * at.slice_row);
             turn(rows, columns[x]);
         }
-        const SharedCurve curve(shared + at.curves + SharedCurve::bytes);
+        const auto quad_of = [&]<class T>(int row, T) { return *reinterpret_cast<const Quad<T>*>(numbers(weights, row) + four * quad); };
+        Quad<uint32_t> taps[3];
+        MVIT_UNROLL
+        for (int kx = 0; kx < 3; ++kx) taps[kx] = quad_of(slice_taps + kx, uint32_t{});
+        const Quad<float> scale = quad_of(slice_filter_scale, float{});
+        const CurveSteps curve(shared + at.curves + SharedCurve::bytes);
         const uint32_t classes = *own;
-        uint32_t words[length] = {};
         MVIT_UNROLL
-        for (int c = 0; c < four; ++c) {
-            const int channel = four * quad + c;
-            const float scale = scales(weights, slice_filter_scale)[channel];
+        for (int i = 0; i < length; ++i) {
+            Quad<int32_t> sums = quad_of(slice_border + static_cast<int>(classes >> (4 * i) & 15), int32_t{});
+            float x[four];
             MVIT_UNROLL
-            for (int i = 0; i < length; ++i) {
-                int32_t sum = numbers(weights, slice_border + static_cast<int>(classes >> (4 * i) & 15))[channel];
+            for (int c = 0; c < four; ++c) {
                 MVIT_UNROLL
-                for (int kx = 0; kx < 3; ++kx)
-                    sum = dot4(columns[i * Tile::stride + kx][c], static_cast<uint32_t>(numbers(weights, slice_taps + kx)[channel]), sum);
-                words[i] |= curve(static_cast<float>(sum) * scale) << (8 * c);
+                for (int kx = 0; kx < 3; ++kx) sums.v[c] = dot4(columns[i * Tile::stride + kx][c], taps[kx].v[c], sums.v[c]);
+                x[c] = static_cast<float>(sums.v[c]) * scale.v[c];
             }
+            *reinterpret_cast<uint32_t*>(filtered + (run_y * Tile::width + run_x + i) * at.slice_row + four * quad) = curve(x);
         }
-        MVIT_UNROLL
-        for (int i = 0; i < length; ++i)
-            *reinterpret_cast<uint32_t*>(filtered + (run_y * Tile::width + run_x + i) * at.slice_row + four * quad) = words[i];
     };
 
     typename ResidualWarp<uint8_t, Tile>::Reduced sums = {};
@@ -173,14 +173,16 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     const int quads = (p.columns + four - 1) / four, rows_at_once = residual_threads / quads, first = thread / quads;
     if (first >= rows_at_once) return;
     const int column = thread % quads * four;
-    const Finish finish(p.reduce, p.columns, column, curve);
-    MVIT_ROLLED
-    for (int pixel = first; pixel < Tile::pixels; pixel += rows_at_once) {
-        const int y = place.y + pixel / Tile::width, x = place.x + pixel % Tile::width;
-        if (y >= place.out_height || x >= place.out_width) continue;
-        finish(*reinterpret_cast<const Quad<int32_t>*>(staged + pixel * at.sums_stride + column),
-               (int64_t{place.image} * place.out_height + y) * place.out_width + x);
-    }
+    const int64_t image_row = int64_t{place.image} * place.out_height * place.out_width;
+    const auto finish_pixels = [&](const auto& finish) {
+        MVIT_ROLLED
+        for (int pixel = first; pixel < Tile::pixels; pixel += rows_at_once) {
+            const int y = place.y + pixel / Tile::width, x = place.x + pixel % Tile::width;
+            if (y >= place.out_height || x >= place.out_width) continue;
+            finish(*reinterpret_cast<const Quad<int32_t>*>(staged + pixel * at.sums_stride + column), y * place.out_width + x);
+        }
+    };
+    with_finish(finish_pixels, p.reduce, p.columns, column, curve, image_row);
 }
 
 }  // namespace mvit::cuda

@@ -3,7 +3,8 @@
 //
 // Between the layers are bytes: what the first one gives outside of the map is 0 here, and sums of the second begin with border[class][c],
 // which has what init took away for such taps (ops/qdepthwise_conv2d.h). The first two layers end in curves (cpu/core/qcurve.h), in which
-// compiled networks have SiLU. The last layer ends as any does (qepilogue.cuh), and reads a residual from memory.
+// compiled networks have SiLU, and which have steps (primitives/qcurve.cuh). The last layer ends as any does (qepilogue.cuh), and reads a
+// residual from memory.
 //
 // Weights, `slices` (mvit_kernels/ops/qinverted_residual.py makes them): of each 32 hidden channels, one slice after the other,
 //
@@ -14,7 +15,7 @@
 //
 // zeros beyond C, E and N: what such channels give meets weights of 0.
 //
-// Floor: that of ops/inverted_residual.h, of bytes; and P E (halo + 1 / s^2) curves of some 25 instructions each, which are most of it.
+// Floor: that of ops/inverted_residual.h, of bytes; and P E (halo + 1 / s^2) curves of some 13 instructions each, which are most of it.
 #pragma once
 
 #include "cpu/core/qepilogue_types.h"
@@ -26,10 +27,10 @@ struct QInvertedResidualProblem {
     int64_t batch;
     int height, width, channels, hidden, columns;
     int stride;
-    const uint8_t* x;       // (B, H, W, C), dense
-    const uint8_t* slices;  // aligned to 16 bytes
-    const int16_t *expand_curve, *filter_curve;
-    QEpilogue reduce;  // y and residual dense: (B, ceil(H / s), ceil(W / s), N)
+    const uint8_t* x;                            // (B, H, W, C), dense
+    const uint8_t* slices;                       // aligned to 16 bytes
+    const int16_t *expand_curve, *filter_curve;  // as mvit_kernels/ops/qcurve.py makes them, with steps
+    QEpilogue reduce;                            // y and residual dense: (B, ceil(H / s), ceil(W / s), N)
 };
 
 // Bytes of shared memory that a block needs; 0 where there is no kernel for so many columns.

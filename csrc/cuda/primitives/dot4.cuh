@@ -17,10 +17,18 @@ MVIT_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
 // Byte i of the result is byte (selector >> 4 i) % 8 of the eight of a (first) and b.
 MVIT_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 
+// The same, but where bit 3 of a byte's selector is set, eight times the highest bit of the byte that it selects.
+MVIT_DEVICE uint32_t permute_signs(uint32_t a, uint32_t b, uint32_t selector) {
+    uint32_t word;
+    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(selector));
+    return word;
+}
+
 #else
 
 int32_t dot4(uint32_t a, uint32_t b, int32_t c);
 uint32_t permute(uint32_t a, uint32_t b, uint32_t selector);
+uint32_t permute_signs(uint32_t a, uint32_t b, uint32_t selector);
 
 #endif
 

@@ -15,8 +15,6 @@ namespace mvit::cuda {
 
 #if defined(__CUDACC__)
 
-// Ties to even; x is within int32.
-MVIT_DEVICE int32_t round_to_int(float x) { return __float2int_rn(x); }
 MVIT_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
 
 MVIT_DEVICE float to_float(float x) { return x; }
@@ -40,7 +38,6 @@ MVIT_DEVICE uint32_t from_floats(float low, float high, f16) {
 
 #else
 
-int32_t round_to_int(float x);
 uint32_t float_bits(float x);
 float to_float(float x);
 float to_float(bf16 x);

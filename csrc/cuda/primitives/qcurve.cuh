@@ -1,31 +1,106 @@
-// SiLU and GELU on int16 numbers, as cpu/core/qcurve.h derives and does it.
+// SiLU and GELU on int16 numbers, as cpu/core/qcurve.h derives and defines them: looked up, or computed where that cannot be looked up.
+//
+// Of x, y is a byte that goes up and down in steps of one. With 2^f steps of x to one of y and slopes of at most 1.1, 2^k + 1 neighbouring
+// x hold one step at most, where k < f: an entry of 16 bits says the byte that they begin with, and where the step is. Falling y are kept
+// as 255 - y, so that steps only go up: all buckets below one number fall or stay, all others rise or stay. Where rounding lets y go to and
+// fro there are no such buckets, nor where f is so small that they would be too many: of scales that networks have, some curves of a
+// hundred. mvit_kernels/ops/qcurve.py looks for them, with every x.
+//
+//     bucket B: x from B 2^k - 2^(k-1) to B 2^k + 2^(k-1)           an x between two of them is in both
+//     entry:    256 first + 256 - t - (first x)  modulo 2^16         t: how many x there are before the step, or 256
+//     y = (x + entry) / 256  modulo 2^8                              carries from the t-th x on, and no second time, as 2^k < 256
+//
+// x comes as a float and is rounded to the nearest integer, ties to even, and to a bucket, by sums whose last places are 1 and 2^k: low
+// bits of the first are x, those of the second the bucket, counted from the first that does not fall, so that bit 15 says which do. Of the
+// 9 instructions a value four are sums and products, which other pipes do beside minima and permutations.
 #pragma once
 
+#include "cuda/primitives/dot4.cuh"
 #include "cuda/primitives/floats.cuh"
+#include "cuda/primitives/shared.cuh"
 
 namespace mvit::cuda {
 
-// A curve in shared memory, of floats that are rounded to the nearest int16, ties to even, in few instructions.
+// Behind the numbers of a curve in memory, which is aligned to 16 bytes, from int16 `curve_head` on; then entries, and zeros up to 16
+// bytes.
+struct CurveHead {
+    float low, high;   // what x is held between: beyond, y stays what it is
+    float coarse;      // added to x, whose bucket then is in the low bits
+    uint32_t address;  // added to twice these bits: where the entry is, behind the first one
+    int32_t entries;   // or 0: no steps
+    int32_t unused[3];
+};
+inline constexpr int curve_head = 200, curve_entries = curve_head + static_cast<int>(sizeof(CurveHead)) / 2, most_curve_entries = 2048;
+
+// A curve that has steps, in shared memory.
+class CurveSteps {
+  public:
+    CurveSteps() = default;
+    // shared: of `SharedCurve::load`.
+    MVIT_DEVICE explicit CurveSteps(const uint8_t* shared) {
+        const auto& head = *reinterpret_cast<const CurveHead*>(shared);
+        low_ = head.low, high_ = head.high, coarse_ = head.coarse;
+        entries_ = SharedAddress(shared + sizeof(CurveHead), head.address);
+    }
+
+    // Bytes of `count` floats, two or four, from the lowest byte on; of two, both halves of the word hold them.
+    template <int count>
+    MVIT_DEVICE uint32_t operator()(const float (&x)[count]) const {
+        static_assert(count == 2 || count == 4);
+        uint32_t sums[count], buckets[count];
+        MVIT_UNROLL
+        for (int i = 0; i < count; ++i) {
+            const float inside = fminf(fmaxf(x[i], low_), high_);
+            buckets[i] = float_bits(inside + coarse_);
+            sums[i] = float_bits(inside + 0x1.8p23f) + entries_.load_u16(2 * buckets[i]);
+        }
+        uint32_t bytes = permute(sums[0], sums[1], 0x5151), falling = permute_signs(buckets[0], buckets[1], 0xD9D9);
+        if constexpr (count == 4) {
+            bytes = permute(bytes, permute(sums[2], sums[3], 0x5151), 0x5410);
+            falling = permute(falling, permute_signs(buckets[2], buckets[3], 0xD9D9), 0x5410);
+        }
+        return bytes ^ falling;
+    }
+
+  private:
+    float low_, high_, coarse_;
+    SharedAddress entries_;
+};
+
+// A curve in shared memory: its steps, or the polynomials.
 //
 // With m the low nine bits of |x|, r = 64 m in cpu/core/qcurve.h, and (r c + 2^14) / 2^15 = floor((m c + 2^8) / 2^9) there; of the last
 // product, with 1024, floor((e + 2^4) / 2^5): factors of two that cancel. What is added after the last goes into it 32 times. |x| is
 // rounded by a sum whose last place is 1.
 class SharedCurve {
   public:
-    static constexpr int segments = 64, bytes = segments * 8 + 16;
+    static constexpr int segments = 64, bytes = static_cast<int>(sizeof(CurveHead)) + 2 * most_curve_entries;
 
-    // Of all threads, before a barrier; shared: `bytes`, aligned to 8.
+    // Of all threads, before a barrier; shared: `bytes`, aligned to 16.
     MVIT_DEVICE static void load(const int16_t* curve, uint8_t* shared, int threads) {
+        const auto* from = reinterpret_cast<const Sixteen*>(curve + curve_head);
+        const int entries = reinterpret_cast<const CurveHead*>(from)->entries;
+        if (entries > 0) {
+            const int chunks = static_cast<int>(sizeof(CurveHead)) / 16 + (entries + 7) / 8;
+            MVIT_ROLLED
+            for (int i = thread_index(); i < chunks; i += threads) reinterpret_cast<Sixteen*>(shared)[i] = from[i];
+            return;
+        }
+        if (thread_index() < 2) reinterpret_cast<Sixteen*>(shared)[thread_index()] = from[thread_index()];
+        uint8_t* const to = shared + sizeof(CurveHead);
         MVIT_ROLLED
         for (int i = thread_index(); i < segments; i += threads) {
             const auto low = static_cast<uint16_t>(curve[i]), high = static_cast<uint16_t>(curve[64 + i]);
-            reinterpret_cast<Segment*>(shared)[i] = {static_cast<int32_t>(low | uint32_t{high} << 16), curve[128 + i]};
+            reinterpret_cast<Segment*>(to)[i] = {static_cast<int32_t>(low | uint32_t{high} << 16), curve[128 + i]};
         }
-        if (thread_index() == 0) *reinterpret_cast<Rest*>(shared + segments * 8) = {curve[192], 16 + 32 * curve[193], curve[194]};
+        if (thread_index() == 0) *reinterpret_cast<Rest*>(to + segments * 8) = {curve[192], 16 + 32 * curve[193], curve[194]};
     }
 
+    MVIT_DEVICE static bool has_steps(const uint8_t* shared) { return reinterpret_cast<const CurveHead*>(shared)->entries > 0; }
+
+    // Of a curve without steps.
     MVIT_DEVICE explicit SharedCurve(const uint8_t* shared)
-        : segments_(shared), rest_(*reinterpret_cast<const Rest*>(shared + segments * 8)) {}
+        : segments_(shared + sizeof(CurveHead)), rest_(*reinterpret_cast<const Rest*>(segments_ + segments * 8)) {}
 
     MVIT_DEVICE uint32_t operator()(float x) const {
         const uint32_t bits = float_bits(fminf(fabsf(x), 32767.0f) + 0x1.8p23f);
@@ -45,6 +120,10 @@ class SharedCurve {
 
     struct Rest {
         int32_t shift, added, most;
+    };
+
+    struct alignas(16) Sixteen {
+        uint32_t words[4];
     };
 
     const uint8_t* segments_;

@@ -24,7 +24,10 @@ MVIT_DEVICE float activate(float x, QActivation activation, const float* segment
     return x;
 }
 
-// rint(min(max(x, low), high)) + zero_point; NaN becomes low.
+// rint(x) of |x| <= 2^22, by a sum whose last place is 1: conversions are instructions of a slow pipe.
+MVIT_DEVICE int32_t round_to_int(float x) { return static_cast<int32_t>(float_bits(x + 0x1.8p23f) - 0x4B400000u); }
+
+// rint(min(max(x, low), high)) + zero_point; NaN becomes low. Ends and zero-points are at most 2^20 and a byte.
 MVIT_DEVICE int32_t to_byte(float x, float low, float high, int32_t zero_point) {
     return round_to_int(fminf(fmaxf(x, low), high)) + zero_point;
 }
@@ -67,57 +70,111 @@ MVIT_DEVICE void store_quad(const Quad<T>& q, T* p, int lanes, bool aligned) {
 }
 
 // Whether rows of elements of `size` bytes, `stride` elements apart, are aligned at every fourth column.
-MVIT_DEVICE bool quads_are_aligned(const void* p, int64_t stride, int64_t size) {
+MVIT_BOTH bool quads_are_aligned(const void* p, int64_t stride, int64_t size) {
     return stride % four == 0 && reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(four * size) == 0;
 }
 
+// What results are, where a kernel knows: then nothing else is asked or loaded for every row.
+enum class FinishForm { any, curve, steps, bytes, stream };  // of u8: a curve, or one that has steps; plain, without a table. Of i16
+
+MVIT_BOTH constexpr FinishForm finish_form(const QEpilogue& e) {
+    if (e.row_scale || e.row_zero_point) return FinishForm::any;
+    if (e.type == QType::i16) return FinishForm::stream;
+    if (e.type != QType::u8 || !e.plain) return FinishForm::any;
+    return e.curve ? FinishForm::curve : e.table ? FinishForm::any : FinishForm::bytes;
+}
+
+// body<form>()
+template <class Body>
+void with_finish_form(FinishForm form, const Body& body) {
+    switch (form) {
+        case FinishForm::curve:
+            return body.template operator()<FinishForm::curve>();
+        case FinishForm::bytes:
+            return body.template operator()<FinishForm::bytes>();
+        case FinishForm::stream:
+            return body.template operator()<FinishForm::stream>();
+        default:
+            return body.template operator()<FinishForm::any>();
+    }
+}
+
+// whole: every four columns exist, and are aligned in y and the residual.
+template <FinishForm form = FinishForm::any, bool whole = false>
 class Finish {
   public:
     // Columns `column` (a multiple of four) and those behind it that exist: the arrays of the channels have whole panels. curve: shared
-    // memory in which `SharedCurve::load` has put that of e, if there is one.
-    MVIT_DEVICE Finish(const QEpilogue& e, int64_t columns, int64_t column, const uint8_t* curve)
+    // memory in which `SharedCurve::load` has put that of e, if there is one. Rows are counted from first_row on.
+    MVIT_DEVICE Finish(const QEpilogue& e, int64_t columns, int64_t column, const uint8_t* curve, int64_t first_row = 0)
         : e_(e),
           curve_(curve),
           column_(column),
+          first_row_(first_row),
+          y_(static_cast<uint8_t*>(e.y) + (first_row * e.y_stride + column) * element_size(e.type)),
+          y_step_(e.y_stride * element_size(e.type)),
           lanes_(static_cast<int>(columns - column < four ? columns - column : four)),
-          y_aligned_(lanes_ == four && quads_are_aligned(e.y, e.y_stride, element_size(e.type))),
-          residual_aligned_(lanes_ == four && quads_are_aligned(e.residual, e.residual_stride, element_size(e.residual_type))) {
+          y_aligned_(whole || (lanes_ == four && quads_are_aligned(e.y, e.y_stride, element_size(e.type)))),
+          residual_aligned_(whole || (lanes_ == four && quads_are_aligned(e.residual, e.residual_stride, element_size(e.residual_type)))),
+          by_steps_(form == FinishForm::steps || (form == FinishForm::any && e.curve && SharedCurve::has_steps(curve))) {
         const QChannels c = e.channels.from(column);
         init_ = load_quad(c.init, four, true);
         scale_ = load_quad(c.scale, four, true);
-        if (e.row_scale) bias_ = load_quad(c.bias, four, true);
-        if (e.row_zero_point) column_sum_ = load_quad(e.column_sum + column, four, true);
-        if (e.type == QType::u8) {
+        if (by_steps_) steps_ = CurveSteps(curve);
+        if constexpr (form == FinishForm::any) {
+            if (e.row_scale) bias_ = load_quad(c.bias, four, true);
+            if (e.row_zero_point) column_sum_ = load_quad(e.column_sum + column, four, true);
+        }
+        if (form == FinishForm::bytes || (form == FinishForm::any && e.type == QType::u8 && !e.curve)) {
             low_ = load_quad(c.low, four, true), high_ = load_quad(c.high, four, true);
-            inverse_ = load_quad(c.inverse, four, true), zero_point_ = load_quad(c.zero_point, four, true);
+            zero_point_ = load_quad(c.zero_point, four, true);
+            if (form == FinishForm::any) inverse_ = load_quad(c.inverse, four, true);
         }
     }
 
     // Sums without what they begin with; that is of the channels.
-    MVIT_DEVICE void operator()(const Quad<int32_t>& sums, int64_t row) const { finish(sums, init_, row); }
+    MVIT_DEVICE void operator()(const Quad<int32_t>& sums, int64_t row) const { finish(with(sums, init_), row); }
     // That is of `init`, (columns,) of this row.
     MVIT_DEVICE void operator()(const Quad<int32_t>& sums, const int32_t* init, int64_t row) const {
-        finish(sums, load_quad(init + column_, four, true), row);
+        finish(with(sums, load_quad(init + column_, four, true)), row);
+    }
+
+    // Whole sums.
+    MVIT_DEVICE void finish(const Quad<int32_t>& sums, int64_t row) const {
+        if (by_steps_) return store_steps(scaled(sums), row);
+        if constexpr (form == FinishForm::curve) return store_curve(scaled(sums), row);
+        if constexpr (form == FinishForm::bytes) return store_bytes(scaled(sums), row);
+        if constexpr (form == FinishForm::stream) return store_stream(scaled(sums), row);
+        if constexpr (form == FinishForm::any) finish_any(sums, row);
     }
 
   private:
-    MVIT_DEVICE void finish(Quad<int32_t> sums, const Quad<int32_t>& init, int64_t row) const {
+    MVIT_DEVICE static Quad<int32_t> with(Quad<int32_t> sums, const Quad<int32_t>& init) {
         MVIT_UNROLL
         for (int i = 0; i < four; ++i) sums.v[i] = add(sums.v[i], init.v[i]);
+        return sums;
+    }
+
+    MVIT_DEVICE Quad<float> scaled(const Quad<int32_t>& sums) const {
+        Quad<float> x;
+        MVIT_UNROLL
+        for (int i = 0; i < four; ++i) x.v[i] = static_cast<float>(sums.v[i]) * scale_.v[i];
+        return x;
+    }
+
+    MVIT_DEVICE void finish_any(Quad<int32_t> sums, int64_t row) const {
         if (e_.row_zero_point) {
-            const int32_t z = e_.row_zero_point[row];
+            const int32_t z = e_.row_zero_point[first_row_ + row];
             MVIT_UNROLL
             for (int i = 0; i < four; ++i) sums.v[i] = subtract_product(sums.v[i], z, column_sum_.v[i]);
         }
         if (e_.type == QType::i32) return store(sums, row);
         Quad<float> x;
         if (e_.row_scale) {
-            const float s = e_.row_scale[row];
+            const float s = e_.row_scale[first_row_ + row];
             MVIT_UNROLL
             for (int i = 0; i < four; ++i) x.v[i] = static_cast<float>(sums.v[i]) * (s * scale_.v[i]) + bias_.v[i];
         } else {
-            MVIT_UNROLL
-            for (int i = 0; i < four; ++i) x.v[i] = static_cast<float>(sums.v[i]) * scale_.v[i];
+            x = scaled(sums);
         }
         if (e_.type == QType::i16) return store_stream(x, row);
         if (e_.curve) return store_curve(x, row);
@@ -140,7 +197,7 @@ class Finish {
 
     template <class T>
     MVIT_DEVICE void store(const Quad<T>& q, int64_t row) const {
-        store_quad(q, static_cast<T*>(e_.y) + row * e_.y_stride + column_, lanes_, y_aligned_);
+        store_quad(q, reinterpret_cast<T*>(y_ + row * y_step_), lanes_, y_aligned_);
     }
 
     template <class T>
@@ -155,12 +212,23 @@ class Finish {
         Quad<uint8_t> y;
         MVIT_UNROLL
         for (int i = 0; i < four; ++i) {
-            const float scaled = e_.plain ? x.v[i] : x.v[i] * inverse_.v[i];
+            const float scaled = form == FinishForm::bytes || e_.plain ? x.v[i] : x.v[i] * inverse_.v[i];
             const int32_t q = to_byte(scaled, low_.v[i], high_.v[i], zero_point_.v[i]);
             // Lanes beyond the columns hold what the padding of the channels makes of them: no index.
-            y.v[i] = e_.table ? e_.table[q & 255] : static_cast<uint8_t>(q);
+            y.v[i] = form != FinishForm::bytes && e_.table ? e_.table[q & 255] : static_cast<uint8_t>(q);
         }
         store(y, row);
+    }
+
+    MVIT_DEVICE void store_steps(const Quad<float>& x, int64_t row) const {
+        const uint32_t word = steps_(x.v);
+        if (y_aligned_) {
+            *reinterpret_cast<uint32_t*>(y_ + row * y_step_) = word;
+            return;
+        }
+        MVIT_UNROLL
+        for (int i = 0; i < four; ++i)
+            if (i < lanes_) y_[row * y_step_ + i] = static_cast<uint8_t>(word >> (8 * i));
     }
 
     MVIT_DEVICE void store_curve(const Quad<float>& x, int64_t row) const {
@@ -181,7 +249,7 @@ class Finish {
 
     template <class T>
     MVIT_DEVICE Quad<T> residual(int64_t row) const {
-        return load_quad(static_cast<const T*>(e_.residual) + row * e_.residual_stride + column_, lanes_, residual_aligned_);
+        return load_quad(static_cast<const T*>(e_.residual) + (first_row_ + row) * e_.residual_stride + column_, lanes_, residual_aligned_);
     }
 
     template <class T>
@@ -215,11 +283,32 @@ class Finish {
 
     const QEpilogue& e_;
     const uint8_t* curve_;
-    int64_t column_;
+    int64_t column_, first_row_;
+    uint8_t* y_;
+    int64_t y_step_;  // in bytes
     int lanes_;
-    bool y_aligned_, residual_aligned_;
+    bool y_aligned_, residual_aligned_, by_steps_;
+    CurveSteps steps_;
     Quad<int32_t> init_, column_sum_, zero_point_;
     Quad<float> scale_, bias_, low_, high_, inverse_;
 };
+
+// body(finish) with the Finish of the form that e has, whose arguments follow: for a thread that goes down many rows.
+template <class Body>
+MVIT_DEVICE void with_finish(const Body& body, const QEpilogue& e, int64_t columns, int64_t column, const uint8_t* curve,
+                             int64_t first_row = 0) {
+    const auto as = [&]<FinishForm form>() { body(Finish<form>(e, columns, column, curve, first_row)); };
+    switch (finish_form(e)) {
+        case FinishForm::curve:
+            return SharedCurve::has_steps(curve) ? as.template operator()<FinishForm::steps>()
+                                                 : as.template operator()<FinishForm::curve>();
+        case FinishForm::bytes:
+            return as.template operator()<FinishForm::bytes>();
+        case FinishForm::stream:
+            return as.template operator()<FinishForm::stream>();
+        default:
+            return as.template operator()<FinishForm::any>();
+    }
+}
 
 }  // namespace mvit::cuda
