@@ -6,9 +6,9 @@ namespace mvit::cuda {
 namespace {
 
 template <class T, class Tile>
-__global__ void __launch_bounds__(residual_threads, Tile::blocks) inverted_residual_kernel(InvertedResidualProblem problem) {
+__global__ void __launch_bounds__(residual_threads, Tile::blocks) inverted_residual_kernel(InvertedResidualProblem problem, int lag) {
     extern __shared__ __align__(16) uint8_t shared[];
-    inverted_residual_tile<T, Tile>(problem, shared);
+    inverted_residual_tile<T, Tile>(problem, lag, shared);
 }
 
 template <class T, class Tile>
@@ -20,9 +20,11 @@ Launched launch(const InvertedResidualProblem& p, int device, cudaStream_t strea
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     static SharedLimit limit;
     return launched(kernel, device, [&] {
-        const int bytes = ResidualShared<Tile>(p.channels, p.columns).bytes;
+        // As many blocks on a multiprocessor are worth more than what they gain of two places for each slice.
+        const int lag = ResidualShared<Tile>(p.channels, p.columns, 1).bytes <= shared_of_each(Tile::blocks, device) ? 1 : 0;
+        const int bytes = ResidualShared<Tile>(p.channels, p.columns, lag).bytes;
         if (!limit.raise(inverted_residual_kernel<T, Tile>, shared_of_block(device), device)) return;
-        inverted_residual_kernel<T, Tile><<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(bytes), stream>>>(p);
+        inverted_residual_kernel<T, Tile><<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(bytes), stream>>>(p, lag);
     });
 }
 
@@ -30,7 +32,7 @@ Launched launch(const InvertedResidualProblem& p, int device, cudaStream_t strea
 
 int inverted_residual_shared(int channels, int columns, int stride) {
     int bytes = 0;
-    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = ResidualShared<Tile>(channels, columns).bytes; });
+    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = ResidualShared<Tile>(channels, columns, 0).bytes; });
     return bytes;
 }
 

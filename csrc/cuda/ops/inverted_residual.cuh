@@ -20,6 +20,7 @@ struct ResidualShared {
     int depth, columns;  // tiles of the expansion's depth and of the reduction's columns
     int row, expand, reduce, slice;
     int hidden, filtered, stages;
+    int hidden_bytes, filtered_bytes;  // of a slice; with a lag there are two of each
     int out_row, bytes;
 
     static constexpr int slice_row = ResidualWarp<f16, Tile>::slice_row;
@@ -28,7 +29,7 @@ struct ResidualShared {
     static constexpr int place = residual_threads * 4, map = place + 32;
     static_assert(sizeof(ResidualPlace<Tile>) <= 32);
 
-    MVIT_BOTH ResidualShared(int channels, int out_columns)
+    MVIT_BOTH ResidualShared(int channels, int out_columns, int lag)
         : depth(value_tiles(channels)),
           columns(value_tiles(out_columns)),
           row(depth * tile_depth + residual_gap),
@@ -36,8 +37,10 @@ struct ResidualShared {
           reduce(columns * (residual_slice / tile_values) * tile_bytes(8)),
           slice(4 * slice_floats + expand + reduce),
           hidden(map + Tile::seen_blocks * 16 * row),
-          filtered(hidden + Tile::seen_blocks * 16 * slice_row),
-          stages(filtered + Tile::pixels * slice_row),
+          filtered(hidden + (1 + lag) * Tile::seen_blocks * 16 * slice_row),
+          stages(filtered + (1 + lag) * Tile::pixels * slice_row),
+          hidden_bytes(Tile::seen_blocks * 16 * slice_row),
+          filtered_bytes(Tile::pixels * slice_row),
           out_row(columns * tile_values * 2 + residual_gap),
           bytes(stages + 2 * slice) {
         // y on its way out lies where the slices were.
@@ -45,22 +48,24 @@ struct ResidualShared {
     }
 };
 
-// shared: ResidualShared::bytes, aligned to 16.
+// shared: ResidualShared::bytes, aligned to 16. lag: ResidualSlices has it.
 template <class T, class Tile>
-MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_t* shared) {
+MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, int lag, uint8_t* shared) {
     const ResidualPlace<Tile> place(p.height, p.width);
-    const ResidualShared<Tile> at(p.channels, p.columns);
-    const ResidualWarp<T, Tile> warp;
-    const ResidualSlices slices{p.slices, shared + at.stages, at.slice, (p.hidden + residual_slice - 1) / residual_slice};
+    const ResidualShared<Tile> at(p.channels, p.columns, lag);
+    const ResidualSlices slices{p.slices,           shared + at.stages, at.slice,
+                                (p.hidden + residual_slice - 1) / residual_slice,
+                                4 * residual_slice, 4 * slice_floats,   4 * slice_floats + at.expand, lag};
     const int thread = thread_index();
+    using Warp = ResidualWarp<T, Tile>;
     uint8_t* const map = shared + at.map;
-    uint8_t* const hidden = shared + at.hidden;
-    uint8_t* const filtered = shared + at.filtered;
+    const auto hidden = [&](int slot) { return shared + at.hidden + slot * at.hidden_bytes; };
+    const auto filtered = [&](int slot) { return shared + at.filtered + slot * at.filtered_bytes; };
 
     // Zeros beyond the map and the channels.
     slices.load(0);
     if (thread == 0) *reinterpret_cast<ResidualPlace<Tile>*>(shared + at.place) = place;
-    auto* seen = reinterpret_cast<int32_t*>(hidden);
+    auto* seen = reinterpret_cast<int32_t*>(hidden(0));
     place.find_seen(seen);
     const T* image = static_cast<const T*>(p.x) + int64_t{place.image} * p.height * p.width * p.channels;
     MVIT_ROLLED
@@ -72,19 +77,17 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
     cp_async_commit();
 
     auto* of_map = reinterpret_cast<uint32_t*>(shared) + thread;
-    *of_map = warp.of_map(seen);
-    const auto expand = [&](const uint8_t* weights) {
+    *of_map = Warp(thread).of_map(seen);
+    const auto expand = [&](const uint8_t* weights, int slot) {
+        const Warp warp(anew(thread));
         const auto* bias = reinterpret_cast<const float*>(weights) + warp.expand_tile * tile_values;
-        float sums[warp.rounds][warp.parts][4];
+        float start[warp.parts][2], sums[warp.rounds][warp.parts][4];
         MVIT_UNROLL
-        for (int i = 0; i < warp.rounds; ++i) {
+        for (int j = 0; j < warp.parts; ++j) {
             MVIT_UNROLL
-            for (int j = 0; j < warp.parts; ++j) {
-                MVIT_UNROLL
-                for (int k = 0; k < 4; ++k) sums[i][j][k] = bias[8 * j + c_column(warp.lane, k)];
-            }
+            for (int k = 0; k < 2; ++k) start[j][k] = bias[8 * j + c_column(warp.lane, k)];
         }
-        warp.expand(map, at.row, weights + 4 * slice_floats, at.depth, sums);
+        warp.expand(map, at.row, weights + 4 * slice_floats, at.depth, start, sums);
         const uint32_t exist = *of_map;
         MVIT_UNROLL
         for (int i = 0; i < warp.rounds; ++i) {
@@ -92,7 +95,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
             MVIT_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const bool there = exist >> (2 * i + half) & 1;
-                uint8_t* row = hidden + warp.expanded(i, half) * at.slice_row + 2 * warp.expand_tile * tile_values;
+                uint8_t* row = hidden(slot) + warp.expanded(i, half) * at.slice_row + 2 * warp.expand_tile * tile_values;
                 MVIT_UNROLL
                 for (int j = 0; j < warp.parts; ++j) {
                     const float low = silu_of_double(sums[i][j][2 * half]), high = silu_of_double(sums[i][j][2 * half + 1]);
@@ -106,19 +109,20 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
     // different banks.
     constexpr int length = Tile::pixels / (residual_threads / (residual_slice / 2));
     const int pair = thread % (residual_slice / 2), strip = thread / (residual_slice / 2);
-    const int strip_x = strip % 2 * 4 + strip / 2 % 4 + strip / 8 * 8 % Tile::width;
-    const int strip_y = strip / Tile::width * length;
-    const auto filter = [&](const uint8_t* weights) {
+    const int strip_x = strip % 2 * 4 + strip / 2 % 4 + strip / 8 * 8 % Tile::width, strip_y = strip / Tile::width * length;
+    const int filter_from = at.hidden + (Tile::place(strip_y * Tile::stride, 0) + strip_x) * at.slice_row + 4 * pair;
+    const int filter_to = at.filtered + (strip_y * Tile::width + strip_x) * at.slice_row + 4 * pair;
+    const auto filter = [&](const uint8_t* weights, int slot) {
         struct alignas(8) Two {
             float v[2];
         };
-        const auto* floats = reinterpret_cast<const float*>(weights) + residual_slice + 2 * pair;
+        const auto* floats = reinterpret_cast<const float*>(weights) + residual_slice + 2 * (anew(thread) % (residual_slice / 2));
         const auto both = [&](int row) { return *reinterpret_cast<const Two*>(floats + row * residual_slice); };
         Two taps[9];
         MVIT_UNROLL
         for (int i = 0; i < 9; ++i) taps[i] = both(i);
         const Two bias = both(9);
-        const uint8_t* from = hidden + Tile::place(strip_y * Tile::stride, 0) * at.slice_row + 4 * pair;
+        const uint8_t* from = shared + anew(filter_from) + slot * at.hidden_bytes;
         Two sums[length];
         MVIT_UNROLL
         for (int i = 0; i < length; ++i) sums[i] = bias;
@@ -127,8 +131,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
             MVIT_UNROLL
             for (int kx = 0; kx < 3; ++kx) {
                 // With stride 2, columns 2 x, 2 x + 1 and 2 x + 2 of a row.
-                const int column = Tile::place(row, kx) + strip_x;
-                const Unpacked<T> seen(*reinterpret_cast<const uint32_t*>(from + column * at.slice_row));
+                const Unpacked<T> seen(*reinterpret_cast<const uint32_t*>(from + Tile::place(row, kx) * at.slice_row));
                 MVIT_UNROLL
                 for (int ky = 0; ky < 3; ++ky) {
                     const int y = (row - ky) / Tile::stride;
@@ -138,22 +141,23 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
                 }
             }
         }
+        uint8_t* const to = shared + anew(filter_to) + slot * at.filtered_bytes;
         MVIT_UNROLL
         for (int i = 0; i < length; ++i) {
-            const int pixel = (strip_y + i) * Tile::width + strip_x;
-            *reinterpret_cast<uint32_t*>(filtered + pixel * at.slice_row + 4 * pair) =
+            *reinterpret_cast<uint32_t*>(to + i * Tile::width * at.slice_row) =
                 from_floats(silu_of_double(sums[i].v[0]), silu_of_double(sums[i].v[1]), T{});
         }
     };
 
-    typename ResidualWarp<T, Tile>::Reduced sums;
-    warp.begin(sums, at.columns, [&](int column) { return p.bias[column]; });
-    slices.each(expand, filter,
-                [&](const uint8_t* weights) { warp.reduce(filtered, weights + 4 * slice_floats + at.expand, at.columns, sums); });
+    typename Warp::Reduced sums;
+    Warp(thread).begin(sums, at.columns, [&](int column) { return p.bias[column]; });
+    slices.each(expand, filter, [&](const uint8_t* weights, int slot) {
+        Warp(anew(thread)).reduce(filtered(slot), weights + 4 * slice_floats + at.expand, at.columns, sums);
+    });
 
     // Out of the order of tensor cores, into rows.
-    uint8_t* const out = hidden;
-    warp.each_reduced(sums, at.columns, [&](int pixel, int column, float low, float high) {
+    uint8_t* const out = hidden(0);
+    Warp(thread).each_reduced(sums, at.columns, [&](int pixel, int column, float low, float high) {
         if (p.residual) {
             const int seen = Tile::place(pixel / Tile::width + 1, pixel % Tile::width + 1);
             const Unpacked<T> x(*reinterpret_cast<const uint32_t*>(map + seen * at.row + 2 * column));

@@ -8,9 +8,9 @@ namespace {
 
 template <class Tile>
 __global__ void __launch_bounds__(residual_threads, Tile::blocks)
-    qinverted_residual_kernel(QInvertedResidualProblem problem, int alignment) {
+    qinverted_residual_kernel(QInvertedResidualProblem problem, int alignment, int lag) {
     extern __shared__ __align__(16) uint8_t shared[];
-    qinverted_residual_tile<Tile>(problem, alignment, shared);
+    qinverted_residual_tile<Tile>(problem, alignment, lag, shared);
 }
 
 template <class Tile>
@@ -23,10 +23,12 @@ Launched launch(const QInvertedResidualProblem& p, int device, cudaStream_t stre
     static SharedLimit limit;
     return launched(kernel, device, [&] {
         const int alignment = alignment_of(p.x, p.channels);
-        const int bytes = QResidualShared<Tile>(p.channels, p.columns).bytes;
+        // As many blocks on a multiprocessor are worth more than what they gain of two places for each slice.
+        const int lag = QResidualShared<Tile>(p.channels, p.columns, 1).bytes <= shared_of_each(Tile::blocks, device) ? 1 : 0;
+        const int bytes = QResidualShared<Tile>(p.channels, p.columns, lag).bytes;
         if (!limit.raise(qinverted_residual_kernel<Tile>, shared_of_block(device), device)) return;
         qinverted_residual_kernel<Tile>
-            <<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(bytes), stream>>>(p, alignment);
+            <<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(bytes), stream>>>(p, alignment, lag);
     });
 }
 
@@ -34,7 +36,7 @@ Launched launch(const QInvertedResidualProblem& p, int device, cudaStream_t stre
 
 int qinverted_residual_shared(int channels, int columns, int stride) {
     int bytes = 0;
-    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = QResidualShared<Tile>(channels, columns).bytes; });
+    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = QResidualShared<Tile>(channels, columns, 0).bytes; });
     return bytes;
 }
 

@@ -18,13 +18,14 @@ struct QResidualShared {
     int depth, columns;  // tiles of the expansion's depth and of the reduction's columns
     int row, expand, reduce, slice;
     int hidden, filtered, stages, curves, own;
+    int hidden_bytes, filtered_bytes;  // of a slice; with a lag there are two of each
     int sums_stride, bytes;  // the stride in words: the pairs that a quarter of a warp writes at once do not meet
 
     static constexpr int slice_row = ResidualWarp<uint8_t, Tile>::slice_row;
 
     MVIT_BOTH int sums_bytes() const { return Tile::pixels * sums_stride * 4; }
 
-    MVIT_BOTH QResidualShared(int channels, int out_columns)
+    MVIT_BOTH QResidualShared(int channels, int out_columns, int lag)
         : depth((channels + tile_depth - 1) / tile_depth),
           columns((out_columns + tile_columns - 1) / tile_columns),
           row(depth * tile_depth + residual_gap),
@@ -32,10 +33,12 @@ struct QResidualShared {
           reduce(columns * tile_bytes(8)),
           slice(slice_bytes + expand + reduce),
           hidden(Tile::seen_blocks * 16 * row),
-          filtered(hidden + Tile::seen_blocks * 16 * slice_row),
-          stages(filtered + Tile::pixels * slice_row),
+          filtered(hidden + (1 + lag) * Tile::seen_blocks * 16 * slice_row),
+          stages(filtered + (1 + lag) * Tile::pixels * slice_row),
           curves(stages + 2 * slice),
           own(curves + 2 * SharedCurve::bytes),
+          hidden_bytes(Tile::seen_blocks * 16 * slice_row),
+          filtered_bytes(Tile::pixels * slice_row),
           sums_stride(columns * tile_columns + 8),
           bytes(own + residual_threads * 4) {
         // In the end there is nothing else but the curve of the last layer.
@@ -43,22 +46,24 @@ struct QResidualShared {
     }
 };
 
-// shared: QResidualShared::bytes, aligned to 16. alignment: of the pixels of x.
+// shared: QResidualShared::bytes, aligned to 16. alignment: of the pixels of x. lag: ResidualSlices has it.
 template <class Tile>
-MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int alignment, uint8_t* shared) {
+MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int alignment, int lag, uint8_t* shared) {
     const ResidualPlace<Tile> place(p.height, p.width);
-    const QResidualShared<Tile> at(p.channels, p.columns);
-    const ResidualWarp<uint8_t, Tile> warp;
-    const ResidualSlices slices{p.slices, shared + at.stages, at.slice, (p.hidden + residual_slice - 1) / residual_slice};
+    const QResidualShared<Tile> at(p.channels, p.columns, lag);
+    const ResidualSlices slices{p.slices,     shared + at.stages, at.slice,
+                                (p.hidden + residual_slice - 1) / residual_slice,
+                                slice_taps * residual_slice * 4, slice_bytes, slice_bytes + at.expand, lag};
     const int thread = thread_index();
-    uint8_t* const hidden = shared + at.hidden;
-    uint8_t* const filtered = shared + at.filtered;
+    using Warp = ResidualWarp<uint8_t, Tile>;
+    const auto hidden = [&](int slot) { return shared + at.hidden + slot * at.hidden_bytes; };
+    const auto filtered = [&](int slot) { return shared + at.filtered + slot * at.filtered_bytes; };
     const auto numbers = [](const uint8_t* weights, int row) { return reinterpret_cast<const int32_t*>(weights) + row * residual_slice; };
     const auto scales = [&](const uint8_t* weights, int row) { return reinterpret_cast<const float*>(numbers(weights, row)); };
 
     // Zeros beyond the map and the channels.
     slices.load(0);
-    auto* seen = reinterpret_cast<int32_t*>(hidden);
+    auto* seen = reinterpret_cast<int32_t*>(hidden(0));
     place.find_seen(seen);
     const uint8_t* image = p.x + int64_t{place.image} * p.height * p.width * p.channels;
     MVIT_ROLLED
@@ -75,22 +80,20 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     // In shared memory, as there are no registers left for them: which results of the expansion are of the map, in the high half of a word,
     // and in the low one, four bits a pixel, classes of the border (cpu/ops/qconv2d.h) of this thread's results of the filter.
     auto* own = reinterpret_cast<uint32_t*>(shared + at.own) + thread;
-    *own = warp.of_map(seen) << 16;
-    const auto expand = [&](const uint8_t* weights) {
+    *own = Warp(thread).of_map(seen) << 16;
+    const auto expand = [&](const uint8_t* weights, int slot) {
+        const Warp warp(anew(thread));
         const int32_t* init = numbers(weights, slice_init) + warp.expand_tile * tile_columns;
         const float* scale = scales(weights, slice_scale) + warp.expand_tile * tile_columns;
         const SharedCurve curve(shared + at.curves);
         const uint32_t of_map = *own;
-        int32_t sums[warp.rounds][warp.parts][4];
+        int32_t start[warp.parts][2], sums[warp.rounds][warp.parts][4];
         MVIT_UNROLL
-        for (int i = 0; i < warp.rounds; ++i) {
+        for (int j = 0; j < warp.parts; ++j) {
             MVIT_UNROLL
-            for (int j = 0; j < warp.parts; ++j) {
-                MVIT_UNROLL
-                for (int k = 0; k < 4; ++k) sums[i][j][k] = init[8 * j + c_column(warp.lane, k)];
-            }
+            for (int k = 0; k < 2; ++k) start[j][k] = init[8 * j + c_column(warp.lane, k)];
         }
-        warp.expand(shared, at.row, weights + slice_bytes, at.depth, sums);
+        warp.expand(shared, at.row, weights + slice_bytes, at.depth, start, sums);
         MVIT_UNROLL
         for (int j = 0; j < warp.parts; ++j) {
             const int column = 8 * j + c_column(warp.lane, 0);
@@ -104,7 +107,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
                     const uint32_t both =
                         curve(static_cast<float>(pair[2 * half]) * low) | curve(static_cast<float>(pair[2 * half + 1]) * high) << 8;
                     const bool there = of_map >> (16 + 2 * i + half) & 1;
-                    uint8_t* to = hidden + warp.expanded(i, half) * at.slice_row + warp.expand_tile * tile_columns + column;
+                    uint8_t* to = hidden(slot) + warp.expanded(i, half) * at.slice_row + warp.expand_tile * tile_columns + column;
                     *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(there ? both : 0);
                 }
             }
@@ -114,18 +117,26 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     // A thread has four channels of a run of a row. The four runs of a warp lie in different banks: side by side, or with stride 1 two by
     // two.
     constexpr int length = Tile::width / 4;
-    const int quad = thread % (residual_slice / four), group = thread / (residual_slice / four);
-    const int run_x = (Tile::stride == 1 ? group % 2 + group / 4 % 2 * 2 : group % 4) * length;
-    const int run_y = Tile::stride == 1 ? group / 2 % 2 + group / 8 * 2 : group / 4;
-    const int top = (place.y + run_y) * Tile::stride - 1, left = (place.x + run_x) * Tile::stride - 1;
+    struct Run {
+        int quad, x, y;
+
+        MVIT_DEVICE explicit Run(int own) : quad(own % (residual_slice / four)) {
+            const int group = own / (residual_slice / four);
+            x = (Tile::stride == 1 ? group % 2 + group / 4 % 2 * 2 : group % 4) * length;
+            y = Tile::stride == 1 ? group / 2 % 2 + group / 8 * 2 : group / 4;
+        }
+    };
+    const Run first_run(thread);
+    const int top = (place.y + first_run.y) * Tile::stride - 1, left = (place.x + first_run.x) * Tile::stride - 1;
     MVIT_UNROLL
     for (int i = 0; i < length; ++i) {
         const int x = left + i * Tile::stride;
         const int rows = (top < 0 ? 1 : 0) + (top + 2 >= p.height ? 2 : 0), columns = (x < 0 ? 1 : 0) + (x + 2 >= p.width ? 2 : 0);
         *own |= static_cast<uint32_t>(4 * rows + columns) << (4 * i);
     }
-    const auto filter = [&](const uint8_t* weights) {
-        const uint8_t* from = hidden + (Tile::place(run_y * Tile::stride, 0) + run_x) * at.slice_row + four * quad;
+    const auto filter = [&](const uint8_t* weights, int slot) {
+        const Run run(anew(thread));
+        const uint8_t* from = hidden(slot) + (Tile::place(run.y * Tile::stride, 0) + run.x) * at.slice_row + four * run.quad;
         uint32_t columns[(length - 1) * Tile::stride + 3][four];
         MVIT_UNROLL
         for (int x = 0; x < (length - 1) * Tile::stride + 3; ++x) {
@@ -139,7 +150,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
         uint32_t words[length] = {};
         MVIT_UNROLL
         for (int c = 0; c < four; ++c) {
-            const int channel = four * quad + c;
+            const int channel = four * run.quad + c;
             const float scale = scales(weights, slice_filter_scale)[channel];
             MVIT_UNROLL
             for (int i = 0; i < length; ++i) {
@@ -152,12 +163,13 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
         }
         MVIT_UNROLL
         for (int i = 0; i < length; ++i)
-            *reinterpret_cast<uint32_t*>(filtered + (run_y * Tile::width + run_x + i) * at.slice_row + four * quad) = words[i];
+            *reinterpret_cast<uint32_t*>(filtered(slot) + (run.y * Tile::width + run.x + i) * at.slice_row + four * run.quad) = words[i];
     };
 
-    typename ResidualWarp<uint8_t, Tile>::Reduced sums = {};
-    slices.each(expand, filter,
-                [&](const uint8_t* weights) { warp.reduce(filtered, weights + slice_bytes + at.expand, at.columns, sums); });
+    typename Warp::Reduced sums = {};
+    slices.each(expand, filter, [&](const uint8_t* weights, int slot) {
+        Warp(anew(thread)).reduce(filtered(slot), weights + slice_bytes + at.expand, at.columns, sums);
+    });
 
     // Out of the order of tensor cores, into rows.
     auto* staged = reinterpret_cast<int32_t*>(shared);
@@ -166,7 +178,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     struct alignas(8) Pair {
         int32_t v[2];
     };
-    warp.each_reduced(sums, at.columns, [&](int pixel, int column, int32_t low, int32_t high) {
+    Warp(thread).each_reduced(sums, at.columns, [&](int pixel, int column, int32_t low, int32_t high) {
         *reinterpret_cast<Pair*>(staged + pixel * at.sums_stride + column) = {low, high};
     });
     block_barrier();

@@ -105,12 +105,12 @@ struct ResidualWarp {
 
     int lane, expand_block, expand_tile, reduce_row, reduce_tile;
 
-    MVIT_DEVICE ResidualWarp()
-        : lane(thread_index() % warp_size),
-          expand_block(thread_index() / warp_size / Tile::expand_step),
-          expand_tile(thread_index() / warp_size % Tile::expand_step),
-          reduce_row(thread_index() / warp_size % Tile::reduce_warps * 32),
-          reduce_tile(thread_index() / warp_size / Tile::reduce_warps) {}
+    MVIT_DEVICE explicit ResidualWarp(int thread)
+        : lane(thread % warp_size),
+          expand_block(thread / warp_size / Tile::expand_step),
+          expand_tile(thread / warp_size % Tile::expand_step),
+          reduce_row(thread / warp_size % Tile::reduce_warps * 32),
+          reduce_tile(thread / warp_size / Tile::reduce_warps) {}
 
     // The first row of a round of the expansion, and whether there is one.
     MVIT_DEVICE int first(int round) const { return 16 * (expand_block + round * Tile::expand_warps); }
@@ -126,23 +126,24 @@ struct ResidualWarp {
         return bits;
     }
 
-    // sums += pixels of x, `row` bytes apart, times the tiles of a slice, of each column `depth`.
-    MVIT_DEVICE void expand(const uint8_t* x, int row, const uint8_t* tiles, int depth, Sum (&sums)[rounds][parts][4]) const {
+    // sums = what they begin with, of every row, plus pixels of x, `row` bytes apart, times the tiles of a slice, of each column `depth`.
+    // The first step is by itself: so tensor cores read the beginning where it is, and no sum is a copy of it.
+    MVIT_DEVICE void expand(const uint8_t* x, int row, const uint8_t* tiles, int depth, const Sum (&start)[parts][2],
+                            Sum (&sums)[rounds][parts][4]) const {
         tiles += expand_tile * depth * tile_bytes(8) + 16 * lane;
-        MVIT_ROLLED
-        for (int k = 0; k < depth; ++k) {
-            Sixteen b[Tile::expand_tiles];
+        x += (first(0) + ldmatrix_row(lane)) * row + 16 * ldmatrix_chunk(lane);
+        MVIT_UNROLL
+        for (int i = 0; i < rounds; ++i) {
             MVIT_UNROLL
-            for (int j = 0; j < Tile::expand_tiles; ++j) b[j] = *reinterpret_cast<const Sixteen*>(tiles + (j * depth + k) * tile_bytes(8));
-            MVIT_UNROLL
-            for (int i = 0; i < rounds; ++i) {
-                if (!has(i)) continue;
-                uint32_t a[4];
-                ldmatrix_x4(a, x + (first(i) + ldmatrix_row(lane)) * row + k * tile_depth + 16 * ldmatrix_chunk(lane));
+            for (int j = 0; j < parts; ++j) {
                 MVIT_UNROLL
-                for (int j = 0; j < parts; ++j) mma(sums[i][j], a, b[j / 2].words[j % 2 * 2], b[j / 2].words[j % 2 * 2 + 1], T{});
+                for (int k = 0; k < 4; ++k) sums[i][j][k] = start[j][k % 2];
             }
         }
+        constexpr int apart = Tile::expand_evenly ? 1 : 0;
+        if (apart > 0) expand_step(x, row, tiles, depth, sums);
+        MVIT_ROLLED
+        for (int k = apart; k < depth; ++k) expand_step(x + k * tile_depth, row, tiles + k * tile_bytes(8), depth, sums);
     }
 
     // sums += pixels of a filtered slice times its tiles of `columns` times 16 columns.
@@ -203,40 +204,88 @@ struct ResidualWarp {
             }
         }
     }
+
+  private:
+    // 32 bytes of depth. x, tiles: of this lane.
+    MVIT_DEVICE void expand_step(const uint8_t* x, int row, const uint8_t* tiles, int depth, Sum (&sums)[rounds][parts][4]) const {
+        Sixteen b[Tile::expand_tiles];
+        MVIT_UNROLL
+        for (int j = 0; j < Tile::expand_tiles; ++j) b[j] = *reinterpret_cast<const Sixteen*>(tiles + j * depth * tile_bytes(8));
+        MVIT_UNROLL
+        for (int i = 0; i < rounds; ++i) {
+            if (!has(i)) continue;
+            uint32_t a[4];
+            ldmatrix_x4(a, x + i * 16 * Tile::expand_warps * row);
+            MVIT_UNROLL
+            for (int j = 0; j < parts; ++j) mma(sums[i][j], a, b[j / 2].words[j % 2 * 2], b[j / 2].words[j % 2 * 2 + 1], T{});
+        }
+    }
 };
 
-// The weights of a block, slice by slice: while one is worked on the next one is on its way, to the other of two places in shared memory.
+// The weights of a block on their way, and the order of its work. Slices go through their parts in steps, which a barrier begins; `lag`
+// says how far parts are apart:
+//
+//     lag 1    step s: expand(s) | filter(s - 1) | reduce(s - 2)                  none needs what another one writes in this step
+//     lag 0    step s: expand(s) | reduce(s - 1), a barrier, filter(s)            for what has no room for two of each slice
+//
+// With lag 1 there are two places for what expand and filter write, of even and of odd slices. Half of the warps of each scheduler (the
+// hardware has warp w % 4) filter first: so one multiplies on tensor cores while another one multiplies and adds.
+//
+// Why these barriers are enough. `slot` s is the place of slice s, 0 at any time with lag 0.
+//   - hidden: expand(s) writes slot s. With lag 1 filter(s) reads it in the next step, behind its barrier; who writes it again, expand(s + 2),
+//     is another barrier behind that. With lag 0 filter(s) reads behind the barrier within the step, expand(s + 1) writes behind the next.
+//   - filtered: filter(s) writes slot s. reduce(s) reads it in the step after that; filter(s + 2) with lag 1 is one more step behind, and
+//     filter(s + 1) with lag 0 behind the barrier within the step of reduce(s).
+//   - weights: what a step needs arrives during the step before, in the other one of two stages. Every thread has waited for what it copied
+//     itself before the barrier that begins the step; and whoever read that stage did so before the barrier that begins the step before.
+// The last barrier is for those who write where the slices were.
 struct ResidualSlices {
     const uint8_t* from;
     uint8_t* stages;
-    int bytes, count;  // of a slice; slices
+    int bytes, count;                         // of a slice; slices
+    int filter_begin, filter_end, reduce_at;  // which bytes are the filter's, and where those of the reduction begin; the rest expands
+    int lag;
 
-    MVIT_DEVICE void load(int slice) const {
-        const uint8_t* begin = from + int64_t{slice} * bytes;
+    // What a step needs: of each part those of its slice.
+    MVIT_DEVICE void load(int step) const {
+        uint8_t* const to = stage(step);
         MVIT_ROLLED
-        for (int i = 16 * thread_index(); i < bytes; i += 16 * residual_threads) cp_async16(stage(slice) + i, begin + i, 16);
+        for (int i = 16 * thread_index(); i < bytes; i += 16 * residual_threads) {
+            const int slice = step - (i >= reduce_at ? lag + 1 : i >= filter_begin && i < filter_end ? lag : 0);
+            if (slice >= 0 && slice < count) cp_async16(to + i, from + int64_t{slice} * bytes + i, 16);
+        }
     }
 
-    // With the weights of each slice: expand, filter, reduce. The first slice is on its way.
+    // With the weights, and the slots, of each slice: expand(weights, to), filter(weights, slot), reduce(weights, slot). What the first step
+    // needs is on its way.
     template <class Expand, class Filter, class Reduce>
     MVIT_DEVICE void each(const Expand& expand, const Filter& filter, const Reduce& reduce) const {
-        for (int slice = 0; slice < count; ++slice) {
+        const int filter_part = lag > 0 && thread_index() >= residual_threads / 2 ? 0 : 1;
+        MVIT_ROLLED
+        for (int step = 0; step <= count + lag; ++step) {
             cp_async_wait<0>();
-            block_barrier();  // all have the weights of this slice; and nobody reads those before any more, whose place the next ones take
-            if (slice + 1 < count) load(slice + 1);
+            block_barrier();
+            load(step + 1);
             cp_async_commit();
-            expand(stage(slice));
-            block_barrier();
-            filter(stage(slice));
-            block_barrier();
-            reduce(stage(slice));
+            MVIT_ROLLED
+            for (int part = 0; part < 2; ++part) {
+                if (part == filter_part) {
+                    const int slice = step - lag;
+                    if (slice >= 0 && slice < count) filter(stage(step), slot(slice));
+                } else {
+                    if (step < count) expand(stage(step), slot(step));
+                    if (step > lag) reduce(stage(step), slot(step - lag - 1));
+                    if (lag == 0) block_barrier();
+                }
+            }
         }
         cp_async_wait<0>();
         block_barrier();
     }
 
   private:
-    MVIT_DEVICE uint8_t* stage(int slice) const { return stages + slice % 2 * bytes; }
+    MVIT_DEVICE uint8_t* stage(int step) const { return stages + step % 2 * bytes; }
+    MVIT_DEVICE int slot(int slice) const { return slice % 2 * lag; }
 };
 
 using ResidualTile1 = ResidualTile<1, 8, 16, 64, 2>;
