@@ -56,7 +56,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, int la
     const ResidualSlices slices{p.slices,           shared + at.stages, at.slice,
                                 (p.hidden + residual_slice - 1) / residual_slice,
                                 4 * residual_slice, 4 * slice_floats,   4 * slice_floats + at.expand, lag};
-    const int thread = thread_index();
+    const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
     using Warp = ResidualWarp<T, Tile>;
     uint8_t* const map = shared + at.map;
     const auto hidden = [&](int slot) { return shared + at.hidden + slot * at.hidden_bytes; };
@@ -105,11 +105,11 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, int la
         }
     };
 
-    // A thread has two channels of `length` pixels of a column. Columns of the two strips of a warp are four apart: so they lie in
-    // different banks.
-    constexpr int length = Tile::pixels / (residual_threads / (residual_slice / 2));
-    const int pair = thread % (residual_slice / 2), strip = thread / (residual_slice / 2);
-    const int strip_x = strip % 2 * 4 + strip / 2 % 4 + strip / 8 * 8 % Tile::width, strip_y = strip / Tile::width * length;
+    // A thread has two channels of two columns of `length` pixels: with stride 1 that reads and converts 24 pixels for 8 results, and one
+    // column of 8 would 30. Columns of the two strips of a warp are four apart: so they lie in different banks.
+    constexpr int length = Tile::pixels / (residual_threads / (residual_slice / 2)) / 2;
+    const int pair = static_cast<int>(thread % (residual_slice / 2)), strip = static_cast<int>(thread / (residual_slice / 2));
+    const int strip_x = strip % 2 * 4 + strip / 2 % 2 * 2 + strip / 4 * 8 % Tile::width, strip_y = strip / (Tile::width / 2) * length;
     const int filter_from = at.hidden + (Tile::place(strip_y * Tile::stride, 0) + strip_x) * at.slice_row + 4 * pair;
     const int filter_to = at.filtered + (strip_y * Tile::width + strip_x) * at.slice_row + 4 * pair;
     const auto filter = [&](const uint8_t* weights, int slot) {
@@ -123,29 +123,36 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, int la
         for (int i = 0; i < 9; ++i) taps[i] = both(i);
         const Two bias = both(9);
         const uint8_t* from = shared + anew(filter_from) + slot * at.hidden_bytes;
-        Two sums[length];
+        Two sums[length][2];
         MVIT_UNROLL
-        for (int i = 0; i < length; ++i) sums[i] = bias;
+        for (int i = 0; i < length; ++i) sums[i][0] = sums[i][1] = bias;
         MVIT_UNROLL
         for (int row = 0; row < (length - 1) * Tile::stride + 3; ++row) {
             MVIT_UNROLL
-            for (int kx = 0; kx < 3; ++kx) {
-                // With stride 2, columns 2 x, 2 x + 1 and 2 x + 2 of a row.
-                const Unpacked<T> seen(*reinterpret_cast<const uint32_t*>(from + Tile::place(row, kx) * at.slice_row));
+            for (int column = 0; column < Tile::stride + 3; ++column) {
+                // With stride 2, columns 2 x, 2 x + 1, .. of a row.
+                const Unpacked<T> seen(*reinterpret_cast<const uint32_t*>(from + Tile::place(row, column) * at.slice_row));
                 MVIT_UNROLL
                 for (int ky = 0; ky < 3; ++ky) {
                     const int y = (row - ky) / Tile::stride;
                     if (row < ky || (row - ky) % Tile::stride != 0 || y >= length) continue;
-                    sums[y].v[0] = fmaf(seen.low, taps[3 * ky + kx].v[0], sums[y].v[0]);
-                    sums[y].v[1] = fmaf(seen.high, taps[3 * ky + kx].v[1], sums[y].v[1]);
+                    MVIT_UNROLL
+                    for (int x = 0; x < 2; ++x) {
+                        const int kx = column - x * Tile::stride;
+                        if (kx < 0 || kx >= 3) continue;
+                        sums[y][x].v[0] = fmaf(seen.low, taps[3 * ky + kx].v[0], sums[y][x].v[0]);
+                        sums[y][x].v[1] = fmaf(seen.high, taps[3 * ky + kx].v[1], sums[y][x].v[1]);
+                    }
                 }
             }
         }
         uint8_t* const to = shared + anew(filter_to) + slot * at.filtered_bytes;
         MVIT_UNROLL
-        for (int i = 0; i < length; ++i) {
-            *reinterpret_cast<uint32_t*>(to + i * Tile::width * at.slice_row) =
-                from_floats(silu_of_double(sums[i].v[0]), silu_of_double(sums[i].v[1]), T{});
+        for (int y = 0; y < length; ++y) {
+            MVIT_UNROLL
+            for (int x = 0; x < 2; ++x)
+                *reinterpret_cast<uint32_t*>(to + (y * Tile::width + x) * at.slice_row) =
+                    from_floats(silu_of_double(sums[y][x].v[0]), silu_of_double(sums[y][x].v[1]), T{});
         }
     };
 

@@ -54,7 +54,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     const ResidualSlices slices{p.slices,     shared + at.stages, at.slice,
                                 (p.hidden + residual_slice - 1) / residual_slice,
                                 slice_taps * residual_slice * 4, slice_bytes, slice_bytes + at.expand, lag};
-    const int thread = thread_index();
+    const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
     using Warp = ResidualWarp<uint8_t, Tile>;
     const auto hidden = [&](int slot) { return shared + at.hidden + slot * at.hidden_bytes; };
     const auto filtered = [&](int slot) { return shared + at.filtered + slot * at.filtered_bytes; };
@@ -120,8 +120,8 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     struct Run {
         int quad, x, y;
 
-        MVIT_DEVICE explicit Run(int own) : quad(own % (residual_slice / four)) {
-            const int group = own / (residual_slice / four);
+        MVIT_DEVICE explicit Run(uint32_t own) : quad(static_cast<int>(own % (residual_slice / four))) {
+            const int group = static_cast<int>(own / (residual_slice / four));
             x = (Tile::stride == 1 ? group % 2 + group / 4 % 2 * 2 : group % 4) * length;
             y = Tile::stride == 1 ? group / 2 % 2 + group / 8 * 2 : group / 4;
         }
@@ -182,9 +182,9 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
         *reinterpret_cast<Pair*>(staged + pixel * at.sums_stride + column) = {low, high};
     });
     block_barrier();
-    const int quads = (p.columns + four - 1) / four, rows_at_once = residual_threads / quads, first = thread / quads;
+    const int quads = (p.columns + four - 1) / four, rows_at_once = residual_threads / quads, first = thread_index() / quads;
     if (first >= rows_at_once) return;
-    const int column = thread % quads * four;
+    const int column = thread_index() % quads * four;
     const Finish finish(p.reduce, p.columns, column, curve);
     MVIT_ROLLED
     for (int pixel = first; pixel < Tile::pixels; pixel += rows_at_once) {

@@ -105,12 +105,12 @@ struct ResidualWarp {
 
     int lane, expand_block, expand_tile, reduce_row, reduce_tile;
 
-    MVIT_DEVICE explicit ResidualWarp(int thread)
-        : lane(thread % warp_size),
-          expand_block(thread / warp_size / Tile::expand_step),
-          expand_tile(thread / warp_size % Tile::expand_step),
-          reduce_row(thread / warp_size % Tile::reduce_warps * 32),
-          reduce_tile(thread / warp_size / Tile::reduce_warps) {}
+    MVIT_DEVICE explicit ResidualWarp(uint32_t thread)
+        : lane(static_cast<int>(thread % warp_size)),
+          expand_block(static_cast<int>(thread / warp_size / Tile::expand_step)),
+          expand_tile(static_cast<int>(thread / warp_size % Tile::expand_step)),
+          reduce_row(static_cast<int>(thread / warp_size % Tile::reduce_warps * 32)),
+          reduce_tile(static_cast<int>(thread / warp_size / Tile::reduce_warps)) {}
 
     // The first row of a round of the expansion, and whether there is one.
     MVIT_DEVICE int first(int round) const { return 16 * (expand_block + round * Tile::expand_warps); }
@@ -140,10 +140,19 @@ struct ResidualWarp {
                 for (int k = 0; k < 4; ++k) sums[i][j][k] = start[j][k % 2];
             }
         }
-        constexpr int apart = Tile::expand_evenly ? 1 : 0;
-        if (apart > 0) expand_step(x, row, tiles, depth, sums);
-        MVIT_ROLLED
-        for (int k = apart; k < depth; ++k) expand_step(x + k * tile_depth, row, tiles + k * tile_bytes(8), depth, sums);
+        if constexpr (Tile::expand_evenly) {
+            expand_step(x, row, tiles, depth, sums);
+            int k = 1;
+            MVIT_ROLLED
+            for (; k + 1 < depth; k += 2) {
+                expand_step(x + k * tile_depth, row, tiles + k * tile_bytes(8), depth, sums);
+                expand_step(x + (k + 1) * tile_depth, row, tiles + (k + 1) * tile_bytes(8), depth, sums);
+            }
+            if (k < depth) expand_step(x + k * tile_depth, row, tiles + k * tile_bytes(8), depth, sums);
+        } else {
+            MVIT_ROLLED
+            for (int k = 0; k < depth; ++k) expand_step(x + k * tile_depth, row, tiles + k * tile_bytes(8), depth, sums);
+        }
     }
 
     // sums += pixels of a filtered slice times its tiles of `columns` times 16 columns.
@@ -248,11 +257,13 @@ struct ResidualSlices {
 
     // What a step needs: of each part those of its slice.
     MVIT_DEVICE void load(int step) const {
+        const int expand = offset(step), filter = offset(step - lag), reduce = offset(step - lag - 1);
         uint8_t* const to = stage(step);
+        const auto filter_bytes = static_cast<uint32_t>(filter_end - filter_begin);
         MVIT_ROLLED
         for (int i = 16 * thread_index(); i < bytes; i += 16 * residual_threads) {
-            const int slice = step - (i >= reduce_at ? lag + 1 : i >= filter_begin && i < filter_end ? lag : 0);
-            if (slice >= 0 && slice < count) cp_async16(to + i, from + int64_t{slice} * bytes + i, 16);
+            const int begin = i >= reduce_at ? reduce : static_cast<uint32_t>(i - filter_begin) < filter_bytes ? filter : expand;
+            if (begin >= 0) cp_async16(to + i, from + static_cast<uint32_t>(begin + i), 16);
         }
     }
 
@@ -260,7 +271,7 @@ struct ResidualSlices {
     // needs is on its way.
     template <class Expand, class Filter, class Reduce>
     MVIT_DEVICE void each(const Expand& expand, const Filter& filter, const Reduce& reduce) const {
-        const int filter_part = lag > 0 && thread_index() >= residual_threads / 2 ? 0 : 1;
+        const uint32_t filter_part = anew(lag > 0 && thread_index() >= residual_threads / 2 ? 0 : 1);
         MVIT_ROLLED
         for (int step = 0; step <= count + lag; ++step) {
             cp_async_wait<0>();
@@ -268,7 +279,7 @@ struct ResidualSlices {
             load(step + 1);
             cp_async_commit();
             MVIT_ROLLED
-            for (int part = 0; part < 2; ++part) {
+            for (uint32_t part = 0; part < 2; ++part) {
                 if (part == filter_part) {
                     const int slice = step - lag;
                     if (slice >= 0 && slice < count) filter(stage(step), slot(slice));
@@ -284,8 +295,10 @@ struct ResidualSlices {
     }
 
   private:
-    MVIT_DEVICE uint8_t* stage(int step) const { return stages + step % 2 * bytes; }
-    MVIT_DEVICE int slot(int slice) const { return slice % 2 * lag; }
+    // Where a slice begins, or -1 where there is none.
+    MVIT_DEVICE int offset(int slice) const { return slice >= 0 && slice < count ? slice * bytes : -1; }
+    MVIT_DEVICE uint8_t* stage(int step) const { return stages + (step & 1) * bytes; }
+    MVIT_DEVICE int slot(int slice) const { return slice & lag; }
 };
 
 using ResidualTile1 = ResidualTile<1, 8, 16, 64, 2>;

@@ -12,13 +12,11 @@
 #define MVIT_DEVICE __device__ __forceinline__
 #define MVIT_BOTH __host__ __device__ __forceinline__
 #define MVIT_UNROLL _Pragma("unroll")
-#define MVIT_UNROLL_TWICE _Pragma("unroll 2")
 #define MVIT_ROLLED _Pragma("unroll 1")
 #else
 #define MVIT_DEVICE inline
 #define MVIT_BOTH inline
 #define MVIT_UNROLL
-#define MVIT_UNROLL_TWICE
 #define MVIT_ROLLED
 #endif
 
@@ -33,8 +31,9 @@ MVIT_DEVICE int64_t block_x() { return blockIdx.x; }
 MVIT_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
 MVIT_DEVICE void block_barrier() { __syncthreads(); }
 
-// x, of which the compiler knows nothing: what is computed from it is computed here, and not kept in registers from before a loop on.
-MVIT_DEVICE int anew(int x) {
+// x, of which the compiler knows nothing: what follows from it is computed here, and not kept in registers from before a loop on. Not
+// negative, so that divisions by powers of two are shifts.
+MVIT_DEVICE uint32_t anew(uint32_t x) {
     asm volatile("" : "+r"(x));
     return x;
 }
@@ -45,7 +44,7 @@ int thread_index();
 int64_t block_x();
 int block_y();
 void block_barrier();
-inline int anew(int x) { return x; }
+inline uint32_t anew(uint32_t x) { return x; }
 
 #endif
 
