@@ -71,11 +71,12 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
     p.channels = t.channels, p.hidden = t.hidden, p.columns = t.columns, p.stride = t.stride, p.residual = t.residual;
     p.x = x.data(), p.y = y.data(), p.slices = slices.data(), p.bias = bias.data();
     std::memset(y.data(), 0xFF, static_cast<size_t>(y.size()) * sizeof(T));
-    Guarded<uint8_t> shared(cuda::ResidualShared<Tile>(t.channels, t.columns, lag).bytes);
+    const cuda::ResidualShared<Tile> at(t.channels, t.hidden, t.columns, lag);
+    Guarded<uint8_t> shared(at.bytes);
     using Place = cuda::ResidualPlace<Tile>;
     for (int64_t block = 0; block < t.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width); ++block) {
         std::memset(shared.data(), 0xFF, static_cast<size_t>(shared.size()));  // NaN
-        run_block(cuda::residual_threads, block, 0, order, [&] { cuda::inverted_residual_tile<T, Tile>(p, lag, shared.data()); });
+        run_block(cuda::residual_threads, block, 0, order, [&] { cuda::inverted_residual_tile<T, Tile>(p, at, shared.data()); });
         CHECK(shared.canary_intact());
     }
     CHECK(y.canary_intact());

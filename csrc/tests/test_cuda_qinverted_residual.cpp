@@ -98,12 +98,13 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
     if (t.residual) e.residual = residual.data(), e.residual_type = QType::u8, e.residual_stride = t.columns;
     e.residual_scale = 0.5f, e.residual_zero_point = 7;
     std::memset(y.data(), 0x5A, static_cast<size_t>(y.size()));
-    Guarded<uint8_t> shared(cuda::QResidualShared<Tile>(t.channels, t.columns, lag).bytes);
+    const cuda::QResidualShared<Tile> at(t.channels, t.hidden, t.columns, lag);
+    Guarded<uint8_t> shared(at.bytes);
     const int alignment = cuda::alignment_of(x.data(), p.channels);
     using Place = cuda::ResidualPlace<Tile>;
     for (int64_t block = 0; block < t.batch * Place::tiles_down(t.height) * Place::tiles_across(t.width); ++block) {
         for (int64_t i = 0; i < shared.size(); ++i) shared[i] = static_cast<uint8_t>(random_int(0, 255));
-        run_block(cuda::residual_threads, block, 0, order, [&] { cuda::qinverted_residual_tile<Tile>(p, alignment, lag, shared.data()); });
+        run_block(cuda::residual_threads, block, 0, order, [&] { cuda::qinverted_residual_tile<Tile>(p, at, alignment, shared.data()); });
         CHECK(shared.canary_intact());
     }
     CHECK(y.canary_intact());

@@ -6,9 +6,10 @@ namespace mvit::cuda {
 namespace {
 
 template <class T, class Tile>
-__global__ void __launch_bounds__(residual_threads, Tile::blocks) inverted_residual_kernel(InvertedResidualProblem problem, int lag) {
+__global__ void __launch_bounds__(residual_threads, Tile::blocks)
+    inverted_residual_kernel(InvertedResidualProblem problem, ResidualShared<Tile> at) {
     extern __shared__ __align__(16) uint8_t shared[];
-    inverted_residual_tile<T, Tile>(problem, lag, shared);
+    inverted_residual_tile<T, Tile>(problem, at, shared);
 }
 
 template <class T, class Tile>
@@ -21,10 +22,13 @@ Launched launch(const InvertedResidualProblem& p, int device, cudaStream_t strea
     static SharedLimit limit;
     return launched(kernel, device, [&] {
         // As many blocks on a multiprocessor are worth more than what they gain of two places for each slice.
-        const int lag = ResidualShared<Tile>(p.channels, p.columns, 1).bytes <= shared_of_each(Tile::blocks, device) ? 1 : 0;
-        const int bytes = ResidualShared<Tile>(p.channels, p.columns, lag).bytes;
+        using Shared = ResidualShared<Tile>;
+        const Shared overlapping(p.channels, p.hidden, p.columns, 1);
+        const Shared at =
+            overlapping.bytes <= shared_of_each(Tile::blocks, device) ? overlapping : Shared(p.channels, p.hidden, p.columns, 0);
         if (!limit.raise(inverted_residual_kernel<T, Tile>, shared_of_block(device), device)) return;
-        inverted_residual_kernel<T, Tile><<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(bytes), stream>>>(p, lag);
+        inverted_residual_kernel<T, Tile>
+            <<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(at.bytes), stream>>>(p, at);
     });
 }
 
@@ -32,7 +36,7 @@ Launched launch(const InvertedResidualProblem& p, int device, cudaStream_t strea
 
 int inverted_residual_shared(int channels, int columns, int stride) {
     int bytes = 0;
-    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = ResidualShared<Tile>(channels, columns, 0).bytes; });
+    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = ResidualShared<Tile>(channels, 0, columns, 0).bytes; });
     return bytes;
 }
 

@@ -14,9 +14,10 @@ inline constexpr int tile_values = 16;  // columns, and depth, of a tile of 16-b
 
 MVIT_BOTH constexpr int value_tiles(int count) { return (count + tile_values - 1) / tile_values; }
 
-// Where things lie in shared memory, and how large they are, in bytes.
+// Where things lie in shared memory, and how large they are, in bytes. A parameter of the kernel, as constants take no registers.
 template <class Tile>
 struct ResidualShared {
+    int lag, slices;     // ResidualSlices has the first; of the hidden channels
     int depth, columns;  // tiles of the expansion's depth and of the reduction's columns
     int row, expand, reduce, slice;
     int hidden, filtered, stages;
@@ -29,8 +30,10 @@ struct ResidualShared {
     static constexpr int place = residual_threads * 4, map = place + 32;
     static_assert(sizeof(ResidualPlace<Tile>) <= 32);
 
-    MVIT_BOTH ResidualShared(int channels, int out_columns, int lag)
-        : depth(value_tiles(channels)),
+    ResidualShared(int channels, int hidden_channels, int out_columns, int lag_)
+        : lag(lag_),
+          slices((hidden_channels + residual_slice - 1) / residual_slice),
+          depth(value_tiles(channels)),
           columns(value_tiles(out_columns)),
           row(depth * tile_depth + residual_gap),
           expand(residual_slice / tile_values * depth * tile_bytes(8)),
@@ -48,14 +51,12 @@ struct ResidualShared {
     }
 };
 
-// shared: ResidualShared::bytes, aligned to 16. lag: ResidualSlices has it.
+// shared: ResidualShared::bytes, aligned to 16.
 template <class T, class Tile>
-MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, int lag, uint8_t* shared) {
+MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const ResidualShared<Tile>& at, uint8_t* shared) {
     const ResidualPlace<Tile> place(p.height, p.width);
-    const ResidualShared<Tile> at(p.channels, p.columns, lag);
-    const ResidualSlices slices{p.slices,           shared + at.stages, at.slice,
-                                (p.hidden + residual_slice - 1) / residual_slice,
-                                4 * residual_slice, 4 * slice_floats,   4 * slice_floats + at.expand, lag};
+    const ResidualSlices slices{p.slices,         shared + at.stages,           at.slice, at.slices, 4 * residual_slice,
+                                4 * slice_floats, 4 * slice_floats + at.expand, at.lag};
     const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
     using Warp = ResidualWarp<T, Tile>;
     uint8_t* const map = shared + at.map;
@@ -108,21 +109,20 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, int la
     // A thread has two channels of two columns of `length` pixels: with stride 1 that reads and converts 24 pixels for 8 results, and one
     // column of 8 would 30. Columns of the two strips of a warp are four apart: so they lie in different banks.
     constexpr int length = Tile::pixels / (residual_threads / (residual_slice / 2)) / 2;
-    const int pair = static_cast<int>(thread % (residual_slice / 2)), strip = static_cast<int>(thread / (residual_slice / 2));
-    const int strip_x = strip % 2 * 4 + strip / 2 % 2 * 2 + strip / 4 * 8 % Tile::width, strip_y = strip / (Tile::width / 2) * length;
-    const int filter_from = at.hidden + (Tile::place(strip_y * Tile::stride, 0) + strip_x) * at.slice_row + 4 * pair;
-    const int filter_to = at.filtered + (strip_y * Tile::width + strip_x) * at.slice_row + 4 * pair;
     const auto filter = [&](const uint8_t* weights, int slot) {
+        const uint32_t own = anew(thread), pair = own % (residual_slice / 2), strip = own / (residual_slice / 2);
+        const uint32_t strip_x = strip % 2 * 4 + strip / 2 % 2 * 2 + strip / 4 * 8 % Tile::width;
+        const uint32_t strip_y = strip / (Tile::width / 2) * length;
         struct alignas(8) Two {
             float v[2];
         };
-        const auto* floats = reinterpret_cast<const float*>(weights) + residual_slice + 2 * (anew(thread) % (residual_slice / 2));
+        const auto* floats = reinterpret_cast<const float*>(weights) + residual_slice + 2 * pair;
         const auto both = [&](int row) { return *reinterpret_cast<const Two*>(floats + row * residual_slice); };
         Two taps[9];
         MVIT_UNROLL
         for (int i = 0; i < 9; ++i) taps[i] = both(i);
         const Two bias = both(9);
-        const uint8_t* from = shared + anew(filter_from) + slot * at.hidden_bytes;
+        const uint8_t* from = hidden(slot) + (strip_y * Tile::stride * Tile::seen_width + strip_x) * at.slice_row + 4 * pair;
         Two sums[length][2];
         MVIT_UNROLL
         for (int i = 0; i < length; ++i) sums[i][0] = sums[i][1] = bias;
@@ -146,7 +146,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, int la
                 }
             }
         }
-        uint8_t* const to = shared + anew(filter_to) + slot * at.filtered_bytes;
+        uint8_t* const to = filtered(slot) + (strip_y * Tile::width + strip_x) * at.slice_row + 4 * pair;
         MVIT_UNROLL
         for (int y = 0; y < length; ++y) {
             MVIT_UNROLL
@@ -158,7 +158,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, int la
 
     typename Warp::Reduced sums;
     Warp(thread).begin(sums, at.columns, [&](int column) { return p.bias[column]; });
-    slices.each(expand, filter, [&](const uint8_t* weights, int slot) {
+    slices.each(thread, expand, filter, [&](const uint8_t* weights, int slot) {
         Warp(anew(thread)).reduce(filtered(slot), weights + 4 * slice_floats + at.expand, at.columns, sums);
     });
 

@@ -7,10 +7,10 @@ namespace mvit::cuda {
 namespace {
 
 template <class Tile>
-__global__ void __launch_bounds__(residual_threads, Tile::blocks)
-    qinverted_residual_kernel(QInvertedResidualProblem problem, int alignment, int lag) {
+__global__ void __launch_bounds__(residual_threads, Tile::blocks_of_bytes)
+    qinverted_residual_kernel(QInvertedResidualProblem problem, QResidualShared<Tile> at, int alignment) {
     extern __shared__ __align__(16) uint8_t shared[];
-    qinverted_residual_tile<Tile>(problem, alignment, lag, shared);
+    qinverted_residual_tile<Tile>(problem, at, alignment, shared);
 }
 
 template <class Tile>
@@ -24,11 +24,13 @@ Launched launch(const QInvertedResidualProblem& p, int device, cudaStream_t stre
     return launched(kernel, device, [&] {
         const int alignment = alignment_of(p.x, p.channels);
         // As many blocks on a multiprocessor are worth more than what they gain of two places for each slice.
-        const int lag = QResidualShared<Tile>(p.channels, p.columns, 1).bytes <= shared_of_each(Tile::blocks, device) ? 1 : 0;
-        const int bytes = QResidualShared<Tile>(p.channels, p.columns, lag).bytes;
+        using Shared = QResidualShared<Tile>;
+        const Shared overlapping(p.channels, p.hidden, p.columns, 1);
+        const Shared at =
+            overlapping.bytes <= shared_of_each(Tile::blocks_of_bytes, device) ? overlapping : Shared(p.channels, p.hidden, p.columns, 0);
         if (!limit.raise(qinverted_residual_kernel<Tile>, shared_of_block(device), device)) return;
         qinverted_residual_kernel<Tile>
-            <<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(bytes), stream>>>(p, alignment, lag);
+            <<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(at.bytes), stream>>>(p, at, alignment);
     });
 }
 
@@ -36,7 +38,7 @@ Launched launch(const QInvertedResidualProblem& p, int device, cudaStream_t stre
 
 int qinverted_residual_shared(int channels, int columns, int stride) {
     int bytes = 0;
-    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = QResidualShared<Tile>(channels, columns, 0).bytes; });
+    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = QResidualShared<Tile>(channels, 0, columns, 0).bytes; });
     return bytes;
 }
 

@@ -12,21 +12,24 @@ namespace mvit::cuda {
 enum QSliceRow { slice_init = 0, slice_scale = 1, slice_taps = 2, slice_border = 5, slice_filter_scale = 21, slice_rows = 22 };
 inline constexpr int slice_bytes = slice_rows * residual_slice * 4;
 
-// Where things lie in shared memory, and how large they are, in bytes.
+// Where things lie in shared memory, and how large they are, in bytes. A parameter of the kernel, as constants take no registers.
 template <class Tile>
 struct QResidualShared {
+    int lag, slices;     // ResidualSlices has the first; of the hidden channels
     int depth, columns;  // tiles of the expansion's depth and of the reduction's columns
     int row, expand, reduce, slice;
     int hidden, filtered, stages, curves, own;
     int hidden_bytes, filtered_bytes;  // of a slice; with a lag there are two of each
-    int sums_stride, bytes;  // the stride in words: the pairs that a quarter of a warp writes at once do not meet
+    int sums_stride, bytes;            // the stride in words: the pairs that a quarter of a warp writes at once do not meet
 
     static constexpr int slice_row = ResidualWarp<uint8_t, Tile>::slice_row;
 
     MVIT_BOTH int sums_bytes() const { return Tile::pixels * sums_stride * 4; }
 
-    MVIT_BOTH QResidualShared(int channels, int out_columns, int lag)
-        : depth((channels + tile_depth - 1) / tile_depth),
+    QResidualShared(int channels, int hidden_channels, int out_columns, int lag_)
+        : lag(lag_),
+          slices((hidden_channels + residual_slice - 1) / residual_slice),
+          depth((channels + tile_depth - 1) / tile_depth),
           columns((out_columns + tile_columns - 1) / tile_columns),
           row(depth * tile_depth + residual_gap),
           expand(residual_slice / tile_columns * depth * tile_bytes(8)),
@@ -46,14 +49,13 @@ struct QResidualShared {
     }
 };
 
-// shared: QResidualShared::bytes, aligned to 16. alignment: of the pixels of x. lag: ResidualSlices has it.
+// shared: QResidualShared::bytes, aligned to 16. alignment: of the pixels of x.
 template <class Tile>
-MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int alignment, int lag, uint8_t* shared) {
+MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, const QResidualShared<Tile>& at, int alignment,
+                                         uint8_t* shared) {
     const ResidualPlace<Tile> place(p.height, p.width);
-    const QResidualShared<Tile> at(p.channels, p.columns, lag);
-    const ResidualSlices slices{p.slices,     shared + at.stages, at.slice,
-                                (p.hidden + residual_slice - 1) / residual_slice,
-                                slice_taps * residual_slice * 4, slice_bytes, slice_bytes + at.expand, lag};
+    const ResidualSlices slices{p.slices,    shared + at.stages,      at.slice, at.slices, slice_taps * residual_slice * 4,
+                                slice_bytes, slice_bytes + at.expand, at.lag};
     const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
     using Warp = ResidualWarp<uint8_t, Tile>;
     const auto hidden = [&](int slot) { return shared + at.hidden + slot * at.hidden_bytes; };
@@ -167,7 +169,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     };
 
     typename Warp::Reduced sums = {};
-    slices.each(expand, filter, [&](const uint8_t* weights, int slot) {
+    slices.each(thread, expand, filter, [&](const uint8_t* weights, int slot) {
         Warp(anew(thread)).reduce(filtered(slot), weights + slice_bytes + at.expand, at.columns, sums);
     });
 

@@ -15,10 +15,12 @@ inline constexpr int residual_slice = 32;  // hidden channels
 inline constexpr int residual_threads = 256, residual_warps = residual_threads / warp_size;
 inline constexpr int residual_gap = 16;  // bytes behind a row of shared memory: eight rows begin in different banks
 
-// A tile of y and the pixels of x that it sees. blocks: on a multiprocessor at once, which says how many registers a thread may have.
-template <int stride_, int height_, int width_, int most_columns_, int blocks_>
+// A tile of y and the pixels of x that it sees. blocks: on a multiprocessor at once, which says how many registers a thread may have; of
+// floats, and of bytes, whose curves take more.
+template <int stride_, int height_, int width_, int most_columns_, int blocks_, int blocks_of_bytes_ = blocks_>
 struct ResidualTile {
-    static constexpr int stride = stride_, height = height_, width = width_, most_columns = most_columns_, blocks = blocks_;
+    static constexpr int stride = stride_, height = height_, width = width_, most_columns = most_columns_;
+    static constexpr int blocks = blocks_, blocks_of_bytes = blocks_of_bytes_;
     static constexpr int pixels = height * width;
     static constexpr int seen_height = (height - 1) * stride + 3, seen_width = (width - 1) * stride + 3, seen = seen_height * seen_width;
     static constexpr int seen_blocks = (seen + 15) / 16;  // of 16 rows of a product
@@ -241,7 +243,8 @@ struct ResidualWarp {
 // hardware has warp w % 4) filter first: so one multiplies on tensor cores while another one multiplies and adds.
 //
 // Why these barriers are enough. `slot` s is the place of slice s, 0 at any time with lag 0.
-//   - hidden: expand(s) writes slot s. With lag 1 filter(s) reads it in the next step, behind its barrier; who writes it again, expand(s + 2),
+//   - hidden: expand(s) writes slot s. With lag 1 filter(s) reads it in the next step, behind its barrier; who writes it again, expand(s +
+//   2),
 //     is another barrier behind that. With lag 0 filter(s) reads behind the barrier within the step, expand(s + 1) writes behind the next.
 //   - filtered: filter(s) writes slot s. reduce(s) reads it in the step after that; filter(s + 2) with lag 1 is one more step behind, and
 //     filter(s + 1) with lag 0 behind the barrier within the step of reduce(s).
@@ -267,11 +270,10 @@ struct ResidualSlices {
         }
     }
 
-    // With the weights, and the slots, of each slice: expand(weights, to), filter(weights, slot), reduce(weights, slot). What the first step
-    // needs is on its way.
+    // With the weights, and the slots, of each slice: expand(weights, to), filter(weights, slot), reduce(weights, slot). What the first
+    // step needs is on its way.
     template <class Expand, class Filter, class Reduce>
-    MVIT_DEVICE void each(const Expand& expand, const Filter& filter, const Reduce& reduce) const {
-        const uint32_t filter_part = anew(lag > 0 && thread_index() >= residual_threads / 2 ? 0 : 1);
+    MVIT_DEVICE void each(uint32_t thread, const Expand& expand, const Filter& filter, const Reduce& reduce) const {
         MVIT_ROLLED
         for (int step = 0; step <= count + lag; ++step) {
             cp_async_wait<0>();
@@ -279,8 +281,9 @@ struct ResidualSlices {
             load(step + 1);
             cp_async_commit();
             MVIT_ROLLED
-            for (uint32_t part = 0; part < 2; ++part) {
-                if (part == filter_part) {
+            for (int part = 0; part < 2; ++part) {
+                const bool filters_first = lag > 0 && anew(thread) >= residual_threads / 2;
+                if (part == (filters_first ? 0 : 1)) {
                     const int slice = step - lag;
                     if (slice >= 0 && slice < count) filter(stage(step), slot(slice));
                 } else {
@@ -301,7 +304,7 @@ struct ResidualSlices {
     MVIT_DEVICE int slot(int slice) const { return slice & lag; }
 };
 
-using ResidualTile1 = ResidualTile<1, 8, 16, 64, 2>;
+using ResidualTile1 = ResidualTile<1, 8, 16, 64, 3, 2>;
 using ResidualTile1Wide = ResidualTile<1, 8, 16, 128, 2>;
 using ResidualTile2 = ResidualTile<2, 8, 8, 128, 2>;
 using ResidualTile2Wide = ResidualTile<2, 8, 8, 256, 1>;
