@@ -68,11 +68,12 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
     if (thread == 0) *reinterpret_cast<ResidualPlace<Tile>*>(shared + at.place) = place;
     auto* seen = reinterpret_cast<int32_t*>(hidden(0));
     place.find_seen(seen);
-    const T* image = static_cast<const T*>(p.x) + int64_t{place.image} * p.height * p.width * p.channels;
+    const auto* image = static_cast<const uint8_t*>(p.x) + int64_t{place.image} * p.height * p.width * p.channels * 2;
+    const auto chunks = static_cast<uint32_t>(p.channels) / 8;
     MVIT_ROLLED
     for (ChunkWalk walk(2 * at.depth); walk.row < 16 * Tile::seen_blocks; walk.next()) {
-        const int pixel = 8 * walk.chunk < p.channels ? seen[walk.row] : -1;
-        const T* from = image + (pixel >= 0 ? int64_t{pixel} * p.channels + 8 * walk.chunk : 0);
+        const int pixel = walk.chunk < chunks ? seen[walk.row] : -1;
+        const uint8_t* from = image + int64_t{pixel > 0 ? pixel : 0} * (2 * p.channels) + 16 * walk.chunk;
         cp_async16(map + walk.row * at.row + 16 * walk.chunk, from, pixel >= 0 ? 16 : 0);
     }
     cp_async_commit();
@@ -164,7 +165,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
 
     // Out of the order of tensor cores, into rows.
     uint8_t* const out = hidden(0);
-    Warp(thread).each_reduced(sums, at.columns, [&](int pixel, int column, float low, float high) {
+    Warp(anew(thread)).each_reduced(sums, at.columns, [&](int pixel, int column, float low, float high) {
         if (p.residual) {
             const int seen = Tile::place(pixel / Tile::width + 1, pixel % Tile::width + 1);
             const Unpacked<T> x(*reinterpret_cast<const uint32_t*>(map + seen * at.row + 2 * column));
@@ -174,12 +175,14 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
     });
     block_barrier();
     const auto kept = *reinterpret_cast<const ResidualPlace<Tile>*>(shared + at.place);
-    T* const tile = static_cast<T*>(p.y) + ((int64_t{kept.image} * kept.out_height + kept.y) * kept.out_width + kept.x) * p.columns;
+    const int rows_left = kept.out_height - kept.y, columns_left = kept.out_width - kept.x;
+    uint8_t* const tile =
+        static_cast<uint8_t*>(p.y) + ((int64_t{kept.image} * kept.out_height + kept.y) * kept.out_width + kept.x) * p.columns * 2;
     MVIT_ROLLED
     for (ChunkWalk walk(p.columns / 8); walk.row < Tile::pixels; walk.next()) {
-        const int y = walk.row / Tile::width, x = walk.row % Tile::width;
-        if (kept.y + y >= kept.out_height || kept.x + x >= kept.out_width) continue;
-        T* to = tile + (int64_t{y} * kept.out_width + x) * p.columns + 8 * walk.chunk;
+        const int y = static_cast<int>(walk.row / Tile::width), x = static_cast<int>(walk.row % Tile::width);
+        if (y >= rows_left || x >= columns_left) continue;
+        uint8_t* to = tile + int64_t{y * kept.out_width + x} * (2 * p.columns) + 16 * walk.chunk;
         *reinterpret_cast<Sixteen*>(to) = *reinterpret_cast<const Sixteen*>(out + walk.row * at.out_row + 16 * walk.chunk);
     }
 }

@@ -70,7 +70,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, cons
     const uint8_t* image = p.x + int64_t{place.image} * p.height * p.width * p.channels;
     MVIT_ROLLED
     for (ChunkWalk walk(2 * at.depth); walk.row < 16 * Tile::seen_blocks; walk.next()) {
-        const int c = walk.chunk * chunk_bytes, left = p.channels - c, pixel = left > 0 ? seen[walk.row] : -1;
+        const int c = static_cast<int>(walk.chunk) * chunk_bytes, left = p.channels - c, pixel = left > 0 ? seen[walk.row] : -1;
         Chunk chunk{p.x, 0};
         if (pixel >= 0) chunk = {image + int64_t{pixel} * p.channels + c, left < chunk_bytes ? left : chunk_bytes};
         load_chunk(shared + walk.row * at.row + c, chunk, alignment);
@@ -180,7 +180,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, cons
     struct alignas(8) Pair {
         int32_t v[2];
     };
-    Warp(thread).each_reduced(sums, at.columns, [&](int pixel, int column, int32_t low, int32_t high) {
+    Warp(anew(thread)).each_reduced(sums, at.columns, [&](int pixel, int column, int32_t low, int32_t high) {
         *reinterpret_cast<Pair*>(staged + pixel * at.sums_stride + column) = {low, high};
     });
     block_barrier();

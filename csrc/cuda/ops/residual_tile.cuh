@@ -37,9 +37,9 @@ struct ResidualTile {
     MVIT_BOTH static constexpr int place(int y, int x) {
         return y * seen_width + (stride == 1 ? x : x / 2 + x % 2 * ((seen_width + 1) / 2));
     }
-    MVIT_BOTH static constexpr int seen_row(int place) { return place / seen_width; }
+    MVIT_BOTH static constexpr int seen_row(int place) { return static_cast<int>(static_cast<uint32_t>(place) / seen_width); }
     MVIT_BOTH static constexpr int seen_column(int place) {
-        const int x = place % seen_width, even = (seen_width + 1) / 2;
+        const int x = static_cast<int>(static_cast<uint32_t>(place) % seen_width), even = (seen_width + 1) / 2;
         return stride == 1 ? x : x < even ? 2 * x : 2 * (x - even) + 1;
     }
 };
@@ -62,6 +62,7 @@ struct ResidualPlace {
 
     // Which pixel of x every pixel is that the tile sees, or -1; by all threads, and with a barrier. seen: 16 * Tile::seen_blocks words.
     MVIT_DEVICE void find_seen(int32_t* seen) const {
+        MVIT_ROLLED
         for (int i = thread_index(); i < 16 * Tile::seen_blocks; i += residual_threads) {
             const int row = y * Tile::stride - 1 + Tile::seen_row(i), column = x * Tile::stride - 1 + Tile::seen_column(i);
             const bool there = i < Tile::seen && row >= 0 && row < height_ && column >= 0 && column < width_;
@@ -74,14 +75,15 @@ struct ResidualPlace {
     int height_, width_;
 };
 
-// The threads of a block, side by side, on rows of `chunks` chunks: a division in the beginning, and none on the way.
+// The threads of a block, side by side, on rows of `chunks` chunks: a division in the beginning, and none on the way. Not negative, so
+// that divisions of rows by powers of two are shifts.
 struct ChunkWalk {
-    int chunks, row, chunk;
+    uint32_t chunks, row, chunk;
 
     MVIT_DEVICE explicit ChunkWalk(int chunks_)
-        : chunks(chunks_),
-          row(thread_index() / chunks),
-          chunk(thread_index() % chunks),
+        : chunks(static_cast<uint32_t>(chunks_)),
+          row(static_cast<uint32_t>(thread_index()) / chunks),
+          chunk(static_cast<uint32_t>(thread_index()) % chunks),
           rows_on_(residual_threads / chunks),
           chunks_on_(residual_threads % chunks) {}
     MVIT_DEVICE void next() {
@@ -90,7 +92,7 @@ struct ChunkWalk {
     }
 
   private:
-    int rows_on_, chunks_on_;
+    uint32_t rows_on_, chunks_on_;
 };
 
 struct alignas(16) Sixteen {
