@@ -29,7 +29,6 @@ struct ResidualTile {
     // reduction two blocks of rows and every reduce_step-th tile of columns. Both tiles: rows are read once, but fewer blocks are to share.
     static constexpr int expand_tiles = stride, expand_step = residual_slice / tile_columns / expand_tiles;
     static constexpr int expand_warps = residual_warps / expand_step, expand_rounds = (seen_blocks + expand_warps - 1) / expand_warps;
-    static constexpr bool expand_evenly = seen_blocks % expand_warps == 0;
     static constexpr int reduce_warps = pixels / 32, reduce_step = residual_warps / reduce_warps;
     static constexpr int reduce_rounds = most_columns / tile_columns / reduce_step;
 
@@ -118,7 +117,9 @@ struct ResidualWarp {
 
     // The first row of a round of the expansion, and whether there is one.
     MVIT_DEVICE int first(int round) const { return 16 * (expand_block + round * Tile::expand_warps); }
-    MVIT_DEVICE bool has(int round) const { return Tile::expand_evenly || first(round) < 16 * Tile::seen_blocks; }
+    MVIT_DEVICE bool has(int round) const {
+        return (round + 1) * Tile::expand_warps <= Tile::seen_blocks || first(round) < 16 * Tile::seen_blocks;
+    }
     MVIT_DEVICE int expanded(int round, int half) const { return first(round) + c_row(lane, 2 * half); }
 
     // Which rows of this thread's results of the expansion are pixels of the map: bit 2 round + half.
@@ -131,7 +132,6 @@ struct ResidualWarp {
     }
 
     // sums = what they begin with, of every row, plus pixels of x, `row` bytes apart, times the tiles of a slice, of each column `depth`.
-    // The first step is by itself: so tensor cores read the beginning where it is, and no sum is a copy of it.
     MVIT_DEVICE void expand(const uint8_t* x, int row, const uint8_t* tiles, int depth, const Sum (&start)[parts][2],
                             Sum (&sums)[rounds][parts][4]) const {
         tiles += expand_tile * depth * tile_bytes(8) + 16 * lane;
@@ -144,18 +144,11 @@ struct ResidualWarp {
                 for (int k = 0; k < 4; ++k) sums[i][j][k] = start[j][k % 2];
             }
         }
-        if constexpr (Tile::expand_evenly) {
-            expand_step(x, row, tiles, depth, sums);
-            int k = 1;
-            MVIT_ROLLED
-            for (; k + 1 < depth; k += 2) {
-                expand_step(x + k * tile_depth, row, tiles + k * tile_bytes(8), depth, sums);
-                expand_step(x + (k + 1) * tile_depth, row, tiles + (k + 1) * tile_bytes(8), depth, sums);
-            }
-            if (k < depth) expand_step(x + k * tile_depth, row, tiles + k * tile_bytes(8), depth, sums);
+        // Apart, so that there is no branch on the way.
+        if (has(rounds - 1)) {
+            expand_rounds<rounds>(x, row, tiles, depth, sums);
         } else {
-            MVIT_ROLLED
-            for (int k = 0; k < depth; ++k) expand_step(x + k * tile_depth, row, tiles + k * tile_bytes(8), depth, sums);
+            expand_rounds<rounds - 1>(x, row, tiles, depth, sums);
         }
     }
 
@@ -219,18 +212,31 @@ struct ResidualWarp {
     }
 
   private:
-    // 32 bytes of depth. x, tiles: of this lane.
-    MVIT_DEVICE void expand_step(const uint8_t* x, int row, const uint8_t* tiles, int depth, Sum (&sums)[rounds][parts][4]) const {
-        Sixteen b[Tile::expand_tiles];
-        MVIT_UNROLL
-        for (int j = 0; j < Tile::expand_tiles; ++j) b[j] = *reinterpret_cast<const Sixteen*>(tiles + j * depth * tile_bytes(8));
-        MVIT_UNROLL
-        for (int i = 0; i < rounds; ++i) {
-            if (!has(i)) continue;
-            uint32_t a[4];
-            ldmatrix_x4(a, x + i * 16 * Tile::expand_warps * row);
+    // x, tiles: of this lane.
+    template <int count>
+    MVIT_DEVICE void expand_rounds(const uint8_t* x, int row, const uint8_t* tiles, int depth, Sum (&sums)[rounds][parts][4]) const {
+        const auto step = [&](int k) {
+            Sixteen b[Tile::expand_tiles];
             MVIT_UNROLL
-            for (int j = 0; j < parts; ++j) mma(sums[i][j], a, b[j / 2].words[j % 2 * 2], b[j / 2].words[j % 2 * 2 + 1], T{});
+            for (int j = 0; j < Tile::expand_tiles; ++j) b[j] = *reinterpret_cast<const Sixteen*>(tiles + (j * depth + k) * tile_bytes(8));
+            MVIT_UNROLL
+            for (int i = 0; i < count; ++i) {
+                uint32_t a[4];
+                ldmatrix_x4(a, x + i * 16 * Tile::expand_warps * row + k * tile_depth);
+                MVIT_UNROLL
+                for (int j = 0; j < parts; ++j) mma(sums[i][j], a, b[j / 2].words[j % 2 * 2], b[j / 2].words[j % 2 * 2 + 1], T{});
+            }
+        };
+        if constexpr (sizeof(T) == 1 && parts > 2) {  // curves leave no registers for more
+            MVIT_ROLLED
+            for (int k = 0; k < depth; ++k) step(k);
+        } else {
+            // The first one apart: so tensor cores read what sums begin with where it is. Then two at a time.
+            step(0);
+            int k = 1;
+            MVIT_ROLLED
+            for (; k + 1 < depth; k += 2) step(k), step(k + 1);
+            if (k < depth) step(k);
         }
     }
 };
