@@ -19,13 +19,13 @@ Launched launch(const InvertedResidualProblem& p, int device, cudaStream_t strea
     const int64_t blocks = p.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width);
     if (blocks == 0) return {cudaSuccess, kernel};
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    using Shared = ResidualShared<Tile>;
+    const Shared ahead(p.channels, p.hidden, p.columns, 1), plain(p.channels, p.hidden, p.columns, 0);
+    if (int64_t{plain.slices} * plain.slice > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    // As many blocks on a multiprocessor as there are registers for are worth more than what a lag gains.
+    const Shared at = ahead.bytes <= shared_of_each(Tile::blocks, device) ? ahead : plain;
     static SharedLimit limit;
     return launched(kernel, device, [&] {
-        // As many blocks on a multiprocessor are worth more than what they gain of two places for each slice.
-        using Shared = ResidualShared<Tile>;
-        const Shared overlapping(p.channels, p.hidden, p.columns, 1);
-        const Shared at =
-            overlapping.bytes <= shared_of_each(Tile::blocks, device) ? overlapping : Shared(p.channels, p.hidden, p.columns, 0);
         if (!limit.raise(inverted_residual_kernel<T, Tile>, shared_of_block(device), device)) return;
         inverted_residual_kernel<T, Tile>
             <<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(at.bytes), stream>>>(p, at);

@@ -17,7 +17,7 @@ MVIT_BOTH constexpr int value_tiles(int count) { return (count + tile_values - 1
 // Where things lie in shared memory, and how large they are, in bytes. A parameter of the kernel, as constants take no registers.
 template <class Tile>
 struct ResidualShared {
-    int lag, slices;     // ResidualSlices has the first; of the hidden channels
+    int lag, slices;     // what ResidualSlices calls so; of the hidden channels
     int depth, columns;  // tiles of the expansion's depth and of the reduction's columns
     int row, expand, reduce, slice;
     int hidden, filtered, stages;
@@ -55,8 +55,14 @@ struct ResidualShared {
 template <class T, class Tile>
 MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const ResidualShared<Tile>& at, uint8_t* shared) {
     const ResidualPlace<Tile> place(p.height, p.width);
-    const ResidualSlices slices{p.slices,         shared + at.stages,           at.slice, at.slices, 4 * residual_slice,
-                                4 * slice_floats, 4 * slice_floats + at.expand, at.lag};
+    const ResidualSlices slices{.from = p.slices,
+                                .stages = shared + at.stages,
+                                .bytes = at.slice,
+                                .count = at.slices,
+                                .filter_begin = 4 * residual_slice,
+                                .filter_end = 4 * slice_floats,
+                                .reduce_at = 4 * slice_floats + at.expand,
+                                .lag = at.lag};
     const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
     using Warp = ResidualWarp<T, Tile>;
     uint8_t* const map = shared + at.map;

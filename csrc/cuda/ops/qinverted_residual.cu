@@ -20,14 +20,14 @@ Launched launch(const QInvertedResidualProblem& p, int device, cudaStream_t stre
     const int64_t blocks = p.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width);
     if (blocks == 0) return {cudaSuccess, kernel};
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    using Shared = QResidualShared<Tile>;
+    const Shared ahead(p.channels, p.hidden, p.columns, 1), plain(p.channels, p.hidden, p.columns, 0);
+    if (int64_t{plain.slices} * plain.slice > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    // As many blocks on a multiprocessor as there are registers for are worth more than what a lag gains.
+    const Shared at = ahead.bytes <= shared_of_each(Tile::blocks_of_bytes, device) ? ahead : plain;
     static SharedLimit limit;
     return launched(kernel, device, [&] {
         const int alignment = alignment_of(p.x, p.channels);
-        // As many blocks on a multiprocessor are worth more than what they gain of two places for each slice.
-        using Shared = QResidualShared<Tile>;
-        const Shared overlapping(p.channels, p.hidden, p.columns, 1);
-        const Shared at =
-            overlapping.bytes <= shared_of_each(Tile::blocks_of_bytes, device) ? overlapping : Shared(p.channels, p.hidden, p.columns, 0);
         if (!limit.raise(qinverted_residual_kernel<Tile>, shared_of_block(device), device)) return;
         qinverted_residual_kernel<Tile>
             <<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(at.bytes), stream>>>(p, at, alignment);

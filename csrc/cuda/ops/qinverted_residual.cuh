@@ -15,7 +15,7 @@ inline constexpr int slice_bytes = slice_rows * residual_slice * 4;
 // Where things lie in shared memory, and how large they are, in bytes. A parameter of the kernel, as constants take no registers.
 template <class Tile>
 struct QResidualShared {
-    int lag, slices;     // ResidualSlices has the first; of the hidden channels
+    int lag, slices;     // what ResidualSlices calls so; of the hidden channels
     int depth, columns;  // tiles of the expansion's depth and of the reduction's columns
     int row, expand, reduce, slice;
     int hidden, filtered, stages, curves, own;
@@ -54,8 +54,14 @@ template <class Tile>
 MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, const QResidualShared<Tile>& at, int alignment,
                                          uint8_t* shared) {
     const ResidualPlace<Tile> place(p.height, p.width);
-    const ResidualSlices slices{p.slices,    shared + at.stages,      at.slice, at.slices, slice_taps * residual_slice * 4,
-                                slice_bytes, slice_bytes + at.expand, at.lag};
+    const ResidualSlices slices{.from = p.slices,
+                                .stages = shared + at.stages,
+                                .bytes = at.slice,
+                                .count = at.slices,
+                                .filter_begin = slice_taps * residual_slice * 4,
+                                .filter_end = slice_bytes,
+                                .reduce_at = slice_bytes + at.expand,
+                                .lag = at.lag};
     const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
     using Warp = ResidualWarp<uint8_t, Tile>;
     const auto hidden = [&](int slot) { return shared + at.hidden + slot * at.hidden_bytes; };

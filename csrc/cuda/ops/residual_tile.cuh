@@ -250,19 +250,20 @@ struct ResidualWarp {
 // With lag 1 there are two places for what expand and filter write, of even and of odd slices. Half of the warps of each scheduler (the
 // hardware has warp w % 4) filter first: so one multiplies on tensor cores while another one multiplies and adds.
 //
-// Why these barriers are enough. `slot` s is the place of slice s, 0 at any time with lag 0.
-//   - hidden: expand(s) writes slot s. With lag 1 filter(s) reads it in the next step, behind its barrier; who writes it again, expand(s +
-//   2),
-//     is another barrier behind that. With lag 0 filter(s) reads behind the barrier within the step, expand(s + 1) writes behind the next.
-//   - filtered: filter(s) writes slot s. reduce(s) reads it in the step after that; filter(s + 2) with lag 1 is one more step behind, and
-//     filter(s + 1) with lag 0 behind the barrier within the step of reduce(s).
-//   - weights: what a step needs arrives during the step before, in the other one of two stages. Every thread has waited for what it copied
-//     itself before the barrier that begins the step; and whoever read that stage did so before the barrier that begins the step before.
-// The last barrier is for those who write where the slices were.
+// Why these barriers are enough, for every place and both lags; slot(s) is the place of slice s, the same one of all slices with lag 0.
+//
+//   hidden      lag 1: expand(s) writes slot(s) in step s, filter(s) reads it in step s + 1, expand(s + 2) writes it in step s + 2.
+//               lag 0: expand(s) writes it, filter(s) reads it behind the barrier within step s, expand(s + 1) writes in step s + 1.
+//   filtered    lag 1: filter(s) writes slot(s) in step s + 1, reduce(s) reads it in step s + 2, filter(s + 2) writes it in step s + 3.
+//               lag 0: filter(s) writes it in step s, reduce(s) reads it in step s + 1, filter(s + 1) writes behind its inner barrier.
+//   stages      step s loads what step s + 1 needs, into the stage that step s - 1 read. Each thread waits for its own copies before the
+//               barrier that begins step s + 1, and so all see those of all.
+//
+// Between any two of these, in this order, lies a barrier. A last one is for those who write where the slices were.
 struct ResidualSlices {
     const uint8_t* from;
     uint8_t* stages;
-    int bytes, count;                         // of a slice; slices
+    int bytes, count;                         // of a slice; slices: all of them within 2^31 bytes
     int filter_begin, filter_end, reduce_at;  // which bytes are the filter's, and where those of the reduction begin; the rest expands
     int lag;
 
