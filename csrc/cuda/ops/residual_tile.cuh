@@ -267,7 +267,7 @@ struct ResidualSlices {
     int filter_begin, filter_end, reduce_at;  // which bytes are the filter's, and where those of the reduction begin; the rest expands
     int lag;
 
-    // What a step needs: of each part those of its slice.
+    // What a step needs: of each part those of its slice; where there is none, of the nearest one, as that is less than a branch each time.
     MVIT_DEVICE void load(int step) const {
         const int expand = offset(step), filter = offset(step - lag), reduce = offset(step - lag - 1);
         uint8_t* const to = stage(step);
@@ -275,7 +275,7 @@ struct ResidualSlices {
         MVIT_ROLLED
         for (int i = 16 * thread_index(); i < bytes; i += 16 * residual_threads) {
             const int begin = i >= reduce_at ? reduce : static_cast<uint32_t>(i - filter_begin) < filter_bytes ? filter : expand;
-            if (begin >= 0) cp_async16(to + i, from + static_cast<uint32_t>(begin + i), 16);
+            cp_async16(to + i, from + static_cast<uint32_t>(begin + i), 16);
         }
     }
 
@@ -287,7 +287,7 @@ struct ResidualSlices {
         for (int step = 0; step <= count + lag; ++step) {
             cp_async_wait<0>();
             block_barrier();
-            load(step + 1);
+            if (step < count + lag) load(step + 1);
             cp_async_commit();
             MVIT_ROLLED
             for (int part = 0; part < 2; ++part) {
@@ -307,8 +307,7 @@ struct ResidualSlices {
     }
 
   private:
-    // Where a slice begins, or -1 where there is none.
-    MVIT_DEVICE int offset(int slice) const { return slice >= 0 && slice < count ? slice * bytes : -1; }
+    MVIT_DEVICE int offset(int slice) const { return (slice < 0 ? 0 : slice < count ? slice : count - 1) * bytes; }
     MVIT_DEVICE uint8_t* stage(int step) const { return stages + (step & 1) * bytes; }
     MVIT_DEVICE int slot(int slice) const { return slice & lag; }
 };
