@@ -55,7 +55,7 @@ class Slices {
 };
 
 template <class T, class Tile>
-void compare(const Case& t, const BlockOrder& order) {
+void compare(const Case& t, int lag, const BlockOrder& order) {
     const int64_t out_height = (t.height - 1) / t.stride + 1, out_width = (t.width - 1) / t.stride + 1;
     const int64_t pixels = int64_t{t.height} * t.width, out_pixels = out_height * out_width;
     Guarded<T> x(t.batch * pixels * t.channels), y(t.batch * out_pixels * t.columns);
@@ -71,11 +71,12 @@ void compare(const Case& t, const BlockOrder& order) {
     p.channels = t.channels, p.hidden = t.hidden, p.columns = t.columns, p.stride = t.stride, p.residual = t.residual;
     p.x = x.data(), p.y = y.data(), p.slices = slices.data(), p.bias = bias.data();
     std::memset(y.data(), 0xFF, static_cast<size_t>(y.size()) * sizeof(T));
-    Guarded<uint8_t> shared(cuda::ResidualShared<Tile>(t.channels, t.columns).bytes);
+    const cuda::ResidualShared<Tile> at(t.channels, t.hidden, t.columns, lag);
+    Guarded<uint8_t> shared(at.bytes);
     using Place = cuda::ResidualPlace<Tile>;
     for (int64_t block = 0; block < t.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width); ++block) {
         std::memset(shared.data(), 0xFF, static_cast<size_t>(shared.size()));  // NaN
-        run_block(cuda::residual_threads, block, 0, order, [&] { cuda::inverted_residual_tile<T, Tile>(p, shared.data()); });
+        run_block(cuda::residual_threads, block, 0, order, [&] { cuda::inverted_residual_tile<T, Tile>(p, at, shared.data()); });
         CHECK(shared.canary_intact());
     }
     CHECK(y.canary_intact());
@@ -115,24 +116,38 @@ void compare(const Case& t, const BlockOrder& order) {
 }
 
 template <class T>
-void compare(const Case& t, const BlockOrder& order) {
-    cuda::with_residual_tile(t.columns, t.stride, [&]<class Tile>() { compare<T, Tile>(t, order); });
+void compare(const Case& t, int lag, const BlockOrder& order) {
+    cuda::with_residual_tile(t.columns, t.stride, [&]<class Tile>() { compare<T, Tile>(t, lag, order); });
 }
 
 }  // namespace
 
 TEST(cuda_inverted_residual) {
-    for (const BlockOrder& order : block_orders) {
-        compare<f16>({1, 9, 17, 24, 40, 24, 1, true}, order);  // tails of tiles, channels and slices
-        compare<bf16>({1, 18, 7, 16, 72, 40, 2}, order);
+    for (int lag : {0, 1}) {
+        for (const BlockOrder& order : block_orders) {
+            compare<f16>({1, 9, 17, 24, 40, 24, 1, true}, lag, order);  // tails of tiles, channels and slices
+            compare<bf16>({1, 18, 7, 16, 72, 40, 2}, lag, order);
+        }
+        const BlockOrder& order = block_orders[0];
+        compare<f16>({2, 1, 1, 8, 8, 8, 1, true}, lag, order);
+        compare<f16>({2, 1, 1, 8, 8, 8, 2}, lag, order);
+        compare<bf16>({1, 8, 16, 40, 32, 136, 2}, lag, order);
+        compare<f16>({1, 8, 16, 72, 32, 72, 1, true}, lag, order);  // more columns than the narrow tiles have
+        compare<f16>({1, 4, 5, 16, 32, 128, 1}, lag, order);
+        compare<f16>({1, 4, 5, 16, 32, 256, 2}, lag, order);
     }
-    const BlockOrder& order = block_orders[0];
-    compare<f16>({2, 1, 1, 8, 8, 8, 1, true}, order);
-    compare<f16>({2, 1, 1, 8, 8, 8, 2}, order);
-    compare<bf16>({1, 8, 16, 40, 32, 136, 2}, order);
-    compare<f16>({1, 8, 16, 72, 32, 72, 1, true}, order);  // more columns than the narrow tiles have
-    compare<f16>({1, 4, 5, 16, 32, 128, 1}, order);
-    compare<f16>({1, 4, 5, 16, 32, 256, 2}, order);
+}
+
+// So many slices that each place of shared memory is taken again, and whatever the order of warps is.
+TEST(cuda_inverted_residual_slice_by_slice) {
+    for (int lag : {0, 1}) {
+        for (auto turns : {BlockOrder::forward, BlockOrder::backward, BlockOrder::shuffled}) {
+            for (bool late_copies : {false, true}) {
+                compare<f16>({1, 8, 12, 8, 168, 16, 1}, lag, {turns, late_copies});
+                compare<bf16>({1, 9, 9, 8, 136, 8, 2}, lag, {turns, late_copies});
+            }
+        }
+    }
 }
 
 TEST(cuda_inverted_residual_has_tiles_for_so_many_columns) {

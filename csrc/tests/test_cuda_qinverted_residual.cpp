@@ -50,7 +50,7 @@ class Slices {
 };
 
 template <class Tile>
-void compare(const Case& t, const BlockOrder& order) {
+void compare(const Case& t, int lag, const BlockOrder& order) {
     const int out_height = (t.height - 1) / t.stride + 1, out_width = (t.width - 1) / t.stride + 1;
     const int64_t pixels = int64_t{t.height} * t.width, out_pixels = int64_t{out_height} * out_width;
     Guarded<uint8_t> x(t.batch * pixels * t.channels), y(t.batch * out_pixels * t.columns);
@@ -98,12 +98,13 @@ void compare(const Case& t, const BlockOrder& order) {
     if (t.residual) e.residual = residual.data(), e.residual_type = QType::u8, e.residual_stride = t.columns;
     e.residual_scale = 0.5f, e.residual_zero_point = 7;
     std::memset(y.data(), 0x5A, static_cast<size_t>(y.size()));
-    Guarded<uint8_t> shared(cuda::QResidualShared<Tile>(t.channels, t.columns).bytes);
+    const cuda::QResidualShared<Tile> at(t.channels, t.hidden, t.columns, lag);
+    Guarded<uint8_t> shared(at.bytes);
     const int alignment = cuda::alignment_of(x.data(), p.channels);
     using Place = cuda::ResidualPlace<Tile>;
     for (int64_t block = 0; block < t.batch * Place::tiles_down(t.height) * Place::tiles_across(t.width); ++block) {
         for (int64_t i = 0; i < shared.size(); ++i) shared[i] = static_cast<uint8_t>(random_int(0, 255));
-        run_block(cuda::residual_threads, block, 0, order, [&] { cuda::qinverted_residual_tile<Tile>(p, alignment, shared.data()); });
+        run_block(cuda::residual_threads, block, 0, order, [&] { cuda::qinverted_residual_tile<Tile>(p, at, alignment, shared.data()); });
         CHECK(shared.canary_intact());
     }
     CHECK(y.canary_intact());
@@ -140,25 +141,39 @@ void compare(const Case& t, const BlockOrder& order) {
     }
 }
 
-void compare(const Case& t, const BlockOrder& order) {
-    cuda::with_residual_tile(t.columns, t.stride, [&]<class Tile>() { compare<Tile>(t, order); });
+void compare(const Case& t, int lag, const BlockOrder& order) {
+    cuda::with_residual_tile(t.columns, t.stride, [&]<class Tile>() { compare<Tile>(t, lag, order); });
 }
 
 }  // namespace
 
 TEST(cuda_qinverted_residual) {
-    for (const BlockOrder& order : block_orders) {
-        compare({1, 9, 17, 24, 40, 24, 1, true}, order);  // tails of tiles, channels and slices
-        compare({1, 18, 7, 16, 72, 41, 2}, order);
+    for (int lag : {0, 1}) {
+        for (const BlockOrder& order : block_orders) {
+            compare({1, 9, 17, 24, 40, 24, 1, true}, lag, order);  // tails of tiles, channels and slices
+            compare({1, 18, 7, 16, 72, 41, 2}, lag, order);
+        }
+        const BlockOrder& order = block_orders[0];
+        compare({2, 1, 1, 3, 5, 2, 1, true}, lag, order);
+        compare({2, 1, 1, 3, 5, 2, 2}, lag, order);
+        compare({1, 8, 16, 33, 32, 130, 2}, lag, order);
+        compare({2, 7, 5, 64, 32, 64, 1}, lag, order);
+        compare({1, 8, 16, 80, 32, 72, 1}, lag, order);  // more columns than the narrow tiles have
+        compare({1, 4, 5, 16, 32, 128, 1}, lag, order);
+        compare({1, 4, 5, 16, 32, 256, 2}, lag, order);
     }
-    const BlockOrder& order = block_orders[0];
-    compare({2, 1, 1, 3, 5, 2, 1, true}, order);
-    compare({2, 1, 1, 3, 5, 2, 2}, order);
-    compare({1, 8, 16, 33, 32, 130, 2}, order);
-    compare({2, 7, 5, 64, 32, 64, 1}, order);
-    compare({1, 8, 16, 80, 32, 72, 1}, order);  // more columns than the narrow tiles have
-    compare({1, 4, 5, 16, 32, 128, 1}, order);
-    compare({1, 4, 5, 16, 32, 256, 2}, order);
+}
+
+// So many slices that each place of shared memory is taken again, and whatever the order of warps is.
+TEST(cuda_qinverted_residual_slice_by_slice) {
+    for (int lag : {0, 1}) {
+        for (auto turns : {BlockOrder::forward, BlockOrder::backward, BlockOrder::shuffled}) {
+            for (bool late_copies : {false, true}) {
+                compare({1, 8, 12, 8, 168, 16, 1}, lag, {turns, late_copies});
+                compare({1, 9, 9, 8, 136, 8, 2}, lag, {turns, late_copies});
+            }
+        }
+    }
 }
 
 namespace {

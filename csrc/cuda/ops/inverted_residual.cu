@@ -6,23 +6,29 @@ namespace mvit::cuda {
 namespace {
 
 template <class T, class Tile>
-__global__ void __launch_bounds__(residual_threads, Tile::blocks) inverted_residual_kernel(InvertedResidualProblem problem) {
+__global__ void __launch_bounds__(residual_threads, Tile::blocks)
+    inverted_residual_kernel(InvertedResidualProblem problem, ResidualShared<Tile> at) {
+    wait_turn();
     extern __shared__ __align__(16) uint8_t shared[];
-    inverted_residual_tile<T, Tile>(problem, shared);
+    inverted_residual_tile<T, Tile>(problem, at, shared);
 }
 
 template <class T, class Tile>
-Launched launch(const InvertedResidualProblem& p, int device, cudaStream_t stream) {
+Launched launch(const InvertedResidualProblem& p, int device, void* stream) {
     constexpr const char* kernel = "inverted_residual";
     using Place = ResidualPlace<Tile>;
     const int64_t blocks = p.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width);
     if (blocks == 0) return {cudaSuccess, kernel};
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    using Shared = ResidualShared<Tile>;
+    const Shared ahead(p.channels, p.hidden, p.columns, 1), plain(p.channels, p.hidden, p.columns, 0);
+    if (int64_t{plain.slices} * plain.slice > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    // As many blocks on a multiprocessor as there are registers for are worth more than what a lag gains.
+    const Shared at = ahead.bytes <= shared_of_each(Tile::blocks, device) ? ahead : plain;
     static SharedLimit limit;
     return launched(kernel, device, [&] {
-        const int bytes = ResidualShared<Tile>(p.channels, p.columns).bytes;
         if (!limit.raise(inverted_residual_kernel<T, Tile>, shared_of_block(device), device)) return;
-        inverted_residual_kernel<T, Tile><<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(bytes), stream>>>(p);
+        launch_early(inverted_residual_kernel<T, Tile>, static_cast<unsigned>(blocks), residual_threads, at.bytes, stream, p, at);
     });
 }
 
@@ -30,15 +36,14 @@ Launched launch(const InvertedResidualProblem& p, int device, cudaStream_t strea
 
 int inverted_residual_shared(int channels, int columns, int stride) {
     int bytes = 0;
-    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = ResidualShared<Tile>(channels, columns).bytes; });
+    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = ResidualShared<Tile>(channels, 0, columns, 0).bytes; });
     return bytes;
 }
 
 Launched inverted_residual(const InvertedResidualProblem& p, int device, void* stream) {
-    const auto on = static_cast<cudaStream_t>(stream);
     Launched done{cudaErrorInvalidConfiguration, "inverted_residual"};
     with_residual_tile(p.columns, p.stride, [&]<class Tile>() {
-        done = p.dtype == DType::bf16 ? launch<bf16, Tile>(p, device, on) : launch<f16, Tile>(p, device, on);
+        done = p.dtype == DType::bf16 ? launch<bf16, Tile>(p, device, stream) : launch<f16, Tile>(p, device, stream);
     });
     return done;
 }

@@ -14,12 +14,14 @@ inline constexpr int tile_values = 16;  // columns, and depth, of a tile of 16-b
 
 MVIT_BOTH constexpr int value_tiles(int count) { return (count + tile_values - 1) / tile_values; }
 
-// Where things lie in shared memory, and how large they are, in bytes.
+// Where things lie in shared memory, and how large they are, in bytes. A parameter of the kernel, as constants take no registers.
 template <class Tile>
 struct ResidualShared {
+    int lag, slices;     // what ResidualSlices calls so; of the hidden channels
     int depth, columns;  // tiles of the expansion's depth and of the reduction's columns
     int row, expand, reduce, slice;
     int hidden, filtered, stages;
+    int hidden_bytes, filtered_bytes;  // of a slice; with a lag there are two of each
     int out_row, bytes;
 
     static constexpr int slice_row = ResidualWarp<f16, Tile>::slice_row;
@@ -28,16 +30,20 @@ struct ResidualShared {
     static constexpr int place = residual_threads * 4, map = place + 32;
     static_assert(sizeof(ResidualPlace<Tile>) <= 32);
 
-    MVIT_BOTH ResidualShared(int channels, int out_columns)
-        : depth(value_tiles(channels)),
+    ResidualShared(int channels, int hidden_channels, int out_columns, int lag_)
+        : lag(lag_),
+          slices((hidden_channels + residual_slice - 1) / residual_slice),
+          depth(value_tiles(channels)),
           columns(value_tiles(out_columns)),
           row(depth * tile_depth + residual_gap),
           expand(residual_slice / tile_values * depth * tile_bytes(8)),
           reduce(columns * (residual_slice / tile_values) * tile_bytes(8)),
           slice(4 * slice_floats + expand + reduce),
           hidden(map + Tile::seen_blocks * 16 * row),
-          filtered(hidden + Tile::seen_blocks * 16 * slice_row),
-          stages(filtered + Tile::pixels * slice_row),
+          filtered(hidden + (1 + lag) * Tile::seen_blocks * 16 * slice_row),
+          stages(filtered + (1 + lag) * Tile::pixels * slice_row),
+          hidden_bytes(Tile::seen_blocks * 16 * slice_row),
+          filtered_bytes(Tile::pixels * slice_row),
           out_row(columns * tile_values * 2 + residual_gap),
           bytes(stages + 2 * slice) {
         // y on its way out lies where the slices were.
@@ -47,44 +53,49 @@ struct ResidualShared {
 
 // shared: ResidualShared::bytes, aligned to 16.
 template <class T, class Tile>
-MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_t* shared) {
+MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const ResidualShared<Tile>& at, uint8_t* shared) {
     const ResidualPlace<Tile> place(p.height, p.width);
-    const ResidualShared<Tile> at(p.channels, p.columns);
-    const ResidualWarp<T, Tile> warp;
-    const ResidualSlices slices{p.slices, shared + at.stages, at.slice, (p.hidden + residual_slice - 1) / residual_slice};
-    const int thread = thread_index();
+    const ResidualSlices slices{.from = p.slices,
+                                .stages = shared + at.stages,
+                                .bytes = at.slice,
+                                .count = at.slices,
+                                .filter_begin = 4 * residual_slice,
+                                .filter_end = 4 * slice_floats,
+                                .reduce_at = 4 * slice_floats + at.expand,
+                                .lag = at.lag};
+    const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
+    using Warp = ResidualWarp<T, Tile>;
     uint8_t* const map = shared + at.map;
-    uint8_t* const hidden = shared + at.hidden;
-    uint8_t* const filtered = shared + at.filtered;
+    const auto hidden = [&](int slot) { return shared + at.hidden + slot * at.hidden_bytes; };
+    const auto filtered = [&](int slot) { return shared + at.filtered + slot * at.filtered_bytes; };
 
     // Zeros beyond the map and the channels.
     slices.load(0);
     if (thread == 0) *reinterpret_cast<ResidualPlace<Tile>*>(shared + at.place) = place;
-    auto* seen = reinterpret_cast<int32_t*>(hidden);
+    auto* seen = reinterpret_cast<int32_t*>(hidden(0));
     place.find_seen(seen);
-    const T* image = static_cast<const T*>(p.x) + int64_t{place.image} * p.height * p.width * p.channels;
+    const auto* image = static_cast<const uint8_t*>(p.x) + int64_t{place.image} * p.height * p.width * p.channels * 2;
+    const auto chunks = static_cast<uint32_t>(p.channels) / 8;
     MVIT_ROLLED
     for (ChunkWalk walk(2 * at.depth); walk.row < 16 * Tile::seen_blocks; walk.next()) {
-        const int pixel = 8 * walk.chunk < p.channels ? seen[walk.row] : -1;
-        const T* from = image + (pixel >= 0 ? int64_t{pixel} * p.channels + 8 * walk.chunk : 0);
+        const int pixel = walk.chunk < chunks ? seen[walk.row] : -1;
+        const uint8_t* from = image + int64_t{pixel > 0 ? pixel : 0} * (2 * p.channels) + 16 * walk.chunk;
         cp_async16(map + walk.row * at.row + 16 * walk.chunk, from, pixel >= 0 ? 16 : 0);
     }
     cp_async_commit();
 
     auto* of_map = reinterpret_cast<uint32_t*>(shared) + thread;
-    *of_map = warp.of_map(seen);
-    const auto expand = [&](const uint8_t* weights) {
+    *of_map = Warp(thread).of_map(seen);
+    const auto expand = [&](const uint8_t* weights, int slot) {
+        const Warp warp(anew(thread));
         const auto* bias = reinterpret_cast<const float*>(weights) + warp.expand_tile * tile_values;
-        float sums[warp.rounds][warp.parts][4];
+        float start[warp.parts][2], sums[warp.rounds][warp.parts][4];
         MVIT_UNROLL
-        for (int i = 0; i < warp.rounds; ++i) {
+        for (int j = 0; j < warp.parts; ++j) {
             MVIT_UNROLL
-            for (int j = 0; j < warp.parts; ++j) {
-                MVIT_UNROLL
-                for (int k = 0; k < 4; ++k) sums[i][j][k] = bias[8 * j + c_column(warp.lane, k)];
-            }
+            for (int k = 0; k < 2; ++k) start[j][k] = bias[8 * j + c_column(warp.lane, k)];
         }
-        warp.expand(map, at.row, weights + 4 * slice_floats, at.depth, sums);
+        warp.expand(map, at.row, weights + 4 * slice_floats, at.depth, start, sums);
         const uint32_t exist = *of_map;
         MVIT_UNROLL
         for (int i = 0; i < warp.rounds; ++i) {
@@ -92,7 +103,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
             MVIT_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const bool there = exist >> (2 * i + half) & 1;
-                uint8_t* row = hidden + warp.expanded(i, half) * at.slice_row + 2 * warp.expand_tile * tile_values;
+                uint8_t* row = hidden(slot) + warp.expanded(i, half) * at.slice_row + 2 * warp.expand_tile * tile_values;
                 MVIT_UNROLL
                 for (int j = 0; j < warp.parts; ++j) {
                     const float low = silu_of_double(sums[i][j][2 * half]), high = silu_of_double(sums[i][j][2 * half + 1]);
@@ -102,13 +113,13 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
         }
     };
 
-    // A thread has two channels of `length` pixels of a column. Columns of the two strips of a warp are four apart: so they lie in
-    // different banks.
-    constexpr int length = Tile::pixels / (residual_threads / (residual_slice / 2));
-    const int pair = thread % (residual_slice / 2), strip = thread / (residual_slice / 2);
-    const int strip_x = strip % 2 * 4 + strip / 2 % 4 + strip / 8 * 8 % Tile::width;
-    const int strip_y = strip / Tile::width * length;
-    const auto filter = [&](const uint8_t* weights) {
+    // A thread has two channels of two columns of `length` pixels: with stride 1 that reads and converts 24 pixels for 8 results, and one
+    // column of 8 would 30. Columns of the two strips of a warp are four apart: so they lie in different banks.
+    constexpr int length = Tile::pixels / (residual_threads / (residual_slice / 2)) / 2;
+    const auto filter = [&](const uint8_t* weights, int slot) {
+        const uint32_t own = anew(thread), pair = own % (residual_slice / 2), strip = own / (residual_slice / 2);
+        const uint32_t strip_x = strip % 2 * 4 + strip / 2 % 2 * 2 + strip / 4 * 8 % Tile::width;
+        const uint32_t strip_y = strip / (Tile::width / 2) * length;
         struct alignas(8) Two {
             float v[2];
         };
@@ -118,42 +129,49 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
         MVIT_UNROLL
         for (int i = 0; i < 9; ++i) taps[i] = both(i);
         const Two bias = both(9);
-        const uint8_t* from = hidden + Tile::place(strip_y * Tile::stride, 0) * at.slice_row + 4 * pair;
-        Two sums[length];
+        const uint8_t* from = hidden(slot) + (strip_y * Tile::stride * Tile::seen_width + strip_x) * at.slice_row + 4 * pair;
+        Two sums[length][2];
         MVIT_UNROLL
-        for (int i = 0; i < length; ++i) sums[i] = bias;
+        for (int i = 0; i < length; ++i) sums[i][0] = sums[i][1] = bias;
         MVIT_UNROLL
         for (int row = 0; row < (length - 1) * Tile::stride + 3; ++row) {
             MVIT_UNROLL
-            for (int kx = 0; kx < 3; ++kx) {
-                // With stride 2, columns 2 x, 2 x + 1 and 2 x + 2 of a row.
-                const int column = Tile::place(row, kx) + strip_x;
-                const Unpacked<T> seen(*reinterpret_cast<const uint32_t*>(from + column * at.slice_row));
+            for (int column = 0; column < Tile::stride + 3; ++column) {
+                // With stride 2, columns 2 x, 2 x + 1, .. of a row.
+                const Unpacked<T> seen(*reinterpret_cast<const uint32_t*>(from + Tile::place(row, column) * at.slice_row));
                 MVIT_UNROLL
                 for (int ky = 0; ky < 3; ++ky) {
                     const int y = (row - ky) / Tile::stride;
                     if (row < ky || (row - ky) % Tile::stride != 0 || y >= length) continue;
-                    sums[y].v[0] = fmaf(seen.low, taps[3 * ky + kx].v[0], sums[y].v[0]);
-                    sums[y].v[1] = fmaf(seen.high, taps[3 * ky + kx].v[1], sums[y].v[1]);
+                    MVIT_UNROLL
+                    for (int x = 0; x < 2; ++x) {
+                        const int kx = column - x * Tile::stride;
+                        if (kx < 0 || kx >= 3) continue;
+                        sums[y][x].v[0] = fmaf(seen.low, taps[3 * ky + kx].v[0], sums[y][x].v[0]);
+                        sums[y][x].v[1] = fmaf(seen.high, taps[3 * ky + kx].v[1], sums[y][x].v[1]);
+                    }
                 }
             }
         }
+        uint8_t* const to = filtered(slot) + (strip_y * Tile::width + strip_x) * at.slice_row + 4 * pair;
         MVIT_UNROLL
-        for (int i = 0; i < length; ++i) {
-            const int pixel = (strip_y + i) * Tile::width + strip_x;
-            *reinterpret_cast<uint32_t*>(filtered + pixel * at.slice_row + 4 * pair) =
-                from_floats(silu_of_double(sums[i].v[0]), silu_of_double(sums[i].v[1]), T{});
+        for (int y = 0; y < length; ++y) {
+            MVIT_UNROLL
+            for (int x = 0; x < 2; ++x)
+                *reinterpret_cast<uint32_t*>(to + (y * Tile::width + x) * at.slice_row) =
+                    from_floats(silu_of_double(sums[y][x].v[0]), silu_of_double(sums[y][x].v[1]), T{});
         }
     };
 
-    typename ResidualWarp<T, Tile>::Reduced sums;
-    warp.begin(sums, at.columns, [&](int column) { return p.bias[column]; });
-    slices.each(expand, filter,
-                [&](const uint8_t* weights) { warp.reduce(filtered, weights + 4 * slice_floats + at.expand, at.columns, sums); });
+    typename Warp::Reduced sums;
+    Warp(thread).begin(sums, at.columns, [&](int column) { return p.bias[column]; });
+    slices.each(thread, expand, filter, [&](const uint8_t* weights, int slot) {
+        Warp(anew(thread)).reduce(filtered(slot), weights + 4 * slice_floats + at.expand, at.columns, sums);
+    });
 
     // Out of the order of tensor cores, into rows.
-    uint8_t* const out = hidden;
-    warp.each_reduced(sums, at.columns, [&](int pixel, int column, float low, float high) {
+    uint8_t* const out = hidden(0);
+    Warp(anew(thread)).each_reduced(sums, at.columns, [&](int pixel, int column, float low, float high) {
         if (p.residual) {
             const int seen = Tile::place(pixel / Tile::width + 1, pixel % Tile::width + 1);
             const Unpacked<T> x(*reinterpret_cast<const uint32_t*>(map + seen * at.row + 2 * column));
@@ -163,12 +181,14 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, uint8_
     });
     block_barrier();
     const auto kept = *reinterpret_cast<const ResidualPlace<Tile>*>(shared + at.place);
-    T* const tile = static_cast<T*>(p.y) + ((int64_t{kept.image} * kept.out_height + kept.y) * kept.out_width + kept.x) * p.columns;
+    const int rows_left = kept.out_height - kept.y, columns_left = kept.out_width - kept.x;
+    uint8_t* const tile =
+        static_cast<uint8_t*>(p.y) + ((int64_t{kept.image} * kept.out_height + kept.y) * kept.out_width + kept.x) * p.columns * 2;
     MVIT_ROLLED
     for (ChunkWalk walk(p.columns / 8); walk.row < Tile::pixels; walk.next()) {
-        const int y = walk.row / Tile::width, x = walk.row % Tile::width;
-        if (kept.y + y >= kept.out_height || kept.x + x >= kept.out_width) continue;
-        T* to = tile + (int64_t{y} * kept.out_width + x) * p.columns + 8 * walk.chunk;
+        const int y = static_cast<int>(walk.row / Tile::width), x = static_cast<int>(walk.row % Tile::width);
+        if (y >= rows_left || x >= columns_left) continue;
+        uint8_t* to = tile + int64_t{y * kept.out_width + x} * (2 * p.columns) + 16 * walk.chunk;
         *reinterpret_cast<Sixteen*>(to) = *reinterpret_cast<const Sixteen*>(out + walk.row * at.out_row + 16 * walk.chunk);
     }
 }

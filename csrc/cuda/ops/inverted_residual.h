@@ -7,7 +7,10 @@
 //     filter    slice (pixels of y, 32) = silu(depthwise3x3)   in float32, a thread has two channels of a column of the tile
 //     reduce    sums (pixels of y, N) += slice W_r             tensor cores; sums stay in registers until the last slice
 //
-// While a slice is computed, the weights of the next one arrive. In the end come the bias and x, out of shared memory.
+// No part of a slice waits for the one before: where shared memory has room for two slices of both hidden maps, a block expands one slice,
+// filters the one before and reduces the one before that, behind one barrier (residual_tile.cuh, ResidualSlices); elsewhere it expands a
+// slice and reduces the one before, then filters, behind two. Meanwhile the weights of the next step arrive. In the end comes x, out of
+// shared memory; sums begin with the bias.
 //
 // Weights, `slices` (mvit_kernels/ops/inverted_residual.py makes them): of each slice, one after the other,
 //

@@ -11,6 +11,7 @@ constexpr int blocks_of(FinishForm form) { return form == FinishForm::any ? 4 : 
 template <int stride, int run, FinishForm form>
 __global__ void __launch_bounds__(depthwise_threads, blocks_of(form))
     qdepthwise_conv2d_kernel(QDepthwiseConv2dProblem problem, QDepthwiseCut cut) {
+    wait_turn();
     __shared__ __align__(16) uint8_t shared[SharedCurve::bytes];
     qdepthwise<stride, run, form>(problem, cut, shared);
 }
@@ -26,14 +27,11 @@ Launched qdepthwise_conv2d(const QDepthwiseConv2dProblem& p, int device, void* s
     if (blocks > INT32_MAX || cut.all_lines > INT32_MAX || p.width * p.pixel_stride > INT32_MAX)
         return {cudaErrorInvalidConfiguration, kernel};
     return launched(kernel, device, [&] {
-        const auto grid = static_cast<unsigned>(blocks), threads = static_cast<unsigned>(cut.threads);
-        const auto on = static_cast<cudaStream_t>(stream);
+        const auto start = [&]<int stride, int run, FinishForm form>() {
+            launch_early(qdepthwise_conv2d_kernel<stride, run, form>, static_cast<unsigned>(blocks), cut.threads, 0, stream, p, cut);
+        };
         with_depthwise_run(cut, [&]<int run, FinishForm form>() {
-            if (p.stride == 1) {
-                qdepthwise_conv2d_kernel<1, run, form><<<grid, threads, 0, on>>>(p, cut);
-            } else {
-                qdepthwise_conv2d_kernel<2, run, form><<<grid, threads, 0, on>>>(p, cut);
-            }
+            p.stride == 1 ? start.template operator()<1, run, form>() : start.template operator()<2, run, form>();
         });
     });
 }

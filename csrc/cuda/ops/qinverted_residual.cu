@@ -7,26 +7,30 @@ namespace mvit::cuda {
 namespace {
 
 template <class Tile>
-__global__ void __launch_bounds__(residual_threads, Tile::blocks)
-    qinverted_residual_kernel(QInvertedResidualProblem problem, int alignment) {
+__global__ void __launch_bounds__(residual_threads, Tile::blocks_of_bytes)
+    qinverted_residual_kernel(QInvertedResidualProblem problem, QResidualShared<Tile> at, int alignment) {
+    wait_turn();
     extern __shared__ __align__(16) uint8_t shared[];
-    qinverted_residual_tile<Tile>(problem, alignment, shared);
+    qinverted_residual_tile<Tile>(problem, at, alignment, shared);
 }
 
 template <class Tile>
-Launched launch(const QInvertedResidualProblem& p, int device, cudaStream_t stream) {
+Launched launch(const QInvertedResidualProblem& p, int device, void* stream) {
     constexpr const char* kernel = "qinverted_residual";
     using Place = ResidualPlace<Tile>;
     const int64_t blocks = p.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width);
     if (blocks == 0) return {cudaSuccess, kernel};
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    using Shared = QResidualShared<Tile>;
+    const Shared ahead(p.channels, p.hidden, p.columns, 1), plain(p.channels, p.hidden, p.columns, 0);
+    if (int64_t{plain.slices} * plain.slice > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    // As many blocks on a multiprocessor as there are registers for are worth more than what a lag gains.
+    const Shared at = ahead.bytes <= shared_of_each(Tile::blocks_of_bytes, device) ? ahead : plain;
     static SharedLimit limit;
     return launched(kernel, device, [&] {
         const int alignment = alignment_of(p.x, p.channels);
-        const int bytes = QResidualShared<Tile>(p.channels, p.columns).bytes;
         if (!limit.raise(qinverted_residual_kernel<Tile>, shared_of_block(device), device)) return;
-        qinverted_residual_kernel<Tile>
-            <<<static_cast<unsigned>(blocks), residual_threads, static_cast<size_t>(bytes), stream>>>(p, alignment);
+        launch_early(qinverted_residual_kernel<Tile>, static_cast<unsigned>(blocks), residual_threads, at.bytes, stream, p, at, alignment);
     });
 }
 
@@ -34,14 +38,13 @@ Launched launch(const QInvertedResidualProblem& p, int device, cudaStream_t stre
 
 int qinverted_residual_shared(int channels, int columns, int stride) {
     int bytes = 0;
-    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = QResidualShared<Tile>(channels, columns).bytes; });
+    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = QResidualShared<Tile>(channels, 0, columns, 0).bytes; });
     return bytes;
 }
 
 Launched qinverted_residual(const QInvertedResidualProblem& p, int device, void* stream) {
-    const auto on = static_cast<cudaStream_t>(stream);
     Launched done{cudaErrorInvalidConfiguration, "qinverted_residual"};
-    with_residual_tile(p.columns, p.stride, [&]<class Tile>() { done = launch<Tile>(p, device, on); });
+    with_residual_tile(p.columns, p.stride, [&]<class Tile>() { done = launch<Tile>(p, device, stream); });
     return done;
 }
 

@@ -12,30 +12,36 @@ namespace mvit::cuda {
 enum QSliceRow { slice_init = 0, slice_scale = 1, slice_taps = 2, slice_border = 5, slice_filter_scale = 21, slice_rows = 22 };
 inline constexpr int slice_bytes = slice_rows * residual_slice * 4;
 
-// Where things lie in shared memory, and how large they are, in bytes.
+// Where things lie in shared memory, and how large they are, in bytes. A parameter of the kernel, as constants take no registers.
 template <class Tile>
 struct QResidualShared {
+    int lag, slices;     // what ResidualSlices calls so; of the hidden channels
     int depth, columns;  // tiles of the expansion's depth and of the reduction's columns
     int row, expand, reduce, slice;
     int hidden, filtered, stages, curves, own;
-    int sums_stride, bytes;  // the stride in words: the pairs that a quarter of a warp writes at once do not meet
+    int hidden_bytes, filtered_bytes;  // of a slice; with a lag there are two of each
+    int sums_stride, bytes;            // the stride in words: the pairs that a quarter of a warp writes at once do not meet
 
     static constexpr int slice_row = ResidualWarp<uint8_t, Tile>::slice_row;
 
     MVIT_BOTH int sums_bytes() const { return Tile::pixels * sums_stride * 4; }
 
-    MVIT_BOTH QResidualShared(int channels, int out_columns)
-        : depth((channels + tile_depth - 1) / tile_depth),
+    QResidualShared(int channels, int hidden_channels, int out_columns, int lag_)
+        : lag(lag_),
+          slices((hidden_channels + residual_slice - 1) / residual_slice),
+          depth((channels + tile_depth - 1) / tile_depth),
           columns((out_columns + tile_columns - 1) / tile_columns),
           row(depth * tile_depth + residual_gap),
           expand(residual_slice / tile_columns * depth * tile_bytes(8)),
           reduce(columns * tile_bytes(8)),
           slice(slice_bytes + expand + reduce),
           hidden(Tile::seen_blocks * 16 * row),
-          filtered(hidden + Tile::seen_blocks * 16 * slice_row),
-          stages(filtered + Tile::pixels * slice_row),
+          filtered(hidden + (1 + lag) * Tile::seen_blocks * 16 * slice_row),
+          stages(filtered + (1 + lag) * Tile::pixels * slice_row),
           curves(stages + 2 * slice),
           own(curves + 2 * SharedCurve::bytes),
+          hidden_bytes(Tile::seen_blocks * 16 * slice_row),
+          filtered_bytes(Tile::pixels * slice_row),
           sums_stride(columns * tile_columns + 8),
           bytes(own + residual_threads * 4) {
         // In the end there is nothing else but the curve of the last layer.
@@ -45,25 +51,32 @@ struct QResidualShared {
 
 // shared: QResidualShared::bytes, aligned to 16. alignment: of the pixels of x.
 template <class Tile>
-MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int alignment, uint8_t* shared) {
+MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, const QResidualShared<Tile>& at, int alignment,
+                                         uint8_t* shared) {
     const ResidualPlace<Tile> place(p.height, p.width);
-    const QResidualShared<Tile> at(p.channels, p.columns);
-    const ResidualWarp<uint8_t, Tile> warp;
-    const ResidualSlices slices{p.slices, shared + at.stages, at.slice, (p.hidden + residual_slice - 1) / residual_slice};
-    const int thread = thread_index();
-    uint8_t* const hidden = shared + at.hidden;
-    uint8_t* const filtered = shared + at.filtered;
+    const ResidualSlices slices{.from = p.slices,
+                                .stages = shared + at.stages,
+                                .bytes = at.slice,
+                                .count = at.slices,
+                                .filter_begin = slice_taps * residual_slice * 4,
+                                .filter_end = slice_bytes,
+                                .reduce_at = slice_bytes + at.expand,
+                                .lag = at.lag};
+    const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
+    using Warp = ResidualWarp<uint8_t, Tile>;
+    const auto hidden = [&](int slot) { return shared + at.hidden + slot * at.hidden_bytes; };
+    const auto filtered = [&](int slot) { return shared + at.filtered + slot * at.filtered_bytes; };
     const auto numbers = [](const uint8_t* weights, int row) { return reinterpret_cast<const int32_t*>(weights) + row * residual_slice; };
     const auto scales = [&](const uint8_t* weights, int row) { return reinterpret_cast<const float*>(numbers(weights, row)); };
 
     // Zeros beyond the map and the channels.
     slices.load(0);
-    auto* seen = reinterpret_cast<int32_t*>(hidden);
+    auto* seen = reinterpret_cast<int32_t*>(hidden(0));
     place.find_seen(seen);
     const uint8_t* image = p.x + int64_t{place.image} * p.height * p.width * p.channels;
     MVIT_ROLLED
     for (ChunkWalk walk(2 * at.depth); walk.row < 16 * Tile::seen_blocks; walk.next()) {
-        const int c = walk.chunk * chunk_bytes, left = p.channels - c, pixel = left > 0 ? seen[walk.row] : -1;
+        const int c = static_cast<int>(walk.chunk) * chunk_bytes, left = p.channels - c, pixel = left > 0 ? seen[walk.row] : -1;
         Chunk chunk{p.x, 0};
         if (pixel >= 0) chunk = {image + int64_t{pixel} * p.channels + c, left < chunk_bytes ? left : chunk_bytes};
         load_chunk(shared + walk.row * at.row + c, chunk, alignment);
@@ -75,22 +88,20 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     // In shared memory, as there are no registers left for them: which results of the expansion are of the map, in the high half of a word,
     // and in the low one, four bits a pixel, classes of the border (cpu/ops/qconv2d.h) of this thread's results of the filter.
     auto* own = reinterpret_cast<uint32_t*>(shared + at.own) + thread;
-    *own = warp.of_map(seen) << 16;
-    const auto expand = [&](const uint8_t* weights) {
+    *own = Warp(thread).of_map(seen) << 16;
+    const auto expand = [&](const uint8_t* weights, int slot) {
+        const Warp warp(anew(thread));
         const int32_t* init = numbers(weights, slice_init) + warp.expand_tile * tile_columns;
         const float* scale = scales(weights, slice_scale) + warp.expand_tile * tile_columns;
         const CurveSteps curve(shared + at.curves);
         const uint32_t of_map = *own;
-        int32_t sums[warp.rounds][warp.parts][4];
+        int32_t start[warp.parts][2], sums[warp.rounds][warp.parts][4];
         MVIT_UNROLL
-        for (int i = 0; i < warp.rounds; ++i) {
+        for (int j = 0; j < warp.parts; ++j) {
             MVIT_UNROLL
-            for (int j = 0; j < warp.parts; ++j) {
-                MVIT_UNROLL
-                for (int k = 0; k < 4; ++k) sums[i][j][k] = init[8 * j + c_column(warp.lane, k)];
-            }
+            for (int k = 0; k < 2; ++k) start[j][k] = init[8 * j + c_column(warp.lane, k)];
         }
-        warp.expand(shared, at.row, weights + slice_bytes, at.depth, sums);
+        warp.expand(shared, at.row, weights + slice_bytes, at.depth, start, sums);
         MVIT_UNROLL
         for (int j = 0; j < warp.parts; ++j) {
             const int column = 8 * j + c_column(warp.lane, 0);
@@ -104,7 +115,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
                     const float x[2] = {static_cast<float>(pair[2 * half]) * low, static_cast<float>(pair[2 * half + 1]) * high};
                     const uint32_t both = curve(x);
                     const bool there = of_map >> (16 + 2 * i + half) & 1;
-                    uint8_t* to = hidden + warp.expanded(i, half) * at.slice_row + warp.expand_tile * tile_columns + column;
+                    uint8_t* to = hidden(slot) + warp.expanded(i, half) * at.slice_row + warp.expand_tile * tile_columns + column;
                     *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(there ? both : 0);
                 }
             }
@@ -114,18 +125,26 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     // A thread has four channels of a run of a row. The four runs of a warp lie in different banks: side by side, or with stride 1 two by
     // two.
     constexpr int length = Tile::width / 4;
-    const int quad = thread % (residual_slice / four), group = thread / (residual_slice / four);
-    const int run_x = (Tile::stride == 1 ? group % 2 + group / 4 % 2 * 2 : group % 4) * length;
-    const int run_y = Tile::stride == 1 ? group / 2 % 2 + group / 8 * 2 : group / 4;
-    const int top = (place.y + run_y) * Tile::stride - 1, left = (place.x + run_x) * Tile::stride - 1;
+    struct Run {
+        int quad, x, y;
+
+        MVIT_DEVICE explicit Run(uint32_t own) : quad(static_cast<int>(own % (residual_slice / four))) {
+            const int group = static_cast<int>(own / (residual_slice / four));
+            x = (Tile::stride == 1 ? group % 2 + group / 4 % 2 * 2 : group % 4) * length;
+            y = Tile::stride == 1 ? group / 2 % 2 + group / 8 * 2 : group / 4;
+        }
+    };
+    const Run first_run(thread);
+    const int top = (place.y + first_run.y) * Tile::stride - 1, left = (place.x + first_run.x) * Tile::stride - 1;
     MVIT_UNROLL
     for (int i = 0; i < length; ++i) {
         const int x = left + i * Tile::stride;
         const int rows = (top < 0 ? 1 : 0) + (top + 2 >= p.height ? 2 : 0), columns = (x < 0 ? 1 : 0) + (x + 2 >= p.width ? 2 : 0);
         *own |= static_cast<uint32_t>(4 * rows + columns) << (4 * i);
     }
-    const auto filter = [&](const uint8_t* weights) {
-        const uint8_t* from = hidden + (Tile::place(run_y * Tile::stride, 0) + run_x) * at.slice_row + four * quad;
+    const auto filter = [&](const uint8_t* weights, int slot) {
+        const Run run(anew(thread));
+        const uint8_t* from = hidden(slot) + (Tile::place(run.y * Tile::stride, 0) + run.x) * at.slice_row + four * run.quad;
         uint32_t columns[(length - 1) * Tile::stride + 3][four];
         MVIT_UNROLL
         for (int x = 0; x < (length - 1) * Tile::stride + 3; ++x) {
@@ -134,7 +153,9 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
             for (int ky = 0; ky < 3; ++ky) rows[ky] = *reinterpret_cast<const uint32_t*>(from + Tile::place(ky, x) * at.slice_row);
             turn(rows, columns[x]);
         }
-        const auto quad_of = [&]<class T>(int row, T) { return *reinterpret_cast<const Quad<T>*>(numbers(weights, row) + four * quad); };
+        const auto quad_of = [&]<class T>(int row, T) {
+            return *reinterpret_cast<const Quad<T>*>(numbers(weights, row) + four * run.quad);
+        };
         Quad<uint32_t> taps[3];
         MVIT_UNROLL
         for (int kx = 0; kx < 3; ++kx) taps[kx] = quad_of(slice_taps + kx, uint32_t{});
@@ -151,13 +172,14 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
                 for (int kx = 0; kx < 3; ++kx) sums.v[c] = dot4(columns[i * Tile::stride + kx][c], taps[kx].v[c], sums.v[c]);
                 x[c] = static_cast<float>(sums.v[c]) * scale.v[c];
             }
-            *reinterpret_cast<uint32_t*>(filtered + (run_y * Tile::width + run_x + i) * at.slice_row + four * quad) = curve(x);
+            *reinterpret_cast<uint32_t*>(filtered(slot) + (run.y * Tile::width + run.x + i) * at.slice_row + four * run.quad) = curve(x);
         }
     };
 
-    typename ResidualWarp<uint8_t, Tile>::Reduced sums = {};
-    slices.each(expand, filter,
-                [&](const uint8_t* weights) { warp.reduce(filtered, weights + slice_bytes + at.expand, at.columns, sums); });
+    typename Warp::Reduced sums = {};
+    slices.each(thread, expand, filter, [&](const uint8_t* weights, int slot) {
+        Warp(anew(thread)).reduce(filtered(slot), weights + slice_bytes + at.expand, at.columns, sums);
+    });
 
     // Out of the order of tensor cores, into rows.
     auto* staged = reinterpret_cast<int32_t*>(shared);
@@ -166,13 +188,13 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, int 
     struct alignas(8) Pair {
         int32_t v[2];
     };
-    warp.each_reduced(sums, at.columns, [&](int pixel, int column, int32_t low, int32_t high) {
+    Warp(anew(thread)).each_reduced(sums, at.columns, [&](int pixel, int column, int32_t low, int32_t high) {
         *reinterpret_cast<Pair*>(staged + pixel * at.sums_stride + column) = {low, high};
     });
     block_barrier();
-    const int quads = (p.columns + four - 1) / four, rows_at_once = residual_threads / quads, first = thread / quads;
+    const int quads = (p.columns + four - 1) / four, rows_at_once = residual_threads / quads, first = thread_index() / quads;
     if (first >= rows_at_once) return;
-    const int column = thread % quads * four;
+    const int column = thread_index() % quads * four;
     const int64_t image_row = int64_t{place.image} * place.out_height * place.out_width;
     const auto finish_pixels = [&](const auto& finish) {
         MVIT_ROLLED

@@ -15,10 +15,12 @@ inline constexpr int residual_slice = 32;  // hidden channels
 inline constexpr int residual_threads = 256, residual_warps = residual_threads / warp_size;
 inline constexpr int residual_gap = 16;  // bytes behind a row of shared memory: eight rows begin in different banks
 
-// A tile of y and the pixels of x that it sees. blocks: on a multiprocessor at once, which says how many registers a thread may have.
-template <int stride_, int height_, int width_, int most_columns_, int blocks_>
+// A tile of y and the pixels of x that it sees. blocks: on a multiprocessor at once, which says how many registers a thread may have; of
+// floats, and of bytes, whose curves take more.
+template <int stride_, int height_, int width_, int most_columns_, int blocks_, int blocks_of_bytes_ = blocks_>
 struct ResidualTile {
-    static constexpr int stride = stride_, height = height_, width = width_, most_columns = most_columns_, blocks = blocks_;
+    static constexpr int stride = stride_, height = height_, width = width_, most_columns = most_columns_;
+    static constexpr int blocks = blocks_, blocks_of_bytes = blocks_of_bytes_;
     static constexpr int pixels = height * width;
     static constexpr int seen_height = (height - 1) * stride + 3, seen_width = (width - 1) * stride + 3, seen = seen_height * seen_width;
     static constexpr int seen_blocks = (seen + 15) / 16;  // of 16 rows of a product
@@ -27,7 +29,6 @@ struct ResidualTile {
     // reduction two blocks of rows and every reduce_step-th tile of columns. Both tiles: rows are read once, but fewer blocks are to share.
     static constexpr int expand_tiles = stride, expand_step = residual_slice / tile_columns / expand_tiles;
     static constexpr int expand_warps = residual_warps / expand_step, expand_rounds = (seen_blocks + expand_warps - 1) / expand_warps;
-    static constexpr bool expand_evenly = seen_blocks % expand_warps == 0;
     static constexpr int reduce_warps = pixels / 32, reduce_step = residual_warps / reduce_warps;
     static constexpr int reduce_rounds = most_columns / tile_columns / reduce_step;
 
@@ -35,9 +36,9 @@ struct ResidualTile {
     MVIT_BOTH static constexpr int place(int y, int x) {
         return y * seen_width + (stride == 1 ? x : x / 2 + x % 2 * ((seen_width + 1) / 2));
     }
-    MVIT_BOTH static constexpr int seen_row(int place) { return place / seen_width; }
+    MVIT_BOTH static constexpr int seen_row(int place) { return static_cast<int>(static_cast<uint32_t>(place) / seen_width); }
     MVIT_BOTH static constexpr int seen_column(int place) {
-        const int x = place % seen_width, even = (seen_width + 1) / 2;
+        const int x = static_cast<int>(static_cast<uint32_t>(place) % seen_width), even = (seen_width + 1) / 2;
         return stride == 1 ? x : x < even ? 2 * x : 2 * (x - even) + 1;
     }
 };
@@ -60,6 +61,7 @@ struct ResidualPlace {
 
     // Which pixel of x every pixel is that the tile sees, or -1; by all threads, and with a barrier. seen: 16 * Tile::seen_blocks words.
     MVIT_DEVICE void find_seen(int32_t* seen) const {
+        MVIT_ROLLED
         for (int i = thread_index(); i < 16 * Tile::seen_blocks; i += residual_threads) {
             const int row = y * Tile::stride - 1 + Tile::seen_row(i), column = x * Tile::stride - 1 + Tile::seen_column(i);
             const bool there = i < Tile::seen && row >= 0 && row < height_ && column >= 0 && column < width_;
@@ -72,14 +74,15 @@ struct ResidualPlace {
     int height_, width_;
 };
 
-// The threads of a block, side by side, on rows of `chunks` chunks: a division in the beginning, and none on the way.
+// The threads of a block, side by side, on rows of `chunks` chunks: a division in the beginning, and none on the way. Not negative, so
+// that divisions of rows by powers of two are shifts.
 struct ChunkWalk {
-    int chunks, row, chunk;
+    uint32_t chunks, row, chunk;
 
     MVIT_DEVICE explicit ChunkWalk(int chunks_)
-        : chunks(chunks_),
-          row(thread_index() / chunks),
-          chunk(thread_index() % chunks),
+        : chunks(static_cast<uint32_t>(chunks_)),
+          row(static_cast<uint32_t>(thread_index()) / chunks),
+          chunk(static_cast<uint32_t>(thread_index()) % chunks),
           rows_on_(residual_threads / chunks),
           chunks_on_(residual_threads % chunks) {}
     MVIT_DEVICE void next() {
@@ -88,7 +91,7 @@ struct ChunkWalk {
     }
 
   private:
-    int rows_on_, chunks_on_;
+    uint32_t rows_on_, chunks_on_;
 };
 
 struct alignas(16) Sixteen {
@@ -105,16 +108,18 @@ struct ResidualWarp {
 
     int lane, expand_block, expand_tile, reduce_row, reduce_tile;
 
-    MVIT_DEVICE ResidualWarp()
-        : lane(thread_index() % warp_size),
-          expand_block(thread_index() / warp_size / Tile::expand_step),
-          expand_tile(thread_index() / warp_size % Tile::expand_step),
-          reduce_row(thread_index() / warp_size % Tile::reduce_warps * 32),
-          reduce_tile(thread_index() / warp_size / Tile::reduce_warps) {}
+    MVIT_DEVICE explicit ResidualWarp(uint32_t thread)
+        : lane(static_cast<int>(thread % warp_size)),
+          expand_block(static_cast<int>(thread / warp_size / Tile::expand_step)),
+          expand_tile(static_cast<int>(thread / warp_size % Tile::expand_step)),
+          reduce_row(static_cast<int>(thread / warp_size % Tile::reduce_warps * 32)),
+          reduce_tile(static_cast<int>(thread / warp_size / Tile::reduce_warps)) {}
 
     // The first row of a round of the expansion, and whether there is one.
     MVIT_DEVICE int first(int round) const { return 16 * (expand_block + round * Tile::expand_warps); }
-    MVIT_DEVICE bool has(int round) const { return Tile::expand_evenly || first(round) < 16 * Tile::seen_blocks; }
+    MVIT_DEVICE bool has(int round) const {
+        return (round + 1) * Tile::expand_warps <= Tile::seen_blocks || first(round) < 16 * Tile::seen_blocks;
+    }
     MVIT_DEVICE int expanded(int round, int half) const { return first(round) + c_row(lane, 2 * half); }
 
     // Which rows of this thread's results of the expansion are pixels of the map: bit 2 round + half.
@@ -126,22 +131,24 @@ struct ResidualWarp {
         return bits;
     }
 
-    // sums += pixels of x, `row` bytes apart, times the tiles of a slice, of each column `depth`.
-    MVIT_DEVICE void expand(const uint8_t* x, int row, const uint8_t* tiles, int depth, Sum (&sums)[rounds][parts][4]) const {
+    // sums = what they begin with, of every row, plus pixels of x, `row` bytes apart, times the tiles of a slice, of each column `depth`.
+    MVIT_DEVICE void expand(const uint8_t* x, int row, const uint8_t* tiles, int depth, const Sum (&start)[parts][2],
+                            Sum (&sums)[rounds][parts][4]) const {
         tiles += expand_tile * depth * tile_bytes(8) + 16 * lane;
-        MVIT_ROLLED
-        for (int k = 0; k < depth; ++k) {
-            Sixteen b[Tile::expand_tiles];
+        x += (first(0) + ldmatrix_row(lane)) * row + 16 * ldmatrix_chunk(lane);
+        MVIT_UNROLL
+        for (int i = 0; i < rounds; ++i) {
             MVIT_UNROLL
-            for (int j = 0; j < Tile::expand_tiles; ++j) b[j] = *reinterpret_cast<const Sixteen*>(tiles + (j * depth + k) * tile_bytes(8));
-            MVIT_UNROLL
-            for (int i = 0; i < rounds; ++i) {
-                if (!has(i)) continue;
-                uint32_t a[4];
-                ldmatrix_x4(a, x + (first(i) + ldmatrix_row(lane)) * row + k * tile_depth + 16 * ldmatrix_chunk(lane));
+            for (int j = 0; j < parts; ++j) {
                 MVIT_UNROLL
-                for (int j = 0; j < parts; ++j) mma(sums[i][j], a, b[j / 2].words[j % 2 * 2], b[j / 2].words[j % 2 * 2 + 1], T{});
+                for (int k = 0; k < 4; ++k) sums[i][j][k] = start[j][k % 2];
             }
+        }
+        // Apart, so that there is no branch on the way.
+        if (has(rounds - 1)) {
+            expand_rounds<rounds>(x, row, tiles, depth, sums);
+        } else {
+            expand_rounds<rounds - 1>(x, row, tiles, depth, sums);
         }
     }
 
@@ -203,43 +210,109 @@ struct ResidualWarp {
             }
         }
     }
+
+  private:
+    // x, tiles: of this lane.
+    template <int count>
+    MVIT_DEVICE void expand_rounds(const uint8_t* x, int row, const uint8_t* tiles, int depth, Sum (&sums)[rounds][parts][4]) const {
+        const auto step = [&](int k) {
+            Sixteen b[Tile::expand_tiles];
+            MVIT_UNROLL
+            for (int j = 0; j < Tile::expand_tiles; ++j) b[j] = *reinterpret_cast<const Sixteen*>(tiles + (j * depth + k) * tile_bytes(8));
+            MVIT_UNROLL
+            for (int i = 0; i < count; ++i) {
+                uint32_t a[4];
+                ldmatrix_x4(a, x + i * 16 * Tile::expand_warps * row + k * tile_depth);
+                MVIT_UNROLL
+                for (int j = 0; j < parts; ++j) mma(sums[i][j], a, b[j / 2].words[j % 2 * 2], b[j / 2].words[j % 2 * 2 + 1], T{});
+            }
+        };
+        if constexpr (sizeof(T) == 1 && parts > 2) {  // curves leave no registers for more
+            MVIT_ROLLED
+            for (int k = 0; k < depth; ++k) step(k);
+        } else {
+            // The first one apart: so tensor cores read what sums begin with where it is. Then two at a time.
+            step(0);
+            int k = 1;
+            MVIT_ROLLED
+            for (; k + 1 < depth; k += 2) step(k), step(k + 1);
+            if (k < depth) step(k);
+        }
+    }
 };
 
-// The weights of a block, slice by slice: while one is worked on the next one is on its way, to the other of two places in shared memory.
+// The weights of a block on their way, and the order of its work. Slices go through their parts in steps, which a barrier begins; `lag`
+// says how far parts are apart:
+//
+//     lag 1    step s: expand(s) | filter(s - 1) | reduce(s - 2)                  none needs what another one writes in this step
+//     lag 0    step s: expand(s) | reduce(s - 1), a barrier, filter(s)            for what has no room for two of each slice
+//
+// With lag 1 there are two places for what expand and filter write, of even and of odd slices. Half of the warps of each scheduler (the
+// hardware has warp w % 4) filter first: so one multiplies on tensor cores while another one multiplies and adds.
+//
+// Why these barriers are enough, for every place and both lags; slot(s) is the place of slice s, the same one of all slices with lag 0.
+//
+//   hidden      lag 1: expand(s) writes slot(s) in step s, filter(s) reads it in step s + 1, expand(s + 2) writes it in step s + 2.
+//               lag 0: expand(s) writes it, filter(s) reads it behind the barrier within step s, expand(s + 1) writes in step s + 1.
+//   filtered    lag 1: filter(s) writes slot(s) in step s + 1, reduce(s) reads it in step s + 2, filter(s + 2) writes it in step s + 3.
+//               lag 0: filter(s) writes it in step s, reduce(s) reads it in step s + 1, filter(s + 1) writes behind its inner barrier.
+//   stages      step s loads what step s + 1 needs, into the stage that step s - 1 read. Each thread waits for its own copies before the
+//               barrier that begins step s + 1, and so all see those of all.
+//
+// Between any two of these, in this order, lies a barrier. A last one is for those who write where the slices were.
 struct ResidualSlices {
     const uint8_t* from;
     uint8_t* stages;
-    int bytes, count;  // of a slice; slices
+    int bytes, count;                         // of a slice; slices: all of them within 2^31 bytes
+    int filter_begin, filter_end, reduce_at;  // which bytes are the filter's, and where those of the reduction begin; the rest expands
+    int lag;
 
-    MVIT_DEVICE void load(int slice) const {
-        const uint8_t* begin = from + int64_t{slice} * bytes;
+    // What a step needs: of each part those of its slice; where there is none, of the nearest one, as that is less than a branch each time.
+    MVIT_DEVICE void load(int step) const {
+        const int expand = offset(step), filter = offset(step - lag), reduce = offset(step - lag - 1);
+        uint8_t* const to = stage(step);
+        const auto filter_bytes = static_cast<uint32_t>(filter_end - filter_begin);
         MVIT_ROLLED
-        for (int i = 16 * thread_index(); i < bytes; i += 16 * residual_threads) cp_async16(stage(slice) + i, begin + i, 16);
+        for (int i = 16 * thread_index(); i < bytes; i += 16 * residual_threads) {
+            const int begin = i >= reduce_at ? reduce : static_cast<uint32_t>(i - filter_begin) < filter_bytes ? filter : expand;
+            cp_async16(to + i, from + static_cast<uint32_t>(begin + i), 16);
+        }
     }
 
-    // With the weights of each slice: expand, filter, reduce. The first slice is on its way.
+    // With the weights, and the slots, of each slice: expand(weights, to), filter(weights, slot), reduce(weights, slot). What the first
+    // step needs is on its way.
     template <class Expand, class Filter, class Reduce>
-    MVIT_DEVICE void each(const Expand& expand, const Filter& filter, const Reduce& reduce) const {
-        for (int slice = 0; slice < count; ++slice) {
+    MVIT_DEVICE void each(uint32_t thread, const Expand& expand, const Filter& filter, const Reduce& reduce) const {
+        MVIT_ROLLED
+        for (int step = 0; step <= count + lag; ++step) {
             cp_async_wait<0>();
-            block_barrier();  // all have the weights of this slice; and nobody reads those before any more, whose place the next ones take
-            if (slice + 1 < count) load(slice + 1);
+            block_barrier();
+            if (step < count + lag) load(step + 1);
             cp_async_commit();
-            expand(stage(slice));
-            block_barrier();
-            filter(stage(slice));
-            block_barrier();
-            reduce(stage(slice));
+            MVIT_ROLLED
+            for (int part = 0; part < 2; ++part) {
+                const bool filters_first = lag > 0 && anew(thread) >= residual_threads / 2;
+                if (part == (filters_first ? 0 : 1)) {
+                    const int slice = step - lag;
+                    if (slice >= 0 && slice < count) filter(stage(step), slot(slice));
+                } else {
+                    if (step < count) expand(stage(step), slot(step));
+                    if (step > lag) reduce(stage(step), slot(step - lag - 1));
+                    if (lag == 0) block_barrier();
+                }
+            }
         }
         cp_async_wait<0>();
         block_barrier();
     }
 
   private:
-    MVIT_DEVICE uint8_t* stage(int slice) const { return stages + slice % 2 * bytes; }
+    MVIT_DEVICE int offset(int slice) const { return (slice < 0 ? 0 : slice < count ? slice : count - 1) * bytes; }
+    MVIT_DEVICE uint8_t* stage(int step) const { return stages + (step & 1) * bytes; }
+    MVIT_DEVICE int slot(int slice) const { return slice & lag; }
 };
 
-using ResidualTile1 = ResidualTile<1, 8, 16, 64, 2>;
+using ResidualTile1 = ResidualTile<1, 8, 16, 64, 3, 2>;
 using ResidualTile1Wide = ResidualTile<1, 8, 16, 128, 2>;
 using ResidualTile2 = ResidualTile<2, 8, 8, 128, 2>;
 using ResidualTile2Wide = ResidualTile<2, 8, 8, 256, 1>;

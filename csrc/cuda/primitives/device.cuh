@@ -31,12 +31,20 @@ MVIT_DEVICE int64_t block_x() { return blockIdx.x; }
 MVIT_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
 MVIT_DEVICE void block_barrier() { __syncthreads(); }
 
+// x, of which the compiler knows nothing: what follows from it is computed here, and not kept in registers from before a loop on. Not
+// negative, so that divisions by powers of two are shifts.
+MVIT_DEVICE uint32_t anew(uint32_t x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 #else
 
 int thread_index();
 int64_t block_x();
 int block_y();
 void block_barrier();
+inline uint32_t anew(uint32_t x) { return x; }
 
 #endif
 
