@@ -1,5 +1,6 @@
 // The CUDA kernel of qconv2d on the processor, block by block (block.h), against a plain loop over the formula.
 #include "cuda/ops/qtaps.cuh"
+#include "cuda/ops/qthin.cuh"
 #include "tests/block.h"
 #include "tests/fragments.h"
 
@@ -14,16 +15,34 @@ struct Case {
     int64_t gap = 0;  // bytes between pixels
 };
 
-template <int block_rows, int bits>
-void run_grid(const cuda::QConv2dProblem& p, const BlockOrder& order) {
-    const cuda::QTaps source(p, cuda::map_alignment(p.x, p.second));
-    Guarded<uint8_t> shared(cuda::QProductShape<block_rows, bits>::shared_bytes);
-    for (int64_t x = 0; x < (source.rows() + block_rows - 1) / block_rows; ++x)
-        for (int y = 0; y < (p.weight.columns + 63) / 64; ++y) {
+template <int block_rows, int block_columns, int bits, class Source>
+void run_blocks(const Source& source, int64_t rows, const cuda::QConv2dProblem& p, const BlockOrder& order) {
+    using Shape = cuda::QProductShape<block_rows, block_columns, bits>;
+    Guarded<uint8_t> shared(Shape::shared_bytes);
+    for (int64_t x = 0; x < (rows + block_rows - 1) / block_rows; ++x)
+        for (int y = 0; y < (p.weight.columns + block_columns - 1) / block_columns; ++y) {
             std::memset(shared.data(), 0xA5, static_cast<size_t>(shared.size()));
-            run_block(cuda::product_threads, x, y, order,
-                      [&] { cuda::qproduct<block_rows, bits>(source, p.weight, p.epilogue, source.rows(), shared.data()); });
+            run_block(Shape::threads, x, y, order,
+                      [&] { cuda::qproduct<block_rows, block_columns, bits>(source, p.weight, p.epilogue, rows, shared.data()); });
         }
+}
+
+// The rows that qconv2d.cu takes.
+template <int block_rows, int block_columns, int bits>
+void run_grid(const cuda::QConv2dProblem& p, const BlockOrder& order) {
+    if (cuda::pixels_are_rows(p)) {
+        const cuda::QRows source = cuda::pixel_rows(p);
+        return run_blocks<block_rows, block_columns, bits>(source, source.rows, p, order);
+    }
+    const cuda::QTaps taps(p, cuda::map_alignment(p.x, p.second));
+    if (!cuda::is_thin(p)) return run_blocks<block_rows, block_columns, bits>(taps, taps.rows(), p, order);
+    run_blocks<block_rows, block_columns, bits>(cuda::QThinTaps(p), taps.rows(), p, order);
+}
+
+template <int bits>
+void run_shape(int shape, const cuda::QConv2dProblem& p, const BlockOrder& order) {
+    if (shape == 0) return run_grid<32, 64, bits>(p, order);
+    shape == 1 ? run_grid<128, 64, bits>(p, order) : run_grid<128, 32, bits>(p, order);
 }
 
 void compare(const Case& t, int orders = 1) {
@@ -58,9 +77,11 @@ void compare(const Case& t, int orders = 1) {
             border[outside * padded + n] = static_cast<int32_t>(sum);
         }
     }
-    // In a tap: the channels of x, zeros up to 16, those of second, zeros.
+    // In a tap: the channels of x, zeros up to 16, those of second, zeros. Of few channels, in three taps: those of all, zeros.
+    const bool thin = t.kernel == 3 && t.second == 0 && t.channels <= 5;
     const int64_t x_bytes = round_up(t.channels, 16), tap_bytes = x_bytes + round_up(t.second, 16);
-    const FragmentMatrix fragments(t.columns, taps * tap_bytes, t.bits, [&](int64_t n, int64_t k) {
+    const ProductMatrix fragments(t.columns, thin ? 48 : taps * tap_bytes, t.bits, [&](int64_t n, int64_t k) {
+        if (thin) return k % 16 < 3 * t.channels ? w.at(n, k / 16 * 3 * t.channels + k % 16) : 0;
         const int64_t inside = k % tap_bytes, c = inside < x_bytes ? inside : inside - x_bytes;
         if (c >= (inside < x_bytes ? t.channels : t.second)) return 0;
         return w.at(n, k / tap_bytes * channels + (inside < x_bytes ? c : t.channels + c));
@@ -78,12 +99,12 @@ void compare(const Case& t, int orders = 1) {
     p.epilogue.y = y.data(), p.epilogue.y_stride = t.columns;
 
     for (int order = 0; order < orders; ++order)
-        for (bool tall : {false, true}) {
+        for (int shape : {0, 1, 2}) {
             std::memset(y.data(), 0x5A, static_cast<size_t>(y.size()) * sizeof(int32_t));
             if (t.bits == 6) {
-                tall ? run_grid<128, 6>(p, block_orders[order]) : run_grid<32, 6>(p, block_orders[order]);
+                run_shape<6>(shape, p, block_orders[order]);
             } else {
-                tall ? run_grid<128, 8>(p, block_orders[order]) : run_grid<32, 8>(p, block_orders[order]);
+                run_shape<8>(shape, p, block_orders[order]);
             }
             CHECK(y.canary_intact());
             for (int64_t i = 0; i < y.size(); ++i) {
