@@ -32,6 +32,8 @@ template <int block_rows, int block_columns, int bits>
 void run_grid(const cuda::QConv2dProblem& p, const BlockOrder& order) {
     if (cuda::pixels_are_rows(p)) {
         const cuda::QRows source = cuda::pixel_rows(p);
+        if (cuda::QWholeRows::are(source))
+            return run_blocks<block_rows, block_columns, bits>(cuda::QWholeRows{source}, source.rows, p, order);
         return run_blocks<block_rows, block_columns, bits>(source, source.rows, p, order);
     }
     const cuda::QTaps taps(p, cuda::map_alignment(p.x, p.second));

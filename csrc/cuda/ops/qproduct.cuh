@@ -11,7 +11,8 @@
 // What ends otherwise goes through shared memory once, into rows, of which a thread finishes four columns (qepilogue.cuh).
 //
 // Rows come from a Source, which copies 16 bytes of a row, or as many as there are: QRows (a matrix), QTaps (what pixels of a convolution
-// see, qtaps.cuh) and QThinTaps (qthin.cuh). Bytes that are not there meet zeros of the weight, or are zeros, and add nothing.
+// see, qtaps.cuh) and QThinTaps (qthin.cuh). Bytes of a row that are
+// not there meet zeros of the weight and add nothing, whatever they are; rows that are not there are not written.
 //
 // Floor: 2 M N K operations of the tensor cores; a read N / block_columns times (from the second cache), w M / block_rows times, y written
 // once. With the depths of a network, a few stages, instructions count more than either: see qproduct_launch.cuh.
@@ -100,19 +101,31 @@ struct QRows {
     int64_t rows, stride, depth;  // in bytes
     int alignment;                // of the chunks: 16, 4 or 1
 
+    // At a chunk, and the next one that the same thread copies is that of the next stage.
     struct Row {
         const uint8_t* from;
-        bool exists;
+        int left;
     };
-    MVIT_DEVICE Row row(int64_t m) const { return {m < rows ? a + m * stride : a, m < rows}; }
-    MVIT_DEVICE void copy(uint8_t* to, const Row& row, int c) const {
-        const int64_t k = int64_t{chunk_bytes} * c, left = row.exists ? depth - k : 0;
-        if (left <= 0) return load_chunk(to, {a, 0}, alignment);
-        load_chunk(to, {row.from + k, static_cast<int>(left < chunk_bytes ? left : chunk_bytes)}, alignment);
+    MVIT_DEVICE Row row(int64_t m, int chunk) const {
+        if (m >= rows) return {a, 0};
+        return {a + m * stride + chunk * chunk_bytes, static_cast<int>(depth) - chunk * chunk_bytes};
+    }
+    MVIT_DEVICE void copy(uint8_t* to, Row& row, int) const {
+        load_chunk(to, row.left > 0 ? Chunk{row.from, row.left < chunk_bytes ? row.left : chunk_bytes} : Chunk{a, 0}, alignment);
+        row.from += row_bytes, row.left -= row_bytes;
     }
     // Whether sums of rows may begin with something of their own, and with what; null: what the channels say.
     static constexpr bool has_init = false;
     MVIT_DEVICE const int32_t* init(int64_t) const { return nullptr; }
+};
+
+// Those of which all chunks are whole and aligned. Chunks that are not there are left as they are.
+struct QWholeRows : QRows {
+    static bool are(const QRows& rows) { return rows.alignment == chunk_bytes && rows.depth % chunk_bytes == 0; }
+    MVIT_DEVICE void copy(uint8_t* to, Row& row, int) const {
+        if (row.left > 0) cp_async16(to, row.from, chunk_bytes);
+        row.from += row_bytes, row.left -= row_bytes;
+    }
 };
 
 // `shared`: QProductShape::shared_bytes, aligned to 16.
@@ -129,29 +142,39 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
     const int own_chunk = thread % row_chunks, own_row = thread / row_chunks;
     typename Source::Row own[thread_rows];
     MVIT_UNROLL
-    for (int i = 0; i < thread_rows; ++i) own[i] = source.row(first_row + own_row + i * row_step);
+    for (int i = 0; i < thread_rows; ++i) own[i] = source.row(first_row + own_row + i * row_step, own_chunk);
 
     constexpr int run_bytes = Shape::depth / tile_depth * tile_bytes(bits);  // of a stage, of 16 columns: side by side in memory
     constexpr int run_chunks = run_bytes / chunk_bytes, b_chunks = Shape::b_bytes / chunk_bytes;
-    const uint8_t* tiles = w.tiles + first_column / tile_columns * stages * run_bytes;
+    constexpr int thread_chunks = (b_chunks + Shape::threads - 1) / Shape::threads;
+    const uint8_t* b_from[thread_chunks];
+    MVIT_UNROLL
+    for (int i = 0; i < thread_chunks; ++i) {
+        const int c = i * Shape::threads + thread;
+        b_from[i] = w.tiles + (first_column / tile_columns + c / run_chunks) * stages * run_bytes + c % run_chunks * chunk_bytes;
+    }
 
-    const auto load_stage = [&](int stage) {
-        uint8_t* to = shared + stage % Shape::stages * Shape::stage_bytes;
+    // The next stage, and its place in the ring.
+    int loaded = 0, load_place = 0;
+    const auto load_stage = [&] {
+        uint8_t* to = shared + load_place;
         MVIT_UNROLL
         for (int i = 0; i < thread_rows; ++i)
-            source.copy(to + swizzled(own_row + i * row_step, own_chunk), own[i], stage * row_chunks + own_chunk);
+            source.copy(to + swizzled(own_row, own_chunk) + i * row_step * row_bytes, own[i], loaded * row_chunks + own_chunk);
         MVIT_UNROLL
-        for (int i = 0; i < b_chunks; i += Shape::threads) {
-            const int c = i + thread;
-            if (c >= b_chunks) break;
-            const uint8_t* run = tiles + (int64_t{c / run_chunks} * stages + stage) * run_bytes;
-            cp_async16(to + Shape::a_bytes + c * chunk_bytes, run + c % run_chunks * chunk_bytes, chunk_bytes);
+        for (int i = 0; i < thread_chunks; ++i) {
+            const int c = i * Shape::threads + thread;
+            if (b_chunks % Shape::threads == 0 || c < b_chunks) cp_async16(to + Shape::a_bytes + c * chunk_bytes, b_from[i], chunk_bytes);
+            b_from[i] += run_bytes;
         }
+        ++loaded;
+        load_place = load_place + Shape::stage_bytes == Shape::ring_bytes ? 0 : load_place + Shape::stage_bytes;
     };
+    static_assert(row_step % 8 == 0);  // rows of the same place in the order of swizzle.cuh
     // A group is committed in every turn, an empty one past the end, so that the same number is always under way.
     MVIT_ROLLED
     for (int stage = 0; stage < Shape::stages - 1; ++stage) {
-        if (stage < stages) load_stage(stage);
+        if (loaded < stages) load_stage();
         cp_async_commit();
     }
     uint8_t* const curve = shared + Shape::curve;
@@ -183,9 +206,10 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
     };
     if constexpr (bits == 8) add_init();
 
-    const auto multiply_stage = [&](int stage) {
-        if (static_cast<int>(first_column) + warp_column >= columns) return;
-        const uint8_t* a = shared + stage % Shape::stages * Shape::stage_bytes;
+    // The two halves of a stage's depth are two chunks apart, which the swizzle keeps; rows 16 further on lie as these do.
+    const int a_place = swizzled(warp_row + ldmatrix_row(lane), ldmatrix_chunk(lane));
+    const bool warp_has = static_cast<int>(first_column) + warp_column < columns;
+    const auto multiply_stage = [&](const uint8_t* a) {
         const uint8_t* b = a + Shape::a_bytes + warp_column / tile_columns * run_bytes;
         MVIT_UNROLL
         for (int k = 0; k < Shape::depth / tile_depth; ++k) {
@@ -195,7 +219,7 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
             MVIT_UNROLL
             for (int i = 0; i < rounds; ++i) {
                 uint32_t fragment[4];
-                ldmatrix_x4(fragment, a + swizzled(warp_row + 16 * i + ldmatrix_row(lane), 2 * k + ldmatrix_chunk(lane)));
+                ldmatrix_x4(fragment, a + (a_place ^ 2 * k * chunk_bytes) + 16 * i * row_bytes);
                 MVIT_UNROLL
                 for (int j = 0; j < warp_tiles; ++j) {
                     mma_u8s8(sums[i][2 * j], fragment, words[j][0], words[j][1]);
@@ -204,13 +228,15 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
             }
         }
     };
+    int place = 0;
     MVIT_ROLLED
     for (int stage = 0; stage < stages; ++stage) {
         cp_async_wait<Shape::stages - 2>();
         block_barrier();  // all have what all copied; and nobody reads the stage before any more, whose place the next copies take
-        if (stage + Shape::stages - 1 < stages) load_stage(stage + Shape::stages - 1);
+        if (loaded < stages) load_stage();
         cp_async_commit();
-        multiply_stage(stage);
+        if (warp_has) multiply_stage(shared + place);
+        place = place + Shape::stage_bytes == Shape::ring_bytes ? 0 : place + Shape::stage_bytes;
     }
     if constexpr (bits == 6) {
         MVIT_UNROLL

@@ -12,7 +12,7 @@ namespace mvit::cuda {
 // four rows, 96 registers; 16 of what pixels see, whose places take more.
 template <class Source>
 constexpr int product_blocks(int threads, int block_columns) {
-    const int warps = !std::is_same_v<Source, QRows> ? 16 : block_columns < 64 ? 20 : 24;
+    const int warps = !std::is_base_of_v<QRows, Source> ? 16 : block_columns < 64 ? 20 : 24;
     return warps * warp_size / threads;
 }
 

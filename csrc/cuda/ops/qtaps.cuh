@@ -51,7 +51,7 @@ class QTaps {
 
     MVIT_BOTH int64_t rows() const { return batch_ * out_height_ * out_width_; }
 
-    MVIT_DEVICE Row row(int64_t m) const {
+    MVIT_DEVICE Row row(int64_t m, int = 0) const {
         const int64_t pixels = int64_t{out_height_} * out_width_;
         // Division of 64 bits takes several times the instructions.
         const int64_t image = small_ ? static_cast<uint32_t>(m) / static_cast<uint32_t>(pixels) : m / pixels;

@@ -22,7 +22,7 @@ class QThinTaps {
           end_(p.x.data + (p.batch - 1) * p.x.image + (p.height - 1) * p.x.row + (p.width - 1) * p.x.pixel + p.x.channels) {}
 
     MVIT_BOTH int64_t rows() const { return taps_.rows(); }
-    MVIT_DEVICE Row row(int64_t m) const { return taps_.row(m); }
+    MVIT_DEVICE Row row(int64_t m, int) const { return taps_.row(m); }
     static constexpr bool has_init = true;
     MVIT_DEVICE const int32_t* init(int64_t m) const { return taps_.init(m); }
 
