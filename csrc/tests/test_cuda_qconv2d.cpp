@@ -41,6 +41,11 @@ void run_grid(const cuda::QConv2dProblem& p, const BlockOrder& order) {
     run_blocks<block_rows, block_columns, bits>(cuda::QThinTaps(p), taps.rows(), p, order);
 }
 
+QEpilogue of_type(QEpilogue e, QType type) {
+    e.type = type;
+    return e;
+}
+
 template <int bits>
 void run_shape(int shape, const cuda::QConv2dProblem& p, const BlockOrder& order) {
     if (shape == 0) return run_grid<32, 64, bits>(p, order);
@@ -57,6 +62,7 @@ void compare(const Case& t, int orders = 1) {
     };
     Guarded<uint8_t> x(bytes_of(t.channels)), second(bytes_of(t.second));
     Guarded<int32_t> init(padded), border(16 * padded), y(t.batch * height * width * t.columns);
+    Guarded<int16_t> stream(y.size());  // what it ends in otherwise: in eight columns at once
     for (Guarded<uint8_t>* each : {&x, &second})
         for (int64_t i = 0; i < each->size(); ++i) (*each)[i] = static_cast<uint8_t>(random_int(0, 3) ? random_int(0, 255) : 255);
     std::vector<int64_t> zero_point(static_cast<size_t>(channels));
@@ -94,7 +100,7 @@ void compare(const Case& t, int orders = 1) {
     p.x = map_of(x, t.channels), p.second = map_of(second, t.second);
     p.border = t.kernel == 3 ? border.data() : nullptr;
     p.weight = fragments.weight;
-    RandomChannels random(t.columns, 1.0f);
+    RandomChannels random(t.columns, 0.01f);
     p.epilogue.channels = random.channels();
     p.epilogue.channels.init = init.data();
     p.epilogue.type = QType::i32;
@@ -109,6 +115,10 @@ void compare(const Case& t, int orders = 1) {
                 run_shape<8>(shape, p, block_orders[order]);
             }
             CHECK(y.canary_intact());
+            cuda::QConv2dProblem of_stream = p;
+            of_stream.epilogue = of_type(p.epilogue, QType::i16), of_stream.epilogue.y = stream.data();
+            t.bits == 6 ? run_shape<6>(shape, of_stream, block_orders[order]) : run_shape<8>(shape, of_stream, block_orders[order]);
+            CHECK(stream.canary_intact());
             for (int64_t i = 0; i < y.size(); ++i) {
                 const int64_t n = i % t.columns, column = i / t.columns % width, row = i / t.columns / width % height;
                 const int64_t image = i / t.columns / width / height;
@@ -126,6 +136,7 @@ void compare(const Case& t, int orders = 1) {
                     }
                 }
                 CHECK(y[i] == static_cast<int32_t>(sum));
+                CHECK(stream[i] == static_cast<int16_t>(finish_one(of_type(p.epilogue, QType::i16), sum, i / t.columns, n)));
             }
         }
 }

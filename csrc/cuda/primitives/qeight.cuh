@@ -107,6 +107,25 @@ struct alignas(4 * words) Words {
     uint32_t v[words];
 };
 
+#if defined(__CUDACC__)
+
+// One store each, which the compiler splits where some of its lanes take another way.
+MVIT_DEVICE void store_words(const Words<2>& w, void* p) {
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(p), "r"(w.v[0]), "r"(w.v[1]) : "memory");
+}
+MVIT_DEVICE void store_words(const Words<4>& w, void* p) {
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(w.v[0]), "r"(w.v[1]), "r"(w.v[2]), "r"(w.v[3]) : "memory");
+}
+
+#else
+
+template <int words>
+void store_words(const Words<words>& w, void* p) {
+    *static_cast<Words<words>*>(p) = w;
+}
+
+#endif
+
 // Of `lanes` columns of y or a residual from `p` on, eight where they are aligned.
 template <class T, int words>
 MVIT_DEVICE Words<words> load_eight(const T* p, int lanes, bool aligned) {
@@ -121,10 +140,7 @@ MVIT_DEVICE Words<words> load_eight(const T* p, int lanes, bool aligned) {
 
 template <class T, int words>
 MVIT_DEVICE void store_eight(const Words<words>& w, T* p, int lanes, bool aligned) {
-    if (aligned) {
-        *reinterpret_cast<Words<words>*>(p) = w;
-        return;
-    }
+    if (aligned) return store_words(w, p);
     constexpr int each = eight / words, bits = 32 / each;
     MVIT_UNROLL
     for (int i = 0; i < eight; ++i)
