@@ -114,8 +114,8 @@ struct QRows {
         load_chunk(to, row.left > 0 ? Chunk{row.from, row.left < chunk_bytes ? row.left : chunk_bytes} : Chunk{a, 0}, alignment);
         row.from += row_bytes, row.left -= row_bytes;
     }
-    // Whether sums of rows may begin with something of their own, and with what; null: what the channels say.
-    static constexpr bool has_init = false;
+    // Whether sums of rows may begin with something of their own, and with what; null: what the channels say. Whether all depth is a stage.
+    static constexpr bool has_init = false, one_stage = false;
     MVIT_DEVICE const int32_t* init(int64_t) const { return nullptr; }
 };
 
@@ -172,10 +172,15 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
     };
     static_assert(row_step % 8 == 0);  // rows of the same place in the order of swizzle.cuh
     // A group is committed in every turn, an empty one past the end, so that the same number is always under way.
-    MVIT_ROLLED
-    for (int stage = 0; stage < Shape::stages - 1; ++stage) {
-        if (loaded < stages) load_stage();
+    if constexpr (Source::one_stage) {
+        load_stage();
         cp_async_commit();
+    } else {
+        MVIT_ROLLED
+        for (int stage = 0; stage < Shape::stages - 1; ++stage) {
+            if (loaded < stages) load_stage();
+            cp_async_commit();
+        }
     }
     uint8_t* const curve = shared + Shape::curve;
     if (e.curve) SharedCurve::load(e.curve, curve, Shape::threads);
@@ -231,10 +236,12 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
     int place = 0;
     MVIT_ROLLED
     for (int stage = 0; stage < stages; ++stage) {
-        cp_async_wait<Shape::stages - 2>();
+        cp_async_wait<Source::one_stage ? 0 : Shape::stages - 2>();
         block_barrier();  // all have what all copied; and nobody reads the stage before any more, whose place the next copies take
-        if (loaded < stages) load_stage();
-        cp_async_commit();
+        if constexpr (!Source::one_stage) {
+            if (loaded < stages) load_stage();
+            cp_async_commit();
+        }
         if (warp_has) multiply_stage(shared + place);
         place = place + Shape::stage_bytes == Shape::ring_bytes ? 0 : place + Shape::stage_bytes;
     }

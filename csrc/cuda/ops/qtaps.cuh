@@ -4,6 +4,7 @@
 #include "cuda/ops/qconv2d.h"
 #include "cuda/ops/qproduct.cuh"
 #include "cuda/primitives/alignment.h"
+#include "cuda/primitives/divisor.h"
 
 namespace mvit::cuda {
 
@@ -47,23 +48,24 @@ class QTaps {
           stride_(p.stride),
           x_chunks_(static_cast<int>(ceil_divide(p.x.channels, chunk_bytes))),
           tap_chunks_(x_chunks_ + static_cast<int>(ceil_divide(p.second.channels, chunk_bytes))),
-          small_(rows() < INT32_MAX - 1024) {}  // with those of the last block that do not exist
+          small_(rows() < INT32_MAX - 1024),  // with those of the last block that do not exist
+          by_image_(static_cast<uint32_t>(small_ ? out_height_ * out_width_ : 1)),
+          by_line_(static_cast<uint32_t>(out_width_)) {}
 
     MVIT_BOTH int64_t rows() const { return batch_ * out_height_ * out_width_; }
 
     MVIT_DEVICE Row row(int64_t m, int = 0) const {
         const int64_t pixels = int64_t{out_height_} * out_width_;
-        // Division of 64 bits takes several times the instructions.
-        const int64_t image = small_ ? static_cast<uint32_t>(m) / static_cast<uint32_t>(pixels) : m / pixels;
+        const int64_t image = small_ ? by_image_(static_cast<uint32_t>(m)) : m / pixels;
         const auto pixel = static_cast<uint32_t>(m - image * pixels);
-        const int y = static_cast<int>(pixel / static_cast<uint32_t>(out_width_)), x = static_cast<int>(pixel) - y * out_width_;
+        const int y = static_cast<int>(by_line_(pixel)), x = static_cast<int>(pixel) - y * out_width_;
         return {image, y * stride_ - kernel_ / 2, x * stride_ - kernel_ / 2, image < batch_};
     }
 
     MVIT_DEVICE void copy(uint8_t* to, const Row& row, int c) const { load_chunk(to, chunk(row, c), alignment); }
 
     // What the sums of a row begin with; null: what the channels say.
-    static constexpr bool has_init = true;
+    static constexpr bool has_init = true, one_stage = false;
     MVIT_DEVICE const int32_t* init(int64_t m) const {
         if (!border_) return nullptr;
         const Row at = row(m);
@@ -92,6 +94,7 @@ class QTaps {
     int64_t border_stride_, batch_;
     int height_, width_, out_height_, out_width_, kernel_, stride_, x_chunks_, tap_chunks_;
     bool small_;
+    Divisor by_image_, by_line_;
 };
 
 }  // namespace mvit::cuda

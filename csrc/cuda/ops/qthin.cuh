@@ -23,7 +23,7 @@ class QThinTaps {
 
     MVIT_BOTH int64_t rows() const { return taps_.rows(); }
     MVIT_DEVICE Row row(int64_t m, int) const { return taps_.row(m); }
-    static constexpr bool has_init = true;
+    static constexpr bool has_init = true, one_stage = true;
     MVIT_DEVICE const int32_t* init(int64_t m) const { return taps_.init(m); }
 
     MVIT_DEVICE void copy(uint8_t* to, const Row& row, int c) const {
@@ -43,8 +43,11 @@ class QThinTaps {
                     if (i < words) word[i] = *reinterpret_cast<const uint32_t*>(begin + 4 * i);
                 MVIT_UNROLL
                 for (int i = 0; i < 4; ++i)
-                    run.v[i] = static_cast<uint32_t>((uint64_t{word[i + 1]} << 32 | word[i]) >> (8 * before)) & from_byte(first - 4 * i) &
-                               ~from_byte(last - 4 * i);
+                    run.v[i] = static_cast<uint32_t>((uint64_t{word[i + 1]} << 32 | word[i]) >> (8 * before));
+                if (first > 0 || last < 3 * channels) {
+                    MVIT_UNROLL
+                    for (int i = 0; i < 4; ++i) run.v[i] &= from_byte(first - 4 * i) & ~from_byte(last - 4 * i);
+                }
             } else {
                 *reinterpret_cast<Quad<uint32_t>*>(to) = run;
                 MVIT_ROLLED
