@@ -31,8 +31,7 @@ template <int block_rows, int block_columns, int bits>
 void run_grid(const QGemmCall& call, const BlockOrder& order) {
     const ProductMatrix w(call.w.weight.columns, call.w.weight.depth, bits, [&](int64_t n, int64_t k) { return call.w.at(n, k); });
     const cuda::QRows source{call.a, call.rows, call.a_stride, w.weight.depth, cuda::alignment_of(call.a, call.a_stride)};
-    if (cuda::QWholeRows::are(source))
-        return run_blocks<block_rows, block_columns, bits>(cuda::QWholeRows{source}, w.weight, call, order);
+    if (cuda::QWholeRows::are(source)) return run_blocks<block_rows, block_columns, bits>(cuda::QWholeRows{source}, w.weight, call, order);
     run_blocks<block_rows, block_columns, bits>(source, w.weight, call, order);
 }
 

@@ -17,10 +17,11 @@ __global__ void __launch_bounds__(Shape::threads, product_blocks<Source>(Shape::
 
 template <class Source>
 Launched launch(const Source& source, const QConv2dProblem& p, int device, void* stream) {
-    return launch_product("qconv2d", p.weight, source.rows(), device, [&]<int block_rows, int block_columns, int bits>(dim3 grid, int threads) {
-        qconv2d_kernel<Source, block_rows, block_columns, bits>
-            <<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(source, p.weight, p.epilogue, source.rows());
-    });
+    return launch_product("qconv2d", p.weight, source.rows(), device,
+                          [&]<int block_rows, int block_columns, int bits>(dim3 grid, int threads) {
+                              qconv2d_kernel<Source, block_rows, block_columns, bits>
+                                  <<<grid, threads, 0, static_cast<cudaStream_t>(stream)>>>(source, p.weight, p.epilogue, source.rows());
+                          });
 }
 
 }  // namespace

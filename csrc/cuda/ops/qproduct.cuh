@@ -1,4 +1,5 @@
-// The integer product that qgemm and qconv2d share: a block of `block_rows` rows times `block_columns` columns of a weight, by tensor cores.
+// The integer product that qgemm and qconv2d share: a block of `block_rows` rows times `block_columns` columns of a weight, by tensor
+// cores.
 //
 //     sum[m, n] = sum_k a[m, k] w[n, k],    y[m, n] = epilogue(sum[m, n])
 //

@@ -5,9 +5,10 @@
 
 namespace mvit::cuda {
 
-// The taps of a line of the map are one run of 3 C bytes, which is what a chunk has: three chunks, a single stage, where a chunk for each tap
-// would make three of mostly zeros. A run may begin at any byte: it is cut out of the words that have it, of which none may begin before the
-// map or end behind it. What follows the run in its chunk meets zeros of the weight, as does the fourth chunk, which is not written.
+// The taps of a line of the map are one run of 3 C bytes, which is what a chunk has: three chunks, a single stage, where a chunk for each
+// tap would make three of mostly zeros. A run may begin at any byte: it is cut out of the words that have it, of which none may begin
+// before the map or end behind it. What follows the run in its chunk meets zeros of the weight, as does the fourth chunk, which is not
+// written.
 //
 // Pixels are not copied beside the computation, as there is no depth to go through: other blocks are multiplied meanwhile.
 class QThinTaps {
@@ -42,8 +43,7 @@ class QThinTaps {
                 for (int i = 0; i < 5; ++i)
                     if (i < words) word[i] = *reinterpret_cast<const uint32_t*>(begin + 4 * i);
                 MVIT_UNROLL
-                for (int i = 0; i < 4; ++i)
-                    run.v[i] = static_cast<uint32_t>((uint64_t{word[i + 1]} << 32 | word[i]) >> (8 * before));
+                for (int i = 0; i < 4; ++i) run.v[i] = static_cast<uint32_t>((uint64_t{word[i + 1]} << 32 | word[i]) >> (8 * before));
                 if (first > 0 || last < 3 * channels) {
                     MVIT_UNROLL
                     for (int i = 0; i < 4; ++i) run.v[i] &= from_byte(first - 4 * i) & ~from_byte(last - 4 * i);

@@ -156,7 +156,8 @@ MVIT_DEVICE void finish_eight(const int32_t (&sums)[rounds][4][4], const QEpilog
     const auto are_aligned = [&](const void* p, int64_t stride) {
         return columns - column >= eight && stride % eight == 0 && reinterpret_cast<uintptr_t>(p) % (eight * sizeof(T)) == 0;
     };
-    const int lanes = columns - column < eight ? columns - column : eight, left = static_cast<int>(rows - row < 8 * 2 * rounds ? rows - row : 8 * 2 * rounds);
+    const int lanes = columns - column < eight ? columns - column : eight,
+              left = static_cast<int>(rows - row < 8 * 2 * rounds ? rows - row : 8 * 2 * rounds);
     Words<words> results[rounds][2];
     if constexpr (Of::adds) {
         const bool aligned = are_aligned(e.residual, e.residual_stride);
