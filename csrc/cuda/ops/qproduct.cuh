@@ -50,6 +50,7 @@ struct QProductShape {
     static constexpr int depth = fragment_depth;
     static constexpr int warp_rows = block_rows < 64 ? 16 : 32, stages = block_rows < 64 ? 4 : 3;
     static constexpr int threads = block_rows / warp_rows * (block_columns / warp_columns) * warp_size;
+    static_assert((threads & (threads - 1)) == 0);
     static constexpr int a_bytes = block_rows * depth, b_bytes = block_columns / tile_columns * (depth / tile_depth) * tile_bytes(bits);
     static constexpr int stage_bytes = a_bytes + b_bytes;
     // Rows of sums four banks further on than the last: the quads that a quarter of a warp writes at once do not meet.
@@ -136,9 +137,10 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
     constexpr int thread_rows = block_rows * row_chunks / Shape::threads;  // chunks of a stage that a thread copies, one of a row
     constexpr int row_step = Shape::threads / row_chunks;
     constexpr int rounds = Shape::warp_rows / 16, warp_tiles = warp_columns / tile_columns, column_warps = block_columns / warp_columns;
-    const int thread = thread_index(), lane = thread % warp_size, warp = thread / warp_size;
+    // By a mask, that it is not negative: divisions are shifts.
+    const int thread = thread_index() & (Shape::threads - 1), lane = thread % warp_size, warp = thread / warp_size;
     const int64_t first_row = block_x() * block_rows, first_column = int64_t{block_y()} * block_columns;
-    const int stages = static_cast<int>(ceil_divide(w.depth, Shape::depth));
+    const int stages = static_cast<int>((static_cast<uint32_t>(w.depth) + Shape::depth - 1) / Shape::depth);
 
     const int own_chunk = thread % row_chunks, own_row = thread / row_chunks;
     typename Source::Row own[thread_rows];
