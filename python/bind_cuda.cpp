@@ -40,7 +40,7 @@ void launch(const Launch& launch) {
 
 void product(int device, uintptr_t stream, int64_t rows, uintptr_t a, int64_t a_stride, uintptr_t tiles, const Form& form,
              const Epilogue& e, uintptr_t row_scale, uintptr_t row_zero_point, uintptr_t column_sum) {
-    cuda::QGemmProblem p{rows, bytes(a), a_stride, fragments(tiles, form), epilogue_of(e)};
+    cuda::QGemmProblem p{rows, bytes(a), a_stride, form[1], fragments(tiles, form), epilogue_of(e)};
     p.epilogue.row_scale = floats(row_scale), p.epilogue.row_zero_point = ints(row_zero_point), p.epilogue.column_sum = ints(column_sum);
     launch([&] { return cuda::qgemm(p, device, pointer(stream)); });
 }

@@ -61,6 +61,13 @@ def matrix_of(tiles: int, columns: int, depth: int, bits: int, multiples: tuple[
     return torch.from_numpy(np.where(word == 3, last, own).astype(np.uint8).view(np.int8) >> 2)
 
 
+def product_of(tiles: int, columns: int, depth: int, bits: int) -> Tensor:
+    """(N, K) int8 from the tiles of a product of bytes, whose columns lie as csrc/cuda/ops/qproduct.cuh says."""
+    n = torch.arange(columns)
+    places = n // 32 * 32 + n % 8 // 2 * 8 + n % 32 // 8 * 2 + n % 2
+    return matrix_of(tiles, -(-columns // 32) * 32, depth, bits)[places]
+
+
 class StandIn:
     """The functions of mvit_kernels._cuda with those of mvit_kernels._cpu."""
 
@@ -69,7 +76,7 @@ class StandIn:
         row_scale: int, row_zero_point: int, column_sum: int,
     ) -> None:  # fmt: skip
         columns, depth, bits = form
-        matrix = matrix_of(tiles, columns, depth, bits)
+        matrix = product_of(tiles, columns, depth, bits)
         assert np.array_equal(memory(column_sum, columns, np.int32), matrix.to(torch.int64).sum(1).numpy())
         packed = ops.pack_weight(matrix, bits=bits).data
         *most, y, y_stride = epilogue
@@ -83,9 +90,10 @@ class StandIn:
         second_stride: Any, border: int, tiles: int, form: tuple[int, int, int], epilogue: tuple[Any, ...],
     ) -> None:  # fmt: skip
         columns, depth, bits = form
-        taps = matrix_of(tiles, columns, depth, bits).unflatten(1, (kernel * kernel, -1))
+        together = 3 if kernel == 3 and not second_channels and size[1] <= 5 else 1  # taps
+        taps = product_of(tiles, columns, depth, bits).unflatten(1, (kernel * kernel // together, -1))
         first = -(-size[1] // 16) * 16
-        matrix = torch.cat([taps[:, :, : size[1]], taps[:, :, first : first + second_channels]], dim=2).flatten(1)
+        matrix = torch.cat([taps[:, :, : together * size[1]], taps[:, :, first : first + second_channels]], dim=2).flatten(1)
         assert int(matrix.to(torch.int64).abs().sum()) == int(taps.to(torch.int64).abs().sum())  # the gaps are zeros
         packed = ops.pack_weight(matrix, bits=bits).data
         # With a border, bytes outside of the map are 0 here too, and zero-points are not looked at.
@@ -108,7 +116,7 @@ class StandIn:
         weight = torch.zeros(channels, channels, 3, 3, dtype=torch.int8)
         index = torch.arange(channels)
         weight[index, index] = words[:, :channels, :3].permute(1, 2, 0)
-        fragments = qfragments.PackFragments(channels, 9 * channels, 8, (channels,))(ops.pack_weight(weight).data)
+        fragments = qfragments.PackFragments(channels, 9 * channels, 8, qfragments.parts_of(3, channels, 0))(ops.pack_weight(weight).data)
         form = (channels, fragments.depth, 8)
         self.qconv2d(
             device, stream, size, 3, stride, x, x_stride, 0, 0, x_stride, border, fragments.tiles.data_ptr(), form, epilogue
@@ -194,7 +202,7 @@ class StandIn:
                 seen = wide[:, :, ky : ky + stride * (out_height - 1) + 1 : stride, kx : kx + stride * (out_width - 1) + 1 : stride]
                 sums += seen * taps[kx, :, ky, None, None]
         filtered = finished(sums, filter_scale, curves[1]).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-        tiles = qfragments.tiles(torch.cat(reduce, dim=1)[:, :hidden].contiguous(), 8)
+        tiles = qfragments.tiles(qfragments.product_order(torch.cat(reduce, dim=1)[:, :hidden]), 8)
         form, none = (columns, hidden, 8), torch.cat(reduce, dim=1)[:, :hidden].to(torch.int64).sum(1).to(torch.int32)
         rows = batch * out_height * out_width
         self.qgemm(device, stream, rows, filtered.data_ptr(), hidden, tiles.data_ptr(), form, epilogue, 0, 0, none.data_ptr())
@@ -347,10 +355,10 @@ def test_gradients_of_attention_blocks_are_triton_s_where_it_takes_them(monkeypa
 def test_tiles_hold_the_weight(bits: int, size: tuple[int, int]) -> None:
     weight = random_weight(*size, bits=bits)
     fragments = qfragments.PackFragments(*size, bits)(ops.pack_weight(weight, bits=bits).data)
-    assert torch.equal(matrix_of(fragments.tiles.data_ptr(), *size, bits), weight)
+    assert torch.equal(product_of(fragments.tiles.data_ptr(), *size, bits), weight)
     padded = torch.zeros(-(-size[0] // 64) * 64, -(-size[1] // 64) * 64, dtype=torch.int8)
     padded[: size[0], : size[1]] = weight
-    assert torch.equal(matrix_of(fragments.tiles.data_ptr(), *padded.shape, bits), padded)
+    assert torch.equal(product_of(fragments.tiles.data_ptr(), *padded.shape, bits), padded)
 
 
 # --- what is refused ---

@@ -43,4 +43,25 @@ class FragmentMatrix {
     cuda::QFragments weight;
 };
 
+// As a product of bytes takes it (cuda/ops/qproduct.cuh): of 32 columns, 8 t + 2 i and the next lie at 8 i + 2 t.
+class ProductMatrix {
+  public:
+    template <class Value>
+    ProductMatrix(int64_t columns, int64_t depth, int bits, const Value& value)
+        : fragments_(round_up(columns, 32), depth, bits,
+                     [&](int64_t place, int64_t k) {
+                         const int64_t i = place % 32 / 8, t = place % 8 / 2, n = place - place % 32 + 8 * t + 2 * i + place % 2;
+                         return n < columns ? static_cast<int>(value(n, k)) : 0;
+                     }),
+          weight(fragments_.weight) {
+        weight.columns = columns;
+    }
+
+  private:
+    FragmentMatrix fragments_;
+
+  public:
+    cuda::QFragments weight;
+};
+
 }  // namespace mvit::tests

@@ -1,5 +1,6 @@
 // The CUDA kernel of qconv2d on the processor, block by block (block.h), against a plain loop over the formula.
 #include "cuda/ops/qtaps.cuh"
+#include "cuda/ops/qthin.cuh"
 #include "tests/block.h"
 #include "tests/fragments.h"
 
@@ -14,16 +15,41 @@ struct Case {
     int64_t gap = 0;  // bytes between pixels
 };
 
-template <int block_rows, int bits>
-void run_grid(const cuda::QConv2dProblem& p, const BlockOrder& order) {
-    const cuda::QTaps source(p, cuda::map_alignment(p.x, p.second));
-    Guarded<uint8_t> shared(cuda::QProductShape<block_rows, bits>::shared_bytes);
-    for (int64_t x = 0; x < (source.rows() + block_rows - 1) / block_rows; ++x)
-        for (int y = 0; y < (p.weight.columns + 63) / 64; ++y) {
+template <int block_rows, int block_columns, int bits, class Source>
+void run_blocks(const Source& source, int64_t rows, const cuda::QConv2dProblem& p, const BlockOrder& order) {
+    using Shape = cuda::QProductShape<block_rows, block_columns, bits>;
+    Guarded<uint8_t> shared(Shape::shared_bytes);
+    for (int64_t x = 0; x < (rows + block_rows - 1) / block_rows; ++x)
+        for (int y = 0; y < (p.weight.columns + block_columns - 1) / block_columns; ++y) {
             std::memset(shared.data(), 0xA5, static_cast<size_t>(shared.size()));
-            run_block(cuda::product_threads, x, y, order,
-                      [&] { cuda::qproduct<block_rows, bits>(source, p.weight, p.epilogue, source.rows(), shared.data()); });
+            run_block(Shape::threads, x, y, order,
+                      [&] { cuda::qproduct<block_rows, block_columns, bits>(source, p.weight, p.epilogue, rows, shared.data()); });
         }
+}
+
+// The rows that qconv2d.cu takes.
+template <int block_rows, int block_columns, int bits>
+void run_grid(const cuda::QConv2dProblem& p, const BlockOrder& order) {
+    if (cuda::pixels_are_rows(p)) {
+        const cuda::QRows source = cuda::pixel_rows(p);
+        if (cuda::QWholeRows::are(source))
+            return run_blocks<block_rows, block_columns, bits>(cuda::QWholeRows{source}, source.rows, p, order);
+        return run_blocks<block_rows, block_columns, bits>(source, source.rows, p, order);
+    }
+    const cuda::QTaps taps(p, cuda::map_alignment(p.x, p.second));
+    if (!cuda::is_thin(p)) return run_blocks<block_rows, block_columns, bits>(taps, taps.rows(), p, order);
+    run_blocks<block_rows, block_columns, bits>(cuda::QThinTaps(p), taps.rows(), p, order);
+}
+
+QEpilogue of_type(QEpilogue e, QType type) {
+    e.type = type;
+    return e;
+}
+
+template <int bits>
+void run_shape(int shape, const cuda::QConv2dProblem& p, const BlockOrder& order) {
+    if (shape == 0) return run_grid<32, 64, bits>(p, order);
+    shape == 1 ? run_grid<128, 64, bits>(p, order) : run_grid<128, 32, bits>(p, order);
 }
 
 void compare(const Case& t, int orders = 1) {
@@ -36,6 +62,7 @@ void compare(const Case& t, int orders = 1) {
     };
     Guarded<uint8_t> x(bytes_of(t.channels)), second(bytes_of(t.second));
     Guarded<int32_t> init(padded), border(16 * padded), y(t.batch * height * width * t.columns);
+    Guarded<int16_t> stream(y.size());  // what it ends in otherwise: in eight columns at once
     for (Guarded<uint8_t>* each : {&x, &second})
         for (int64_t i = 0; i < each->size(); ++i) (*each)[i] = static_cast<uint8_t>(random_int(0, 3) ? random_int(0, 255) : 255);
     std::vector<int64_t> zero_point(static_cast<size_t>(channels));
@@ -58,9 +85,11 @@ void compare(const Case& t, int orders = 1) {
             border[outside * padded + n] = static_cast<int32_t>(sum);
         }
     }
-    // In a tap: the channels of x, zeros up to 16, those of second, zeros.
+    // In a tap: the channels of x, zeros up to 16, those of second, zeros. Of few channels, in three taps: those of all, zeros.
+    const bool thin = t.kernel == 3 && t.second == 0 && t.channels <= 5;
     const int64_t x_bytes = round_up(t.channels, 16), tap_bytes = x_bytes + round_up(t.second, 16);
-    const FragmentMatrix fragments(t.columns, taps * tap_bytes, t.bits, [&](int64_t n, int64_t k) {
+    const ProductMatrix fragments(t.columns, thin ? 48 : taps * tap_bytes, t.bits, [&](int64_t n, int64_t k) {
+        if (thin) return k % 16 < 3 * t.channels ? w.at(n, k / 16 * 3 * t.channels + k % 16) : 0;
         const int64_t inside = k % tap_bytes, c = inside < x_bytes ? inside : inside - x_bytes;
         if (c >= (inside < x_bytes ? t.channels : t.second)) return 0;
         return w.at(n, k / tap_bytes * channels + (inside < x_bytes ? c : t.channels + c));
@@ -71,21 +100,25 @@ void compare(const Case& t, int orders = 1) {
     p.x = map_of(x, t.channels), p.second = map_of(second, t.second);
     p.border = t.kernel == 3 ? border.data() : nullptr;
     p.weight = fragments.weight;
-    RandomChannels random(t.columns, 1.0f);
+    RandomChannels random(t.columns, 0.01f);
     p.epilogue.channels = random.channels();
     p.epilogue.channels.init = init.data();
     p.epilogue.type = QType::i32;
     p.epilogue.y = y.data(), p.epilogue.y_stride = t.columns;
 
     for (int order = 0; order < orders; ++order)
-        for (bool tall : {false, true}) {
+        for (int shape : {0, 1, 2}) {
             std::memset(y.data(), 0x5A, static_cast<size_t>(y.size()) * sizeof(int32_t));
             if (t.bits == 6) {
-                tall ? run_grid<128, 6>(p, block_orders[order]) : run_grid<32, 6>(p, block_orders[order]);
+                run_shape<6>(shape, p, block_orders[order]);
             } else {
-                tall ? run_grid<128, 8>(p, block_orders[order]) : run_grid<32, 8>(p, block_orders[order]);
+                run_shape<8>(shape, p, block_orders[order]);
             }
             CHECK(y.canary_intact());
+            cuda::QConv2dProblem of_stream = p;
+            of_stream.epilogue = of_type(p.epilogue, QType::i16), of_stream.epilogue.y = stream.data();
+            t.bits == 6 ? run_shape<6>(shape, of_stream, block_orders[order]) : run_shape<8>(shape, of_stream, block_orders[order]);
+            CHECK(stream.canary_intact());
             for (int64_t i = 0; i < y.size(); ++i) {
                 const int64_t n = i % t.columns, column = i / t.columns % width, row = i / t.columns / width % height;
                 const int64_t image = i / t.columns / width / height;
@@ -103,6 +136,7 @@ void compare(const Case& t, int orders = 1) {
                     }
                 }
                 CHECK(y[i] == static_cast<int32_t>(sum));
+                CHECK(stream[i] == static_cast<int16_t>(finish_one(of_type(p.epilogue, QType::i16), sum, i / t.columns, n)));
             }
         }
 }

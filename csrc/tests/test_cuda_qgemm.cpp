@@ -14,24 +14,32 @@ namespace {
 
 using Case = QGemmCase;
 
-template <int block_rows, int bits>
-void run_grid(const QGemmCall& call, const BlockOrder& order) {
-    const FragmentMatrix w(call.w.weight.columns, call.w.weight.depth, bits, [&](int64_t n, int64_t k) { return call.w.at(n, k); });
-    const cuda::QRows source{call.a, call.rows, call.a_stride, w.weight.depth, cuda::alignment_of(call.a, call.a_stride)};
-    Guarded<uint8_t> shared(cuda::QProductShape<block_rows, bits>::shared_bytes);
+template <int block_rows, int block_columns, int bits, class Rows>
+void run_blocks(const Rows& source, const cuda::QFragments& weight, const QGemmCall& call, const BlockOrder& order) {
+    using Shape = cuda::QProductShape<block_rows, block_columns, bits>;
+    Guarded<uint8_t> shared(Shape::shared_bytes);
     for (int64_t x = 0; x < (call.rows + block_rows - 1) / block_rows; ++x)
-        for (int y = 0; y < (w.weight.columns + 63) / 64; ++y) {
+        for (int y = 0; y < (weight.columns + block_columns - 1) / block_columns; ++y) {
             std::memset(shared.data(), 0xA5, static_cast<size_t>(shared.size()));
-            run_block(cuda::product_threads, x, y, order,
-                      [&] { cuda::qproduct<block_rows, bits>(source, w.weight, call.epilogue, call.rows, shared.data()); });
+            run_block(Shape::threads, x, y, order,
+                      [&] { cuda::qproduct<block_rows, block_columns, bits>(source, weight, call.epilogue, call.rows, shared.data()); });
             CHECK(shared.canary_intact());
         }
 }
 
-template <class T, int block_rows>
+template <int block_rows, int block_columns, int bits>
+void run_grid(const QGemmCall& call, const BlockOrder& order) {
+    const ProductMatrix w(call.w.weight.columns, call.w.weight.depth, bits, [&](int64_t n, int64_t k) { return call.w.at(n, k); });
+    const cuda::QRows source{call.a, call.rows, call.a_stride, w.weight.depth, cuda::alignment_of(call.a, call.a_stride)};
+    if (cuda::QWholeRows::are(source)) return run_blocks<block_rows, block_columns, bits>(cuda::QWholeRows{source}, w.weight, call, order);
+    run_blocks<block_rows, block_columns, bits>(source, w.weight, call, order);
+}
+
+template <class T, int block_rows, int block_columns = 64>
 void compare_blocks(const Case& c, int orders = static_cast<int>(std::size(block_orders))) {
     compare_qgemm<T>(c, orders, [&](const QGemmCall& call, int i) {
-        c.bits == 6 ? run_grid<block_rows, 6>(call, block_orders[i]) : run_grid<block_rows, 8>(call, block_orders[i]);
+        c.bits == 6 ? run_grid<block_rows, block_columns, 6>(call, block_orders[i])
+                    : run_grid<block_rows, block_columns, 8>(call, block_orders[i]);
     });
 }
 
@@ -39,6 +47,7 @@ template <class T>
 void compare(const Case& c) {
     compare_blocks<T, 32>(c);
     compare_blocks<T, 128>(c);
+    compare_blocks<T, 128, 32>(c, 1);
 }
 
 }  // namespace

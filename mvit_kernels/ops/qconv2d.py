@@ -16,7 +16,7 @@ from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
 from .packing import packed
 from .placed import Placed
 from .qchannels import Settings, check_channels, quantization, unpack_channels
-from .qfragments import PackBorder, PackFragments
+from .qfragments import PackBorder, PackFragments, parts_of
 from .qgemm import SEGMENTS, TritonWeight, activation_code, check_residual, cuda_epilogue, table_addresses, triton_finish, triton_refuse
 from .replay import Replays
 
@@ -318,8 +318,7 @@ def _cuda_forward(
     if residual is not None:
         residual = dense(residual, channels_last=True)
     y = _empty(x, columns, stride, out_dtype)
-    parts = (x.shape[1], second_channels) if second_channels else (x.shape[1],)
-    fragments = packed(PackFragments(columns, depth, bits, parts), weight)
+    fragments = packed(PackFragments(columns, depth, bits, parts_of(kernel, x.shape[1], second_channels)), weight)
     if kernel == 3:
         border = packed(PackBorder(columns, depth, bits), weight, zero_point, channels)
     epilogue = cuda_epilogue(

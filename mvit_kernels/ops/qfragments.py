@@ -29,9 +29,9 @@ class Fragments(NamedTuple):
 
 @dataclass(frozen=True)
 class PackFragments:
-    """Of a packed weight: csrc/cuda/primitives/qfragments.h.
+    """Of a packed weight: csrc/cuda/primitives/qfragments.h, columns in the order of csrc/cuda/ops/qproduct.cuh.
 
-    parts: of a convolution, the channels of its inputs; those of each tap and input are followed by zeros up to the next 16.
+    parts: of a convolution, `parts_of` it; what each tap has of each of them is followed by zeros up to the next 16.
     """
 
     columns: int
@@ -44,11 +44,24 @@ class PackFragments:
         sums = F.pad(matrix.to(torch.int32).sum(1, dtype=torch.int32), (0, -self.columns % QPANEL))
         if self.parts:
             matrix = self._spread(matrix)
-        return Fragments(tiles(matrix, self.bits).to(weight.device), sums.to(weight.device), matrix.shape[1])
+        return Fragments(tiles(product_order(matrix), self.bits).to(weight.device), sums.to(weight.device), matrix.shape[1])
 
     def _spread(self, matrix: Tensor) -> Tensor:
         taps = matrix.unflatten(1, (-1, sum(self.parts)))
         return torch.cat([F.pad(part, (0, -part.shape[2] % _CHUNK)) for part in taps.split(self.parts, dim=2)], dim=2).flatten(1)
+
+
+def parts_of(kernel: int, channels: int, second_channels: int) -> tuple[int, ...]:
+    """What lies together in a tap: the channels of each input; of few, those of the three taps of a line (csrc/cuda/ops/qthin.cuh)."""
+    if kernel == 3 and not second_channels and 3 * channels <= _CHUNK:
+        return (3 * channels,)
+    return (channels, second_channels) if second_channels else (channels,)
+
+
+def product_order(matrix: Tensor) -> Tensor:
+    """Columns n of (N, K) in the places that `product_column` of csrc/cuda/ops/qproduct.cuh gives them, N rounded up to 32."""
+    padded = F.pad(matrix, (0, 0, 0, -matrix.shape[0] % 32))
+    return padded.reshape(padded.shape[0] // 32, 4, 4, 2, matrix.shape[1]).transpose(1, 2).flatten(0, 3)  # n: t, product and one of two
 
 
 def tiles(matrix: Tensor, bits: int, multiples: tuple[int, int] = (COLUMNS, DEPTH)) -> Tensor:

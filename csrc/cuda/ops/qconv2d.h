@@ -2,6 +2,10 @@
 // gathered while they are copied to shared memory: the bytes that a pixel of y sees, tap by tap, of each tap those of x and then of
 // `second`, each with zeros up to the next 16 bytes; columns of the weight lie likewise. No row exists anywhere else.
 //
+// Of a 1x1 convolution of a map that is dense rows are where they lie, and it is a product of a matrix (ops/qgemm.h). Of a 3x3 convolution
+// of at most five channels a row has the bytes of the three taps of a line together, 3 C of them, each line with zeros up to 16
+// (qthin.cuh).
+//
 // A tap outside of the map is 16 bytes of zeros that the copy writes. So sums always begin with border[class][n], which has what init took
 // away for such taps (cpu/ops/qconv2d.h): any int32 zero-point is right, also one that is no byte.
 //
@@ -28,6 +32,8 @@ struct QConv2dProblem {
     QFragments weight;
     QEpilogue epilogue;  // y and residual dense: (B, ceil(H / s), ceil(W / s), N)
 };
+
+inline constexpr bool is_thin(const QConv2dProblem& p) { return p.kernel == 3 && p.second.channels == 0 && 3 * p.x.channels <= 16; }
 
 // stream: a cudaStream_t of `device`.
 Launched qconv2d(const QConv2dProblem& problem, int device, void* stream);

@@ -15,7 +15,7 @@ namespace mvit::cuda {
 struct QGemmProblem {
     int64_t rows;
     const uint8_t* a;
-    int64_t a_stride;
+    int64_t a_stride, depth;  // in bytes; depth: of a row, as the weight's or less, where the weight has zeros behind
     QFragments weight;
     QEpilogue epilogue;  // every address on the device; of whole panels, aligned to 16, those of the channels and column_sum
 };

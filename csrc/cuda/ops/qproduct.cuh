@@ -1,22 +1,29 @@
-// The integer product that qgemm and qconv2d share: a block of `block_rows` rows times 64 columns of a weight, by tensor cores.
+// The integer product that qgemm and qconv2d share: a block of `block_rows` rows times `block_columns` columns of a weight, by tensor
+// cores.
 //
 //     sum[m, n] = sum_k a[m, k] w[n, k],    y[m, n] = epilogue(sum[m, n])
 //
-// Four warps, two by two, each of half the rows and 32 columns. Depth goes by in stages of 64 bytes of each row, through a ring of four in
-// shared memory: while one is multiplied the next three are on their way. A stage has block_rows x 64 bytes of a (swizzle.cuh) and the
-// tiles of the weight (qfragments.h) as they lie in memory. In the end sums go through shared memory once, from the order of tensor cores
-// into rows, so that a thread finishes four neighbouring columns and 16 threads write a run of a row.
+// A warp has 32 columns of 32 rows, in low blocks of 16. Depth goes by in stages of 64 bytes of each row, through a ring in shared memory:
+// while one is multiplied the next are on their way. A stage has block_rows x 64 bytes of a (swizzle.cuh) and the tiles of the weight
+// (qfragments.h) as they lie in memory.
 //
-// Rows come from a Source, which says where 16 bytes of a row lie and how many of them there are: QRows (a matrix) and QTaps (what pixels
-// of a convolution see, qconv2d.cuh). Bytes that are not there are zeros in shared memory, and add nothing.
+// Columns lie in tiles in an order of their own, `product_column`, by which the four products of 8 columns of a warp give a thread eight
+// neighbouring columns of each row. It finishes these where they are (qeight.cuh): four lanes write 32 bytes of a row, or 64 of int16.
+// What ends otherwise goes through shared memory once, into rows, of which a thread finishes four columns (qepilogue.cuh).
 //
-// Floor: 2 M N K operations of the tensor cores; a read N / 64 times (from the second cache), w M / block_rows times, y written once.
+// Rows come from a Source, which copies 16 bytes of a row, or as many as there are: QRows (a matrix), QTaps (what pixels of a convolution
+// see, qtaps.cuh) and QThinTaps (qthin.cuh). Bytes of a row that are
+// not there meet zeros of the weight and add nothing, whatever they are; rows that are not there are not written.
+//
+// Floor: 2 M N K operations of the tensor cores; a read N / block_columns times (from the second cache), w M / block_rows times, y written
+// once. With the depths of a network, a few stages, instructions count more than either: see qproduct_launch.cuh.
 #pragma once
 
 #include "cpu/core/qepilogue_types.h"
 #include "cuda/primitives/cp_async.cuh"
 #include "cuda/primitives/int6.cuh"
 #include "cuda/primitives/mma_s8.cuh"
+#include "cuda/primitives/qeight.cuh"
 #include "cuda/primitives/qepilogue.cuh"
 #include "cuda/primitives/qfragments.h"
 #include "cuda/primitives/swizzle.cuh"
@@ -29,38 +36,28 @@ struct Chunk {
     int bytes;
 };
 
-// Rows of a matrix.
-struct QRows {
-    const uint8_t* a;
-    int64_t rows, stride, depth;  // in bytes
-    int alignment;                // of the chunks: 16, 4 or 1
+inline constexpr int warp_columns = 32;
 
-    struct Row {
-        const uint8_t* from;
-        bool exists;
-    };
-    MVIT_DEVICE Row row(int64_t m) const { return {m < rows ? a + m * stride : a, m < rows}; }
-    MVIT_DEVICE Chunk chunk(const Row& row, int c) const {
-        const int64_t k = int64_t{chunk_bytes} * c, left = row.exists ? depth - k : 0;
-        if (left <= 0) return {a, 0};
-        return {row.from + k, static_cast<int>(left < chunk_bytes ? left : chunk_bytes)};
-    }
-    // What the sums of a row begin with; null: what the channels say.
-    MVIT_DEVICE const int32_t* init(int64_t) const { return nullptr; }
-};
+// Which column of 32 lies at place n of a weight's tiles: products of 8 columns leave columns 2 t and 2 t + 1 to a thread (mma_s8.cuh, t
+// its place among four), and of four such products it shall have 8 t .. 8 t + 7.
+MVIT_BOTH constexpr int64_t product_column(int64_t n) {
+    const int64_t product = n % warp_columns / 8, t = n % 8 / 2;
+    return n / warp_columns * warp_columns + 8 * t + 2 * product + n % 2;
+}
 
-inline constexpr int product_threads = 128, product_stages = 4;
-
-template <int block_rows, int bits>
+template <int block_rows, int block_columns, int bits>
 struct QProductShape {
-    static constexpr int columns = fragment_columns, depth = fragment_depth;
-    static constexpr int a_bytes = block_rows * depth, b_bytes = columns / tile_columns * (depth / tile_depth) * tile_bytes(bits);
+    static constexpr int depth = fragment_depth;
+    static constexpr int warp_rows = block_rows < 64 ? 16 : 32, stages = block_rows < 64 ? 4 : 3;
+    static constexpr int threads = block_rows / warp_rows * (block_columns / warp_columns) * warp_size;
+    static_assert((threads & (threads - 1)) == 0);
+    static constexpr int a_bytes = block_rows * depth, b_bytes = block_columns / tile_columns * (depth / tile_depth) * tile_bytes(bits);
     static constexpr int stage_bytes = a_bytes + b_bytes;
-    // Rows of sums 8 banks further on than the last: the pairs that a quarter of a warp writes at once do not meet.
-    static constexpr int sums_stride = columns + 8;
-    static constexpr int sums_bytes = block_rows * sums_stride * 4, ring_bytes = product_stages * stage_bytes;
-    static constexpr int last_bytes = sums_bytes + SharedCurve::bytes;
-    static constexpr int shared_bytes = last_bytes > ring_bytes ? last_bytes : ring_bytes;
+    // Rows of sums four banks further on than the last: the quads that a quarter of a warp writes at once do not meet.
+    static constexpr int sums_stride = block_columns + 4;
+    static constexpr int sums_bytes = block_rows * sums_stride * 4, ring_bytes = stages * stage_bytes;
+    static constexpr int curve = sums_bytes > ring_bytes ? sums_bytes : ring_bytes;  // where it lies
+    static constexpr int shared_bytes = curve + SharedCurve::bytes;
     static_assert(shared_bytes <= 48 * 1024);  // what a kernel gets without asking
 };
 
@@ -100,56 +97,137 @@ MVIT_DEVICE void load_chunk(uint8_t* to, const Chunk& chunk, int alignment) {
     *reinterpret_cast<Quad<uint32_t>*>(to) = words;
 }
 
+// Rows of a matrix.
+struct QRows {
+    const uint8_t* a;
+    int64_t rows, stride, depth;  // in bytes
+    int alignment;                // of the chunks: 16, 4 or 1
+
+    // At a chunk, and the next one that the same thread copies is that of the next stage.
+    struct Row {
+        const uint8_t* from;
+        int left;
+    };
+    MVIT_DEVICE Row row(int64_t m, int chunk) const {
+        if (m >= rows) return {a, 0};
+        return {a + m * stride + chunk * chunk_bytes, static_cast<int>(depth) - chunk * chunk_bytes};
+    }
+    MVIT_DEVICE void copy(uint8_t* to, Row& row, int) const {
+        load_chunk(to, row.left > 0 ? Chunk{row.from, row.left < chunk_bytes ? row.left : chunk_bytes} : Chunk{a, 0}, alignment);
+        row.from += row_bytes, row.left -= row_bytes;
+    }
+    // Whether sums of rows may begin with something of their own, and with what; null: what the channels say. Whether all depth is a stage.
+    static constexpr bool has_init = false, one_stage = false;
+    MVIT_DEVICE const int32_t* init(int64_t) const { return nullptr; }
+};
+
+// Those of which all chunks are whole and aligned. Chunks that are not there are left as they are.
+struct QWholeRows : QRows {
+    static bool are(const QRows& rows) { return rows.alignment == chunk_bytes && rows.depth % chunk_bytes == 0; }
+    MVIT_DEVICE void copy(uint8_t* to, Row& row, int) const {
+        if (row.left > 0) cp_async16(to, row.from, chunk_bytes);
+        row.from += row_bytes, row.left -= row_bytes;
+    }
+};
+
 // `shared`: QProductShape::shared_bytes, aligned to 16.
-template <int block_rows, int bits, class Source>
+template <int block_rows, int block_columns, int bits, class Source>
 MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpilogue& e, int64_t rows, uint8_t* shared) {
-    using Shape = QProductShape<block_rows, bits>;
-    constexpr int thread_rows = block_rows * row_chunks / product_threads;  // chunks of a stage that a thread copies, one of a row
-    constexpr int row_step = product_threads / row_chunks;
-    constexpr int warp_rows = block_rows / 2 / 16, warp_tiles = Shape::columns / 2 / tile_columns;
-    const int thread = thread_index(), lane = thread % warp_size, warp = thread / warp_size;
-    const int64_t first_row = block_x() * block_rows, first_column = int64_t{block_y()} * Shape::columns;
-    const int stages = static_cast<int>(ceil_divide(w.depth, Shape::depth));
+    using Shape = QProductShape<block_rows, block_columns, bits>;
+    constexpr int thread_rows = block_rows * row_chunks / Shape::threads;  // chunks of a stage that a thread copies, one of a row
+    constexpr int row_step = Shape::threads / row_chunks;
+    constexpr int rounds = Shape::warp_rows / 16, warp_tiles = warp_columns / tile_columns, column_warps = block_columns / warp_columns;
+    // By a mask, that it is not negative: divisions are shifts.
+    const int thread = thread_index() & (Shape::threads - 1), lane = thread % warp_size, warp = thread / warp_size;
+    const int64_t first_row = block_x() * block_rows, first_column = int64_t{block_y()} * block_columns;
+    const int stages = static_cast<int>((static_cast<uint32_t>(w.depth) + Shape::depth - 1) / Shape::depth);
 
     const int own_chunk = thread % row_chunks, own_row = thread / row_chunks;
     typename Source::Row own[thread_rows];
     MVIT_UNROLL
-    for (int i = 0; i < thread_rows; ++i) own[i] = source.row(first_row + own_row + i * row_step);
+    for (int i = 0; i < thread_rows; ++i) own[i] = source.row(first_row + own_row + i * row_step, own_chunk);
 
     constexpr int run_bytes = Shape::depth / tile_depth * tile_bytes(bits);  // of a stage, of 16 columns: side by side in memory
     constexpr int run_chunks = run_bytes / chunk_bytes, b_chunks = Shape::b_bytes / chunk_bytes;
-    const uint8_t* tiles = w.tiles + first_column / tile_columns * stages * run_bytes;
+    constexpr int thread_chunks = (b_chunks + Shape::threads - 1) / Shape::threads;
+    const uint8_t* b_from[thread_chunks];
+    MVIT_UNROLL
+    for (int i = 0; i < thread_chunks; ++i) {
+        const int c = i * Shape::threads + thread;
+        b_from[i] = w.tiles + (first_column / tile_columns + c / run_chunks) * stages * run_bytes + c % run_chunks * chunk_bytes;
+    }
 
-    const auto load_stage = [&](int stage) {
-        uint8_t* to = shared + stage % product_stages * Shape::stage_bytes;
+    // The next stage, and its place in the ring.
+    int loaded = 0, load_place = 0;
+    const auto load_stage = [&] {
+        uint8_t* to = shared + load_place;
         MVIT_UNROLL
         for (int i = 0; i < thread_rows; ++i)
-            load_chunk(to + swizzled(own_row + i * row_step, own_chunk), source.chunk(own[i], stage * row_chunks + own_chunk),
-                       source.alignment);
+            source.copy(to + swizzled(own_row, own_chunk) + i * row_step * row_bytes, own[i], loaded * row_chunks + own_chunk);
         MVIT_UNROLL
-        for (int i = 0; i < b_chunks; i += product_threads) {
-            const int c = i + thread;
-            if (c >= b_chunks) break;
-            const uint8_t* run = tiles + (int64_t{c / run_chunks} * stages + stage) * run_bytes;
-            cp_async16(to + Shape::a_bytes + c * chunk_bytes, run + c % run_chunks * chunk_bytes, chunk_bytes);
+        for (int i = 0; i < thread_chunks; ++i) {
+            const int c = i * Shape::threads + thread;
+            if (b_chunks % Shape::threads == 0 || c < b_chunks) cp_async16(to + Shape::a_bytes + c * chunk_bytes, b_from[i], chunk_bytes);
+            b_from[i] += run_bytes;
+        }
+        ++loaded;
+        load_place = load_place + Shape::stage_bytes == Shape::ring_bytes ? 0 : load_place + Shape::stage_bytes;
+    };
+    static_assert(row_step % 8 == 0);  // rows of the same place in the order of swizzle.cuh
+    // A group is committed in every turn, an empty one past the end, so that the same number is always under way.
+    if constexpr (Source::one_stage) {
+        load_stage();
+        cp_async_commit();
+    } else {
+        MVIT_ROLLED
+        for (int stage = 0; stage < Shape::stages - 1; ++stage) {
+            if (loaded < stages) load_stage();
+            cp_async_commit();
+        }
+    }
+    uint8_t* const curve = shared + Shape::curve;
+    if (e.curve) SharedCurve::load(e.curve, curve, Shape::threads);
+
+    const int warp_row = warp / column_warps * Shape::warp_rows, warp_column = warp % column_warps * warp_columns;
+    // What this thread has of sums: columns `column` .. `column` + 7 of rows `row` + 16 i + 8 half of the block.
+    const int columns = static_cast<int>(w.columns), column = static_cast<int>(first_column) + warp_column + eight * (lane % 4);
+    const int row = warp_row + lane / 4;
+    const bool in_eight = ends_in_eight(e);
+    int32_t sums[rounds][2 * warp_tiles][4] = {};
+    const auto add_init = [&] {
+        if (!in_eight || column >= columns) return;
+        const Quad<int32_t> channels[2] = {load_quad(e.channels.init + column, four, true),
+                                           load_quad(e.channels.init + column + four, four, true)};
+        MVIT_UNROLL
+        for (int i = 0; i < 2 * rounds; ++i) {
+            Quad<int32_t> init[2] = {channels[0], channels[1]};
+            if constexpr (Source::has_init) {
+                if (const int32_t* of_row = source.init(first_row + row + 8 * i))
+                    init[0] = load_quad(of_row + column, four, true), init[1] = load_quad(of_row + column + four, four, true);
+            }
+            MVIT_UNROLL
+            for (int c = 0; c < eight; ++c) {
+                int32_t& sum = sums[i / 2][c / 2][i % 2 * 2 + c % 2];
+                sum = add(sum, init[c / four].v[c % four]);
+            }
         }
     };
+    if constexpr (bits == 8) add_init();
 
-    int32_t sums[warp_rows][2 * warp_tiles][4] = {};
-    const int warp_row = warp / 2 * (block_rows / 2), warp_tile = warp % 2 * warp_tiles;
-
-    const auto multiply_stage = [&](int stage) {
-        const uint8_t* a = shared + stage % product_stages * Shape::stage_bytes;
-        const uint8_t* b = a + Shape::a_bytes;
+    // The two halves of a stage's depth are two chunks apart, which the swizzle keeps; rows 16 further on lie as these do.
+    const int a_place = swizzled(warp_row + ldmatrix_row(lane), ldmatrix_chunk(lane));
+    const bool warp_has = static_cast<int>(first_column) + warp_column < columns;
+    const auto multiply_stage = [&](const uint8_t* a) {
+        const uint8_t* b = a + Shape::a_bytes + warp_column / tile_columns * run_bytes;
         MVIT_UNROLL
         for (int k = 0; k < Shape::depth / tile_depth; ++k) {
             uint32_t words[warp_tiles][4];
             MVIT_UNROLL
-            for (int j = 0; j < warp_tiles; ++j) load_tile<bits>(b + (warp_tile + j) * run_bytes + k * tile_bytes(bits), lane, words[j]);
+            for (int j = 0; j < warp_tiles; ++j) load_tile<bits>(b + j * run_bytes + k * tile_bytes(bits), lane, words[j]);
             MVIT_UNROLL
-            for (int i = 0; i < warp_rows; ++i) {
+            for (int i = 0; i < rounds; ++i) {
                 uint32_t fragment[4];
-                ldmatrix_x4(fragment, a + swizzled(warp_row + 16 * i + ldmatrix_row(lane), 2 * k + ldmatrix_chunk(lane)));
+                ldmatrix_x4(fragment, a + (a_place ^ 2 * k * chunk_bytes) + 16 * i * row_bytes);
                 MVIT_UNROLL
                 for (int j = 0; j < warp_tiles; ++j) {
                     mma_u8s8(sums[i][2 * j], fragment, words[j][0], words[j][1]);
@@ -158,55 +236,56 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
             }
         }
     };
-
-    // A group is committed in every turn, an empty one past the end, so that the same number is always under way.
-    MVIT_UNROLL
-    for (int stage = 0; stage < product_stages - 1; ++stage) {
-        if (stage < stages) load_stage(stage);
-        cp_async_commit();
-    }
+    int place = 0;
+    MVIT_ROLLED
     for (int stage = 0; stage < stages; ++stage) {
-        cp_async_wait<product_stages - 2>();
+        cp_async_wait<Source::one_stage ? 0 : Shape::stages - 2>();
         block_barrier();  // all have what all copied; and nobody reads the stage before any more, whose place the next copies take
-        if (stage + product_stages - 1 < stages) load_stage(stage + product_stages - 1);
-        cp_async_commit();
-        multiply_stage(stage);
+        if constexpr (!Source::one_stage) {
+            if (loaded < stages) load_stage();
+            cp_async_commit();
+        }
+        if (warp_has) multiply_stage(shared + place);
+        place = place + Shape::stage_bytes == Shape::ring_bytes ? 0 : place + Shape::stage_bytes;
     }
-    cp_async_wait<0>();
-    block_barrier();
-
-    auto* staged = reinterpret_cast<int32_t*>(shared);
-    uint8_t* const curve = shared + Shape::sums_bytes;
-    if (e.curve) SharedCurve::load(e.curve, curve, product_threads);
-    struct alignas(8) Pair {
-        int32_t v[2];
-    };
-    MVIT_UNROLL
-    for (int i = 0; i < warp_rows; ++i) {
+    if constexpr (bits == 6) {
         MVIT_UNROLL
-        for (int j = 0; j < 2 * warp_tiles; ++j) {
-            MVIT_UNROLL
-            for (int half = 0; half < 4; half += 2) {
-                const int row = warp_row + 16 * i + c_row(lane, half), column = warp_tile * tile_columns + 8 * j + c_column(lane, half);
-                constexpr int shift = bits == 6 ? int6_shift : 0;
-                *reinterpret_cast<Pair*>(staged + row * Shape::sums_stride + column) = {sums[i][j][half] >> shift,
-                                                                                        sums[i][j][half + 1] >> shift};
-            }
+        for (int i = 0; i < rounds * 2 * warp_tiles * 4; ++i) {
+            int32_t& sum = sums[i / (2 * warp_tiles * 4)][i / 4 % (2 * warp_tiles)][i % 4];
+            sum >>= int6_shift;
+        }
+        add_init();
+    }
+    if (in_eight) {
+        if (stages == 0) block_barrier();  // before the curve is read
+        if (column < columns) finish_eight(sums, e, columns, column, first_row + row, rows, curve);
+        return;
+    }
+
+    block_barrier();
+    auto* staged = reinterpret_cast<int32_t*>(shared);
+    MVIT_UNROLL
+    for (int i = 0; i < 2 * rounds; ++i) {
+        MVIT_UNROLL
+        for (int quad = 0; quad < 2; ++quad) {
+            const auto sum = [&](int c) { return sums[i / 2][2 * quad + c / 2][i % 2 * 2 + c % 2]; };
+            int32_t* to = staged + (row + 8 * i) * Shape::sums_stride + warp_column + eight * (lane % 4) + four * quad;
+            *reinterpret_cast<Quad<int32_t>*>(to) = {{sum(0), sum(1), sum(2), sum(3)}};
         }
     }
     block_barrier();
-
-    constexpr int row_threads = Shape::columns / four;
-    const int column = thread % row_threads * four;
-    if (first_column + column >= w.columns) return;
-    const Finish finish(e, w.columns, first_column + column, curve);
-    for (int row = thread / row_threads; row < block_rows && first_row + row < rows; row += product_threads / row_threads) {
-        const auto sum = *reinterpret_cast<const Quad<int32_t>*>(staged + row * Shape::sums_stride + column);
-        const int32_t* init = source.init(first_row + row);
+    constexpr int row_threads = block_columns / four;
+    const int quad = thread % row_threads * four;
+    if (first_column + quad >= w.columns) return;
+    const Finish finish(e, w.columns, first_column + quad, curve);
+    MVIT_ROLLED
+    for (int i = thread / row_threads; i < block_rows && first_row + i < rows; i += Shape::threads / row_threads) {
+        const auto sum = *reinterpret_cast<const Quad<int32_t>*>(staged + i * Shape::sums_stride + quad);
+        const int32_t* init = source.init(first_row + i);
         if (init) {
-            finish(sum, init, first_row + row);
+            finish(sum, init, first_row + i);
         } else {
-            finish(sum, first_row + row);
+            finish(sum, first_row + i);
         }
     }
 }

@@ -4,6 +4,7 @@
 #include "cuda/ops/qconv2d.h"
 #include "cuda/ops/qproduct.cuh"
 #include "cuda/primitives/alignment.h"
+#include "cuda/primitives/divisor.h"
 
 namespace mvit::cuda {
 
@@ -14,6 +15,15 @@ inline int map_alignment(const QMap& x, const QMap& second) {
 }
 
 inline constexpr int64_t padded_panels(int64_t columns) { return (columns + 15) / 16 * 16; }
+
+// Whether pixels are the rows of a matrix, and which.
+inline bool pixels_are_rows(const QConv2dProblem& p) {
+    const bool dense = p.x.row == p.width * p.x.pixel && (p.batch == 1 || p.x.image == p.height * p.x.row);
+    return p.kernel == 1 && p.stride == 1 && p.second.channels == 0 && dense;
+}
+inline QRows pixel_rows(const QConv2dProblem& p) {
+    return {p.x.data, p.batch * p.height * p.width, p.x.pixel, p.x.channels, alignment_of(p.x.data, p.x.pixel)};
+}
 
 class QTaps {
   public:
@@ -37,16 +47,35 @@ class QTaps {
           kernel_(p.kernel),
           stride_(p.stride),
           x_chunks_(static_cast<int>(ceil_divide(p.x.channels, chunk_bytes))),
-          tap_chunks_(x_chunks_ + static_cast<int>(ceil_divide(p.second.channels, chunk_bytes))) {}
+          tap_chunks_(x_chunks_ + static_cast<int>(ceil_divide(p.second.channels, chunk_bytes))),
+          small_(rows() < INT32_MAX - 1024),  // with those of the last block that do not exist
+          by_image_(static_cast<uint32_t>(small_ ? out_height_ * out_width_ : 1)),
+          by_line_(static_cast<uint32_t>(out_width_)) {}
 
     MVIT_BOTH int64_t rows() const { return batch_ * out_height_ * out_width_; }
 
-    MVIT_DEVICE Row row(int64_t m) const {
-        const int64_t pixels = int64_t{out_height_} * out_width_, image = m / pixels;
-        const int pixel = static_cast<int>(m - image * pixels), y = pixel / out_width_, x = pixel % out_width_;
+    MVIT_DEVICE Row row(int64_t m, int = 0) const {
+        const int64_t pixels = int64_t{out_height_} * out_width_;
+        const int64_t image = small_ ? by_image_(static_cast<uint32_t>(m)) : m / pixels;
+        const auto pixel = static_cast<uint32_t>(m - image * pixels);
+        const int y = static_cast<int>(by_line_(pixel)), x = static_cast<int>(pixel) - y * out_width_;
         return {image, y * stride_ - kernel_ / 2, x * stride_ - kernel_ / 2, image < batch_};
     }
 
+    MVIT_DEVICE void copy(uint8_t* to, const Row& row, int c) const { load_chunk(to, chunk(row, c), alignment); }
+
+    // What the sums of a row begin with; null: what the channels say.
+    static constexpr bool has_init = true, one_stage = false;
+    MVIT_DEVICE const int32_t* init(int64_t m) const {
+        if (!border_) return nullptr;
+        const Row at = row(m);
+        const int rows = (at.y < 0 ? 1 : 0) + (at.y + 2 >= height_ ? 2 : 0), columns = (at.x < 0 ? 1 : 0) + (at.x + 2 >= width_ ? 2 : 0);
+        return border_ + (4 * rows + columns) * border_stride_;
+    }
+
+    int alignment;  // of the chunks: 16, 4 or 1
+
+  private:
     MVIT_DEVICE Chunk chunk(const Row& row, int c) const {
         const int tap = c / tap_chunks_, inside = c % tap_chunks_;
         const int y = row.y + tap / kernel_, x = row.x + tap % kernel_;
@@ -60,20 +89,12 @@ class QTaps {
                 static_cast<int>(left < chunk_bytes ? left : chunk_bytes)};
     }
 
-    MVIT_DEVICE const int32_t* init(int64_t m) const {
-        if (!border_) return nullptr;
-        const Row at = row(m);
-        const int rows = (at.y < 0 ? 1 : 0) + (at.y + 2 >= height_ ? 2 : 0), columns = (at.x < 0 ? 1 : 0) + (at.x + 2 >= width_ ? 2 : 0);
-        return border_ + (4 * rows + columns) * border_stride_;
-    }
-
-    int alignment;  // of the chunks: 16, 4 or 1
-
-  private:
     QMap x_, second_;
     const int32_t* border_;
     int64_t border_stride_, batch_;
     int height_, width_, out_height_, out_width_, kernel_, stride_, x_chunks_, tap_chunks_;
+    bool small_;
+    Divisor by_image_, by_line_;
 };
 
 }  // namespace mvit::cuda
