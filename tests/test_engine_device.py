@@ -179,6 +179,18 @@ def test_what_a_graph_reads_can_be_held(v2_plan) -> None:
     assert not any(each() is not None for each in kept)
 
 
+def test_what_was_forgotten_is_remembered(v2_plan, monkeypatch) -> None:
+    """In a graph of the caller's, after an optimizer's step somewhere, nothing can be made."""
+    x = torch.randn(1, 3, 64, 64)
+    with packing.holding() as held:
+        (right,) = v2_plan.run(x)
+    packing.forget_all()
+    monkeypatch.setattr(packing, "_made", None)
+    packing.remember(held)
+    (y,) = v2_plan.run(x)
+    assert torch.equal(y, right)
+
+
 def test_where_a_plan_runs() -> None:
     model, x = mk.create_model("mobilevit_xxs").eval(), torch.ones(1, 3, 64, 64)
     compiled = mk.compile(model, x)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from triton_checks import DTYPES, randn
+from triton_checks import DEVICE, DTYPES, randn
 
 import mvit_kernels as mk
 from mvit_kernels import reference
@@ -41,7 +41,7 @@ def test_ops_take_parts_for_moments(height: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_large_constants_in_channels_that_are_no_power_of_two(norm: str) -> None:
     """Beyond the last channel -mean / sigma would be infinite in float16, and NaN behind a product with the zeros there."""
-    x = torch.full((1, 24, 2, 2), 300.0, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
+    x = torch.full((1, 24, 2, 2), 300.0, dtype=torch.float16, device=DEVICE).contiguous(memory_format=torch.channels_last)
     weights = [randn(*size, dtype=torch.float16) / 8 for size in ((24,), (24,), (48, 24), (48,), (24, 48), (24,))]
     assert ops.feed_forward(x, *weights, norm=norm, backend="triton").isfinite().all()
     qkv, out = [randn(49, 24, dtype=torch.float16) / 8, randn(49)], [randn(24, 24, dtype=torch.float16) / 8, randn(24)]

@@ -71,7 +71,7 @@ def far_calls() -> dict[str, tuple[str, Callable[[], Tensor]]]:
         ),
         "unfold_patches": ("patches", partial(ops.unfold_patches, image, (2, 2))),
         "fold_patches": ("patches", partial(ops.fold_patches, ops.unfold_patches(image, (2, 2), backend="reference"), (6, 4), (2, 2))),
-        "qpool_mixer": ("qpool_mixer", partial(ops.qpool_mixer, byte, randn(12).cpu(), **scales, **out)),
+        "qpool_mixer": ("qpool_mixer", partial(ops.qpool_mixer, byte, randn(12), **scales, **out)),
         "qseparable_context": (
             "qseparable_attention",
             partial(ops.qseparable_context, pixels[..., 0], pixels[..., 1:], table, x_scale=0.1, x_zero_point=3, **out),

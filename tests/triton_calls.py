@@ -22,6 +22,11 @@ def ones(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.ones(size, dtype=dtype, device=DEVICE)
 
 
+def random_weight(*size: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """That keeps sums of 16-bit floats finite."""
+    return (torch.randn(size) / size[-1] ** 0.5).to(DEVICE, dtype)
+
+
 def separable_attention_calls() -> dict[str, Any]:
     calls = {}
     for channels_last in (True, False):
@@ -190,7 +195,7 @@ def separable_attention_block_calls() -> dict[str, Any]:
         (256, 256, 8, torch.float16), (2, 512, 8, torch.float16), (2, 128, 32, torch.float32),
     ):  # fmt: skip
         sizes = (dim,), (dim,), (1 + 2 * dim, dim), (1 + 2 * dim,), (dim, dim), (dim,)
-        inputs = [image(batch, dim, side, side, dtype=dtype), *(ones(*size, dtype=dtype) for size in sizes)]
+        inputs = [image(batch, dim, side, side, dtype=dtype), *(random_weight(*size, dtype=dtype) for size in sizes)]
         call = use(ops.separable_attention_block, *inputs, patch_size=(2, 2), collect=batch > 2)
         calls[f"separable_attention_block {batch}x{dim} {dtype}"] = call
     return calls
@@ -286,7 +291,7 @@ def feed_forward_calls() -> dict[str, Any]:
     ):  # fmt: skip
         x = image(batch, dim, side, side, dtype=dtype)
         sizes = (dim,), (dim,), (2 * dim, dim), (2 * dim,), (dim, 2 * dim), (dim,)
-        parameters = [ones(*size, dtype=dtype) for size in sizes]
+        parameters = [random_weight(*size, dtype=dtype) for size in sizes]
         in_v1 = dim in (144, 192, 240)  # whose norm is of a pixel, not of an image
         settings = {"norm": "layer"} if in_v1 else {"moments": ones(batch, 2, dtype=torch.float64), "collect": True}
         calls[f"feed_forward {tuple(x.shape)} {dtype}"] = use(ops.feed_forward, x, *parameters, **settings)

@@ -16,6 +16,7 @@ if not mk.backends()["triton"].usable:
     pytest.skip(mk.backends()["triton"].reason, allow_module_level=True)
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+torch.backends.cudnn.allow_tf32 = False  # what results are held against is float32
 FORMATS = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
 DTYPES = [torch.float32, slow(torch.bfloat16), slow(torch.float16)]
 

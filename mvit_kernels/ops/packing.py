@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import weakref
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import compress
 from operator import attrgetter
 from typing import Any, NamedTuple
@@ -168,16 +168,26 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: 
             if reference() is not source:  # a new tensor at an old address
                 break
         else:
-            return entry.value if _holding.get() is None else _held(Use(entry.value, tensors, contents, state))
+            return entry.value if _holding.get() is None else _held(Use(entry.value, key, tensors, contents, state))
+    use = Use(_made_to_keep(recipe, sources, tensors[0].device), key, tensors, contents, state)
+    _keep(use)
+    return use.value if _holding.get() is None else _held(use)
 
-    def forget(_: object, entries: dict[Any, Any] = _entries) -> None:  # bound: at exit, globals go first
+
+def _keep(use: Use) -> None:
+    def forget(_: object, key: tuple[Hashable, ...] = use.key, entries: dict[Any, Any] = _entries) -> None:  # at exit, globals go first
         entries.pop(key, None)
 
-    value = _made_to_keep(recipe, sources, tensors[0].device)
-    references = tuple(weakref.ref(x, forget) for x in tensors)
-    memory = tuple(x.untyped_storage() for x in tensors)
-    _entries[key] = _Entry(references, state, memory, value)
-    return value if _holding.get() is None else _held(Use(value, tensors, contents, state))
+    references = tuple(weakref.ref(x, forget) for x in use.sources)
+    memory = tuple(x.untyped_storage() for x in use.sources)
+    _entries[use.key] = _Entry(references, use.state, memory, use.value)
+
+
+def remember(uses: Iterable[Use]) -> None:
+    """Keep again what was made, as far as it has been forgotten and its sources are what they were."""
+    for use in uses:
+        if use.key not in _entries and use.is_current():
+            _keep(use)
 
 
 def _state(tensors: Sequence[torch.Tensor], contents: Sequence[torch.Tensor]) -> tuple[Any, ...] | None:
@@ -197,6 +207,7 @@ class Use(NamedTuple):
     """What a call of `packed` gave, what it was asked for, and the state of the sources that it was made from."""
 
     value: Any
+    key: tuple[Hashable, ...]
     sources: Sequence[torch.Tensor]
     contents: Sequence[torch.Tensor]
     state: tuple[Any, ...]

@@ -8,7 +8,7 @@ tensor, no normalised copy, no unfolded copy. With xc = x - mean and r = 1 / sig
 4. y = x + W_o (relu(r W_v xc + b_v) context) + b_o: both products of a tile of pixels in one program, v and what comes of it stay there.
 
 Of few pixels, each program of 4 would wait for all weights by itself, and most of a GPU for nothing: there the gated values go through
-memory (L2), and programs share the columns of both products. Of few phases, so do programs of 3.
+memory (L2), programs share the columns of both products, and those of the first one do 3 for their columns.
 
 x is normalised before it is rounded to 16 bits for the tensor cores, so a large mean costs no accuracy.
 """
@@ -137,13 +137,8 @@ def context_kernel(
 
 
 @triton.jit
-def context_row_kernel(
-    mixed, softmax, key, key_bias, context, dim, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
-):  # fmt: skip
-    """The same, a program for BLOCK_N columns of a row: all that it reads is on the way at once."""
-    wait_turn()
-    across = tl.cdiv(dim, BLOCK_N)
-    row, n = (tl.program_id(0) // across).to(tl.int64), (tl.program_id(0) % across) * BLOCK_N + tl.arange(0, BLOCK_N)
+def context_of(mixed, softmax, key, key_bias, row, n, dim, SPLITS: tl.constexpr, BLOCK_K: tl.constexpr):
+    """Channels n of the context of a row: all that it reads is on the way at once."""
     split, k = row * SPLITS + tl.arange(0, SPLITS), tl.arange(0, BLOCK_K)
     w = tl.load(key + n[:, None] * dim + k[None, :], mask=(n < dim)[:, None] & (k < dim)[None, :], other=0.0)
     values = tl.load(mixed + split[:, None] * dim + k[None, :], mask=(k < dim)[None, :], other=0.0)
@@ -151,16 +146,29 @@ def context_row_kernel(
     shrink = tl.exp(largest - tl.max(largest, 0))
     weight = shrink / tl.sum(shrink * sums, 0)
     total = tl.sum(w * tl.sum(weight[:, None] * values, 0)[None, :], 1)
-    tl.store(context + row * dim + n, total + tl.load(key_bias + n, mask=n < dim, other=0.0), mask=n < dim)
+    return total + tl.load(key_bias + n, mask=n < dim, other=0.0)
+
+
+@triton.jit
+def context_row_kernel(
+    mixed, softmax, key, key_bias, context, dim, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr
+):  # fmt: skip
+    """As context_kernel, a program for BLOCK_N columns of a row."""
+    wait_turn()
+    across = tl.cdiv(dim, BLOCK_N)
+    row, n = (tl.program_id(0) // across).to(tl.int64), (tl.program_id(0) % across) * BLOCK_N + tl.arange(0, BLOCK_N)
+    result = context_of(mixed, softmax, key, key_bias, row, n, dim, SPLITS, BLOCK_K)
+    tl.store(context + row * dim + n, result, mask=n < dim)
 
 
 @triton.jit
 def gated_kernel(
-    x, parts, context, value, value_bias, gated, dim, groups, across, length, columns, x_image, x_row, x_column, x_row_step,
-    x_column_step, pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, SLICE: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
+    x, parts, mixed, softmax, key, key_bias, value, value_bias, gated, dim, groups, across, length, columns, x_image, x_row, x_column,
+    x_row_step, x_column_step, pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, SLICE: tl.constexpr, C1: tl.constexpr,
+    C2: tl.constexpr, SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """gated = relu(r W_v xc + b_v) context, laid out as x is, in tiles of pixels of a phase and of channels."""
+    """gated = relu(r W_v xc + b_v) context, laid out as x is, in tiles of pixels of a phase and of channels; a tile finds its channels of
+    the context itself, which takes less time than a launch."""
     wait_turn()
     slices, per_group = tl.cdiv(dim, BLOCK_V), tl.cdiv(length, BLOCK_T)
     program = tl.program_id(0) // slices
@@ -178,7 +186,7 @@ def gated_kernel(
         x2 = load_pixels(x + begin, at, c2, dim)
         values = dot(normal(x2, mean, inverse, c2, dim).to(x.dtype.element_ty), tl.load(into + c2[:, None]), values)
     values += tl.load(value_bias + v)[None, :]
-    gate = tl.load(context + (program // per_group).to(tl.int64) * dim + v, mask=v < dim, other=0.0)
+    gate = context_of(mixed, softmax, key, key_bias, (program // per_group).to(tl.int64), v, dim, SPLITS, BLOCK_K)
     result = (tl.where(values < 0, 0.0, values) * gate[None, :]).to(x.dtype.element_ty)
     tl.store(gated + begin + at + v[None, :], result, mask=(t < length)[:, None] & (v < dim)[None, :])
 
@@ -249,7 +257,6 @@ def forward(
     splits = _splits(rows, blocks(walk.length, block_t), processors(x))
     share = blocks(blocks(walk.length, block_t), splits) * block_t
     mixed, softmax = (x.new_empty(rows, splits, size, dtype=torch.float32) for size in (dim, 2))
-    context = x.new_empty(rows, dim, dtype=torch.float32)
     of_image = {"PIECES": lanes, "FAR": far(x, y), "enable_fp_fusion": True}
     map_ = (dim, walk.groups, walk.across, walk.length, walk.columns)
     launch(
@@ -257,7 +264,6 @@ def forward(
         x, weights.query, parts, mixed, softmax, *map_, x.stride(0), *walk.steps(x), pieces, eps, splits, share, BLOCK_C=block_c,
         BLOCK_T=block_t, num_warps=4, **of_image,
     )  # fmt: skip
-    _context(mixed, softmax, weights, context)
     sizes = rows, walk.length, dim
     tiles = tuning.choose(
         "separable_attention_block", x, sizes, tile(rows, walk.length, dim, x), functools.partial(candidates, rows, walk.length, dim, x)
@@ -268,11 +274,13 @@ def forward(
         gated = x.new_empty(x.shape[0], *x.shape[2:], dim)
         launch(
             gated_kernel, rows * blocks(walk.length, _FEW) * blocks(dim, _FEW_VALUES),
-            x, parts, context, weights.value, weights.value_bias, gated, *map_, x.stride(0), *walk.steps(x), pieces, eps, BLOCK_T=_FEW,
-            BLOCK_V=_FEW_VALUES, num_warps=4, **of_channels, **of_image,
+            x, parts, mixed, softmax, weights.key, weights.key_bias, weights.value, weights.value_bias, gated, *map_, x.stride(0),
+            *walk.steps(x), pieces, eps, SPLITS=splits, BLOCK_T=_FEW, BLOCK_V=_FEW_VALUES, BLOCK_K=block_c, num_warps=4, **of_channels,
+            **of_image,
         )  # fmt: skip
         pixels, result = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (x, y))
         return gemm.gemm(gated.flatten(0, 2), weights.of_out(), result, residual=pixels, collect=x.shape[0] if collect else 0)
+    context = _context(mixed, softmax, weights)
     per_group = blocks(walk.length, tiles["BLOCK_T"])
     made = empty_parts(x, x.shape[0], walk.groups * per_group * (2 if c2 else 1)) if collect else parts
     launch(
@@ -286,20 +294,23 @@ def forward(
 _FEW_ROWS = 64  # phases, of which each reads the keys by itself: from L2, in less time than it takes to begin
 
 
-def _context(mixed: Tensor, softmax: Tensor, weights: Weights, context: Tensor) -> None:
+def _context(mixed: Tensor, softmax: Tensor, weights: Weights) -> Tensor:
+    """(phases of all images, d)."""
     rows, splits, dim = mixed.shape
+    context = mixed.new_empty(rows, dim)
     if rows <= _FEW_ROWS:
         launch(
             context_row_kernel, rows * blocks(dim, 8),
             mixed, softmax, weights.key, weights.key_bias, context, dim, SPLITS=splits, BLOCK_N=8, BLOCK_K=power_of_two(dim, 16),
             num_warps=4, enable_fp_fusion=True,
         )  # fmt: skip
-        return
+        return context
     launch(
         context_kernel, blocks(rows, 16) * blocks(dim, 32),
         mixed, softmax, weights.key, weights.key_bias, context, rows, dim, SPLITS=splits, BLOCK_M=16, BLOCK_N=32, BLOCK_K=32, num_warps=4,
         enable_fp_fusion=True,
     )  # fmt: skip
+    return context
 
 
 _MOST_SPLITS = 8
