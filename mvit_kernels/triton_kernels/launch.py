@@ -1,8 +1,10 @@
 """What everything that launches a kernel shares.
 
-**Dependent launches** (sm_90). A kernel is launched while the one before it still runs, and waits in its first line, `wait_turn`, until all
-of that is done and visible: what it takes to start it goes on beside the last one's work. As every kernel waits before it touches memory,
-one that is done has waited for all before it, and what two of them share is used in the order of the stream.
+**Dependent launches** (sm_90). A kernel is launched when the programs of the one before it end, and waits in its first line, `wait_turn`,
+until all of that is done and visible: what it takes to start it goes on meanwhile. As every kernel waits before it touches memory, one that
+is done has waited for all before it, and what two of them share is used in the order of the stream. On an H100 a graph of the 76 kernels
+of MobileViTv2-1.0 and one image takes 241 us, and 269 us without; 344 us where kernels also let the next one begin in their first line,
+whose programs then hold the places of their own.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+from triton.language.extra.cuda import gdc_wait
 
 from .products import INTERPRETED
 
@@ -25,7 +27,6 @@ def wait_turn():
     """The first line of every kernel."""
     if not INTERPRETED:  # noqa: SIM102 - the interpreter knows no targets
         if tl.target_info.cuda_capability_geq(9, 0):
-            gdc_launch_dependents()
             gdc_wait()
 
 

@@ -4,8 +4,8 @@
 // This runtime is linked in (libcudart_static) beside that of torch. Both use a device's primary context and the driver's streams, and a
 // thread has one current context for both; so the device that was current before a call is current again after it.
 //
-// On sm_90 kernels are launched while those before them still run, and wait in their first line, `wait_turn`, until all of those are done
-// and visible: what it takes to start a kernel goes on beside the work of the last one (as mvit_kernels/triton_kernels/launch.py has it).
+// On sm_90 a kernel is launched when the blocks of the one before it end, and waits in its first line, `wait_turn`, until all of that is
+// done and visible, as mvit_kernels/triton_kernels/launch.py has it.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -21,7 +21,6 @@ namespace mvit::cuda {
 // The first line of every kernel: before anything that touches memory.
 MVIT_DEVICE void wait_turn() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
