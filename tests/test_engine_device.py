@@ -179,16 +179,21 @@ def test_what_a_graph_reads_can_be_held(v2_plan) -> None:
     assert not any(each() is not None for each in kept)
 
 
-def test_what_was_forgotten_is_remembered(v2_plan, monkeypatch) -> None:
-    """In a graph of the caller's, after an optimizer's step somewhere, nothing can be made."""
+def test_what_was_forgotten_is_recalled_for_a_graph(v2_plan, monkeypatch) -> None:
+    """In a graph of the caller's, after an optimizer's step somewhere, nothing can be made; and calls outside make it anew."""
     x = torch.randn(1, 3, 64, 64)
     with packing.holding() as held:
         (right,) = v2_plan.run(x)
     packing.forget_all()
-    monkeypatch.setattr(packing, "_made", None)
-    packing.remember(held)
-    (y,) = v2_plan.run(x)
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_made", None)
+        with packing.recalling(held), packing.holding() as again:
+            (y,) = v2_plan.run(x)
     assert torch.equal(y, right)
+    assert [use.value for use in again] == [use.value for use in held]
+    with packing.holding() as made:
+        v2_plan.run(x)
+    assert not any(new.value is old.value for new, old in zip(made, held, strict=True))
 
 
 def test_where_a_plan_runs() -> None:

@@ -19,7 +19,7 @@ import torch
 
 from mvit_kernels.ops.backend import requested
 from mvit_kernels.ops.moments import keeping_parts
-from mvit_kernels.ops.packing import holding, remember
+from mvit_kernels.ops.packing import holding, recalling
 
 from .device_report import profile_of, report_of
 from .lower_calls import Call
@@ -74,9 +74,9 @@ class DevicePlan:
             return self.call_all(x)
         with torch.cuda.device(self.device):
             if torch.cuda.is_current_stream_capturing():  # a graph of the caller's, of which nobody knows how long it lives
-                # Nothing can be arranged in it: what all of the process forgot after an optimizer's step is here still.
-                remember(use for graph in list(self._graphs.values()) for use in graph.weights)
-                with holding() as weights:
+                # What all of the process forgot after an optimizer's step is as it was when graphs of the plan were captured.
+                known = [use for held in list(self._graphs.values()) for use in held.weights]
+                with recalling(known), holding() as weights:
                     results = self.call_all(x)
                 self._held += weights
                 return results

@@ -169,25 +169,32 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: 
                 break
         else:
             return entry.value if _holding.get() is None else _held(Use(entry.value, key, tensors, contents, state))
-    use = Use(_made_to_keep(recipe, sources, tensors[0].device), key, tensors, contents, state)
-    _keep(use)
-    return use.value if _holding.get() is None else _held(use)
+    recalled = _recalled.get({}).get(key)
+    if recalled is not None and recalled.state == state:
+        return recalled.value if _holding.get() is None else _held(recalled)
 
-
-def _keep(use: Use) -> None:
-    def forget(_: object, key: tuple[Hashable, ...] = use.key, entries: dict[Any, Any] = _entries) -> None:  # at exit, globals go first
+    def forget(_: object, entries: dict[Any, Any] = _entries) -> None:  # bound: at exit, globals go first
         entries.pop(key, None)
 
-    references = tuple(weakref.ref(x, forget) for x in use.sources)
-    memory = tuple(x.untyped_storage() for x in use.sources)
-    _entries[use.key] = _Entry(references, use.state, memory, use.value)
+    value = _made_to_keep(recipe, sources, tensors[0].device)
+    references = tuple(weakref.ref(x, forget) for x in tensors)
+    memory = tuple(x.untyped_storage() for x in tensors)
+    _entries[key] = _Entry(references, state, memory, value)
+    return value if _holding.get() is None else _held(Use(value, key, tensors, contents, state))
 
 
-def remember(uses: Iterable[Use]) -> None:
-    """Keep again what was made, as far as it has been forgotten and its sources are what they were."""
-    for use in uses:
-        if use.key not in _entries and use.is_current():
-            _keep(use)
+_recalled: contextvars.ContextVar[dict[tuple[Hashable, ...], Use]] = contextvars.ContextVar("recalled")
+
+
+@contextlib.contextmanager
+def recalling(uses: Iterable[Use]) -> Iterator[None]:
+    """Inside, what has been forgotten is not made anew if the uses have it and torch counts no change of its sources: for a graph of
+    somebody else's, in which nothing can be made."""
+    token = _recalled.set({use.key: use for use in uses})
+    try:
+        yield
+    finally:
+        _recalled.reset(token)
 
 
 def _state(tensors: Sequence[torch.Tensor], contents: Sequence[torch.Tensor]) -> tuple[Any, ...] | None:

@@ -52,7 +52,8 @@ class PackFragments:
 
 
 def parts_of(kernel: int, channels: int, second_channels: int) -> tuple[int, ...]:
-    """What lies together in a tap: the channels of each input; of few, those of the three taps of a line (csrc/cuda/ops/qthin.cuh)."""
+    """What lies together in a tap: the channels of each input; of few, those of the three taps of a line (`is_thin` of
+    csrc/cuda/ops/qconv2d.h)."""
     if kernel == 3 and not second_channels and 3 * channels <= _CHUNK:
         return (3 * channels,)
     return (channels, second_channels) if second_channels else (channels,)

@@ -286,7 +286,7 @@ def _launch(
     padded = [each + -each % ALIGNED for each in depths]
     pieces = 0
     if moments is not None and moments.ndim == 3:
-        if rows // groups % tiles["BLOCK_M"] == 0:
+        if rows // groups % tiles["BLOCK_M"] == 0 and moments.shape[1] <= moments_.MOST_COMBINED:
             pieces = moments.shape[1]
         else:
             moments = moments_.join(moments)

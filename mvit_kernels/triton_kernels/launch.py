@@ -1,10 +1,10 @@
 """What everything that launches a kernel shares.
 
-**Dependent launches** (sm_90). A kernel is launched when the programs of the one before it end, and waits in its first line, `wait_turn`,
-until all of that is done and visible: what it takes to start it goes on meanwhile. As every kernel waits before it touches memory, one that
-is done has waited for all before it, and what two of them share is used in the order of the stream. On an H100 a graph of the 76 kernels
-of MobileViTv2-1.0 and one image takes 241 us, and 269 us without; 344 us where kernels also let the next one begin in their first line,
-whose programs then hold the places of their own.
+**Dependent launches** (from sm_90 on). A kernel is launched when the programs of the one before it end, and waits in its first line,
+`wait_turn`, until all of that is done and visible: what it takes to start it goes on meanwhile. As every kernel waits before it touches
+memory, one that is done has waited for all before it, and what two of them share is used in the order of the stream. On an H100 a graph of
+the 76 kernels of MobileViTv2-1.0 and one image takes 241 us, and 269 us without; 344 us where kernels also let the next one begin in their
+first line, whose programs then hold the places of their own.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from .launch import blocks, launch, power_of_two, wait_turn
 Tensor = torch.Tensor
 PIECE = 4096  # elements
 MOST_PIECES = 64  # of an image; larger images have larger pieces
+MOST_COMBINED = 256  # pieces that every program of another kernel puts together by itself
 NUMBERS = 3  # of a piece: count, mean, M2
 
 
@@ -126,6 +127,8 @@ def parts_or_moments(x: Tensor, moments: Tensor | None) -> tuple[Tensor, int, in
     """What `combine_moments` takes: parts of x, unless they (B, pieces, 3) float32 or moments (B, 2) float64 are known."""
     if moments is None:
         return parts_of(x)
+    if moments.ndim == 3 and moments.shape[1] > MOST_COMBINED:
+        moments = join(moments)
     if moments.ndim == 3:
         return moments.contiguous(), moments.shape[1], power_of_two(moments.shape[1])
     return moments.contiguous(), 0, 0

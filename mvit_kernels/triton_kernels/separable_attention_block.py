@@ -164,8 +164,8 @@ def context_row_kernel(
 @triton.jit
 def gated_kernel(
     x, parts, mixed, softmax, key, key_bias, value, value_bias, gated, dim, groups, across, length, columns, x_image, x_row, x_column,
-    x_row_step, x_column_step, pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, SLICE: tl.constexpr, C1: tl.constexpr,
-    C2: tl.constexpr, SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_row_step, x_column_step, pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
+    SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """gated = relu(r W_v xc + b_v) context, laid out as x is, in tiles of pixels of a phase and of channels; a tile finds its channels of
     the context itself, which takes less time than a launch."""
@@ -269,7 +269,7 @@ def forward(
         "separable_attention_block", x, sizes, tile(rows, walk.length, dim, x), functools.partial(candidates, rows, walk.length, dim, x)
     )
     c1, c2 = widths(dim)
-    of_channels = {"SLICE": SLICE, "C1": c1, "C2": c2}
+    of_channels = {"C1": c1, "C2": c2}
     if tiles == IN_TWO:
         gated = x.new_empty(x.shape[0], *x.shape[2:], dim)
         launch(
@@ -286,7 +286,7 @@ def forward(
     launch(
         value_out_kernel, rows * per_group,
         x, parts, context, weights.value, weights.value_bias, weights.out, weights.out_bias, y, made, *map_, x.stride(0), *walk.steps(x),
-        y.stride(0), *walk.steps(y), pieces, eps, COLLECT=collect, **of_channels, **tiles, **of_image,
+        y.stride(0), *walk.steps(y), pieces, eps, COLLECT=collect, SLICE=SLICE, **of_channels, **tiles, **of_image,
     )  # fmt: skip
     return collected(made) if collect else no_moments
 

@@ -33,6 +33,7 @@ struct QConv2dProblem {
     QEpilogue epilogue;  // y and residual dense: (B, ceil(H / s), ceil(W / s), N)
 };
 
+// Whose taps of a line lie together (ops/qthin.cuh), as `parts_of` of mvit_kernels/ops/qfragments.py has it.
 inline constexpr bool is_thin(const QConv2dProblem& p) { return p.kernel == 3 && p.second.channels == 0 && 3 * p.x.channels <= 16; }
 
 // stream: a cudaStream_t of `device`.

@@ -39,7 +39,9 @@ struct QDepthwiseCut {
         cut.form = depthwise_is_aligned(p) ? finish_form(p.epilogue) : FinishForm::any;
         cut.run = cut.width >= 8 && cut.form != FinishForm::any ? 8 : cut.width >= 4 ? 4 : 1;
         cut.runs = static_cast<int>(ceil_divide(cut.width, cut.run));
+        cut.lines = 1;
         const int64_t needed = ceil_divide(int64_t{cut.quads} * cut.runs, 32) * 32;
+        if (needed == 0) return cut;
         cut.splits = static_cast<int>(ceil_divide(needed, depthwise_threads));
         cut.threads = static_cast<int>(ceil_divide(needed / 32, cut.splits) * 32);
         cut.all_lines = p.batch * cut.rows;

@@ -12,8 +12,8 @@
 // What ends otherwise goes through shared memory once, into rows, of which a thread finishes four columns (qepilogue.cuh).
 //
 // Rows come from a Source, which copies 16 bytes of a row, or as many as there are: QRows (a matrix), QTaps (what pixels of a convolution
-// see, qtaps.cuh) and QThinTaps (qthin.cuh). Bytes of a row that are
-// not there meet zeros of the weight and add nothing, whatever they are; rows that are not there are not written.
+// see, qtaps.cuh) and QThinTaps (qthin.cuh). Bytes of a row that are not there meet zeros of the weight and add nothing, whatever they
+// are; rows that are not there are not written.
 //
 // Floor: 2 M N K operations of the tensor cores; a read N / block_columns times (from the second cache), w M / block_rows times, y written
 // once. With the depths of a network, a few stages, instructions count more than either: see qproduct_launch.cuh.

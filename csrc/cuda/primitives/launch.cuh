@@ -4,8 +4,8 @@
 // This runtime is linked in (libcudart_static) beside that of torch. Both use a device's primary context and the driver's streams, and a
 // thread has one current context for both; so the device that was current before a call is current again after it.
 //
-// On sm_90 a kernel is launched when the blocks of the one before it end, and waits in its first line, `wait_turn`, until all of that is
-// done and visible, as mvit_kernels/triton_kernels/launch.py has it.
+// From sm_90 on a kernel is launched when the blocks of the one before it end, and waits in its first line, `wait_turn`, until all of that
+// is done and visible, as mvit_kernels/triton_kernels/launch.py has it.
 #pragma once
 
 #include <cuda_runtime.h>

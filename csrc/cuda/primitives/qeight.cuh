@@ -2,9 +2,8 @@
 // sequences of qepilogue.cuh, with the same bits, for bytes that are plain or of a curve and for int16 streams. Nothing goes through shared
 // memory, and nothing is decided in between.
 //
-// Rounding is one addition. The last place of x + 1.5 2^23 is 1 for |x| < 2^22, and its bits are 0x4B400000 + rint(x): the limits of bytes
-// (zero-points are within 2^20) and of streams are within that. A byte is the low one of those bits plus the zero-point, and int16 the low
-// half.
+// Rounding is one addition, `rint_bits`: the limits of bytes (zero-points are within 2^20) and of streams are within its range. A byte is
+// the low one of these bits plus the zero-point, and int16 the low half.
 #pragma once
 
 #include <type_traits>
@@ -15,9 +14,6 @@
 namespace mvit::cuda {
 
 inline constexpr int eight = 8;
-
-MVIT_DEVICE int32_t rint_bits(float x) { return static_cast<int32_t>(float_bits(x + 0x1.8p23f)); }
-inline constexpr int32_t rint_of_zero = 0x4B400000;
 
 // The low bytes, the low halves.
 MVIT_DEVICE uint32_t low_bytes(const Quad<int32_t>& q) {
@@ -100,7 +96,7 @@ struct Stream {
             const float x = static_cast<float>(sums.v[i]) * scale.v[i];
             if constexpr (residual) {
                 const auto more = static_cast<int16_t>(word[i / 2] >> (16 * (i % 2)));
-                q.v[i] = saturate16(rint_bits(fminf(fmaxf(x, -0x1p17f), 0x1p17f)) - rint_of_zero + more);
+                q.v[i] = saturate16(to_stream(x) + more);
             } else {
                 q.v[i] = rint_bits(fminf(fmaxf(x, -0x1p15f), 0x1p15f - 1.0f));  // of integers within, which rounding keeps
             }

@@ -24,8 +24,10 @@ MVIT_DEVICE float activate(float x, QActivation activation, const float* segment
     return x;
 }
 
-// rint(x) of |x| <= 2^22, by a sum whose last place is 1: conversions are instructions of a slow pipe.
-MVIT_DEVICE int32_t round_to_int(float x) { return static_cast<int32_t>(float_bits(x + 0x1.8p23f) - 0x4B400000u); }
+// rint(x) + rint_of_zero of |x| <= 2^22, by a sum whose last place is 1: conversions are instructions of a slow pipe.
+MVIT_DEVICE int32_t rint_bits(float x) { return static_cast<int32_t>(float_bits(x + 0x1.8p23f)); }
+inline constexpr int32_t rint_of_zero = 0x4B400000;
+MVIT_DEVICE int32_t round_to_int(float x) { return rint_bits(x) - rint_of_zero; }
 
 // rint(min(max(x, low), high)) + zero_point; NaN becomes low. Ends and zero-points are at most 2^20 and a byte.
 MVIT_DEVICE int32_t to_byte(float x, float low, float high, int32_t zero_point) {
