@@ -159,4 +159,5 @@ def table(op: str, value: Tensor | None, out_dtype: torch.dtype) -> Tensor | Non
         raise ValueError(f"{op}: table: expected uint8 of shape (256,) or a curve, int16 of shape ({CURVE_SIZE},), got {got}")
     if out_dtype != torch.uint8:
         raise ValueError(f"{op}: table: expected None for out_dtype {out_dtype}, got a table")
-    return value.detach().clone(memory_format=torch.contiguous_format)
+    with torch.inference_mode(False):  # what is made of it is kept, which tensors of inference mode allow nobody to
+        return value.detach().clone(memory_format=torch.contiguous_format)

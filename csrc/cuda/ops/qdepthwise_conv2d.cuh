@@ -72,7 +72,7 @@ MVIT_DEVICE uint32_t load_channels(const uint8_t* from, int lanes, bool aligned)
     uint32_t word = 0;
     MVIT_UNROLL
     for (int i = 0; i < four; ++i)
-        if (i < lanes) word |= uint32_t{read_only(from + i)} << (8 * i);
+        if (i < lanes) word |= uint32_t{from[i]} << (8 * i);
     return word;
 }
 

@@ -4,8 +4,8 @@
 // This runtime is linked in (libcudart_static) beside that of torch. Both use a device's primary context and the driver's streams, and a
 // thread has one current context for both; so the device that was current before a call is current again after it.
 //
-// From sm_90 on a kernel is launched when the blocks of the one before it end, and waits in its first line, `wait_turn`, until all of that
-// is done and visible, as mvit_kernels/triton_kernels/launch.py has it.
+// On sm_90 a kernel is launched when the blocks of the one before it end, and waits in its first line, `wait_turn`, until all of that
+// is done and visible, as mvit_kernels/triton_kernels/launch.py has it for newer ones, too.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -69,7 +69,7 @@ void launch_early(void (*kernel)(Parameters...), dim3 blocks, int threads, int s
     config.dynamicSmemBytes = static_cast<size_t>(shared);
     config.stream = static_cast<cudaStream_t>(stream);
     config.attrs = &early;
-    config.numAttrs = major >= 9 ? 1 : 0;
+    config.numAttrs = major == 9 ? 1 : 0;  // what runs on newer ones is compiled for sm_80 (flags.txt), and waits for nothing
     cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
 }
 

@@ -10,6 +10,8 @@
 //     2       g + 8     4 t
 //     3       g + 8     4 t + 16
 //
+// Which column lies at place g is the op's matter: of qgemm and qconv2d see `product_column` in ops/qproduct.cuh.
+//
 // 8 bits: | lane 0: words 0 1 2 3 | lane 1 | ..          512 bytes a tile: a lane reads its 16 at once
 // 6 bits: | words 0 of all lanes | words 1 | words 2 |   384 bytes a tile: the planes of int6.cuh
 //

@@ -1,4 +1,5 @@
-// Loads of what no thread writes while the kernel runs: they may overtake stores, which could else go to the same memory.
+// Loads of what nothing writes while the kernel is there, which is before its turn to run (launch.cuh): of weights and not of maps. They
+// may overtake stores, which could else go to the same memory.
 #pragma once
 
 #include "cuda/primitives/device.cuh"
@@ -6,9 +7,6 @@
 namespace mvit::cuda {
 
 #if defined(__CUDACC__)
-
-MVIT_DEVICE uint8_t read_only(const uint8_t* p) { return __ldg(p); }
-MVIT_DEVICE uint32_t read_only(const uint32_t* p) { return __ldg(p); }
 
 // 16 bytes.
 template <class T>
@@ -21,9 +19,6 @@ MVIT_DEVICE T read_sixteen(const void* p) {
 }
 
 #else
-
-inline uint8_t read_only(const uint8_t* p) { return *p; }
-inline uint32_t read_only(const uint32_t* p) { return *p; }
 
 template <class T>
 T read_sixteen(const void* p) {
