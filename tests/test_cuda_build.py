@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from sass import waits_first
 
 from mvit_kernels.ops import cuda_support
 
@@ -68,10 +69,21 @@ def test_nothing_spills(arch: str) -> None:
     assert seen == set(MOST)
 
 
+def functions_of(arch: str) -> dict[str, str]:
+    code = dump("--gpu-architecture", arch, "--dump-sass")
+    return dict(re.findall(r"Function : (\S+)\n(.*?)(?=Function :|\Z)", code, flags=re.DOTALL))
+
+
+def test_nothing_touches_memory_before_its_turn() -> None:
+    """Where kernels are launched before those in front of them are done: csrc/cuda/primitives/launch.cuh."""
+    functions = functions_of("sm_90a")
+    assert len(functions) > 60
+    assert [name for name, code in functions.items() if not waits_first(code)] == []
+
+
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_products_are_of_tensor_cores(arch: str) -> None:
-    code = dump("--gpu-architecture", arch, "--dump-sass")
-    functions = dict(re.findall(r"Function : (\S+)\n(.*?)(?=Function :|\Z)", code, flags=re.DOTALL))
+    functions = functions_of(arch)
     for kernel in PRODUCTS:
         bodies = [body for name, body in functions.items() if f"{len(kernel)}{kernel}" in name]
         assert len(bodies) == 12  # two kinds of rows, three shapes of blocks, two widths of weights

@@ -14,8 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from sass import waits_first
+
 TARGETS = (80, 90)
-WAIT, MEMORY = "ACQBULK", r"(LDG|LDGSTS|STG|LD|ST|ATOM|ATOMG|RED|REDG|UTMALDG|UTMASTG|UBLKCP)"
 TENSOR_CORES = {"mma.sync": "HMMA|IMMA", "wgmma": "HGMMA|IGMMA"}
 
 
@@ -47,10 +48,9 @@ def resources(cubin: bytes) -> dict[str, int]:
         sass = _cuobjdump("-sass", file.name)
     values = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
     tensor = sorted(set(re.findall(r"\b(HMMA|IMMA|HGMMA|IGMMA|DMMA)\b", sass)))
-    first = re.search(rf"\b({WAIT}|{MEMORY})\b", sass)
     return {
         "registers": int(values["REG"]), "stack": int(values["STACK"]), "local": int(values["LOCAL"]), "tensor_cores": tensor,
-        "waits": first is not None and first.group() == WAIT,
+        "waits": waits_first(sass),
     }  # fmt: skip
 
 

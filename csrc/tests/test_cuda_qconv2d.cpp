@@ -58,7 +58,8 @@ void compare(const Case& t, int orders = 1) {
     const auto bytes_of = [&](int64_t c) { return c ? (t.batch * t.height * t.width - 1) * (c + t.gap) + c : 0; };
     const auto map_of = [&](Guarded<uint8_t>& bytes, int64_t c) {
         const int64_t pixel = c + t.gap;
-        return cuda::QMap{bytes.data(), c, t.height * t.width * pixel, t.width * pixel, pixel};
+        // An axis of one pixel has any stride.
+        return cuda::QMap{bytes.data(), c, t.height * t.width * pixel, t.height > 1 ? t.width * pixel : 1, t.width > 1 ? pixel : 1};
     };
     Guarded<uint8_t> x(bytes_of(t.channels)), second(bytes_of(t.second));
     Guarded<int32_t> init(padded), border(16 * padded), y(t.batch * height * width * t.columns);
@@ -150,7 +151,8 @@ TEST(cuda_qconv2d_of_every_map) {
                 for (int64_t second : {0, 20})
                     for (int bits : {8, 6}) {
                         compare({2, 5, 7, channels, second, 17, kernel, stride, bits});
-                        compare({1, 1, 1, channels, second, 1, kernel, stride, bits, 4});
+                        compare({1, 1, 1, channels, second, 1, kernel, stride, bits, 4}),
+                            compare({5, 1, 1, channels, second, 9, kernel, stride, bits});
                     }
     for (int64_t height : {1, 2, 3})
         for (int64_t width : {1, 2, 3}) compare({2, height, width, 16, 0, 16, 3, 1, 8}), compare({1, height, width, 4, 3, 16, 3, 2, 8, 1});

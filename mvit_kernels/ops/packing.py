@@ -3,7 +3,7 @@
 A packed copy is found again by the identity of its source tensors, and used while none of them has changed: torch counts in-place changes
 (`_version`), and memory or a shape given by assigning `tensor.data` shows in address, sizes and strides. The old memory is held until the
 weight is packed anew, or new memory might come to lie at its address. What torch does not count:
-- What fused optimizers do: after a step of any optimizer, everything is packed anew.
+- What fused optimizers do: after a step of any optimizer, everything is packed anew (but in a graph of somebody else's: `recalling`).
 - Changes of tensors made in inference mode, and what batch_norm does to its statistics: a fingerprint of all they hold stands in for the
   count.
 - In-place changes of `tensor.data`, through numpy, by collectives of torch.distributed or by another process: nobody can see them.

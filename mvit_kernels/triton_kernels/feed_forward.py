@@ -29,7 +29,6 @@ from .resident import add_and_store, load_pixels, normal, row_moments, widths
 Tensor = torch.Tensor
 HIDDEN = 64  # channels: of weights, what the hidden ones are a multiple of
 WIDEST = 512  # channels of a pixel that are kept in registers
-IN_TWO: tuning.Tile = {}  # two launches
 
 
 class Weights(NamedTuple):
@@ -120,7 +119,7 @@ def forward(
         return moments_.collect(y, wanted)
     sizes = images, pixels, dim, weights.hidden, "layer" if layer_norm else "group"
     tiles = tuning.choose("feed_forward", x, sizes, tile(images, pixels, dim, x), functools.partial(candidates, images, pixels, dim, x))
-    if tiles == IN_TWO:
+    if tiles == tuning.IN_TWO:
         return _in_two(x, weights, y, layer_norm, moments, eps, activation, wanted)
     c1, c2 = widths(dim)
     given, pieces, lanes = (weights.second_bias, 0, 0) if layer_norm else moments_.parts_or_moments(x, moments)
@@ -152,7 +151,7 @@ def tile(images: int, pixels: int, dim: int, x: Tensor) -> tuning.Tile:
     tensor cores of sm_90 read those from shared memory, 64 pixels at a time."""
     width = sum(widths(dim))
     if width > WIDEST:
-        return IN_TWO
+        return tuning.IN_TWO
     if x.dtype == torch.float32:  # on no tensor cores
         return _tile(16, 16, 8 if width > 128 else 4, 1)
     block_t = 64 if width <= 128 or (capability(x) >= 90 and width <= 192) else 32
@@ -161,7 +160,7 @@ def tile(images: int, pixels: int, dim: int, x: Tensor) -> tuning.Tile:
     while block_t > 16 and (images * blocks(pixels, block_t) < processors(x) or block_t >= 2 * pixels):
         block_t //= 2
     if images * blocks(pixels, block_t) < processors(x) // 4:
-        return IN_TWO
+        return tuning.IN_TWO
     return _tile(block_t, 64 if width <= 128 else 32, 8 if block_t * width > 8192 else 4, 2)
 
 
@@ -175,7 +174,7 @@ def candidates(images: int, pixels: int, dim: int, x: Tensor) -> list[tuning.Til
     else:
         found += [(64, 32, 8, 2)] if width <= 192 else []
         found += [(64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2)] if width <= 128 else []
-    return [IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * pixels)]
+    return [tuning.IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * pixels)]
 
 
 def _tile(block_t: int, block_h: int, warps: int, stages: int) -> tuning.Tile:

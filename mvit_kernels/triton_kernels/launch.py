@@ -2,9 +2,9 @@
 
 **Dependent launches** (from sm_90 on). A kernel is launched when the programs of the one before it end, and waits in its first line,
 `wait_turn`, until all of that is done and visible: what it takes to start it goes on meanwhile. As every kernel waits before it touches
-memory, one that is done has waited for all before it, and what two of them share is used in the order of the stream. On an H100 a graph of
-the 76 kernels of MobileViTv2-1.0 and one image takes 241 us, and 269 us without; 344 us where kernels also let the next one begin in their
-first line, whose programs then hold the places of their own.
+memory, one that is done has waited for all before it, and what two of them share is used in the order of the stream. They do not let the
+next one begin before their end, whose programs would hold the places of their own: slower on an H100 than launches one after another
+(benchmarks/results/gpu/launches-h100.json).
 """
 
 from __future__ import annotations

@@ -35,7 +35,6 @@ Tensor = torch.Tensor
 
 
 SLICE = 64  # channels of the values: what they are a multiple of
-IN_TWO: tuning.Tile = {}  # both products of 4 in a launch each
 
 
 class Weights(NamedTuple):
@@ -270,7 +269,7 @@ def forward(
     )
     c1, c2 = widths(dim)
     of_channels = {"C1": c1, "C2": c2}
-    if tiles == IN_TWO:
+    if tiles == tuning.IN_TWO:  # both products of 4 in a launch each
         gated = x.new_empty(x.shape[0], *x.shape[2:], dim)
         launch(
             gated_kernel, rows * blocks(walk.length, _FEW) * blocks(dim, _FEW_VALUES),
@@ -332,7 +331,7 @@ def tile(rows: int, length: int, dim: int, x: Tensor) -> tuning.Tile:
     if x.dtype == torch.float32:  # on no tensor cores
         return _tile(16, 16, 8, 1)
     if rows * blocks(length, _FEW) < processors(x):
-        return IN_TWO
+        return tuning.IN_TWO
     block_t = 64 if width <= 128 else 32
     while block_t > 16 and (rows * blocks(length, block_t) < processors(x) or block_t >= 2 * length):
         block_t //= 2
@@ -345,7 +344,7 @@ def candidates(rows: int, length: int, dim: int, x: Tensor) -> list[tuning.Tile]
         return []
     if rows * length <= 64 * processors(x):
         found = [(16, 32, 4, 2), (16, 64, 4, 2), (32, 32, 8, 2)]
-        return [IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * length)]
+        return [tuning.IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * length)]
     found = [(32, 32, 8, 2), (32, 64, 8, 2)] if width <= 192 else [(16, 32, 4, 2), (16, 64, 8, 2)]
     found += [(64, 32, 8, 2), (32, 32, 4, 2)] if width <= 128 else []
     return [_tile(*each) for each in found if each[0] < 2 * length]

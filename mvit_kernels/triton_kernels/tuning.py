@@ -20,6 +20,7 @@ from .launch import capability, power_of_two
 
 Tensor = torch.Tensor
 Tile = dict[str, Any]  # settings of a launch
+IN_TWO: Tile = {}  # two launches in place of one
 Key = tuple[str, ...]  # capability, kernel, call
 Watch = Callable[[Key, Tile, Callable[[], Sequence[Tile]]], Tile]
 TABLE = Path(__file__).with_name("tuned.json")

@@ -34,6 +34,7 @@ Launched qconv2d(const QConv2dProblem& p, int device, void* stream) {
         done.kernel = "qconv2d";
         return done;
     }
+    if (p.height * p.width > INT32_MAX) return {cudaErrorInvalidConfiguration, "qconv2d"};  // numbers of pixels are of 32 bits
     if (is_thin(p)) return launch(QThinTaps(p), p, device, stream);
     return launch(QTaps(p, map_alignment(p.x, p.second)), p, device, stream);
 }

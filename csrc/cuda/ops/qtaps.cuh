@@ -16,13 +16,16 @@ inline int map_alignment(const QMap& x, const QMap& second) {
 
 inline constexpr int64_t padded_panels(int64_t columns) { return (columns + 15) / 16 * 16; }
 
+// From a pixel to the next one, wherever that is: axes of one pixel have any stride.
+inline int64_t pixel_step(const QConv2dProblem& p) { return p.width > 1 ? p.x.pixel : p.height > 1 ? p.x.row : p.x.image; }
 // Whether pixels are the rows of a matrix, and which.
 inline bool pixels_are_rows(const QConv2dProblem& p) {
-    const bool dense = p.x.row == p.width * p.x.pixel && (p.batch == 1 || p.x.image == p.height * p.x.row);
+    const int64_t row = p.width * pixel_step(p);
+    const bool dense = (p.height == 1 || p.x.row == row) && (p.batch == 1 || p.x.image == p.height * row);
     return p.kernel == 1 && p.stride == 1 && p.second.channels == 0 && dense;
 }
 inline QRows pixel_rows(const QConv2dProblem& p) {
-    return {p.x.data, p.batch * p.height * p.width, p.x.pixel, p.x.channels, alignment_of(p.x.data, p.x.pixel)};
+    return {p.x.data, p.batch * p.height * p.width, pixel_step(p), p.x.channels, alignment_of(p.x.data, pixel_step(p))};
 }
 
 class QTaps {

@@ -94,10 +94,6 @@ struct ChunkWalk {
     uint32_t rows_on_, chunks_on_;
 };
 
-struct alignas(16) Sixteen {
-    uint32_t words[4];
-};
-
 // A warp's part of the products. T: uint8_t, f16 or bf16.
 template <class T, class Tile>
 struct ResidualWarp {

@@ -24,6 +24,11 @@ namespace mvit::cuda {
 
 inline constexpr int warp_size = 32;
 
+// 16 bytes, which are read and written at once.
+struct alignas(16) Sixteen {
+    uint32_t words[4];
+};
+
 #if defined(__CUDACC__)
 
 MVIT_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }

@@ -122,10 +122,6 @@ class SharedCurve {
         int32_t shift, added, most;
     };
 
-    struct alignas(16) Sixteen {
-        uint32_t words[4];
-    };
-
     const uint8_t* segments_;
     Rest rest_;
 };

@@ -23,10 +23,10 @@ MVIT_DEVICE uint32_t low_bytes(const Quad<int32_t>& q) {
 MVIT_DEVICE uint32_t low_halves(int32_t a, int32_t b) { return permute(static_cast<uint32_t>(a), static_cast<uint32_t>(b), 0x5410); }
 
 MVIT_DEVICE bool ends_in_eight(const QEpilogue& e) {
-    return !e.row_scale && !e.row_zero_point && (e.type == QType::i16 || (e.type == QType::u8 && (e.plain || e.curve)));
+    return finish_form(e) != FinishForm::any || (e.type == QType::u8 && e.plain && e.table && !e.row_scale && !e.row_zero_point);
 }
 
-// Each of these has four columns and makes `words` words of their sums; of what the words hold before where `adds`.
+// Each of these has four columns and makes `words` words of their scaled sums; of what the words hold before where `adds`.
 template <bool by_table>
 struct PlainBytes {
     using Element = uint8_t;
@@ -35,16 +35,13 @@ struct PlainBytes {
 
     MVIT_DEVICE PlainBytes(const QEpilogue& e, int64_t column, const uint8_t*) : table(e.table) {
         const QChannels c = e.channels.from(column);
-        scale = load_quad(c.scale, four, true), low = load_quad(c.low, four, true), high = load_quad(c.high, four, true);
+        low = load_quad(c.low, four, true), high = load_quad(c.high, four, true);
         zero_point = load_quad(c.zero_point, four, true);
     }
-    MVIT_DEVICE void operator()(const Quad<int32_t>& sums, uint32_t* word) const {
+    MVIT_DEVICE void operator()(const Quad<float>& x, uint32_t* word) const {
         Quad<int32_t> q;
         MVIT_UNROLL
-        for (int i = 0; i < four; ++i) {
-            const float x = static_cast<float>(sums.v[i]) * scale.v[i];
-            q.v[i] = rint_bits(fminf(fmaxf(x, low.v[i]), high.v[i])) + zero_point.v[i];
-        }
+        for (int i = 0; i < four; ++i) q.v[i] = rint_bits(fminf(fmaxf(x.v[i], low.v[i]), high.v[i])) + zero_point.v[i];
         if constexpr (by_table) {
             MVIT_UNROLL
             for (int i = 0; i < four; ++i) q.v[i] = table[q.v[i] & 255];
@@ -53,7 +50,7 @@ struct PlainBytes {
     }
 
     const uint8_t* table;
-    Quad<float> scale, low, high;
+    Quad<float> low, high;
     Quad<int32_t> zero_point;
 };
 
@@ -64,22 +61,19 @@ struct CurveBytes {
     static constexpr int words = 1;
     static constexpr bool adds = false;
 
-    MVIT_DEVICE CurveBytes(const QEpilogue& e, int64_t column, const uint8_t* shared)
-        : curve(shared), scale(load_quad(e.channels.scale + column, four, true)) {}
-    MVIT_DEVICE void operator()(const Quad<int32_t>& sums, uint32_t* word) const {
-        float x[four];
-        MVIT_UNROLL
-        for (int i = 0; i < four; ++i) x[i] = static_cast<float>(sums.v[i]) * scale.v[i];
+    MVIT_DEVICE CurveBytes(const QEpilogue&, int64_t, const uint8_t* shared) : curve(shared) {}
+    MVIT_DEVICE void operator()(const Quad<float>& x, uint32_t* word) const {
         if constexpr (std::is_same_v<Curve, CurveSteps>) {
-            *word = curve(x);
+            *word = curve(x.v);
         } else {
-            *word = low_bytes({{static_cast<int32_t>(curve(x[0])), static_cast<int32_t>(curve(x[1])), static_cast<int32_t>(curve(x[2])),
-                                static_cast<int32_t>(curve(x[3]))}});
+            Quad<int32_t> q;
+            MVIT_UNROLL
+            for (int i = 0; i < four; ++i) q.v[i] = static_cast<int32_t>(curve(x.v[i]));
+            *word = low_bytes(q);
         }
     }
 
     Curve curve;
-    Quad<float> scale;
 };
 
 template <bool residual>
@@ -88,23 +82,20 @@ struct Stream {
     static constexpr int words = 2;
     static constexpr bool adds = residual;
 
-    MVIT_DEVICE Stream(const QEpilogue& e, int64_t column, const uint8_t*) : scale(load_quad(e.channels.scale + column, four, true)) {}
-    MVIT_DEVICE void operator()(const Quad<int32_t>& sums, uint32_t* word) const {
+    MVIT_DEVICE Stream(const QEpilogue&, int64_t, const uint8_t*) {}
+    MVIT_DEVICE void operator()(const Quad<float>& x, uint32_t* word) const {
         Quad<int32_t> q;
         MVIT_UNROLL
         for (int i = 0; i < four; ++i) {
-            const float x = static_cast<float>(sums.v[i]) * scale.v[i];
             if constexpr (residual) {
                 const auto more = static_cast<int16_t>(word[i / 2] >> (16 * (i % 2)));
-                q.v[i] = saturate16(to_stream(x) + more);
+                q.v[i] = saturate16(to_stream(x.v[i]) + more);
             } else {
-                q.v[i] = rint_bits(fminf(fmaxf(x, -0x1p15f), 0x1p15f - 1.0f));  // of integers within, which rounding keeps
+                q.v[i] = rint_bits(fminf(fmaxf(x.v[i], -0x1p15f), 0x1p15f - 1.0f));  // of integers within, which rounding keeps
             }
         }
         word[0] = low_halves(q.v[0], q.v[1]), word[1] = low_halves(q.v[2], q.v[3]);
     }
-
-    Quad<float> scale;
 };
 
 template <int words>
@@ -174,12 +165,13 @@ MVIT_DEVICE void finish_eight(const int32_t (&sums)[rounds][4][4], const QEpilog
     MVIT_UNROLL
     for (int quad = 0; quad < 2; ++quad) {
         const Of of(e, column + four * quad, curve);
+        const Quad<float> scale = load_quad(e.channels.scale + column + four * quad, four, true);
         MVIT_UNROLL
         for (int i = 0; i < rounds; ++i) {
             MVIT_UNROLL
             for (int half = 0; half < 2; ++half) {
                 const auto sum = [&](int c) { return sums[i][2 * quad + c / 2][2 * half + c % 2]; };
-                of({{sum(0), sum(1), sum(2), sum(3)}}, results[i][half].v + quad * Of::words);
+                of(scaled({{sum(0), sum(1), sum(2), sum(3)}}, scale), results[i][half].v + quad * Of::words);
             }
         }
     }

@@ -71,6 +71,13 @@ MVIT_DEVICE void store_quad(const Quad<T>& q, T* p, int lanes, bool aligned) {
         if (i < lanes) p[i] = q.v[i];
 }
 
+MVIT_DEVICE Quad<float> scaled(const Quad<int32_t>& sums, const Quad<float>& scale) {
+    Quad<float> x;
+    MVIT_UNROLL
+    for (int i = 0; i < four; ++i) x.v[i] = static_cast<float>(sums.v[i]) * scale.v[i];
+    return x;
+}
+
 // Whether rows of elements of `size` bytes, `stride` elements apart, are aligned at every fourth column.
 MVIT_BOTH bool quads_are_aligned(const void* p, int64_t stride, int64_t size) {
     return stride % four == 0 && reinterpret_cast<uintptr_t>(p) % static_cast<uintptr_t>(four * size) == 0;
@@ -142,10 +149,10 @@ class Finish {
 
     // Whole sums.
     MVIT_DEVICE void finish(const Quad<int32_t>& sums, int64_t row) const {
-        if (by_steps_) return store_steps(scaled(sums), row);
-        if constexpr (form == FinishForm::curve) return store_curve(scaled(sums), row);
-        if constexpr (form == FinishForm::bytes) return store_bytes(scaled(sums), row);
-        if constexpr (form == FinishForm::stream) return store_stream(scaled(sums), row);
+        if (by_steps_) return store_steps(scaled(sums, scale_), row);
+        if constexpr (form == FinishForm::curve) return store_curve(scaled(sums, scale_), row);
+        if constexpr (form == FinishForm::bytes) return store_bytes(scaled(sums, scale_), row);
+        if constexpr (form == FinishForm::stream) return store_stream(scaled(sums, scale_), row);
         if constexpr (form == FinishForm::any) finish_any(sums, row);
     }
 
@@ -154,13 +161,6 @@ class Finish {
         MVIT_UNROLL
         for (int i = 0; i < four; ++i) sums.v[i] = add(sums.v[i], init.v[i]);
         return sums;
-    }
-
-    MVIT_DEVICE Quad<float> scaled(const Quad<int32_t>& sums) const {
-        Quad<float> x;
-        MVIT_UNROLL
-        for (int i = 0; i < four; ++i) x.v[i] = static_cast<float>(sums.v[i]) * scale_.v[i];
-        return x;
     }
 
     MVIT_DEVICE void finish_any(Quad<int32_t> sums, int64_t row) const {
@@ -176,7 +176,7 @@ class Finish {
             MVIT_UNROLL
             for (int i = 0; i < four; ++i) x.v[i] = static_cast<float>(sums.v[i]) * (s * scale_.v[i]) + bias_.v[i];
         } else {
-            x = scaled(sums);
+            x = scaled(sums, scale_);
         }
         if (e_.type == QType::i16) return store_stream(x, row);
         if (e_.curve) return store_curve(x, row);
@@ -214,8 +214,8 @@ class Finish {
         Quad<uint8_t> y;
         MVIT_UNROLL
         for (int i = 0; i < four; ++i) {
-            const float scaled = form == FinishForm::bytes || e_.plain ? x.v[i] : x.v[i] * inverse_.v[i];
-            const int32_t q = to_byte(scaled, low_.v[i], high_.v[i], zero_point_.v[i]);
+            const float steps = form == FinishForm::bytes || e_.plain ? x.v[i] : x.v[i] * inverse_.v[i];
+            const int32_t q = to_byte(steps, low_.v[i], high_.v[i], zero_point_.v[i]);
             // Lanes beyond the columns hold what the padding of the channels makes of them: no index.
             y.v[i] = form != FinishForm::bytes && e_.table ? e_.table[q & 255] : static_cast<uint8_t>(q);
         }
