@@ -436,47 +436,98 @@ def test_unaligned_channels_are_refused() -> None:
 
 def test_nothing_is_copied_into_a_graph_that_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    refused = cuda_support.once
+    monkeypatch.setattr(cuda_support, "once", lambda what, _: refused(what, torch.device("cuda")))
     expected = "expected to be on cuda before a CUDA graph is captured, got a first call inside of the capture: call the op once before"
     with pytest.raises(RuntimeError, match=f"prepared tensors: {expected}"):
         Placed(torch.zeros(1)).on(torch.device("cuda"))
     with pytest.raises(RuntimeError, match=f"packed weights: {expected}, and capture again after a change of weights"):
-        packing._made_to_keep(lambda x: pytest.fail("packed inside of the capture"), (torch.zeros(1),), torch.device("cuda"))
+        packing.packed(lambda x: pytest.fail("packed inside of the capture"), torch.zeros(1))
 
 
-def test_packed_weights_are_finished_before_another_call_finds_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever backend they are for."""
-    weight, told = torch.zeros(3), []
-    entries = len(packing._entries)
+class Streams:
+    """Stands in for those of a GPU: `told` is what they were asked to do. Nothing here has what the host waits with."""
 
-    def tell(what: str, device: torch.device) -> None:
-        assert device == weight.device
-        assert len(packing._entries) == entries
-        told.append(what)
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.current, self.capturing, self.told = 0, False, []
+        streams = self
 
-    monkeypatch.setattr(cuda_support, "once", lambda _, device: tell("once", device))
-    monkeypatch.setattr(cuda_support, "settle", lambda device: tell("settle", device))
+        class Stream:
+            def __init__(self, _: torch.device) -> None:
+                self.number = streams.current
 
-    def recipe(x: Tensor) -> Tensor:
-        tell("packed", x.device)
-        return x + 1
+            def wait_event(self, event: Event) -> None:
+                streams.told.append(("wait", self.number, event.recorded))
 
+        class Event:
+            def record(self, stream: Stream) -> None:
+                self.recorded = stream.number
+                streams.told.append(("record", stream.number))
+
+        class Kept:
+            def record_stream(self, stream: Stream) -> None:
+                streams.told.append(("keep", stream.number))
+
+        self.tensor = Kept
+        monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
+        monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+        monkeypatch.setattr(torch.cuda, "Event", Event)
+        monkeypatch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _: self.current, raising=False)
+
+
+def test_streams_wait_for_the_one_that_packed_and_the_host_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = Streams(monkeypatch)
+    streams.current = 1
+    made = cuda_support.Made(torch.device("cuda", 1), [streams.tensor(), streams.tensor()])
+    assert streams.told == [("record", 1)]
+    made.take()
+    streams.current, streams.capturing = 2, True
+    made.take()  # what is captured can wait for nothing that went before
+    assert streams.told == [("record", 1)]
+    streams.capturing = False
+    for _ in range(3):  # once is enough
+        made.take()
+    assert streams.told == [("record", 1), ("wait", 2, 1), ("keep", 2), ("keep", 2)]
+    streams.current = 3
+    made.take()
+    assert streams.told[4:] == [("wait", 3, 1), ("keep", 3), ("keep", 3)]
+
+
+def test_packed_weights_of_a_gpu_are_taken_before_every_call_but_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+
+    class Made:
+        def __init__(self, device: torch.device, tensors: list[Tensor]) -> None:
+            told.append(("made", device.type, len(tensors)))
+
+        def take(self) -> None:
+            told.append("take")
+
+    monkeypatch.setattr(cuda_support, "Made", Made)
+    monkeypatch.setattr(packing, "_on_gpu", lambda _: True)
+
+    def recipe(x: Tensor) -> tuple[Tensor, tuple[Tensor, int]]:
+        told.append("packed")
+        return x + 1, (x, 3)
+
+    weight = torch.zeros(3)
     first = packing.packed(recipe, weight)
+    assert told == ["packed", ("made", "cpu", 2)]
     assert packing.packed(recipe, weight) is first
-    assert told == ["once", "packed", "settle"]
+    assert told[2:] == ["take"]
+    weight.add_(1)
+    assert packing.packed(recipe, weight) is not first
+    assert told[3:] == ["packed", ("made", "cpu", 2)]
 
 
-def test_the_stream_that_packed_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    waited = []
-
-    class Stream:
-        def __init__(self, device: torch.device) -> None:
-            self.synchronize = lambda: waited.append(device)
-
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    device = torch.device("cuda", 1)
-    assert packing._made_to_keep(torch.neg, (torch.ones(1),), device) == -1
-    assert waited == [device]
+def test_what_changes_beside_weights_changes_what_was_packed() -> None:
+    weight, count = torch.zeros(3), torch.zeros(())
+    first = packing.packed(torch.neg, weight, beside=[count])
+    assert packing.packed(torch.neg, weight, beside=[count]) is first
+    count.add_(1)
+    again = packing.packed(torch.neg, weight, beside=[count])
+    assert again is not first
+    assert packing.packed(torch.neg, weight, beside=[count.clone()]) is not again
 
 
 def test_prepared_tensors_follow_the_input() -> None:

@@ -9,10 +9,10 @@ weight is packed anew, or new memory might come to lie at its address. What torc
 - In-place changes of `tensor.data`, through numpy, by collectives of torch.distributed or by another process: nobody can see them.
   `forget_all` (and so `mk.accelerate`, called again) makes everything anew.
 
-Calls on any stream and any thread use a copy on a GPU: it is finished before another call can find it, and never made inside of a CUDA
-graph, whose replays alone would fill it. A graph reads the copies that were there at its capture: it computes with the weights as they were
-then, and once they are packed anew or gone, the memory that it reads is no longer theirs, unless whoever captures it keeps them
-(`holding`). Capture it again after a change of weights.
+Calls on any stream and any thread use a copy on a GPU: a stream waits for the one that made it (`cuda_support.Made`), the host for none. It
+is never made inside of a CUDA graph, whose replays alone would fill it. A graph reads the copies that were there at its capture: it
+computes with the weights as they were then, and once they are packed anew or gone, the memory that it reads is no longer theirs, unless
+whoever captures it keeps them (`holding`). Capture it again after a change of weights.
 """
 
 from __future__ import annotations
@@ -110,6 +110,7 @@ class _Entry(NamedTuple):
     state: tuple[Any, ...]
     memory: tuple[torch.UntypedStorage, ...]
     value: Any
+    made: cuda_support.Made | None  # on a GPU
 
 
 _entries: dict[tuple[Hashable, ...], _Entry] = {}
@@ -150,15 +151,18 @@ _address, _strides = torch.Tensor.data_ptr, torch.Tensor.stride
 _numel, _is_contiguous = torch.Tensor.numel, torch.Tensor.is_contiguous
 
 
-def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: Sequence[torch.Tensor] = ()) -> Any:
+def packed(
+    recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: Sequence[torch.Tensor] = (), beside: Sequence[torch.Tensor] = ()
+) -> Any:
     """recipe(*sources), made anew only after one of the sources has changed. Equal recipes are the same one; a lambda equals no other.
 
-    contents: those of the sources whose changes torch does not count; what they hold is compared.
+    contents: those of the sources, on the CPU, whose changes torch does not count; what they hold is compared. beside: other tensors, one
+    of which changes when one of the sources does.
     """
     if native is None and contents:
         return _made(recipe, sources)
-    key = (recipe, *map(id, sources))
-    tensors = [x for x in sources if x is not None]
+    key = (recipe, *map(id, (*sources, *beside)))
+    tensors = [x for x in (*sources, *beside) if x is not None]
     state = _state(tensors, contents)
     if state is None:
         return _made(recipe, sources)
@@ -168,6 +172,8 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: 
             if reference() is not source:  # a new tensor at an old address
                 break
         else:
+            if entry.made is not None:
+                entry.made.take()
             return entry.value if _holding.get() is None else _held(Use(entry.value, key, tensors, contents, state))
     recalled = _recalled.get({}).get(key)
     if recalled is not None and recalled.state == state:
@@ -176,10 +182,13 @@ def packed(recipe: Callable[..., Any], *sources: torch.Tensor | None, contents: 
     def forget(_: object, entries: dict[Any, Any] = _entries) -> None:  # bound: at exit, globals go first
         entries.pop(key, None)
 
-    value = _made_to_keep(recipe, sources, tensors[0].device)
+    device = tensors[0].device
+    cuda_support.once("packed weights", device)  # which calls on other streams and threads take, too, and graphs
+    value = _made(recipe, sources)
+    made = cuda_support.Made(device, tensors_in(value)) if _on_gpu(device) else None
     references = tuple(weakref.ref(x, forget) for x in tensors)
     memory = tuple(x.untyped_storage() for x in tensors)
-    _entries[key] = _Entry(references, state, memory, value)
+    _entries[key] = _Entry(references, state, memory, value, made)
     return value if _holding.get() is None else _held(Use(value, key, tensors, contents, state))
 
 
@@ -279,12 +288,15 @@ def _content(x: torch.Tensor) -> int:
     return native.fingerprint(storage.data_ptr(), storage.nbytes())
 
 
-def _made_to_keep(recipe: Callable[..., Any], sources: tuple[torch.Tensor | None, ...], device: torch.device) -> Any:
-    """For calls to come: on other streams and threads, too, and beside graphs. What one call makes for itself is in order on its stream."""
-    cuda_support.once("packed weights", device)
-    value = _made(recipe, sources)
-    cuda_support.settle(device)
-    return value
+def _on_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
+
+
+def tensors_in(value: Any) -> list[torch.Tensor]:
+    """All that are in what a recipe gave: a tensor, or tuples of these and of numbers."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [x for each in value for x in tensors_in(each)] if isinstance(value, tuple | list) else []
 
 
 def _made(recipe: Callable[..., Any], sources: tuple[torch.Tensor | None, ...]) -> Any:

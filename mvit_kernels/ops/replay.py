@@ -25,7 +25,7 @@ from torch.autograd import forward_ad
 from .arena import Lifetime, place
 from .backend import native, requested, requested_here
 from .library import PLAIN, WATCHERS, is_plain, made, raise_status, watched
-from .packing import Keeper, Watch, holding, times_forgotten
+from .packing import Keeper, Watch, holding, tensors_in, times_forgotten
 
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -207,8 +207,8 @@ def _recorded(
     finally:
         recording.end()
         made.reset(token)
-    packed = [x for use in uses for x in _tensors(use.value)]
-    dates = [date for date, use in zip(uses.dates, uses, strict=True) for _ in _tensors(use.value)]
+    packed = [x for use in uses for x in tensors_in(use.value)]
+    dates = [date for date, use in zip(uses.dates, uses, strict=True) for _ in tensors_in(use.value)]
     places = _Places.of(inputs, y, between, [*zip(packed, dates, strict=True), *((x, 0) for x in (*known, *fixed))])
     if not recording.whole or places is None:
         return y, None
@@ -222,12 +222,6 @@ def _recorded(
     if not all(use.is_current() for use in uses) or times_forgotten() != since:  # a weight was changed meanwhile
         return y, None
     return y, _Replay(op, again, arena_bytes, y, watch, [*packed, *fixed])
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    return [x for each in value for x in _tensors(each)] if isinstance(value, tuple | list) else []
 
 
 class _Dated(list[Any]):

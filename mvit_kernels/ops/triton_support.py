@@ -55,12 +55,16 @@ def too_old(device: int) -> str | None:
     return "expected a GPU of compute capability {}.{} or more, got {}.{}".format(*CAPABILITY, *capability)
 
 
+def refuse_gpu(device: torch.device) -> str | None:
+    """Why that GPU does not run the kernels in this process, or None."""
+    reason = installed() or too_old(device.index)
+    return "TRITON_INTERPRET=1 runs kernels on tensors of the CPU" if reason is None and interpreted() else reason
+
+
 def refuse(x: torch.Tensor, dtypes: Container[torch.dtype]) -> str | None:
     """Why the kernels cannot take a call with x, or None; `dtypes` are those that they know."""
     if x.is_cuda:
-        reason = installed() or too_old(x.device.index)
-        if reason is None and interpreted():
-            reason = "TRITON_INTERPRET=1 runs kernels on tensors of the CPU"
+        reason = refuse_gpu(x.device)
     elif not x.is_cpu:
         reason = f"the tensor is on {x.device}"
     elif interpreted():

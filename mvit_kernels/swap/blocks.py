@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.autograd import forward_ad
 
-from mvit_kernels.ops import avg_pool, fold_patches, gemm, separable_attention, unfold_patches
+from mvit_kernels.ops import avg_pool, fold_patches, gemm, group_norm, separable_attention, unfold_patches
 from mvit_kernels.ops.backend import native
 from mvit_kernels.ops.library import is_channels_last
 from mvit_kernels.ops.replay import Replays
 
-from . import fused
+from . import devices, fused
 from .fused import V1Layer, V1Parts, V2Layer, V2Parts
 from .obstacles import Obstacle, Place, Snapshot, helpers, inside, shadowed
 from .weights import Convolution
@@ -80,6 +80,10 @@ class Replacement(nn.Module):
         """The ops that `forward` calls."""
         raise NotImplementedError
 
+    def _ops_apart(self) -> tuple[str, ...]:
+        """Those that it calls where nothing runs fused."""
+        return ()
+
     def _fused_places(self) -> Mapping[str, Place]:
         """What `_parts` depends on."""
         return self._places
@@ -123,8 +127,8 @@ class Replacement(nn.Module):
         return prepared
 
     def _run(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
-        """`_fused`; where a call like this one was before, by what that ran."""
-        if prepared.snapshot is None or prepared.replays is None or torch.is_autocast_enabled("cpu"):
+        """`_fused`; where a call like this one was before, on the CPU, by what that ran."""
+        if prepared.snapshot is None or prepared.replays is None or not x.is_cpu or torch.is_autocast_enabled("cpu"):
             return self._fused(x, prepared.parts)
         y: torch.Tensor = prepared.replays(self._fused, (x,), (prepared.parts,), prepared.snapshot.tensors(self))
         return y
@@ -142,8 +146,10 @@ class Replacement(nn.Module):
         return self._mvit_kernels_setting.backend
 
     def _standing_back(self, x: torch.Tensor) -> bool:
-        """Whether what calls must see torch's own operations, or the kernels are elsewhere."""
-        return not x.is_cpu or x.ndim != 4 or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+        """Whether what calls must see torch's own operations, or there are no kernels where x is."""
+        if x.ndim != 4 or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return True
+        return not x.is_cpu and devices.without_kernels(x.device) is not None
 
 
 class ConvLayer(Replacement):
@@ -253,17 +259,19 @@ class V1Block(Block):
     def _layers(self) -> list[V1Layer]:
         raise NotImplementedError
 
+    def _ops_apart(self) -> tuple[str, ...]:
+        return PATCH_OPS
+
     def _ops(self) -> tuple[str, ...]:
         if self._layer_obstacle() is not None:
-            return PATCH_OPS
+            return self._ops_apart()
         layers = ("gemm", "patch_attention", "feed_forward")
         return layers if self._conv_obstacle() is not None else ("conv2d", *layers)
 
     def _transformed(self, x: torch.Tensor) -> torch.Tensor:
-        """The layers on a map, which is resized up and back if it does not divide into patches. Memory format of x."""
-        memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-        x = fused.autocast(x).contiguous(memory_format=torch.channels_last)
-        return fused.v1_layers(x, self._layers(), self._patch_size(), self._backend).contiguous(memory_format=memory_format)
+        """The layers on a map of whole patches."""
+        y = fused.v1_layers(fused.channels_last(x), self._layers(), self._patch_size(), self._backend)
+        return fused.given_back(y, x)
 
     def _on_map(self, x: torch.Tensor, inner: Inner) -> torch.Tensor:
         """`inner` on x, resized up and back if it does not divide into patches."""
@@ -284,7 +292,7 @@ class V1Block(Block):
             y = fused.projection(y, None, norm, proj, self._backend)
         else:  # the norm stands before the resizing, the projection behind it
             y = self._on_map(y, lambda y: _normalized(norm, self._transformed(y)))
-            y = fused.convolution(y, proj, self._backend)
+            y = fused.convolution(fused.autocast(y), proj, self._backend)
         return y if fusion is None else fused.convolution(x, fusion, self._backend, second=y)
 
     def _represented(self, x: torch.Tensor, norm: nn.LayerNorm, inner: Inner) -> torch.Tensor:
@@ -294,15 +302,13 @@ class V1Block(Block):
         return self._on_map(x, lambda x: self._on_tokens(x, inner))
 
     def _on_tokens(self, x: torch.Tensor, inner: Inner) -> torch.Tensor:
-        """Unfold, `inner` on tokens (B * P, N, C), fold. x: (B, C, H, W) of whole patches; the result has its memory format."""
-        memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        """Unfold, `inner` on tokens (B * P, N, C), fold. x: (B, C, H, W) of whole patches."""
         # From channels_last memory, patches are dense as (B, P, N, C), and tokens a view of them.
         patches = unfold_patches(x.contiguous(memory_format=torch.channels_last), self._patch_size(), backend=self._backend)
         batch, channels, phases, length = patches.shape
         tokens = inner(patches.permute(0, 2, 3, 1).reshape(batch * phases, length, channels))
         patches = tokens.reshape(batch, phases, length, channels).permute(0, 3, 1, 2)
-        y = fold_patches(patches, (x.shape[2], x.shape[3]), self._patch_size(), backend=self._backend)
-        return y.contiguous(memory_format=memory_format)
+        return fused.given_back(fold_patches(patches, (x.shape[2], x.shape[3]), self._patch_size(), backend=self._backend), x)
 
 
 def _normalized(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
@@ -321,6 +327,7 @@ class V2Block(Block):
         "norm2",
         "mlp",
     )  # of a layer: x += attn(norm1(x)); x += mlp(norm2(x))
+    _norm_places: ClassVar[Mapping[str, Place]]  # the norm behind the layers, where an op computes it
 
     def _parts(self) -> V2Parts:
         raise NotImplementedError
@@ -328,11 +335,12 @@ class V2Block(Block):
     def _layers(self) -> list[V2Layer]:
         raise NotImplementedError
 
+    def _ops_apart(self) -> tuple[str, ...]:
+        return ("separable_attention",) if self._mvit_kernels_setting.attention else PATCH_OPS
+
     def _ops(self) -> tuple[str, ...]:
-        if not self._mvit_kernels_setting.attention:
-            return PATCH_OPS
-        if self._layer_obstacle() is not None:
-            return ("separable_attention",)
+        if not self._mvit_kernels_setting.attention or self._layer_obstacle() is not None:
+            return self._ops_apart()
         layers = ("separable_attention_block", "feed_forward")
         return layers if self._conv_obstacle() is not None else ("inverted_residual", *layers, "gemm")
 
@@ -364,7 +372,7 @@ class V2Block(Block):
         if not self._mvit_kernels_setting.attention:
             return self._on_patches(x, lambda patches: norm(transformer(patches)))
         if self._layer_obstacle() is None and not self._standing_back(x):
-            return norm(self._transformed(x))
+            return self._normalized(norm, self._transformed(x))
         norm1, attention, norm2, mlp = self._branches
         for layer in layers:
             x = x + self._attend(getattr(layer, attention), getattr(layer, norm1)(x))
@@ -372,11 +380,16 @@ class V2Block(Block):
         return norm(x)
 
     def _transformed(self, x: torch.Tensor) -> torch.Tensor:
-        """The layers on a map of whole patches. Memory format of x."""
-        memory_format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-        x = fused.autocast(x).contiguous(memory_format=torch.channels_last)
-        x, _ = fused.v2_layers(x, None, self._layers(), self._patch_size(), self._backend)
-        return x.contiguous(memory_format=memory_format)
+        """The layers on a map of whole patches."""
+        y, _ = fused.v2_layers(fused.channels_last(x), None, self._layers(), self._patch_size(), self._backend)
+        return fused.given_back(y, x)
+
+    def _normalized(self, norm: Any, x: torch.Tensor) -> torch.Tensor:
+        """The norm behind the layers, with gradients. Torch's copies channels_last maps of a GPU, in its backward again."""
+        if x.is_cpu or inside(self, self._norm_places) is not None:
+            y: torch.Tensor = norm(x)
+            return y
+        return group_norm(x, norm.weight, norm.bias, norm.eps, backend=self._backend)
 
     def _attend(self, attention: Any, x: torch.Tensor) -> torch.Tensor:
         """The attention of a layer on a map (B, d, H, W) of whole patches."""
@@ -386,15 +399,21 @@ class V2Block(Block):
 class V1Attention(Replacement):
     _option = "attention"
 
-    def _ops(self) -> tuple[str, ...]:
+    def _ops_apart(self) -> tuple[str, ...]:
         return ("scaled_dot_product_attention",)
+
+    def _ops(self) -> tuple[str, ...]:
+        return self._ops_apart()
 
 
 class V2Attention(Replacement):
     _option = "attention"
 
-    def _ops(self) -> tuple[str, ...]:
+    def _ops_apart(self) -> tuple[str, ...]:
         return ("separable_attention",)
+
+    def _ops(self) -> tuple[str, ...]:
+        return self._ops_apart()
 
     def _attend(self, x: torch.Tensor) -> torch.Tensor:
         """(B, d, P, N) -> (B, d, P, N)."""

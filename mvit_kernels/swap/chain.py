@@ -50,6 +50,10 @@ class Sequential(Replacement, nn.Sequential):
     def _parts(self) -> None:
         return None
 
+    def _standing_back(self, x: torch.Tensor) -> bool:
+        """On a GPU nothing is run again, and what a merged convolution spares (`graph/passes/merge_convolutions.py`) costs more memory."""
+        return not x.is_cpu or super()._standing_back(x)
+
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         prepared = self._prepared_for(input) if isinstance(input, torch.Tensor) else None
         return super().forward(input) if prepared is None else self._run(input, prepared)

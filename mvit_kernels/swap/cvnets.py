@@ -245,6 +245,7 @@ _V2_SEQUENCES = {"pre_norm_attn": (_GROUP_NORM, _v2_attention(_POINTWISE)), "pre
 
 
 class MobileViTBlockv2(_PatchSize, V2Block, mobilevit_block.MobileViTBlockv2):
+    _norm_places: ClassVar[Mapping[str, Place]] = {}  # it is one of the layers
     _places: ClassVar[Mapping[str, Place]] = {"global_rep": _v2_layers({**_LEAF, **_CONV_LAYER}, _CONV_LAYER, _CONV_LAYER)}
     _layer_places: ClassVar[Mapping[str, Place]] = {"global_rep": _v2_layers({**_GROUP_NORM, **_SKIPPED}, _POINTWISE, _ACTIVATED)}
     _conv_places: ClassVar[Mapping[str, Place]] = {"local_rep": one_of(Kind(nn.Sequential, others=_FOLDED)), "conv_proj": _FOLDED}
@@ -274,7 +275,7 @@ class MobileViTBlockv2(_PatchSize, V2Block, mobilevit_block.MobileViTBlockv2):
         if not self._mvit_kernels_setting.attention:
             return self.conv_proj(self._on_patches(x, self.global_rep))
         if self._layer_obstacle() is None and not self._standing_back(x):
-            return self.conv_proj(self.global_rep[-1](self._transformed(x)))
+            return self.conv_proj(self._normalized(self.global_rep[-1], self._transformed(x)))
         for layer in self.global_rep:
             x = self._layer_on_map(layer, x) if isinstance(layer, transformer.LinearAttnFFN) else layer(x)
         return self.conv_proj(x)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mvit_kernels import ops
+from mvit_kernels.ops.library import is_channels_last
 
 from . import weights
 from .weights import Convolution
@@ -69,6 +70,18 @@ def autocast(x: Tensor) -> Tensor:
     """x in the dtype that convolutions and linear layers take it in: under autocast the fused ops round where those would, or later."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) and x.dtype != torch.float64 else x
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """x as the layers of a block take it in."""
+    return autocast(x).contiguous(memory_format=torch.channels_last)
+
+
+def given_back(y: Tensor, x: Tensor) -> Tensor:
+    """y in the memory format that what made it of x gives. On a GPU as it is: a convolution there takes channels_last maps without a copy,
+    whatever its weights are in, and gives them on."""
+    last = is_channels_last(x) or not x.is_cpu
+    return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def rows(x: Tensor) -> Tensor:

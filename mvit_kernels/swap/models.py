@@ -139,7 +139,8 @@ class MobileViTv2Block(V2Block, mobilevitv2.MobileViTv2Block):
         "norm": ORDER_FREE,
     }
     _layer_places: ClassVar[Mapping[str, Place]] = {"transformer": _v2_layer_place(_FUSED_ATTENTION, GROUP_NORM, _FUSED_MLP)}
-    _conv_places: ClassVar[Mapping[str, Place]] = {**_CONV_PLACES, "norm": GROUP_NORM}
+    _norm_places: ClassVar[Mapping[str, Place]] = {"norm": GROUP_NORM}
+    _conv_places: ClassVar[Mapping[str, Place]] = {**_CONV_PLACES, **_norm_places}
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         size = x.shape[2], x.shape[3]

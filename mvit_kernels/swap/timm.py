@@ -183,7 +183,8 @@ class MobileVitV2Block(V2Block, mobilevit.MobileVitV2Block):
         "norm": _ORDER_FREE,
     }
     _layer_places: ClassVar[Mapping[str, Place]] = {"transformer": _v2_places(_v2_attention(POINTWISE), _GROUP_NORM, _FUSED_MLP)}
-    _conv_places: ClassVar[Mapping[str, Place]] = {**_CONV_PLACES, "norm": _GROUP_NORM}
+    _norm_places: ClassVar[Mapping[str, Place]] = {"norm": _GROUP_NORM}
+    _conv_places: ClassVar[Mapping[str, Place]] = {**_CONV_PLACES, **_norm_places}
 
     def _obstacle(self) -> Obstacle | None:
         return self._exportable() or super()._obstacle()

@@ -202,7 +202,8 @@ class MobileViTV2Layer(_Layer, V2Block, mobilevitv2.MobileViTV2Layer):
         "layernorm": _ORDER_FREE,
     }
     _layer_places: ClassVar[Mapping[str, Place]] = {"transformer": _v2_transformer(GROUP_NORM, POINTWISE, {**POINTWISE, **_ACTIVATION})}
-    _conv_places: ClassVar[Mapping[str, Place]] = {**_Layer._conv_places, "layernorm": GROUP_NORM}
+    _norm_places: ClassVar[Mapping[str, Place]] = {"layernorm": GROUP_NORM}
+    _conv_places: ClassVar[Mapping[str, Place]] = {**_Layer._conv_places, **_norm_places}
     _branches = ("layernorm_before", "attention", "layernorm_after", "ffn")
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:

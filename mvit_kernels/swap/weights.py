@@ -136,9 +136,13 @@ class _Merged:
 def _kept(recipe: Any, sources: Sequence[torch.Tensor | None], *parts: Convolution) -> Any:
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in sources)):
         return recipe(*sources)
-    # Torch does not count what batch_norm in training does to its statistics.
-    statistics = [tensor for part in parts if part.norm is not None for tensor in (part.norm.running_mean, part.norm.running_var)]
-    return packed(recipe, *sources, contents=statistics)
+    # Torch does not count what batch_norm in training does to its statistics: on the CPU what they hold is compared, elsewhere, where that
+    # cannot be read, the number of batches tells, which torch counts up beside them.
+    norms = [part.norm for part in parts if part.norm is not None]
+    if all(each.running_mean.is_cpu for each in norms):
+        return packed(recipe, *sources, contents=[x for each in norms for x in (each.running_mean, each.running_var)])
+    batches = [each.num_batches_tracked for each in norms]
+    return recipe(*sources) if any(each is None for each in batches) else packed(recipe, *sources, beside=batches)
 
 
 def _batch_norm(norm: Any) -> tuple[torch.Tensor, ...]:
