@@ -128,7 +128,7 @@ class Replacement(nn.Module):
 
     def _run(self, x: torch.Tensor, prepared: Prepared) -> torch.Tensor:
         """`_fused`; where a call like this one was before, on the CPU, by what that ran."""
-        if prepared.snapshot is None or prepared.replays is None or not x.is_cpu or torch.is_autocast_enabled("cpu"):
+        if prepared.snapshot is None or prepared.replays is None or devices.off_cpu(x) or torch.is_autocast_enabled("cpu"):
             return self._fused(x, prepared.parts)
         y: torch.Tensor = prepared.replays(self._fused, (x,), (prepared.parts,), prepared.snapshot.tensors(self))
         return y
@@ -141,6 +141,12 @@ class Replacement(nn.Module):
         """Of the ops' calls; None where patches come unfolded."""
         return None
 
+    def _small_call(self, op: str, like: torch.Tensor) -> tuple[Any, ...]:
+        """Arguments of a call of one of `_ops` as small as they come, by which that chooses its backend; with the dtype and device of
+        `like`."""
+        patch = self._patch_size()
+        return like.new_empty(1, 3, *(patch or (1, 1))), patch
+
     @property
     def _backend(self) -> str | None:
         return self._mvit_kernels_setting.backend
@@ -149,7 +155,7 @@ class Replacement(nn.Module):
         """Whether what calls must see torch's own operations, or there are no kernels where x is."""
         if x.ndim != 4 or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return True
-        return not x.is_cpu and devices.without_kernels(x.device) is not None
+        return devices.off_cpu(x) and devices.without_kernels(x.device) is not None
 
 
 class ConvLayer(Replacement):
@@ -192,6 +198,9 @@ class InvertedResidual(Replacement):
     def _ops(self) -> tuple[str, ...]:
         return ("inverted_residual",)
 
+    def _small_call(self, op: str, like: torch.Tensor) -> tuple[Any, ...]:
+        return fused.small_inverted_residual(like, *self._parts())
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         prepared = self._prepared_for(x)
         return super().forward(x) if prepared is None else self._run(x, prepared)
@@ -225,6 +234,9 @@ class Block(Replacement):
 
     def _patch_size(self) -> tuple[int, int]:
         return self.patch_size
+
+    def _layers(self) -> list[Any]:
+        raise NotImplementedError
 
     def _layer_obstacle(self) -> Obstacle | None:
         """Why the layers do not run fused."""
@@ -267,6 +279,12 @@ class V1Block(Block):
             return self._ops_apart()
         layers = ("gemm", "patch_attention", "feed_forward")
         return layers if self._conv_obstacle() is not None else ("conv2d", *layers)
+
+    def _small_call(self, op: str, like: torch.Tensor) -> tuple[Any, ...]:
+        if op != "patch_attention":
+            return super()._small_call(op, like)
+        widest = max((layer.proj.in_features // layer.heads for layer in self._layers()), default=1)
+        return like.new_empty(1, 3 * widest, *self._patch_size()), 1, self._patch_size()
 
     def _transformed(self, x: torch.Tensor) -> torch.Tensor:
         """The layers on a map of whole patches."""
@@ -344,6 +362,13 @@ class V2Block(Block):
         layers = ("separable_attention_block", "feed_forward")
         return layers if self._conv_obstacle() is not None else ("inverted_residual", *layers, "gemm")
 
+    def _small_call(self, op: str, like: torch.Tensor) -> tuple[Any, ...]:
+        if op == "inverted_residual":
+            return fused.small_inverted_residual(like, None, *self._parts()[:2])
+        if op == "separable_attention_block":
+            return (like.new_empty(1, max((layer.out.in_channels for layer in self._layers()), default=1), *self._patch_size()),)
+        return super()._small_call(op, like)
+
     def _obstacle(self) -> Obstacle | None:
         return super()._obstacle() if self._mvit_kernels_setting.attention else shadowed(self, self._helpers)
 
@@ -386,7 +411,7 @@ class V2Block(Block):
 
     def _normalized(self, norm: Any, x: torch.Tensor) -> torch.Tensor:
         """The norm behind the layers, with gradients. Torch's copies channels_last maps of a GPU, in its backward again."""
-        if x.is_cpu or inside(self, self._norm_places) is not None:
+        if not devices.off_cpu(x) or inside(self, self._norm_places) is not None:
             y: torch.Tensor = norm(x)
             return y
         return group_norm(x, norm.weight, norm.bias, norm.eps, backend=self._backend)

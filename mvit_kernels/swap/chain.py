@@ -17,7 +17,7 @@ from torch import nn
 
 from mvit_kernels.ops.backend import native
 
-from . import fused
+from . import devices, fused
 from .blocks import InvertedResidual, Replacement, V2Block, round_up
 from .obstacles import Kind, Obstacle, Place, inside, one_of, plain_attributes
 from .weights import Convolution
@@ -52,7 +52,7 @@ class Sequential(Replacement, nn.Sequential):
 
     def _standing_back(self, x: torch.Tensor) -> bool:
         """On a GPU nothing is run again, and what a merged convolution spares (`graph/passes/merge_convolutions.py`) costs more memory."""
-        return not x.is_cpu or super()._standing_back(x)
+        return devices.off_cpu(x) or super()._standing_back(x)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         prepared = self._prepared_for(input) if isinstance(input, torch.Tensor) else None

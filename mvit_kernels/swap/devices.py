@@ -7,6 +7,11 @@ import torch
 from mvit_kernels.ops.triton_support import refuse_gpu
 
 
+def off_cpu(x: torch.Tensor) -> bool:
+    """Whether x is where nothing is run again (`ops/replay.py`), no memory is read by the host, and convolutions give channels_last on."""
+    return not x.is_cpu
+
+
 @torch.compiler.assume_constant_result  # of a device that is known when code is compiled
 def without_kernels(device: torch.device) -> str | None:
     """Why whole modules on the device run as torch's, or None.

@@ -251,6 +251,11 @@ class AttentionBlock(OfConvolutions):
     def _ops(self) -> tuple[str, ...]:
         return ("attention", "conv2d", "inverted_residual") if self._attends() else ("inverted_residual",)
 
+    def _small_call(self, op: str, like: Tensor) -> tuple[Any, ...]:
+        if op != "inverted_residual":
+            return super()._small_call(op, like)
+        return fused.small_inverted_residual(like, *self._parts().mlp)
+
     def forward(self, x: Tensor) -> Tensor:
         prepared = self._prepared_for(x)
         return super().forward(x) if prepared is None else self._run(x, prepared)

@@ -11,7 +11,7 @@ from torch import nn
 from mvit_kernels import ops
 from mvit_kernels.ops.library import is_channels_last
 
-from . import weights
+from . import devices, weights
 from .weights import Convolution
 
 
@@ -80,7 +80,7 @@ def channels_last(x: Tensor) -> Tensor:
 def given_back(y: Tensor, x: Tensor) -> Tensor:
     """y in the memory format that what made it of x gives. On a GPU as it is: a convolution there takes channels_last maps without a copy,
     whatever its weights are in, and gives them on."""
-    last = is_channels_last(x) or not x.is_cpu
+    last = is_channels_last(x) or devices.off_cpu(x)
     return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
@@ -151,6 +151,16 @@ def is_depthwise_and_pointwise(depthwise: Convolution, pointwise: Convolution) -
 
 def is_pointwise(part: Convolution) -> bool:
     return part.conv.kernel_size == (1, 1) == part.conv.stride and part.conv.groups == 1
+
+
+def small_inverted_residual(like: Tensor, expand: Convolution | None, depthwise: Convolution, reduce: Convolution) -> tuple[Any, ...]:
+    """What `inverted_residual` chooses a backend by, for a map of one pixel with the dtype and device of `like`."""
+    channels = depthwise.conv.in_channels if expand is None else expand.conv.in_channels
+    matrix, bias = (None, None) if expand is None else (expand.conv.weight, depthwise.conv.bias)
+    return (
+        like.new_empty(1, channels, 1, 1), matrix, bias, depthwise.conv.weight, depthwise.conv.bias, reduce.conv.weight, reduce.conv.bias,
+        depthwise.stride, False, depthwise.activation,
+    )  # fmt: skip
 
 
 def depthwise_and_pointwise(x: Tensor, depthwise: Convolution, pointwise: Convolution, backend: str | None) -> Any:

@@ -14,6 +14,7 @@ from mvit_kernels.ops.backend import Choice
 from .blocks import ConvLayer, Replacement, Setting
 from .chain import Sequential
 from .core import replacements
+from .devices import without_kernels
 from .obstacles import Obstacle
 
 _CHOICES: dict[str, Choice] = {choice.op: choice for choice in Choice.every}
@@ -26,8 +27,8 @@ class ReportRow:
     module: str  # its name in the model, "" for the model itself
     kind: str  # its class, with the library
     replacement: str | None  # the ops that run in its place; None: it is left alone
-    backend: str | None  # which these choose for the device and dtype of its parameters
-    reason: str | None  # why it is left alone, or runs its original forward although replaced
+    backend: str | None  # which these choose for small maps, of the device and dtype of its parameters
+    reason: str | None  # why it is left alone, or runs its original forward, or more of it, although replaced
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,16 @@ def _replaced(name: str, module: Replacement) -> ReportRow:
     obstacle = module._obstacle()
     if obstacle is not None:
         return ReportRow(name, _class_name(type(module)), None, None, f"original forward: {_describe(module, obstacle)}")
-    ops = module._ops()
+    kind, like = _class_name(type(module)), _like(module)
+    missing = without_kernels(like.device)
+    ops = module._ops() if missing is None else module._ops_apart()
+    if not ops:
+        return ReportRow(name, kind, None, None, f"original forward: {missing}")
     try:
-        backends = {_backend(op, module) for op in ops}
+        backends = {_backend(op, module, like) for op in ops}
     except ValueError as error:
-        return ReportRow(name, _class_name(type(module)), ", ".join(ops), None, f"cannot run: {error}")
-    return ReportRow(name, _class_name(type(module)), ", ".join(ops), ", ".join(sorted(backends)), None)
+        return ReportRow(name, kind, ", ".join(ops), None, f"cannot run: {error}")
+    return ReportRow(name, kind, ", ".join(ops), ", ".join(sorted(backends)), missing)
 
 
 def _left_alone(name: str, module: nn.Module, known: type[nn.Module]) -> ReportRow:
@@ -124,15 +129,16 @@ def _describe(module: nn.Module, obstacle: Obstacle) -> str:
     return f"{where or 'it'} {obstacle.reason}"
 
 
-def _backend(op: str, module: Replacement) -> str:
-    """What the op would choose for a small input of the module."""
-    if op not in _CHOICES:
-        return "torch"
+def _like(module: Replacement) -> torch.Tensor:
+    """A tensor of the dtype and on the device of its parameters."""
     tensors = itertools.chain(module.parameters(), module.buffers())
-    weight = next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
-    patch_size = module._patch_size()
-    probe = torch.empty(1, 3, *(patch_size or (1, 1)), dtype=weight.dtype, device=weight.device)
-    return _CHOICES[op].backend(module._mvit_kernels_setting.backend, probe, patch_size)
+    return next((tensor for tensor in tensors if tensor.is_floating_point()), torch.empty(0))
+
+
+def _backend(op: str, module: Replacement, like: torch.Tensor) -> str:
+    """What the op would choose for a small input of the module."""
+    choice = _CHOICES.get(op)
+    return "torch" if choice is None else choice.backend(module._mvit_kernels_setting.backend, *module._small_call(op, like))
 
 
 def _summary(rows: list[ReportRow]) -> str:

@@ -15,6 +15,8 @@ from torch import nn
 from mvit_kernels.ops.packing import packed
 from mvit_kernels.reference.folding import fold_batch_norm, fold_norm_affine, merge_linear
 
+from . import devices
+
 Weights = tuple[torch.Tensor, torch.Tensor | None]
 
 
@@ -139,7 +141,7 @@ def _kept(recipe: Any, sources: Sequence[torch.Tensor | None], *parts: Convoluti
     # Torch does not count what batch_norm in training does to its statistics: on the CPU what they hold is compared, elsewhere, where that
     # cannot be read, the number of batches tells, which torch counts up beside them.
     norms = [part.norm for part in parts if part.norm is not None]
-    if all(each.running_mean.is_cpu for each in norms):
+    if not any(devices.off_cpu(each.running_mean) for each in norms):
         return packed(recipe, *sources, contents=[x for each in norms for x in (each.running_mean, each.running_var)])
     batches = [each.num_batches_tracked for each in norms]
     return recipe(*sources) if any(each is None for each in batches) else packed(recipe, *sources, beside=batches)
