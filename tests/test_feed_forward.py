@@ -220,7 +220,7 @@ def test_opcheck(fmt: str) -> None:
             for requires_grad in (False, True):
                 leaves = [each.detach().requires_grad_(requires_grad) for each in arguments[:7]]
                 torch.library.opcheck(torch.ops.mvit_kernels.feed_forward, (*leaves, *arguments[7:]))
-        backward = (torch.randn_like(x), x, *parameters[:-1], 1e-5, "layer", "silu", None)
+        backward = (torch.randn_like(x), x, *parameters[:-1], None, 1e-5, "layer", "silu", None)
         torch.library.opcheck(torch.ops.mvit_kernels.feed_forward_backward, backward)
 
 

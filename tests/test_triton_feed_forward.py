@@ -71,6 +71,11 @@ def test_moments_are_those_of_what_is_written(launches) -> None:
     assert torch.allclose(moments, reference.moments_of(y, 3), rtol=1e-6)
 
 
+def test_gradients_with_known_moments() -> None:
+    inputs = make(2, 24, 40, 4, 6, torch.float16, mean=2.0)
+    assert_gradients(functools.partial(block, moments=reference.moments_of(inputs[0], 2)), reference.feed_forward, inputs)
+
+
 def test_gradients() -> None:
     results = []
     inputs = make(2, 6, 8, 4, 6)

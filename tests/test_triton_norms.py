@@ -43,6 +43,29 @@ def test_group_norm(size, fmt: str, dtype: torch.dtype, poison) -> None:
     assert mk.ops.group_norm(x, *parameters(size[1], dtype), backend="triton").is_contiguous(memory_format=FORMATS[fmt])
 
 
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("known", [True, False])
+def test_group_norm_inside_of_another_op(known: bool, fmt: str, monkeypatch: pytest.MonkeyPatch, poison) -> None:
+    """Its moments are found once, or not at all where they are known, and the gradient of x has that of a residual in it."""
+    from mvit_kernels.ops.group_norm import triton_steps
+    from mvit_kernels.triton_kernels import moments
+
+    launched, launch = [], moments.launch
+    monkeypatch.setattr(
+        moments, "launch", lambda kernel, *arguments, **settings: (launched.append(1), launch(kernel, *arguments, **settings))
+    )
+    x, (weight, bias) = randn(2, 37, 9, 8, fmt=fmt) + 3, parameters(37, torch.float32)
+    dy, residual = randn(*x.shape), randn(*x.shape).permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
+    forward, backward = triton_steps(x, reference.moments_of(x, 2) if known else None)
+    y, gradients = forward(x, weight, bias, 1e-5), backward(dy, x, weight, 1e-5, residual=residual)
+    assert len(launched) == (0 if known else 1)
+    assert_rule(y, reference.group_norm(x, weight, bias), reference.group_norm(x.double(), weight.double(), bias.double()))
+    plain = reference.group_norm_backward(dy, x, weight, residual=residual)
+    exact = reference.group_norm_backward(*(each.double() for each in (dy, x, weight)), residual=residual.double())
+    for ours, rounded, right in zip(gradients, plain, exact, strict=True):
+        assert_rule(ours, rounded, right)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", ROWS, ids=str)
 def test_layer_norm(size, dtype: torch.dtype, poison) -> None:

@@ -96,6 +96,13 @@ def test_gradients_in_sixteen_bits(fmt: str, dtype: torch.dtype) -> None:
     assert_gradients(functools.partial(block, patch_size=(2, 2)), plain, inputs)
 
 
+def test_gradients_with_known_moments() -> None:
+    inputs = make(2, 24, 4, 6, torch.float16, mean=2.0)
+    moments = reference.moments_of(inputs[0], 2)
+    plain = functools.partial(reference.separable_attention_block, patch_size=(2, 2))
+    assert_gradients(functools.partial(block, patch_size=(2, 2), moments=moments), plain, inputs)
+
+
 def test_weights_that_change_are_seen() -> None:
     inputs = make(1, 5, 4, 4)
     for _ in range(2):

@@ -198,6 +198,9 @@ def separable_attention_block_calls() -> dict[str, Any]:
         inputs = [image(batch, dim, side, side, dtype=dtype), *(random_weight(*size, dtype=dtype) for size in sizes)]
         call = use(ops.separable_attention_block, *inputs, patch_size=(2, 2), collect=batch > 2)
         calls[f"separable_attention_block {batch}x{dim} {dtype}"] = call
+    backward, moments = torch.ops.mvit_kernels.separable_attention_block_backward, ones(inputs[0].shape[0], 2, dtype=torch.float64)
+    settings = moments, 1e-5, (2, 2), "triton"  # what it adds to the gradient of the norm is another kernel than without
+    calls["separable_attention_block backward"] = functools.partial(backward, inputs[0], *inputs[:-1], *settings)
     return calls
 
 

@@ -13,6 +13,7 @@ from mvit_kernels import reference
 from . import checks, triton_support
 from .backend import Choice, Implementation, native
 from .group_norm import choose as choose_group_norm
+from .group_norm import triton_steps
 from .layer_norm import choose as choose_layer_norm
 from .library import (
     FLOAT_CODES,
@@ -124,8 +125,8 @@ def _cpu_forward(
 
 def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
     (*_, norm, _) = parameters
-    kernel = choose_group_norm.implementations["cpu"].backward if norm == "group" else None
-    return _composed_backward(widen, dy, x, *parameters, norm_backward=kernel)
+    kernel = choose_group_norm.implementations["cpu"]
+    return _composed_backward(widen, dy, x, *parameters, steps=(reference.group_norm, kernel.backward) if norm == "group" else None)
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
@@ -157,25 +158,23 @@ def _triton_forward(
 
 
 def _triton_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    """The norm by its kernel, what is done to single values by torch's, both in float32; products in the dtype of x."""
-    (*_, norm, _) = parameters
-    kernel = choose_group_norm.implementations["triton"].backward
-    if norm == "layer":
-        rows = choose_layer_norm.implementations["triton"]
-        if rows.refuse(x.movedim(1, -1)) is not None:  # longer than its registers
-            rows = choose_layer_norm.implementations["reference"]
-        kernel = _of_rows(rows.backward)
-    return _composed_backward(narrow, dy, x, *parameters, norm_backward=kernel)
+    """The norm by its kernels, what is done to single values by torch's, both in float32; products in the dtype of x."""
+    (*_, moments, _, norm, _) = parameters
+    return _composed_backward(narrow, dy, x, *parameters, steps=triton_steps(x, moments) if norm == "group" else _steps_of_rows(x))
 
 
-def _of_rows(backward: Any) -> Callable[..., tuple[Tensor, ...]]:
-    """The gradient of a LayerNorm of rows as one of the pixels of maps (B, C, H, W)."""
+def _steps_of_rows(x: Tensor) -> tuple[Any, Any]:
+    """LayerNorm of the pixels of x, and its gradient."""
+    rows = choose_layer_norm.implementations["triton"]
+    if rows.refuse(x.movedim(1, -1)) is not None:  # longer than its registers
+        rows = choose_layer_norm.implementations["reference"]
 
-    def of_maps(dy: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, ...]:
-        dx, dweight, dbias = backward(dy.movedim(1, -1), x.movedim(1, -1), weight, eps)
-        return dx.movedim(-1, 1), dweight, dbias
+    def backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, residual: Tensor) -> tuple[Tensor, ...]:
+        assert rows.backward is not None
+        dx, dweight, dbias = rows.backward(dy.movedim(1, -1), x.movedim(1, -1), weight, eps)
+        return dx.movedim(-1, 1) + residual, dweight, dbias
 
-    return of_maps
+    return lambda x, *parameters: rows.forward(x.movedim(1, -1), *parameters).movedim(-1, 1), backward
 
 
 def _reference_forward(
@@ -194,11 +193,12 @@ def _reference_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor
 
 def _composed_backward(
     cast: Callable[..., list[Any]], dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor,
-    eps: float, norm: str, activation: str, *, norm_backward: Any = None,
+    moments: Optional, eps: float, norm: str, activation: str, *, steps: Any = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """cast: `widen` or `narrow`, of all tensors."""
-    arguments = [*cast(x, dy, x, norm_w, norm_b, fc1_w, fc1_b, fc2_w), eps]
-    dx, *gradients = reference.feed_forward_backward(*arguments, norm=norm, activation=activation, norm_backward=norm_backward)
+    """cast: `widen` or `narrow`, of all tensors but the norm's, which is in float32. moments: of x, for who takes them."""
+    dy, x, fc1_w, fc1_b, fc2_w = cast(x, dy, x, fc1_w, fc1_b, fc2_w)
+    arguments = dy, x, *widen(x, norm_w, norm_b), fc1_w, fc1_b, fc2_w, eps
+    dx, *gradients = reference.feed_forward_backward(*arguments, norm=norm, activation=activation, steps=steps)
     return dense(dx.to(x.dtype), is_channels_last(x)), *map(wide, gradients)
 
 
@@ -231,13 +231,13 @@ def _forward_fake(
 
 
 def _backward(
-    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, eps: float, norm: str,
-    activation: str, backend: str | None,
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, moments: Optional, eps: float,
+    norm: str, activation: str, backend: str | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
     backward = choose(backend, x).backward
     assert backward is not None
-    return backward(dy, x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, eps, norm, activation)
+    return backward(dy, x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, moments, eps, norm, activation)
 
 
 def _backward_fake(
@@ -256,8 +256,8 @@ _forward_op = register(
 )
 _backward_op = register(
     f"{OP}_backward",
-    "(Tensor dy, Tensor x, Tensor norm_w, Tensor norm_b, Tensor fc1_w, Tensor fc1_b, Tensor fc2_w, float eps, str norm, str activation,"
-    " str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor dy, Tensor x, Tensor norm_w, Tensor norm_b, Tensor fc1_w, Tensor fc1_b, Tensor fc2_w, Tensor? moments, float eps, str norm,"
+    " str activation, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -268,7 +268,7 @@ def _setup(
     moments: Optional = None, eps: float = 1e-5, norm: str = "group", activation: str = "silu", collect: bool = False, *,
     backend: str | None = None,
 ) -> None:  # fmt: skip
-    ctx.save_for_backward(x, norm_w, norm_b, fc1_w, fc1_b, fc2_w)
+    ctx.save_for_backward(x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, moments)
     ctx.settings = eps, norm, activation
     ctx.dtypes = [each.dtype for each in (x, norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b)]
     ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward

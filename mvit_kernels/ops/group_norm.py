@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -83,7 +85,9 @@ def _cpu_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps:
     return y
 
 
-def _cpu_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+def _cpu_backward(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+) -> tuple[torch.Tensor, ...]:
     channels_last, size, dtype = is_channels_last(x), x.shape, weight.dtype
     x, dy, weight = dense(x, channels_last), dense(dy, channels_last), single(weight)
     dx, dweight, dbias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
@@ -94,27 +98,42 @@ def _cpu_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: 
     )  # fmt: skip
     if status:
         raise_status(OP, status)
-    return dx, dweight.to(dtype), dbias.to(dtype)
+    return dx if residual is None else dx + residual, dweight.to(dtype), dbias.to(dtype)
 
 
 def _triton_refuse(x: torch.Tensor, *_: object) -> str | None:
     return triton_support.refuse(x, FLOAT_CODES)
 
 
-def _triton_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:
+def _triton_forward(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float, moments: torch.Tensor | None = None
+) -> torch.Tensor:
     channels_last = is_channels_last(x)
     x = dense(x, channels_last)
     y = torch.empty_like(x)
-    _kernels.forward(x, weight.contiguous(), bias.contiguous(), eps, y, channels_last)
+    _kernels.forward(x, weight.contiguous(), bias.contiguous(), eps, y, channels_last, moments)
     return y
 
 
-def _triton_backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, ...]:
+def _triton_backward(
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None,
+    moments: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
     channels_last = is_channels_last(x)
     x, dy = dense(x, channels_last), dense(dy, channels_last)
+    residual = None if residual is None else dense(residual, channels_last)
     dx = torch.empty_like(x)
-    dweight, dbias = _kernels.backward(dy, x, weight.contiguous(), eps, dx, channels_last)
+    dweight, dbias = _kernels.backward(dy, x, weight.contiguous(), eps, dx, channels_last, moments, residual)
     return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+def triton_steps(
+    x: torch.Tensor, moments: torch.Tensor | None
+) -> tuple[Callable[..., torch.Tensor], Callable[..., tuple[torch.Tensor, ...]]]:
+    """The norm of x and its gradient by Triton's kernels, which find the moments of x once, where they are not known."""
+    if moments is None and x.numel():
+        moments = _kernels.parts_of(dense(x, is_channels_last(x)))[0]
+    return functools.partial(_triton_forward, moments=moments), functools.partial(_triton_backward, moments=moments)
 
 
 def _reference_forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float) -> torch.Tensor:

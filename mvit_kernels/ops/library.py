@@ -109,12 +109,13 @@ def register_autograd(
                 result = op(*args, **kwargs)
             if isinstance(result, tuple):  # the moments of the result are for the next op, whose gradient contains theirs
                 ctx.mark_non_differentiable(*result[1:])
+                ctx.set_materialize_grads(False)  # nor are zeros made for them
             setup(ctx, *args, **kwargs)
             return result
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            return (None, *backward(ctx, *grads))
+            return (None,) * len(ctx.needs_input_grad) if grads[0] is None else (None, *backward(ctx, *grads))
 
     def autograd(*args: Any, **kwargs: Any) -> Any:
         if forward_ad._current_level >= 0 or _transforming():

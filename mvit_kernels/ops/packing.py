@@ -101,8 +101,7 @@ def fold_norm(
     norm_w: torch.Tensor, norm_b: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(weight diag(gamma), bias + weight beta) in float64, weight as a matrix: one rounding, when they are packed."""
-    exact = None if bias is None else bias.double()
-    return fold_norm_affine(weight.flatten(1).double(), exact, norm_w.double(), norm_b.double())
+    return fold_norm_affine(weight.flatten(1).double(), bias, norm_w, norm_b.double())  # products and sums with float64 are float64
 
 
 class _Entry(NamedTuple):

@@ -13,6 +13,7 @@ from mvit_kernels import reference
 from . import checks, cuda_support, triton_support
 from .backend import Choice, Implementation, native
 from .group_norm import choose as choose_group_norm
+from .group_norm import triton_steps
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -152,12 +153,15 @@ def _cpu_forward(
 
 
 def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    return _backward_by("cpu", dy, x, *parameters)
+    norm = choose_group_norm.implementations["cpu"]
+    return _backward_by("cpu", (norm.forward, norm.backward), widen, dy, x, *parameters)
 
 
-def _backward_by(backend: str, dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    """With the kernels that this backend has of norm and attention. On a GPU products are in the dtype of x."""
-    norm, attention = choose_group_norm.implementations[backend], choose_attention.implementations[backend]
+def _backward_by(
+    backend: str, norm: tuple[Any, Any], cast: Callable[..., list[Any]], dy: Tensor, x: Tensor, *parameters: Any
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """With the norm and its gradient, and the kernels that this backend has of attention."""
+    attention = choose_attention.implementations[backend]
     attention_backward = attention.backward
     assert attention_backward is not None
 
@@ -165,7 +169,7 @@ def _backward_by(backend: str, dy: Tensor, x: Tensor, *parameters: Any) -> tuple
         return qkv if attention.refuse(qkv, patch) is None else dense(qkv, channels_last=True)
 
     return _composed_backward(
-        narrow if backend == "triton" else widen, dy, x, *parameters, group_norm=norm.forward, group_norm_backward=norm.backward,
+        cast, dy, x, *parameters, group_norm=norm[0], group_norm_backward=norm[1],
         attention=lambda qkv, patch: attention.forward(readable(qkv, patch), patch),
         attention_backward=lambda dy, qkv, patch: attention_backward(dy, readable(qkv, patch), patch),
     )  # fmt: skip
@@ -276,7 +280,9 @@ def _triton_forward(
 
 
 def _triton_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    return _backward_by("triton", dy, x, *parameters)
+    """Products are in the dtype of x."""
+    (*_, moments, _, _) = parameters
+    return _backward_by("triton", triton_steps(x, moments), narrow, dy, x, *parameters)
 
 
 def _reference_forward(
@@ -296,10 +302,11 @@ def _reference_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor
 
 def _composed_backward(
     cast: Callable[..., list[Any]], dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor,
-    eps: float, patch_size: list[int] | None, **steps: Any,
+    moments: Optional, eps: float, patch_size: list[int] | None, **steps: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """cast: `widen` or `narrow`, of all tensors."""
-    arguments = [*cast(x, dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w), eps]
+    """cast: `widen` or `narrow`, of all tensors but the norm's, which is in float32. moments: of x, for who takes them."""
+    dy, x, qkv_w, qkv_b, out_w = cast(x, dy, x, qkv_w, qkv_b, out_w)
+    arguments = dy, x, *widen(x, norm_w, norm_b), qkv_w, qkv_b, out_w, eps
     patch = None if patch_size is None else (patch_size[0], patch_size[1])
     dx, *gradients = reference.separable_attention_block_backward(*arguments, patch_size=patch, **steps)
     return dense(dx.to(x.dtype), is_channels_last(x)), *map(wide, gradients)
@@ -337,13 +344,13 @@ def _forward_fake(
 
 
 def _backward(
-    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, eps: float,
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, moments: Optional, eps: float,
     patch_size: list[int] | None, backend: str | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
     backward = choose(backend, x).backward
     assert backward is not None
-    return backward(dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w, eps, patch_size)
+    return backward(dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w, moments, eps, patch_size)
 
 
 def _backward_fake(
@@ -362,8 +369,8 @@ _forward_op = register(
 )
 _backward_op = register(
     f"{OP}_backward",
-    "(Tensor dy, Tensor x, Tensor norm_w, Tensor norm_b, Tensor qkv_w, Tensor qkv_b, Tensor out_w, float eps, int[]? patch_size,"
-    " str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor dy, Tensor x, Tensor norm_w, Tensor norm_b, Tensor qkv_w, Tensor qkv_b, Tensor out_w, Tensor? moments, float eps,"
+    " int[]? patch_size, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -374,7 +381,7 @@ def _setup(
     moments: Optional = None, eps: float = 1e-5, patch_size: list[int] | None = None, collect: bool = False, *,
     backend: str | None = None,
 ) -> None:  # fmt: skip
-    ctx.save_for_backward(x, norm_w, norm_b, qkv_w, qkv_b, out_w)
+    ctx.save_for_backward(x, norm_w, norm_b, qkv_w, qkv_b, out_w, moments)
     ctx.settings = eps, patch_size
     ctx.dtypes = [each.dtype for each in (x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)]
     ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward

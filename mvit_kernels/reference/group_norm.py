@@ -14,9 +14,9 @@ def group_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
 
 
 def group_norm_backward(
-    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-5
+    dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-5, residual: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The gradients of `group_norm` with respect to x, weight and bias; dy has the shape of x.
+    """The gradients of `group_norm` with respect to x, weight and bias; dy has the shape of x. residual: what is added to that of x.
 
     With xhat = (x - mean) / sigma and g = dy weight: dx = (g - mean(g) - xhat mean(g xhat)) / sigma.
     """
@@ -26,4 +26,4 @@ def group_norm_backward(
     gradient = dy * weight[:, None, None]
     over = (1, 2, 3)
     dx = (gradient - gradient.mean(over, keepdim=True) - normal * (gradient * normal).mean(over, keepdim=True)) * inverse
-    return dx, (dy * normal).sum((0, 2, 3)), dy.sum((0, 2, 3))
+    return dx if residual is None else dx + residual, (dy * normal).sum((0, 2, 3)), dy.sum((0, 2, 3))

@@ -18,11 +18,11 @@ def pointwise(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def pointwise_backward(dy: Tensor, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients with respect to x, weight and bias."""
+    """The gradients with respect to x, weight and bias, whose sum stays in float32 of 16-bit floats."""
     matrix = weight.flatten(1)
     rows_dy, rows_x = (each.permute(0, 2, 3, 1).reshape(-1, each.shape[1]) for each in (dy, x))
     dx = (rows_dy @ matrix).reshape(dy.shape[0], *dy.shape[2:], matrix.shape[1]).permute(0, 3, 1, 2)
-    return dx, weight_gradient(rows_dy, rows_x).reshape(weight.shape), rows_dy.sum(0)
+    return dx, weight_gradient(rows_dy, rows_x).reshape(weight.shape), rows_dy.sum(0, dtype=torch.promote_types(dy.dtype, torch.float32))
 
 
 def weight_gradient(dy: Tensor, x: Tensor) -> Tensor:

@@ -35,8 +35,8 @@ def separable_attention_block_backward(
     qkv = pointwise(normal, qkv_w, qkv_b)
     dattention, dout_w, dout_b = pointwise_backward(dy, attention(qkv, patch_size), out_w)
     dnormal, dqkv_w, dqkv_b = pointwise_backward(attention_backward(dattention, qkv, patch_size), normal, qkv_w)
-    dx, dnorm_w, dnorm_b = group_norm_backward(dnormal, x, norm_w, eps)
-    return dx + dy, dnorm_w, dnorm_b, dqkv_w, dqkv_b, dout_w, dout_b
+    dx, dnorm_w, dnorm_b = group_norm_backward(dnormal, x, norm_w, eps, residual=dy)
+    return dx, dnorm_w, dnorm_b, dqkv_w, dqkv_b, dout_w, dout_b
 
 
 def separable_attention_block_reduced(

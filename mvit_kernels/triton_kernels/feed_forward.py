@@ -14,7 +14,6 @@ import functools
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -24,7 +23,7 @@ from .activation import activate
 from .launch import blocks, capability, launch, processors, vector_of, wait_turn
 from .moments import combine_moments
 from .products import dot
-from .resident import add_and_store, load_pixels, normal, row_moments, widths
+from .resident import add_and_store, load_pixels, normal, padded, row_moments, widths
 
 Tensor = torch.Tensor
 HIDDEN = 64  # channels: of weights, what the hidden ones are a multiple of
@@ -51,8 +50,8 @@ def arrange(first: Tensor, first_bias: Tensor, second: Tensor, second_bias: Tens
     hidden, dim = first.shape
     beyond, outside = -hidden % HIDDEN, sum(widths(dim)) - dim
     return Weights(
-        F.pad(first, (0, outside, 0, beyond)).to(dtype).contiguous(), F.pad(first_bias, (0, beyond)).float().contiguous(),
-        F.pad(second, (0, beyond, 0, outside)).to(dtype).contiguous(), F.pad(second_bias, (0, outside)).float().contiguous(), dim, hidden,
+        padded(first, dtype, 0, outside, 0, beyond), padded(first_bias, torch.float32, 0, beyond),
+        padded(second, dtype, 0, beyond, 0, outside), padded(second_bias, torch.float32, 0, outside), dim, hidden,
     )  # fmt: skip
 
 

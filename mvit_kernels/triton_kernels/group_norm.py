@@ -1,7 +1,8 @@
 """GroupNorm with one group, forward and backward, on dense maps of either format.
 
 Forward: moments of pieces of every image (moments.py), then one pass that normalises. Backward: the moments again, sums of dy and dy xhat
-over the pixels of each channel, and one pass for dx; what is between is a few numbers an image."""
+over the pixels of each channel, from which a program an image has the means of g and g xhat, and one pass for dx, which adds what comes by
+another way. Moments that are known spare a pass of either."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ import triton
 import triton.language as tl
 
 from .launch import blocks, launch, power_of_two, wait_turn
-from .moments import combine_moments, parts_of
+from .moments import combine_moments, parts_of, parts_or_moments
+
+__all__ = ["backward", "forward", "parts_of"]
 
 Tensor = torch.Tensor
 PIXELS = 1024  # whose sums a program has
@@ -74,11 +77,29 @@ def group_norm_bwd_sums_kernel(
 
 
 @triton.jit
+def group_norm_bwd_means_kernel(sums, weight, means, along, channels, size, BLOCK_C: tl.constexpr):
+    """means (2, B) of g = dy weight and of g xhat, from sums (B, along, 2, C) of images of `size` elements; in a fixed order."""
+    wait_turn()
+    image, images = tl.program_id(0), tl.num_programs(0)
+    sums += tl.cast(image, tl.int64) * along * 2 * channels
+    of_g, of_product = tl.zeros((BLOCK_C,), tl.float32), tl.zeros((BLOCK_C,), tl.float32)
+    for begin in range(0, channels, BLOCK_C):
+        c = begin + tl.arange(0, BLOCK_C)
+        gamma = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
+        for piece in range(0, along):
+            at = sums + tl.cast(piece, tl.int64) * 2 * channels + c
+            of_g += gamma * tl.load(at, mask=c < channels, other=0.0)
+            of_product += gamma * tl.load(at + channels, mask=c < channels, other=0.0)
+    tl.store(means + image, tl.sum(of_g, 0) / size)
+    tl.store(means + images + image, tl.sum(of_product, 0) / size)
+
+
+@triton.jit
 def group_norm_bwd_kernel(
-    dy, x, weight, parts, means, dx, channels, pixels, pieces, eps,
+    dy, x, weight, parts, means, residual, dx, channels, pixels, pieces, eps, RESIDUAL: tl.constexpr,
     CHANNELS_LAST: tl.constexpr, PIECES: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """dx = (g - mean(g) - xhat mean(g xhat)) / sigma with g = dy weight; means (2, B)."""
+    """dx = (g - mean(g) - xhat mean(g xhat)) / sigma (+ residual) with g = dy weight; means (2, B)."""
     wait_turn()
     tiles = tl.cdiv(channels, BLOCK_C) * tl.cdiv(pixels, BLOCK_P)
     program = tl.program_id(0)
@@ -91,17 +112,19 @@ def group_norm_bwd_kernel(
     gamma = tl.load(weight + c, mask=c < channels, other=0.0).to(tl.float32)
     normal = (value - mean) * inverse
     result = (grad * gamma[None, :] - mean_g - normal * mean_product) * inverse
+    if RESIDUAL:
+        result += tl.load(residual + offsets, mask=inside, other=0.0).to(tl.float32)
     tl.store(dx + offsets, result.to(dx.dtype.element_ty), mask=inside)
 
 
 # --- what launches them ---
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor, channels_last: bool) -> None:
-    """y of x (B, C, H, W), both dense in the same format."""
+def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor, channels_last: bool, moments: Tensor | None = None) -> None:
+    """y of x (B, C, H, W), both dense in the same format. moments: of x or their parts, if they are known."""
     if x.numel() == 0:
         return
-    parts, pieces, lanes = parts_of(x)
+    parts, pieces, lanes = parts_or_moments(x, moments)
     channels, pixels, block_c, block_p = _sizes(x, channels_last)
     launch(
         group_norm_fwd_kernel, x.shape[0] * blocks(channels, block_c) * blocks(pixels, block_p),
@@ -110,12 +133,16 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor, chan
     )  # fmt: skip
 
 
-def backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, dx: Tensor, channels_last: bool) -> tuple[Tensor, Tensor]:
-    """(dweight, dbias) (C,) float32, and dx; dy, x and dx are dense in the same format."""
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, eps: float, dx: Tensor, channels_last: bool, moments: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(dweight, dbias) (C,) float32, and dx, to which `residual` is added; all maps are dense in the same format. moments: as of
+    `forward`."""
     channels, pixels, block_c, block_p = _sizes(x, channels_last)
     if x.numel() == 0:
         return weight.new_zeros(channels, dtype=torch.float32), weight.new_zeros(channels, dtype=torch.float32)
-    parts, pieces, lanes = parts_of(x)
+    parts, pieces, lanes = parts_or_moments(x, moments)
     along = blocks(pixels, PIXELS)
     sums = x.new_empty(x.shape[0], along, 2, channels, dtype=torch.float32)
     settings = {
@@ -126,14 +153,19 @@ def backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, dx: Tensor, chan
         group_norm_bwd_sums_kernel, x.shape[0] * along * blocks(channels, block_c),
         dy, x, parts, sums, channels, pixels, pieces, eps, PIXELS=PIXELS, **settings,
     )  # fmt: skip
-    of_images = sums.sum(1)  # (B, 2, C)
-    means = (of_images * weight.float()).sum(2).T.contiguous() / x[0].numel()
+    means = x.new_empty(2, x.shape[0], dtype=torch.float32)
+    launch(
+        group_norm_bwd_means_kernel, x.shape[0],
+        sums, weight, means, along, channels, channels * pixels, BLOCK_C=power_of_two(channels, 16, 1024), num_warps=4,
+        enable_fp_fusion=True,
+    )  # fmt: skip
     launch(
         group_norm_bwd_kernel, x.shape[0] * blocks(channels, block_c) * blocks(pixels, block_p),
-        dy, x, weight, parts, means, dx, channels, pixels, pieces, eps, **settings,
+        dy, x, weight, parts, means, dy if residual is None else residual, dx, channels, pixels, pieces, eps,
+        RESIDUAL=residual is not None, **settings,
     )  # fmt: skip
-    dbias, dweight = of_images.sum(0).unbind(0)
-    return dweight.contiguous(), dbias.contiguous()
+    dbias, dweight = sums.sum((0, 1)).unbind(0)
+    return dweight, dbias
 
 
 def _sizes(x: Tensor, channels_last: bool) -> tuple[int, int, int, int]:

@@ -3,6 +3,8 @@ all widths of MobileViT are sums: 144 = 128 + 16, 192 = 128 + 64, 384 = 256 + 12
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -17,6 +19,13 @@ def widths(dim: int) -> tuple[int, int]:
         return whole, 0
     rest = power_of_two(dim - whole // 2, 16)
     return (whole, 0) if rest >= whole // 2 else (whole // 2, rest)
+
+
+def padded(weight: torch.Tensor, dtype: torch.dtype, *beyond: int) -> torch.Tensor:
+    """A contiguous copy in that dtype, with zeros beyond it as `F.pad` takes them: after every step of an optimizer weights are arranged
+    anew, so where there are none to add, one launch it is."""
+    copy = weight.to(dtype, copy=not any(beyond), memory_format=torch.contiguous_format)
+    return F.pad(copy, beyond) if any(beyond) else copy
 
 
 @triton.jit

@@ -19,7 +19,6 @@ import functools
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 import triton
 import triton.language as tl
 
@@ -29,7 +28,7 @@ from .moments import collect as collect_moments
 from .moments import collected, combine_moments, empty_parts, parts_or_moments
 from .phases import group_start, phases_of, pixel_offsets
 from .products import dot
-from .resident import add_and_store, load_pixels, normal, widths
+from .resident import add_and_store, load_pixels, normal, padded, widths
 
 Tensor = torch.Tensor
 
@@ -62,8 +61,8 @@ def arrange(weight: Tensor, bias: Tensor, out: Tensor, out_bias: Tensor, dtype: 
     beyond, outside = -dim % SLICE, sum(widths(dim)) - dim
     return Weights(
         query.float().flatten().contiguous(), key.float().contiguous(), key_bias.float().contiguous(),
-        F.pad(value, (0, outside, 0, beyond)).to(dtype).contiguous(), F.pad(value_bias, (0, beyond)).float().contiguous(),
-        F.pad(out, (0, beyond, 0, outside)).to(dtype).contiguous(), F.pad(out_bias, (0, outside)).float().contiguous(),
+        padded(value, dtype, 0, outside, 0, beyond), padded(value_bias, torch.float32, 0, beyond),
+        padded(out, dtype, 0, beyond, 0, outside), padded(out_bias, torch.float32, 0, outside),
     )  # fmt: skip
 
 
