@@ -30,7 +30,7 @@ from q_checks import random_packed_weight, random_weight
 from tolerance import assert_float_rule
 
 from mvit_kernels import ops, reference
-from mvit_kernels.ops import backend, cuda_support, packing, qfragments
+from mvit_kernels.ops import backend, checks, cuda_support, packing, qfragments
 from mvit_kernels.ops.placed import Placed
 
 Tensor = torch.Tensor
@@ -443,6 +443,50 @@ def test_nothing_is_copied_into_a_graph_that_is_captured(monkeypatch: pytest.Mon
         Placed(torch.zeros(1)).on(torch.device("cuda"))
     with pytest.raises(RuntimeError, match=f"packed weights: {expected}, and capture again after a change of weights"):
         packing.packed(lambda x: pytest.fail("packed inside of the capture"), torch.zeros(1))
+
+
+def test_a_call_that_prepares_for_itself_is_no_part_of_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    x = type("OnGpu", (), {"is_cuda": True})()
+    monkeypatch.setattr(checks, "all_tensors", lambda *_, **__: None)
+    monkeypatch.setattr(checks, "is_tensor", lambda *_: None)
+    weight, scales = random_packed_weight(8, 9), {"a_scale": 0.1, "a_zero_point": 3, "w_scale": 0.1}
+    points = {f"{name}_{each}": 1 for name in ("q", "k", "v", "out") for each in ("scale", "zero_point")}
+    for name, call in {
+        "qgemm": lambda: ops.qgemm(x, weight, **scales),
+        "qconv2d": lambda: ops.qconv2d(x, weight, kernel_size=3, **scales),
+        "qdepthwise_conv2d": lambda: ops.qdepthwise_conv2d(x, random_weight(2, 1, 3, 3), **scales),
+        "qnorm_gemm": lambda: ops.qnorm_gemm(x, weight, scale=0.1, **scales),
+        "qattention": lambda: ops.qattention(x, x, x, 1, scale=1.0, **points),
+    }.items():
+        with pytest.raises(RuntimeError, match=f"{name}: expected a call of what prepare_{name} makes, which was called once before"):
+            call()
+
+
+def test_sizes_that_the_kernels_cannot_count_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Views of one element: nothing is read, nor written."""
+    monkeypatch.setattr(cuda_support, "refuse", lambda *_: None)
+    monkeypatch.setattr(cuda_support, "refuse_shared", lambda *_: None)
+    monkeypatch.setattr(cuda_support, "native", type("Native", (), {"inverted_residual_shared": lambda *_: 1024}))
+    large, small = (torch.zeros(1, dtype=torch.half).expand(size, 8, 2**7, 2**7) for size in (2**17, 2**16))
+    matrix, taps = torch.zeros(1).expand(8, 8, 1, 1), torch.zeros(1).expand(8, 1, 3, 3)
+    calls = {
+        "separable_attention_block": (),
+        "inverted_residual": (matrix, None, taps, None, matrix, None, 1, False, "silu"),
+        "qconv2d": (72, 8, 16),
+        "qdepthwise_conv2d": (taps,),
+    }
+    modules = {name: importlib.import_module(f"mvit_kernels.ops.{name}") for name in calls}
+    for name, rest in calls.items():
+        refuse = modules[name]._cuda_refuse
+        assert refuse(large, *rest) == "it has no kernel for 2147479552 pixels or rows and more, got 2147483648"
+        assert refuse(small, *rest) is None
+    refuse, of_lines = modules["qconv2d"]._cuda_refuse, modules["qdepthwise_conv2d"]._cuda_refuse
+    assert refuse(small, 72, 8, 64 * 65535) is None
+    assert refuse(small, 72, 8, 64 * 65535 + 1) == "it takes up to 4194240 channels of y, got 4194241"
+    wide = torch.zeros(1).expand(1, 2**10, 1, 2**21)
+    assert of_lines(wide) == "it has no kernel for rows of a map that are 2^31 values long and more, got 2147483648"
+    assert of_lines(wide[..., 1:]) is None
 
 
 class Streams:

@@ -15,6 +15,7 @@ from triton_checks import DEVICE, randn
 from mvit_kernels import ops
 from mvit_kernels.ops import triton_support
 from mvit_kernels.ops.backend import Choice
+from mvit_kernels.ops.qseparable_attention import choose_context, choose_gate
 
 Tensor = torch.Tensor
 
@@ -116,8 +117,17 @@ def test_more_pixels_than_are_counted_are_refused() -> None:
         lambda: ops.depthwise_conv2d(image, one.expand(1, 1, 3, 3), backend="triton"),
         lambda: ops.pool_mixer(image, one, backend="triton"),
         lambda: ops.resize(image, (2, 2), backend="triton"),
+        lambda: ops.resize(one.expand(1, 1, 1, 1), (2**16, 2**15), backend="triton"),
+        lambda: ops.qresize(one.byte().expand(1, 1, 1, 1), (2**16, 2**15), backend="triton"),
+        lambda: ops.group_norm(image, one, one, backend="triton"),
+        lambda: ops.unfold_patches(image, backend="triton"),
+        lambda: ops.fold_patches(one.expand(2**17, 1, 4, 2**12), (128, 128), backend="triton"),
+        lambda: ops.patch_attention(image.expand(-1, 3, -1, -1), 1, backend="triton"),
+        lambda: ops.separable_attention(image.expand(-1, 3, -1, -1), (2, 2), backend="triton"),
     ):
         with pytest.raises(ValueError, match=r"backend 'triton' was requested .*: it has no kernel for 21474.* pixels or rows and more"):
             call()
     assert triton_support.refuse_rows(one.expand(2**30, 1), (torch.float32,)) is None
+    assert "2147483648" in str(choose_context.implementations["triton"].refuse(image.byte()))
+    assert "2147483648" in str(choose_gate.implementations["triton"].refuse(image.byte()))
     assert ops.quantize(one[:0], 0.1, 3, backend="triton").shape == (0,)

@@ -103,6 +103,15 @@ def once(what: str, device: torch.device) -> None:
         )
 
 
+def unprepared(op: str, x: Tensor) -> None:
+    """Before a call that prepares for itself, which the next one would do again."""
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{op}: expected a call of what prepare_{op} makes, which was called once before, inside of the capture of a CUDA graph, got"
+            f" one of {op} itself, which prepares anew at every call"
+        )
+
+
 class Made:
     """That something was just made on a GPU, by the current stream there, for calls on any: a stream that takes it first waits for the one
     that made it, which the host does not, and its memory is nobody else's before that stream is done with it.

@@ -102,7 +102,7 @@ def _cpu_backward(
 
 
 def _triton_refuse(x: torch.Tensor, *_: object) -> str | None:
-    return triton_support.refuse(x, FLOAT_CODES)
+    return triton_support.refuse_rows(x, FLOAT_CODES)
 
 
 def _triton_forward(

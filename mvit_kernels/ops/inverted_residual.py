@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from . import checks, cuda_support, triton_support
+from . import checks, counts, cuda_support, triton_support
 from .backend import Choice, Implementation, native
 from .library import (
     FLOAT_CODES,
@@ -158,6 +158,8 @@ def _cuda_refuse(
         return "it has no kernel without an expansion"
     if activation != "silu":
         return f"its kernel has SiLU alone, got {activation}"
+    if (reason := counts.refuse(counts.rows(x))) is not None:
+        return reason
     channels, hidden, columns = x.shape[1], expand_w.shape[0], reduce_w.shape[0]
     if not all(each and each % _MULTIPLE == 0 for each in (channels, hidden, columns)):
         return f"it takes multiples of {_MULTIPLE} channels, got {channels}, {hidden} hidden and {columns} of y"

@@ -140,7 +140,7 @@ def _cpu_backward(dy: torch.Tensor, qkv: torch.Tensor, heads: int, patch: tuple[
 def _triton_refuse(qkv: torch.Tensor, heads: int, *_: object) -> str | None:
     if qkv.shape[1] // (3 * heads) > _WIDEST_HEAD:
         return f"it has no kernel for heads of more than {_WIDEST_HEAD} channels, got {qkv.shape[1] // (3 * heads)}"
-    return triton_support.refuse(qkv, FLOAT_CODES)
+    return triton_support.refuse_rows(qkv, FLOAT_CODES)
 
 
 def _triton_forward(qkv: torch.Tensor, heads: int, patch: tuple[int, int], scale: float | None) -> torch.Tensor:

@@ -134,7 +134,7 @@ def _cpu_fold(p: torch.Tensor, output_size: Sequence[int], patch: tuple[int, int
 def _triton_refuse(x: torch.Tensor, *_: object) -> str | None:
     if x.element_size() not in _SIZES or x.is_conj() or x.is_neg():
         return f"it has no kernel for {x.dtype}"
-    return triton_support.refuse(x, (x.dtype,))
+    return triton_support.refuse_rows(x, (x.dtype,))
 
 
 def _triton_unfold(x: torch.Tensor, patch: tuple[int, int]) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from mvit_kernels import reference
 from mvit_kernels.reference import ATTENTION_TABLE, Mixtures, QMixtures
 
-from . import checks, qchecks, triton_support
+from . import checks, cuda_support, qchecks, triton_support
 from .attention import MOST_MIXED_HEADS, address, channels_side_by_side
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import direct, raise_status, register
@@ -49,6 +49,7 @@ def qattention(
     `prepare_qattention` computes once what does not depend on q, k and v.
     """
     checks.all_tensors(OP, q=q, k=k, v=v)
+    cuda_support.unprepared(OP, q)
     handle = prepare_qattention(
         heads, q_scale=q_scale, q_zero_point=q_zero_point, k_scale=k_scale, k_zero_point=k_zero_point, v_scale=v_scale,
         v_zero_point=v_zero_point, out_scale=out_scale, out_zero_point=out_zero_point, scale=scale, bias=bias, mix_scores=mix_scores,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from . import checks, cuda_support, qchecks, triton_support
+from . import checks, counts, cuda_support, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import QTYPE_CODES, dense, direct, fresh, in_format, is_compiling, raise_status, register
 from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
@@ -162,6 +162,7 @@ def qconv2d(
     checks.tensors(OP, second=second, residual=residual)
     if second is not None:
         checks.tensor(OP, "second", second, 4, (torch.uint8,))
+    cuda_support.unprepared(OP, x)
     prepared = prepare_qconv2d(
         weight, a_scale, a_zero_point, w_scale, bias, kernel_size=kernel_size, stride=stride,
         second_channels=0 if second is None else second.shape[1], second_scale=second_scale, second_zero_point=second_zero_point,
@@ -303,8 +304,13 @@ def _triton_forward(
     return y
 
 
-def _cuda_refuse(x: Tensor, depth: int, bits: int) -> str | None:
-    return cuda_support.refuse(x) or cuda_support.refuse_deep_int6(depth, bits)
+_MOST_COLUMNS = 64 * 65535  # of csrc/cuda/ops/qproduct_launch.cuh
+
+
+def _cuda_refuse(x: Tensor, depth: int, bits: int, columns: int) -> str | None:
+    if columns > _MOST_COLUMNS:
+        return f"it takes up to {_MOST_COLUMNS} channels of y, got {columns}"
+    return cuda_support.refuse(x) or cuda_support.refuse_deep_int6(depth, bits) or counts.refuse(counts.rows(x))
 
 
 def _cuda_forward(
@@ -351,7 +357,7 @@ def _forward(
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, second, residual, columns, depth, kernel, stride, second_channels, out_dtype, plain, residual_scale)
-    return choose(backend, x, depth, bits).forward(
+    return choose(backend, x, depth, bits, columns).forward(
         x, second, residual, weight, channels, zero_point, border, filtered, table, columns, depth, bits, kernel, stride,
         second_channels, out_dtype, activation, plain, residual_scale, residual_zero_point,
     )  # fmt: skip

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from . import checks, cuda_support, qchecks, triton_support
+from . import checks, counts, cuda_support, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import QTYPE_CODES, dense, direct, empty_in_format, in_format, is_compiling, raise_status, register
 from .pack_weight import MOST
@@ -135,6 +135,7 @@ def qdepthwise_conv2d(
     """
     checks.is_tensor(OP, "x", x)
     checks.tensors(OP, residual=residual)
+    cuda_support.unprepared(OP, x)
     prepared = prepare_qdepthwise_conv2d(
         weight, stride=stride, a_scale=a_scale, a_zero_point=a_zero_point, w_scale=w_scale, bias=bias, activation=activation,
         residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
@@ -262,7 +263,10 @@ def _triton_forward(
 def _cuda_refuse(x: Tensor, weight: Optional = None, *_: object) -> str | None:
     if weight is not None and weight.shape[0] != x.shape[1]:
         return "it has no kernel for several filters of a channel"
-    return cuda_support.refuse(x)
+    line = x.shape[3] * max(x.stride(3), x.shape[1])
+    if line >= 2**31:
+        return f"it has no kernel for rows of a map that are 2^31 values long and more, got {line}"
+    return cuda_support.refuse(x) or counts.refuse(counts.rows(x))
 
 
 def _cuda_forward(

@@ -151,6 +151,7 @@ def qgemm(
     checks.all_tensors(OP, a=a)
     checks.tensors(OP, residual=residual)
     rows = isinstance(a_scale, Tensor) and a_scale.ndim == 1 and a_scale.shape[0] == a.shape[0] and a_scale.numel() != 1
+    cuda_support.unprepared(OP, a)
     prepared = prepare_qgemm(
         weight, None if rows else a_scale, None if rows else a_zero_point, w_scale, bias, activation=activation,
         residual_scale=residual_scale, residual_zero_point=residual_zero_point, out_dtype=out_dtype, out_scale=out_scale,
@@ -426,7 +427,7 @@ def refuse_depth(depth: int, bits: int) -> str | None:
     return None
 
 
-def triton_refuse(a: Tensor, depth: int, bits: int) -> str | None:
+def triton_refuse(a: Tensor, depth: int, bits: int, *_: object) -> str | None:
     return refuse_depth(depth, bits) or triton_support.refuse_rows(a, (torch.uint8,))
 
 

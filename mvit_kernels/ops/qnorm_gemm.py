@@ -8,7 +8,7 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks, qchecks
+from . import checks, cuda_support, qchecks
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import QTYPE_CODES, direct, raise_status, register
@@ -83,6 +83,7 @@ def qnorm_gemm(
     """
     checks.all_tensors(OP, x=x)
     checks.tensors(OP, sums=sums)
+    cuda_support.unprepared(OP, x)
     prepared = prepare_qnorm_gemm(
         weight, w_scale, bias, scale=scale, a_scale=a_scale, a_zero_point=a_zero_point, eps=eps, a_bits=a_bits, activation=activation,
         out_dtype=out_dtype, out_scale=out_scale, out_zero_point=out_zero_point, table=table, out_bits=out_bits, backend=backend,

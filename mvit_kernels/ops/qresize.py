@@ -68,8 +68,8 @@ def _reference_forward(x: Tensor, output_size: tuple[int, int], align_corners: b
     return dense(reference.qresize(x, output_size, align_corners), channels_last=True)
 
 
-def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse_rows(x, (torch.uint8,))
+def _triton_refuse(x: Tensor, output_size: tuple[int, int]) -> str | None:
+    return triton_support.refuse_rows(x, (torch.uint8,), x.shape[0] * output_size[0] * output_size[1])
 
 
 def _triton_forward(x: Tensor, output_size: tuple[int, int], align_corners: bool) -> Tensor:
@@ -91,7 +91,7 @@ choose = Choice(
 
 def _forward(x: Tensor, output_size: Sequence[int], align_corners: bool = False, *, backend: str | None = None) -> Tensor:
     _, _, height, width = _check(x, output_size)
-    return choose(backend, x).forward(x, (height, width), align_corners)
+    return choose(backend, x, (height, width)).forward(x, (height, width), align_corners)
 
 
 def _forward_fake(x: Tensor, output_size: Sequence[int], align_corners: bool = False, *, backend: str | None = None) -> Tensor:

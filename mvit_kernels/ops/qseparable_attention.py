@@ -188,7 +188,7 @@ def _reference_context(scores: Tensor, x: Tensor, table: Tensor, *settings: Any)
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse(x, (torch.uint8,))
+    return triton_support.refuse_rows(x, (torch.uint8,))
 
 
 def _triton_context(

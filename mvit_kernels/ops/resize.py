@@ -84,8 +84,8 @@ def _cpu_forward(x: Tensor, output_size: tuple[int, int], align_corners: bool, a
     return y
 
 
-def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse_rows(x, FLOAT_CODES)
+def _triton_refuse(x: Tensor, output_size: tuple[int, int]) -> str | None:
+    return triton_support.refuse_rows(x, FLOAT_CODES, x.shape[0] * output_size[0] * output_size[1])
 
 
 def _triton_forward(x: Tensor, output_size: tuple[int, int], align_corners: bool, activation: str) -> Tensor:
@@ -113,7 +113,7 @@ def _forward(
     x: Tensor, output_size: Sequence[int], align_corners: bool = False, activation: str = "none", *, backend: str | None = None
 ) -> Tensor:
     _, _, height, width = _check(x, output_size, activation)
-    return choose(backend, x).forward(x, (height, width), align_corners, activation)
+    return choose(backend, x, (height, width)).forward(x, (height, width), align_corners, activation)
 
 
 def _forward_fake(

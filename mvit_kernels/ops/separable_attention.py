@@ -116,7 +116,7 @@ def _cpu_backward(dy: torch.Tensor, qkv: torch.Tensor, patch: tuple[int, int] | 
 
 
 def _triton_refuse(qkv: torch.Tensor, *_: object) -> str | None:
-    return triton_support.refuse(qkv, FLOAT_CODES)
+    return triton_support.refuse_rows(qkv, FLOAT_CODES)
 
 
 def _triton_forward(qkv: torch.Tensor, patch: tuple[int, int] | None) -> torch.Tensor:

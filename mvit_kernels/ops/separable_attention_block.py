@@ -10,7 +10,7 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks, cuda_support, triton_support
+from . import checks, counts, cuda_support, triton_support
 from .backend import Choice, Implementation, native
 from .group_norm import choose as choose_group_norm
 from .group_norm import triton_steps
@@ -186,7 +186,7 @@ def _cuda_refuse(x: Tensor, *_: object) -> str | None:
         return f"it has no kernel for {x.dtype}"
     if x.shape[1] % _CHANNELS or x.shape[1] > _MOST_CHANNELS:
         return f"it takes multiples of {_CHANNELS} channels up to {_MOST_CHANNELS}, got {x.shape[1]}"
-    return None
+    return counts.refuse(counts.rows(x))
 
 
 class _CudaWeights(NamedTuple):

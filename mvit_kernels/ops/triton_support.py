@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
+from . import counts
+
 OLDEST = (3, 6)  # the oldest version of Triton that the kernels are tested with
-MOST_ROWS = 2**31 - 2**12  # less than 2^31 by more than a tile has
 CAPABILITY = (8, 0)  # tensor cores for bytes and bfloat16
 
 
@@ -76,12 +77,9 @@ def refuse(x: torch.Tensor, dtypes: Container[torch.dtype]) -> str | None:
     return reason
 
 
-def refuse_rows(x: torch.Tensor, dtypes: Container[torch.dtype]) -> str | None:
-    """The same, of kernels that count pixels of maps (B, C, H, W), or rows (..., C), in 32 bits. Elements they count in 64."""
-    rows = x.numel() // max(x.shape[1 if x.ndim == 4 else -1], 1)
-    if rows >= MOST_ROWS:
-        return f"it has no kernel for {MOST_ROWS} pixels or rows and more, got {rows}"
-    return refuse(x, dtypes)
+def refuse_rows(x: torch.Tensor, dtypes: Container[torch.dtype], of_result: int = 0) -> str | None:
+    """The same, of kernels that count pixels or rows in 32 bits: those of x, and so many of the result."""
+    return counts.refuse(counts.rows(x), of_result) or refuse(x, dtypes)
 
 
 def describe() -> tuple[str, str]:
