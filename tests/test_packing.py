@@ -215,3 +215,18 @@ def test_blocks_see_a_change_of_any_of_their_weights() -> None:
             parameter.mul_(0.5)
             actual, expected = (op(x, *parameters, backend=backend) for backend in ("cpu", "reference"))
             assert torch.allclose(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_of_weights_that_compiled_code_has_on_its_way_nothing_is_kept() -> None:
+    """Inductor writes the next weight into the memory of the last one, and gives the same object."""
+    weight, gemm = torch.randn(32, 32), torch.ops.mvit_kernels.gemm
+    before = len(packing._entries)
+    for _ in range(2):
+        assert torch.allclose(gemm(A, weight, backend="cpu")[0], F.linear(A, weight), atol=1e-4)
+        weight.numpy()[:] += 1  # which torch does not count
+    assert len(packing._entries) == before
+    parameter = torch.nn.Parameter(weight)
+    for _ in range(2):
+        gemm(A, parameter, backend="cpu")
+        mk.ops.gemm(A, parameter, backend="cpu")  # by the dispatcher, too: there is a gradient
+    assert len(packing._entries) == before + 1

@@ -727,3 +727,16 @@ def test_functional_call():
         torch.testing.assert_close(again, y, rtol=1e-4, atol=1e-4)
     for actual, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-3, atol=1e-4 * max(1.0, float(expected.abs().max())))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_code_of_inductor_that_uses_memory_of_weights_again():
+    """Folded weights of one size in a graph: those of a block whose layers are alike."""
+    block = lively(mk.create_model("mobilevit_xxs").stages[3][1])
+    x = torch.randn(2, 64, 4, 4)
+    expected = block(x)
+    torch.compiler.reset()
+    compiled = torch.compile(mk.accelerate(block), fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), expected, rtol=1e-4, atol=1e-5)

@@ -13,6 +13,10 @@ import torch
 from torch.autograd import forward_ad
 
 from .backend import refuse_off_cpu
+from .packing import passing_weights
+
+# Whether a call that the dispatcher has came through the public functions. What compiled code calls comes without.
+_ours: contextvars.ContextVar[bool] = contextvars.ContextVar("ours", default=False)
 
 LIBRARY = torch.library.Library("mvit_kernels", "DEF")
 
@@ -118,6 +122,12 @@ def register_autograd(
             return (None,) * len(ctx.needs_input_grad) if grads[0] is None else (None, *backward(ctx, *grads))
 
     def autograd(*args: Any, **kwargs: Any) -> Any:
+        if _ours.get():
+            return dispatched(*args, **kwargs)
+        with passing_weights():
+            return dispatched(*args, **kwargs)
+
+    def dispatched(*args: Any, **kwargs: Any) -> Any:
         if forward_ad._current_level >= 0 or _transforming():
             return composite(*args, **kwargs)
         grad, plain = _grad_enabled(), _dispatch_modes() == 0
@@ -142,14 +152,21 @@ def register_autograd(
 
     def call(*args: Any, **kwargs: Any) -> Any:
         if watched():
-            return op(*args, **kwargs)
+            return op(*args, **kwargs) if is_compiling() else by_dispatcher(*args, **kwargs)
         grad = _grad_enabled()
         for x in args[:tensors]:
             if x is None:
                 continue
             if type(x) not in PLAIN or not x.is_cpu or (grad and x.requires_grad) or x.is_neg() or x.is_conj() or x._is_zerotensor():
-                return op(*args, **kwargs)
+                return by_dispatcher(*args, **kwargs)
         return run(*args, **kwargs)
+
+    def by_dispatcher(*args: Any, **kwargs: Any) -> Any:
+        token = _ours.set(True)
+        try:
+            return op(*args, **kwargs)
+        finally:
+            _ours.reset(token)
 
     LIBRARY.impl(name, autograd, "Autograd")
     return call

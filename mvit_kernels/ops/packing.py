@@ -3,6 +3,7 @@
 A packed copy is found again by the identity of its source tensors, and used while none of them has changed: torch counts in-place changes
 (`_version`), and memory or a shape given by assigning `tensor.data` shows in address, sizes and strides. The old memory is held until the
 weight is packed anew, or new memory might come to lie at its address. What torch does not count:
+- What compiled code writes (`passing_weights`).
 - What fused optimizers do: after a step of any optimizer, everything is packed anew (but in a graph of somebody else's: `recalling`).
 - Changes of tensors made in inference mode, and what batch_norm does to its statistics: a fingerprint of all they hold stands in for the
   count.
@@ -160,8 +161,10 @@ def packed(
     """
     if native is None and contents:
         return _made(recipe, sources)
-    key = (recipe, *map(id, (*sources, *beside)))
     tensors = [x for x in (*sources, *beside) if x is not None]
+    if _passing.get() and not all(isinstance(x, torch.nn.Parameter) for x in tensors):
+        return _made(recipe, sources)
+    key = (recipe, *map(id, (*sources, *beside)))
     state = _state(tensors, contents)
     if state is None:
         return _made(recipe, sources)
@@ -189,6 +192,20 @@ def packed(
     memory = tuple(x.untyped_storage() for x in tensors)
     _entries[key] = _Entry(references, state, memory, value, made)
     return value if _holding.get() is None else _held(Use(value, key, tensors, contents, state))
+
+
+_passing: contextvars.ContextVar[bool] = contextvars.ContextVar("passing", default=False)
+
+
+@contextlib.contextmanager
+def passing_weights() -> Iterator[None]:
+    """Inside, of tensors that are no parameters nothing is kept: code that Inductor has made writes the next weight into the memory, and
+    the same object, of one that it needs no more, and torch counts none of it."""
+    token = _passing.set(True)
+    try:
+        yield
+    finally:
+        _passing.reset(token)
 
 
 _recalled: contextvars.ContextVar[dict[tuple[Hashable, ...], Use]] = contextvars.ContextVar("recalled")

@@ -1,17 +1,63 @@
-"""Training of an accelerated model on a GPU: the losses are those of the plain model."""
+"""Accelerated models on a GPU: they run on the kernels, in evaluation and between the convolutions in training, and their losses are those
+of the plain model."""
 
 from __future__ import annotations
+
+import copy
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mvit_kernels as mk
+from mvit_kernels.ops.packing import packed
 
 Tensor = torch.Tensor
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 STEPS = 12
+
+# Ops of a call, and of a step of training (stages of 2, 4 and 3 layers).
+EVALUATION = {
+    "mobilevitv2_050": {
+        "conv2d": 1, "inverted_residual": 9, "separable_attention_block": 9, "feed_forward": 9, "gemm": 4, "avg_pool": 1
+    },
+    "mobilevit_xxs": {"conv2d": 11, "inverted_residual": 7, "patch_attention": 9, "feed_forward": 9, "gemm": 22, "avg_pool": 1},
+}  # fmt: skip
+TRAINING = {
+    "mobilevitv2_050": {"separable_attention_block": 9, "feed_forward": 9, "group_norm": 3},
+    "mobilevit_xxs": {"patch_attention": 9, "feed_forward": 9, "gemm": 18},
+}
+NAMES = list(EVALUATION)
+
+
+class Ops(TorchDispatchMode):
+    """Counts ours, and torch's convolutions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ours: Counter[str] = Counter()
+        self.convolutions = 0
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        namespace, _, name = str(op).removesuffix(".default").partition(".")
+        self.convolutions += "conv" in name and namespace == "aten"
+        if namespace == "mvit_kernels":
+            self.ours[name] += 1
+        return op(*args, **(kwargs or {}))
+
+
+def pair(name: str) -> tuple[nn.Module, nn.Module]:
+    """A plain model and an accelerated one with the same weights."""
+    torch.manual_seed(0)
+    plain = mk.create_model(name, num_classes=10).cuda()
+    return plain, mk.accelerate(copy.deepcopy(plain))
+
+
+def images(count: int = 16, side: int = 64) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1)).cuda()
 
 
 def losses(model: nn.Module, x: Tensor, labels: Tensor, dtype: torch.dtype | None) -> list[float]:
@@ -29,16 +75,128 @@ def losses(model: nn.Module, x: Tensor, labels: Tensor, dtype: torch.dtype | Non
     return seen
 
 
-@pytest.mark.parametrize("name", ["mobilevitv2_050", "mobilevit_xxs"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(("dtype", "limit"), [(None, 0.01), (torch.bfloat16, 0.06)])
-def test_the_losses_are_those_of_the_plain_model(name: str, dtype: torch.dtype | None, limit: float) -> None:
-    torch.manual_seed(0)
-    plain = mk.create_model(name, num_classes=10).cuda()
-    fast = mk.create_model(name, num_classes=10).cuda()
-    fast.load_state_dict(plain.state_dict())
-    assert any(row.backend in ("cuda", "triton") for row in mk.report(mk.accelerate(fast)).rows)
-    x, labels = torch.randn(16, 3, 64, 64).cuda(), torch.arange(16).cuda() % 10
-    right, ours = losses(plain, x, labels, dtype), losses(fast, x, labels, dtype)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_the_losses_are_those_of_the_plain_model(name: str, dtype: torch.dtype | None, limit: float, compiled: bool) -> None:
+    plain, fast = pair(name)
+    assert any(row.backend in ("cuda", "triton") for row in mk.report(fast).rows)
+    torch.compiler.reset()
+    used = torch.compile(fast, fullgraph=True, backend="aot_eager") if compiled else fast  # which draws the same random numbers
+    x, labels = images(), torch.arange(16).cuda() % 10
+    right, ours = losses(plain, x, labels, dtype), losses(used, x, labels, dtype)
     assert right[-1] < right[0]
     for a, b in zip(ours, right, strict=True):
         assert abs(a - b) <= limit * max(abs(b), 0.5), (ours, right)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [None, torch.float16])
+def test_a_step_of_training_calls_the_ops(name: str, dtype: torch.dtype | None) -> None:
+    _, fast = pair(name)
+    fast.train()
+    for module in fast.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # blocks with dropout that is active run less on our ops
+    with Ops() as ops:
+        with torch.autocast("cuda", dtype=dtype, enabled=dtype is not None):
+            loss = fast(images()).float().square().mean()
+        loss.backward()
+    forward = {op: count for op, count in ops.ours.items() if not op.endswith("_backward")}
+    assert forward == TRAINING[name]
+    assert {op.removesuffix("_backward"): count for op, count in ops.ours.items() if op.endswith("_backward")} == forward
+    assert all(each.grad is not None and each.grad.isfinite().all() for each in fast.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@torch.no_grad()
+def test_evaluation_runs_on_our_ops_alone(name: str, dtype: torch.dtype) -> None:
+    plain, fast = (each.eval() for each in pair(name))
+    x = images()
+    expected = plain(x)
+    with torch.autocast("cuda", dtype=dtype, enabled=dtype != torch.float32), Ops() as ops:
+        ours = fast(x)
+    assert (ops.ours, ops.convolutions) == (EVALUATION[name], 0)
+    limit = 0.03 if dtype == torch.float16 else 5e-3  # torch's convolutions are TF32
+    assert (ours - expected).abs().max() <= limit * expected.abs().max()
+    low = copy.deepcopy(fast).to(dtype)
+    torch.compiler.reset()
+    for each in (low, torch.compile(low, fullgraph=True)):
+        assert (each(x.to(dtype)) - expected).abs().max() <= limit * expected.abs().max()
+    program = torch.export.export(fast, (x,))
+    assert (program.module()(x) - expected).abs().max() <= 5e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+@pytest.mark.parametrize("training", [False, True])
+def test_report(name: str, dtype: torch.dtype, training: bool) -> None:
+    _, fast = pair(name)
+    rows = mk.report(fast.to(dtype).train(training)).rows
+    backends = {row.backend for row in rows if row.replacement is not None}
+    if dtype == torch.float64:  # of which Triton's kernels move values, and compute none
+        assert backends in ({"reference"}, {"triton"} if training else {})
+    else:
+        assert backends
+        assert backends <= {"triton", "cuda", "cuda, triton"}
+    if not training:
+        assert {row.reason for row in rows} == {None}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_evaluation_after_training_sees_the_new_statistics(name: str) -> None:
+    plain, fast = pair(name)
+    x = images()
+    fast.eval()(x)  # whose weights are folded with the statistics of now
+    for each in (plain, fast):
+        each.train()
+        for _ in range(3):
+            each(x * 2 + 1)
+        each.eval()
+    expected = plain(x)
+    assert (fast(x) - expected).abs().max() <= 0.03 * expected.abs().max()
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one GPU")
+@torch.no_grad()
+def test_the_second_gpu() -> None:
+    plain, fast = (each.eval() for each in pair("mobilevitv2_050"))
+    x = images()
+    expected, there = plain(x), copy.deepcopy(fast).to("cuda:1")
+    assert (there(x.to("cuda:1")).cpu() - expected.cpu()).abs().max() <= 5e-3 * expected.abs().max()
+    assert (fast(x) - expected).abs().max() <= 5e-3 * expected.abs().max()
+
+
+def test_another_stream_waits_for_what_is_being_packed() -> None:
+    """And the host does not: the first stream is still busy when the second one has its work."""
+    weight, sides = torch.ones(2**20, device="cuda"), [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+
+    def slow(x: Tensor) -> Tensor:
+        torch.cuda._sleep(200_000_000)
+        return x * 2
+
+    with torch.cuda.stream(sides[0]):
+        packed(slow, weight)
+        done = torch.cuda.Event()
+        done.record()
+    with torch.cuda.stream(sides[1]):
+        y = packed(slow, weight) + 1
+    assert not done.query()
+    torch.cuda.synchronize()
+    assert torch.equal(y, torch.full_like(y, 3.0))
+
+
+def test_a_step_waits_for_nothing() -> None:
+    """Whatever an optimizer made the packed weights forget."""
+    _, fast = pair("mobilevitv2_050")
+    optimizer, x = torch.optim.AdamW(fast.train().parameters(), lr=1e-3, fused=True), images()
+    for each in range(3):
+        torch.cuda.set_sync_debug_mode("error" if each == 2 else "default")
+        try:
+            fast(x).square().mean().backward()
+            optimizer.step()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
