@@ -76,8 +76,8 @@ def accelerate(
 
     Args:
         model: any module; it may be wrapped, in training, loaded before or after.
-        backend: "auto" lets each op take the fastest backend that supports its call and `mk.use_backend` decide otherwise; "cpu" or
-            "reference" is asked of every call.
+        backend: "auto" lets each op take the fastest backend that supports its call and `mk.use_backend` decide otherwise; another one
+            ("cpu", "triton", "reference") is asked of every call.
         attention: attention by our kernels: `ops.separable_attention_block` and `ops.patch_attention` on the map.
         patches: whole MobileViT blocks on the map, where unfold and fold vanish; where that is not possible (`attention=False`, dropout
             in training), unfold and fold by `ops.unfold_patches` and `ops.fold_patches`.
@@ -93,8 +93,11 @@ def accelerate(
     where one is wanted (no `torch.no_grad()`, and a parameter or the input requires it), convolutions run as before, and attention and
     feed-forward on ops with gradients of their own.
 
+    On a GPU the same ops run, where Triton can (compute capability 8.0 and up); elsewhere torch's own operations do, and `report` says why.
+    Blocks give channels_last maps there in training too, as a convolution does that is given one.
+
     Folded and packed weights are kept and made anew when a parameter changes. What torch cannot see is not seen: after changes in place of
-    `parameter.data`, through numpy or by torch.distributed collectives, call `accelerate` again.
+    `parameter.data`, through numpy, by torch.distributed collectives or by the replay of a CUDA graph, call `accelerate` again.
 
     `restore` the model before torch.jit.script, torch.jit.trace or an export to ONNX: none of them knows our ops.
 
