@@ -219,6 +219,42 @@ def qinverted_residual_cases() -> dict[str, Case]:
     return cases
 
 
+def integer_attention(
+    dim: int, *, bits: int = 8, byte_bits: int = 8, patch: tuple[int, int] = (2, 2), zero_point: int = 40, decay: float = 0.05,
+    gain: float = 1.0, backend: str | None = None,
+) -> tuple[ops.QNorm, ops.QConv2d, ops.QSeparableContext, ops.QConv2d, ops.QSeparableGate, ops.QConv2d]:  # fmt: skip
+    """norm, qkv, context, key, gate and out of a layer with d channels; gain: of values by their context."""
+
+    def product(columns: int, scale: float, z: Any, **more: Any) -> ops.QConv2d:
+        weight = ops.pack_weight(random_weight(columns, dim, bits=bits), bits=bits)
+        w_scale = (torch.rand(columns) + 0.5) * (0.03 if bits == 6 else 0.008) / dim**0.5
+        return ops.prepare_qconv2d(
+            weight, scale, z, w_scale, torch.randn(columns) * 0.1, kernel_size=1, a_bits=byte_bits, backend=backend, **more
+        )  # fmt: skip
+
+    out = {"out_bits": byte_bits}
+    scores_and_values = {
+        "out_scale": torch.tensor([0.05] + [0.02] * dim), "out_zero_point": torch.tensor([130] + [zero_point] * dim)
+    }  # fmt: skip
+    norm = ops.prepare_qnorm(scale=0.002, out_scale=0.03, out_zero_point=zero_point, bits=byte_bits)
+    qkv = product(1 + dim, 0.03, zero_point, out_dtype=torch.uint8, **scores_and_values, **out)
+    context = ops.prepare_qseparable_context(
+        reference.exponential_table(decay), x_scale=0.03, x_zero_point=zero_point, out_scale=0.01, out_zero_point=120, patch_size=patch,
+        backend=backend, **out,
+    )  # fmt: skip
+    key = product(dim, 0.01, 120)
+    gate = ops.prepare_qseparable_gate(
+        v_scale=0.02, v_zero_point=zero_point, out_scale=0.02 / gain, out_zero_point=100, patch_size=patch, backend=backend, **out
+    )  # fmt: skip
+    return norm, qkv, context, key, gate, product(dim, 0.02 / gain, 100, out_dtype=torch.int16, out_scale=0.002)
+
+
+def stream_map(*size: int, spread: int = 3000) -> Tensor:
+    """A stream (B, C, H, W) in channels_last memory, with images of different means."""
+    x = torch.randint(-spread, spread + 1, size) + 500 * torch.arange(size[0])[:, None, None, None] - 300
+    return x.clamp(-(2**15), 2**15 - 1).to(torch.int16).contiguous(memory_format=torch.channels_last)
+
+
 def attention_block(
     size: tuple[int, int, int, int], dtype: torch.dtype, patch: tuple[int, int] | None, *, mean: float = 0.0, moments: bool = False,
     parameters: torch.dtype | None = None, memory: torch.memory_format = torch.channels_last,

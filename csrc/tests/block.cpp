@@ -214,6 +214,19 @@ void ldmatrix_x4(uint32_t (&r)[4], const void* shared) {
     for (int i = 0; i < 4; ++i) std::memcpy(&r[i], reinterpret_cast<const char*>(rows[8 * i + lane / 4][0]) + 4 * (lane % 4), 4);
 }
 
+// Elements of 16 bits; a lane has those of a column of the matrix in two rows.
+void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared) {
+    CHECK(reinterpret_cast<uintptr_t>(shared) % 16 == 0);
+    const auto* rows = offer(5, {reinterpret_cast<uint64_t>(shared)});
+    const int lane = thread_index() % warp_size;
+    for (int i = 0; i < 4; ++i) {
+        uint16_t pair[2];
+        for (int half = 0; half < 2; ++half)
+            std::memcpy(&pair[half], reinterpret_cast<const char*>(rows[8 * i + 2 * (lane % 4) + half][0]) + 2 * (lane / 4), 2);
+        r[i] = pair[0] | uint32_t{pair[1]} << 16;
+    }
+}
+
 // Element i of the fragments of mma.m16n8k32, PTX ISA: A and B in bytes, C and D in int32.
 void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     const auto* all = offer(2, {a[0], a[1], a[2], a[3], b0, b1});

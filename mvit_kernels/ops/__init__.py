@@ -31,7 +31,14 @@ from .qnorm_gemm import QNormGemm, prepare_qnorm_gemm, qnorm_gemm
 from .qpatch_attention import qpatch_attention
 from .qpool_mixer import QPoolMixer, prepare_qpool_mixer, qpool_mixer
 from .qresize import qresize
-from .qseparable_attention import qseparable_context, qseparable_gate
+from .qseparable_attention import (
+    QSeparableContext,
+    QSeparableGate,
+    prepare_qseparable_context,
+    prepare_qseparable_gate,
+    qseparable_context,
+    qseparable_gate,
+)
 from .quantize import dequantize, quantize, quantize_rows
 from .resize import resize
 from .separable_attention import separable_attention
@@ -48,6 +55,8 @@ __all__ = [
     "QInvertedResidual",
     "QNormGemm",
     "QPoolMixer",
+    "QSeparableContext",
+    "QSeparableGate",
     "attention",
     "avg_pool",
     "backends",
@@ -74,6 +83,8 @@ __all__ = [
     "prepare_qinverted_residual",
     "prepare_qnorm_gemm",
     "prepare_qpool_mixer",
+    "prepare_qseparable_context",
+    "prepare_qseparable_gate",
     "qadd",
     "qattention",
     "qavg_pool",
