@@ -290,6 +290,8 @@ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, f16) {
 void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16) { mma_of<bf16>(c, a, b0, b1); }
 float shuffle_xor(float x, int mask) { return shuffled<float, uint32_t>(x, mask); }
 double shuffle_xor(double x, int mask) { return shuffled<double, uint64_t>(x, mask); }
+int32_t shuffle_xor(int32_t x, int mask) { return shuffled<int32_t, uint32_t>(x, mask); }
+int64_t shuffle_xor(int64_t x, int mask) { return shuffled<int64_t, uint64_t>(x, mask); }
 
 int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
     auto sum = static_cast<uint32_t>(c);
@@ -309,6 +311,11 @@ uint32_t permute_signs(uint32_t a, uint32_t b, uint32_t selector) {
         if (selector >> (4 * i) & 8) result = (result & ~byte) | (result & sign ? byte : 0);
     }
     return result;
+}
+
+uint32_t saturated_halves(int32_t low, int32_t high) {
+    const auto half = [](int32_t x) { return static_cast<uint16_t>(x < INT16_MIN ? INT16_MIN : x > INT16_MAX ? INT16_MAX : x); };
+    return half(low) | uint32_t{half(high)} << 16;
 }
 
 uint32_t float_bits(float x) {
