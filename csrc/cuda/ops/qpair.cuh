@@ -117,33 +117,31 @@ struct QPairNormal {
     }
 };
 
-// Bytes of eight values of the stream.
+// Bytes of numbers t: rint(min(max(t, low), high)) + z, which low and high keep within a byte.
 //
 // rint(t) + z is one sum with a number whose last place is 1, as long as that is even, which ties look at: it has z, and 1 more where z is
 // odd. That goes again from two values at once, which are 1 .. 256 then.
 class QPairBytes {
   public:
-    MVIT_DEVICE explicit QPairBytes(const QPairNorm& n)
-        : low_(n.low),
-          high_(n.high),
-          magic_(0x1.8p23f + static_cast<float>(n.zero_point + (n.zero_point & 1))),
-          odd_((n.zero_point & 1) * 0x00010001u) {}
+    MVIT_DEVICE QPairBytes(float low, float high, int32_t zero_point)
+        : low_(low),
+          high_(high),
+          magic_(0x1.8p23f + static_cast<float>(zero_point + (zero_point & 1))),
+          odd_((zero_point & 1) * 0x00010001u) {}
 
-    MVIT_DEVICE void operator()(const Words<4>& x, QPairNormal normal, uint32_t& low, uint32_t& high) const {
-        low = four_of(x.v[0], x.v[1], normal), high = four_of(x.v[2], x.v[3], normal);
+    MVIT_DEVICE uint32_t operator()(const float (&t)[four]) const { return permute(two(t[0], t[1]), two(t[2], t[3]), 0x6420); }
+    // Of four values of the stream.
+    MVIT_DEVICE uint32_t operator()(uint32_t a, uint32_t b, QPairNormal normal) const {
+        float t[four];
+        MVIT_UNROLL
+        for (int i = 0; i < four; ++i)
+            t[i] = (static_cast<float>(static_cast<int16_t>((i < 2 ? a : b) >> (16 * (i % 2)))) - normal.mean) * normal.factor;
+        return (*this)(t);
     }
 
   private:
-    MVIT_DEVICE uint32_t bits_of(int16_t x, QPairNormal normal) const {
-        const float t = (static_cast<float>(x) - normal.mean) * normal.factor;
-        return float_bits(fminf(fmaxf(t, low_), high_) + magic_);
-    }
-    MVIT_DEVICE uint32_t two_of(uint32_t x, QPairNormal normal) const {
-        return permute(bits_of(static_cast<int16_t>(x), normal), bits_of(static_cast<int16_t>(x >> 16), normal), 0x5410) - odd_;
-    }
-    MVIT_DEVICE uint32_t four_of(uint32_t a, uint32_t b, QPairNormal normal) const {
-        return permute(two_of(a, normal), two_of(b, normal), 0x6420);
-    }
+    MVIT_DEVICE uint32_t bits(float t) const { return float_bits(fminf(fmaxf(t, low_), high_) + magic_); }
+    MVIT_DEVICE uint32_t two(float a, float b) const { return permute(bits(a), bits(b), 0x5410) - odd_; }
 
     float low_, high_, magic_;
     uint32_t odd_;
@@ -182,13 +180,17 @@ class QPairWarp {
             MVIT_UNROLL
             for (int i = 0; i < rounds; ++i) of_rows(n, rows[i], x.channels, normals[i]);
         }
-        const QPairBytes bytes(n);
+        const QPairBytes bytes(n.low, n.high, n.zero_point);
         MVIT_UNROLL
         for (int i = 0; i < rounds; ++i) {
             MVIT_UNROLL
             for (int half = 0; half < 2; ++half) {
                 MVIT_UNROLL
-                for (int k = 0; k < depth; ++k) bytes(rows[i][half][k], normals[i][half], a[i][k][half], a[i][k][2 + half]);
+                for (int k = 0; k < depth; ++k) {
+                    MVIT_UNROLL
+                    for (int j = 0; j < 2; ++j)
+                        a[i][k][half + 2 * j] = bytes(rows[i][half][k].v[2 * j], rows[i][half][k].v[2 * j + 1], normals[i][half]);
+                }
             }
         }
     }

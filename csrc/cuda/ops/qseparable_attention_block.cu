@@ -5,29 +5,65 @@
 namespace mvit::cuda {
 namespace {
 
-__global__ void __launch_bounds__(phase_threads)
-    qattention_context_kernel(QAttentionContextProblem problem, PhasePoints map, PhaseShared at) {
+constexpr const char* context_name = "qattention_context";
+constexpr const char* values_name = "qattention_values";
+
+__global__ void __launch_bounds__(phase_threads, 5)
+    qattention_context_kernel(QAttentionContextProblem problem, AttentionPhases phases, PhaseShared at) {
     wait_turn();
     extern __shared__ __align__(16) uint8_t shared[];
-    qattention_context_phase(problem, map, at, shared);
+    qattention_context_phase(problem, phases, at, shared);
+}
+
+template <class Shape>
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks)
+    qattention_values_kernel(QAttentionValuesProblem problem, AttentionPhases phases) {
+    wait_turn();
+    extern __shared__ __align__(16) uint8_t shared[];
+    qattention_values_block<Shape>(problem, phases, shared);
+}
+
+template <class Shape>
+Launched launch(const QAttentionValuesProblem& p, int device, void* stream) {
+    const AttentionPhases phases(p.map);
+    const int64_t blocks = ceil_divide(p.map.batch * QAttentionPlace<Shape>::pieces(phases), Shape::warps);
+    if (blocks == 0) return {cudaSuccess, values_name};
+    if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, values_name};
+    constexpr int bytes = QAttentionShared<Shape>::bytes;
+    static SharedLimit limit;
+    return launched(values_name, device, [&] {
+        if (!limit.raise(qattention_values_kernel<Shape>, bytes, device)) return;
+        launch_early(qattention_values_kernel<Shape>, static_cast<unsigned>(blocks), Shape::threads, bytes, stream, p, phases);
+    });
 }
 
 }  // namespace
 
 int qattention_context_shared(int channels, int points) { return PhaseShared(channels, points).bytes; }
 
+int qattention_pieces(int channels, int phases, int points) {
+    int pieces = 0;
+    with_pair_shape(channels, [&]<class Shape>() { pieces = phases * static_cast<int>(ceil_divide(points, Shape::pixels)); });
+    return pieces;
+}
+
 Launched qattention_context(const QAttentionContextProblem& p, int device, void* stream) {
-    constexpr const char* kernel = "qseparable_attention_block: context";
-    const int64_t blocks = p.batch * p.patch_height * p.patch_width;
-    if (blocks == 0) return {cudaSuccess, kernel};
-    if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
-    const PhasePoints map(p.height, p.width, p.patch_height, p.patch_width);
-    const PhaseShared at(p.channels, map.points);
+    const AttentionPhases phases(p.map);
+    const PhaseShared at(p.map.channels, phases.points);
+    const int64_t blocks = p.map.batch * phases.phases;
+    if (blocks == 0) return {cudaSuccess, context_name};
+    if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, context_name};
     static SharedLimit limit;
-    return launched(kernel, device, [&] {
+    return launched(context_name, device, [&] {
         if (!limit.raise(qattention_context_kernel, shared_of_block(device), device)) return;
-        launch_early(qattention_context_kernel, static_cast<unsigned>(blocks), phase_threads, at.bytes, stream, p, map, at);
+        launch_early(qattention_context_kernel, static_cast<unsigned>(blocks), phase_threads, at.bytes, stream, p, phases, at);
     });
+}
+
+Launched qattention_values(const QAttentionValuesProblem& p, int device, void* stream) {
+    Launched done{cudaErrorInvalidConfiguration, values_name};
+    with_pair_shape(p.map.channels, [&]<class Shape>() { done = launch<Shape>(p, device, stream); });
+    return done;
 }
 
 }  // namespace mvit::cuda

@@ -1,31 +1,31 @@
 // Blocks of ops/qseparable_attention_block.h.
 #pragma once
 
+#include "cuda/ops/qpair.cuh"
 #include "cuda/ops/qseparable_attention_block.h"
 #include "cuda/primitives/divisor.h"
-#include "cuda/primitives/dot4.cuh"
-#include "cuda/primitives/mma_s8.cuh"
-#include "cuda/primitives/qeight.cuh"
-#include "cuda/primitives/qfragments.h"
-#include "cuda/primitives/warp.cuh"
 
 namespace mvit::cuda {
 
-// Point n of a phase (y mod ph) pw + x mod pw is the pixel of the map that is its n-th, row by row.
-class PhasePoints {
+// Which pixels are in a phase, (y mod ph) pw + x mod pw: its points, row by row.
+class AttentionPhases {
   public:
-    MVIT_BOTH PhasePoints(int height, int width, int patch_height, int patch_width)
-        : points(height / patch_height * (width / patch_width)),
-          width_(width),
-          patch_width_(patch_width),
-          skipped_((patch_height - 1) * width),
-          across_(static_cast<uint32_t>(width / patch_width)) {}
+    MVIT_BOTH explicit AttentionPhases(const QAttentionMap& map)
+        : phases(map.patch_height * map.patch_width),
+          pixels(map.height * map.width),
+          points(pixels / phases),
+          width_(map.width),
+          patch_width_(map.patch_width),
+          skipped_((map.patch_height - 1) * map.width),
+          across_(static_cast<uint32_t>(map.width / map.patch_width)) {}
 
+    // Of the image, the first pixel of a phase, and from there on that of a point.
     MVIT_BOTH int first(int phase) const { return phase / patch_width_ * width_ + phase % patch_width_; }
-    // From the first one on.
-    MVIT_BOTH int pixel(int n) const { return static_cast<int>(across_(static_cast<uint32_t>(n))) * skipped_ + n * patch_width_; }
+    MVIT_BOTH int pixel(int point) const {
+        return static_cast<int>(across_(static_cast<uint32_t>(point))) * skipped_ + point * patch_width_;
+    }
 
-    int points;
+    int phases, pixels, points;
 
   private:
     int width_, patch_width_, skipped_;
@@ -35,7 +35,7 @@ class PhasePoints {
 // --- the context: a block is a phase of an image ---
 
 inline constexpr int phase_threads = 256, phase_warps = phase_threads / warp_size;
-inline constexpr int phase_loads = 4;  // of a thread, 16 bytes each, that are under way at once
+inline constexpr int phase_loads = 3;  // of a thread, 16 bytes each, that are under way at once
 inline constexpr int digit_bits = 7, digits = 3;
 
 // Where things lie in shared memory, and how large they are, in bytes. A parameter of the kernel.
@@ -52,62 +52,42 @@ struct PhaseShared {
           bytes(weights + digits * points) {}
 };
 
-struct QNormal {
-    float mean, factor;
-};
-
-MVIT_DEVICE QNormal normal_of(const QAttentionContextProblem& p, int image) {
-    const double each = static_cast<double>(p.height) * p.width * p.channels;
-    const double mean = static_cast<double>(p.sums[2 * image]) / each;
-    const double difference = static_cast<double>(p.sums[2 * image + 1]) / each - mean * mean;
-    const double variance = difference > 0.0 ? difference : 0.0;
-    return {static_cast<float>(mean), static_cast<float>(p.ratio / sqrt(variance * p.power + p.eps))};
-}
-
-// Bytes of four values of the stream.
-MVIT_DEVICE uint32_t normal_bytes(uint32_t low, uint32_t high, QNormal normal, const QByte& byte) {
-    Quad<int32_t> q;
-    MVIT_UNROLL
-    for (int i = 0; i < four; ++i) {
-        const auto x = static_cast<float>(static_cast<int16_t>((i < 2 ? low : high) >> (16 * (i % 2))));
-        q.v[i] = rint_bits(fminf(fmaxf((x - normal.mean) * normal.factor, byte.low), byte.high)) + byte.zero_point;
-    }
-    return low_bytes(q);
-}
-
 // shared: PhaseShared::bytes, aligned to 16.
-MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, const PhasePoints& map, const PhaseShared& at,
+MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, const AttentionPhases& phases, const PhaseShared& at,
                                           uint8_t* shared) {
     const int thread = thread_index() & (phase_threads - 1), lane = thread % warp_size, warp = thread / warp_size;
-    const int block = static_cast<int>(block_x()), phases = p.patch_height * p.patch_width, phase = block % phases, image = block / phases;
+    const int block = static_cast<int>(block_x()), phase = block % phases.phases, image = block / phases.phases;
+    const int channels = p.map.channels, points = phases.points;
 
     // Threads side by side have eight channels each of as many rows as there are threads for.
-    const int chunks = p.channels / 8, rows = phase_threads / chunks, chunk = thread % chunks, first = thread / chunks;
-    const int16_t* from = p.x + (int64_t{image} * p.height * p.width + map.first(phase)) * p.channels + 8 * chunk;
-    Quad<uint32_t> held[phase_loads] = {};
+    const int chunks = channels / eight, rows = phase_threads / chunks, chunk = thread % chunks, first = thread / chunks;
+    const int16_t* from = p.map.x + (int64_t{image} * phases.pixels + phases.first(phase)) * channels + eight * chunk;
+    Words<4> held[phase_loads] = {};
     const auto load = [&](int row) {
         MVIT_UNROLL
         for (int i = 0; i < phase_loads; ++i) {
             const int n = row + i * rows;
-            if (n < map.points) held[i] = *reinterpret_cast<const Quad<uint32_t>*>(from + int64_t{map.pixel(n)} * p.channels);
+            if (n < points) held[i] = *reinterpret_cast<const Words<4>*>(from + int64_t{phases.pixel(n)} * channels);
         }
     };
-    const int begin = first < rows ? first : map.points;
-    load(begin);  // on its way before the normal is known
-    auto* const normals = reinterpret_cast<QNormal*>(shared + at.weights);
-    if (thread == 0) *normals = normal_of(p, image);
+    const int begin = first < rows ? first : points;
+    load(begin);  // on its way before the norm is known
+    auto* const normals = reinterpret_cast<QPairNormal*>(shared + at.weights);
+    if (warp == 0) {
+        const QPairNormal own = QPairNormal::of_image(p.map.norm, image, int64_t{phases.pixels} * channels, lane);
+        if (lane == 0) *normals = own;
+    }
     block_barrier();
-    const QNormal normal = *normals;
+    const QPairNormal normal = *normals;
+    const QPairBytes bytes(p.map.norm.low, p.map.norm.high, p.map.norm.zero_point);
     MVIT_ROLLED
-    for (int row = begin; row < map.points; row += phase_loads * rows) {
+    for (int row = begin; row < points; row += phase_loads * rows) {
         if (row > begin) load(row);
         MVIT_UNROLL
         for (int i = 0; i < phase_loads; ++i) {
-            const auto& v = held[i].v;
-            struct alignas(8) Eight {
-                uint32_t v[2];
-            } bytes{{normal_bytes(v[0], v[1], normal, p.norm), normal_bytes(v[2], v[3], normal, p.norm)}};
-            if (row + i * rows < map.points) *reinterpret_cast<Eight*>(shared + (row + i * rows) * at.row + 8 * chunk) = bytes;
+            const auto& x = held[i].v;
+            const Words<2> both{{bytes(x[0], x[1], normal), bytes(x[2], x[3], normal)}};
+            if (row + i * rows < points) *reinterpret_cast<Words<2>*>(shared + (row + i * rows) * at.row + eight * chunk) = both;
         }
     }
     block_barrier();
@@ -115,7 +95,7 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
     // Scores: a product of 16 rows with one column. What lies beyond the channels meets zeros, and rows beyond the points are not written.
     const auto* query = reinterpret_cast<const uint32_t*>(p.query);
     MVIT_ROLLED
-    for (int tile = 16 * warp; tile < map.points; tile += 16 * phase_warps) {
+    for (int tile = 16 * warp; tile < points; tile += 16 * phase_warps) {
         int32_t sums[4] = {};
         MVIT_ROLLED
         for (int k = 0; k < at.depth; ++k) {
@@ -129,7 +109,7 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
         for (int i = 0; i < 4; i += 2) {
             const QChannels& c = p.query_channels;
             const int n = tile + c_row(lane, i);
-            if (c_column(lane, i) == 0 && n < map.points)
+            if (c_column(lane, i) == 0 && n < points)
                 shared[at.scores + n] = static_cast<uint8_t>(
                     to_byte(static_cast<float>(add(sums[i], c.init[0])) * c.scale[0], c.low[0], c.high[0], c.zero_point[0]));
         }
@@ -141,10 +121,12 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
     const uint8_t* const scores = shared + at.scores;
     uint8_t* const weights = shared + at.weights;
     float most = 0.0f;
-    for (int n = lane; n < map.points; n += warp_size) most = Largest()(most, static_cast<float>(scores[n]));
+    MVIT_ROLLED
+    for (int n = lane; n < points; n += warp_size) most = Largest()(most, static_cast<float>(scores[n]));
     const int largest = static_cast<int>(of_warp(most, Largest()));
+    MVIT_ROLLED
     for (int n = thread; n < at.points; n += phase_threads) {
-        const int e = n < map.points ? p.table[largest - scores[n]] : 0;
+        const int e = n < points ? p.table[largest - scores[n]] : 0;
         const int place = n / 16 * 16 + n % 8 / 2 * 4 + n % 16 / 8 * 2 + n % 2;
         MVIT_UNROLL
         for (int i = 0; i < digits; ++i) weights[i * at.points + place] = static_cast<uint8_t>(e >> (digit_bits * i) & 127);
@@ -153,6 +135,7 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
 
     const auto* words = reinterpret_cast<const uint32_t*>(weights);
     int32_t all = 0;  // at most 2^16 a point
+    MVIT_ROLLED
     for (int n = lane; n < at.points / 4; n += warp_size) {
         MVIT_UNROLL
         for (int i = 0; i < digits; ++i) all += dot4(words[i * at.points / 4 + n], 0x01010101, 0) << (digit_bits * i);
@@ -161,7 +144,7 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
 
     // Sums: 16 channels, the rows of a product whose depth are the points, with the digits as columns.
     MVIT_ROLLED
-    for (int group = 16 * warp; group < p.channels; group += 16 * phase_warps) {
+    for (int group = 16 * warp; group < channels; group += 16 * phase_warps) {
         int32_t sums[4] = {};
         MVIT_ROLLED
         for (int n = 0; n < at.points; n += tile_depth) {
@@ -181,12 +164,101 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
         const double other = shuffle_xor(second ? static_cast<double>(sums[0]) : low(2), 1);
         const double sum = second ? other + static_cast<double>(sums[2]) * unit * unit : low(0) + other * unit * unit;
         const int channel = group + 2 * (lane / 4) + lane % 4;
-        if (lane % 4 < 2 && channel < p.channels) {
-            const double t = (sum / total - p.norm.zero_point) * p.scale;
+        if (lane % 4 < 2 && channel < channels) {
+            const double t = (sum / total - p.map.norm.zero_point) * p.scale;
             const double inside = fmin(fmax(t, double{p.byte.low}), double{p.byte.high});
-            p.context[int64_t{block} * p.channels + channel] = static_cast<uint8_t>(static_cast<int>(rint(inside)) + p.byte.zero_point);
+            p.context[int64_t{block} * channels + channel] = static_cast<uint8_t>(static_cast<int>(rint(inside)) + p.byte.zero_point);
         }
     }
+}
+
+// --- the values: a block is the pixels of its warps ---
+
+// Points of one phase of an image; a piece is what a warp has.
+template <class Shape>
+struct QAttentionPlace {
+    int64_t image;
+    int phase, first;
+
+    MVIT_BOTH static int pieces(const AttentionPhases& phases) {
+        return phases.phases * ((phases.points + Shape::pixels - 1) / Shape::pixels);
+    }
+
+    MVIT_DEVICE QAttentionPlace(int64_t piece, const AttentionPhases& phases) : image(piece / pieces(phases)), phases_(phases) {
+        const int of_image = static_cast<int>(piece - image * pieces(phases));
+        phase = of_image % phases.phases, first = of_image / phases.phases * Shape::pixels;
+    }
+    MVIT_DEVICE int64_t operator()(int row) const {
+        return first + row < phases_.points ? image * phases_.pixels + phases_.first(phase) + phases_.pixel(first + row) : -1;
+    }
+
+  private:
+    const AttentionPhases& phases_;
+};
+
+// Rows of the numbers of a slice.
+enum QAttentionRow { attention_init = 0, attention_scale = 1, attention_rows = 2 };
+
+template <class Shape>
+struct QAttentionShared {
+    static constexpr int slice = Shape::slice_bytes(attention_rows), gates = Shape::stages_bytes(attention_rows);
+    static constexpr int gate = Shape::depth * pair_slice;  // floats of a warp
+    static constexpr int bytes = gates + Shape::warps * gate * 4;
+};
+
+// shared: QAttentionShared::bytes, aligned to 16.
+template <class Shape>
+MVIT_DEVICE void qattention_values_block(const QAttentionValuesProblem& p, const AttentionPhases& phases, uint8_t* shared) {
+    using At = QAttentionShared<Shape>;
+    using Place = QAttentionPlace<Shape>;
+    using Warp = QPairWarp<Shape>;
+    const QAttentionMap& map = p.map;
+    const QPairSlices<Shape> slices{p.slices, shared, At::slice, (map.channels + pair_slice - 1) / pair_slice};
+    slices.begin();
+
+    const auto thread = static_cast<uint32_t>(thread_index());
+    const int lane = static_cast<int>(thread % warp_size);
+    const Warp warp(lane);
+    const int64_t piece = block_x() * Shape::warps + thread / warp_size;
+    const bool there = piece < map.batch * Place::pieces(phases);  // else the warp only copies weights
+    float* const gates = reinterpret_cast<float*>(shared + At::gates) + thread / warp_size * At::gate;
+    typename Warp::Operand normal;
+    typename Warp::Sums sums;
+    if (there) {
+        const Place place(piece, phases);
+        const float* key = p.key + (place.image * phases.phases + place.phase) * map.channels;
+        for (int c = lane; c < map.channels; c += warp_size) gates[c] = key[c] * p.ratio;
+        const QPairStream x{map.x, map.channels, pair_is_aligned(map.x, map.channels)};
+        warp.normalise(map.norm, x, place, int64_t{phases.pixels} * map.channels, normal);
+        warp.begin(p.out, map.channels, sums);
+    }
+    const QPairBytes bytes(p.byte.low, p.byte.high, p.byte.zero_point);
+    const float* gate = gates;
+    slices.each([&](const uint8_t* slice) {
+        if (!there) return;
+        const auto between = [&](const typename Warp::Hidden& hidden, uint32_t (&to)[Shape::rounds][4]) {
+            MVIT_UNROLL
+            for (int pair = 0; pair < 2; ++pair) {
+                const auto scale = warp.template hidden_quad<float>(slice, attention_scale, pair);
+                const auto m = *reinterpret_cast<const Quad<float>*>(gate + 16 * pair + four * (lane % 4));
+                MVIT_UNROLL
+                for (int i = 0; i < Shape::rounds; ++i) {
+                    MVIT_UNROLL
+                    for (int half = 0; half < 2; ++half) {
+                        const auto own = [&](int c) { return hidden[i][2 * pair + c / 2][2 * half + c % 2]; };
+                        Quad<float> v = scaled({{own(0), own(1), own(2), own(3)}}, scale);
+                        MVIT_UNROLL
+                        for (int c = 0; c < four; ++c)
+                            v.v[c] = (fminf(fmaxf(v.v[c], p.v_low), p.v_high) + 0x1.8p23f - 0x1.8p23f) * m.v[c];
+                        to[i][half + 2 * pair] = bytes(v.v);
+                    }
+                }
+            }
+        };
+        warp.multiply(slice, attention_rows, normal, between, sums);
+        gate += pair_slice;
+    });
+    if (there) warp.finish(sums, p.out, map.channels, Place(piece, phases), p.parts ? p.parts + 2 * piece : nullptr);
 }
 
 }  // namespace mvit::cuda

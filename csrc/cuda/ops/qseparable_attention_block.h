@@ -2,39 +2,66 @@
 // cpu/ops/qseparable_attention.h have what its parts compute, bit for bit.
 //
 //     1  context    n = qnorm(x),  q = the byte of w_q n,  the context of n by q of every phase of pixels, in bytes
-//     2  key        the context's projection, a product of its own (ops/qgemm.h), to floats
-//     3  values     y = x + W_o gate(W_v n, key)
+//     2  key        its projection k, a product of its own (ops/qgemm.h), to floats
+//     3  values     y = x + W_o gate(v, k),  v = the bytes of W_v n
 //
-// Each needs all of the one before it of an image. Normalised bytes never leave shared memory: 1 and 3 make them of the stream.
+// Each needs all of the one before it of an image. Normalised bytes are made of the stream twice, by 1 and by 3, and never leave the
+// multiprocessor, nor do scores, values and what the gate gives.
 #pragma once
 
 #include "cpu/core/qepilogue_types.h"
 #include "cpu/core/qreal.h"
+#include "cuda/ops/qpair.h"
 #include "cuda/primitives/launched.h"
 
 namespace mvit::cuda {
 
-// Floor of the context, of V = B H W d values: 2 V bytes read; a value costs 8 instructions to normalise (csrc/cuda/ops/..).
-struct QAttentionContextProblem {
+struct QAttentionMap {
     int64_t batch;
-    int height, width, channels;
-    int patch_height, patch_width;
-    const int16_t* x;       // (B, H, W, d), dense, aligned to 16 bytes; d a multiple of 8
-    const int64_t* sums;    // (B, 2)
-    double ratio, power, eps;  // of the norm: s / s_n, s s
-    QByte norm;
-    const uint8_t* query;   // w_q: d values of int8, zeros up to a multiple of 32; aligned to 4 bytes
+    int height, width, channels, patch_height, patch_width;
+    const int16_t* x;  // (B, H, W, d), dense
+    QPairNorm norm;    // with sums
+};
+
+// A block is a phase of an image, with all of its bytes in shared memory. w_q n is a product of 16 pixels on tensor cores, and so are
+// the sums over pixels, by digits of seven bits of the exponentials, which are of 17.
+//
+// Floor: 2 B H W d bytes read.
+struct QAttentionContextProblem {
+    QAttentionMap map;       // d a multiple of 8, x aligned to 16 bytes
+    const uint8_t* query;    // w_q: d values of int8, zeros up to a multiple of 32; aligned to 4 bytes
     QChannels query_channels;
-    const int32_t* table;   // 256 values in [0, 2^16], the first not 0
-    double scale;           // s_n / s_context
-    QByte byte;             // of the context
-    uint8_t* context;       // (B, phases, d)
+    const int32_t* table;    // 256 values in [0, 2^16], the first not 0
+    double scale;            // s_n / s_context
+    QByte byte;              // of the context
+    uint8_t* context;        // (B, phases, d)
+};
+
+// A block is the pixels of its warps, each of which has some of one phase: qpair.cuh has the two products.
+//
+// Weights, `slices` (mvit_kernels/ops/qseparable_attention_block.py makes them), are those of qpair.cuh, whose rows of numbers are init
+// and scale of the values.
+//
+// Floor: 2 B H W d bytes read twice and written once; 4 B H W d^2 operations of the tensor cores.
+struct QAttentionValuesProblem {
+    QAttentionMap map;
+    const float* key;       // (B, phases, d)
+    float ratio;            // s_v / s_gate
+    float v_low, v_high;    // of v without its zero-point, and where it is positive
+    QByte byte;             // of the gate
+    const uint8_t* slices;  // aligned to 16 bytes
+    QEpilogue out;          // y and residual dense, int16: (B, H, W, d)
+    int64_t* parts;         // (B, qattention_pieces, 2): sum and sum of squares of pieces of y; or null
 };
 
 // Bytes of shared memory that a block of the context needs.
 int qattention_context_shared(int channels, int points);
 
+// How many pieces an image of that many phases and points of each has; 0 where there is no kernel for so many channels.
+int qattention_pieces(int channels, int phases, int points);
+
 // stream: a cudaStream_t of `device`.
 Launched qattention_context(const QAttentionContextProblem& problem, int device, void* stream);
+Launched qattention_values(const QAttentionValuesProblem& problem, int device, void* stream);
 
 }  // namespace mvit::cuda
