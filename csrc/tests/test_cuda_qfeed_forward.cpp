@@ -21,22 +21,23 @@ struct Case {
 class Slices {
   public:
     Slices(int channels, int hidden)
-        : depth_(round_up(channels, 32) / 32), slice_(256 + 2048 * depth_), data_(round_up(hidden, 32) / 32 * slice_) {
+        : depth_(round_up(channels, 32) / 32), slice_(384 + 2048 * depth_), data_(round_up(hidden, 32) / 32 * slice_) {
         std::memset(data_.data(), 0, static_cast<size_t>(data_.size()));
     }
     // Hidden channel 16 p + 4 t + 2 u + b is column 8 (2 p + u) + 2 t + b; channel 8 t + 4 v + b is value 16 v + 4 t + b of the depth.
     void put_first(int64_t h, int64_t c, int value) {
         const int64_t column = h % 32 / 16 * 16 + h % 4 / 2 * 8 + h % 16 / 4 * 2 + h % 2, k = c % 8 / 4 * 16 + c % 32 / 8 * 4 + c % 4;
-        put(h / 32 * slice_ + 256 + (column / 16 * depth_ + c / 32) * 512, column, k, value);
+        put(h / 32 * slice_ + 384 + (column / 16 * depth_ + c / 32) * 512, column, k, value);
     }
     // Column 8 t + 2 i + b lies at 8 i + 2 t + b.
     void put_second(int64_t n, int64_t h, int value) {
         const int64_t place = n % 8 / 2 * 8 + n % 32 / 8 * 2 + n % 2;
-        put(h / 32 * slice_ + 256 + 1024 * depth_ + (n / 32 * 2 + place / 16) * 512, place, h % 32, value);
+        put(h / 32 * slice_ + 384 + 1024 * depth_ + (n / 32 * 2 + place / 16) * 512, place, h % 32, value);
     }
-    template <class T>
-    void put_number(int64_t row, int64_t h, T value) {
-        std::memcpy(data_.data() + h / 32 * slice_ + (row * 32 + h % 32) * 4, &value, 4);
+    void put_numbers(int64_t h, int32_t init, float scale) {
+        uint8_t* numbers = data_.data() + h / 32 * slice_;
+        for (int64_t twice : {0, 2}) std::memcpy(numbers + (h % 32 / 2 * 4 + h % 2 + twice) * 4, &init, 4);
+        std::memcpy(numbers + (64 + h % 32) * 4, &scale, 4);
     }
     const uint8_t* data() { return data_.data(); }
 
@@ -75,8 +76,7 @@ void compare(const Case& t, const BlockOrder& order) {
     std::vector<float> scale(init.size());
     for (int64_t h = 0; h < t.hidden; ++h) {
         init[static_cast<size_t>(h)] = random_int(-100000, 100000), scale[static_cast<size_t>(h)] = std::fabs(random_float());
-        slices.put_number(0, h, static_cast<int32_t>(init[static_cast<size_t>(h)]));
-        slices.put_number(1, h, scale[static_cast<size_t>(h)]);
+        slices.put_numbers(h, static_cast<int32_t>(init[static_cast<size_t>(h)]), scale[static_cast<size_t>(h)]);
         for (int64_t c = 0; c < t.channels; ++c) {
             slices.put_first(h, c, first[at(h, t.channels, c)] = random_int(-127, 127));
             slices.put_second(c, h, second[at(h, t.channels, c)] = random_int(-127, 127));

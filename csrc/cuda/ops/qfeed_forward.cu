@@ -17,7 +17,7 @@ Launched launch(const QFeedForwardProblem& p, int device, void* stream) {
     constexpr const char* kernel = "qfeed_forward";
     const int64_t blocks = ceil_divide(p.batch * QFeedForwardPlace<Shape>::pieces(p.pixels), Shape::warps);
     if (blocks == 0) return {cudaSuccess, kernel};
-    if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    if (blocks * Shape::warps > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     constexpr int bytes = QFeedForwardShared<Shape>::bytes;
     static SharedLimit limit;
     return launched(kernel, device, [&] {

@@ -14,13 +14,15 @@ struct QFeedForwardPlace {
 
     MVIT_BOTH static int pieces(int pixels) { return (pixels + Shape::pixels - 1) / Shape::pixels; }
 
-    MVIT_DEVICE QFeedForwardPlace(int64_t piece, int pixels_)
-        : image(piece / pieces(pixels_)), first(static_cast<int>(piece % pieces(pixels_)) * Shape::pixels), pixels(pixels_) {}
+    MVIT_DEVICE QFeedForwardPlace(uint32_t piece, int pixels_)
+        : image(piece / static_cast<uint32_t>(pieces(pixels_))),
+          first(static_cast<int>(piece % static_cast<uint32_t>(pieces(pixels_))) * Shape::pixels),
+          pixels(pixels_) {}
     MVIT_DEVICE int64_t operator()(int row) const { return first + row < pixels ? image * pixels + first + row : -1; }
 };
 
 // Rows of the numbers of a slice.
-enum QFeedForwardRow { feed_forward_init = 0, feed_forward_scale = 1, feed_forward_rows = 2 };
+enum QFeedForwardRow { feed_forward_scale = pair_init_rows, feed_forward_rows };
 
 template <class Shape>
 struct QFeedForwardShared {
@@ -40,8 +42,8 @@ MVIT_DEVICE void qfeed_forward_block(const QFeedForwardProblem& p, uint8_t* shar
 
     const auto thread = static_cast<uint32_t>(thread_index());
     const Warp warp(static_cast<int>(thread % warp_size));
-    const int64_t piece = block_x() * Shape::warps + thread / warp_size;
-    const bool there = piece < p.batch * Place::pieces(p.pixels);  // else the warp only copies weights
+    const auto piece = static_cast<uint32_t>(block_x()) * Shape::warps + thread / warp_size;  // with those of all blocks below 2^31
+    const bool there = piece < p.batch * Place::pieces(p.pixels);                             // else the warp only copies weights
     typename Warp::Operand bytes;
     typename Warp::Sums sums;
     if (there) {
@@ -68,7 +70,7 @@ MVIT_DEVICE void qfeed_forward_block(const QFeedForwardProblem& p, uint8_t* shar
         };
         warp.multiply(slice, feed_forward_rows, bytes, between, sums);
     });
-    if (there) warp.finish(sums, p.second, p.channels, Place(piece, p.pixels), p.parts ? p.parts + 2 * piece : nullptr);
+    if (there) warp.finish(sums, p.second, p.channels, Place(piece, p.pixels), p.parts ? p.parts + 2 * int64_t{piece} : nullptr);
 }
 
 }  // namespace mvit::cuda

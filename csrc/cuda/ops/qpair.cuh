@@ -14,7 +14,8 @@
 //
 // Slices: of each 32 hidden channels, one slice after the other,
 //
-//     numbers    rows of 32 words: what sums of the first product begin with; then what `between` asks for
+//     numbers    rows of 32 words: what sums of the first product begin with, in two rows, each two neighbours twice, as threads have them
+//                of both halves of the rows; then what `between` asks for, one a channel
 //     expand     2 tiles of 16 columns, of each `depth` tiles of 32 channels         in the order of tensor cores (qfragments.h), 8 bits;
 //     reduce     2 `depth` tiles of 16 columns, one tile deep                        columns and channels in the order above
 //
@@ -33,16 +34,17 @@
 
 namespace mvit::cuda {
 
-inline constexpr int pair_together = 2;  // slices of a step
+inline constexpr int pair_together = 2;   // slices of a step
+inline constexpr int pair_init_rows = 2;  // of numbers
 
 // Tiles of 32 channels; what a warp has, and a block. Registers: 16 `depth` for the sums, 4 `depth` for the operand, 16 for the sums of a
 // slice, each times `rounds`, and some 45.
 template <int depth_>
 struct QPairShape {
-    static constexpr int depth = depth_, rounds = depth <= 2 ? 2 : 1;  // rounds: of 16 rows
+    static constexpr int depth = depth_, rounds = depth <= 4 ? 2 : 1;  // rounds: of 16 rows
     static constexpr int pixels = 16 * rounds;
-    static constexpr int warps = depth == 5 || depth == 6 ? 6 : 8, threads = warps * warp_size;
-    static constexpr int blocks = depth <= 6 ? 2 : 1;  // on a multiprocessor at once
+    static constexpr int warps = depth <= 4 ? 4 : depth <= 6 ? 6 : 8, threads = warps * warp_size;
+    static constexpr int blocks = depth <= 3 ? 3 : depth <= 6 ? 2 : 1;  // on a multiprocessor at once
 
     // Bytes of a slice with so many rows of numbers, and of shared memory.
     MVIT_BOTH static constexpr int slice_bytes(int numbers) { return numbers * pair_slice * 4 + 4 * depth * tile_bytes(8); }
@@ -218,12 +220,12 @@ class QPairWarp {
         const uint8_t* tiles = slice + numbers * pair_slice * 4 + 16 * lane_;
         Hidden hidden;
         MVIT_UNROLL
-        for (int p = 0; p < 2; ++p) {
-            const auto init = hidden_quad<int32_t>(slice, 0, p);
+        for (int j = 0; j < 4; ++j) {
+            const auto init = *reinterpret_cast<const Quad<int32_t>*>(slice + 16 * (j / 2 * 8 + lane_ % 4 * 2 + j % 2));
             MVIT_UNROLL
             for (int i = 0; i < rounds; ++i) {
                 MVIT_UNROLL
-                for (int c = 0; c < 8; ++c) hidden[i][2 * p + c / 4][c % 4] = init.v[c / 4 * 2 + c % 2];
+                for (int c = 0; c < 4; ++c) hidden[i][j][c] = init.v[c];
             }
         }
         MVIT_UNROLL
@@ -309,26 +311,45 @@ class QPairWarp {
     MVIT_DEVICE void finish_rows(const Sums& sums, const QEpilogue& e, int columns, const Place& place, int64_t* parts) const {
         const bool aligned = pair_is_aligned(e.y, columns) && pair_is_aligned(e.residual, columns);
         const Stream<true> stream(e, 0, nullptr);
+        int64_t pixels[rounds][2];
+        each_row(place, [&](int i, int half, int64_t pixel) { pixels[i][half] = pixel; });
+        // The residuals of the next tile are on their way while this one is finished: loads do not overtake stores.
+        Words<4> values[2][rounds][2];
+        const auto each_part = [&](int k, const auto& body) {
+            const int column = channel(k), lanes = columns - column;
+            if (lanes <= 0) return;
+            MVIT_UNROLL
+            for (int row = 0; row < 2 * rounds; ++row) {
+                const int64_t pixel = pixels[row / 2][row % 2];
+                if (pixel >= 0) body(row / 2, row % 2, pixel * columns + column, lanes);
+            }
+        };
+        const auto load = [&](int k) {
+            each_part(k, [&](int i, int half, int64_t at, int lanes) {
+                values[k % 2][i][half] = load_eight<int16_t, 4>(static_cast<const int16_t*>(e.residual) + at, lanes, aligned);
+            });
+        };
         int32_t sum = 0;
         int64_t squares = 0;
-        each_row(place, [&](int i, int half, int64_t pixel) {
-            if (pixel < 0) return;
-            MVIT_UNROLL
-            for (int k = 0; k < depth; ++k) {
-                const int column = channel(k), lanes = columns - column;
-                if (lanes <= 0) continue;
-                const int64_t at = pixel * columns + column;
-                auto values = load_eight<int16_t, 4>(static_cast<const int16_t*>(e.residual) + at, lanes, aligned);
+        load(0);
+        MVIT_UNROLL
+        for (int k = 0; k < depth; ++k) {
+            if (k + 1 < depth) load(k + 1);
+            Quad<float> scale[2] = {};
+            if (channel(k) < columns)
+                scale[0] = load_quad(e.channels.scale + channel(k), four, true),
+                scale[1] = load_quad(e.channels.scale + channel(k) + four, four, true);
+            each_part(k, [&](int i, int half, int64_t at, int lanes) {
+                Words<4>& own = values[k % 2][i][half];
                 MVIT_UNROLL
                 for (int quad = 0; quad < 2; ++quad) {
-                    const auto own = [&](int c) { return sums[i][k][2 * quad + c / 2][2 * half + c % 2]; };
-                    const Quad<float> scale = load_quad(e.channels.scale + column + four * quad, four, true);
-                    stream(scaled({{own(0), own(1), own(2), own(3)}}, scale), values.v + 2 * quad);
+                    const auto sum_of = [&](int c) { return sums[i][k][2 * quad + c / 2][2 * half + c % 2]; };
+                    stream(scaled({{sum_of(0), sum_of(1), sum_of(2), sum_of(3)}}, scale[quad]), own.v + 2 * quad);
                 }
-                store_eight<int16_t>(values, static_cast<int16_t*>(e.y) + at, lanes, aligned);
-                if constexpr (collects) add_up(values, sum, squares);
-            }
-        });
+                store_eight<int16_t>(own, static_cast<int16_t*>(e.y) + at, lanes, aligned);
+                if constexpr (collects) add_up(own, sum, squares);
+            });
+        }
         if constexpr (collects) {
             const int64_t all = of_warp(int64_t{sum}), of_squares = of_warp(squares);
             if (lane_ == 0) parts[0] = all, parts[1] = of_squares;
