@@ -28,7 +28,7 @@ Launched launch(const QAttentionValuesProblem& p, int device, void* stream) {
     const AttentionPhases phases(p.map);
     const int64_t blocks = ceil_divide(p.map.batch * QAttentionPlace<Shape>::pieces(phases), Shape::warps);
     if (blocks == 0) return {cudaSuccess, values_name};
-    if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, values_name};
+    if (blocks * Shape::warps > INT32_MAX) return {cudaErrorInvalidConfiguration, values_name};
     constexpr int bytes = QAttentionShared<Shape>::bytes;
     static SharedLimit limit;
     return launched(values_name, device, [&] {

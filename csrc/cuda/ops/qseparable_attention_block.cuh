@@ -153,8 +153,7 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
             const uint32_t fragment[4] = {permute(pairs[0], pairs[1], 0x6420), permute(pairs[0], pairs[1], 0x7531),
                                           permute(pairs[2], pairs[3], 0x6420), permute(pairs[2], pairs[3], 0x7531)};
             MVIT_UNROLL
-            for (int i = 0; i < 2; ++i)
-                digit[i] = b_column(lane) < digits ? words[(b_column(lane) * at.points + n + b_k(lane, i)) / 4] : 0;
+            for (int i = 0; i < 2; ++i) digit[i] = b_column(lane) < digits ? words[(b_column(lane) * at.points + n + b_k(lane, i)) / 4] : 0;
             mma_u8s8(sums, fragment, digit[0], digit[1]);
         }
         // Rows c_row are the even channels and then the odd ones. Lane 0 of four has the low digits of both, lane 1 the high ones.
@@ -184,8 +183,9 @@ struct QAttentionPlace {
         return phases.phases * ((phases.points + Shape::pixels - 1) / Shape::pixels);
     }
 
-    MVIT_DEVICE QAttentionPlace(int64_t piece, const AttentionPhases& phases) : image(piece / pieces(phases)), phases_(phases) {
-        const int of_image = static_cast<int>(piece - image * pieces(phases));
+    MVIT_DEVICE QAttentionPlace(uint32_t piece, const AttentionPhases& phases)
+        : image(piece / static_cast<uint32_t>(pieces(phases))), phases_(phases) {
+        const int of_image = static_cast<int>(piece % static_cast<uint32_t>(pieces(phases)));
         phase = of_image % phases.phases, first = of_image / phases.phases * Shape::pixels;
     }
     MVIT_DEVICE int64_t operator()(int row) const {
@@ -197,7 +197,7 @@ struct QAttentionPlace {
 };
 
 // Rows of the numbers of a slice.
-enum QAttentionRow { attention_init = 0, attention_scale = 1, attention_rows = 2 };
+enum QAttentionRow { attention_scale = pair_init_rows, attention_rows };
 
 template <class Shape>
 struct QAttentionShared {
@@ -219,8 +219,8 @@ MVIT_DEVICE void qattention_values_block(const QAttentionValuesProblem& p, const
     const auto thread = static_cast<uint32_t>(thread_index());
     const int lane = static_cast<int>(thread % warp_size);
     const Warp warp(lane);
-    const int64_t piece = block_x() * Shape::warps + thread / warp_size;
-    const bool there = piece < map.batch * Place::pieces(phases);  // else the warp only copies weights
+    const auto piece = static_cast<uint32_t>(block_x()) * Shape::warps + thread / warp_size;  // with those of all blocks below 2^31
+    const bool there = piece < map.batch * Place::pieces(phases);                             // else the warp only copies weights
     float* const gates = reinterpret_cast<float*>(shared + At::gates) + thread / warp_size * At::gate;
     typename Warp::Operand normal;
     typename Warp::Sums sums;
@@ -248,8 +248,7 @@ MVIT_DEVICE void qattention_values_block(const QAttentionValuesProblem& p, const
                         const auto own = [&](int c) { return hidden[i][2 * pair + c / 2][2 * half + c % 2]; };
                         Quad<float> v = scaled({{own(0), own(1), own(2), own(3)}}, scale);
                         MVIT_UNROLL
-                        for (int c = 0; c < four; ++c)
-                            v.v[c] = (fminf(fmaxf(v.v[c], p.v_low), p.v_high) + 0x1.8p23f - 0x1.8p23f) * m.v[c];
+                        for (int c = 0; c < four; ++c) v.v[c] = (fminf(fmaxf(v.v[c], p.v_low), p.v_high) + 0x1.8p23f - 0x1.8p23f) * m.v[c];
                         to[i][half + 2 * pair] = bytes(v.v);
                     }
                 }
@@ -258,7 +257,7 @@ MVIT_DEVICE void qattention_values_block(const QAttentionValuesProblem& p, const
         warp.multiply(slice, attention_rows, normal, between, sums);
         gate += pair_slice;
     });
-    if (there) warp.finish(sums, p.out, map.channels, Place(piece, phases), p.parts ? p.parts + 2 * piece : nullptr);
+    if (there) warp.finish(sums, p.out, map.channels, Place(piece, phases), p.parts ? p.parts + 2 * int64_t{piece} : nullptr);
 }
 
 }  // namespace mvit::cuda

@@ -28,13 +28,13 @@ struct QAttentionMap {
 //
 // Floor: 2 B H W d bytes read.
 struct QAttentionContextProblem {
-    QAttentionMap map;       // d a multiple of 8, x aligned to 16 bytes
-    const uint8_t* query;    // w_q: d values of int8, zeros up to a multiple of 32; aligned to 4 bytes
+    QAttentionMap map;     // d a multiple of 8, x aligned to 16 bytes
+    const uint8_t* query;  // w_q: d values of int8, zeros up to a multiple of 32; aligned to 4 bytes
     QChannels query_channels;
-    const int32_t* table;    // 256 values in [0, 2^16], the first not 0
-    double scale;            // s_n / s_context
-    QByte byte;              // of the context
-    uint8_t* context;        // (B, phases, d)
+    const int32_t* table;  // 256 values in [0, 2^16], the first not 0
+    double scale;          // s_n / s_context
+    QByte byte;            // of the context
+    uint8_t* context;      // (B, phases, d)
 };
 
 // A block is the pixels of its warps, each of which has some of one phase: qpair.cuh has the two products.
