@@ -8,6 +8,7 @@
 #include "cuda/ops/inverted_residual.h"
 #include "cuda/ops/qconv2d.h"
 #include "cuda/ops/qdepthwise_conv2d.h"
+#include "cuda/ops/qfeed_forward.h"
 #include "cuda/ops/qgemm.h"
 #include "cuda/ops/qinverted_residual.h"
 #include "cuda/ops/separable_attention_block.h"
@@ -22,9 +23,19 @@ using Epilogue = std::tuple<uintptr_t, int64_t, int, bool, int, uintptr_t, uintp
                             uintptr_t, int64_t>;
 // Columns, depth and bits of a weight.
 using Form = std::array<int64_t, 3>;
+// Sums of images and their pieces; scale, scale of the bytes and their zero-point; eps; bits.
+using Norm = std::tuple<uintptr_t, int, double, double, int32_t, double, int>;
 
 QEpilogue epilogue_of(const Epilogue& e) { return std::apply(epilogue, e); }
 cuda::QFragments fragments(uintptr_t tiles, const Form& form) { return {bytes(tiles), form[0], form[1], static_cast<int>(form[2])}; }
+
+int64_t* sums_at(uintptr_t address) { return static_cast<int64_t*>(pointer(address)); }
+
+cuda::QPairNorm norm_of(const Norm& norm) {
+    const auto& [sums, pieces, scale, y_scale, zero_point, eps, bits] = norm;
+    const auto low = static_cast<float>(-zero_point), high = static_cast<float>((1 << bits) - 1 - zero_point);
+    return {sums_at(sums), pieces, scale / y_scale, scale * scale, eps, low, high, zero_point};
+}
 
 template <class Launch>
 void launch(const Launch& launch) {
@@ -123,6 +134,21 @@ void integer_inverted_residual(int device, uintptr_t stream, const Sizes& size, 
     launch([&] { return cuda::qinverted_residual(p, device, pointer(stream)); });
 }
 
+void integer_feed_forward(int device, uintptr_t stream, int64_t batch, int pixels, int channels, int hidden, uintptr_t x, const Norm& norm,
+                          uintptr_t slices, uintptr_t curve, const Epilogue& e, uintptr_t parts) {
+    const cuda::QFeedForwardProblem p{batch,
+                                      pixels,
+                                      channels,
+                                      hidden,
+                                      static_cast<const int16_t*>(pointer(x)),
+                                      norm_of(norm),
+                                      bytes(slices),
+                                      static_cast<const int16_t*>(pointer(curve)),
+                                      epilogue_of(e),
+                                      sums_at(parts)};
+    launch([&] { return cuda::qfeed_forward(p, device, pointer(stream)); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -132,6 +158,8 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("qgemm", product);
     m.def("qconv2d", convolution);
     m.def("qdepthwise_conv2d", depthwise_convolution);
+    m.def("qfeed_forward", integer_feed_forward);
+    m.def("qfeed_forward_pieces", cuda::qfeed_forward_pieces);
     m.def("qinverted_residual", integer_inverted_residual);
     m.def("qinverted_residual_shared", cuda::qinverted_residual_shared);
     m.def("separable_attention_block", attention_block);

@@ -219,6 +219,78 @@ def qinverted_residual_cases() -> dict[str, Case]:
     return cases
 
 
+def feed_forward_layers(
+    kind: str, channels: int, hidden: int, *, bits: int = 8, curve: str | None = "silu", zero_point: int = 121, scale: float = 0.1,
+    backend: str | None = None,
+) -> tuple[ops.QNorm, ops.QConv2d, ops.QConv2d]:  # fmt: skip
+    """norm, first and second; hidden bytes by a curve or without an activation. zero_point: of the normalised bytes."""
+    stream = 2.0**-9
+    norm = ops.prepare_qnorm(
+        kind, scale=stream, out_scale=0.03, out_zero_point=zero_point, eps=1e-3, bits=6 if bits == 6 else 8, backend=backend
+    )
+    out: dict[str, Any] = {"out_dtype": torch.uint8, "out_scale": scale, "out_zero_point": 20}
+    if curve is not None:
+        out["table"] = reference.activation_curve(curve, scale, 20)
+    first = ops.prepare_qconv2d(
+        ops.pack_weight(random_weight(hidden, channels, bits=bits), bits=bits), 0.03, zero_point, torch.rand(hidden) * 0.01 + 1e-3,
+        torch.randn(hidden), kernel_size=1, backend=backend, **out,
+    )  # fmt: skip
+    second = ops.prepare_qconv2d(
+        ops.pack_weight(random_weight(channels, hidden, bits=bits), bits=bits), scale, 20, torch.rand(channels) * 0.01 + 1e-3,
+        torch.randn(channels), kernel_size=1, out_dtype=torch.int16, out_scale=stream, backend=backend,
+    )  # fmt: skip
+    return norm, first, second
+
+
+def stream_map(*size: int) -> Tensor:
+    """Images about different means, with a few values at both ends of int16."""
+    x = 300.0 * torch.randn(size) + 1000.0 * torch.randn(size[0], 1, 1, 1)
+    x = torch.where(torch.rand(size) < 0.01, 40000.0 * x.sign(), x).clamp(-(2**15), 2**15 - 1)
+    return x.to(torch.int16).contiguous(memory_format=torch.channels_last)
+
+
+def feed_forward(
+    size: tuple[int, int, int, int], hidden: int, kind: str = "group", *, collect: bool = False, pieces: int | None = None,
+    memory: torch.memory_format = torch.channels_last, **more: Any,
+) -> Case:  # fmt: skip
+    """pieces: that the sums of the images come in, 0: they come whole, None: they are not known. collect: the sums are the result."""
+    x = stream_map(*size).contiguous(memory_format=memory)
+    layers = feed_forward_layers(kind, size[1], hidden, **more)
+    sums = None
+    if pieces is not None:
+        sums = reference.stream_sums(x.permute(0, 2, 3, 1).flatten(0, 2), size[0])
+    if pieces and sums is not None:
+        part = torch.randint(-(2**40), 2**40, (size[0], pieces, 2))
+        part[:, 0] += sums - part.sum(1)
+        sums = part
+    prepared = {name: ops.prepare_qfeed_forward(*layers, backend=name) for name in ("cuda", "reference")}
+
+    def run(device: torch.device, backend: str) -> Tensor:
+        y = prepared[backend](placed(x, device), placed(sums, device), collect=collect)
+        return y[1] if isinstance(y, tuple) else y
+
+    return run
+
+
+def qfeed_forward_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for kind in ("group", "layer"):
+        for channels, hidden in ((1, 1), (16, 40), (33, 70), (64, 128), (100, 33), (128, 64), (144, 288), (192, 96), (240, 100), (256, 64)):
+            cases[f"{kind}_{channels}_{hidden}"] = feed_forward((2, channels, 5, 7), hidden, kind)
+        cases[f"{kind}_6"] = feed_forward((1, 40, 6, 6), 72, kind, bits=6)
+        cases[f"{kind}_collect"] = feed_forward((3, 24, 7, 9), 40, kind, collect=True)
+        cases[f"{kind}_wide_zero_point"] = feed_forward((1, 16, 4, 4), 32, kind, zero_point=-1275)
+        cases[f"{kind}_contiguous"] = feed_forward((2, 16, 4, 5), 32, kind, memory=torch.contiguous_format)
+        cases[f"{kind}_without_curve"] = feed_forward((2, 16, 4, 5), 32, kind, curve=None, collect=True)
+        cases[f"{kind}_curve_without_steps"] = feed_forward((1, 16, 4, 5), 32, kind, scale=0.001)
+        cases[f"{kind}_too_many_channels"] = feed_forward((1, 260, 3, 3), 32, kind)
+        for size in ((1, 16, 1, 1), (0, 16, 3, 3)):
+            cases[f"{kind}_{size}"] = feed_forward(size, 32, kind, collect=size[0] == 0)
+    for pieces in (0, 1, 5, 40):
+        cases[f"sums_{pieces}"] = feed_forward((3, 32, 5, 5), 64, pieces=pieces)
+    return cases
+
+
 def integer_attention(
     dim: int, *, bits: int = 8, byte_bits: int = 8, patch: tuple[int, int] = (2, 2), zero_point: int = 40, decay: float = 0.05,
     gain: float = 1.0, backend: str | None = None,
@@ -236,7 +308,7 @@ def integer_attention(
     scores_and_values = {
         "out_scale": torch.tensor([0.05] + [0.02] * dim), "out_zero_point": torch.tensor([130] + [zero_point] * dim)
     }  # fmt: skip
-    norm = ops.prepare_qnorm(scale=0.002, out_scale=0.03, out_zero_point=zero_point, bits=byte_bits)
+    norm = ops.prepare_qnorm("group", scale=0.002, out_scale=0.03, out_zero_point=zero_point, bits=byte_bits, backend=backend)
     qkv = product(1 + dim, 0.03, zero_point, out_dtype=torch.uint8, **scores_and_values, **out)
     context = ops.prepare_qseparable_context(
         reference.exponential_table(decay), x_scale=0.03, x_zero_point=zero_point, out_scale=0.01, out_zero_point=120, patch_size=patch,
@@ -247,12 +319,6 @@ def integer_attention(
         v_scale=0.02, v_zero_point=zero_point, out_scale=0.02 / gain, out_zero_point=100, patch_size=patch, backend=backend, **out
     )  # fmt: skip
     return norm, qkv, context, key, gate, product(dim, 0.02 / gain, 100, out_dtype=torch.int16, out_scale=0.002)
-
-
-def stream_map(*size: int, spread: int = 3000) -> Tensor:
-    """A stream (B, C, H, W) in channels_last memory, with images of different means."""
-    x = torch.randint(-spread, spread + 1, size) + 500 * torch.arange(size[0])[:, None, None, None] - 300
-    return x.clamp(-(2**15), 2**15 - 1).to(torch.int16).contiguous(memory_format=torch.channels_last)
 
 
 def attention_block(
@@ -350,6 +416,7 @@ CASES = {
     "qgemm": qgemm_cases,
     "qconv2d": qconv2d_cases,
     "qdepthwise_conv2d": qdepthwise_conv2d_cases,
+    "qfeed_forward": qfeed_forward_cases,
     "qinverted_residual": qinverted_residual_cases,
 }
 

@@ -207,6 +207,53 @@ class StandIn:
         rows = batch * out_height * out_width
         self.qgemm(device, stream, rows, filtered.data_ptr(), hidden, tiles.data_ptr(), form, epilogue, 0, 0, none.data_ptr())
 
+    def qfeed_forward_pieces(self, channels: int, pixels: int) -> int:
+        return -(-pixels // 8) if channels <= 256 else 0
+
+    def qfeed_forward(
+        self, device: int, stream: int, batch: int, pixels: int, channels: int, hidden: int, x: int, norm: tuple[Any, ...], slices: int,
+        curve: int, epilogue: tuple[Any, ...], parts: int,
+    ) -> None:  # fmt: skip
+        """The norm and the first layer in plain torch, of what lies at the addresses; the second as a product."""
+        rows, depth = batch * pixels, -(-channels // 32)
+        if rows == 0:
+            return
+        numbers, first, second = [], [], []
+        for slice_ in range(-(-hidden // 32)):
+            at = slices + slice_ * (384 + 2048 * depth)
+            numbers.append(torch.from_numpy(memory(at, 96, np.int32).copy()))
+            first.append(matrix_of(at + 384, 32, 32 * depth, 8, (32, 32)))
+            second.append(matrix_of(at + 384 + 1024 * depth, 32 * depth, 32, 8, (16, 32)))
+        # The orders of csrc/cuda/ops/qpair.cuh, number by number.
+        h, c = torch.arange(32), torch.arange(32 * depth)
+        columns = h // 16 * 16 + h % 4 // 2 * 8 + h % 16 // 4 * 2 + h % 2
+        into = c // 32 * 32 + c % 8 // 4 * 16 + c % 32 // 8 * 4 + c % 4
+        out = c // 32 * 32 + c % 8 // 2 * 8 + c % 32 // 8 * 2 + c % 2
+        w1, w2 = torch.cat([each[columns][:, into] for each in first]), torch.cat([each[out] for each in second], dim=1)
+        assert not any(beyond.any() for beyond in (w1[hidden:], w1[:, channels:], w2[channels:], w2[:, hidden:]))
+        init = torch.cat([each[:64].reshape(16, 2, 2) for each in numbers])
+        assert torch.equal(init[:, 0], init[:, 1])
+        scale = torch.cat([each[64:].view(torch.float32) for each in numbers])[:hidden]
+
+        stream_rows = torch.from_numpy(memory(x, rows * channels, np.int16).copy()).reshape(rows, channels)
+        sums_at, pieces, *how = norm
+        sums = None
+        if sums_at:
+            sums = torch.from_numpy(memory(sums_at, 2 * batch * pieces, np.int64).copy()).reshape(batch, pieces, 2).sum(1)
+        a = reference.qnorm(stream_rows, sums, how[0], how[1], how[2], how[3], how[4])
+        total = a.to(torch.int64) @ w1[:hidden, :channels].to(torch.int64).T + init[:, 0].flatten()[:hidden]
+        steps = torch.from_numpy(memory(curve, 196, np.int16).copy())
+        middle = reference.apply_curve(total.to(torch.float32) * scale, steps).to(torch.uint8).contiguous()
+        w2 = w2[:channels, :hidden]
+        tiles, none = qfragments.tiles(qfragments.product_order(w2), 8), w2.to(torch.int64).sum(1).to(torch.int32)
+        form = (channels, hidden, 8)
+        self.qgemm(device, stream, rows, middle.data_ptr(), hidden, tiles.data_ptr(), form, epilogue, 0, 0, none.data_ptr())
+        if parts:
+            y = torch.from_numpy(memory(epilogue[-2], rows * channels, np.int16).copy()).reshape(batch, pixels, channels)
+            groups = [reference.stream_sums(y[:, i : i + 8].reshape(-1, channels), batch) for i in range(0, pixels, 8)]
+            raw = torch.stack(groups, dim=1).numpy().tobytes()
+            ctypes.memmove(parts, raw, len(raw))
+
     def inverted_residual(
         self, device: int, stream: int, dtype: int, size: Any, hidden: int, columns: int, stride: int, residual: bool, x: int, y: int,
         slices: int, bias: int,

@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import mvit_kernels as mk
+from mvit_kernels import reference
 from mvit_kernels.engine.device_plan import DevicePlan
-from mvit_kernels.engine.lower_calls import lower_calls
+from mvit_kernels.engine.lower_calls import Call, lower_calls
 from mvit_kernels.engine.steps import Value
 from mvit_kernels.graph import Program, capture, optimize, run
 from mvit_kernels.ops import packing
+from mvit_kernels.ops.qfeed_forward import QFeedForward
 from mvit_kernels.ops.qinverted_residual import QInvertedResidual
 
 CPU = torch.device("cpu")
@@ -104,9 +107,37 @@ def test_integers_have_the_bits_of_the_program(v2, monkeypatch) -> None:
     assert torch.equal(plan.run(x)[0], right)
     blocks = [call for call in plan.calls if call.op == "qinverted_residual"]
     assert len(blocks) >= 4
-    assert all(len(call.nodes) == 3 and call.macs > 0 for call in blocks)
-    monkeypatch.setattr(QInvertedResidual, "pays", lambda *_: False)  # layer by layer, as maps that are small on a GPU
+    halves = [call for call in plan.calls if call.op == "qfeed_forward"]
+    assert len(halves) == 9
+    assert all(len(call.nodes) == 3 and call.macs > 0 for call in blocks + halves)
+    for kind in (QInvertedResidual, QFeedForward):  # layer by layer, as maps that are small on a GPU
+        monkeypatch.setattr(kind, "pays", lambda *_: False)
     assert torch.equal(plan.run(x)[0], right)
+
+
+def test_integer_norms_take_the_sums_that_their_producers_collected(v2, monkeypatch) -> None:
+    quantized = mk.quantize(v2, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False)
+    plan, x = device_plan(quantized.program()), torch.randn(3, 3, 64, 64)
+    right = plan.run(x)[0]
+    taking = {call.inputs[1]: call for call in plan.calls if any(name.endswith(".moments") for name in call.inputs)}
+    assert {f"{call.name}.moments" for call in plan.calls if call.collects} == set(taking)
+    assert {call.op for call in taking.values()} == {"qnorm"}
+    assert len(taking) == 9  # the norm of the next layer, or of what follows
+
+    def watch(call: Call, inputs: list[torch.Tensor]) -> None:
+        if call in taking.values():
+            rows = inputs[0].permute(0, 2, 3, 1).flatten(0, 2)
+            assert torch.equal(inputs[1].sum(1), reference.stream_sums(rows, 3))  # of pieces
+
+    plan.call_all(x, watch)
+    run_block = QFeedForward.__call__
+
+    def wrong_sums(*inputs: Any, collect: bool) -> Any:
+        y, sums = run_block(*inputs, collect=True)
+        return (y, 4 * sums) if collect else y
+
+    monkeypatch.setattr(QFeedForward, "__call__", wrong_sums)  # nobody computes them again
+    assert not torch.equal(plan.run(x)[0], right)
 
 
 @pytest.mark.slow

@@ -148,6 +148,19 @@ def find_qinverted(low: Blocks, first: Node) -> tuple[Node, ...] | None:
     return first, depthwise, reduce
 
 
+def find_qmlp(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
+    """The feed-forward half of a layer in integers: its norm has no weight and bias, and its activation is a curve."""
+    if norm.kind != "qnorm" or norm.weights:
+        return None
+    first = low.only_user(norm.name)
+    if first is None or not is_qpointwise(first) or first.settings["out"] != "uint8" or first.settings.get("form") != "curve":
+        return None
+    second = low.only_user(first.name)
+    if second is None or not is_qpointwise(second) or second.settings["out"] != "int16":
+        return None
+    return (norm, first, second) if second.inputs == (first.name, norm.inputs[0]) else None
+
+
 def is_qpointwise(node: Node) -> bool:
     """A 1x1 convolution of every pixel of one map of bytes."""
     return node.kind == "qconv2d" and kernel_of(node) == 1 and node.settings["stride"] == 1 and not node.settings.get("second")

@@ -158,14 +158,8 @@ def _qnorm(node: Node, backend: str | None) -> Prepared:
     settings = node.settings
     values = {name: settings[name] for name in ("scale", "out_scale", "out_zero_point", "eps")} | {"bits": settings["out_bits"]}
     values |= {name: node.weights[name] for name in ("weight", "bias") if name in node.weights}
-
-    def call(x: Tensor) -> Tensor:
-        pixels = _pixels(x)
-        rows = pixels.reshape(-1, x.shape[1])
-        groups = x.shape[0] if settings["norm"] == "group" else None
-        return _map(ops.qnorm(rows, groups=groups, backend=backend, **values).reshape(pixels.shape))
-
-    return Prepared(call)
+    handle = ops.prepare_qnorm(settings["norm"], backend=backend, **values)
+    return Prepared(handle, handle)
 
 
 def _of_settings(node: Node, *names: str) -> dict[str, Any]:

@@ -23,10 +23,11 @@ from .qattention import QAttention, prepare_qattention, qattention
 from .qavg_pool import qavg_pool
 from .qconv2d import QConv2d, prepare_qconv2d, qconv2d
 from .qdepthwise_conv2d import QDepthwiseConv2d, prepare_qdepthwise_conv2d, qdepthwise_conv2d
+from .qfeed_forward import QFeedForward, prepare_qfeed_forward
 from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
 from .qinverted_residual import QInvertedResidual, prepare_qinverted_residual
 from .qlookup import qlookup
-from .qnorm import qnorm
+from .qnorm import QNorm, prepare_qnorm, qnorm
 from .qnorm_gemm import QNormGemm, prepare_qnorm_gemm, qnorm_gemm
 from .qpatch_attention import qpatch_attention
 from .qpool_mixer import QPoolMixer, prepare_qpool_mixer, qpool_mixer
@@ -51,8 +52,10 @@ __all__ = [
     "QAttention",
     "QConv2d",
     "QDepthwiseConv2d",
+    "QFeedForward",
     "QGemm",
     "QInvertedResidual",
+    "QNorm",
     "QNormGemm",
     "QPoolMixer",
     "QSeparableContext",
@@ -79,8 +82,10 @@ __all__ = [
     "prepare_qattention",
     "prepare_qconv2d",
     "prepare_qdepthwise_conv2d",
+    "prepare_qfeed_forward",
     "prepare_qgemm",
     "prepare_qinverted_residual",
+    "prepare_qnorm",
     "prepare_qnorm_gemm",
     "prepare_qpool_mixer",
     "prepare_qseparable_context",

@@ -17,7 +17,7 @@ from .placed import Placed
 from .qchannels import Settings, check_channels, quantization, unpack_channels
 from .qgemm import activation_code, refuse_depth, table_addresses
 from .qgemm import choose as choose_product
-from .qnorm import Norm, check_stream, norm_of
+from .qnorm import Norm, check_stream, norm_of, whole_sums
 from .qnorm import choose as choose_norm
 
 OP = "qnorm_gemm"
@@ -115,6 +115,7 @@ def _cpu_forward(
     x = walkable_rows(x)
     rows = x.shape[0]
     y = torch.empty(rows, columns, dtype=out_dtype)
+    sums = whole_sums(sums)
     if sums is not None:
         sums = sums.contiguous()
     status = native.qnorm_gemm(
@@ -132,7 +133,7 @@ def _reference_forward(
     x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, scale: float, a_scale: float, a_zero_point: int,
     eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool,
 ) -> Tensor:  # fmt: skip
-    a = reference.qnorm(x, sums, scale, a_scale, a_zero_point, eps, a_bits)
+    a = reference.qnorm(x, whole_sums(sums), scale, a_scale, a_zero_point, eps, a_bits)
     return reference.qgemm(
         a, unpack_bytes(weight, columns, depth, bits), unpack_channels(channels, columns), plain=plain, activation=activation,
         out_dtype=out_dtype, table=table,
