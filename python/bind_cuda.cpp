@@ -11,6 +11,7 @@
 #include "cuda/ops/qfeed_forward.h"
 #include "cuda/ops/qgemm.h"
 #include "cuda/ops/qinverted_residual.h"
+#include "cuda/ops/qseparable_attention_block.h"
 #include "cuda/ops/separable_attention_block.h"
 
 namespace py = pybind11;
@@ -149,6 +150,43 @@ void integer_feed_forward(int device, uintptr_t stream, int64_t batch, int pixel
     launch([&] { return cuda::qfeed_forward(p, device, pointer(stream)); });
 }
 
+using Patch = std::array<int, 2>;
+// Zero-point and bits of bytes.
+using Byte = std::array<int, 2>;
+
+QByte byte_of(const Byte& byte) { return qbyte_of_inverse(1.0f, byte[0], byte[1]); }
+
+// size: (B, C, H, W), of x.
+cuda::QAttentionMap attention_map(const Sizes& size, const Patch& patch, uintptr_t x, const Norm& norm) {
+    const auto small = [](int64_t value) { return static_cast<int>(value); };
+    return {size[0],      small(size[2]), small(size[3]), small(size[1]), patch[0], patch[1], static_cast<const int16_t*>(pointer(x)),
+            norm_of(norm)};
+}
+
+void attention_context(int device, uintptr_t stream, const Sizes& size, const Patch& patch, uintptr_t x, const Norm& norm, uintptr_t query,
+                       uintptr_t channels, int64_t channels_stride, uintptr_t table, double scale, const Byte& byte, uintptr_t context) {
+    const cuda::QAttentionContextProblem p{
+        attention_map(size, patch, x, norm),    bytes(query), channels_at(channels, channels_stride), ints(table), scale, byte_of(byte),
+        static_cast<uint8_t*>(pointer(context))};
+    launch([&] { return cuda::qattention_context(p, device, pointer(stream)); });
+}
+
+void attention_values(int device, uintptr_t stream, const Sizes& size, const Patch& patch, uintptr_t x, const Norm& norm, uintptr_t key,
+                      float ratio, const Byte& v, const Byte& byte, uintptr_t slices, const Epilogue& e, uintptr_t parts) {
+    const QByte values = byte_of(v);
+    const auto positive = [](float bound) { return bound > 0.0f ? bound : 0.0f; };
+    const cuda::QAttentionValuesProblem p{attention_map(size, patch, x, norm),
+                                          floats(key),
+                                          ratio,
+                                          positive(values.low),
+                                          positive(values.high),
+                                          byte_of(byte),
+                                          bytes(slices),
+                                          epilogue_of(e),
+                                          sums_at(parts)};
+    launch([&] { return cuda::qattention_values(p, device, pointer(stream)); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -156,6 +194,10 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("inverted_residual", inverted_residual);
     m.def("inverted_residual_shared", cuda::inverted_residual_shared);
     m.def("qgemm", product);
+    m.def("qattention_context", attention_context);
+    m.def("qattention_context_shared", cuda::qattention_context_shared);
+    m.def("qattention_pieces", cuda::qattention_pieces);
+    m.def("qattention_values", attention_values);
     m.def("qconv2d", convolution);
     m.def("qdepthwise_conv2d", depthwise_convolution);
     m.def("qfeed_forward", integer_feed_forward);

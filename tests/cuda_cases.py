@@ -249,6 +249,18 @@ def stream_map(*size: int) -> Tensor:
     return x.to(torch.int16).contiguous(memory_format=torch.channels_last)
 
 
+def known_sums(x: Tensor, pieces: int | None) -> Tensor | None:
+    """Of the images of a stream in that many pieces, 0: whole, None: none."""
+    if pieces is None:
+        return None
+    sums = reference.stream_sums(x.permute(0, 2, 3, 1).flatten(0, 2), x.shape[0])
+    if pieces == 0:
+        return sums
+    parts = torch.randint(-(2**40), 2**40, (x.shape[0], pieces, 2))
+    parts[:, 0] += sums - parts.sum(1)
+    return parts
+
+
 def feed_forward(
     size: tuple[int, int, int, int], hidden: int, kind: str = "group", *, collect: bool = False, pieces: int | None = None,
     memory: torch.memory_format = torch.channels_last, **more: Any,
@@ -256,13 +268,7 @@ def feed_forward(
     """pieces: that the sums of the images come in, 0: they come whole, None: they are not known. collect: the sums are the result."""
     x = stream_map(*size).contiguous(memory_format=memory)
     layers = feed_forward_layers(kind, size[1], hidden, **more)
-    sums = None
-    if pieces is not None:
-        sums = reference.stream_sums(x.permute(0, 2, 3, 1).flatten(0, 2), size[0])
-    if pieces and sums is not None:
-        part = torch.randint(-(2**40), 2**40, (size[0], pieces, 2))
-        part[:, 0] += sums - part.sum(1)
-        sums = part
+    sums = known_sums(x, pieces)
     prepared = {name: ops.prepare_qfeed_forward(*layers, backend=name) for name in ("cuda", "reference")}
 
     def run(device: torch.device, backend: str) -> Tensor:
@@ -291,34 +297,72 @@ def qfeed_forward_cases() -> dict[str, Case]:
     return cases
 
 
-def integer_attention(
-    dim: int, *, bits: int = 8, byte_bits: int = 8, patch: tuple[int, int] = (2, 2), zero_point: int = 40, decay: float = 0.05,
-    gain: float = 1.0, backend: str | None = None,
+def attention_layers(
+    dim: int, *, bits: int = 8, patch: tuple[int, int] = (2, 2), zero_point: int = 40, decay: float = 0.05, backend: str | None = None
 ) -> tuple[ops.QNorm, ops.QConv2d, ops.QSeparableContext, ops.QConv2d, ops.QSeparableGate, ops.QConv2d]:  # fmt: skip
-    """norm, qkv, context, key, gate and out of a layer with d channels; gain: of values by their context."""
+    """norm, qkv, context, key, gate and out; bits: of weights and bytes. zero_point: of normalised bytes and of values. decay: from an
+    exponential of scores to the next."""
+    stream, normal, mixed, v, gated = 2.0**-9, 0.03, 0.01, 0.02, 0.002
 
-    def product(columns: int, scale: float, z: Any, **more: Any) -> ops.QConv2d:
-        weight = ops.pack_weight(random_weight(columns, dim, bits=bits), bits=bits)
-        w_scale = (torch.rand(columns) + 0.5) * (0.03 if bits == 6 else 0.008) / dim**0.5
+    def product(columns: int, scale: float, point: int, **out: Any) -> ops.QConv2d:
+        weight, spread = ops.pack_weight(random_weight(columns, dim, bits=bits), bits=bits), 0.02 if bits == 8 else 0.08
         return ops.prepare_qconv2d(
-            weight, scale, z, w_scale, torch.randn(columns) * 0.1, kernel_size=1, a_bits=byte_bits, backend=backend, **more
+            weight, scale, point, (torch.rand(columns) + 0.5) * spread / dim**0.5, torch.randn(columns) * 0.1, kernel_size=1, a_bits=bits,
+            backend=backend, **out,
         )  # fmt: skip
 
-    out = {"out_bits": byte_bits}
-    scores_and_values = {
-        "out_scale": torch.tensor([0.05] + [0.02] * dim), "out_zero_point": torch.tensor([130] + [zero_point] * dim)
-    }  # fmt: skip
-    norm = ops.prepare_qnorm("group", scale=0.002, out_scale=0.03, out_zero_point=zero_point, bits=byte_bits, backend=backend)
-    qkv = product(1 + dim, 0.03, zero_point, out_dtype=torch.uint8, **scores_and_values, **out)
+    norm = ops.prepare_qnorm("group", scale=stream, out_scale=normal, out_zero_point=zero_point, bits=bits, backend=backend)
+    qkv = product(
+        1 + dim, normal, zero_point, out_dtype=torch.uint8, out_scale=torch.tensor([0.05] + [v] * dim),
+        out_zero_point=torch.tensor([130 if bits == 8 else 30] + [zero_point] * dim), out_bits=bits,
+    )  # fmt: skip
     context = ops.prepare_qseparable_context(
-        reference.exponential_table(decay), x_scale=0.03, x_zero_point=zero_point, out_scale=0.01, out_zero_point=120, patch_size=patch,
-        backend=backend, **out,
+        reference.exponential_table(decay), x_scale=normal, x_zero_point=zero_point, out_scale=mixed, out_zero_point=25, out_bits=bits,
+        patch_size=patch, backend=backend,
     )  # fmt: skip
-    key = product(dim, 0.01, 120)
     gate = ops.prepare_qseparable_gate(
-        v_scale=0.02, v_zero_point=zero_point, out_scale=0.02 / gain, out_zero_point=100, patch_size=patch, backend=backend, **out
-    )  # fmt: skip
-    return norm, qkv, context, key, gate, product(dim, 0.02 / gain, 100, out_dtype=torch.int16, out_scale=0.002)
+        v_scale=v, v_zero_point=zero_point, out_scale=gated, out_zero_point=31, out_bits=bits, patch_size=patch, backend=backend
+    )
+    out = product(dim, gated, 31, out_dtype=torch.int16, out_scale=stream)
+    return norm, qkv, context, product(dim, mixed, 25), gate, out
+
+
+def integer_attention_block(
+    size: tuple[int, int, int, int], *, collect: bool = False, pieces: int | None = None,
+    memory: torch.memory_format = torch.channels_last, **more: Any,
+) -> Case:  # fmt: skip
+    """pieces, collect: as of `feed_forward`."""
+    x = stream_map(*size).contiguous(memory_format=memory)
+    layers, sums = attention_layers(size[1], **more), known_sums(x, pieces)
+    prepared = {name: ops.prepare_qseparable_attention_block(*layers, backend=name) for name in ("cuda", "reference")}
+
+    def run(device: torch.device, backend: str) -> Tensor:
+        y = prepared[backend](placed(x, device), placed(sums, device), collect=collect)
+        return y[1] if isinstance(y, tuple) else y
+
+    return run
+
+
+def qseparable_attention_block_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for channels in (8, 16, 40, 64, 96, 128, 144, 192, 224, 256):
+        cases[f"{channels}"] = integer_attention_block((2, channels, 6, 10))
+    cases["6"] = integer_attention_block((1, 40, 6, 6), bits=6, zero_point=10)
+    cases["collect"] = integer_attention_block((3, 24, 8, 10), collect=True)
+    for zero_point in (0, 255, 300, -20):
+        cases[f"zero_point_{zero_point}"] = integer_attention_block((1, 16, 4, 4), zero_point=zero_point)
+    for decay in (0.0, 9.0):
+        cases[f"decay_{decay}"] = integer_attention_block((1, 16, 4, 4), decay=decay)
+    cases["patch"] = integer_attention_block((2, 32, 6, 5), patch=(3, 1))
+    cases["contiguous"] = integer_attention_block((2, 16, 4, 6), memory=torch.contiguous_format)
+    cases["odd_channels"] = integer_attention_block((2, 17, 4, 6), collect=True)
+    cases["too_many_channels"] = integer_attention_block((1, 264, 4, 4))
+    cases["long_phases"] = integer_attention_block((1, 64, 80, 96))
+    for size in ((1, 16, 1, 1), (0, 16, 2, 2)):
+        cases[f"{size}"] = integer_attention_block(size, patch=(1, 1), collect=size[0] == 0)
+    for pieces in (0, 1, 5, 40):
+        cases[f"sums_{pieces}"] = integer_attention_block((3, 32, 6, 6), pieces=pieces)
+    return cases
 
 
 def attention_block(
@@ -418,6 +462,7 @@ CASES = {
     "qdepthwise_conv2d": qdepthwise_conv2d_cases,
     "qfeed_forward": qfeed_forward_cases,
     "qinverted_residual": qinverted_residual_cases,
+    "qseparable_attention_block": qseparable_attention_block_cases,
 }
 
 

@@ -16,7 +16,7 @@ from mvit_kernels.graph import Node, Program, evaluate, integers
 from mvit_kernels.ops.backend import Choice
 from mvit_kernels.ops.moments import moments_of
 
-from .blocks import Blocks, activation_of, find_qinverted, find_qmlp
+from .blocks import Blocks, activation_of, find_qattention, find_qinverted, find_qmlp
 from .steps import Value
 
 Tensor = torch.Tensor
@@ -195,6 +195,21 @@ class _Calls(Blocks):
             return block(x, residual) if block.pays(x) else reduce(depthwise(expand(x)), residual=residual)
 
         self.add("qinverted_residual", nodes, (*nodes[0].inputs, *nodes[-1].inputs[1:]), run, dtype=_dtype_of(nodes[-1]))
+
+    def qattention(self, *nodes: Node) -> None:
+        norm, qkv, context, key, gate, out = steps = tuple(integers.prepared(self.program, node, None) for node in nodes)
+        block = ops.prepare_qseparable_attention_block(*(step.handle for step in steps))
+        collects = nodes[-1].name in self.normed
+
+        def run(x: Tensor, sums: Tensor | None = None) -> Any:
+            if block.pays(x):
+                return block(x, sums, collect=collects)
+            normal = norm.handle(x, sums)
+            values = qkv(normal)
+            y = out(gate(values, key(context(values, normal))), x)
+            return (y, None) if collects else y
+
+        self.add("qseparable_attention_block", nodes, self.with_moments(nodes[0]), run, dtype=torch.int16, collects=collects)
 
     def qmlp(self, *nodes: Node) -> None:
         norm, first, second = (integers.prepared(self.program, node, None).handle for node in nodes)
@@ -446,8 +461,8 @@ def _find_pooled(low: Blocks, node: Node) -> tuple[Node, ...] | None:
 
 
 _FINDERS: dict[str, Callable[[Blocks, Node], tuple[Node, ...] | None]] = {
-    "qinverted": find_qinverted, "qmlp": find_qmlp, "attended": _find_attended, "joined": _find_joined, "resized": _find_resized,
-    "pooled": _find_pooled,
+    "qinverted": find_qinverted, "qattention": find_qattention, "qmlp": find_qmlp, "attended": _find_attended, "joined": _find_joined,
+    "resized": _find_resized, "pooled": _find_pooled,
 }  # fmt: skip
 
 

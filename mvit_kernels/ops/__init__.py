@@ -40,6 +40,7 @@ from .qseparable_attention import (
     qseparable_context,
     qseparable_gate,
 )
+from .qseparable_attention_block import QSeparableAttentionBlock, prepare_qseparable_attention_block
 from .quantize import dequantize, quantize, quantize_rows
 from .resize import resize
 from .separable_attention import separable_attention
@@ -58,6 +59,7 @@ __all__ = [
     "QNorm",
     "QNormGemm",
     "QPoolMixer",
+    "QSeparableAttentionBlock",
     "QSeparableContext",
     "QSeparableGate",
     "attention",
@@ -88,6 +90,7 @@ __all__ = [
     "prepare_qnorm",
     "prepare_qnorm_gemm",
     "prepare_qpool_mixer",
+    "prepare_qseparable_attention_block",
     "prepare_qseparable_context",
     "prepare_qseparable_gate",
     "qadd",

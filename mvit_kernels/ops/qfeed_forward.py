@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from . import checks, cuda_support
 from .backend import Choice, Implementation, refuse_off_cpu
 from .library import dense, direct, empty_in_format, register
 from .moments import collected_sums
-from .pack_weight import check_packed, unpack_bytes
+from .pack_weight import check_packed
 from .packing import packed
 from .placed import Placed
 from .qchannels import check_channels
 from .qconv2d import QConv2d, check_pointwise
 from .qconv2d import choose as choose_qconv2d
 from .qcurve import step_curve
-from .qfragments import product_order, tiles
 from .qgemm import cuda_epilogue, refuse_depth
-from .qnorm import LARGEST_GROUP, NORMS, QNorm, check_sums, pieces_of_sums
+from .qnorm import NORMS, QNorm, pieces_of_sums
 from .qnorm import choose as choose_qnorm
+from .qpair import PackPair, check_images, no_sums, normalised, pointwise, rows_of
 
 OP = "qfeed_forward"
 Tensor = torch.Tensor
@@ -114,28 +112,12 @@ def _check_prepared(
 
 
 def _check(x: Tensor, sums: Optional, first_form: list[int], norm: str) -> None:
-    checks.image(OP, "x", x, (torch.int16,))
-    if x.shape[1] != first_form[1]:
-        raise ValueError(f"{OP}: x: expected {first_form[1]} channels, got shape {tuple(x.shape)}")
-    if x.shape[1:].numel() > LARGEST_GROUP:
-        raise ValueError(f"{OP}: x: expected images of at most 2^33 values, got {x.shape[1:].numel()}")
-    if sums is not None:
-        if norm != "group":
-            raise ValueError(f"{OP}: sums: expected None with a norm of each pixel, got a tensor")
-        check_sums(OP, sums, x.device)
-        if sums.shape[0] != x.shape[0]:
-            raise ValueError(f"{OP}: sums: expected those of {x.shape[0]} images, got {sums.shape[0]}")
+    if sums is not None and norm != "group":
+        raise ValueError(f"{OP}: sums: expected None with a norm of each pixel, got a tensor")
+    check_images(OP, x, first_form[1], sums)
 
 
 # --- backends ---
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _no_sums(x: Tensor) -> Tensor:
-    return x.new_empty(0, 2, dtype=torch.int64)
 
 
 def _one_by_one(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
@@ -147,25 +129,14 @@ def _one_by_one(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
         second_channels: Tensor, first_form: list[int], second_form: list[int], norm: str, scale: float, out_scale: float,
         out_zero_point: int, eps: float, bits: int, activation: str, plain: bool, collect: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        rows = _rows(x)
-        chosen = choose_qnorm.implementations.get(backend) or choose_qnorm("auto", rows, None)
-        groups = x.shape[0] if norm == "group" and sums is None else None
-        normal = chosen.forward(rows, sums, scale, out_scale, out_zero_point, eps, bits, groups, None, None)
-        pixels = normal.reshape(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
-
-        def layer(x: Tensor, residual: Optional, weight: Tensor, channels: Tensor, table: Optional, form: list[int], *how: Any) -> Tensor:
-            unused = channels.new_zeros(form[1])  # zero-points: nothing is padded
-            y: Tensor = product(x, None, residual, weight, channels, unused, None, None, table, *form, 1, 1, 0, *how, 0.0, 0)
-            return y
-
-        hidden = layer(pixels, None, first_weight, first_channels, first_table, first_form, torch.uint8, activation, plain)
-        y = layer(hidden, x, second_weight, second_channels, None, second_form, torch.int16, "none", True)
-        return y, collected_sums(pieces_of_sums(_rows(y), y.shape[0])) if collect else _no_sums(x)
+        pixels = normalised(backend, x, sums, norm, scale, out_scale, out_zero_point, eps, bits)
+        hidden = pointwise(
+            product, pixels, first_weight, first_channels, first_form, torch.uint8, table=first_table, activation=activation, plain=plain
+        )  # fmt: skip
+        y = pointwise(product, hidden, second_weight, second_channels, second_form, torch.int16, residual=x)
+        return y, collected_sums(pieces_of_sums(rows_of(y), y.shape[0])) if collect else no_sums(x)
 
     return forward
-
-
-_SLICE, _DEPTH = 32, 32  # of csrc/cuda/ops/qpair.cuh: hidden channels at once, and channels of a tile
 
 
 def _cuda_refuse(x: Tensor, first_form: list[int], second_form: list[int]) -> str | None:
@@ -178,29 +149,6 @@ def _is_one_launch(x: Tensor, table: Optional) -> bool:
     if table is None or table.dtype != torch.int16 or packed(step_curve, table).entries == 0:
         return False
     return cuda_support.native.qfeed_forward_pieces(x.shape[1], 1) > 0
-
-
-@dataclass(frozen=True)
-class _PackSlices:
-    """Slices of 32 hidden channels: csrc/cuda/ops/qpair.cuh."""
-
-    first_form: tuple[int, ...]
-    second_form: tuple[int, ...]
-
-    def __call__(self, first_weight: Tensor, first_channels: Tensor, second_weight: Tensor) -> Tensor:
-        hidden, channels = self.first_form[:2]
-        slices, depth = -(-hidden // _SLICE), -(-channels // _DEPTH)
-        ends = -hidden % _SLICE, -channels % _DEPTH
-        first = F.pad(unpack_bytes(first_weight.cpu(), *self.first_form), (0, ends[1], 0, ends[0]))
-        second = F.pad(unpack_bytes(second_weight.cpu(), *self.second_form), (0, ends[0], 0, ends[1]))
-        first = first.unflatten(1, (depth, 4, 2, 4)).transpose(2, 3).flatten(1)  # channels: t, v, b
-        first = first.unflatten(0, (2 * slices, 4, 2, 2)).transpose(1, 2).flatten(0, 3)  # hidden channels: t, u, b
-        init, scale = (F.pad(row[:hidden], (0, ends[0])) for row in first_channels.cpu()[:2])
-        twice = init.unflatten(0, (-1, 1, 2)).expand(-1, 2, 2)
-        numbers = torch.cat([twice.reshape(slices, -1), scale.reshape(slices, -1)], dim=1)
-        reduce = tiles(product_order(second), 8, (_DEPTH, _SLICE)).unflatten(0, (2 * depth, slices, -1)).transpose(0, 1)
-        parts = numbers.contiguous().view(torch.uint8), tiles(first, 8, (_SLICE, _DEPTH)), reduce
-        return torch.cat([part.reshape(slices, -1) for part in parts], dim=1).to(first_weight.device)
 
 
 _by_cuda_kernels = _one_by_one("cuda")
@@ -219,13 +167,13 @@ def _cuda_forward(
     x = dense(x, channels_last=True)
     (batch, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
     if norm == "group" and sums is None:
-        sums = pieces_of_sums(_rows(x), batch)
+        sums = pieces_of_sums(rows_of(x), batch)
     if sums is not None:
         sums = sums.contiguous()
     y = empty_in_format(x, tuple(x.shape), channels_last=True)
     pieces = cuda_support.native.qfeed_forward_pieces(channels, pixels)
     parts = x.new_empty(batch, pieces, 2, dtype=torch.int64) if collect else None
-    slices = packed(_PackSlices(tuple(first_form), tuple(second_form)), first_weight, first_channels, second_weight)
+    slices = packed(PackPair(tuple(first_form), tuple(second_form)), first_weight, first_channels, second_weight)
     epilogue = cuda_epilogue(OP, second_channels, torch.int16, True, "none", None, x, channels, 0.0, 0, y, channels)
     cuda_support.native.qfeed_forward(
         *cuda_support.place(x), batch, pixels, channels, first_form[0], x.data_ptr(),
@@ -233,7 +181,7 @@ def _cuda_forward(
          out_zero_point, eps, bits),
         slices.data_ptr(), packed(step_curve, first_table).numbers.data_ptr(), epilogue, 0 if parts is None else parts.data_ptr(),
     )  # fmt: skip
-    return y, _no_sums(x) if parts is None else collected_sums(parts)
+    return y, no_sums(x) if parts is None else collected_sums(parts)
 
 
 def _triton_refuse(x: Tensor, first_form: list[int], second_form: list[int]) -> str | None:

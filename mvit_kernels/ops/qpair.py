@@ -13,6 +13,7 @@ from . import checks
 from .pack_weight import unpack_bytes
 from .qfragments import product_order, tiles
 from .qnorm import LARGEST_GROUP, check_sums
+from .qnorm import choose as choose_qnorm
 
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -39,6 +40,18 @@ def rows_of(x: Tensor) -> Tensor:
 
 def no_sums(x: Tensor) -> Tensor:
     return x.new_empty(0, 2, dtype=torch.int64)
+
+
+def normalised(
+    backend: str, x: Tensor, sums: Optional, kind: str, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int
+) -> Tensor:  # fmt: skip
+    """`qnorm` of each image ("group") or pixel ("layer"), (B, C, H, W) in channels_last memory, as the backend has it, or another one on
+    that device."""
+    rows = rows_of(x)
+    chosen = choose_qnorm.implementations.get(backend) or choose_qnorm("auto", rows, None)
+    groups = x.shape[0] if kind == "group" and sums is None else None
+    y: Tensor = chosen.forward(rows, sums, scale, out_scale, out_zero_point, eps, bits, groups, None, None)
+    return y.reshape(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
 
 
 def pointwise(
