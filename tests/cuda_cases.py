@@ -357,7 +357,7 @@ def qseparable_attention_block_cases() -> dict[str, Case]:
     cases["contiguous"] = integer_attention_block((2, 16, 4, 6), memory=torch.contiguous_format)
     cases["odd_channels"] = integer_attention_block((2, 17, 4, 6), collect=True)
     cases["too_many_channels"] = integer_attention_block((1, 264, 4, 4))
-    cases["long_phases"] = integer_attention_block((1, 64, 80, 96))
+    cases["long_phases"] = integer_attention_block((1, 64, 96, 120))
     for size in ((1, 16, 1, 1), (0, 16, 2, 2)):
         cases[f"{size}"] = integer_attention_block(size, patch=(1, 1), collect=size[0] == 0)
     for pieces in (0, 1, 5, 40):

@@ -30,7 +30,7 @@ from q_checks import random_packed_weight, random_weight
 from tolerance import assert_float_rule
 
 from mvit_kernels import ops, reference
-from mvit_kernels.ops import backend, cuda_support, packing, qfragments
+from mvit_kernels.ops import backend, cuda_support, packing, qchannels, qfragments
 from mvit_kernels.ops.placed import Placed
 
 Tensor = torch.Tensor
@@ -66,6 +66,48 @@ def product_of(tiles: int, columns: int, depth: int, bits: int) -> Tensor:
     n = torch.arange(columns)
     places = n // 32 * 32 + n % 8 // 2 * 8 + n % 32 // 8 * 2 + n % 2
     return matrix_of(tiles, -(-columns // 32) * 32, depth, bits)[places]
+
+
+def stream_at(address: int, rows: int, channels: int) -> Tensor:
+    return torch.from_numpy(memory(address, rows * channels, np.int16).copy()).reshape(rows, channels)
+
+
+def normal_at(address: int, batch: int, pixels: int, channels: int, norm: tuple[Any, ...]) -> Tensor:
+    """Bytes (B pixels, channels) of a stream, whose norm is given as to the extension."""
+    at, pieces, *how = norm
+    sums = None
+    if at:
+        sums = torch.from_numpy(memory(at, 2 * batch * pieces, np.int64).copy()).reshape(batch, pieces, 2).sum(1)
+    return reference.qnorm(stream_at(address, batch * pixels, channels), sums, how[0], how[1], how[2], how[3], how[4])
+
+
+def pair_at(slices: int, channels: int, hidden: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(init, scale, first weight, second weight) of the slices of csrc/cuda/ops/qpair.cuh, number by number."""
+    depth = -(-channels // 32)
+    numbers, first, second = [], [], []
+    for slice_ in range(-(-hidden // 32)):
+        at = slices + slice_ * (384 + 2048 * depth)
+        numbers.append(torch.from_numpy(memory(at, 96, np.int32).copy()))
+        first.append(matrix_of(at + 384, 32, 32 * depth, 8, (32, 32)))
+        second.append(matrix_of(at + 384 + 1024 * depth, 32 * depth, 32, 8, (16, 32)))
+    h, c = torch.arange(32), torch.arange(32 * depth)
+    columns = h // 16 * 16 + h % 4 // 2 * 8 + h % 16 // 4 * 2 + h % 2
+    into = c // 32 * 32 + c % 8 // 4 * 16 + c % 32 // 8 * 4 + c % 4
+    out = c // 32 * 32 + c % 8 // 2 * 8 + c % 32 // 8 * 2 + c % 2
+    w1, w2 = torch.cat([each[columns][:, into] for each in first]), torch.cat([each[out] for each in second], dim=1)
+    assert not any(beyond.any() for beyond in (w1[hidden:], w1[:, channels:], w2[channels:], w2[:, hidden:]))
+    init = torch.cat([each[:64].reshape(16, 2, 2) for each in numbers])
+    assert torch.equal(init[:, 0], init[:, 1])
+    scale = torch.cat([each[64:].view(torch.float32) for each in numbers])[:hidden]
+    return init[:, 0].flatten()[:hidden], scale, w1[:hidden, :channels], w2[:channels, :hidden]
+
+
+def write_parts(parts: int, epilogue: tuple[Any, ...], batch: int, pixels: int, channels: int, pieces: int) -> None:
+    """Sums of pieces of a stream that was written."""
+    y = stream_at(epilogue[-2], batch * pixels, channels).reshape(batch, pixels, channels)
+    groups = [reference.stream_sums(part.reshape(-1, channels), batch) for part in torch.tensor_split(y, pieces, dim=1)]
+    raw = torch.stack(groups, dim=1).numpy().tobytes()
+    ctypes.memmove(parts, raw, len(raw))
 
 
 class StandIn:
@@ -215,44 +257,71 @@ class StandIn:
         curve: int, epilogue: tuple[Any, ...], parts: int,
     ) -> None:  # fmt: skip
         """The norm and the first layer in plain torch, of what lies at the addresses; the second as a product."""
-        rows, depth = batch * pixels, -(-channels // 32)
-        if rows == 0:
+        if batch * pixels == 0:
             return
-        numbers, first, second = [], [], []
-        for slice_ in range(-(-hidden // 32)):
-            at = slices + slice_ * (384 + 2048 * depth)
-            numbers.append(torch.from_numpy(memory(at, 96, np.int32).copy()))
-            first.append(matrix_of(at + 384, 32, 32 * depth, 8, (32, 32)))
-            second.append(matrix_of(at + 384 + 1024 * depth, 32 * depth, 32, 8, (16, 32)))
-        # The orders of csrc/cuda/ops/qpair.cuh, number by number.
-        h, c = torch.arange(32), torch.arange(32 * depth)
-        columns = h // 16 * 16 + h % 4 // 2 * 8 + h % 16 // 4 * 2 + h % 2
-        into = c // 32 * 32 + c % 8 // 4 * 16 + c % 32 // 8 * 4 + c % 4
-        out = c // 32 * 32 + c % 8 // 2 * 8 + c % 32 // 8 * 2 + c % 2
-        w1, w2 = torch.cat([each[columns][:, into] for each in first]), torch.cat([each[out] for each in second], dim=1)
-        assert not any(beyond.any() for beyond in (w1[hidden:], w1[:, channels:], w2[channels:], w2[:, hidden:]))
-        init = torch.cat([each[:64].reshape(16, 2, 2) for each in numbers])
-        assert torch.equal(init[:, 0], init[:, 1])
-        scale = torch.cat([each[64:].view(torch.float32) for each in numbers])[:hidden]
-
-        stream_rows = torch.from_numpy(memory(x, rows * channels, np.int16).copy()).reshape(rows, channels)
-        sums_at, pieces, *how = norm
-        sums = None
-        if sums_at:
-            sums = torch.from_numpy(memory(sums_at, 2 * batch * pieces, np.int64).copy()).reshape(batch, pieces, 2).sum(1)
-        a = reference.qnorm(stream_rows, sums, how[0], how[1], how[2], how[3], how[4])
-        total = a.to(torch.int64) @ w1[:hidden, :channels].to(torch.int64).T + init[:, 0].flatten()[:hidden]
+        init, scale, w1, w2 = pair_at(slices, channels, hidden)
+        total = normal_at(x, batch, pixels, channels, norm).to(torch.int64) @ w1.to(torch.int64).T + init
         steps = torch.from_numpy(memory(curve, 196, np.int16).copy())
-        middle = reference.apply_curve(total.to(torch.float32) * scale, steps).to(torch.uint8).contiguous()
-        w2 = w2[:channels, :hidden]
-        tiles, none = qfragments.tiles(qfragments.product_order(w2), 8), w2.to(torch.int64).sum(1).to(torch.int32)
-        form = (channels, hidden, 8)
-        self.qgemm(device, stream, rows, middle.data_ptr(), hidden, tiles.data_ptr(), form, epilogue, 0, 0, none.data_ptr())
+        middle = reference.apply_curve(total.to(torch.float32) * scale, steps).to(torch.uint8)
+        self.second_of_pair(device, stream, middle, w2, epilogue)
         if parts:
-            y = torch.from_numpy(memory(epilogue[-2], rows * channels, np.int16).copy()).reshape(batch, pixels, channels)
-            groups = [reference.stream_sums(y[:, i : i + 8].reshape(-1, channels), batch) for i in range(0, pixels, 8)]
-            raw = torch.stack(groups, dim=1).numpy().tobytes()
-            ctypes.memmove(parts, raw, len(raw))
+            write_parts(parts, epilogue, batch, pixels, channels, self.qfeed_forward_pieces(channels, pixels))
+
+    def second_of_pair(self, device: int, stream: int, middle: Tensor, weight: Tensor, epilogue: tuple[Any, ...]) -> None:
+        middle, (columns, depth) = middle.contiguous(), weight.shape
+        tiles, sums = qfragments.tiles(qfragments.product_order(weight), 8), weight.to(torch.int64).sum(1).to(torch.int32)
+        self.qgemm(
+            device, stream, len(middle), middle.data_ptr(), depth, tiles.data_ptr(), (columns, depth, 8), epilogue, 0, 0, sums.data_ptr()
+        )
+
+    def qattention_pieces(self, channels: int, phases: int, points: int) -> int:
+        return phases * -(-points // 8) if channels <= 256 else 0
+
+    def qattention_context_shared(self, channels: int, points: int) -> int:
+        return points if channels <= 256 else 0
+
+    def qattention_context(
+        self, device: int, stream: int, size: Any, patch: Any, x: int, norm: tuple[Any, ...], query: int, channels: int, stride: int,
+        table: int, scale: float, byte: tuple[int, int], context: int,
+    ) -> None:  # fmt: skip
+        """In plain torch, of what lies at the addresses."""
+        batch, dim, height, width = size
+        if batch == 0:
+            return
+        assert dim % 8 == 0
+        normal = normal_at(x, batch, height * width, dim, norm)
+        row = torch.from_numpy(memory(query, -(-dim // 32) * 32, np.int8).copy())
+        assert not row[dim:].any()
+        of_score = torch.from_numpy(memory(channels, 7 * stride, np.int32).copy()).reshape(7, stride)[:, :1]
+        own = qchannels.unpack_channels(of_score, 1)
+        scores = reference.qgemm(normal, row[None, :dim], own, plain=True, activation="none", out_dtype=torch.uint8)
+        image = normal.reshape(batch, height, width, dim)
+        exponentials = torch.from_numpy(memory(table, 256, np.int32).copy())
+        mixed = reference.qseparable_context(
+            scores.reshape(batch, height, width), image, exponentials, tuple(patch), scale, norm[4], 1.0, *byte
+        )
+        raw = mixed.contiguous().numpy().tobytes()
+        ctypes.memmove(context, raw, len(raw))
+        assert (device, stream) == (0, 0)
+
+    def qattention_values(
+        self, device: int, stream: int, size: Any, patch: Any, x: int, norm: tuple[Any, ...], key: int, ratio: float, v: tuple[int, int],
+        byte: tuple[int, int], slices: int, epilogue: tuple[Any, ...], parts: int,
+    ) -> None:  # fmt: skip
+        """The values and their gate in plain torch, of what lies at the addresses; the last layer as a product."""
+        (batch, dim, height, width), phases = size, patch[0] * patch[1]
+        if batch == 0:
+            return
+        init, scale, w1, w2 = pair_at(slices, dim, dim)
+        total = normal_at(x, batch, height * width, dim, norm).to(torch.int64) @ w1.to(torch.int64).T + init
+        values = (total.to(torch.float32) * scale).clamp(-v[0], 2 ** v[1] - 1 - v[0]).round().to(torch.int64) + v[0]
+        image = values.to(torch.uint8).reshape(batch, height, width, dim)
+        keys = torch.from_numpy(memory(key, batch * phases * dim, np.float32).copy()).reshape(batch, phases, dim)
+        gated = reference.qseparable_gate(image, keys, tuple(patch), ratio, v[0], 1.0, *byte)
+        self.second_of_pair(device, stream, gated.reshape(-1, dim), w2, epilogue)
+        if parts:
+            pieces = self.qattention_pieces(dim, phases, height * width // phases)
+            write_parts(parts, epilogue, batch, height * width, dim, pieces)
 
     def inverted_residual(
         self, device: int, stream: int, dtype: int, size: Any, hidden: int, columns: int, stride: int, residual: bool, x: int, y: int,
