@@ -102,6 +102,7 @@ def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, back
     yield from _relatives(x, call)
     yield from _integers(device, pixels, dim, backends)
     yield from _between_products(device, batch, side, dim, backends)
+    yield from _integer_halves(device, batch, side, dim, backends)
 
 
 def _relatives(x: Tensor, call: Callable[..., dict[str, Callable[[], Any]]]) -> Iterator[Case]:
@@ -210,6 +211,35 @@ def _between_products(device: str, batch: int, side: int, dim: int, backends: tu
             for names in (having(op, backends), ["reference"])
         )
         yield Case(name, ours, plain["reference"], moved, exact=True, peer=False)
+
+
+def _integer_halves(device: str, batch: int, side: int, dim: int, backends: tuple[str, ...]) -> Iterator[Case]:
+    """The feed-forward halves of layers of integers, with SiLU as compiled networks have it; of images, whose sums are known, and of
+    pixels; held against the norm and the two layers one after another."""
+    x = torch.randint(-9999, 9999, (batch, dim, side, side)).to(device, torch.int16).contiguous(memory_format=torch.channels_last)
+    rows = x.permute(0, 2, 3, 1).flatten(0, 2)
+    first, second = (ops.pack_weight(torch.randint(-127, 128, size, dtype=torch.int8)) for size in ((2 * dim, dim), (dim, 2 * dim)))
+    curve = reference.activation_curve("silu", 0.02, 14)
+    layers = (
+        ops.prepare_qconv2d(
+            first, 0.03, 121, 1 / (100 * dim**0.5), torch.randn(2 * dim), kernel_size=1, out_dtype=torch.uint8, out_scale=0.02,
+            out_zero_point=14, table=curve,
+        ),
+        ops.prepare_qconv2d(
+            second, 0.02, 14, 1 / (100 * dim**0.5), torch.randn(dim), kernel_size=1, out_dtype=torch.int16, out_scale=0.001
+        ),
+    )  # fmt: skip
+    for kind, sums in (("group", reference.stream_sums(rows, batch)), ("layer", None)):
+        norm = ops.prepare_qnorm(kind, scale=0.001, out_scale=0.03, out_zero_point=121)
+        halves = {each: ops.prepare_qfeed_forward(norm, *layers, backend=each) for each in having("qfeed_forward", backends)}
+
+        def plain(norm: ops.QNorm = norm, sums: Tensor | None = sums) -> Tensor:
+            return layers[1](layers[0](norm(x, sums)), residual=x)
+
+        yield Case(
+            f"qfeed_forward {kind}", {each: functools.partial(half, x, sums) for each, half in halves.items()}, plain,
+            4 * x.numel(), 8 * x.numel() * dim, exact=True, peer=False,
+        )  # fmt: skip
 
 
 def integer_residual(device: str, batch: int, block: tuple[int, ...], backends: tuple[str, ...]) -> Case:

@@ -293,10 +293,20 @@ double shuffle_xor(double x, int mask) { return shuffled<double, uint64_t>(x, ma
 int32_t shuffle_xor(int32_t x, int mask) { return shuffled<int32_t, uint32_t>(x, mask); }
 int64_t shuffle_xor(int64_t x, int mask) { return shuffled<int64_t, uint64_t>(x, mask); }
 
-int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
-    auto sum = static_cast<uint32_t>(c);
-    for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(static_cast<uint8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i)));
-    return static_cast<int32_t>(sum);
+namespace {
+
+template <class A, class B>
+uint32_t dot_of(uint32_t a, uint32_t b, uint32_t sum) {
+    for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(static_cast<A>(a >> (8 * i)) * static_cast<B>(b >> (8 * i)));
+    return sum;
+}
+
+}  // namespace
+
+int32_t dot4(uint32_t a, uint32_t b, int32_t c) { return static_cast<int32_t>(dot_of<uint8_t, int8_t>(a, b, static_cast<uint32_t>(c))); }
+uint32_t dot4_unsigned(uint32_t a, uint32_t b, uint32_t c) { return dot_of<uint8_t, uint8_t>(a, b, c); }
+int32_t dot4_signed(uint32_t a, uint32_t b, int32_t c) {
+    return static_cast<int32_t>(dot_of<int8_t, int8_t>(a, b, static_cast<uint32_t>(c)));
 }
 uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
     const uint64_t bytes = uint64_t{b} << 32 | a;

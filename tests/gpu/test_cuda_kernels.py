@@ -14,10 +14,12 @@ from cuda_cases import (
     attention_block,
     attention_blocks,
     bytes_out,
+    feed_forward_layers,
     inverted_residual_layers,
     placed,
     residual_block,
     residual_blocks,
+    stream_map,
 )
 from q_checks import byte_map, random_bytes, random_packed_weight, random_weight
 
@@ -50,6 +52,12 @@ def calls(device: torch.device) -> Iterator[tuple[str, Callable[[Tensor], Tensor
         ops.prepare_qinverted_residual(*inverted_residual_layers(20, 72, 48, 1), backend="cuda"),
         byte_map(2, 20, 9, 21).to(device),
     )
+    for kind in ("group", "layer"):
+        yield (
+            "qfeed_forward",
+            ops.prepare_qfeed_forward(*feed_forward_layers(kind, 40, 72), backend="cuda"),
+            stream_map(2, 40, 9, 11).to(device),
+        )
     packed = random_packed_weight(96, 80, 6)
     yield "qgemm_accumulate", lambda a: ops.qgemm_accumulate(a, packed, 7, backend="cuda"), random_bytes(200, 80).to(device)
 

@@ -149,6 +149,28 @@ class QPairBytes {
     uint32_t odd_;
 };
 
+// Sum and sum of squares of some hundred values: with h their high bytes and l the low ones, which are not negative, a value is 256 h + l
+// and its square 2^16 h^2 + 2^9 h l + l^2; sums of such products come four at a time.
+class QPairSums {
+  public:
+    MVIT_DEVICE void add(const Words<4>& x) {
+        constexpr uint32_t ones = 0x01010101;
+        MVIT_UNROLL
+        for (int i = 0; i < 4; i += 2) {
+            const uint32_t low = permute(x.v[i], x.v[i + 1], 0x6420), high = permute(x.v[i], x.v[i + 1], 0x7531);
+            low_ = dot4_unsigned(low, ones, low_), high_ = dot4_signed(high, ones, high_);
+            low_low_ = dot4_unsigned(low, low, low_low_), low_high_ = dot4(low, high, low_high_);
+            high_high_ = dot4_signed(high, high, high_high_);
+        }
+    }
+    MVIT_DEVICE int32_t sum() const { return 256 * high_ + static_cast<int32_t>(low_); }
+    MVIT_DEVICE int64_t squares() const { return 65536 * int64_t{high_high_} + 512 * int64_t{low_high_} + int64_t{low_low_}; }
+
+  private:
+    uint32_t low_ = 0, low_low_ = 0;
+    int32_t high_ = 0, low_high_ = 0, high_high_ = 0;
+};
+
 // A warp's part. Place: `image`, whose the pixels are; of a row 0 .. Shape::pixels - 1, place(row) is which pixel of the stream it is, or
 // -1.
 template <class Shape>
@@ -282,29 +304,20 @@ class QPairWarp {
 
     // Of two rows that four lanes have: each lane adds up one of them, and two share it.
     MVIT_DEVICE void of_rows(const QPairNorm& n, const Words<4> (&rows)[2][depth], int channels, QPairNormal (&normals)[2]) const {
-        int32_t sums[2] = {};
-        int64_t squares[2] = {};
+        QPairSums sums[2];
         MVIT_UNROLL
         for (int half = 0; half < 2; ++half) {
             MVIT_UNROLL
-            for (int k = 0; k < depth; ++k) add_up(rows[half][k], sums[half], squares[half]);
+            for (int k = 0; k < depth; ++k) sums[half].add(rows[half][k]);
         }
         const bool second = lane_ % 2 != 0;
-        int32_t sum = second ? sums[1] : sums[0];
-        int64_t square = second ? squares[1] : squares[0];
-        sum += shuffle_xor(second ? sums[0] : sums[1], 1), square += shuffle_xor(second ? squares[0] : squares[1], 1);
+        const auto shared_of = [&](auto a, auto b) { return (second ? b : a) + shuffle_xor(second ? a : b, 1); };
+        int32_t sum = shared_of(sums[0].sum(), sums[1].sum());
+        int64_t square = shared_of(sums[0].squares(), sums[1].squares());
         sum += shuffle_xor(sum, 2), square += shuffle_xor(square, 2);
         const QPairNormal own = QPairNormal::of(n, sum, square, channels);
         const QPairNormal other{shuffle_xor(own.mean, 1), shuffle_xor(own.factor, 1)};
         normals[0] = second ? other : own, normals[1] = second ? own : other;
-    }
-
-    MVIT_DEVICE static void add_up(const Words<4>& x, int32_t& sum, int64_t& squares) {
-        MVIT_UNROLL
-        for (int i = 0; i < eight; ++i) {
-            const int32_t value = static_cast<int16_t>(x.v[i / 2] >> (16 * (i % 2)));
-            sum += value, squares += int64_t{value} * value;
-        }
     }
 
     template <bool collects, class Place>
@@ -329,8 +342,7 @@ class QPairWarp {
                 values[k % 2][i][half] = load_eight<int16_t, 4>(static_cast<const int16_t*>(e.residual) + at, lanes, aligned);
             });
         };
-        int32_t sum = 0;
-        int64_t squares = 0;
+        QPairSums own_sums;
         load(0);
         MVIT_UNROLL
         for (int k = 0; k < depth; ++k) {
@@ -347,12 +359,12 @@ class QPairWarp {
                     stream(scaled({{sum_of(0), sum_of(1), sum_of(2), sum_of(3)}}, scale[quad]), own.v + 2 * quad);
                 }
                 store_eight<int16_t>(own, static_cast<int16_t*>(e.y) + at, lanes, aligned);
-                if constexpr (collects) add_up(own, sum, squares);
+                if constexpr (collects) own_sums.add(own);
             });
         }
         if constexpr (collects) {
-            const int64_t all = of_warp(int64_t{sum}), of_squares = of_warp(squares);
-            if (lane_ == 0) parts[0] = all, parts[1] = of_squares;
+            const int64_t sum = of_warp(int64_t{own_sums.sum()}), squares = of_warp(own_sums.squares());
+            if (lane_ == 0) parts[0] = sum, parts[1] = squares;
         }
     }
 

@@ -14,6 +14,10 @@ MVIT_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
     return sum;
 }
 
+// Of a and b both uint8, and both int8.
+MVIT_DEVICE uint32_t dot4_unsigned(uint32_t a, uint32_t b, uint32_t c) { return __dp4a(a, b, c); }
+MVIT_DEVICE int32_t dot4_signed(uint32_t a, uint32_t b, int32_t c) { return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), c); }
+
 // Byte i of the result is byte (selector >> 4 i) % 8 of the eight of a (first) and b.
 MVIT_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 
@@ -34,6 +38,8 @@ MVIT_DEVICE uint32_t saturated_halves(int32_t low, int32_t high) {
 #else
 
 int32_t dot4(uint32_t a, uint32_t b, int32_t c);
+uint32_t dot4_unsigned(uint32_t a, uint32_t b, uint32_t c);
+int32_t dot4_signed(uint32_t a, uint32_t b, int32_t c);
 uint32_t permute(uint32_t a, uint32_t b, uint32_t selector);
 uint32_t permute_signs(uint32_t a, uint32_t b, uint32_t selector);
 uint32_t saturated_halves(int32_t low, int32_t high);
