@@ -215,7 +215,7 @@ def _between_products(device: str, batch: int, side: int, dim: int, backends: tu
 
 def _integer_halves(device: str, batch: int, side: int, dim: int, backends: tuple[str, ...]) -> Iterator[Case]:
     """The feed-forward halves of layers of integers, with SiLU as compiled networks have it; of images, whose sums are known, and of
-    pixels; held against the norm and the two layers one after another."""
+    pixels; and the attention half. All are held against the ops one after another."""
     x = torch.randint(-9999, 9999, (batch, dim, side, side)).to(device, torch.int16).contiguous(memory_format=torch.channels_last)
     rows = x.permute(0, 2, 3, 1).flatten(0, 2)
     first, second = (ops.pack_weight(torch.randint(-127, 128, size, dtype=torch.int8)) for size in ((2 * dim, dim), (dim, 2 * dim)))
@@ -240,6 +240,42 @@ def _integer_halves(device: str, batch: int, side: int, dim: int, backends: tupl
             f"qfeed_forward {kind}", {each: functools.partial(half, x, sums) for each, half in halves.items()}, plain,
             4 * x.numel(), 8 * x.numel() * dim, exact=True, peer=False,
         )  # fmt: skip
+    yield _integer_attention_half(x, reference.stream_sums(rows, batch), backends)
+
+
+def _integer_attention_half(x: Tensor, sums: Tensor, backends: tuple[str, ...]) -> Case:
+    dim = x.shape[1]
+
+    def product(columns: int, scale: float, zero_point: int, **out: Any) -> ops.QConv2d:
+        weight = ops.pack_weight(torch.randint(-127, 128, (columns, dim), dtype=torch.int8))
+        return ops.prepare_qconv2d(weight, scale, zero_point, 1 / (100 * dim**0.5), torch.randn(columns), kernel_size=1, **out)
+
+    norm = ops.prepare_qnorm("group", scale=0.001, out_scale=0.03, out_zero_point=121)
+    qkv = product(1 + dim, 0.03, 121, out_dtype=torch.uint8, out_scale=0.04, out_zero_point=128)
+    context = ops.prepare_qseparable_context(
+        reference.exponential_table(0.04), x_scale=0.03, x_zero_point=121, out_scale=0.01, out_zero_point=128
+    )
+    key, gate = product(dim, 0.01, 128), ops.prepare_qseparable_gate(v_scale=0.04, v_zero_point=128, out_scale=0.02, out_zero_point=128)
+    out = product(dim, 0.02, 128, out_dtype=torch.int16, out_scale=0.001)
+    halves = {
+        each: ops.prepare_qseparable_attention_block(norm, qkv, context, key, gate, out, backend=each)
+        for each in having("qseparable_attention_block", backends)
+    }
+
+    def pixels(x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1)
+
+    def plain() -> Tensor:
+        normal = norm(x, sums)
+        values = qkv(normal)
+        mixed = context(values[:, 0], pixels(normal)).unflatten(1, (2, 2)).permute(0, 3, 1, 2)
+        gated = gate(pixels(values[:, 1:]), pixels(key(mixed)).flatten(1, 2))
+        return out(gated.permute(0, 3, 1, 2), residual=x)
+
+    return Case(
+        "qseparable_attention_block", {each: functools.partial(half, x, sums) for each, half in halves.items()}, plain,
+        6 * x.numel(), 4 * x.numel() * dim, exact=True, peer=False,
+    )  # fmt: skip
 
 
 def integer_residual(device: str, batch: int, block: tuple[int, ...], backends: tuple[str, ...]) -> Case:

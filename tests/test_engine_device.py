@@ -22,6 +22,7 @@ from mvit_kernels.graph import Program, capture, optimize, run
 from mvit_kernels.ops import packing
 from mvit_kernels.ops.qfeed_forward import QFeedForward
 from mvit_kernels.ops.qinverted_residual import QInvertedResidual
+from mvit_kernels.ops.qseparable_attention_block import QSeparableAttentionBlock
 
 CPU = torch.device("cpu")
 
@@ -108,9 +109,11 @@ def test_integers_have_the_bits_of_the_program(v2, monkeypatch) -> None:
     blocks = [call for call in plan.calls if call.op == "qinverted_residual"]
     assert len(blocks) >= 4
     halves = [call for call in plan.calls if call.op == "qfeed_forward"]
-    assert len(halves) == 9
+    attentions = [call for call in plan.calls if call.op == "qseparable_attention_block"]
+    assert len(halves) == len(attentions) == 9
     assert all(len(call.nodes) == 3 and call.macs > 0 for call in blocks + halves)
-    for kind in (QInvertedResidual, QFeedForward):  # layer by layer, as maps that are small on a GPU
+    assert all(len(call.nodes) == 6 and call.macs > 0 for call in attentions)
+    for kind in (QInvertedResidual, QFeedForward, QSeparableAttentionBlock):  # layer by layer, as maps that are small on a GPU
         monkeypatch.setattr(kind, "pays", lambda *_: False)
     assert torch.equal(plan.run(x)[0], right)
 
@@ -121,8 +124,9 @@ def test_integer_norms_take_the_sums_that_their_producers_collected(v2, monkeypa
     right = plan.run(x)[0]
     taking = {call.inputs[1]: call for call in plan.calls if any(name.endswith(".moments") for name in call.inputs)}
     assert {f"{call.name}.moments" for call in plan.calls if call.collects} == set(taking)
-    assert {call.op for call in taking.values()} == {"qnorm"}
-    assert len(taking) == 9  # the norm of the next layer, or of what follows
+    assert [call.op for call in taking.values()].count("qnorm") == 3  # behind the layers of a stage
+    assert [call.op for call in taking.values()].count("qfeed_forward") == 9
+    assert len(taking) == 9 + 9  # all norms but the first of a stage
 
     def watch(call: Call, inputs: list[torch.Tensor]) -> None:
         if call in taking.values():
@@ -130,14 +134,17 @@ def test_integer_norms_take_the_sums_that_their_producers_collected(v2, monkeypa
             assert torch.equal(inputs[1].sum(1), reference.stream_sums(rows, 3))  # of pieces
 
     plan.call_all(x, watch)
-    run_block = QFeedForward.__call__
 
-    def wrong_sums(*inputs: Any, collect: bool) -> Any:
-        y, sums = run_block(*inputs, collect=True)
-        return (y, 4 * sums) if collect else y
+    for kind in (QFeedForward, QSeparableAttentionBlock):
+        run_block = kind.__call__
 
-    monkeypatch.setattr(QFeedForward, "__call__", wrong_sums)  # nobody computes them again
-    assert not torch.equal(plan.run(x)[0], right)
+        def wrong_sums(*inputs: Any, collect: bool, run_block: Any = run_block) -> Any:
+            y, sums = run_block(*inputs, collect=True)
+            return (y, 4 * sums) if collect else y
+
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "__call__", wrong_sums)  # nobody computes them again
+            assert not torch.equal(plan.run(x)[0], right)
 
 
 @pytest.mark.slow

@@ -94,7 +94,8 @@ def test_compiled_and_exported() -> None:
 
 
 def test_layers_that_do_not_fit_are_refused() -> None:
-    layers = norm, qkv, context, key, gate, out = attention_layers(16)
+    layers = attention_layers(16)
+    _, qkv, context, key, gate, out = layers
     for at, other, message in (
         (0, key, "norm: expected a QNorm, got QConv2d"),
         (2, gate, "context: expected a QSeparableContext, got QSeparableGate"),

@@ -13,6 +13,7 @@ from cuda_cases import (
     assert_residual_block,
     attention_block,
     attention_blocks,
+    attention_layers,
     bytes_out,
     feed_forward_layers,
     inverted_residual_layers,
@@ -58,6 +59,8 @@ def calls(device: torch.device) -> Iterator[tuple[str, Callable[[Tensor], Tensor
             ops.prepare_qfeed_forward(*feed_forward_layers(kind, 40, 72), backend="cuda"),
             stream_map(2, 40, 9, 11).to(device),
         )
+    attention = ops.prepare_qseparable_attention_block(*attention_layers(40), backend="cuda")
+    yield "qseparable_attention_block", attention, stream_map(2, 40, 8, 12).to(device)
     packed = random_packed_weight(96, 80, 6)
     yield "qgemm_accumulate", lambda a: ops.qgemm_accumulate(a, packed, 7, backend="cuda"), random_bytes(200, 80).to(device)
 
