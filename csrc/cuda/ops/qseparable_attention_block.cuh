@@ -17,19 +17,25 @@ class AttentionPhases {
           width_(map.width),
           patch_width_(map.patch_width),
           skipped_((map.patch_height - 1) * map.width),
-          across_(static_cast<uint32_t>(map.width / map.patch_width)) {}
+          of_phases_(static_cast<uint32_t>(phases)),
+          of_patch_width_(static_cast<uint32_t>(map.patch_width)),
+          of_across_(static_cast<uint32_t>(map.width / map.patch_width)) {}
 
+    MVIT_BOTH int image(int phase_of_all) const { return static_cast<int>(of_phases_(static_cast<uint32_t>(phase_of_all))); }
     // Of the image, the first pixel of a phase, and from there on that of a point.
-    MVIT_BOTH int first(int phase) const { return phase / patch_width_ * width_ + phase % patch_width_; }
+    MVIT_BOTH int first(int phase) const {
+        const int y = static_cast<int>(of_patch_width_(static_cast<uint32_t>(phase)));
+        return y * width_ + phase - y * patch_width_;
+    }
     MVIT_BOTH int pixel(int point) const {
-        return static_cast<int>(across_(static_cast<uint32_t>(point))) * skipped_ + point * patch_width_;
+        return static_cast<int>(of_across_(static_cast<uint32_t>(point))) * skipped_ + point * patch_width_;
     }
 
     int phases, pixels, points;
 
   private:
     int width_, patch_width_, skipped_;
-    Divisor across_;
+    Divisor of_phases_, of_patch_width_, of_across_;
 };
 
 // --- the context: a block is a phase of an image ---
@@ -38,29 +44,35 @@ inline constexpr int phase_threads = 256, phase_warps = phase_threads / warp_siz
 inline constexpr int phase_loads = 3;  // of a thread, 16 bytes each, that are under way at once
 inline constexpr int digit_bits = 7, digits = 3;
 
-// Where things lie in shared memory, and how large they are, in bytes. A parameter of the kernel.
+// Which rows threads load at once, and where things lie in shared memory, in bytes. A parameter of the kernel.
 struct PhaseShared {
-    int depth;  // tiles of it
-    int row, points, scores, weights, bytes;
+    Divisor of_chunks;  // eight channels each, of a row
+    int chunks, rows;   // rows: that there are threads for
+    int depth;          // tiles of it
+    int row, points, scores, weights, query, bytes;
 
     PhaseShared(int channels, int points_)
-        : depth((channels + tile_depth - 1) / tile_depth),
+        : of_chunks(static_cast<uint32_t>(channels / eight)),
+          chunks(channels / eight),
+          rows(phase_threads / chunks),
+          depth((channels + tile_depth - 1) / tile_depth),
           row(depth * tile_depth + 16),  // eight rows begin in different banks
           points((points_ + tile_depth - 1) / tile_depth * tile_depth),
           scores(points * row),
           weights(scores + points),
-          bytes(weights + digits * points) {}
+          query(weights + digits * points),
+          bytes(query + depth * tile_depth) {}
 };
 
 // shared: PhaseShared::bytes, aligned to 16.
 MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, const AttentionPhases& phases, const PhaseShared& at,
                                           uint8_t* shared) {
     const int thread = thread_index() & (phase_threads - 1), lane = thread % warp_size, warp = thread / warp_size;
-    const int block = static_cast<int>(block_x()), phase = block % phases.phases, image = block / phases.phases;
-    const int channels = p.map.channels, points = phases.points;
+    const int block = static_cast<int>(block_x()), image = phases.image(block), phase = block - image * phases.phases;
+    const int channels = p.map.channels, points = phases.points, rows = at.rows;
 
     // Threads side by side have eight channels each of as many rows as there are threads for.
-    const int chunks = channels / eight, rows = phase_threads / chunks, chunk = thread % chunks, first = thread / chunks;
+    const int first = static_cast<int>(at.of_chunks(static_cast<uint32_t>(thread))), chunk = thread - first * at.chunks;
     const int16_t* from = p.map.x + (int64_t{image} * phases.pixels + phases.first(phase)) * channels + eight * chunk;
     Words<4> held[phase_loads] = {};
     const auto load = [&](int row) {
@@ -72,6 +84,7 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
     };
     const int begin = first < rows ? first : points;
     load(begin);  // on its way before the norm is known
+    if (thread < 2 * at.depth) reinterpret_cast<Sixteen*>(shared + at.query)[thread] = reinterpret_cast<const Sixteen*>(p.query)[thread];
     auto* const normals = reinterpret_cast<QPairNormal*>(shared + at.weights);
     if (warp == 0) {
         const QPairNormal own = QPairNormal::of_image(p.map.norm, image, int64_t{phases.pixels} * channels, lane);
@@ -92,79 +105,82 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
     }
     block_barrier();
 
-    // Scores: a product of 16 rows with one column. What lies beyond the channels meets zeros, and rows beyond the points are not written.
-    const auto* query = reinterpret_cast<const uint32_t*>(p.query);
+    // Scores: a product of 16 rows with one column. Its other columns are whatever they are, as are rows beyond the points; what lies
+    // beyond the channels meets zeros.
+    const QChannels& c = p.query_channels;
+    const int32_t init = c.init[0], zero_point = c.zero_point[0];
+    const float scale = c.scale[0], low = c.low[0], high = c.high[0];
     MVIT_ROLLED
     for (int tile = 16 * warp; tile < points; tile += 16 * phase_warps) {
-        int32_t sums[4] = {};
+        int32_t sums[4] = {init, 0, init, 0};
+        const uint8_t* a = shared + (tile + ldmatrix_row(lane)) * at.row + 16 * ldmatrix_chunk(lane);
+        const uint8_t* b = shared + at.query + b_k(lane, 0);
         MVIT_ROLLED
-        for (int k = 0; k < at.depth; ++k) {
-            uint32_t fragment[4], words[2];
-            ldmatrix_x4(fragment, shared + (tile + ldmatrix_row(lane)) * at.row + k * tile_depth + 16 * ldmatrix_chunk(lane));
-            MVIT_UNROLL
-            for (int i = 0; i < 2; ++i) words[i] = b_column(lane) == 0 ? query[(k * tile_depth + b_k(lane, i)) / 4] : 0;
-            mma_u8s8(sums, fragment, words[0], words[1]);
+        for (int k = 0; k < at.depth; ++k, a += tile_depth, b += tile_depth) {
+            uint32_t fragment[4];
+            ldmatrix_x4(fragment, a);
+            mma_u8s8(sums, fragment, *reinterpret_cast<const uint32_t*>(b), *reinterpret_cast<const uint32_t*>(b + 16));
         }
         MVIT_UNROLL
         for (int i = 0; i < 4; i += 2) {
-            const QChannels& c = p.query_channels;
             const int n = tile + c_row(lane, i);
             if (c_column(lane, i) == 0 && n < points)
-                shared[at.scores + n] = static_cast<uint8_t>(
-                    to_byte(static_cast<float>(add(sums[i], c.init[0])) * c.scale[0], c.low[0], c.high[0], c.zero_point[0]));
+                shared[at.scores + n] = static_cast<uint8_t>(to_byte(static_cast<float>(sums[i]) * scale, low, high, zero_point));
         }
     }
     block_barrier();
 
-    // Exponentials, in digits of seven bits, which are signed bytes: a product of bytes sums them up. Of 16 points, the four that
-    // `pixels` below has in a word lie side by side.
+    // Exponentials, in digits of seven bits, which are signed bytes: a product of bytes sums them up. Of 16 points, the four that `pairs`
+    // below has in a word lie side by side.
     const uint8_t* const scores = shared + at.scores;
     uint8_t* const weights = shared + at.weights;
-    float most = 0.0f;
+    int32_t largest = 0;
     MVIT_ROLLED
-    for (int n = lane; n < points; n += warp_size) most = Largest()(most, static_cast<float>(scores[n]));
-    const int largest = static_cast<int>(of_warp(most, Largest()));
+    for (int n = lane; n < points; n += warp_size) largest = Largest()(largest, int32_t{scores[n]});
+    largest = of_warp(largest, Largest());
     MVIT_ROLLED
     for (int n = thread; n < at.points; n += phase_threads) {
         const int e = n < points ? p.table[largest - scores[n]] : 0;
-        const int place = n / 16 * 16 + n % 8 / 2 * 4 + n % 16 / 8 * 2 + n % 2;
+        uint8_t* to = weights + (n & ~15) + 2 * (n & 6) + (n & 8) / 4 + (n & 1);
         MVIT_UNROLL
-        for (int i = 0; i < digits; ++i) weights[i * at.points + place] = static_cast<uint8_t>(e >> (digit_bits * i) & 127);
+        for (int i = 0; i < digits; ++i) to[i * at.points] = static_cast<uint8_t>(e >> (digit_bits * i) & 127);
     }
     block_barrier();
 
-    const auto* words = reinterpret_cast<const uint32_t*>(weights);
-    int32_t all = 0;  // at most 2^16 a point
+    int32_t total = 0;  // at most 2^16 a point
     MVIT_ROLLED
-    for (int n = lane; n < at.points / 4; n += warp_size) {
+    for (int n = four * lane; n < at.points; n += four * warp_size) {
         MVIT_UNROLL
-        for (int i = 0; i < digits; ++i) all += dot4(words[i * at.points / 4 + n], 0x01010101, 0) << (digit_bits * i);
+        for (int i = 0; i < digits; ++i)
+            total += dot4(*reinterpret_cast<const uint32_t*>(weights + i * at.points + n), 0x01010101, 0) << (digit_bits * i);
     }
-    const double total = of_warp(static_cast<double>(all));
+    total = of_warp(total);
 
-    // Sums: 16 channels, the rows of a product whose depth are the points, with the digits as columns.
+    // Sums: 16 channels, the rows of a product whose depth are the points, with the digits as columns; the columns beyond are not looked
+    // at.
+    const double all = total;
     MVIT_ROLLED
     for (int group = 16 * warp; group < channels; group += 16 * phase_warps) {
         int32_t sums[4] = {};
+        const uint8_t* a = shared + lane * at.row + group;
+        const uint8_t* b = weights + (b_column(lane) < digits ? b_column(lane) : 0) * at.points + b_k(lane, 0);
         MVIT_ROLLED
-        for (int n = 0; n < at.points; n += tile_depth) {
-            uint32_t pairs[4], digit[2];
-            ldmatrix_x4_trans(pairs, shared + (n + lane) * at.row + group);
+        for (int n = 0; n < at.points; n += tile_depth, a += tile_depth * at.row, b += tile_depth) {
+            uint32_t pairs[4];
+            ldmatrix_x4_trans(pairs, a);
             const uint32_t fragment[4] = {permute(pairs[0], pairs[1], 0x6420), permute(pairs[0], pairs[1], 0x7531),
                                           permute(pairs[2], pairs[3], 0x6420), permute(pairs[2], pairs[3], 0x7531)};
-            MVIT_UNROLL
-            for (int i = 0; i < 2; ++i) digit[i] = b_column(lane) < digits ? words[(b_column(lane) * at.points + n + b_k(lane, i)) / 4] : 0;
-            mma_u8s8(sums, fragment, digit[0], digit[1]);
+            mma_u8s8(sums, fragment, *reinterpret_cast<const uint32_t*>(b), *reinterpret_cast<const uint32_t*>(b + 16));
         }
-        // Rows c_row are the even channels and then the odd ones. Lane 0 of four has the low digits of both, lane 1 the high ones.
-        const double unit = 1 << digit_bits;
+        // Rows c_row are the even channels and then the odd ones. Lane 0 of four has the low digits of both, lane 1 the high ones; each
+        // finishes one of them.
         const bool second = lane % 4 == 1;
-        const auto low = [&](int i) { return static_cast<double>(sums[i]) + static_cast<double>(sums[i + 1]) * unit; };
-        const double other = shuffle_xor(second ? static_cast<double>(sums[0]) : low(2), 1);
-        const double sum = second ? other + static_cast<double>(sums[2]) * unit * unit : low(0) + other * unit * unit;
+        const auto lower = [&](int i) { return sums[i] + (int64_t{sums[i + 1]} << digit_bits); };
+        const int64_t other = shuffle_xor(second ? int64_t{sums[0]} : lower(2), 1);
+        const int64_t sum = second ? other + (int64_t{sums[2]} << (2 * digit_bits)) : lower(0) + (other << (2 * digit_bits));
         const int channel = group + 2 * (lane / 4) + lane % 4;
         if (lane % 4 < 2 && channel < channels) {
-            const double t = (sum / total - p.map.norm.zero_point) * p.scale;
+            const double t = (static_cast<double>(sum) / all - p.map.norm.zero_point) * p.scale;
             const double inside = fmin(fmax(t, double{p.byte.low}), double{p.byte.high});
             p.context[int64_t{block} * channels + channel] = static_cast<uint8_t>(static_cast<int>(rint(inside)) + p.byte.zero_point);
         }

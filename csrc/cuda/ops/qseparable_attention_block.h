@@ -23,13 +23,15 @@ struct QAttentionMap {
     QPairNorm norm;    // with sums
 };
 
-// A block is a phase of an image, with all of its bytes in shared memory. w_q n is a product of 16 pixels on tensor cores, and so are
-// the sums over pixels, by digits of seven bits of the exponentials, which are of 17.
+// A block is a phase of an image, with all of its bytes in shared memory. Scores are a product of 16 pixels with one column on tensor
+// cores, and the sums over pixels one of 16 channels: exponentials have 17 bits, and are three columns of seven bits each.
 //
-// Floor: 2 B H W d bytes read.
+// Floor, of a phase of N pixels: 2 N d bytes read; per value 8 instructions for its byte, 3 for where it lies, and 1 for the score and 1
+// for the sum; and 100 for each channel of 16 lanes, which is a division of float64. That is some 13 a value where N is 256, where memory
+// binds as well, and 30 where it is 16.
 struct QAttentionContextProblem {
     QAttentionMap map;     // d a multiple of 8, x aligned to 16 bytes
-    const uint8_t* query;  // w_q: d values of int8, zeros up to a multiple of 32; aligned to 4 bytes
+    const uint8_t* query;  // w_q: d values of int8, zeros up to a multiple of 32; aligned to 16 bytes
     QChannels query_channels;
     const int32_t* table;  // 256 values in [0, 2^16], the first not 0
     double scale;          // s_n / s_context
@@ -37,12 +39,14 @@ struct QAttentionContextProblem {
     uint8_t* context;      // (B, phases, d)
 };
 
-// A block is the pixels of its warps, each of which has some of one phase: qpair.cuh has the two products.
+// A block is the pixels of its warps, each of which has some of one phase: qpair.cuh has the two products. Weights, `slices`
+// (mvit_kernels/ops/qpair.py makes them), are those of qpair.cuh, whose rows of numbers are init and scale of the values.
 //
-// Weights, `slices` (mvit_kernels/ops/qseparable_attention_block.py makes them), are those of qpair.cuh, whose rows of numbers are init
-// and scale of the values.
+// Between the products, with r = s_v / s_gate: v - z_v, where it is positive, is rint(min(max(sum scale, max(-z_v, 0)), max(most - z_v,
+// 0))) since the bounds are integers; times m = k r, as a byte.
 //
-// Floor: 2 B H W d bytes read twice and written once; 4 B H W d^2 operations of the tensor cores.
+// Floor, of P pixels: 4 P d bytes of the stream, read and written, and 2 P d again as the residual; 4 P d^2 operations of the tensor cores;
+// per value some 20 instructions of the stream's and, with the products, 15 to 19 between.
 struct QAttentionValuesProblem {
     QAttentionMap map;
     const float* key;       // (B, phases, d)
