@@ -240,6 +240,15 @@ def _integer_halves(device: str, batch: int, side: int, dim: int, backends: tupl
             f"qfeed_forward {kind}", {each: functools.partial(half, x, sums) for each, half in halves.items()}, plain,
             4 * x.numel(), 8 * x.numel() * dim, exact=True, peer=False,
         )  # fmt: skip
+    weight = ops.pack_weight(torch.randint(-127, 128, (3 * dim, dim), dtype=torch.int8))
+    product = {"scale": 0.001, "a_scale": 0.03, "a_zero_point": 121, "out_dtype": torch.uint8, "out_scale": 0.03, "out_zero_point": 121}
+    ours, plain_product = (
+        {each: functools.partial(ops.prepare_qnorm_gemm(weight, 1 / (100 * dim**0.5), **product, backend=each), rows) for each in names}
+        for names in (having("qnorm_gemm", backends), ["reference"])
+    )
+    yield Case(
+        "qnorm_gemm", ours, plain_product["reference"], 5 * x.numel(), 6 * x.numel() * dim, exact=True, peer=False
+    )  # fmt: skip
 
 
 def integer_residual(device: str, batch: int, block: tuple[int, ...], backends: tuple[str, ...]) -> Case:

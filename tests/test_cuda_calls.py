@@ -235,12 +235,7 @@ class StandIn:
         assert torch.equal(init[:, 0], init[:, 1])
         scale = torch.cat([each[64:].view(torch.float32) for each in numbers])[:hidden]
 
-        stream_rows = torch.from_numpy(memory(x, rows * channels, np.int16).copy()).reshape(rows, channels)
-        sums_at, pieces, *how = norm
-        sums = None
-        if sums_at:
-            sums = torch.from_numpy(memory(sums_at, 2 * batch * pieces, np.int64).copy()).reshape(batch, pieces, 2).sum(1)
-        a = reference.qnorm(stream_rows, sums, how[0], how[1], how[2], how[3], how[4])
+        a = self.normal_bytes(x, batch, pixels, channels, norm)
         total = a.to(torch.int64) @ w1[:hidden, :channels].to(torch.int64).T + init[:, 0].flatten()[:hidden]
         steps = torch.from_numpy(memory(curve, 196, np.int16).copy())
         middle = reference.apply_curve(total.to(torch.float32) * scale, steps).to(torch.uint8).contiguous()
@@ -253,6 +248,45 @@ class StandIn:
             groups = [reference.stream_sums(y[:, i : i + 8].reshape(-1, channels), batch) for i in range(0, pixels, 8)]
             raw = torch.stack(groups, dim=1).numpy().tobytes()
             ctypes.memmove(parts, raw, len(raw))
+
+    def normal_bytes(self, x: int, groups: int, rows: int, channels: int, norm: tuple[Any, ...]) -> Tensor:
+        """What the norm makes of the stream at x."""
+        stream = torch.from_numpy(memory(x, groups * rows * channels, np.int16).copy()).reshape(-1, channels)
+        sums_at, pieces, *how = norm
+        sums = None
+        if sums_at:
+            sums = torch.from_numpy(memory(sums_at, 2 * groups * pieces, np.int64).copy()).reshape(groups, pieces, 2).sum(1)
+        return reference.qnorm(stream, sums, *how)
+
+    pair_channels = 256
+
+    def qnorm_gemm(
+        self, device: int, stream: int, groups: int, rows: int, channels: int, columns: int, x: int, norm: tuple[Any, ...], slices: int,
+        epilogue: tuple[Any, ...],
+    ) -> None:  # fmt: skip
+        """The norm in plain torch, and the product."""
+        if groups * rows == 0:
+            return
+        depth, numbers, parts = -(-channels // 32), [], []
+        for slice_ in range(-(-columns // 32)):
+            at = slices + slice_ * (256 + 1024 * depth)
+            numbers.append(torch.from_numpy(memory(at, 64, np.int32).copy()))
+            parts.append(matrix_of(at + 256, 32, 32 * depth, 8, (32, 32)))
+        n, c = torch.arange(32), torch.arange(32 * depth)
+        into = c // 32 * 32 + c % 8 // 4 * 16 + c % 32 // 8 * 4 + c % 4
+        places = n % 8 // 2 * 8 + n // 8 * 2 + n % 2
+        weight = torch.cat([each[places][:, into] for each in parts])
+        assert not weight[columns:].any()
+        assert not weight[:, channels:].any()
+        weight = weight[:columns, :channels]
+        first = n % 8 // 4 * 32 + n // 8 * 8 + n % 4 // 2 * 4 + n % 2
+        init = torch.cat([each[first] for each in numbers])
+        assert torch.equal(init, torch.cat([each[first + 2] for each in numbers]))
+        assert np.array_equal(init[:columns].numpy(), memory(epilogue[0], columns, np.int32))
+        a = self.normal_bytes(x, groups, rows, channels, norm).contiguous()
+        tiles = qfragments.tiles(qfragments.product_order(weight), 8)
+        form, none = (columns, channels, 8), weight.to(torch.int64).sum(1).to(torch.int32)
+        self.qgemm(device, stream, groups * rows, a.data_ptr(), channels, tiles.data_ptr(), form, epilogue, 0, 0, none.data_ptr())
 
     def inverted_residual(
         self, device: int, stream: int, dtype: int, size: Any, hidden: int, columns: int, stride: int, residual: bool, x: int, y: int,

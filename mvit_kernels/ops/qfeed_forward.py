@@ -20,9 +20,9 @@ from .qchannels import check_channels
 from .qconv2d import QConv2d, check_pointwise
 from .qconv2d import choose as choose_qconv2d
 from .qcurve import step_curve
-from .qfragments import product_order, tiles
+from .qfragments import product_order, stream_order, tiles
 from .qgemm import cuda_epilogue, refuse_depth
-from .qnorm import LARGEST_GROUP, NORMS, QNorm, check_sums, pieces_of_sums
+from .qnorm import LARGEST_GROUP, NORMS, QNorm, check_sums, cuda_norm, pieces_of_sums
 from .qnorm import choose as choose_qnorm
 
 OP = "qfeed_forward"
@@ -191,9 +191,8 @@ class _PackSlices:
         hidden, channels = self.first_form[:2]
         slices, depth = -(-hidden // _SLICE), -(-channels // _DEPTH)
         ends = -hidden % _SLICE, -channels % _DEPTH
-        first = F.pad(unpack_bytes(first_weight.cpu(), *self.first_form), (0, ends[1], 0, ends[0]))
+        first = F.pad(stream_order(unpack_bytes(first_weight.cpu(), *self.first_form)), (0, 0, 0, ends[0]))
         second = F.pad(unpack_bytes(second_weight.cpu(), *self.second_form), (0, ends[0], 0, ends[1]))
-        first = first.unflatten(1, (depth, 4, 2, 4)).transpose(2, 3).flatten(1)  # channels: t, v, b
         first = first.unflatten(0, (2 * slices, 4, 2, 2)).transpose(1, 2).flatten(0, 3)  # hidden channels: t, u, b
         init, scale = (F.pad(row[:hidden], (0, ends[0])) for row in first_channels.cpu()[:2])
         twice = init.unflatten(0, (-1, 1, 2)).expand(-1, 2, 2)
@@ -220,8 +219,7 @@ def _cuda_forward(
     (batch, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
     if norm == "group" and sums is None:
         sums = pieces_of_sums(_rows(x), batch)
-    if sums is not None:
-        sums = sums.contiguous()
+    sums = None if sums is None else sums.contiguous()
     y = empty_in_format(x, tuple(x.shape), channels_last=True)
     pieces = cuda_support.native.qfeed_forward_pieces(channels, pixels)
     parts = x.new_empty(batch, pieces, 2, dtype=torch.int64) if collect else None
@@ -229,9 +227,8 @@ def _cuda_forward(
     epilogue = cuda_epilogue(OP, second_channels, torch.int16, True, "none", None, x, channels, 0.0, 0, y, channels)
     cuda_support.native.qfeed_forward(
         *cuda_support.place(x), batch, pixels, channels, first_form[0], x.data_ptr(),
-        (0 if sums is None else sums.data_ptr(), sums.shape[1] if sums is not None and sums.ndim == 3 else 1, scale, out_scale,
-         out_zero_point, eps, bits),
-        slices.data_ptr(), packed(step_curve, first_table).numbers.data_ptr(), epilogue, 0 if parts is None else parts.data_ptr(),
+        cuda_norm(sums, scale, out_scale, out_zero_point, eps, bits), slices.data_ptr(),
+        packed(step_curve, first_table).numbers.data_ptr(), epilogue, 0 if parts is None else parts.data_ptr(),
     )  # fmt: skip
     return y, _no_sums(x) if parts is None else collected_sums(parts)
 

@@ -169,6 +169,14 @@ def pieces_of_sums(x: Tensor, groups: int) -> Tensor:
     return reference.stream_sums(x, groups)[:, None]
 
 
+def cuda_norm(
+    sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int
+) -> tuple[int, int, float, float, int, float, int]:
+    """The arguments of `norm_of` in python/bind_cuda.cpp."""
+    pieces = sums.shape[1] if sums is not None and sums.ndim == 3 else 1
+    return 0 if sums is None else sums.data_ptr(), pieces, scale, out_scale, out_zero_point, eps, bits
+
+
 def _cpu_forward(
     x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None,
     gain: Optional = None, offset: Optional = None,

@@ -58,6 +58,10 @@ def calls(device: torch.device) -> Iterator[tuple[str, Callable[[Tensor], Tensor
             ops.prepare_qfeed_forward(*feed_forward_layers(kind, 40, 72), backend="cuda"),
             stream_map(2, 40, 9, 11).to(device),
         )
+    normed = ops.prepare_qnorm_gemm(
+        random_packed_weight(96, 80), 0.01, scale=2.0**-9, a_scale=0.03, a_zero_point=121, backend="cuda", **bytes_out(96)
+    )
+    yield "qnorm_gemm", normed, stream_map(50, 80, 1, 1).flatten(1).to(device)
     packed = random_packed_weight(96, 80, 6)
     yield "qgemm_accumulate", lambda a: ops.qgemm_accumulate(a, packed, 7, backend="cuda"), random_bytes(200, 80).to(device)
 
