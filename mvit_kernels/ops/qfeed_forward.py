@@ -56,9 +56,9 @@ class QFeedForward:
     def pays(self, x: Tensor) -> bool:
         """Whether a call with x is faster than the norm and the two layers one after another: on a GPU wherever one launch can do it.
 
-        A rule that was not measured. Few tiles leave multiprocessors idle while each goes through all weights by itself. But that takes a
-        tile 8 to 12 us (up to 16 slices of 32 hidden channels, of which each is some 300 instructions and 70 products of a warp), and
-        three launches on one image take 19 us on an H100 (benchmarks/results/gpu)."""
+        A rule that was not measured. Few tiles leave multiprocessors idle while each goes through all weights by itself. But those are 8 to
+        16 slices of 300 to 450 instructions of each warp, less than 10 us with what comes before and after them; and the three launches
+        take 19 us with one image on an H100 (benchmarks/results/gpu)."""
         return not x.is_cuda or (cuda_support.refuse(x) is None and _is_one_launch(x, self.first.table))
 
 

@@ -46,9 +46,8 @@ class QNorm:
         """y (B, C, H, W) uint8, in channels_last memory."""
         pixels = x.permute(0, 2, 3, 1)
         groups = x.shape[0] if self.kind == "group" and sums is None else None
-        y: Tensor = _call(
-            pixels.reshape(-1, x.shape[1]), sums, *self.norm, groups, *self._placed.on(x.device), backend=self.backend
-        )  # fmt: skip
+        affine = self._placed.on(x.device) if self.affine else ()
+        y: Tensor = _call(pixels.reshape(-1, x.shape[1]), sums, *self.norm, groups, *affine, backend=self.backend)
         return y.reshape(pixels.shape).permute(0, 3, 1, 2)
 
 
