@@ -241,6 +241,15 @@ def _integer_halves(device: str, batch: int, side: int, dim: int, backends: tupl
             4 * x.numel(), 8 * x.numel() * dim, exact=True, peer=False,
         )  # fmt: skip
     yield _integer_attention_half(x, reference.stream_sums(rows, batch), backends)
+    weight = ops.pack_weight(torch.randint(-127, 128, (3 * dim, dim), dtype=torch.int8))
+    product = {"scale": 0.001, "a_scale": 0.03, "a_zero_point": 121, "out_dtype": torch.uint8, "out_scale": 0.03, "out_zero_point": 121}
+    ours, plain_product = (
+        {each: functools.partial(ops.prepare_qnorm_gemm(weight, 1 / (100 * dim**0.5), **product, backend=each), rows) for each in names}
+        for names in (having("qnorm_gemm", backends), ["reference"])
+    )
+    yield Case(
+        "qnorm_gemm", ours, plain_product["reference"], 5 * x.numel(), 6 * x.numel() * dim, exact=True, peer=False
+    )  # fmt: skip
 
 
 def _integer_attention_half(x: Tensor, sums: Tensor, backends: tuple[str, ...]) -> Case:

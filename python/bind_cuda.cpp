@@ -11,6 +11,7 @@
 #include "cuda/ops/qfeed_forward.h"
 #include "cuda/ops/qgemm.h"
 #include "cuda/ops/qinverted_residual.h"
+#include "cuda/ops/qnorm_gemm.h"
 #include "cuda/ops/qseparable_attention_block.h"
 #include "cuda/ops/separable_attention_block.h"
 
@@ -187,6 +188,13 @@ void attention_values(int device, uintptr_t stream, const Sizes& size, const Pat
     launch([&] { return cuda::qattention_values(p, device, pointer(stream)); });
 }
 
+void norm_and_product(int device, uintptr_t stream, int64_t groups, int rows, int channels, int columns, uintptr_t x, const Norm& norm,
+                      uintptr_t slices, const Epilogue& e) {
+    const cuda::QNormGemmProblem p{groups,        rows,          channels,      columns, static_cast<const int16_t*>(pointer(x)),
+                                   norm_of(norm), bytes(slices), epilogue_of(e)};
+    launch([&] { return cuda::qnorm_gemm(p, device, pointer(stream)); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -204,5 +212,7 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("qfeed_forward_pieces", cuda::qfeed_forward_pieces);
     m.def("qinverted_residual", integer_inverted_residual);
     m.def("qinverted_residual_shared", cuda::qinverted_residual_shared);
+    m.def("qnorm_gemm", norm_and_product);
     m.def("separable_attention_block", attention_block);
+    m.attr("pair_channels") = cuda::pair_channels;
 }

@@ -250,13 +250,15 @@ def stream_map(*size: int) -> Tensor:
 
 
 def known_sums(x: Tensor, pieces: int | None) -> Tensor | None:
-    """Of the images of a stream in that many pieces, 0: whole, None: none."""
-    if pieces is None:
-        return None
-    sums = reference.stream_sums(x.permute(0, 2, 3, 1).flatten(0, 2), x.shape[0])
+    """Of the images of a stream, in pieces; None: none."""
+    return None if pieces is None else in_pieces(reference.stream_sums(x.permute(0, 2, 3, 1).flatten(0, 2), x.shape[0]), pieces)
+
+
+def in_pieces(sums: Tensor, pieces: int) -> Tensor:
+    """(G, 2) as sums of that many pieces; 0: as they are."""
     if pieces == 0:
         return sums
-    parts = torch.randint(-(2**40), 2**40, (x.shape[0], pieces, 2))
+    parts = torch.randint(-(2**40), 2**40, (len(sums), pieces, 2))
     parts[:, 0] += sums - parts.sum(1)
     return parts
 
@@ -365,6 +367,41 @@ def qseparable_attention_block_cases() -> dict[str, Case]:
     return cases
 
 
+def normed_product(
+    rows: int,
+    depth: int,
+    columns: int,
+    groups: int | None = None,
+    *,
+    bits: int = 8,
+    settings: dict[str, Any] | None = None,
+    pieces: int = 0,
+) -> Case:
+    x = stream_map(max(rows, 1), depth, 1, 1).flatten(1)[:rows]
+    sums = None if groups is None else in_pieces(reference.stream_sums(x, groups), pieces)
+    norm = {"scale": 2.0**-9, "a_scale": 0.03, "a_zero_point": 121, "a_bits": 6 if bits == 6 else 8}
+    scales = {"w_scale": torch.rand(columns) * 0.01 + 1e-3, "bias": torch.randn(columns)}
+    weight, settings = random_packed_weight(columns, depth, bits), settings or bytes_out(columns)
+    prepared = {name: ops.prepare_qnorm_gemm(weight, **scales, **norm, **settings, backend=name) for name in ("cuda", "reference")}
+    return lambda device, backend: prepared[backend](placed(x, device), placed(sums, device))
+
+
+def qnorm_gemm_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for groups in (None, 3):
+        for depth, columns in ((1, 1), (16, 48), (33, 99), (64, 40), (100, 33), (128, 129), (144, 432), (200, 64), (256, 17)):
+            cases[f"{depth}_{columns}_{groups}"] = normed_product(39, depth, columns, groups)
+        cases[f"6_{groups}"] = normed_product(12, 40, 72, groups, bits=6)
+        cases[f"relu6_{groups}"] = normed_product(12, 40, 72, groups, settings=bytes_out(72, activation="relu6"))
+        curve = reference.activation_curve("silu", 0.1, 20)
+        curved = {"out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": 20, "table": curve}
+        cases[f"curve_{groups}"] = normed_product(12, 40, 72, groups, settings=curved)
+    cases["pieces"] = normed_product(12, 40, 72, 2, pieces=7)
+    cases["empty"] = normed_product(0, 40, 72)
+    cases["no_groups"] = normed_product(0, 40, 72, 0)
+    return cases
+
+
 def attention_block(
     size: tuple[int, int, int, int], dtype: torch.dtype, patch: tuple[int, int] | None, *, mean: float = 0.0, moments: bool = False,
     parameters: torch.dtype | None = None, memory: torch.memory_format = torch.channels_last,
@@ -462,6 +499,7 @@ CASES = {
     "qdepthwise_conv2d": qdepthwise_conv2d_cases,
     "qfeed_forward": qfeed_forward_cases,
     "qinverted_residual": qinverted_residual_cases,
+    "qnorm_gemm": qnorm_gemm_cases,
     "qseparable_attention_block": qseparable_attention_block_cases,
 }
 

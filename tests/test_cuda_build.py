@@ -32,6 +32,7 @@ MOST = {
     "qattention_values_kernel": (255, 0),
     "qfeed_forward_kernel": (255, 0),
     "qinverted_residual_kernel": (184, 0),
+    "qnorm_gemm_kernel": (168, 0),
 }
 
 
@@ -111,6 +112,11 @@ def test_products_are_of_tensor_cores(arch: str) -> None:
     for body in of_bytes:
         assert re.search(r"IMMA\.16832\.U8\.S8", body)
         assert re.search(r"IDP\.4A\.U8\.S8", body)
+        assert "LDGSTS" in body
+    normed = [body for name, body in functions.items() if "17qnorm_gemm_kernel" in name]
+    assert len(normed) == 8  # of 32 channels, 64, .. 256
+    for body in normed:
+        assert re.search(r"IMMA\.16832\.U8\.S8", body)
         assert "LDGSTS" in body
     for kernel in ("20qfeed_forward_kernel", "24qattention_values_kernel"):
         halves = [body for name, body in functions.items() if kernel in name]

@@ -78,7 +78,7 @@ def normal_at(address: int, batch: int, pixels: int, channels: int, norm: tuple[
     sums = None
     if at:
         sums = torch.from_numpy(memory(at, 2 * batch * pieces, np.int64).copy()).reshape(batch, pieces, 2).sum(1)
-    return reference.qnorm(stream_at(address, batch * pixels, channels), sums, how[0], how[1], how[2], how[3], how[4])
+    return reference.qnorm(stream_at(address, batch * pixels, channels), sums, *how)
 
 
 def pair_at(slices: int, channels: int, hidden: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -322,6 +322,36 @@ class StandIn:
         if parts:
             pieces = self.qattention_pieces(dim, phases, height * width // phases)
             write_parts(parts, epilogue, batch, height * width, dim, pieces)
+
+    pair_channels = 256
+
+    def qnorm_gemm(
+        self, device: int, stream: int, groups: int, rows: int, channels: int, columns: int, x: int, norm: tuple[Any, ...], slices: int,
+        epilogue: tuple[Any, ...],
+    ) -> None:  # fmt: skip
+        """The norm in plain torch, and the product."""
+        if groups * rows == 0:
+            return
+        depth, numbers, parts = -(-channels // 32), [], []
+        for slice_ in range(-(-columns // 32)):
+            at = slices + slice_ * (256 + 1024 * depth)
+            numbers.append(torch.from_numpy(memory(at, 64, np.int32).copy()))
+            parts.append(matrix_of(at + 256, 32, 32 * depth, 8, (32, 32)))
+        n, c = torch.arange(32), torch.arange(32 * depth)
+        into = c // 32 * 32 + c % 8 // 4 * 16 + c % 32 // 8 * 4 + c % 4
+        places = n % 8 // 2 * 8 + n // 8 * 2 + n % 2
+        weight = torch.cat([each[places][:, into] for each in parts])
+        assert not weight[columns:].any()
+        assert not weight[:, channels:].any()
+        weight = weight[:columns, :channels]
+        first = n % 8 // 4 * 32 + n // 8 * 8 + n % 4 // 2 * 4 + n % 2
+        init = torch.cat([each[first] for each in numbers])
+        assert torch.equal(init, torch.cat([each[first + 2] for each in numbers]))
+        assert np.array_equal(init[:columns].numpy(), memory(epilogue[0], columns, np.int32))
+        a = normal_at(x, groups, rows, channels, norm).contiguous()
+        tiles = qfragments.tiles(qfragments.product_order(weight), 8)
+        form, none = (columns, channels, 8), weight.to(torch.int64).sum(1).to(torch.int32)
+        self.qgemm(device, stream, groups * rows, a.data_ptr(), channels, tiles.data_ptr(), form, epilogue, 0, 0, none.data_ptr())
 
     def inverted_residual(
         self, device: int, stream: int, dtype: int, size: Any, hidden: int, columns: int, stride: int, residual: bool, x: int, y: int,

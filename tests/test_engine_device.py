@@ -118,6 +118,17 @@ def test_integers_have_the_bits_of_the_program(v2, monkeypatch) -> None:
     assert torch.equal(plan.run(x)[0], right)
 
 
+def test_integer_norms_of_pixels_are_part_of_what_takes_them() -> None:
+    torch.manual_seed(0)
+    model, x = mk.create_model("mobilevit_xxs").eval(), torch.randn(3, 3, 64, 64)
+    program = mk.quantize(model, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False).program()
+    plan = device_plan(program)
+    assert torch.equal(plan.run(x)[0], run(program, x))
+    ops = [call.op for call in plan.calls]
+    assert (ops.count("qfeed_forward"), ops.count("qnorm_gemm"), ops.count("qnorm")) == (9, 9 + 3, 0)
+    assert not any(call.collects for call in plan.calls)
+
+
 def test_integer_norms_take_the_sums_that_their_producers_collected(v2, monkeypatch) -> None:
     quantized = mk.quantize(v2, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False)
     plan, x = device_plan(quantized.program()), torch.randn(3, 3, 64, 64)

@@ -15,7 +15,7 @@ struct Case {
     int pixels, channels, hidden;
     int pieces = 0;  // that sums of the images come in; 0: each pixel by its own
     int zero_point = 29;
-    bool collects = false, extreme = false;
+    bool collects = false, extreme = false, flat = false;  // flat: all values are the same, and next to nothing is added to 0
 };
 
 template <class Shape>
@@ -24,7 +24,7 @@ void compare(const Case& t, const BlockOrder& order) {
     const auto at = [](int64_t a, int64_t b, int64_t c) { return static_cast<size_t>(a * b + c); };
     Guarded<int16_t> x(rows * t.channels), y(x.size());
     for (int64_t i = 0; i < x.size(); ++i) {
-        const int most = t.extreme ? INT16_MAX : 300;
+        const int most = t.extreme ? INT16_MAX : t.flat ? 0 : 300;
         x[i] = static_cast<int16_t>(t.extreme && i % 3 ? (random_int(0, 1) ? INT16_MAX : INT16_MIN) : random_int(-most, most));
     }
     const auto own_curve = Curve::with_steps();
@@ -54,14 +54,19 @@ void compare(const Case& t, const BlockOrder& order) {
         sums[2 * piece] += x[i], sums[2 * piece + 1] += int64_t{x[i]} * x[i];
     }
     const int most = t.zero_point % 2 ? 255 : 63;
-    p.norm = {
-        t.pieces > 0 ? sums.data() : nullptr,    t.pieces,    0.0371 / 0.0083, 0.0371 * 0.0371, 1e-5, static_cast<float>(-t.zero_point),
-        static_cast<float>(most - t.zero_point), t.zero_point};
+    p.norm = {t.pieces > 0 ? sums.data() : nullptr,
+              t.pieces,
+              0.0371 / 0.0083,
+              0.0371 * 0.0371,
+              t.flat ? 5e-324 : 1e-5,
+              static_cast<float>(-t.zero_point),
+              static_cast<float>(most - t.zero_point),
+              t.zero_point};
     p.slices = slices.data(), p.curve = curve.data();
     QEpilogue& e = p.second;
     e.channels = channels.channels(), e.type = QType::i16, e.plain = true;
     e.y = y.data(), e.y_stride = t.channels, e.residual = x.data(), e.residual_type = QType::i16, e.residual_stride = t.channels;
-    using Place = cuda::QFeedForwardPlace<Shape>;
+    using Place = cuda::QPairPixels<Shape>;
     Guarded<int64_t> parts(t.collects ? 2 * t.batch * Place::pieces(t.pixels) : 0);
     std::memset(y.data(), 0x5A, static_cast<size_t>(y.size()) * 2), std::memset(parts.data(), 0x5A, static_cast<size_t>(parts.size()) * 8);
     if (t.collects) p.parts = parts.data();
@@ -123,6 +128,7 @@ TEST(cuda_qfeed_forward) {
         compare({.batch = 1, .pixels = 5, .channels = 16, .hidden = 8, .zero_point = zero_point}, order);
     for (int pieces : {0, 1, 33})
         compare({.batch = 3, .pixels = 9, .channels = 64, .hidden = 40, .pieces = pieces, .collects = true, .extreme = true}, order);
+    for (int pieces : {0, 1}) compare({.batch = 1, .pixels = 3, .channels = 24, .hidden = 8, .pieces = pieces, .flat = true}, order);
     compare({.batch = 1, .pixels = 1, .channels = 1, .hidden = 1, .collects = true}, order);
     compare({.batch = 1, .pixels = 1, .channels = 1, .hidden = 1, .pieces = 1}, order);
 }

@@ -161,6 +161,14 @@ def find_qmlp(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
     return (norm, first, second) if second.inputs == (first.name, norm.inputs[0]) else None
 
 
+def find_qnormed(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
+    """A norm in integers, without weight and bias, and the 1x1 convolution to bytes that is all that takes it."""
+    product = low.only_user(norm.name) if norm.kind == "qnorm" and not norm.weights else None
+    if product is None or not is_qpointwise(product) or product.settings["out"] != "uint8" or product.settings.get("residual"):
+        return None
+    return norm, product
+
+
 def is_qpointwise(node: Node) -> bool:
     """A 1x1 convolution of every pixel of one map of bytes."""
     return node.kind == "qconv2d" and kernel_of(node) == 1 and node.settings["stride"] == 1 and not node.settings.get("second")

@@ -15,8 +15,9 @@ from mvit_kernels import ops
 from mvit_kernels.graph import Node, Program, evaluate, integers
 from mvit_kernels.ops.backend import Choice
 from mvit_kernels.ops.moments import moments_of
+from mvit_kernels.ops.qnorm import pieces_of_sums
 
-from .blocks import Blocks, activation_of, find_qattention, find_qinverted, find_qmlp
+from .blocks import Blocks, activation_of, find_qattention, find_qinverted, find_qmlp, find_qnormed
 from .steps import Value
 
 Tensor = torch.Tensor
@@ -222,6 +223,18 @@ class _Calls(Blocks):
             return (y, None) if collects else y
 
         self.add("qfeed_forward", nodes, self.with_moments(nodes[0]), run, dtype=torch.int16, collects=collects)
+
+    def qnormed(self, norm: Node, node: Node) -> None:
+        norm_handle, layer = (integers.prepared(self.program, each, None).handle for each in (norm, node))
+        product, by_image = ops.QNormGemm.of(norm_handle, layer), norm.settings["norm"] == "group"
+
+        def run(x: Tensor, sums: Tensor | None = None) -> Tensor:
+            rows = _rows(x)
+            if by_image and sums is None:
+                sums = pieces_of_sums(rows, x.shape[0])
+            return _map(product(rows, sums), x)
+
+        self.add("qnorm_gemm", (norm, node), self.with_moments(norm), run, dtype=torch.uint8)
 
     def attended(self, node: Node, *behind: Node) -> None:
         """Attention with the sum, and the activation of that, behind it."""
@@ -461,8 +474,8 @@ def _find_pooled(low: Blocks, node: Node) -> tuple[Node, ...] | None:
 
 
 _FINDERS: dict[str, Callable[[Blocks, Node], tuple[Node, ...] | None]] = {
-    "qinverted": find_qinverted, "qattention": find_qattention, "qmlp": find_qmlp, "attended": _find_attended, "joined": _find_joined,
-    "resized": _find_resized, "pooled": _find_pooled,
+    "qinverted": find_qinverted, "qattention": find_qattention, "qmlp": find_qmlp, "qnormed": find_qnormed, "attended": _find_attended,
+    "joined": _find_joined, "resized": _find_resized, "pooled": _find_pooled,
 }  # fmt: skip
 
 

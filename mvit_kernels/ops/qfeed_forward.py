@@ -18,7 +18,7 @@ from .qconv2d import QConv2d, check_pointwise
 from .qconv2d import choose as choose_qconv2d
 from .qcurve import step_curve
 from .qgemm import cuda_epilogue, refuse_depth
-from .qnorm import NORMS, QNorm, pieces_of_sums
+from .qnorm import NORMS, QNorm, cuda_norm, pieces_of_sums
 from .qnorm import choose as choose_qnorm
 from .qpair import PackPair, check_images, no_sums, normalised, pointwise, rows_of
 
@@ -53,9 +53,9 @@ class QFeedForward:
     def pays(self, x: Tensor) -> bool:
         """Whether a call with x is faster than the norm and the two layers one after another: on a GPU wherever one launch can do it.
 
-        A rule that was not measured. Few tiles leave multiprocessors idle while each goes through all weights by itself. But that takes a
-        tile 8 to 12 us (up to 16 slices of 32 hidden channels, of which each is some 300 instructions and 70 products of a warp), and
-        three launches on one image take 19 us on an H100 (benchmarks/results/gpu)."""
+        A rule that was not measured. Few tiles leave multiprocessors idle while each goes through all weights by itself. But those are 8 to
+        16 slices of 300 to 450 instructions of each warp, less than 10 us with what comes before and after them; and the three launches
+        take 19 us with one image on an H100 (benchmarks/results/gpu)."""
         return not x.is_cuda or (cuda_support.refuse(x) is None and _is_one_launch(x, self.first.table))
 
 
@@ -167,8 +167,7 @@ def _cuda_forward(
     (batch, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
     if norm == "group" and sums is None:
         sums = pieces_of_sums(rows_of(x), batch)
-    if sums is not None:
-        sums = sums.contiguous()
+    sums = None if sums is None else sums.contiguous()
     y = empty_in_format(x, tuple(x.shape), channels_last=True)
     pieces = cuda_support.native.qfeed_forward_pieces(channels, pixels)
     parts = x.new_empty(batch, pieces, 2, dtype=torch.int64) if collect else None
@@ -176,9 +175,8 @@ def _cuda_forward(
     epilogue = cuda_epilogue(OP, second_channels, torch.int16, True, "none", None, x, channels, 0.0, 0, y, channels)
     cuda_support.native.qfeed_forward(
         *cuda_support.place(x), batch, pixels, channels, first_form[0], x.data_ptr(),
-        (0 if sums is None else sums.data_ptr(), sums.shape[1] if sums is not None and sums.ndim == 3 else 1, scale, out_scale,
-         out_zero_point, eps, bits),
-        slices.data_ptr(), packed(step_curve, first_table).numbers.data_ptr(), epilogue, 0 if parts is None else parts.data_ptr(),
+        cuda_norm(sums, scale, out_scale, out_zero_point, eps, bits), slices.data_ptr(),
+        packed(step_curve, first_table).numbers.data_ptr(), epilogue, 0 if parts is None else parts.data_ptr(),
     )  # fmt: skip
     return y, no_sums(x) if parts is None else collected_sums(parts)
 

@@ -46,9 +46,8 @@ class QNorm:
         """y (B, C, H, W) uint8, in channels_last memory."""
         pixels = x.permute(0, 2, 3, 1)
         groups = x.shape[0] if self.kind == "group" and sums is None else None
-        y: Tensor = _call(
-            pixels.reshape(-1, x.shape[1]), sums, *self.norm, groups, *self._placed.on(x.device), backend=self.backend
-        )  # fmt: skip
+        affine = self._placed.on(x.device) if self.affine else ()
+        y: Tensor = _call(pixels.reshape(-1, x.shape[1]), sums, *self.norm, groups, *affine, backend=self.backend)
         return y.reshape(pixels.shape).permute(0, 3, 1, 2)
 
 
@@ -167,6 +166,14 @@ def pieces_of_sums(x: Tensor, groups: int) -> Tensor:
         pieces: Tensor = _kernels.stream_sums(x.contiguous(), groups)
         return pieces
     return reference.stream_sums(x, groups)[:, None]
+
+
+def cuda_norm(
+    sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int
+) -> tuple[int, int, float, float, int, float, int]:
+    """The arguments of `norm_of` in python/bind_cuda.cpp."""
+    pieces = sums.shape[1] if sums is not None and sums.ndim == 3 else 1
+    return 0 if sums is None else sums.data_ptr(), pieces, scale, out_scale, out_zero_point, eps, bits
 
 
 def _cpu_forward(

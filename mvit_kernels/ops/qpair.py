@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from . import checks
 from .pack_weight import unpack_bytes
-from .qfragments import product_order, tiles
+from .qfragments import product_order, stream_order, tiles
 from .qnorm import LARGEST_GROUP, check_sums
 from .qnorm import choose as choose_qnorm
 
@@ -75,9 +75,8 @@ class PackPair:
         channels, hidden = self.second_form[:2]
         slices, depth = -(-hidden // _SLICE), -(-channels // _DEPTH)
         ends = -hidden % _SLICE, -channels % _DEPTH
-        first = F.pad(unpack_bytes(first_weight.cpu(), *self.first_form)[self.begin :], (0, ends[1], 0, ends[0]))
+        first = F.pad(stream_order(unpack_bytes(first_weight.cpu(), *self.first_form)[self.begin :]), (0, 0, 0, ends[0]))
         second = F.pad(unpack_bytes(second_weight.cpu(), *self.second_form), (0, ends[0], 0, ends[1]))
-        first = first.unflatten(1, (depth, 4, 2, 4)).transpose(2, 3).flatten(1)  # channels: t, v, b
         first = first.unflatten(0, (2 * slices, 4, 2, 2)).transpose(1, 2).flatten(0, 3)  # hidden channels: t, u, b
         init, scale = (F.pad(row[self.begin : self.begin + hidden], (0, ends[0])) for row in first_channels.cpu()[:2])
         twice = init.unflatten(0, (-1, 1, 2)).expand(-1, 2, 2)

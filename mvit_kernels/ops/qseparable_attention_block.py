@@ -20,7 +20,7 @@ from .qchannels import check_channels
 from .qconv2d import QConv2d, check_pointwise
 from .qconv2d import choose as choose_qconv2d
 from .qgemm import cuda_epilogue, refuse_depth
-from .qnorm import QNorm, pieces_of_sums
+from .qnorm import QNorm, cuda_norm, pieces_of_sums
 from .qnorm import choose as choose_qnorm
 from .qpair import PackPair, check_images, no_sums, normalised, pointwise, rows_of
 from .qseparable_attention import QSeparableContext, QSeparableGate, choose_context, choose_gate
@@ -233,8 +233,7 @@ def _cuda_forward(
     x = cuda_support.aligned_copy(dense(x, channels_last=True))
     batch, phases, points = x.shape[0], patch[0] * patch[1], x.shape[2] * x.shape[3] // (patch[0] * patch[1])
     sums = (pieces_of_sums(rows_of(x), batch) if sums is None else sums).contiguous()
-    pieces = sums.shape[1] if sums.ndim == 3 else 1
-    stream = x.shape, patch, x.data_ptr(), (sums.data_ptr(), pieces, scale, norm_scale, norm_zero_point, eps, norm_bits)
+    stream = x.shape, patch, x.data_ptr(), cuda_norm(sums, scale, norm_scale, norm_zero_point, eps, norm_bits)
     form = 1 + dim, dim, bits[0]
 
     context = x.new_empty(batch, phases, dim, dtype=torch.uint8)

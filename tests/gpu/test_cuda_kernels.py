@@ -61,6 +61,10 @@ def calls(device: torch.device) -> Iterator[tuple[str, Callable[[Tensor], Tensor
         )
     attention = ops.prepare_qseparable_attention_block(*attention_layers(40), backend="cuda")
     yield "qseparable_attention_block", attention, stream_map(2, 40, 8, 12).to(device)
+    normed = ops.prepare_qnorm_gemm(
+        random_packed_weight(96, 80), 0.01, scale=2.0**-9, a_scale=0.03, a_zero_point=121, backend="cuda", **bytes_out(96)
+    )
+    yield "qnorm_gemm", normed, stream_map(50, 80, 1, 1).flatten(1).to(device)
     packed = random_packed_weight(96, 80, 6)
     yield "qgemm_accumulate", lambda a: ops.qgemm_accumulate(a, packed, 7, backend="cuda"), random_bytes(200, 80).to(device)
 

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(Shape::threads, Shape::blocks) qfeed_forward_k
 template <class Shape>
 Launched launch(const QFeedForwardProblem& p, int device, void* stream) {
     constexpr const char* kernel = "qfeed_forward";
-    const int64_t blocks = ceil_divide(p.batch * QFeedForwardPlace<Shape>::pieces(p.pixels), Shape::warps);
+    const int64_t blocks = ceil_divide(p.batch * QPairPixels<Shape>::pieces(p.pixels), Shape::warps);
     if (blocks == 0) return {cudaSuccess, kernel};
     if (blocks * Shape::warps > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     constexpr int bytes = QFeedForwardShared<Shape>::bytes;
@@ -30,7 +30,7 @@ Launched launch(const QFeedForwardProblem& p, int device, void* stream) {
 
 int qfeed_forward_pieces(int channels, int pixels) {
     int pieces = 0;
-    with_pair_shape(channels, [&]<class Shape>() { pieces = QFeedForwardPlace<Shape>::pieces(pixels); });
+    with_pair_shape(channels, [&]<class Shape>() { pieces = QPairPixels<Shape>::pieces(pixels); });
     return pieces;
 }
 

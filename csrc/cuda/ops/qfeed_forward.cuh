@@ -6,21 +6,6 @@
 
 namespace mvit::cuda {
 
-// Pixels of an image, one after the other; a piece is what a warp has.
-template <class Shape>
-struct QFeedForwardPlace {
-    int64_t image;
-    int first, pixels;
-
-    MVIT_BOTH static int pieces(int pixels) { return (pixels + Shape::pixels - 1) / Shape::pixels; }
-
-    MVIT_DEVICE QFeedForwardPlace(uint32_t piece, int pixels_)
-        : image(piece / static_cast<uint32_t>(pieces(pixels_))),
-          first(static_cast<int>(piece % static_cast<uint32_t>(pieces(pixels_))) * Shape::pixels),
-          pixels(pixels_) {}
-    MVIT_DEVICE int64_t operator()(int row) const { return first + row < pixels ? image * pixels + first + row : -1; }
-};
-
 // Rows of the numbers of a slice.
 enum QFeedForwardRow { feed_forward_scale = pair_init_rows, feed_forward_rows };
 
@@ -34,7 +19,7 @@ struct QFeedForwardShared {
 template <class Shape>
 MVIT_DEVICE void qfeed_forward_block(const QFeedForwardProblem& p, uint8_t* shared) {
     using At = QFeedForwardShared<Shape>;
-    using Place = QFeedForwardPlace<Shape>;
+    using Place = QPairPixels<Shape>;
     using Warp = QPairWarp<Shape>;
     const QPairSlices<Shape> slices{p.slices, shared, At::slice, (p.hidden + pair_slice - 1) / pair_slice};
     slices.begin();

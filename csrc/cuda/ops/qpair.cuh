@@ -51,17 +51,32 @@ struct QPairShape {
     MVIT_BOTH static constexpr int stages_bytes(int numbers) { return 2 * pair_together * slice_bytes(numbers); }
 };
 
-// body<Shape>(): the least shape that has so many channels; not at all where none has.
-template <class Body, int depth = 1>
+// body<Of<depth>>() with the least depth that has so many channels; not at all where none has.
+template <template <int> class Of = QPairShape, int depth = 1, class Body>
 void with_pair_shape(int channels, const Body& body) {
     if constexpr (depth * 32 <= pair_channels) {
         if (channels <= depth * 32) {
-            body.template operator()<QPairShape<depth>>();
+            body.template operator()<Of<depth>>();
         } else {
-            with_pair_shape<Body, depth + 1>(channels, body);
+            with_pair_shape<Of, depth + 1>(channels, body);
         }
     }
 }
+
+// Which pixels a warp has: neighbours in one image, whose pieces these are.
+template <class Shape>
+struct QPairPixels {
+    int64_t image;
+    int first, pixels;
+
+    MVIT_BOTH static int pieces(int pixels) { return (pixels + Shape::pixels - 1) / Shape::pixels; }
+
+    MVIT_DEVICE QPairPixels(uint32_t piece, int pixels_)
+        : image(piece / static_cast<uint32_t>(pieces(pixels_))),
+          first(static_cast<int>(piece % static_cast<uint32_t>(pieces(pixels_))) * Shape::pixels),
+          pixels(pixels_) {}
+    MVIT_DEVICE int64_t operator()(int row) const { return first + row < pixels ? image * pixels + first + row : -1; }
+};
 
 // The weights of a block on their way.
 template <class Shape>
@@ -235,12 +250,9 @@ class QPairWarp {
         }
     }
 
-    // sums += the slice's part: between(sums of its hidden channels, what they become), where hidden channel 16 p + 4 t + c lies
-    // in hidden[i][2 p + c / 2][2 half + c % 2], and in byte c of bytes[i][half + 2 p].
-    template <class Between>
-    MVIT_DEVICE void multiply(const uint8_t* slice, int numbers, const Operand& a, const Between& between, Sums& sums) const {
+    // Sums of the slice's hidden channels, of which 16 p + 4 t + c lies in hidden[i][2 p + c / 2][2 half + c % 2].
+    MVIT_DEVICE void expand(const uint8_t* slice, int numbers, const Operand& a, Hidden& hidden) const {
         const uint8_t* tiles = slice + numbers * pair_slice * 4 + 16 * lane_;
-        Hidden hidden;
         MVIT_UNROLL
         for (int j = 0; j < 4; ++j) {
             const auto init = *reinterpret_cast<const Quad<int32_t>*>(slice + 16 * (j / 2 * 8 + lane_ % 4 * 2 + j % 2));
@@ -262,9 +274,17 @@ class QPairWarp {
                 }
             }
         }
+    }
+
+    // sums += the slice's part: between(sums of its hidden channels, what they become), where hidden channel 16 p + 4 t + c lies
+    // in hidden[i][2 p + c / 2][2 half + c % 2], and in byte c of bytes[i][half + 2 p].
+    template <class Between>
+    MVIT_DEVICE void multiply(const uint8_t* slice, int numbers, const Operand& a, const Between& between, Sums& sums) const {
+        Hidden hidden;
+        expand(slice, numbers, a, hidden);
         uint32_t bytes[rounds][4];
         between(hidden, bytes);
-        tiles += 2 * depth * tile_bytes(8);
+        const uint8_t* tiles = slice + numbers * pair_slice * 4 + 2 * depth * tile_bytes(8) + 16 * lane_;
         MVIT_UNROLL
         for (int n = 0; n < 2 * depth; ++n) {
             const auto b = *reinterpret_cast<const Sixteen*>(tiles + n * tile_bytes(8));
@@ -282,6 +302,16 @@ class QPairWarp {
         return *reinterpret_cast<const Quad<T>*>(slice + (row * pair_slice + 16 * p + 4 * (lane_ % 4)) * 4);
     }
 
+    // body(block of 16 rows, half, which pixel) of each row that this thread has a part of.
+    template <class Place, class Body>
+    MVIT_DEVICE void each_row(const Place& place, const Body& body) const {
+        MVIT_UNROLL
+        for (int i = 0; i < rounds; ++i) {
+            MVIT_UNROLL
+            for (int half = 0; half < 2; ++half) body(i, half, place(16 * i + 8 * half + lane_ / 4));
+        }
+    }
+
     // y, an int16 stream, of the sums and the residual, both with rows of `columns` values. parts: two numbers, the sum and the sum of
     // squares of what this warp has of y; or null.
     template <class Place>
@@ -292,15 +322,6 @@ class QPairWarp {
   private:
     // The first of the eight channels of tile k that are this thread's.
     MVIT_DEVICE int channel(int k) const { return 32 * k + eight * (lane_ % 4); }
-
-    template <class Place, class Body>
-    MVIT_DEVICE void each_row(const Place& place, const Body& body) const {
-        MVIT_UNROLL
-        for (int i = 0; i < rounds; ++i) {
-            MVIT_UNROLL
-            for (int half = 0; half < 2; ++half) body(i, half, place(16 * i + 8 * half + lane_ / 4));
-        }
-    }
 
     // Of two rows that four lanes have: each lane adds up one of them, and two share it.
     MVIT_DEVICE void of_rows(const QPairNorm& n, const Words<4> (&rows)[2][depth], int channels, QPairNormal (&normals)[2]) const {
