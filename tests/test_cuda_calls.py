@@ -258,7 +258,7 @@ class StandIn:
             sums = torch.from_numpy(memory(sums_at, 2 * groups * pieces, np.int64).copy()).reshape(groups, pieces, 2).sum(1)
         return reference.qnorm(stream, sums, *how)
 
-    pair_channels = 256
+    qnorm_gemm_channels = 512
 
     def qnorm_gemm(
         self, device: int, stream: int, groups: int, rows: int, channels: int, columns: int, x: int, norm: tuple[Any, ...], slices: int,

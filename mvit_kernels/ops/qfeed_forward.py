@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ from .qcurve import step_curve
 from .qfragments import product_order, stream_order, tiles
 from .qgemm import cuda_epilogue, refuse_depth
 from .qnorm import LARGEST_GROUP, NORMS, QNorm, check_sums, cuda_norm, pieces_of_sums
-from .qnorm import choose as choose_qnorm
+from .qnorm_gemm import choose as choose_qnorm_gemm
 
 OP = "qfeed_forward"
 Tensor = torch.Tensor
@@ -53,18 +52,10 @@ class QFeedForward:
         )  # fmt: skip
         return (y, collected) if collect else y
 
-    def pays(self, x: Tensor) -> bool:
-        """Whether a call with x is faster than the norm and the two layers one after another: on a GPU wherever one launch can do it.
-
-        A rule that was not measured. Few tiles leave multiprocessors idle while each goes through all weights by itself. But those are 8 to
-        16 slices of 300 to 450 instructions of each warp, less than 10 us with what comes before and after them; and the three launches
-        take 19 us with one image on an H100 (benchmarks/results/gpu)."""
-        return not x.is_cuda or (cuda_support.refuse(x) is None and _is_one_launch(x, self.first.table))
-
 
 def prepare_qfeed_forward(norm: QNorm, first: QConv2d, second: QConv2d, *, backend: str | None = None) -> QFeedForward:
     """second(first(norm(x)), residual=x), bit for bit; on a GPU in one launch, in which what lies between stays in registers, where first
-    ends in a curve (`table` of `prepare_qconv2d`) that can be looked up, as nearly all can, and x has up to 256 channels.
+    ends in a curve (`table` of `prepare_qconv2d`) that can be looked up, as nearly all can, and x has up to 256 channels; else in two.
 
     Args:
         norm: of `prepare_qnorm`, without weight and bias, which belong in `first`.
@@ -139,7 +130,7 @@ def _no_sums(x: Tensor) -> Tensor:
 
 
 def _one_by_one(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The norm and the two layers as the backend has them, one after another."""
+    """The norm with the first layer, and the second, as the backend has them."""
     product = choose_qconv2d.implementations[backend].forward
 
     def forward(
@@ -148,18 +139,21 @@ def _one_by_one(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
         out_zero_point: int, eps: float, bits: int, activation: str, plain: bool, collect: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         rows = _rows(x)
-        chosen = choose_qnorm.implementations.get(backend) or choose_qnorm("auto", rows, None)
-        groups = x.shape[0] if norm == "group" and sums is None else None
-        normal = chosen.forward(rows, sums, scale, out_scale, out_zero_point, eps, bits, groups, None, None)
-        pixels = normal.reshape(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
-
-        def layer(x: Tensor, residual: Optional, weight: Tensor, channels: Tensor, table: Optional, form: list[int], *how: Any) -> Tensor:
-            unused = channels.new_zeros(form[1])  # zero-points: nothing is padded
-            y: Tensor = product(x, None, residual, weight, channels, unused, None, None, table, *form, 1, 1, 0, *how, 0.0, 0)
-            return y
-
-        hidden = layer(pixels, None, first_weight, first_channels, first_table, first_form, torch.uint8, activation, plain)
-        y = layer(hidden, x, second_weight, second_channels, None, second_form, torch.int16, "none", True)
+        if norm == "group" and sums is None:
+            sums = pieces_of_sums(rows, x.shape[0])
+        # Not every layer is one of those that the CUDA kernel has.
+        wanted = "auto" if backend == "cuda" else backend
+        normed = choose_qnorm_gemm(wanted, rows, *first_form[1:], torch.uint8, plain, first_table).forward
+        hidden = normed(
+            rows, first_weight, first_channels, sums, first_table, scale, out_scale, out_zero_point, eps, bits, *first_form, torch.uint8,
+            activation, plain,
+        )  # fmt: skip
+        unused = second_channels.new_zeros(second_form[1])  # zero-points: nothing is padded
+        pixels = hidden.reshape(x.shape[0], *x.shape[2:], hidden.shape[1]).permute(0, 3, 1, 2)
+        y = product(
+            pixels, None, x, second_weight, second_channels, unused, None, None, None, *second_form, 1, 1, 0, torch.int16, "none", True,
+            0.0, 0,
+        )  # fmt: skip
         return y, collected_sums(pieces_of_sums(_rows(y), y.shape[0])) if collect else _no_sums(x)
 
     return forward
@@ -175,6 +169,9 @@ def _cuda_refuse(x: Tensor, first_form: list[int], second_form: list[int]) -> st
 
 
 def _is_one_launch(x: Tensor, table: Optional) -> bool:
+    """Whether there is a kernel, which pays then even where few tiles leave multiprocessors idle while each goes through all weights by
+    itself: by a count of instructions, not measured, 8 to 16 slices of 300 to 450 of each warp take less than 10 us with what comes
+    before and after, and the three launches 19 us with one image on an H100 (benchmarks/results/gpu)."""
     if table is None or table.dtype != torch.int16 or packed(step_curve, table).entries == 0:
         return False
     return cuda_support.native.qfeed_forward_pieces(x.shape[1], 1) > 0
@@ -234,8 +231,7 @@ def _cuda_forward(
 
 
 def _triton_refuse(x: Tensor, first_form: list[int], second_form: list[int]) -> str | None:
-    reason = choose_qnorm.implementations["triton"].refuse(x)
-    return reason or refuse_depth(*first_form[1:]) or refuse_depth(*second_form[1:])
+    return choose_qnorm_gemm.implementations["triton"].refuse(x, *first_form[1:]) or refuse_depth(*second_form[1:])
 
 
 choose = Choice(
