@@ -214,5 +214,5 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("qinverted_residual_shared", cuda::qinverted_residual_shared);
     m.def("qnorm_gemm", norm_and_product);
     m.def("separable_attention_block", attention_block);
-    m.attr("pair_channels") = cuda::pair_channels;
+    m.attr("qnorm_gemm_channels") = cuda::norm_gemm_channels;
 }

@@ -389,7 +389,7 @@ def normed_product(
 def qnorm_gemm_cases() -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for groups in (None, 3):
-        for depth, columns in ((1, 1), (16, 48), (33, 99), (64, 40), (100, 33), (128, 129), (144, 432), (200, 64), (256, 17)):
+        for depth, columns in ((1, 1), (16, 48), (33, 99), (64, 40), (100, 33), (128, 129), (144, 432), (200, 64), (256, 17), (300, 40)):
             cases[f"{depth}_{columns}_{groups}"] = normed_product(39, depth, columns, groups)
         cases[f"6_{groups}"] = normed_product(12, 40, 72, groups, bits=6)
         cases[f"relu6_{groups}"] = normed_product(12, 40, 72, groups, settings=bytes_out(72, activation="relu6"))

@@ -323,7 +323,7 @@ class StandIn:
             pieces = self.qattention_pieces(dim, phases, height * width // phases)
             write_parts(parts, epilogue, batch, height * width, dim, pieces)
 
-    pair_channels = 256
+    qnorm_gemm_channels = 512
 
     def qnorm_gemm(
         self, device: int, stream: int, groups: int, rows: int, channels: int, columns: int, x: int, norm: tuple[Any, ...], slices: int,

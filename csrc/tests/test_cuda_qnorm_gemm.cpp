@@ -83,7 +83,7 @@ void compare(const Case& t, const BlockOrder& order) {
 }
 
 void compare(const Case& t, const BlockOrder& order) {
-    cuda::with_pair_shape<cuda::QNormGemmShape>(t.channels, [&]<class Shape>() { compare<Shape>(t, order); });
+    cuda::with_pair_shape<cuda::QNormGemmShape, cuda::norm_gemm_channels>(t.channels, [&]<class Shape>() { compare<Shape>(t, order); });
 }
 
 }  // namespace
@@ -94,7 +94,7 @@ TEST(cuda_qnorm_gemm) {
         compare({.groups = 1, .rows = 50, .channels = 70, .columns = 208, .curve = true}, order);  // more slices than stages
     }
     int i = 0;
-    for (int channels : {1, 31, 32, 64, 80, 96, 128, 144, 192, 220, 256}) {
+    for (int channels : {1, 31, 32, 64, 80, 96, 128, 144, 192, 220, 256, 300, 512}) {
         const BlockOrder& order = block_orders[i % 4];
         compare({.groups = 1, .rows = 35, .channels = channels, .columns = 3 * channels, .pieces = channels % 3}, order);
         compare({.groups = 3, .rows = 1, .channels = channels, .columns = 1 + i++, .curve = i % 2 == 0}, order);

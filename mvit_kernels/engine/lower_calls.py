@@ -26,7 +26,7 @@ Tensor = torch.Tensor
 @dataclass(frozen=True)
 class Call:
     """One op: `run` takes the results that `inputs` names and gives that of the last of `nodes`, and its moments after it if `collects`,
-    which others take by that name and ".moments": of an int16 stream its sums, or None where a kernel made none."""
+    which others take by that name and ".moments": of an int16 stream its sums."""
 
     op: str
     nodes: tuple[str, ...]
@@ -198,31 +198,20 @@ class _Calls(Blocks):
         self.add("qinverted_residual", nodes, (*nodes[0].inputs, *nodes[-1].inputs[1:]), run, dtype=_dtype_of(nodes[-1]))
 
     def qattention(self, *nodes: Node) -> None:
-        norm, qkv, context, key, gate, out = steps = tuple(integers.prepared(self.program, node, None) for node in nodes)
-        block = ops.prepare_qseparable_attention_block(*(step.handle for step in steps))
+        self.half("qseparable_attention_block", ops.prepare_qseparable_attention_block, nodes)
+
+    def qmlp(self, *nodes: Node) -> None:
+        self.half("qfeed_forward", ops.prepare_qfeed_forward, nodes)
+
+    def half(self, op: str, prepare: Callable[..., Any], nodes: tuple[Node, ...]) -> None:
+        """Of a transformer layer, on an int16 stream."""
+        block = prepare(*(integers.prepared(self.program, node, None).handle for node in nodes))
         collects = nodes[-1].name in self.normed
 
         def run(x: Tensor, sums: Tensor | None = None) -> Any:
-            if block.pays(x):
-                return block(x, sums, collect=collects)
-            normal = norm.handle(x, sums)
-            values = qkv(normal)
-            y = out(gate(values, key(context(values, normal))), x)
-            return (y, None) if collects else y
+            return block(x, sums, collect=collects)
 
-        self.add("qseparable_attention_block", nodes, self.with_moments(nodes[0]), run, dtype=torch.int16, collects=collects)
-
-    def qmlp(self, *nodes: Node) -> None:
-        norm, first, second = (integers.prepared(self.program, node, None).handle for node in nodes)
-        block, collects = ops.prepare_qfeed_forward(norm, first, second), nodes[-1].name in self.normed
-
-        def run(x: Tensor, sums: Tensor | None = None) -> Any:
-            if block.pays(x):
-                return block(x, sums, collect=collects)
-            y = second(first(norm(x, sums)), residual=x)
-            return (y, None) if collects else y
-
-        self.add("qfeed_forward", nodes, self.with_moments(nodes[0]), run, dtype=torch.int16, collects=collects)
+        self.add(op, nodes, self.with_moments(nodes[0]), run, dtype=torch.int16, collects=collects)
 
     def qnormed(self, norm: Node, node: Node) -> None:
         norm_handle, layer = (integers.prepared(self.program, each, None).handle for each in (norm, node))

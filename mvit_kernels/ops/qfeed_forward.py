@@ -19,8 +19,8 @@ from .qconv2d import choose as choose_qconv2d
 from .qcurve import step_curve
 from .qgemm import cuda_epilogue, refuse_depth
 from .qnorm import NORMS, QNorm, cuda_norm, pieces_of_sums
-from .qnorm import choose as choose_qnorm
-from .qpair import PackPair, check_images, no_sums, normalised, pointwise, rows_of
+from .qnorm_gemm import choose as choose_qnorm_gemm
+from .qpair import PackPair, check_images, no_sums, pointwise, rows_of
 
 OP = "qfeed_forward"
 Tensor = torch.Tensor
@@ -50,18 +50,10 @@ class QFeedForward:
         )  # fmt: skip
         return (y, collected) if collect else y
 
-    def pays(self, x: Tensor) -> bool:
-        """Whether a call with x is faster than the norm and the two layers one after another: on a GPU wherever one launch can do it.
-
-        A rule that was not measured. Few tiles leave multiprocessors idle while each goes through all weights by itself. But those are 8 to
-        16 slices of 300 to 450 instructions of each warp, less than 10 us with what comes before and after them; and the three launches
-        take 19 us with one image on an H100 (benchmarks/results/gpu)."""
-        return not x.is_cuda or (cuda_support.refuse(x) is None and _is_one_launch(x, self.first.table))
-
 
 def prepare_qfeed_forward(norm: QNorm, first: QConv2d, second: QConv2d, *, backend: str | None = None) -> QFeedForward:
     """second(first(norm(x)), residual=x), bit for bit; on a GPU in one launch, in which what lies between stays in registers, where first
-    ends in a curve (`table` of `prepare_qconv2d`) that can be looked up, as nearly all can, and x has up to 256 channels.
+    ends in a curve (`table` of `prepare_qconv2d`) that can be looked up, as nearly all can, and x has up to 256 channels; else in two.
 
     Args:
         norm: of `prepare_qnorm`, without weight and bias, which belong in `first`.
@@ -120,7 +112,7 @@ def _check(x: Tensor, sums: Optional, first_form: list[int], norm: str) -> None:
 
 
 def _one_by_one(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The norm and the two layers as the backend has them, one after another."""
+    """The norm with the first layer, and the second, as the backend has them."""
     product = choose_qconv2d.implementations[backend].forward
 
     def forward(
@@ -128,11 +120,18 @@ def _one_by_one(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
         second_channels: Tensor, first_form: list[int], second_form: list[int], norm: str, scale: float, out_scale: float,
         out_zero_point: int, eps: float, bits: int, activation: str, plain: bool, collect: bool,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        pixels = normalised(backend, x, sums, norm, scale, out_scale, out_zero_point, eps, bits)
-        hidden = pointwise(
-            product, pixels, first_weight, first_channels, first_form, torch.uint8, table=first_table, activation=activation, plain=plain
+        rows = rows_of(x)
+        if norm == "group" and sums is None:
+            sums = pieces_of_sums(rows, x.shape[0])
+        # Not every layer is one of those that the CUDA kernel has.
+        wanted = "auto" if backend == "cuda" else backend
+        normed = choose_qnorm_gemm(wanted, rows, *first_form[1:], torch.uint8, plain, first_table).forward
+        hidden = normed(
+            rows, first_weight, first_channels, sums, first_table, scale, out_scale, out_zero_point, eps, bits, *first_form, torch.uint8,
+            activation, plain,
         )  # fmt: skip
-        y = pointwise(product, hidden, second_weight, second_channels, second_form, torch.int16, residual=x)
+        pixels = hidden.reshape(x.shape[0], *x.shape[2:], hidden.shape[1]).permute(0, 3, 1, 2)
+        y = pointwise(product, pixels, second_weight, second_channels, second_form, torch.int16, residual=x)
         return y, collected_sums(pieces_of_sums(rows_of(y), y.shape[0])) if collect else no_sums(x)
 
     return forward
@@ -145,6 +144,9 @@ def _cuda_refuse(x: Tensor, first_form: list[int], second_form: list[int]) -> st
 
 
 def _is_one_launch(x: Tensor, table: Optional) -> bool:
+    """Whether there is a kernel, which pays then even where few tiles leave multiprocessors idle while each goes through all weights by
+    itself: by a count of instructions, not measured, 8 to 16 slices of 300 to 450 of each warp take less than 10 us with what comes
+    before and after, and the three launches 19 us with one image on an H100 (benchmarks/results/gpu)."""
     if table is None or table.dtype != torch.int16 or packed(step_curve, table).entries == 0:
         return False
     return cuda_support.native.qfeed_forward_pieces(x.shape[1], 1) > 0
@@ -182,8 +184,7 @@ def _cuda_forward(
 
 
 def _triton_refuse(x: Tensor, first_form: list[int], second_form: list[int]) -> str | None:
-    reason = choose_qnorm.implementations["triton"].refuse(x)
-    return reason or refuse_depth(*first_form[1:]) or refuse_depth(*second_form[1:])
+    return choose_qnorm_gemm.implementations["triton"].refuse(x, *first_form[1:]) or refuse_depth(*second_form[1:])
 
 
 choose = Choice(

@@ -164,8 +164,8 @@ def _cuda_refuse(x: Tensor, depth: int, bits: int, out_dtype: torch.dtype, plain
         return "its kernel makes bytes, without an activation or by a curve"
     if table is not None and (table.dtype != torch.int16 or packed(step_curve, table).entries == 0):
         return "its kernel takes no table of bytes, and no curve without steps"
-    if depth > cuda_support.native.pair_channels:
-        return f"its kernel takes up to {cuda_support.native.pair_channels} channels, got {depth}"
+    if depth > cuda_support.native.qnorm_gemm_channels:
+        return f"its kernel takes up to {cuda_support.native.qnorm_gemm_channels} channels, got {depth}"
     return f"its kernel takes less than 2^31 rows, got {x.shape[0]}" if x.shape[0] >= 2**31 else None
 
 

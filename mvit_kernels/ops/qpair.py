@@ -13,7 +13,6 @@ from . import checks
 from .pack_weight import unpack_bytes
 from .qfragments import product_order, stream_order, tiles
 from .qnorm import LARGEST_GROUP, check_sums
-from .qnorm import choose as choose_qnorm
 
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -42,25 +41,13 @@ def no_sums(x: Tensor) -> Tensor:
     return x.new_empty(0, 2, dtype=torch.int64)
 
 
-def normalised(
-    backend: str, x: Tensor, sums: Optional, kind: str, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int
-) -> Tensor:  # fmt: skip
-    """`qnorm` of each image ("group") or pixel ("layer"), (B, C, H, W) in channels_last memory, as the backend has it, or another one on
-    that device."""
-    rows = rows_of(x)
-    chosen = choose_qnorm.implementations.get(backend) or choose_qnorm("auto", rows, None)
-    groups = x.shape[0] if kind == "group" and sums is None else None
-    y: Tensor = chosen.forward(rows, sums, scale, out_scale, out_zero_point, eps, bits, groups, None, None)
-    return y.reshape(x.shape[0], *x.shape[2:], x.shape[1]).permute(0, 3, 1, 2)
-
-
 def pointwise(
-    product: Callable[..., Tensor], x: Tensor, weight: Tensor, channels: Tensor, form: list[int], dtype: torch.dtype, *,
-    table: Optional = None, activation: str = "none", plain: bool = True, residual: Optional = None,
+    product: Callable[..., Tensor], x: Tensor, weight: Tensor, channels: Tensor, form: list[int], dtype: torch.dtype,
+    residual: Optional = None,
 ) -> Tensor:  # fmt: skip
-    """A 1x1 convolution by the forward of a backend of `qconv2d`."""
-    unused = channels.new_zeros(form[1])  # zero-points: nothing is padded
-    return product(x, None, residual, weight, channels, unused, None, None, table, *form, 1, 1, 0, dtype, activation, plain, 0.0, 0)
+    """A 1x1 convolution without an activation, by the forward of a backend of `qconv2d`."""
+    unused, plain = channels.new_zeros(form[1]), dtype != torch.float32  # zero-points: nothing is padded
+    return product(x, None, residual, weight, channels, unused, None, None, None, *form, 1, 1, 0, dtype, "none", plain, 0.0, 0)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .qconv2d import choose as choose_qconv2d
 from .qgemm import cuda_epilogue, refuse_depth
 from .qnorm import QNorm, cuda_norm, pieces_of_sums
 from .qnorm import choose as choose_qnorm
-from .qpair import PackPair, check_images, no_sums, normalised, pointwise, rows_of
+from .qpair import PackPair, check_images, no_sums, pointwise, rows_of
 from .qseparable_attention import QSeparableContext, QSeparableGate, choose_context, choose_gate
 
 OP = "qseparable_attention_block"
@@ -54,14 +54,6 @@ class QSeparableAttentionBlock:
             x, sums, qkv, channels, table, key, key_channels, out, out_channels, *self._settings, collect, backend=self.backend
         )  # fmt: skip
         return (y, collected) if collect else y
-
-    def pays(self, x: Tensor) -> bool:
-        """Whether a call with x is faster than the six ops one after another: on a GPU wherever three launches can do it.
-
-        A rule that was not measured. With one image few multiprocessors have something to do, and each goes through its phase or tile by
-        itself: some 5 us each for the first and the third launch, by their instructions and waits. But the six ops, whose smallest
-        launches take 4 us each, take 32 us then on an H100 (benchmarks/results/gpu)."""
-        return not x.is_cuda or (cuda_support.refuse(x) is None and _is_three_launches(x, self.context.patch_size))
 
 
 def prepare_qseparable_attention_block(
@@ -166,9 +158,14 @@ def _one_by_one(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
         def pixels(x: Tensor) -> Tensor:
             return x.permute(0, 2, 3, 1)
 
-        normal = normalised(backend, x, sums, "group", scale, norm_scale, norm_zero_point, eps, norm_bits)
+        rows = rows_of(x)
+        norm, context, gate = (
+            each.implementations.get(backend) or each("auto", rows, None) for each in (choose_qnorm, choose_context, choose_gate)
+        )
+        groups = x.shape[0] if sums is None else None
+        normal = norm.forward(rows, sums, scale, norm_scale, norm_zero_point, eps, norm_bits, groups, None, None)
+        normal = normal.reshape(x.shape[0], *x.shape[2:], dim).permute(0, 3, 1, 2)
         qkv = pointwise(product, normal, qkv_weight, qkv_channels, [1 + dim, dim, bits[0]], torch.uint8)
-        context, gate = (each.implementations.get(backend) or each("auto", normal) for each in (choose_context, choose_gate))
         mixed = context.forward(
             qkv[:, 0], pixels(normal), table, patch, norm_scale, norm_zero_point, context_scale, context_zero_point, context_bits
         )  # fmt: skip
@@ -185,7 +182,7 @@ def _projected(
 ) -> Tensor:  # fmt: skip
     """(B, phases, d) float32, of bytes (B, phases, d)."""
     dim, small_map = context.shape[2], context.unflatten(1, patch).permute(0, 3, 1, 2)
-    return rows_of(pointwise(product, small_map, weight, channels, [dim, dim, bits], torch.float32, plain=False)).view(context.shape)
+    return rows_of(pointwise(product, small_map, weight, channels, [dim, dim, bits], torch.float32)).view(context.shape)
 
 
 _CHANNELS = 8  # that are read at once
@@ -199,6 +196,8 @@ def _cuda_refuse(x: Tensor, dim: int, bits: list[int]) -> str | None:
 
 
 def _is_three_launches(x: Tensor, patch: tuple[int, int]) -> bool:
+    """Whether there are kernels, which pay then even where few phases and tiles leave multiprocessors idle: by a count of instructions, not
+    measured, the first and the third take some 5 us each with one image, and the six ops 32 us on an H100 (benchmarks/results/gpu)."""
     channels, points = x.shape[1], x.shape[2] * x.shape[3] // (patch[0] * patch[1])
     native = cuda_support.native
     if channels % _CHANNELS or native.qattention_pieces(channels, 1, points) == 0:

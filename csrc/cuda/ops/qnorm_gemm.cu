@@ -29,7 +29,7 @@ Launched launch(const QNormGemmProblem& p, int device, void* stream) {
 
 Launched qnorm_gemm(const QNormGemmProblem& p, int device, void* stream) {
     Launched done{cudaErrorInvalidConfiguration, "qnorm_gemm"};
-    with_pair_shape<QNormGemmShape>(p.channels, [&]<class Shape>() { done = launch<Shape>(p, device, stream); });
+    with_pair_shape<QNormGemmShape, norm_gemm_channels>(p.channels, [&]<class Shape>() { done = launch<Shape>(p, device, stream); });
     return done;
 }
 

@@ -6,10 +6,10 @@
 
 namespace mvit::cuda {
 
-// As QPairShape, of a warp that keeps no sums from slice to slice: always two blocks of 16 rows.
+// As QPairShape, of a warp that keeps no sums from slice to slice.
 template <int depth_>
 struct QNormGemmShape {
-    static constexpr int depth = depth_, rounds = 2, pixels = 16 * rounds;
+    static constexpr int depth = depth_, rounds = depth <= 8 ? 2 : 1, pixels = 16 * rounds;
     static constexpr int warps = 4, threads = warps * warp_size;
     static constexpr int blocks = depth <= 4 ? 4 : 3;
     static constexpr int slice = pair_init_rows * pair_slice * 4 + 2 * depth * tile_bytes(8), curve = 2 * pair_together * slice;

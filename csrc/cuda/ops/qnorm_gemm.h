@@ -17,6 +17,8 @@
 
 namespace mvit::cuda {
 
+inline constexpr int norm_gemm_channels = 512;  // of the stream, at most
+
 struct QNormGemmProblem {
     int64_t groups;
     int rows, channels, columns;  // rows: of a group; without sums, whatever the number of groups is
@@ -26,7 +28,7 @@ struct QNormGemmProblem {
     QEpilogue epilogue;     // to bytes, plain or by a curve that has steps, without a table or a residual; y dense
 };
 
-// stream: a cudaStream_t of `device`. Up to pair_channels channels.
+// stream: a cudaStream_t of `device`.
 Launched qnorm_gemm(const QNormGemmProblem& problem, int device, void* stream);
 
 }  // namespace mvit::cuda

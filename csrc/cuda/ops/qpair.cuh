@@ -52,13 +52,13 @@ struct QPairShape {
 };
 
 // body<Of<depth>>() with the least depth that has so many channels; not at all where none has.
-template <template <int> class Of = QPairShape, int depth = 1, class Body>
+template <template <int> class Of = QPairShape, int most = pair_channels, int depth = 1, class Body>
 void with_pair_shape(int channels, const Body& body) {
-    if constexpr (depth * 32 <= pair_channels) {
+    if constexpr (depth * 32 <= most) {
         if (channels <= depth * 32) {
             body.template operator()<Of<depth>>();
         } else {
-            with_pair_shape<Of, depth + 1>(channels, body);
+            with_pair_shape<Of, most, depth + 1>(channels, body);
         }
     }
 }
