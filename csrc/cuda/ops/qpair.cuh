@@ -21,8 +21,8 @@
 //
 // zeros beyond the channels and the hidden channels: what a thread has there is whatever it is, and meets weights of 0.
 //
-// Of each hidden value a thread has 2 depth / 4 products' instructions, two reads of shared memory for each of those of a block of 16 rows,
-// and what `between` does; blocks of 32 rows halve the reads, and take twice the registers. What binds, see qfeed_forward.h.
+// A product of tensor cores is for 16 rows and 8 columns, so two of them read 512 bytes of a tile; warps of 32 rows halve the reads, and
+// take twice the registers. qfeed_forward.h has what binds.
 #pragma once
 
 #include "cuda/ops/qpair.h"
