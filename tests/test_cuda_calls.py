@@ -22,8 +22,10 @@ from cuda_cases import (
     assert_residual_block,
     attention_block,
     attention_blocks,
+    attention_layers,
     residual_block,
     residual_blocks,
+    stream_map,
 )
 from op_checks import needs_native
 from q_checks import random_packed_weight, random_weight
@@ -399,6 +401,18 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_kernels_are_given_what_the_ops_compute_with(op: str) -> None:
     for case in CASES[op]().values():
         assert_equal_bits(case, CPU)
+
+
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(
+    ("size", "are"), [((2, 16, 4, 6), True), ((2, 17, 4, 6), False), ((1, 264, 4, 4), False), ((1, 64, 96, 120), False)], ids=str
+)
+def test_attention_halves_of_bytes_that_are_three_launches(size: tuple[int, ...], are: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    op, asked = importlib.import_module("mvit_kernels.ops.qseparable_attention_block"), []
+    by_kernels = op._by_cuda_kernels
+    monkeypatch.setattr(op, "_by_cuda_kernels", lambda *arguments: asked.append(1) or by_kernels(*arguments))
+    ops.prepare_qseparable_attention_block(*attention_layers(size[1]), backend="cuda")(stream_map(*size))
+    assert bool(asked) is not are
 
 
 @pytest.mark.usefixtures("stand_in", "one_thread")

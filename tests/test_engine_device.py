@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,10 +16,11 @@ from torch.utils import _pytree as pytree
 
 import mvit_kernels as mk
 from mvit_kernels import reference
+from mvit_kernels.engine.blocks import Blocks, find_qattention
 from mvit_kernels.engine.device_plan import DevicePlan
 from mvit_kernels.engine.lower_calls import Call, lower_calls
 from mvit_kernels.engine.steps import Value
-from mvit_kernels.graph import Program, capture, optimize, run
+from mvit_kernels.graph import Node, Program, capture, optimize, run
 from mvit_kernels.ops import packing
 from mvit_kernels.ops.qfeed_forward import QFeedForward
 from mvit_kernels.ops.qinverted_residual import QInvertedResidual
@@ -115,6 +117,32 @@ def test_integers_have_the_bits_of_the_program(v2, monkeypatch) -> None:
     assert all(len(call.nodes) == 6 and call.macs > 0 for call in attentions)
     monkeypatch.setattr(QInvertedResidual, "pays", lambda *_: False)  # layer by layer, as maps that are small on a GPU
     assert torch.equal(plan.run(x)[0], right)
+
+
+def test_integer_attention_halves_that_differ_stay_as_they_are(v2) -> None:
+    """Where one of the six nodes is of another form, or somebody else takes its result."""
+    program = mk.quantize(v2, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False).program()
+    (first, *_) = [node for node in program if find_qattention(Blocks(program), node)]
+    found = find_qattention(Blocks(program), first)
+    assert found is not None
+    norm, qkv, context, key, gate, out = found
+
+    def with_other(node: Node, **more: Any) -> Program:
+        return Program([replace(node, **more) if each is node else each for each in program], program.outputs)
+
+    def set_to(node: Node, **settings: Any) -> Program:
+        return with_other(node, settings={**node.settings, **settings})
+
+    others = [
+        set_to(norm, norm="layer"), with_other(norm, weights={"weight": torch.ones(1), "bias": torch.ones(1)}),
+        set_to(qkv, activation="relu"), with_other(qkv, weights={**qkv.weights, "table": torch.zeros(256, dtype=torch.uint8)}),
+        set_to(context, out="float32"), set_to(key, out="uint8"), set_to(out, out="uint8"), set_to(out, stride=2),
+        with_other(out, inputs=(gate.name, "input")), with_other(gate, kind="qadd"),
+        *(Program(program, [*program.outputs, node.name]) for node in (norm, qkv, context, key, gate)),
+    ]  # fmt: skip
+    for other in others:
+        assert find_qattention(Blocks(other), other[norm.name]) is None
+    assert find_qattention(Blocks(Program(program, [*program.outputs, out.name])), norm) is not None
 
 
 def test_integer_norms_of_pixels_are_part_of_what_takes_them() -> None:
