@@ -102,9 +102,9 @@ void compare_context(const Case& t, const BlockOrder& order) {
     const QChannels c = channels.channels();
     const cuda::QAttentionContextProblem p{layer.map, query.data(), c, table, 3.7, layer.byte(zero_point), context.data()};
     const cuda::AttentionPhases phases(p.map);
-    const cuda::PhaseShared at(d, phases.points);
+    const cuda::QContextShared at(d, phases.points);
     std::memset(context.data(), 0x5A, static_cast<size_t>(context.size()));
-    run_blocks(t.batch * layer.phases, cuda::phase_threads, at.bytes, order,
+    run_blocks(t.batch * layer.phases, cuda::qcontext_threads, at.bytes, order,
                [&](uint8_t* shared) { cuda::qattention_context_phase(p, phases, at, shared); });
     CHECK(context.canary_intact());
 

@@ -8,8 +8,8 @@ namespace {
 constexpr const char* context_name = "qattention_context";
 constexpr const char* values_name = "qattention_values";
 
-__global__ void __launch_bounds__(phase_threads, 5)
-    qattention_context_kernel(QAttentionContextProblem problem, AttentionPhases phases, PhaseShared at) {
+__global__ void __launch_bounds__(qcontext_threads, 5)
+    qattention_context_kernel(QAttentionContextProblem problem, AttentionPhases phases, QContextShared at) {
     wait_turn();
     extern __shared__ __align__(16) uint8_t shared[];
     qattention_context_phase(problem, phases, at, shared);
@@ -39,7 +39,7 @@ Launched launch(const QAttentionValuesProblem& p, int device, void* stream) {
 
 }  // namespace
 
-int qattention_context_shared(int channels, int points) { return PhaseShared(channels, points).bytes; }
+int qattention_context_shared(int channels, int points) { return QContextShared(channels, points).bytes; }
 
 int qattention_pieces(int channels, int phases, int points) {
     int pieces = 0;
@@ -49,14 +49,14 @@ int qattention_pieces(int channels, int phases, int points) {
 
 Launched qattention_context(const QAttentionContextProblem& p, int device, void* stream) {
     const AttentionPhases phases(p.map);
-    const PhaseShared at(p.map.channels, phases.points);
+    const QContextShared at(p.map.channels, phases.points);
     const int64_t blocks = p.map.batch * phases.phases;
     if (blocks == 0) return {cudaSuccess, context_name};
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, context_name};
     static SharedLimit limit;
     return launched(context_name, device, [&] {
         if (!limit.raise(qattention_context_kernel, shared_of_block(device), device)) return;
-        launch_early(qattention_context_kernel, static_cast<unsigned>(blocks), phase_threads, at.bytes, stream, p, phases, at);
+        launch_early(qattention_context_kernel, static_cast<unsigned>(blocks), qcontext_threads, at.bytes, stream, p, phases, at);
     });
 }
 

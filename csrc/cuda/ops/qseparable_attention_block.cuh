@@ -40,44 +40,44 @@ class AttentionPhases {
 
 // --- the context: a block is a phase of an image ---
 
-inline constexpr int phase_threads = 256, phase_warps = phase_threads / warp_size;
-inline constexpr int phase_loads = 3;  // of a thread, 16 bytes each, that are under way at once
-inline constexpr int digit_bits = 7, digits = 3;
+inline constexpr int qcontext_threads = 256, qcontext_warps = qcontext_threads / warp_size;
+inline constexpr int qcontext_loads = 3;  // of a thread, 16 bytes each, that are under way at once
+inline constexpr int digit_bits = 7, exponential_digits = 3;
 
 // Which rows threads load at once, and where things lie in shared memory, in bytes. A parameter of the kernel.
-struct PhaseShared {
+struct QContextShared {
     Divisor of_chunks;  // eight channels each, of a row
     int chunks, rows;   // rows: that there are threads for
     int depth;          // tiles of it
     int row, points, scores, weights, query, bytes;
 
-    PhaseShared(int channels, int points_)
+    QContextShared(int channels, int points_)
         : of_chunks(static_cast<uint32_t>(channels / eight)),
           chunks(channels / eight),
-          rows(phase_threads / chunks),
+          rows(qcontext_threads / chunks),
           depth((channels + tile_depth - 1) / tile_depth),
           row(depth * tile_depth + 16),  // eight rows begin in different banks
           points((points_ + tile_depth - 1) / tile_depth * tile_depth),
           scores(points * row),
           weights(scores + points),
-          query(weights + digits * points),
+          query(weights + exponential_digits * points),
           bytes(query + depth * tile_depth) {}
 };
 
-// shared: PhaseShared::bytes, aligned to 16.
-MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, const AttentionPhases& phases, const PhaseShared& at,
+// shared: QContextShared::bytes, aligned to 16.
+MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, const AttentionPhases& phases, const QContextShared& at,
                                           uint8_t* shared) {
-    const int thread = thread_index() & (phase_threads - 1), lane = thread % warp_size, warp = thread / warp_size;
+    const int thread = thread_index() & (qcontext_threads - 1), lane = thread % warp_size, warp = thread / warp_size;
     const int block = static_cast<int>(block_x()), image = phases.image(block), phase = block - image * phases.phases;
     const int channels = p.map.channels, points = phases.points, rows = at.rows;
 
     // Threads side by side have eight channels each of as many rows as there are threads for.
     const int first = static_cast<int>(at.of_chunks(static_cast<uint32_t>(thread))), chunk = thread - first * at.chunks;
     const int16_t* from = p.map.x + (int64_t{image} * phases.pixels + phases.first(phase)) * channels + eight * chunk;
-    Words<4> held[phase_loads] = {};
+    Words<4> held[qcontext_loads] = {};
     const auto load = [&](int row) {
         MVIT_UNROLL
-        for (int i = 0; i < phase_loads; ++i) {
+        for (int i = 0; i < qcontext_loads; ++i) {
             const int n = row + i * rows;
             if (n < points) held[i] = *reinterpret_cast<const Words<4>*>(from + int64_t{phases.pixel(n)} * channels);
         }
@@ -94,10 +94,10 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
     const QPairNormal normal = *normals;
     const QPairBytes bytes(p.map.norm.low, p.map.norm.high, p.map.norm.zero_point);
     MVIT_ROLLED
-    for (int row = begin; row < points; row += phase_loads * rows) {
+    for (int row = begin; row < points; row += qcontext_loads * rows) {
         if (row > begin) load(row);
         MVIT_UNROLL
-        for (int i = 0; i < phase_loads; ++i) {
+        for (int i = 0; i < qcontext_loads; ++i) {
             const auto& x = held[i].v;
             const Words<2> both{{bytes(x[0], x[1], normal), bytes(x[2], x[3], normal)}};
             if (row + i * rows < points) *reinterpret_cast<Words<2>*>(shared + (row + i * rows) * at.row + eight * chunk) = both;
@@ -111,7 +111,7 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
     const int32_t init = c.init[0], zero_point = c.zero_point[0];
     const float scale = c.scale[0], low = c.low[0], high = c.high[0];
     MVIT_ROLLED
-    for (int tile = 16 * warp; tile < points; tile += 16 * phase_warps) {
+    for (int tile = 16 * warp; tile < points; tile += 16 * qcontext_warps) {
         int32_t sums[4] = {init, 0, init, 0};
         const uint8_t* a = shared + (tile + ldmatrix_row(lane)) * at.row + 16 * ldmatrix_chunk(lane);
         const uint8_t* b = shared + at.query + b_k(lane, 0);
@@ -130,8 +130,8 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
     }
     block_barrier();
 
-    // Exponentials, in digits of seven bits, which are signed bytes: a product of bytes sums them up. Of 16 points, the four that `pairs`
-    // below has in a word lie side by side.
+    // Exponentials, in digits of seven bits, which are signed bytes: a product of bytes sums them up. Of 16 points, the four
+    // that `pairs` below has in a word lie side by side.
     const uint8_t* const scores = shared + at.scores;
     uint8_t* const weights = shared + at.weights;
     int32_t largest = 0;
@@ -139,11 +139,11 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
     for (int n = lane; n < points; n += warp_size) largest = Largest()(largest, int32_t{scores[n]});
     largest = of_warp(largest, Largest());
     MVIT_ROLLED
-    for (int n = thread; n < at.points; n += phase_threads) {
+    for (int n = thread; n < at.points; n += qcontext_threads) {
         const int e = n < points ? p.table[largest - scores[n]] : 0;
         uint8_t* to = weights + (n & ~15) + 2 * (n & 6) + (n & 8) / 4 + (n & 1);
         MVIT_UNROLL
-        for (int i = 0; i < digits; ++i) to[i * at.points] = static_cast<uint8_t>(e >> (digit_bits * i) & 127);
+        for (int i = 0; i < exponential_digits; ++i) to[i * at.points] = static_cast<uint8_t>(e >> (digit_bits * i) & 127);
     }
     block_barrier();
 
@@ -151,19 +151,19 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
     MVIT_ROLLED
     for (int n = four * lane; n < at.points; n += four * warp_size) {
         MVIT_UNROLL
-        for (int i = 0; i < digits; ++i)
+        for (int i = 0; i < exponential_digits; ++i)
             total += dot4(*reinterpret_cast<const uint32_t*>(weights + i * at.points + n), 0x01010101, 0) << (digit_bits * i);
     }
     total = of_warp(total);
 
-    // Sums: 16 channels, the rows of a product whose depth are the points, with the digits as columns; the columns beyond are not looked
-    // at.
+    // Sums: 16 channels, the rows of a product whose depth are the points, with the digits as columns; the columns beyond are
+    // not looked at.
     const double all = total;
     MVIT_ROLLED
-    for (int group = 16 * warp; group < channels; group += 16 * phase_warps) {
+    for (int group = 16 * warp; group < channels; group += 16 * qcontext_warps) {
         int32_t sums[4] = {};
         const uint8_t* a = shared + lane * at.row + group;
-        const uint8_t* b = weights + (b_column(lane) < digits ? b_column(lane) : 0) * at.points + b_k(lane, 0);
+        const uint8_t* b = weights + (b_column(lane) < exponential_digits ? b_column(lane) : 0) * at.points + b_k(lane, 0);
         MVIT_ROLLED
         for (int n = 0; n < at.points; n += tile_depth, a += tile_depth * at.row, b += tile_depth) {
             uint32_t pairs[4];
@@ -172,8 +172,8 @@ MVIT_DEVICE void qattention_context_phase(const QAttentionContextProblem& p, con
                                           permute(pairs[2], pairs[3], 0x6420), permute(pairs[2], pairs[3], 0x7531)};
             mma_u8s8(sums, fragment, *reinterpret_cast<const uint32_t*>(b), *reinterpret_cast<const uint32_t*>(b + 16));
         }
-        // Rows c_row are the even channels and then the odd ones. Lane 0 of four has the low digits of both, lane 1 the high ones; each
-        // finishes one of them.
+        // Rows c_row are the even channels and then the odd ones. Lane 0 of four has the low digits of both, lane 1 the high
+        // ones; each finishes one of them.
         const bool second = lane % 4 == 1;
         const auto lower = [&](int i) { return sums[i] + (int64_t{sums[i + 1]} << digit_bits); };
         const int64_t other = shuffle_xor(second ? int64_t{sums[0]} : lower(2), 1);
