@@ -30,6 +30,12 @@ def wait_turn():
             gdc_wait()
 
 
+@triton.jit
+def anew(x):
+    """The int32 x, of which the compiler does not know that it is x: what is computed of it is not kept over a loop before."""
+    return x if INTERPRETED else tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
+
+
 def launch(kernel: Any, programs: int, *arguments: Any, **settings: Any) -> None:
     """Run `programs` instances of the kernel on the device of its first argument, a tensor, and the current stream there.
 
