@@ -326,7 +326,10 @@ def tile(rows: int, weight: Weight, x: Tensor, rows_of_group: int = 0, residual:
         return _tile(power_of_two(rows, 16, 64), 32, 32, 2)
     columns, depth = weight.bias.shape[0], max(weight.depths)
     wide, block_k = power_of_two(columns, 16, 64 if residual and capability(x) >= 90 else 128), power_of_two(depth, 16, 64)
-    stages = 2 if weight.kernel == 1 and sum(weight.depths) <= block_k else 3  # of one step, more take room from other programs
+    if weight.kernel > 1 and 0 < depth % 64 <= 32:
+        block_k = min(block_k, 32)  # nine times half a step of nothing
+    # Of one step, more take room from other programs; of two inputs, registers.
+    stages = 2 if (weight.kernel == 1 and sum(weight.depths) <= block_k) or (weight.depths[1] and block_k == 64) else 3
     for block_m, block_n in ((128, wide), (64, min(wide, 64)), (64, min(wide, 32)), (32, min(wide, 32))):
         if blocks(rows, block_m) * blocks(columns, block_n) >= processors(x) and rows_of_group % block_m == 0:
             return _tile(block_m, block_n, block_k, stages)
