@@ -21,7 +21,7 @@ import triton.language as tl
 from . import gemm, tuning
 from . import moments as moments_
 from .activation import activate
-from .launch import anew, blocks, capability, launch, processors, vector_of, wait_turn
+from .launch import anew, blocks, by_warpgroups, launch, processors, vector_of, wait_turn
 from .moments import combine_moments
 from .products import dot
 from .resident import add_and_store, load_pixels, normal, row_moments, widths
@@ -160,13 +160,13 @@ def tile(images: int, pixels: int, dim: int, x: Tensor) -> tuning.Tile:
         return tuning.IN_TWO
     if x.dtype == torch.float32:  # on no tensor cores
         return _tile(16, 16, 8 if width > 128 else 4, 1)
-    hopper = capability(x) >= 90
-    block_t = 128 if hopper and width <= 256 else 64 if width <= 128 else 32
+    warpgroups = by_warpgroups(x)
+    block_t = 128 if warpgroups and width <= 256 else 64 if width <= 128 else 32
     while block_t > 16 and (images * blocks(pixels, block_t) < processors(x) or block_t >= 2 * pixels):
         block_t //= 2
     if images * blocks(pixels, block_t) < processors(x) // 4:
         return tuning.IN_TWO
-    if hopper and block_t >= 64:  # of 64 pixels, two blocks fit into the shared memory of a multiprocessor
+    if warpgroups and block_t >= 64:  # of 64 pixels, two blocks fit into the shared memory of a multiprocessor
         return _tile(block_t, 64 if block_t == 128 or width <= 144 else 32, block_t // 16, 2)
     return _tile(block_t, 64 if width <= 128 else 32, 8 if block_t * width > 8192 else 4, 2)
 

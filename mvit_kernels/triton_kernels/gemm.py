@@ -23,7 +23,7 @@ import triton.language as tl
 from . import moments as moments_
 from . import normed_gemm, tuning
 from .activation import activate
-from .launch import blocks, capability, far, launch, power_of_two, processors, vector_of, wait_turn
+from .launch import blocks, by_warpgroups, far, launch, power_of_two, processors, vector_of, wait_turn
 from .moments import combine_moments, write_part
 from .products import dot
 
@@ -325,7 +325,7 @@ def tile(rows: int, weight: Weight, x: Tensor, rows_of_group: int = 0, residual:
     if x.dtype == torch.float32:  # on no tensor cores: 16 sums a thread
         return _tile(power_of_two(rows, 16, 64), 32, 32, 2)
     columns, depth = weight.bias.shape[0], max(weight.depths)
-    wide, block_k = power_of_two(columns, 16, 64 if residual and capability(x) >= 90 else 128), power_of_two(depth, 16, 64)
+    wide, block_k = power_of_two(columns, 16, 64 if residual and by_warpgroups(x) else 128), power_of_two(depth, 16, 64)
     if weight.kernel > 1 and 0 < depth % 64 <= 32:
         block_k = min(block_k, 32)  # nine times half a step of nothing
     # Of one step, more take room from other programs; of two inputs, registers.

@@ -83,6 +83,11 @@ def capability(x: Tensor) -> int:
     return 80 if triton.knobs.runtime.interpret else triton.runtime.driver.active.get_current_target().arch
 
 
+def by_warpgroups(x: Tensor) -> bool:
+    """Whether tensor cores take 64 rows of four warps at once, and blocks have 227 KiB of shared memory: on sm_90 and sm_100."""
+    return 90 <= capability(x) < 120
+
+
 @functools.cache
 def _processors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count

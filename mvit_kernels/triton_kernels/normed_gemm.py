@@ -14,7 +14,7 @@ import triton.language as tl
 
 from . import tuning
 from .activation import activate
-from .launch import blocks, capability, launch, power_of_two, processors, vector_of, wait_turn
+from .launch import blocks, by_warpgroups, launch, power_of_two, processors, vector_of, wait_turn
 from .products import dot
 from .resident import load_pixels, normal, row_moments, widths
 
@@ -95,7 +95,7 @@ def forward(
 def _guess(a: Tensor, columns: int, width: int) -> tuning.Tile:
     """Tensor cores of sm_90 take 64 rows of four warps at once: with eight warps for them, as many instructions do half of the work. Two
     programs have room on a multiprocessor."""
-    if capability(a) < 90:
+    if not by_warpgroups(a):
         return _tile(_ROWS, power_of_two(columns, 16, 64), 8 if width > 128 else 4, 2)
     block_n = power_of_two(columns, 16, 64 if width <= 144 else 32)
     return _tile(2 * _ROWS, block_n, 8, 2) if blocks(a.shape[0], 2 * _ROWS) >= processors(a) else _tile(_ROWS, block_n, 4, 2)

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from . import tuning
-from .launch import blocks, capability, far, launch, power_of_two, vector_of, wait_turn
+from .launch import blocks, by_warpgroups, far, launch, power_of_two, vector_of, wait_turn
 from .phases import phase_pixels, shift_of
 from .products import dot
 
@@ -244,7 +244,7 @@ def _guess(length: int, y: Tensor, settings: dict) -> tuning.Tile:
     """Of the forward. On sm_90 four warps have 64 queries, or as many as there are for 16 each; the next keys are not on their way while
     these are multiplied, for which more programs fit beside each other."""
     guess = {name: settings[name] for name in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")}
-    if y.dtype == torch.float32 or capability(y) < 90:
+    if y.dtype == torch.float32 or not by_warpgroups(y):
         return guess
     block_m = 128 if length >= 128 and settings["BLOCK_M"] == 64 else settings["BLOCK_M"]
     return guess | {"BLOCK_M": block_m, "num_warps": block_m // 16, "num_stages": 1}

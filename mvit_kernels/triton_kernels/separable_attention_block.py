@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from . import gemm, tuning
-from .launch import anew, blocks, capability, far, launch, power_of_two, processors, wait_turn
+from .launch import anew, blocks, by_warpgroups, far, launch, power_of_two, processors, wait_turn
 from .moments import collect as collect_moments
 from .moments import collected, combine_moments, empty_parts, parts_or_moments
 from .phases import Phases, group_start, phases_of, pixel_offsets
@@ -366,13 +366,13 @@ def tile(x: Tensor, walk: Phases) -> tuning.Tile:
         return _tile(16, 16, 8, 1)
     if images * walk.groups * blocks(walk.length, _FEW) < processors(x):
         return tuning.IN_TWO
-    hopper = capability(x) >= 90
-    block_t = 64 if width <= (256 if hopper else 128) else 32
-    if hopper and width <= 256 and walk.length >= 128:
+    warpgroups = by_warpgroups(x)
+    block_t = 64 if width <= (256 if warpgroups else 128) else 32
+    if warpgroups and width <= 256 and walk.length >= 128:
         block_t = 128
     while block_t > 16 and (images * _programs(walk, block_t)[0] < processors(x) or block_t >= 2 * walk.groups * walk.length):
         block_t //= 2
-    if hopper and block_t >= 64:
+    if warpgroups and block_t >= 64:
         return _tile(block_t, 64 if block_t == 128 or width <= 128 else 32, block_t // 16, 2)
     return _tile(block_t, 64 if width <= 192 else 32, 8 if block_t * width > 4096 else 4, 2)
 
