@@ -29,6 +29,7 @@ MOST = {
     "separable_attention_values_kernel": (80, 0),
     "inverted_residual_kernel": (176, 0),
     "qinverted_residual_kernel": (184, 0),
+    "qpatch_attention_kernel": (200, 0),
 }
 
 
@@ -109,6 +110,14 @@ def test_products_are_of_tensor_cores(arch: str) -> None:
         assert re.search(r"IMMA\.16832\.U8\.S8", body)
         assert re.search(r"IDP\.4A\.U8\.S8", body)
         assert "LDGSTS" in body
+    phases = {name: body for name, body in functions.items() if "23qpatch_attention_kernel" in name}
+    assert len(phases) == 5  # depths of a head
+    for name, body in phases.items():
+        assert re.search(r"IMMA\.16832\.U8\.U8", body)
+        assert "FMUL.SAT" in body
+        assert "LDGSTS" in body
+        assert "LDSM" in body
+        functions[name] = body[: body.rindex("IMMA")]  # behind are divisions, which multiply and add and round once
     for name, body in functions.items():
         if not re.search("separable_attention|24inverted_residual", name):
             # Multiply-adds of integer ops are two operations, or bits would differ from the CPU's.
