@@ -332,6 +332,18 @@ def test_phases_that_are_refused(monkeypatch: pytest.MonkeyPatch, call: Any, rea
         call()(CPU, "cuda")
 
 
+def test_phases_of_far_pixels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where something is that far away, or what is written would be."""
+    monkeypatch.setattr(cuda_support, "refuse", lambda x: None)
+    choose = importlib.import_module("mvit_kernels.ops.qpatch_attention").choose
+    for shape, strides, heads in (
+        ((1, 4, 4, 24), (1, 2**30, 24, 1), 2), ((1, 4, 4, 24), (1, 96, 2**30, 1), 2), ((1, 1, 2**14, 3 * 2**18), (1, 1, 0, 1), 2**18),
+    ):  # fmt: skip
+        qkv = torch.empty_strided(shape, strides, dtype=torch.uint8, device="meta")
+        with pytest.raises(ValueError, match="cannot take this call: it takes images of at most 2147483647 bytes from first to last"):
+            choose("cuda", qkv, heads, (1, 1), 120)
+
+
 def test_residual_blocks_with_other_formulas_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_support, "refuse", lambda x: None)
     (x, _, _, *rest), keywords = residual_block((1, 16, 4, 4), 16, 16, torch.float16)

@@ -17,7 +17,7 @@ void compare(const QPatchAttentionCase& c, const BlockOrder& order = block_order
         p.image_stride = of_cpu.qkv_stride[0], p.row_stride = of_cpu.qkv_stride[1], p.pixel_stride = of_cpu.qkv_stride[2];
         p.q_zero_point = of_cpu.q_zero_point, p.v_zero_point = of_cpu.v_zero_point;
         p.score_steps = of_cpu.score_steps, p.ratio = of_cpu.ratio;
-        const auto cut = cuda::QPatchAttentionCut::of(p);
+        const cuda::QPatchAttentionCut cut(p);
         CHECK(cut.threads() <= cuda::phase_warps * cuda::warp_size);
         Guarded<uint8_t> shared(cut.bytes);
         for (int64_t i = 0; i < cut.blocks(p); ++i) {

@@ -110,6 +110,7 @@ def _cpu(
 
 
 _DEEPEST_CUDA = 64  # channels of a head: csrc/cuda/ops/qpatch_attention.h
+_MOST_BYTES = 2**31 - 1  # of an image: its offsets are of 32 bits
 
 
 def _cuda_refuse(qkv: Tensor, heads: int, patch: tuple[int, int], q_zero_point: int) -> str | None:
@@ -121,6 +122,8 @@ def _cuda_refuse(qkv: Tensor, heads: int, patch: tuple[int, int], q_zero_point: 
         return f"it takes heads of at most {_DEEPEST_CUDA} channels, got {depth}"
     if not 0 <= q_zero_point <= 255:
         return f"it takes a q_zero_point in 0 .. 255, got {q_zero_point}"
+    if (height - 1) * qkv.stride(1) + (width - 1) * qkv.stride(2) + channels > _MOST_BYTES or height * width * channels // 3 > _MOST_BYTES:
+        return f"it takes images of at most {_MOST_BYTES} bytes from first to last"
     return cuda_support.refuse_shared(qkv, cuda_support.native.qpatch_attention_shared(heads, length, depth))
 
 
@@ -178,7 +181,8 @@ def _attention(
 ) -> Tensor:  # fmt: skip
     patch = _check(qkv, heads, patch_size, q_zero_point, v_zero_point, out_bits)
     f, g = _factors(qkv, heads, q_scale, k_scale, v_scale, scale, out_scale)
-    return choose(backend, qkv, heads, patch, q_zero_point).forward(qkv, heads, patch, q_zero_point, v_zero_point, f, g, out_zero_point, out_bits)
+    chosen = choose(backend, qkv, heads, patch, q_zero_point)
+    return chosen.forward(qkv, heads, patch, q_zero_point, v_zero_point, f, g, out_zero_point, out_bits)
 
 
 def _fake(

@@ -18,14 +18,17 @@ __global__ void __launch_bounds__(phase_warps* warp_size, blocks_of(pairs))
 
 }  // namespace
 
-int qpatch_attention_shared(int heads, int pixels, int depth) { return pixels > 0 ? QPatchAttentionCut(heads, 1, pixels, depth).bytes : 0; }
+int qpatch_attention_shared(int heads, int pixels, int depth) { return pixels > 0 ? PhaseShape(heads, pixels, depth).bytes : 0; }
 
 Launched qpatch_attention(const QPatchAttentionProblem& p, int device, void* stream) {
     constexpr const char* kernel = "qpatch_attention";
     if (p.batch * p.height * p.width * p.dim == 0) return {cudaSuccess, kernel};
-    const int64_t rows = p.height / p.patch_h, columns = p.width / p.patch_w, depth = p.dim / p.heads;
-    if (rows * columns > INT16_MAX || p.heads > INT32_MAX || depth > deepest_head) return {cudaErrorInvalidConfiguration, kernel};
-    const auto cut = QPatchAttentionCut::of(p);
+    if (p.dim / p.heads > deepest_head || p.height / p.patch_h * (p.width / p.patch_w) > most_phase_pixels)
+        return {cudaErrorInvalidConfiguration, kernel};
+    // Offsets in an image are of 32 bits.
+    const int64_t of_qkv = (p.height - 1) * p.row_stride + (p.width - 1) * p.pixel_stride + 3 * p.dim;
+    if (of_qkv > INT32_MAX || p.height * p.width * p.dim > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    const QPatchAttentionCut cut(p);
     const int64_t blocks = cut.blocks(p);
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     return launched(kernel, device, [&] {

@@ -2,11 +2,13 @@
 #pragma once
 
 #include "cuda/ops/qpatch_attention.h"
-#include "cuda/ops/qproduct.cuh"
 #include "cuda/primitives/alignment.h"
 #include "cuda/primitives/channels.cuh"
 #include "cuda/primitives/divisor.h"
+#include "cuda/primitives/mma_s8.cuh"
+#include "cuda/primitives/qeight.cuh"
 #include "cuda/primitives/shared.cuh"
+#include "cuda/primitives/swizzle.cuh"
 #include "cuda/primitives/warp.cuh"
 
 namespace mvit::cuda {
@@ -14,6 +16,7 @@ namespace mvit::cuda {
 inline constexpr int phase_warps = 8;                                   // of a block, at most
 inline constexpr int phase_rounds = 2, phase_tile = 16 * phase_rounds;  // queries of a warp, in blocks of 16
 inline constexpr int phase_keys = 32;                                   // that are multiplied at a time
+inline constexpr int deepest_head = 64, most_phase_pixels = 1 << 14;
 inline constexpr int phase_table_rows = 257, phase_table_bytes = phase_table_rows * warp_size * 4;
 
 // What scores begin with, as bits of floats: 1.5 2^23 + S, |S| < 2^22, of keys that there are, and 2^23, less than any, of others.
@@ -22,9 +25,8 @@ inline constexpr uint32_t score_of_zero = 0x4B400000, score_of_none = 0x4B000000
 inline constexpr float place_of_zero = 0x1.8p15f;
 inline constexpr uint32_t place_bits = 0x47400000;
 
-// Pairs of 8 columns of the second product: the channels of a head and one that adds up exponentials. Of 16, the most is 5.
+// Pairs of 8 columns of the second product: the channels of a head and, last, one that adds up exponentials.
 MVIT_BOTH constexpr int value_pairs(int depth) { return depth / 16 + 1; }
-inline constexpr int deepest_head = 64;
 
 // body<pairs>()
 template <class Body>
@@ -44,7 +46,8 @@ void with_value_pairs(int pairs, const Body& body) {
 }
 
 // What lies in shared memory of 32 keys of a head, in rows of 32 bytes: the keys, 32 rows for each 32 channels; the values, a row for each
-// channel; then what scores begin with.
+// channel; then what scores begin with. Channels past those of the head are left as they are: keys meet zeros of the queries, and sums of
+// values are nobody's.
 MVIT_BOTH constexpr int key_parts(int pairs) { return pairs > 2 ? 2 : 1; }
 MVIT_BOTH constexpr int phase_step_bytes(int pairs) { return phase_keys * (32 * key_parts(pairs) + 16 * pairs + 4); }
 
@@ -54,87 +57,104 @@ struct PhaseStep {
     static constexpr int values = parts * part, starts = values + pairs * pair, bytes = phase_step_bytes(pairs);
 
     // Half a row. Eight rows fill the banks twice: the upper four have their halves swapped, so that eight first halves fill them once.
-    MVIT_BOTH static constexpr int place(int r, int half) { return r * row + (half ^ r / 4 % 2) * chunk_bytes; }
+    MVIT_BOTH static constexpr uint32_t place(uint32_t r, uint32_t half) { return r * row + (half ^ r / 4 % 2) * chunk_bytes; }
 };
 
-// How a call is cut into blocks, whose shared memory has the table, and the keys of each head by 32. A warp has 32 queries of a head; a
-// block the warps of some heads of a phase with all their queries, or eight of one head.
-struct QPatchAttentionCut {
-    int columns, length, padded, depth, pairs;  // of a phase: pixels in a row, in all, rounded up to `phase_keys`
-    int tiles, heads;                           // of a block: warps of a head; heads
-    int all_tiles, tile_groups, head_groups;
+// A warp has 32 queries of a head; a block the warps of some heads of a phase with all their queries, or eight of one head. Its shared
+// memory has the table, and of each head all keys.
+struct PhaseShape {
+    int length, padded, depth, pairs;  // pixels of a phase, and rounded up; channels of a head
+    int all_tiles, tiles, heads;       // warps of a head, in all and in a block; heads of a block
     int head_bytes, bytes;
-    Divisor by_columns, by_padded;
-    int alignment = 1;     // of heads of qkv: 16, 4 or 1
-    bool aligned = false;  // whether heads of y are words
 
     // At least one pixel.
-    MVIT_BOTH QPatchAttentionCut(int all_heads, int rows, int columns_, int depth_)
-        : columns(columns_),
-          length(rows * columns),
+    MVIT_BOTH PhaseShape(int all_heads, int pixels, int depth_)
+        : length(pixels),
           padded((length + phase_keys - 1) / phase_keys * phase_keys),
           depth(depth_),
           pairs(value_pairs(depth)),
           all_tiles(padded / phase_tile),
+          tiles(all_tiles < phase_warps ? all_tiles : phase_warps),
+          heads(all_heads < phase_warps / tiles ? all_heads : phase_warps / tiles),
           head_bytes(padded / phase_keys * phase_step_bytes(pairs)),
-          by_columns(static_cast<uint32_t>(columns)),
-          by_padded(static_cast<uint32_t>(padded)) {
-        tiles = all_tiles < phase_warps ? all_tiles : phase_warps;
-        heads = all_heads < phase_warps / tiles ? all_heads : phase_warps / tiles;
-        tile_groups = (all_tiles + tiles - 1) / tiles, head_groups = (all_heads + heads - 1) / heads;
-        bytes = phase_table_bytes + heads * head_bytes;
-    }
-    static QPatchAttentionCut of(const QPatchAttentionProblem& p) {
-        const auto small = [](int64_t value) { return static_cast<int>(value); };
-        QPatchAttentionCut cut(small(p.heads), small(p.height / p.patch_h), small(p.width / p.patch_w), small(p.dim / p.heads));
-        cut.alignment = alignment_of(p.qkv, p.image_stride, p.row_stride, p.pixel_stride, p.dim / p.heads);
-        cut.aligned = alignment_of(p.y, p.dim / p.heads) > 1;
-        return cut;
-    }
-
+          bytes(phase_table_bytes + heads * head_bytes) {}
     MVIT_BOTH int threads() const { return tiles * heads * warp_size; }
-    MVIT_BOTH int64_t blocks(const QPatchAttentionProblem& p) const { return p.batch * p.patch_h * p.patch_w * head_groups * tile_groups; }
 };
 
-// Where the first pixel of a phase is and how far the others are from it, in bytes.
-struct PhasePixels {
-    int64_t first, row, column;
+// A map that phases are pixels of: bytes from image to image, row to row and pixel to pixel, of the map and of a phase. An image is of
+// fewer than 2^31 bytes.
+struct PhaseMap {
+    int64_t image_stride, row_stride, pixel_stride;
+    uint32_t rows_on, pixels_on;
+    bool aligned;  // channels of a head are words
+};
 
-    MVIT_DEVICE PhasePixels(const QPatchAttentionProblem& p, int64_t image, int phase, int64_t image_stride, int64_t row_stride,
-                            int64_t pixel_stride)
-        : row(p.patch_h * row_stride), column(p.patch_w * pixel_stride) {
-        const int across = static_cast<int>(p.patch_w);
-        first = image * image_stride + phase / across * row_stride + phase % across * pixel_stride;
+struct QPatchAttentionCut : PhaseShape {
+    uint32_t columns;
+    int all_heads;
+    Divisor by_columns, by_padded, by_tiles;
+    Digit of_tiles, of_heads, of_across, of_down;  // from the last to the first that a block's number counts; then images
+    PhaseMap qkv, y;
+    uint32_t ones[deepest_head / 4] = {};  // of the channels
+
+    explicit QPatchAttentionCut(const QPatchAttentionProblem& p)
+        : PhaseShape(small(p.heads), small(p.height / p.patch_h * (p.width / p.patch_w)), small(p.dim / p.heads)),
+          columns(static_cast<uint32_t>(p.width / p.patch_w)),
+          all_heads(small(p.heads)),
+          by_columns(columns),
+          by_padded(static_cast<uint32_t>(padded)),
+          by_tiles(static_cast<uint32_t>(tiles)),
+          of_tiles(static_cast<uint32_t>(ceil_divide(all_tiles, tiles))),
+          of_heads(static_cast<uint32_t>(ceil_divide(all_heads, heads))),
+          of_across(static_cast<uint32_t>(p.patch_w)),
+          of_down(static_cast<uint32_t>(p.patch_h)),
+          qkv(map(p, p.qkv, p.image_stride, p.row_stride, p.pixel_stride)),
+          y(map(p, p.y, p.height * p.width * p.dim, p.width * p.dim, p.dim)) {
+        for (int c = 0; c < depth; ++c) ones[c / 4] |= 1u << (8 * (c % 4));
     }
-    MVIT_DEVICE int64_t operator()(const QPatchAttentionCut& cut, int n) const {
-        const auto y = static_cast<int>(cut.by_columns(static_cast<uint32_t>(n)));
-        return y * row + (n - y * cut.columns) * column;
+    int64_t blocks(const QPatchAttentionProblem& p) const { return p.batch * p.patch_h * p.patch_w * of_tiles.count() * of_heads.count(); }
+
+    // Pixel n of a phase, from its first one.
+    MVIT_DEVICE uint32_t pixel(const PhaseMap& map, uint32_t n) const {
+        const uint32_t row = by_columns(n);
+        return row * map.rows_on + (n - row * columns) * map.pixels_on;
+    }
+
+  private:
+    static int small(int64_t value) { return static_cast<int>(value); }
+    static PhaseMap map(const QPatchAttentionProblem& p, const uint8_t* data, int64_t image_stride, int64_t row_stride,
+                        int64_t pixel_stride) {
+        return {image_stride,
+                row_stride,
+                pixel_stride,
+                static_cast<uint32_t>(p.patch_h * row_stride),
+                static_cast<uint32_t>(p.patch_w * pixel_stride),
+                alignment_of(data, image_stride, row_stride, pixel_stride, p.dim / p.heads) > 1};
     }
 };
 
-// Which queries a block has, and its warp; found anew wherever it is asked for, rather than kept in registers.
+// Which queries a block and this warp of it have; found anew wherever it is asked for, rather than kept in registers.
 struct PhaseBlock {
     int64_t image;
-    int phase, head, heads, tile;  // from these on
-    int own_head, own_tile;        // of this warp; the head counted from that of the block
-    bool has;                      // whether it has queries
+    int down, across;        // in a patch
+    int head, heads, tile;   // the first head, how many; the first tile
+    int own_head, own_tile;  // of this warp; the head counted from that of the block
+    bool has;                // whether it has queries
 
-    MVIT_DEVICE PhaseBlock(const QPatchAttentionProblem& p, const QPatchAttentionCut& cut) {
+    MVIT_DEVICE explicit PhaseBlock(const QPatchAttentionCut& cut) {
         auto block = anew(static_cast<uint32_t>(block_x()));
-        const auto next = [&](int count) {
-            const uint32_t all = block, size = static_cast<uint32_t>(count);
-            block = all / size;
-            return static_cast<int>(all - block * size);
-        };
-        tile = next(cut.tile_groups) * cut.tiles;
-        head = next(cut.head_groups) * cut.heads;
-        phase = next(static_cast<int>(p.patch_h * p.patch_w));
+        tile = cut.of_tiles.take(block) * cut.tiles;
+        head = cut.of_heads.take(block) * cut.heads;
+        across = cut.of_across.take(block), down = cut.of_down.take(block);
         image = block;
-        const int left = static_cast<int>(p.heads) - head;
-        heads = left < cut.heads ? left : cut.heads;
-        const int warp = static_cast<int>(anew(static_cast<uint32_t>(thread_index())) / warp_size);
-        own_head = warp / cut.tiles, own_tile = tile + warp % cut.tiles;
+        heads = cut.all_heads - head < cut.heads ? cut.all_heads - head : cut.heads;
+        const uint32_t warp = anew(static_cast<uint32_t>(thread_index())) / warp_size;
+        own_head = static_cast<int>(cut.by_tiles(warp)), own_tile = tile + static_cast<int>(warp) - own_head * cut.tiles;
         has = own_head < heads && own_tile < cut.all_tiles;
+    }
+    // Of the first pixel of the phase.
+    MVIT_DEVICE int64_t first(const PhaseMap& map) const {
+        return image * map.image_stride + down * map.row_stride + across * map.pixel_stride;
     }
 };
 
@@ -148,91 +168,84 @@ MVIT_DEVICE void turn(const uint32_t (&rows)[4], uint32_t (&columns)[4]) {
     }
 }
 
-// Keys of `heads` heads, rows of their channels with zeros behind, and behind the last one.
-template <int pairs>
-MVIT_DEVICE void load_phase_keys(const QPatchAttentionProblem& p, const QPatchAttentionCut& cut, const uint8_t* k,
-                                 const PhasePixels& pixels, int heads, uint8_t* shared) {
+// Keys and values of `heads` heads, in the orders of ops/qpatch_attention.h, zeros of keys that are not there; and a last row of values
+// that is 1 for those that are. k: of the phase and the first head; v: `to_values` bytes behind.
+//
+// A thread has four channels of each 16, of four keys.
+template <int pairs, bool aligned>
+MVIT_DEVICE void load_phase(const QPatchAttentionCut& cut, const uint8_t* k, int64_t to_values, uint32_t heads, uint8_t* shared) {
     using Step = PhaseStep<pairs>;
-    constexpr int chunks = Step::parts * Step::row / chunk_bytes;
+    const auto row_of = [](int j) { return j / 2 * 8 + j % 2; };  // also of channels
+    const auto padded = static_cast<uint32_t>(cut.padded);
     MVIT_ROLLED
-    for (int i = thread_index(); i < heads * cut.padded * chunks; i += cut.threads()) {
-        const int row = i / chunks, chunk = i % chunks, c = chunk * chunk_bytes, left = cut.depth - c;
-        const auto head = static_cast<int>(cut.by_padded(static_cast<uint32_t>(row)));
-        const int key = row - head * cut.padded;
-        Chunk from{p.qkv, 0};
-        if (key < cut.length && left > 0) from = {k + pixels(cut, key) + head * cut.depth + c, left < chunk_bytes ? left : chunk_bytes};
-        uint8_t* const step = shared + head * cut.head_bytes + key / phase_keys * Step::bytes;
-        load_chunk(step + chunk / 2 * Step::part + Step::place(key % phase_keys, chunk % 2), from, cut.alignment);
-    }
-    cp_async_commit();
-}
-
-// Values of `heads` heads, rows of a channel; zeros behind the last key and the last channel, and at last a row of ones. Keys and channels
-// are in the orders of ops/qpatch_attention.h.
-template <int pairs>
-MVIT_DEVICE void load_phase_values(const QPatchAttentionCut& cut, const uint8_t* v, const PhasePixels& pixels, int heads, uint8_t* shared) {
-    using Step = PhaseStep<pairs>;
-    MVIT_ROLLED
-    for (int i = thread_index(); i < heads * cut.padded; i += cut.threads()) {
-        const auto head = static_cast<int>(cut.by_padded(static_cast<uint32_t>(i)));
-        const int quad = i % 4, place = (i - head * cut.padded) / 4, of_step = place / 8, half = place / 4 % 2;  // of channels; of keys
-        const int key = of_step * phase_keys + half * 16 + place % 4 * 2;
-        const uint8_t* from[4];
-        bool there[4];
-        uint32_t ones = 0;
+    for (auto i = static_cast<uint32_t>(thread_index()); i < heads * padded; i += static_cast<uint32_t>(cut.threads())) {
+        const uint32_t head = cut.by_padded(i), quad = i % 4, four_keys = (i - head * padded) / 4, half = four_keys / 4 % 2;
+        const uint32_t in_half = four_keys % 4, key = four_keys / 8 * phase_keys + half * 16 + in_half * 2;
+        const int first = static_cast<int>(4 * quad);
+        uint32_t keys[pairs][4], values[pairs][4], ones = 0;
         MVIT_UNROLL
         for (int j = 0; j < 4; ++j) {
-            const int n = key + j / 2 * 8 + j % 2;
-            there[j] = n < cut.length;
-            from[j] = v + head * cut.depth + 4 * quad + (there[j] ? pixels(cut, n) : 0);
-            ones |= (there[j] ? 1u : 0u) << (8 * j);
+            const uint32_t n = key + static_cast<uint32_t>(row_of(j));
+            const bool there = n < static_cast<uint32_t>(cut.length);
+            const uint8_t* from = k + (cut.pixel(cut.qkv, there ? n : 0) + head * static_cast<uint32_t>(cut.depth) + 4 * quad);
+            MVIT_UNROLL
+            for (int pair = 0; pair < pairs; ++pair) {
+                const int left = there ? cut.depth - 16 * pair - first : 0;
+                keys[pair][j] = left > 0 ? load_channels(from + 16 * pair, left, aligned) : 0;
+                values[pair][j] = left > 0 ? load_channels(from + to_values + 16 * pair, left, aligned) : 0;
+            }
+            ones |= (there ? 1u : 0u) << (8 * j);
         }
-        uint8_t* const to = shared + head * cut.head_bytes + of_step * Step::bytes + Step::values + place % 4 * 4;
+        uint8_t* const step = shared + (head * static_cast<uint32_t>(cut.head_bytes) + four_keys / 8 * Step::bytes);
+        const auto store = [&](uint32_t at, uint32_t word) { *reinterpret_cast<uint32_t*>(step + at) = word; };
+        const uint32_t of_keys = Step::place(16 * half + 2 * in_half, 0) + 4 * quad, of_values = Step::place(2 * quad, half) + 4 * in_half;
         MVIT_UNROLL
         for (int pair = 0; pair < pairs; ++pair) {
-            const int left = cut.depth - 16 * pair - 4 * quad;
-            uint32_t keys[4], channels[4];
+            if (16 * pair + first >= cut.depth) continue;
+            uint32_t channels[4];
+            turn(values[pair], channels);
             MVIT_UNROLL
-            for (int j = 0; j < 4; ++j) keys[j] = there[j] && left > 0 ? load_channels(from[j] + 16 * pair, left, cut.alignment > 1) : 0;
-            turn(keys, channels);
-            if (pair == pairs - 1 && quad == 3) channels[3] = ones;
-            MVIT_UNROLL
-            for (int j = 0; j < 4; ++j)
-                *reinterpret_cast<uint32_t*>(to + pair * Step::pair + Step::place(j / 2 * 8 + 2 * quad + j % 2, half)) = channels[j];
+            for (int j = 0; j < 4; ++j) {
+                const auto row = static_cast<uint32_t>(row_of(j) * Step::row);
+                store(pair / 2 * Step::part + row + (of_keys ^ pair % 2 * chunk_bytes), keys[pair][j]);
+                store(Step::values + pair * Step::pair + row + of_values, channels[j]);
+            }
         }
+        if (quad == 3) store(Step::values + (pairs - 1) * Step::pair + Step::place(15, half) + 4 * in_half, ones);
     }
 }
 
 // A column of words for each lane, the entry in the highest byte.
 MVIT_DEVICE void load_phase_table(const uint8_t* table, int threads, uint8_t* shared) {
-    constexpr int chunks = warp_size * 4 / chunk_bytes;
+    constexpr uint32_t chunks = warp_size * 4 / chunk_bytes;
     MVIT_ROLLED
-    for (int row = thread_index(); row < phase_table_rows; row += threads) {
+    for (auto row = static_cast<uint32_t>(thread_index()); row < phase_table_rows; row += static_cast<uint32_t>(threads)) {
         const uint32_t word = uint32_t{table[row < 255 ? row : 255]} << 24;
         MVIT_UNROLL
-        for (int i = 0; i < chunks; ++i)  // neighbours write to different banks
-            *reinterpret_cast<Sixteen*>(shared + (row * chunks + (i + row) % chunks) * chunk_bytes) = {{word, word, word, word}};
+        for (uint32_t i = 0; i < chunks; ++i)  // neighbours write to different banks
+            *reinterpret_cast<Sixteen*>(shared + (row * chunks + (i ^ row % chunks)) * chunk_bytes) = {{word, word, word, word}};
     }
 }
 
 // What scores of each key begin with, of keys in shared memory.
 template <int pairs>
-MVIT_DEVICE void sum_phase_keys(const QPatchAttentionCut& cut, int32_t q_zero_point, int heads, uint8_t* shared) {
+MVIT_DEVICE void sum_phase_keys(const QPatchAttentionCut& cut, int32_t q_zero_point, uint32_t heads, uint8_t* shared) {
     using Step = PhaseStep<pairs>;
+    const auto padded = static_cast<uint32_t>(cut.padded);
     MVIT_ROLLED
-    for (int i = thread_index(); i < heads * cut.padded; i += cut.threads()) {
-        const auto head = static_cast<int>(cut.by_padded(static_cast<uint32_t>(i)));
-        const int key = i - head * cut.padded;
-        uint8_t* const keys = shared + head * cut.head_bytes + key / phase_keys * Step::bytes;
+    for (auto i = static_cast<uint32_t>(thread_index()); i < heads * padded; i += static_cast<uint32_t>(cut.threads())) {
+        const uint32_t head = cut.by_padded(i), key = i - head * padded;
+        uint8_t* const step = shared + (head * static_cast<uint32_t>(cut.head_bytes) + key / phase_keys * Step::bytes);
         int32_t sum = 0;
         MVIT_UNROLL
-        for (int c = 0; c < 2 * Step::parts; ++c) {
-            const auto chunk = *reinterpret_cast<const Sixteen*>(keys + c / 2 * Step::part + Step::place(key % phase_keys, c % 2));
+        for (uint32_t c = 0; c < 2 * Step::parts && c < pairs; ++c) {
+            const auto chunk = *reinterpret_cast<const Sixteen*>(step + c / 2 * Step::part + Step::place(key % phase_keys, c % 2));
             MVIT_UNROLL
-            for (int j = 0; j < 4; ++j) sum = dot4(chunk.words[j], 0x01010101, sum);
+            for (int j = 0; j < 4; ++j) sum = dot4(chunk.words[j], cut.ones[4 * c + j], sum);
         }
-        const uint32_t start = key < cut.length ? score_of_zero - static_cast<uint32_t>(q_zero_point * sum) : score_of_none;
-        *reinterpret_cast<uint32_t*>(keys + Step::starts + key % phase_keys * 4) = start;
+        const uint32_t start =
+            key < static_cast<uint32_t>(cut.length) ? score_of_zero - static_cast<uint32_t>(q_zero_point * sum) : score_of_none;
+        *reinterpret_cast<uint32_t*>(step + Step::starts + key % phase_keys * 4) = start;
     }
 }
 
@@ -243,21 +256,20 @@ class PhaseQueries {
     using Step = PhaseStep<pairs>;
     static constexpr int parts = Step::parts;
 
-    // head: of the block; tile: of all; q: of its channels. Without queries, all is 0.
-    MVIT_DEVICE PhaseQueries(const QPatchAttentionCut& cut, const uint8_t* q, const PhasePixels& pixels, int tile, bool there)
-        : lane_(thread_index() % warp_size) {
+    MVIT_DEVICE PhaseQueries() : lane_(static_cast<int>(static_cast<uint32_t>(thread_index()) % warp_size)) {}
+
+    // q: of the phase and the head of this warp; 0 past its channels, and where there are no queries.
+    template <bool aligned>
+    MVIT_DEVICE void load(const QPatchAttentionCut& cut, const uint8_t* q, const PhaseBlock& block) {
         MVIT_UNROLL
-        for (int r = 0; r < phase_rounds; ++r) {
+        for (int i = 0; i < 2 * phase_rounds; ++i) {
+            const int n = block.own_tile * phase_tile + 8 * i + lane_ / 4;
+            const bool there = block.has && n < cut.length;
+            const uint8_t* from = q + cut.pixel(cut.qkv, there ? static_cast<uint32_t>(n) : 0);
             MVIT_UNROLL
-            for (int half = 0; half < 2; ++half) {
-                const int n = tile * phase_tile + 16 * r + a_row(lane_, half);
-                const bool has = there && n < cut.length;
-                const uint8_t* from = q + (has ? pixels(cut, n) : 0);
-                MVIT_UNROLL
-                for (int k = 0; k < 2 * parts; ++k) {
-                    const int c = 16 * k + a_k(lane_, 0), left = cut.depth - c;
-                    queries_[r][k / 2][half + k % 2 * 2] = has && left > 0 ? load_channels(from + c, left, cut.alignment > 1) : 0;
-                }
+            for (int k = 0; k < 2 * parts; ++k) {
+                const int c = 16 * k + 4 * (lane_ % 4), left = there ? cut.depth - c : 0;
+                queries_[i / 2][k / 2][i % 2 + k % 2 * 2] = left > 0 ? load_channels(from + c, left, aligned) : 0;
             }
         }
     }
@@ -323,39 +335,41 @@ class PhaseQueries {
     }
 
     MVIT_DEVICE void finish(const QPatchAttentionProblem& p, const QPatchAttentionCut& cut) const {
-        const PhaseBlock block(p, cut);
-        const int lane = static_cast<int>(anew(static_cast<uint32_t>(thread_index())) % warp_size);
-        const PhasePixels pixels(p, block.image, block.phase, p.height * p.width * p.dim, p.width * p.dim, p.dim);
-        uint8_t* const y = p.y + pixels.first + (block.head + block.own_head) * cut.depth;
+        const PhaseBlock block(cut);
+        const auto lane = static_cast<int>(anew(static_cast<uint32_t>(thread_index())) % warp_size);
+        uint8_t* const y = p.y + block.first(cut.y) + (block.head + block.own_head) * cut.depth;
         MVIT_UNROLL
         for (int i = 0; i < 2 * phase_rounds; ++i) {
             const int r = i / 2, half = i % 2;
             // The column of ones is the last one; all sums of exponentials are exact.
             const float total = of_quad(lane % 4 == 3 ? static_cast<float>(sums_[r][2 * pairs - 1][2 * half + 1]) : 0.0f);
-            const int n = block.own_tile * phase_tile + 16 * r + a_row(lane, half);
+            const int n = block.own_tile * phase_tile + 8 * i + lane / 4;
             if (n >= cut.length) continue;
+            const int32_t exponentials = round_to_int(total);
             const float times = p.ratio / total;
-            uint8_t* const to = y + pixels(cut, n);
+            uint8_t* const to = y + cut.pixel(cut.y, static_cast<uint32_t>(n));
             MVIT_UNROLL
             for (int pair = 0; pair < pairs; ++pair) {
                 const int c = 16 * pair + 4 * (lane % 4), left = cut.depth - c;
                 if (left <= 0) continue;
-                Quad<uint8_t> bytes;
+                Quad<int32_t> bytes;
                 MVIT_UNROLL
                 for (int j = 0; j < 4; ++j) {
-                    const int32_t sum =
-                        subtract_product(sums_[r][2 * pair + j / 2][2 * half + j % 2], p.v_zero_point, static_cast<int32_t>(total));
+                    const int32_t sum = subtract_product(sums_[r][2 * pair + j / 2][2 * half + j % 2], p.v_zero_point, exponentials);
                     const float x = static_cast<float>(sum) * times;
-                    bytes.v[j] = static_cast<uint8_t>(to_byte(x, p.byte.low, p.byte.high, p.byte.zero_point));
+                    bytes.v[j] = rint_bits(fminf(fmaxf(x, p.byte.low), p.byte.high)) + p.byte.zero_point;
                 }
-                store_quad(bytes, to + c, left, cut.aligned);
+                store_channels(low_bytes(bytes), to + c, left, cut.y.aligned);
             }
         }
     }
 
   private:
     // Of what this lane addresses of 16 rows, so that ldmatrix.x4 gives two fragments of b, one after the other.
-    MVIT_DEVICE int own_place() const { return Step::place(lane_ / 16 * 8 + lane_ % 8, lane_ / 8 % 2); }
+    MVIT_DEVICE uint32_t own_place() const {
+        const auto lane = static_cast<uint32_t>(lane_);
+        return Step::place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
+    }
 
     // Scores of 16 of 32 keys, as bits of floats.
     MVIT_DEVICE void multiply(const uint8_t* shared, int half, int32_t (&scores)[phase_rounds][2][4]) const {
@@ -388,21 +402,21 @@ class PhaseQueries {
     int32_t sums_[phase_rounds][2 * pairs][4] = {};
 };
 
-// shared: QPatchAttentionCut::bytes, aligned to 16.
+// shared: PhaseShape::bytes, aligned to 16.
 template <int pairs>
 MVIT_DEVICE void qpatch_attention_block(const QPatchAttentionProblem& p, const QPatchAttentionCut& cut, uint8_t* shared) {
-    const PhaseBlock block(p, cut);
-    const PhasePixels pixels(p, block.image, block.phase, p.image_stride, p.row_stride, p.pixel_stride);
-    const uint8_t* q = p.qkv + pixels.first + block.head * cut.depth;
+    const PhaseBlock block(cut);
     uint8_t* const heads = shared + phase_table_bytes;
-    load_phase_keys<pairs>(p, cut, q + p.dim, pixels, block.heads, heads);
-    load_phase_values<pairs>(cut, q + 2 * p.dim, pixels, block.heads, heads);
-
-    PhaseQueries<pairs> queries(cut, q + block.own_head * cut.depth, pixels, block.own_tile, block.has);
+    PhaseQueries<pairs> queries;
+    const auto load = [&]<bool aligned>() {
+        const uint8_t* q = p.qkv + block.first(cut.qkv) + block.head * cut.depth;
+        load_phase<pairs, aligned>(cut, q + p.dim, p.dim, static_cast<uint32_t>(block.heads), heads);
+        queries.template load<aligned>(cut, q + block.own_head * cut.depth, block);
+    };
+    cut.qkv.aligned ? load.template operator()<true>() : load.template operator()<false>();
     load_phase_table(p.table, cut.threads(), shared);
-    cp_async_wait<0>();
     block_barrier();
-    sum_phase_keys<pairs>(cut, p.q_zero_point, block.heads, heads);
+    sum_phase_keys<pairs>(cut, p.q_zero_point, static_cast<uint32_t>(block.heads), heads);
     block_barrier();
     if (!block.has) return;
     const uint8_t* of_head = heads + block.own_head * cut.head_bytes;
