@@ -22,7 +22,7 @@ void compare(const QPatchAttentionCase& c, const BlockOrder& order = block_order
         Guarded<uint8_t> shared(cut.bytes);
         for (int64_t i = 0; i < cut.blocks(p); ++i) {
             std::memset(shared.data(), 0xFF, static_cast<size_t>(shared.size()));
-            run_block(cut.threads(), i, 0, order, [&] {
+            run_block(static_cast<int>(cut.threads()), i, 0, order, [&] {
                 cuda::with_value_pairs(cut.pairs, [&]<int pairs>() { cuda::qpatch_attention_block<pairs>(p, cut, shared.data()); });
             });
             CHECK(shared.canary_intact());

@@ -10,7 +10,7 @@ from mvit_kernels import reference
 from mvit_kernels.reference.patch_attention import default_scale
 
 from . import checks, cuda_support, qchecks, triton_support
-from .attention import channels_side_by_side
+from .attention import address, channels_side_by_side
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import direct, raise_status, register
 from .placed import Placed
@@ -137,7 +137,7 @@ def _cuda(
     (table,) = TABLE.on(qkv.device)
     cuda_support.native.qpatch_attention(
         *cuda_support.place(qkv), (batch, channels // 3, height, width), heads, patch, qkv.data_ptr(), qkv.stride()[:3], q_zero_point,
-        v_zero_point, f, g, table.data_ptr(), out_zero_point, out_bits, y.data_ptr(),
+        v_zero_point, f, g, address(table), out_zero_point, out_bits, y.data_ptr(),
     )  # fmt: skip
     return y
 

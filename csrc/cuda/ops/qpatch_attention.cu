@@ -18,7 +18,9 @@ __global__ void __launch_bounds__(phase_warps* warp_size, blocks_of(pairs))
 
 }  // namespace
 
-int qpatch_attention_shared(int heads, int pixels, int depth) { return pixels > 0 ? PhaseShape(heads, pixels, depth).bytes : 0; }
+int qpatch_attention_shared(int heads, int pixels, int depth) {
+    return pixels > 0 ? static_cast<int>(PhaseShape(heads, pixels, depth).bytes) : 0;
+}
 
 Launched qpatch_attention(const QPatchAttentionProblem& p, int device, void* stream) {
     constexpr const char* kernel = "qpatch_attention";
@@ -35,7 +37,8 @@ Launched qpatch_attention(const QPatchAttentionProblem& p, int device, void* str
         with_value_pairs(cut.pairs, [&]<int pairs>() {
             static SharedLimit limit;
             if (!limit.raise(qpatch_attention_kernel<pairs>, shared_of_block(device), device)) return;
-            launch_early(qpatch_attention_kernel<pairs>, static_cast<unsigned>(blocks), cut.threads(), cut.bytes, stream, p, cut);
+            launch_early(qpatch_attention_kernel<pairs>, static_cast<unsigned>(blocks), static_cast<int>(cut.threads()),
+                         static_cast<int>(cut.bytes), stream, p, cut);
         });
     });
 }

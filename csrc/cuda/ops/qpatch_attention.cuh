@@ -13,11 +13,13 @@
 
 namespace mvit::cuda {
 
-inline constexpr int phase_warps = 8;                                   // of a block, at most
-inline constexpr int phase_rounds = 2, phase_tile = 16 * phase_rounds;  // queries of a warp, in blocks of 16
-inline constexpr int phase_keys = 32;                                   // that are multiplied at a time
-inline constexpr int deepest_head = 64, most_phase_pixels = 1 << 14;
-inline constexpr int phase_table_rows = 257, phase_table_bytes = phase_table_rows * warp_size * 4;
+inline constexpr uint32_t phase_warps = 8;  // of a block, at most
+inline constexpr int phase_rounds = 2;      // 16 queries each, of a warp
+inline constexpr uint32_t phase_tile = 16 * phase_rounds;
+inline constexpr uint32_t phase_keys = 32;  // that are multiplied at a time
+inline constexpr int deepest_head = 64;
+inline constexpr int64_t most_phase_pixels = 1 << 14;  // whose exponentials add up to less than 2^22
+inline constexpr uint32_t phase_table_rows = 257, phase_table_bytes = phase_table_rows * warp_size * 4;
 
 // What scores begin with, as bits of floats: 1.5 2^23 + S, |S| < 2^22, of keys that there are, and 2^23, less than any, of others.
 inline constexpr uint32_t score_of_zero = 0x4B400000, score_of_none = 0x4B000000;
@@ -49,12 +51,15 @@ void with_value_pairs(int pairs, const Body& body) {
 // channel; then what scores begin with. Channels past those of the head are left as they are: keys meet zeros of the queries, and sums of
 // values are nobody's.
 MVIT_BOTH constexpr int key_parts(int pairs) { return pairs > 2 ? 2 : 1; }
-MVIT_BOTH constexpr int phase_step_bytes(int pairs) { return phase_keys * (32 * key_parts(pairs) + 16 * pairs + 4); }
+MVIT_BOTH constexpr uint32_t phase_step_bytes(int pairs) {
+    return phase_keys * static_cast<uint32_t>(32 * key_parts(pairs) + 16 * pairs + 4);
+}
 
 template <int pairs>
 struct PhaseStep {
-    static constexpr int row = 32, parts = key_parts(pairs), part = phase_keys * row, pair = 16 * row;
-    static constexpr int values = parts * part, starts = values + pairs * pair, bytes = phase_step_bytes(pairs);
+    static constexpr int parts = key_parts(pairs);
+    static constexpr uint32_t row = 32, part = phase_keys * row, pair = 16 * row;
+    static constexpr uint32_t values = parts * part, starts = values + pairs * pair, bytes = phase_step_bytes(pairs);
 
     // Half a row. Eight rows fill the banks twice: the upper four have their halves swapped, so that eight first halves fill them once.
     MVIT_BOTH static constexpr uint32_t place(uint32_t r, uint32_t half) { return r * row + (half ^ r / 4 % 2) * chunk_bytes; }
@@ -63,22 +68,23 @@ struct PhaseStep {
 // A warp has 32 queries of a head; a block the warps of some heads of a phase with all their queries, or eight of one head. Its shared
 // memory has the table, and of each head all keys.
 struct PhaseShape {
-    int length, padded, depth, pairs;  // pixels of a phase, and rounded up; channels of a head
-    int all_tiles, tiles, heads;       // warps of a head, in all and in a block; heads of a block
-    int head_bytes, bytes;
+    int depth, pairs;                  // channels of a head
+    uint32_t length, padded;           // pixels of a phase, and rounded up
+    uint32_t all_tiles, tiles, heads;  // warps of a head, in all and in a block; heads of a block
+    uint32_t head_bytes, bytes;
 
     // At least one pixel.
-    MVIT_BOTH PhaseShape(int all_heads, int pixels, int depth_)
-        : length(pixels),
-          padded((length + phase_keys - 1) / phase_keys * phase_keys),
-          depth(depth_),
+    MVIT_BOTH PhaseShape(int64_t all_heads, int64_t pixels, int64_t depth_)
+        : depth(static_cast<int>(depth_)),
           pairs(value_pairs(depth)),
+          length(static_cast<uint32_t>(pixels)),
+          padded((length + phase_keys - 1) / phase_keys * phase_keys),
           all_tiles(padded / phase_tile),
           tiles(all_tiles < phase_warps ? all_tiles : phase_warps),
-          heads(all_heads < phase_warps / tiles ? all_heads : phase_warps / tiles),
+          heads(all_heads < phase_warps / tiles ? static_cast<uint32_t>(all_heads) : phase_warps / tiles),
           head_bytes(padded / phase_keys * phase_step_bytes(pairs)),
           bytes(phase_table_bytes + heads * head_bytes) {}
-    MVIT_BOTH int threads() const { return tiles * heads * warp_size; }
+    MVIT_BOTH uint32_t threads() const { return tiles * heads * warp_size; }
 };
 
 // A map that phases are pixels of: bytes from image to image, row to row and pixel to pixel, of the map and of a phase. An image is of
@@ -90,24 +96,23 @@ struct PhaseMap {
 };
 
 struct QPatchAttentionCut : PhaseShape {
-    uint32_t columns;
-    int all_heads;
+    uint32_t columns, all_heads;
     Divisor by_columns, by_padded, by_tiles;
     Digit of_tiles, of_heads, of_across, of_down;  // from the last to the first that a block's number counts; then images
     PhaseMap qkv, y;
     uint32_t ones[deepest_head / 4] = {};  // of the channels
 
     explicit QPatchAttentionCut(const QPatchAttentionProblem& p)
-        : PhaseShape(small(p.heads), small(p.height / p.patch_h * (p.width / p.patch_w)), small(p.dim / p.heads)),
-          columns(static_cast<uint32_t>(p.width / p.patch_w)),
+        : PhaseShape(p.heads, p.height / p.patch_h * (p.width / p.patch_w), p.dim / p.heads),
+          columns(small(p.width / p.patch_w)),
           all_heads(small(p.heads)),
           by_columns(columns),
-          by_padded(static_cast<uint32_t>(padded)),
-          by_tiles(static_cast<uint32_t>(tiles)),
-          of_tiles(static_cast<uint32_t>(ceil_divide(all_tiles, tiles))),
-          of_heads(static_cast<uint32_t>(ceil_divide(all_heads, heads))),
-          of_across(static_cast<uint32_t>(p.patch_w)),
-          of_down(static_cast<uint32_t>(p.patch_h)),
+          by_padded(padded),
+          by_tiles(tiles),
+          of_tiles((all_tiles + tiles - 1) / tiles),
+          of_heads((all_heads + heads - 1) / heads),
+          of_across(small(p.patch_w)),
+          of_down(small(p.patch_h)),
           qkv(map(p, p.qkv, p.image_stride, p.row_stride, p.pixel_stride)),
           y(map(p, p.y, p.height * p.width * p.dim, p.width * p.dim, p.dim)) {
         for (int c = 0; c < depth; ++c) ones[c / 4] |= 1u << (8 * (c % 4));
@@ -121,35 +126,33 @@ struct QPatchAttentionCut : PhaseShape {
     }
 
   private:
-    static int small(int64_t value) { return static_cast<int>(value); }
+    static uint32_t small(int64_t value) { return static_cast<uint32_t>(value); }
     static PhaseMap map(const QPatchAttentionProblem& p, const uint8_t* data, int64_t image_stride, int64_t row_stride,
                         int64_t pixel_stride) {
         return {image_stride,
                 row_stride,
                 pixel_stride,
-                static_cast<uint32_t>(p.patch_h * row_stride),
-                static_cast<uint32_t>(p.patch_w * pixel_stride),
+                small(p.patch_h * row_stride),
+                small(p.patch_w * pixel_stride),
                 alignment_of(data, image_stride, row_stride, pixel_stride, p.dim / p.heads) > 1};
     }
 };
 
 // Which queries a block and this warp of it have; found anew wherever it is asked for, rather than kept in registers.
 struct PhaseBlock {
-    int64_t image;
-    int down, across;        // in a patch
-    int head, heads, tile;   // the first head, how many; the first tile
-    int own_head, own_tile;  // of this warp; the head counted from that of the block
-    bool has;                // whether it has queries
+    uint32_t image, down, across;  // the phase
+    uint32_t head, heads, tile;    // the first head, how many; the first tile
+    uint32_t own_head, own_tile;   // of this warp; the head counted from that of the block
+    bool has;                      // whether it has queries
 
     MVIT_DEVICE explicit PhaseBlock(const QPatchAttentionCut& cut) {
-        auto block = anew(static_cast<uint32_t>(block_x()));
-        tile = cut.of_tiles.take(block) * cut.tiles;
-        head = cut.of_heads.take(block) * cut.heads;
-        across = cut.of_across.take(block), down = cut.of_down.take(block);
-        image = block;
+        image = anew(static_cast<uint32_t>(block_x()));
+        tile = cut.of_tiles.take(image) * cut.tiles;
+        head = cut.of_heads.take(image) * cut.heads;
+        across = cut.of_across.take(image), down = cut.of_down.take(image);
         heads = cut.all_heads - head < cut.heads ? cut.all_heads - head : cut.heads;
         const uint32_t warp = anew(static_cast<uint32_t>(thread_index())) / warp_size;
-        own_head = static_cast<int>(cut.by_tiles(warp)), own_tile = tile + static_cast<int>(warp) - own_head * cut.tiles;
+        own_head = cut.by_tiles(warp), own_tile = tile + warp - own_head * cut.tiles;
         has = own_head < heads && own_tile < cut.all_tiles;
     }
     // Of the first pixel of the phase.
@@ -175,18 +178,17 @@ MVIT_DEVICE void turn(const uint32_t (&rows)[4], uint32_t (&columns)[4]) {
 template <int pairs, bool aligned>
 MVIT_DEVICE void load_phase(const QPatchAttentionCut& cut, const uint8_t* k, int64_t to_values, uint32_t heads, uint8_t* shared) {
     using Step = PhaseStep<pairs>;
-    const auto row_of = [](int j) { return j / 2 * 8 + j % 2; };  // also of channels
-    const auto padded = static_cast<uint32_t>(cut.padded);
+    const auto row_of = [](uint32_t j) { return j / 2 * 8 + j % 2; };  // also of channels
     MVIT_ROLLED
-    for (auto i = static_cast<uint32_t>(thread_index()); i < heads * padded; i += static_cast<uint32_t>(cut.threads())) {
-        const uint32_t head = cut.by_padded(i), quad = i % 4, four_keys = (i - head * padded) / 4, half = four_keys / 4 % 2;
+    for (auto i = static_cast<uint32_t>(thread_index()); i < heads * cut.padded; i += cut.threads()) {
+        const uint32_t head = cut.by_padded(i), quad = i % 4, four_keys = (i - head * cut.padded) / 4, half = four_keys / 4 % 2;
         const uint32_t in_half = four_keys % 4, key = four_keys / 8 * phase_keys + half * 16 + in_half * 2;
         const int first = static_cast<int>(4 * quad);
         uint32_t keys[pairs][4], values[pairs][4], ones = 0;
         MVIT_UNROLL
-        for (int j = 0; j < 4; ++j) {
-            const uint32_t n = key + static_cast<uint32_t>(row_of(j));
-            const bool there = n < static_cast<uint32_t>(cut.length);
+        for (uint32_t j = 0; j < 4; ++j) {
+            const uint32_t n = key + row_of(j);
+            const bool there = n < cut.length;
             const uint8_t* from = k + (cut.pixel(cut.qkv, there ? n : 0) + head * static_cast<uint32_t>(cut.depth) + 4 * quad);
             MVIT_UNROLL
             for (int pair = 0; pair < pairs; ++pair) {
@@ -196,7 +198,7 @@ MVIT_DEVICE void load_phase(const QPatchAttentionCut& cut, const uint8_t* k, int
             }
             ones |= (there ? 1u : 0u) << (8 * j);
         }
-        uint8_t* const step = shared + (head * static_cast<uint32_t>(cut.head_bytes) + four_keys / 8 * Step::bytes);
+        uint8_t* const step = shared + (head * cut.head_bytes + four_keys / 8 * Step::bytes);
         const auto store = [&](uint32_t at, uint32_t word) { *reinterpret_cast<uint32_t*>(step + at) = word; };
         const uint32_t of_keys = Step::place(16 * half + 2 * in_half, 0) + 4 * quad, of_values = Step::place(2 * quad, half) + 4 * in_half;
         MVIT_UNROLL
@@ -205,10 +207,9 @@ MVIT_DEVICE void load_phase(const QPatchAttentionCut& cut, const uint8_t* k, int
             uint32_t channels[4];
             turn(values[pair], channels);
             MVIT_UNROLL
-            for (int j = 0; j < 4; ++j) {
-                const auto row = static_cast<uint32_t>(row_of(j) * Step::row);
-                store(pair / 2 * Step::part + row + (of_keys ^ pair % 2 * chunk_bytes), keys[pair][j]);
-                store(Step::values + pair * Step::pair + row + of_values, channels[j]);
+            for (uint32_t j = 0; j < 4; ++j) {
+                store(pair / 2 * Step::part + row_of(j) * Step::row + (of_keys ^ pair % 2 * chunk_bytes), keys[pair][j]);
+                store(Step::values + pair * Step::pair + row_of(j) * Step::row + of_values, channels[j]);
             }
         }
         if (quad == 3) store(Step::values + (pairs - 1) * Step::pair + Step::place(15, half) + 4 * in_half, ones);
@@ -216,10 +217,10 @@ MVIT_DEVICE void load_phase(const QPatchAttentionCut& cut, const uint8_t* k, int
 }
 
 // A column of words for each lane, the entry in the highest byte.
-MVIT_DEVICE void load_phase_table(const uint8_t* table, int threads, uint8_t* shared) {
+MVIT_DEVICE void load_phase_table(const uint8_t* table, uint32_t threads, uint8_t* shared) {
     constexpr uint32_t chunks = warp_size * 4 / chunk_bytes;
     MVIT_ROLLED
-    for (auto row = static_cast<uint32_t>(thread_index()); row < phase_table_rows; row += static_cast<uint32_t>(threads)) {
+    for (auto row = static_cast<uint32_t>(thread_index()); row < phase_table_rows; row += threads) {
         const uint32_t word = uint32_t{table[row < 255 ? row : 255]} << 24;
         MVIT_UNROLL
         for (uint32_t i = 0; i < chunks; ++i)  // neighbours write to different banks
@@ -231,11 +232,10 @@ MVIT_DEVICE void load_phase_table(const uint8_t* table, int threads, uint8_t* sh
 template <int pairs>
 MVIT_DEVICE void sum_phase_keys(const QPatchAttentionCut& cut, int32_t q_zero_point, uint32_t heads, uint8_t* shared) {
     using Step = PhaseStep<pairs>;
-    const auto padded = static_cast<uint32_t>(cut.padded);
     MVIT_ROLLED
-    for (auto i = static_cast<uint32_t>(thread_index()); i < heads * padded; i += static_cast<uint32_t>(cut.threads())) {
-        const uint32_t head = cut.by_padded(i), key = i - head * padded;
-        uint8_t* const step = shared + (head * static_cast<uint32_t>(cut.head_bytes) + key / phase_keys * Step::bytes);
+    for (auto i = static_cast<uint32_t>(thread_index()); i < heads * cut.padded; i += cut.threads()) {
+        const uint32_t head = cut.by_padded(i), key = i - head * cut.padded;
+        uint8_t* const step = shared + (head * cut.head_bytes + key / phase_keys * Step::bytes);
         int32_t sum = 0;
         MVIT_UNROLL
         for (uint32_t c = 0; c < 2 * Step::parts && c < pairs; ++c) {
@@ -243,8 +243,7 @@ MVIT_DEVICE void sum_phase_keys(const QPatchAttentionCut& cut, int32_t q_zero_po
             MVIT_UNROLL
             for (int j = 0; j < 4; ++j) sum = dot4(chunk.words[j], cut.ones[4 * c + j], sum);
         }
-        const uint32_t start =
-            key < static_cast<uint32_t>(cut.length) ? score_of_zero - static_cast<uint32_t>(q_zero_point * sum) : score_of_none;
+        const uint32_t start = key < cut.length ? score_of_zero - static_cast<uint32_t>(q_zero_point * sum) : score_of_none;
         *reinterpret_cast<uint32_t*>(step + Step::starts + key % phase_keys * 4) = start;
     }
 }
@@ -256,19 +255,19 @@ class PhaseQueries {
     using Step = PhaseStep<pairs>;
     static constexpr int parts = Step::parts;
 
-    MVIT_DEVICE PhaseQueries() : lane_(static_cast<int>(static_cast<uint32_t>(thread_index()) % warp_size)) {}
+    MVIT_DEVICE PhaseQueries() : lane_(lane()) {}
 
     // q: of the phase and the head of this warp; 0 past its channels, and where there are no queries.
     template <bool aligned>
     MVIT_DEVICE void load(const QPatchAttentionCut& cut, const uint8_t* q, const PhaseBlock& block) {
         MVIT_UNROLL
-        for (int i = 0; i < 2 * phase_rounds; ++i) {
-            const int n = block.own_tile * phase_tile + 8 * i + lane_ / 4;
+        for (uint32_t i = 0; i < 2 * phase_rounds; ++i) {
+            const uint32_t n = block.own_tile * phase_tile + 8 * i + lane_ / 4;
             const bool there = block.has && n < cut.length;
-            const uint8_t* from = q + cut.pixel(cut.qkv, there ? static_cast<uint32_t>(n) : 0);
+            const uint8_t* from = q + cut.pixel(cut.qkv, there ? n : 0);
             MVIT_UNROLL
             for (int k = 0; k < 2 * parts; ++k) {
-                const int c = 16 * k + 4 * (lane_ % 4), left = there ? cut.depth - c : 0;
+                const int c = 16 * k + static_cast<int>(lane_ % 4 * 4), left = there ? cut.depth - c : 0;
                 queries_[i / 2][k / 2][i % 2 + k % 2 * 2] = left > 0 ? load_channels(from + c, left, aligned) : 0;
             }
         }
@@ -280,7 +279,7 @@ class PhaseQueries {
         MVIT_ROLLED
         for (const uint8_t* end = shared + cut.head_bytes; shared < end; shared += Step::bytes) {
             MVIT_UNROLL
-            for (int half = 0; half < 2; ++half) {
+            for (uint32_t half = 0; half < 2; ++half) {
                 int32_t scores[phase_rounds][2][4];
                 multiply(shared, half, scores);
                 MVIT_UNROLL
@@ -297,12 +296,12 @@ class PhaseQueries {
 
     MVIT_DEVICE void attend(const QPatchAttentionCut& cut, float score_steps, const uint8_t* table, const uint8_t* shared) {
         const float places = score_steps * 0x1p-8f;
-        const SharedAddress entries(table, anew(static_cast<uint32_t>(lane_) * 4 - (place_bits << 7)));
+        const SharedAddress entries(table, anew(lane_ * 4 - (place_bits << 7)));
         MVIT_ROLLED
         for (const uint8_t* end = shared + cut.head_bytes; shared < end; shared += Step::bytes) {
             uint32_t weights[phase_rounds][4];
             MVIT_UNROLL
-            for (int half = 0; half < 2; ++half) {
+            for (uint32_t half = 0; half < 2; ++half) {
                 int32_t scores[phase_rounds][2][4];
                 warp_barrier();  // so that no more scores are under way than there are registers for
                 multiply(shared, half, scores);
@@ -336,25 +335,25 @@ class PhaseQueries {
 
     MVIT_DEVICE void finish(const QPatchAttentionProblem& p, const QPatchAttentionCut& cut) const {
         const PhaseBlock block(cut);
-        const auto lane = static_cast<int>(anew(static_cast<uint32_t>(thread_index())) % warp_size);
-        uint8_t* const y = p.y + block.first(cut.y) + (block.head + block.own_head) * cut.depth;
+        const uint32_t at = lane();
+        uint8_t* const y = p.y + block.first(cut.y) + (block.head + block.own_head) * static_cast<uint32_t>(cut.depth);
         MVIT_UNROLL
-        for (int i = 0; i < 2 * phase_rounds; ++i) {
-            const int r = i / 2, half = i % 2;
+        for (uint32_t i = 0; i < 2 * phase_rounds; ++i) {
+            const uint32_t r = i / 2, half = i % 2;
             // The column of ones is the last one; all sums of exponentials are exact.
-            const float total = of_quad(lane % 4 == 3 ? static_cast<float>(sums_[r][2 * pairs - 1][2 * half + 1]) : 0.0f);
-            const int n = block.own_tile * phase_tile + 8 * i + lane / 4;
+            const float total = of_quad(at % 4 == 3 ? static_cast<float>(sums_[r][2 * pairs - 1][2 * half + 1]) : 0.0f);
+            const uint32_t n = block.own_tile * phase_tile + 8 * i + at / 4;
             if (n >= cut.length) continue;
             const int32_t exponentials = round_to_int(total);
             const float times = p.ratio / total;
-            uint8_t* const to = y + cut.pixel(cut.y, static_cast<uint32_t>(n));
+            uint8_t* const to = y + cut.pixel(cut.y, n);
             MVIT_UNROLL
             for (int pair = 0; pair < pairs; ++pair) {
-                const int c = 16 * pair + 4 * (lane % 4), left = cut.depth - c;
+                const int c = 16 * pair + static_cast<int>(at % 4 * 4), left = cut.depth - c;
                 if (left <= 0) continue;
                 Quad<int32_t> bytes;
                 MVIT_UNROLL
-                for (int j = 0; j < 4; ++j) {
+                for (uint32_t j = 0; j < 4; ++j) {
                     const int32_t sum = subtract_product(sums_[r][2 * pair + j / 2][2 * half + j % 2], p.v_zero_point, exponentials);
                     const float x = static_cast<float>(sum) * times;
                     bytes.v[j] = rint_bits(fminf(fmaxf(x, p.byte.low), p.byte.high)) + p.byte.zero_point;
@@ -365,21 +364,20 @@ class PhaseQueries {
     }
 
   private:
+    MVIT_DEVICE static uint32_t lane() { return anew(static_cast<uint32_t>(thread_index())) % warp_size; }
+
     // Of what this lane addresses of 16 rows, so that ldmatrix.x4 gives two fragments of b, one after the other.
-    MVIT_DEVICE uint32_t own_place() const {
-        const auto lane = static_cast<uint32_t>(lane_);
-        return Step::place(lane / 16 * 8 + lane % 8, lane / 8 % 2);
-    }
+    MVIT_DEVICE uint32_t own_place() const { return Step::place(lane_ / 16 * 8 + lane_ % 8, lane_ / 8 % 2); }
 
     // Scores of 16 of 32 keys, as bits of floats.
-    MVIT_DEVICE void multiply(const uint8_t* shared, int half, int32_t (&scores)[phase_rounds][2][4]) const {
+    MVIT_DEVICE void multiply(const uint8_t* shared, uint32_t half, int32_t (&scores)[phase_rounds][2][4]) const {
         struct alignas(8) Two {
             int32_t v[2];
         };
         int32_t starts[2][4];
         MVIT_UNROLL
-        for (int j = 0; j < 2; ++j) {
-            const auto two = *reinterpret_cast<const Two*>(shared + Step::starts + 4 * (16 * half + 8 * j + c_column(lane_, 0)));
+        for (uint32_t j = 0; j < 2; ++j) {
+            const auto two = *reinterpret_cast<const Two*>(shared + Step::starts + 4 * (16 * half + 8 * j + lane_ % 4 * 2));
             MVIT_UNROLL
             for (int i = 0; i < 4; ++i) starts[j][i] = two.v[i % 2];
         }
@@ -396,7 +394,7 @@ class PhaseQueries {
         }
     }
 
-    int lane_;
+    uint32_t lane_;
     uint32_t queries_[phase_rounds][parts][4];
     float largest_[phase_rounds][2];
     int32_t sums_[phase_rounds][2 * pairs][4] = {};
@@ -409,14 +407,14 @@ MVIT_DEVICE void qpatch_attention_block(const QPatchAttentionProblem& p, const Q
     uint8_t* const heads = shared + phase_table_bytes;
     PhaseQueries<pairs> queries;
     const auto load = [&]<bool aligned>() {
-        const uint8_t* q = p.qkv + block.first(cut.qkv) + block.head * cut.depth;
-        load_phase<pairs, aligned>(cut, q + p.dim, p.dim, static_cast<uint32_t>(block.heads), heads);
-        queries.template load<aligned>(cut, q + block.own_head * cut.depth, block);
+        const uint8_t* q = p.qkv + block.first(cut.qkv) + block.head * static_cast<uint32_t>(cut.depth);
+        queries.template load<aligned>(cut, q + block.own_head * static_cast<uint32_t>(cut.depth), block);
+        load_phase<pairs, aligned>(cut, q + p.dim, p.dim, block.heads, heads);
     };
     cut.qkv.aligned ? load.template operator()<true>() : load.template operator()<false>();
     load_phase_table(p.table, cut.threads(), shared);
     block_barrier();
-    sum_phase_keys<pairs>(cut, p.q_zero_point, static_cast<uint32_t>(block.heads), heads);
+    sum_phase_keys<pairs>(cut, p.q_zero_point, block.heads, heads);
     block_barrier();
     if (!block.has) return;
     const uint8_t* of_head = heads + block.own_head * cut.head_bytes;

@@ -27,10 +27,10 @@ class Digit {
   public:
     MVIT_BOTH explicit Digit(uint32_t count) : count_(count), by_(count) {}
     // Off n < 2^31, which has the higher ones left.
-    MVIT_BOTH int take(uint32_t& n) const {
+    MVIT_BOTH uint32_t take(uint32_t& n) const {
         const uint32_t all = n;
         n = by_(all);
-        return static_cast<int>(all - n * count_);
+        return all - n * count_;
     }
     MVIT_BOTH int64_t count() const { return count_; }
 
