@@ -99,7 +99,7 @@ def test_every_case_is_computed_by_the_backends_that_have_it(gpu_check: Any) -> 
     both = {
         case.name for case in gpu_cases.cases("cpu", 1, 4, 8, torch.float32, gpu_check.BACKENDS) if list(case.ours) == ["cuda", "triton"]
     }
-    assert both == {"separable_attention_block", "qgemm int8", "qgemm int6"}
+    assert both == {"separable_attention_block", "qgemm int8", "qgemm int6", "qpatch_attention"}
 
 
 @pytest.mark.parametrize("tries", [1, 2])

@@ -21,7 +21,7 @@ void compare(const QPatchAttentionCase& c, const BlockOrder& order = block_order
         CHECK(cut.threads() <= cuda::phase_warps * cuda::warp_size);
         Guarded<uint8_t> shared(cut.bytes);
         for (int64_t i = 0; i < cut.blocks(p); ++i) {
-            std::memset(shared.data(), 0xFF, static_cast<size_t>(shared.size()));
+            for (int64_t at = 0; at < shared.size(); ++at) shared[at] = static_cast<uint8_t>(random_int(0, 255));
             run_block(static_cast<int>(cut.threads()), i, 0, order, [&] {
                 cuda::with_value_pairs(cut.pairs, [&]<int pairs>() { cuda::qpatch_attention_block<pairs>(p, cut, shared.data()); });
             });
