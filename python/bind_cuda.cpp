@@ -12,6 +12,7 @@
 #include "cuda/ops/qgemm.h"
 #include "cuda/ops/qinverted_residual.h"
 #include "cuda/ops/qnorm_gemm.h"
+#include "cuda/ops/qpatch_attention.h"
 #include "cuda/ops/qseparable_attention_block.h"
 #include "cuda/ops/separable_attention_block.h"
 
@@ -195,6 +196,20 @@ void norm_and_product(int device, uintptr_t stream, int64_t groups, int rows, in
     launch([&] { return cuda::qnorm_gemm(p, device, pointer(stream)); });
 }
 
+// size: (B, d, H, W), of y; strides of qkv from image to image, row to row and pixel to pixel.
+void quantized_softmax_attention(int device, uintptr_t stream, const Sizes& size, int64_t heads, const std::array<int64_t, 2>& patch,
+                                 uintptr_t qkv, const std::array<int64_t, 3>& stride, int32_t q_zero_point, int32_t v_zero_point,
+                                 float score_steps, float ratio, uintptr_t table, int32_t zero_point, int bits, uintptr_t y) {
+    cuda::QPatchAttentionProblem p{};
+    p.batch = size[0], p.dim = size[1], p.heads = heads, p.height = size[2], p.width = size[3];
+    p.patch_h = patch[0], p.patch_w = patch[1];
+    p.qkv = bytes(qkv), p.image_stride = stride[0], p.row_stride = stride[1], p.pixel_stride = stride[2];
+    p.q_zero_point = q_zero_point, p.v_zero_point = v_zero_point, p.score_steps = score_steps, p.ratio = ratio;
+    p.table = bytes(table), p.byte = qbyte_of_inverse(1.0f, zero_point, bits);
+    p.y = static_cast<uint8_t*>(pointer(y));
+    launch([&] { return cuda::qpatch_attention(p, device, pointer(stream)); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -213,6 +228,8 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("qinverted_residual", integer_inverted_residual);
     m.def("qinverted_residual_shared", cuda::qinverted_residual_shared);
     m.def("qnorm_gemm", norm_and_product);
+    m.def("qpatch_attention", quantized_softmax_attention);
+    m.def("qpatch_attention_shared", cuda::qpatch_attention_shared);
     m.def("separable_attention_block", attention_block);
     m.attr("qnorm_gemm_channels") = cuda::norm_gemm_channels;
 }

@@ -402,6 +402,39 @@ def qnorm_gemm_cases() -> dict[str, Case]:
     return cases
 
 
+def phases(
+    size: tuple[int, int, int], heads: int, depth: int, *, patch: tuple[int, int] = (2, 2), gap: int = 0, order: bool = True, **changes: Any
+) -> Case:
+    """Attention in the phases of a map; gap: bytes between pixels. order: whether channels lie side by side."""
+    qkv = random_bytes(*size, 3 * heads * depth + gap)[..., gap:]
+    if not order:
+        qkv = qkv.movedim(3, 1).contiguous().movedim(1, 3)
+    settings = {"q_scale": 0.03, "q_zero_point": 120, "k_scale": 0.021, "v_scale": 0.017, "v_zero_point": 101, "out_scale": 0.011}
+    settings |= {"out_zero_point": 90, **changes}
+    return lambda device, backend: ops.qpatch_attention(placed(qkv, device), heads, patch_size=patch, backend=backend, **settings)
+
+
+def qpatch_attention_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for side, depths in ((32, (16, 24, 36)), (16, (20, 30, 48)), (8, (24, 36, 60))):  # of MobileViT XXS, XS and S
+        for depth in depths:
+            cases[f"{side}_{depth}"] = phases((2, side, side), 4, depth)
+    for depth in (1, 7, 15, 16, 31, 32, 33, 48, 63, 64):
+        for gap in (0, 1, 4):
+            cases[f"depth_{depth}_{gap}"] = phases((1, 6, 10), 3, depth, gap=gap)
+    for pixels in (1, 2, 31, 32, 33, 64, 65, 257, 600):
+        cases[f"pixels_{pixels}"] = phases((1, 1, pixels), 2, 12, patch=(1, 1))
+    for zero_point in (0, 255):
+        for scale in (1e-12, 1e-4, 0.1, 1e12):
+            cases[f"extreme_{zero_point}_{scale}"] = phases((1, 9, 4), 1, 64, patch=(1, 1), q_zero_point=zero_point, scale=scale)
+    cases["far_zero_points"] = phases((1, 8, 12), 2, 18, v_zero_point=-(2**17), out_zero_point=2**17)
+    cases["six_bits"] = phases((1, 8, 12), 2, 18, out_bits=6)
+    cases["many_heads"] = phases((2, 4, 4), 13, 8, patch=(2, 1))
+    cases["copied"] = phases((2, 8, 8), 4, 20, order=False)
+    cases["empty"] = phases((0, 8, 8), 4, 20)
+    return cases
+
+
 def attention_block(
     size: tuple[int, int, int, int], dtype: torch.dtype, patch: tuple[int, int] | None, *, mean: float = 0.0, moments: bool = False,
     parameters: torch.dtype | None = None, memory: torch.memory_format = torch.channels_last,
@@ -500,6 +533,7 @@ CASES = {
     "qfeed_forward": qfeed_forward_cases,
     "qinverted_residual": qinverted_residual_cases,
     "qnorm_gemm": qnorm_gemm_cases,
+    "qpatch_attention": qpatch_attention_cases,
     "qseparable_attention_block": qseparable_attention_block_cases,
 }
 

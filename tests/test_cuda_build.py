@@ -33,6 +33,7 @@ MOST = {
     "qfeed_forward_kernel": (255, 0),
     "qinverted_residual_kernel": (184, 0),
     "qnorm_gemm_kernel": (168, 0),
+    "qpatch_attention_kernel": (200, 0),
 }
 
 
@@ -128,6 +129,13 @@ def test_products_are_of_tensor_cores(arch: str) -> None:
     (context,) = (body for name, body in functions.items() if "25qattention_context_kernel" in name)
     assert len(re.findall(r"IMMA\.16832\.U8\.S8", context)) >= 2  # scores, and sums over pixels
     assert re.search(r"LDSM\.16\.MT88\.4", context)
+    phases = {name: body for name, body in functions.items() if "23qpatch_attention_kernel" in name}
+    assert len(phases) == 5  # depths of a head
+    for name, body in phases.items():
+        assert re.search(r"IMMA\.16832\.U8\.U8", body)
+        assert "FMUL.SAT" in body  # the place in the table, held between its ends
+        assert "LDSM" in body
+        functions[name] = body[: body.rindex("IMMA")]  # behind are divisions, which multiply and add and round once
     for name, body in functions.items():
         if not re.search("separable_attention_(scores|context|values)_kernel|24inverted_residual", name):
             # Multiply-adds of integer ops are two operations, or bits would differ from the CPU's. (Divisions of float64 have some by 0.)

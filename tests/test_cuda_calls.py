@@ -23,6 +23,7 @@ from cuda_cases import (
     attention_block,
     attention_blocks,
     attention_layers,
+    phases,
     residual_block,
     residual_blocks,
     stream_map,
@@ -195,6 +196,17 @@ class StandIn:
         raw = result.permute(0, 2, 3, 1).contiguous().view(torch.uint8).numpy().tobytes()
         ctypes.memmove(y, raw, len(raw))
         assert (device, stream) == (0, 0)
+
+    def qpatch_attention(
+        self, device: int, stream: int, size: Any, heads: int, patch: Any, qkv: int, stride: Any, q_zero_point: int, v_zero_point: int,
+        f: float, g: float, table: int, out_zero_point: int, out_bits: int, y: int,
+    ) -> None:  # fmt: skip
+        _, dim, height, width = size
+        dense = height * width * dim, width * dim, dim
+        status = backend.native.qpatch_attention(
+            size, heads, patch, qkv, stride, q_zero_point, v_zero_point, f, g, table, out_zero_point, out_bits, y, dense, 1
+        )
+        assert (device, stream, status) == (0, 0, 0)
 
     def inverted_residual_shared(self, channels: int, columns: int, stride: int) -> int:
         raise NotImplementedError
@@ -462,6 +474,36 @@ def test_residual_blocks_that_are_refused(monkeypatch: pytest.MonkeyPatch, call:
         ops.inverted_residual(*inputs, **keywords, backend="cuda")
 
 
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda: phases((1, 4, 4), 2, 65), "heads of at most 64 channels, got 65"),
+        (lambda: phases((1, 4, 4), 2, 8, q_zero_point=-1), "a q_zero_point in 0 .. 255, got -1"),
+        (lambda: phases((1, 4, 4), 2, 8, q_zero_point=256), "a q_zero_point in 0 .. 255, got 256"),
+        (lambda: phases((1, 64, 64), 2, 36), "a block needs 151680 bytes of shared memory, and has 101376 at"),
+    ],
+    ids=["deep", "low", "high", "shared"],
+)
+@pytest.mark.skipif(cuda_support.native is None, reason="the CUDA kernels are not built: no nvcc was found")
+def test_phases_that_are_refused(monkeypatch: pytest.MonkeyPatch, call: Any, reason: str) -> None:
+    monkeypatch.setattr(cuda_support, "refuse", lambda x: None)
+    monkeypatch.setattr(cuda_support, "_shared_of_block", lambda index: 101376)
+    with pytest.raises(ValueError, match=f"backend 'cuda' was requested and cannot take this call: .*{reason}"):
+        call()(CPU, "cuda")
+
+
+def test_phases_of_far_pixels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where something is that far away, or what is written would be."""
+    monkeypatch.setattr(cuda_support, "refuse", lambda x: None)
+    choose = importlib.import_module("mvit_kernels.ops.qpatch_attention").choose
+    for shape, strides, heads in (
+        ((1, 4, 4, 24), (1, 2**30, 24, 1), 2), ((1, 4, 4, 24), (1, 96, 2**30, 1), 2), ((1, 1, 2**14, 3 * 2**18), (1, 1, 0, 1), 2**18),
+    ):  # fmt: skip
+        qkv = torch.empty_strided(shape, strides, dtype=torch.uint8, device="meta")
+        with pytest.raises(ValueError, match="cannot take this call: it takes images of at most 2147483647 bytes from first to last"):
+            choose("cuda", qkv, heads, (1, 1), 120)
+
+
 def test_residual_blocks_with_other_formulas_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_support, "refuse", lambda x: None)
     (x, _, _, *rest), keywords = residual_block((1, 16, 4, 4), 16, 16, torch.float16)
@@ -532,6 +574,7 @@ def test_tensors_of_the_cpu_are_refused() -> None:
         lambda: ops.qgemm_accumulate(a, weight, 0, backend="cuda"),
         lambda: ops.qconv2d(a[None, None], weight, kernel_size=1, a_scale=1.0, a_zero_point=0, w_scale=1.0, backend="cuda"),
         lambda: ops.qdepthwise_conv2d(a[None, None], random_weight(1, 1, 3, 3), a_scale=1.0, a_zero_point=0, backend="cuda"),
+        lambda: phases((1, 2, 2), 1, 4)(CPU, "cuda"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"backend 'cuda' was requested and cannot take this call: .*{reason}"):
             call()

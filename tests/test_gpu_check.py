@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
+import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -96,5 +99,29 @@ def test_every_case_is_computed_by_the_backends_that_have_it(gpu_check: Any) -> 
     both = {
         case.name for case in gpu_cases.cases("cpu", 1, 4, 8, torch.float32, gpu_check.BACKENDS) if list(case.ours) == ["cuda", "triton"]
     }
-    halves = {"qfeed_forward group", "qfeed_forward layer", "qseparable_attention_block", "qnorm_gemm"}
+    halves = {"qfeed_forward group", "qfeed_forward layer", "qseparable_attention_block", "qnorm_gemm", "qpatch_attention"}
     assert both == {"separable_attention_block", "qgemm int8", "qgemm int6", *halves}
+
+
+@pytest.mark.parametrize("tries", [1, 2])
+def test_a_variant_that_takes_too_long_costs_no_other_its_time(monkeypatch: pytest.MonkeyPatch, tries: int) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu_peers
+
+    def endless() -> None:
+        for _ in range(tries - 1):
+            with contextlib.suppress(Exception):  # as one who tries choices, of which some fail
+                time.sleep(60)
+        time.sleep(60)
+
+    def broken() -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(gpu_peers, "LIMIT", 0.2)
+    monkeypatch.setattr(gpu_peers, "_in_turn", lambda ready: {label: [3.0, 1.0, 2.0] for label in ready})
+    x = torch.ones(1, 4)
+    first, last = gpu_peers.compared({"eager": torch.nn.Identity, "broken": broken, gpu_peers.SLOWEST: endless}, x, x)
+    timed = {"variant": "eager", "prepare_s": 0.0, "off": 0.0, "median_ms": 2.0, "min_ms": 1.0}
+    assert first == [timed, {"variant": "broken", "error": "RuntimeError: no such kernel"}]
+    assert last == [*first, {"variant": gpu_peers.SLOWEST, "error": "TimeoutError: not ready when 0.2 s were over"}]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)

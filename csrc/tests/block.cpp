@@ -193,6 +193,7 @@ int thread_index() { return block->running->index; }
 int64_t block_x() { return block->x; }
 int block_y() { return block->y; }
 void block_barrier() { meet(block->all); }
+void warp_barrier() { offer(7, {}); }
 
 void cp_async16(void* shared, const void* global, int bytes) { copy(shared, global, bytes, 16); }
 void cp_async4(void* shared, const void* global, int bytes) { copy(shared, global, bytes, 4); }
@@ -227,12 +228,15 @@ void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared) {
     }
 }
 
+namespace {
+
 // Element i of the fragments of mma.m16n8k32, PTX ISA: A and B in bytes, C and D in int32.
-void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    const auto* all = offer(2, {a[0], a[1], a[2], a[3], b0, b1});
+template <class Byte>
+void mma_of_bytes(int kind, int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    const auto* all = offer(kind, {a[0], a[1], a[2], a[3], b0, b1});
     const auto byte = [](uint64_t word, int i) { return static_cast<uint8_t>(word >> (8 * i)); };
     uint8_t matrix_a[16][32];
-    int8_t matrix_b[32][8];
+    Byte matrix_b[32][8];
     for (int lane = 0; lane < warp_size; ++lane) {
         const int group = lane >> 2, inside = lane % 4;
         for (int i = 0; i < 16; ++i) {
@@ -240,7 +244,7 @@ void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
             matrix_a[upper ? group : group + 8][inside * 4 + (i & 3) + (i < 8 ? 0 : 16)] = byte(all[lane][i / 4], i % 4);
         }
         for (int i = 0; i < 8; ++i)
-            matrix_b[inside * 4 + (i & 3) + (i < 4 ? 0 : 16)][group] = static_cast<int8_t>(byte(all[lane][4 + i / 4], i % 4));
+            matrix_b[inside * 4 + (i & 3) + (i < 4 ? 0 : 16)][group] = static_cast<Byte>(byte(all[lane][4 + i / 4], i % 4));
     }
     const int lane = thread_index() % warp_size;
     for (int i = 0; i < 4; ++i) {
@@ -250,8 +254,6 @@ void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
         c[i] = static_cast<int32_t>(sum);
     }
 }
-
-namespace {
 
 // The same fragments of values of two bytes: elements i of A and B, sums in float32 (a GPU's order of additions is its own).
 template <class T>
@@ -286,6 +288,11 @@ T shuffled(T x, int mask) {
 
 }  // namespace
 
+void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_of_bytes<int8_t>(2, c, a, b0, b1); }
+void mma_u8u8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t (&c)[4]) {
+    for (int i = 0; i < 4; ++i) d[i] = c[i];
+    mma_of_bytes<uint8_t>(6, d, a, b0, b1);
+}
 void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, f16) { mma_of<f16>(c, a, b0, b1); }
 void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16) { mma_of<bf16>(c, a, b0, b1); }
 float shuffle_xor(float x, int mask) { return shuffled<float, uint32_t>(x, mask); }
@@ -333,6 +340,12 @@ uint32_t float_bits(float x) {
     std::memcpy(&bits, &x, sizeof bits);
     return bits;
 }
+float float_of_bits(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+float multiply_saturated(float a, float b) { return std::fmin(std::fmax(a * b, 0.0f), 1.0f); }
 float to_float(float x) { return x; }
 float to_float(bf16 x) { return mvit::to_float(x); }
 float to_float(f16 x) { return mvit::to_float(x); }

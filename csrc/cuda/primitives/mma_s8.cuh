@@ -1,4 +1,5 @@
-// One warp's product of bytes on tensor cores (sm_80 and up): c (16 x 8) += a (16 x 32, uint8) b (32 x 8, int8), exact modulo 2^32.
+// One warp's product of bytes on tensor cores (sm_80 and up): c (16 x 8) += a (16 x 32, uint8) b (32 x 8, int8 or uint8), exact modulo
+// 2^32.
 //
 // Who holds what (PTX ISA, mma.m16n8k32): of lane l with g = l / 4 and t = l % 4,
 //
@@ -51,11 +52,19 @@ MVIT_DEVICE void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, 
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// d = a b + c; c and d may be the same.
+MVIT_DEVICE void mma_u8u8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t (&c)[4]) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+
 #else
 
 void ldmatrix_x4(uint32_t (&r)[4], const void* shared);
 void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared);
 void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void mma_u8u8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t (&c)[4]);
 
 #endif
 

@@ -43,6 +43,14 @@ MVIT_DEVICE T of_warp(T x, Combine combine = {}) {
     return x;
 }
 
+// The same in every four lanes, which have a row of what tensor cores give (mma_s8.cuh).
+template <class T, class Combine = Sum>
+MVIT_DEVICE T of_quad(T x, Combine combine = {}) {
+    MVIT_UNROLL
+    for (int mask = 2; mask > 0; mask /= 2) x = combine(x, shuffle_xor(x, mask));
+    return x;
+}
+
 // The same in every thread of a block of `threads`; shared: one value a warp.
 template <int threads, class T, class Combine = Sum>
 MVIT_DEVICE T of_block(T x, T* shared, Combine combine = {}) {
