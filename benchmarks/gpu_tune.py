@@ -168,24 +168,33 @@ def tried(key: tuning.Key, tile: tuning.Tile, run: Callable[[tuning.Tile], objec
         return None
 
 
-def seconds(run: Callable[[], object]) -> float:
+def seconds(run: Callable[[], object], copies: int = COPIES, repeats: int = REPEATS) -> float:
     """Of one call, the median of graphs that hold several. Captured without torch's tidying up, which takes longer than all of it."""
     graph, times = torch.cuda.CUDAGraph(), []
     torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
+    with torch.cuda.stream(_stream()):
+        run()  # what libraries make once for a stream
+        torch.cuda.synchronize()
         graph.capture_begin()
-        for _ in range(COPIES):
-            run()
-        graph.capture_end()
-    for turn in range(REPEATS + 1):
+        try:
+            for _ in range(copies):
+                run()
+        finally:  # or nothing could be run on this stream any more
+            graph.capture_end()
+    for turn in range(repeats + 1):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         graph.replay()
         end.record()
         end.synchronize()
         if turn:
-            times.append(begin.elapsed_time(end) / 1e3 / COPIES)
+            times.append(begin.elapsed_time(end) / 1e3 / copies)
     return statistics.median(times)
+
+
+@functools.cache
+def _stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
 
 
 def best(times: Times) -> tuning.Tile:
