@@ -141,8 +141,9 @@ def _apart(name: str, command: Command, end: float, folder: Path) -> Record:
     values, lines = records.gathered(records.read(file))
     if name != "build":
         errors.append(_without_cuda_kernels())
-    if failed := [line for line in lines if "error" in line]:
-        errors.append(f"{len(failed)} failed")
+    failed = sorted((line for line in lines if "error" in line), key=_late)
+    for word, count in (("failed", len(failed) - sum(map(_late, failed))), ("had no time", sum(map(_late, failed)))):
+        errors.append(f"{count} {word}" if count else "")
     record = {"command": shlex.join(command.words), "summary": _summary(values, lines), **values}
     record |= {"lines": failed if name == "tests" else lines} if lines else {}
     if errors := list(filter(None, errors)):
@@ -202,9 +203,13 @@ def _without_cuda_kernels() -> str:
 
 
 def _summary(values: Record, lines: list[Record]) -> str:
-    counts = Counter(line.get("outcome", "failed" if "error" in line else "done") for line in lines)
+    counts = Counter("failed" if "error" in line and not _late(line) else line.get("outcome", "done") for line in lines)
     counts["not begun"] = values.get("planned", 0) - len(lines)
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count > 0)
+
+
+def _late(line: Record) -> bool:
+    return line.get("outcome") == "late"
 
 
 def _conditions(names: list[str]) -> Record:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,9 @@ def gathered(records: list[Record]) -> tuple[Record, list[Record]]:
 
 def broken() -> bool:
     """Whether the GPU computes nothing more for this process, as after an access out of bounds: whatever follows fails, too."""
-    import torch
-
+    torch = sys.modules.get("torch")
     try:
-        if torch.cuda.is_initialized():
+        if torch is not None and torch.cuda.is_initialized():
             torch.cuda.synchronize()
     except RuntimeError:
         return True

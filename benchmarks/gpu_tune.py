@@ -19,6 +19,7 @@ import os
 import statistics
 import sys
 import time
+import traceback
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -55,11 +56,20 @@ def main(arguments: list[str] | None = None) -> int:
     shares = max(1, (os.cpu_count() or 1) // len(networks))
     tasks = [(*network, share, shares, started + COMPILING * args.seconds) for network in networks for share in range(shares)]
     with concurrent.futures.ProcessPoolExecutor(len(tasks), multiprocessing.get_context("spawn")) as pool:
-        ready, failed = (sum(counts) for counts in zip(*pool.map(compile_share, *zip(*tasks, strict=True)), strict=True))
+        shared = [pool.submit(compile_share, *task) for task in tasks]
+    lost = [each for each in shared if each.exception() is not None]  # what they did not compile is compiled when it is timed
+    ready, failed = (sum(each.result()[index] for each in shared if each not in lost) for index in range(2))
+    failed += len(lost)
+    for each in lost:
+        print(f"gpu_tune: {each.exception()}", file=sys.stderr)
     print(f"{ready} kernels ready after {time.time() - started:.0f} s", flush=True)
     found: dict[tuning.Key, Times] = {}
     for model, batch in networks:
-        failed += time_choices(model, batch, found, started + args.seconds)
+        try:
+            failed += time_choices(model, batch, found, started + args.seconds)
+        except Exception:  # of one network; what it has found is written, and the others are tried
+            traceback.print_exc()
+            failed += 1
         write_text(args.output, text_of(merged(written(args.output), found)))
     for key, times in found.items():
         (own, _), (least, tile) = times[0], min(times, key=lambda each: each[0])
