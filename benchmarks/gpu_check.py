@@ -104,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gpu_check: expected a machine with a GPU, torch {torch.__version__} finds none", file=sys.stderr)
         return 2
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the stage, too
-    return _all(args.only or list(STAGES), args.results, started + SECONDS)
+    return _all(args.only or list(STAGES), args.results.resolve(), started + SECONDS)
 
 
 def _all(names: list[str], folder: Path, end: float) -> int:
@@ -141,6 +141,8 @@ def _apart(name: str, command: Command, end: float, folder: Path) -> Record:
     values, lines = records.gathered(records.read(file))
     if name != "build":
         errors.append(_without_cuda_kernels())
+    if values.get("planned") and not lines:
+        errors.append("nothing was begun")
     failed = sorted((line for line in lines if "error" in line), key=_late)
     for word, count in (("failed", len(failed) - sum(map(_late, failed))), ("had no time", sum(map(_late, failed)))):
         errors.append(f"{count} {word}" if count else "")
@@ -164,8 +166,10 @@ def _run(words: list[str], switches: dict[str, str], log: Path, end: float) -> s
     except subprocess.TimeoutExpired:
         return f"not done in {end - begun:.0f} s"
     finally:
+        started.kill()
         _end(mark)
-        started.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # the driver may hold on to what used the GPU
+            started.wait(5)
 
 
 def _end(mark: str) -> None:
