@@ -24,6 +24,7 @@ class Case(NamedTuple):
     bytes: int  # read and written at least once
     operations: int = 0  # of tensor cores
     exact: bool = False  # integers: the same bits
+    near: float = 2e-2  # of the largest value: how far apart floats of 16 bits may be
     compiled: Callable[[], Any] | None = None  # what Inductor compiles and is timed, too: compilations take seconds, so of few ops
     eager: bool = True  # whether plain torch is timed, too: in a CUDA graph, where it does not wait for the GPU
 
@@ -71,7 +72,7 @@ def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, back
             each: functools.partial(backward, dy, x, *parameters[:-1], 1e-5, PATCH, each)
             for each in having("separable_attention_block", backends) if each != "cuda"  # whose backward is that of triton
         },
-        plain, 3 * element * x.numel(), 10 * pixels * dim * dim, compiled=plain,
+        plain, 3 * element * x.numel(), 10 * pixels * dim * dim, near=0.1, compiled=plain,  # sums over all pixels, most of which cancels
     )  # fmt: skip
     gamma, beta = parameters[:2]
     rows = x.permute(0, 2, 3, 1).flatten(0, 2)
@@ -293,7 +294,7 @@ def wrong(case: Case) -> dict[str, str]:
                     assert torch.equal(ours, right), "not the bits of plain torch"
                 elif right.numel():
                     most, off = float(right.double().abs().max()), float((ours.double() - right.double()).abs().max())
-                    assert off <= (2e-5 if ours.dtype == torch.float32 else 2e-2) * most, f"off by {off:g} of {most:g}"
+                    assert off <= (2e-5 if ours.dtype == right.dtype == torch.float32 else case.near) * most, f"off by {off:g} of {most:g}"
         except Exception as error:  # of one backend; others may be right
             found[backend] = f"{type(error).__name__}: {error}"
     return found
