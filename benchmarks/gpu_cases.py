@@ -26,7 +26,7 @@ class Case(NamedTuple):
     exact: bool = False  # integers: the same bits
     near: float = 2e-2  # of the largest value: how far apart floats of 16 bits may be
     compiled: Callable[[], Any] | None = None  # what Inductor compiles and is timed, too: compilations take seconds, so of few ops
-    eager: bool = True  # whether plain torch is timed, too: in a CUDA graph, where it does not wait for the GPU
+    peer: bool = True  # whether plain torch is timed, too: in a CUDA graph, where it does not wait for the GPU
 
 
 def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, backends: tuple[str, ...]) -> Iterator[Case]:
@@ -145,14 +145,14 @@ def _relatives(x: Tensor, call: Callable[..., dict[str, Callable[[], Any]]]) -> 
     yield Case(
         "attention residual", call("attention", *keys, heads, **mixed, residual=image, activation="gelu"),
         lambda: reference.activate(reference.attention(*keys, heads, 32**-0.5, reference.Mixtures(*mixed.values())) + image, "gelu"),
-        x.element_size() * (sum(each.numel() for each in keys) + 2 * image.numel()), 2 * batch * 49 * 49 * 8 * (32 + 128), eager=False,
+        x.element_size() * (sum(each.numel() for each in keys) + 2 * image.numel()), 2 * batch * 49 * 49 * 8 * (32 + 128), peer=False,
     )  # fmt: skip
     yield Case("avg_pool", call("avg_pool", x), functools.partial(reference.avg_pool, x), x.element_size() * x.numel())
     moments = reference.moments_of(x.permute(0, 2, 3, 1).flatten(0, 2), batch)
     pools = call("avg_pool", x, moments=moments)
     pools.pop("cpu", None)  # which has no kernel for it
     plain_pool = lambda: reference.avg_pool(torch.group_norm(x, 1))  # noqa: E731
-    yield Case("avg_pool norm", pools, plain_pool, x.element_size() * x.numel(), eager=False)
+    yield Case("avg_pool norm", pools, plain_pool, x.element_size() * x.numel(), peer=False)
     double = 2 * x.shape[2], 2 * x.shape[3]
     yield Case(
         "resize", call("resize", x, double, activation="gelu"), functools.partial(reference.resize, x, double, False, "gelu"),
@@ -174,7 +174,7 @@ def _integers(device: str, rows: int, dim: int, backends: tuple[str, ...]) -> It
         )
         yield Case(
             f"qgemm int{bits}", ours, plain["reference"], a.numel() + 2 * rows * dim + matrix.numel(), 4 * rows * dim * dim, exact=True,
-            compiled=_int_mm(device, rows, dim) if bits == 8 else None, eager=False,
+            compiled=_int_mm(device, rows, dim) if bits == 8 else None, peer=False,
         )  # fmt: skip
 
 
@@ -224,7 +224,7 @@ def _between_products(device: str, batch: int, side: int, dim: int, backends: tu
             {each: functools.partial(getattr(ops, op), *inputs, **settings, backend=each) for each in names}
             for names in (having(op, backends), ["reference"])
         )
-        yield Case(name, ours, plain["reference"], moved, exact=True, eager=False)
+        yield Case(name, ours, plain["reference"], moved, exact=True, peer=False)
 
 
 def integer_residual(device: str, batch: int, block: tuple[int, ...], backends: tuple[str, ...]) -> Case:

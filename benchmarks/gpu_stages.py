@@ -194,7 +194,7 @@ def _residuals(batch: int, block: tuple[int, ...], usable: tuple[str, ...]) -> I
 def _contenders(case: Case, part: str) -> dict[str, Callable[[], object]]:
     if part == "inductor":
         return {"inductor": _by_inductor(case.compiled)}
-    return {**case.ours, "eager": case.plain} if case.eager else dict(case.ours)
+    return {**case.ours, "eager": case.plain} if case.peer else dict(case.ours)
 
 
 def _by_inductor(function: Callable[[], object] | None) -> Callable[[], object]:

@@ -287,6 +287,19 @@ def test_a_gpu_that_computes_nothing_more(records: Any, monkeypatch: pytest.Monk
 
 
 @needs_native
+def test_every_case_is_computed_by_the_backends_that_have_it(gpu_stages: Any) -> None:
+    import gpu_cases
+
+    for case in gpu_cases.cases("cpu", 1, 4, 8, torch.float32, ("cpu", "reference")):
+        assert list(case.ours) == (["reference"] if case.name == "avg_pool norm" else ["cpu", "reference"])
+        assert gpu_cases.wrong(case) == {}
+    both = {
+        case.name for case in gpu_cases.cases("cpu", 1, 4, 8, torch.float32, ("cuda", "triton")) if list(case.ours) == ["cuda", "triton"]
+    }
+    assert both == {"separable_attention_block", "qgemm int8", "qgemm int6"}
+
+
+@needs_native
 def test_every_op_is_timed_before_what_is_compiled(gpu_stages: Any, records: Any) -> None:
     assert gpu_stages.perform(gpu_stages.ops()) == 0
     written = records.read(os.environ[records.RECORDS])
@@ -365,9 +378,12 @@ def test_compilers_have_a_part_of_the_time(gpu_stages: Any, records: Any, monkey
 
 @pytest.mark.skipif(cuda_support.native is None, reason="the CUDA kernels are not built: no nvcc was found")
 def test_what_is_sanitized_is_every_op_in_turn(gpu_stages: Any, records: Any) -> None:
+    import cuda_cases
+
     tasks = list(gpu_stages.sanitizer())
     ops = [of["op"] for of, _, _ in tasks]
-    assert len(set(ops)) == len(set(ops[: len(set(ops))])) == 6
+    assert len(set(ops)) == len(set(ops[: len(set(ops))]))
+    assert {*cuda_cases.CASES, "separable_attention_block", "inverted_residual"} == set(ops)
     assert records.read(os.environ[records.RECORDS]) == [{"planned": len(tasks)}]
     assert len({records.key({"of": of}) for of, _, _ in tasks}) == len(tasks)
 
