@@ -1,12 +1,13 @@
 """The stages of gpu_check.py that compute, each in a process of its own: tasks, one after another, as long as there is time for them.
 
-A task that fails costs no other. Where it leaves the GPU unusable for its process, or ends that, gpu_check.py starts another, which goes on
-behind it.
+A task that fails costs no other. Where it leaves the GPU unusable for its process, hangs or ends that, gpu_check.py starts another, which
+goes on behind it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import itertools
 import multiprocessing
@@ -38,6 +39,7 @@ BATCHES = (128, 1)
 MAPS = ((128, 32), (192, 16), (256, 8))  # (dim, side) of the attention blocks of MobileViTv2-1.0 at 256 x 256
 MODELS, SIZE = ("mobilevitv2_100", "mobilevit_s"), 256
 NETWORK_BATCHES = (256, 1)
+LONGEST = 45  # seconds of a task, which ends its process
 COMPILING = 0.5  # of the time of a stage, at most
 
 
@@ -58,11 +60,13 @@ def perform(tasks: Iterator[Task]) -> int:
         if records.late():
             break
         records.write(word | {"begun": True})
+        faulthandler.dump_traceback_later(LONGEST, exit=True)
         try:
             values = task()
         except Exception as error:
             traceback.print_exc()
             values = {"error": f"{type(error).__name__}: {error}"[:500]}
+        faulthandler.cancel_dump_traceback_later()
         records.write(word | values)
         if "error" in values and records.broken():
             return 1
@@ -80,7 +84,7 @@ def beside_each_other(function: Callable[[int, int], None], count: int) -> None:
         each.join(max(0.0, end - time.time()))
     for each in processes:
         each.kill()
-        each.join()
+        each.join(5)
 
 
 # --- networks: milliseconds of one batch, by CUDA events ---

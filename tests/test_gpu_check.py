@@ -143,6 +143,18 @@ for op in ("one", "two", "three"):
     assert (code, record["error"], record["summary"]) == (1, "nothing was begun", "3 not begun")
 
 
+def test_a_task_that_hangs_costs_no_other(stage: Any) -> None:
+    program = """
+import sys, time, gpu_stages
+gpu_stages.LONGEST = 1
+sys.exit(gpu_stages.perform(({"op": str(seconds)}, "", lambda: time.sleep(seconds) or {"cuda_us": 3}) for seconds in (0, 1000, 0.1)))
+"""
+    _, record = stage(program)
+    assert record["error"] == "exit code 1; 1 failed"
+    assert "time.sleep" in record["tail"] or "<lambda>" in record["tail"]  # where it was
+    assert {each["op"]: each.get("cuda_us") for each in record["lines"]} == {"0": 3, "1000": None, "0.1": 3}
+
+
 def test_later_stages_have_their_time_and_failures_cost_nothing(gpu_check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = {}
 
