@@ -308,7 +308,7 @@ def test_every_case_is_computed_by_the_backends_that_have_it(gpu_stages: Any) ->
     both = {
         case.name for case in gpu_cases.cases("cpu", 1, 4, 8, torch.float32, ("cuda", "triton")) if list(case.ours) == ["cuda", "triton"]
     }
-    assert both == {"separable_attention_block", "qgemm int8", "qgemm int6"}
+    assert both == {"separable_attention_block", "qgemm int8", "qgemm int6", "qpatch_attention"}
 
 
 @needs_native
