@@ -2,8 +2,9 @@
 
     python benchmarks/gpu_peers.py --model mobilevit_s --batch 1
 
-A variant that fails, or that is not ready in time, is listed with its reason: one comparison fits into nine minutes. Max-autotune comes
-last, as it may take all of them: the others are timed and written before it, and then once more beside it.
+A variant that fails, that is not ready in time, or whose logits are not eager's, is listed with its reason: one comparison fits into nine
+minutes. Max-autotune comes last, as it may take all of them: the others are timed and written before it, and then once more beside it. The
+exit code is 1 where none could be timed.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import math
 import shlex
 import signal
 import statistics
@@ -60,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         cells = [[str(row.get(key, "")) for key in COLUMNS] for row in rows]
         print_table(f"{args.model}, batch {args.batch}, {args.dtype}", tuple(COLUMNS.values()), cells)
         sys.stdout.flush()
-    return 0
+    return int(not any("median_ms" in row for row in rows))
 
 
 def variants(model: Callable[[], Any], size: int) -> dict[str, Callable[[], Callable[[Any], Any]]]:
@@ -96,6 +98,13 @@ def quantized(model: Any, size: int, bits: int = 8) -> Any:
     return mk.quantize(model.cpu().float(), [images], config)
 
 
+def judged(variant: str, off: float) -> dict[str, Any]:
+    """off: largest difference of a logit from eager's over the largest logit. More than rounding explains is an error."""
+    most = 0.5 if "int" in variant else 0.05
+    row = {"off": round(off, 5)} if math.isfinite(off) else {}
+    return row if off <= most else {**row, "error": f"logits are off by {off:g} of the largest, expected {most} at most"}
+
+
 def measure(name: str, batch: int, size: int, dtype: Any, names: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
     import torch
 
@@ -124,7 +133,8 @@ def compared(made: dict[str, Callable[[], Callable[[Any], Any]]], x: Any, right:
     until = time.monotonic() + LIMIT
     for label, make in made.items():
         if label == SLOWEST and rows:
-            yield _timed(rows, ready)
+            rows = _timed(rows, ready)
+            yield list(rows)
         begin = time.monotonic()
         try:
             with _no_longer_than(until - begin):
@@ -136,7 +146,7 @@ def compared(made: dict[str, Callable[[], Callable[[Any], Any]]], x: Any, right:
             rows.append({"variant": label, "error": f"{type(error).__name__}: {error}"[:300]})
             continue
         ready[label] = functools.partial(network, x)
-        rows.append({"variant": label, "prepare_s": round(time.monotonic() - begin, 1), "off": round(off, 5)})
+        rows.append({"variant": label, "prepare_s": round(time.monotonic() - begin, 1), **judged(label, off)})
     yield _timed(rows, ready)
 
 
@@ -157,7 +167,10 @@ def _no_longer_than(seconds: float) -> Iterator[None]:
 
 
 def _timed(rows: list[dict[str, Any]], ready: dict[str, Callable[[], Any]]) -> list[dict[str, Any]]:
-    times = _in_turn(ready)
+    try:
+        times = _in_turn(ready)
+    except Exception as error:  # a GPU that one of them has left unusable: what was measured before stays
+        return [{"error": f"{type(error).__name__}: {error}"[:300], **row} for row in rows]
     medians = {label: {"median_ms": round(statistics.median(each), 4), "min_ms": round(min(each), 4)} for label, each in times.items()}
     return [row | medians.get(row["variant"], {}) for row in rows]
 

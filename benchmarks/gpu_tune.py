@@ -19,6 +19,7 @@ import os
 import statistics
 import sys
 import time
+import traceback
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -55,11 +56,20 @@ def main(arguments: list[str] | None = None) -> int:
     shares = max(1, (os.cpu_count() or 1) // len(networks))
     tasks = [(*network, share, shares, started + COMPILING * args.seconds) for network in networks for share in range(shares)]
     with concurrent.futures.ProcessPoolExecutor(len(tasks), multiprocessing.get_context("spawn")) as pool:
-        ready, failed = (sum(counts) for counts in zip(*pool.map(compile_share, *zip(*tasks, strict=True)), strict=True))
+        shared = [pool.submit(compile_share, *task) for task in tasks]
+    lost = [each for each in shared if each.exception() is not None]  # what they did not compile is compiled when it is timed
+    ready, failed = (sum(each.result()[index] for each in shared if each not in lost) for index in range(2))
+    failed += len(lost)
+    for each in lost:
+        print(f"gpu_tune: {each.exception()}", file=sys.stderr)
     print(f"{ready} kernels ready after {time.time() - started:.0f} s", flush=True)
     found: dict[tuning.Key, Times] = {}
     for model, batch in networks:
-        failed += time_choices(model, batch, found, started + args.seconds)
+        try:
+            failed += time_choices(model, batch, found, started + args.seconds)
+        except Exception:  # of one network; what it has found is written, and the others are tried
+            traceback.print_exc()
+            failed += 1
         write_text(args.output, text_of(merged(written(args.output), found)))
     for key, times in found.items():
         (own, _), (least, tile) = times[0], min(times, key=lambda each: each[0])
@@ -168,24 +178,33 @@ def tried(key: tuning.Key, tile: tuning.Tile, run: Callable[[tuning.Tile], objec
         return None
 
 
-def seconds(run: Callable[[], object]) -> float:
+def seconds(run: Callable[[], object], copies: int = COPIES, repeats: int = REPEATS) -> float:
     """Of one call, the median of graphs that hold several. Captured without torch's tidying up, which takes longer than all of it."""
     graph, times = torch.cuda.CUDAGraph(), []
     torch.cuda.synchronize()
-    with torch.cuda.stream(torch.cuda.Stream()):
+    with torch.cuda.stream(_stream()):
+        run()  # what libraries make once for a stream
+        torch.cuda.synchronize()
         graph.capture_begin()
-        for _ in range(COPIES):
-            run()
-        graph.capture_end()
-    for turn in range(REPEATS + 1):
+        try:
+            for _ in range(copies):
+                run()
+        finally:  # or nothing could be run on this stream any more
+            graph.capture_end()
+    for turn in range(repeats + 1):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         graph.replay()
         end.record()
         end.synchronize()
         if turn:
-            times.append(begin.elapsed_time(end) / 1e3 / COPIES)
+            times.append(begin.elapsed_time(end) / 1e3 / copies)
     return statistics.median(times)
+
+
+@functools.cache
+def _stream() -> torch.cuda.Stream:
+    return torch.cuda.Stream()
 
 
 def best(times: Times) -> tuning.Tile:

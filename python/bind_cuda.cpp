@@ -8,8 +8,12 @@
 #include "cuda/ops/inverted_residual.h"
 #include "cuda/ops/qconv2d.h"
 #include "cuda/ops/qdepthwise_conv2d.h"
+#include "cuda/ops/qfeed_forward.h"
 #include "cuda/ops/qgemm.h"
 #include "cuda/ops/qinverted_residual.h"
+#include "cuda/ops/qnorm_gemm.h"
+#include "cuda/ops/qpatch_attention.h"
+#include "cuda/ops/qseparable_attention_block.h"
 #include "cuda/ops/separable_attention_block.h"
 
 namespace py = pybind11;
@@ -22,9 +26,19 @@ using Epilogue = std::tuple<uintptr_t, int64_t, int, bool, int, uintptr_t, uintp
                             uintptr_t, int64_t>;
 // Columns, depth and bits of a weight.
 using Form = std::array<int64_t, 3>;
+// Sums of images and their pieces; scale, scale of the bytes and their zero-point; eps; bits.
+using Norm = std::tuple<uintptr_t, int, double, double, int32_t, double, int>;
 
 QEpilogue epilogue_of(const Epilogue& e) { return std::apply(epilogue, e); }
 cuda::QFragments fragments(uintptr_t tiles, const Form& form) { return {bytes(tiles), form[0], form[1], static_cast<int>(form[2])}; }
+
+int64_t* sums_at(uintptr_t address) { return static_cast<int64_t*>(pointer(address)); }
+
+cuda::QPairNorm norm_of(const Norm& norm) {
+    const auto& [sums, pieces, scale, y_scale, zero_point, eps, bits] = norm;
+    const auto low = static_cast<float>(-zero_point), high = static_cast<float>((1 << bits) - 1 - zero_point);
+    return {sums_at(sums), pieces, scale / y_scale, scale * scale, eps, low, high, zero_point};
+}
 
 template <class Launch>
 void launch(const Launch& launch) {
@@ -123,6 +137,79 @@ void integer_inverted_residual(int device, uintptr_t stream, const Sizes& size, 
     launch([&] { return cuda::qinverted_residual(p, device, pointer(stream)); });
 }
 
+void integer_feed_forward(int device, uintptr_t stream, int64_t batch, int pixels, int channels, int hidden, uintptr_t x, const Norm& norm,
+                          uintptr_t slices, uintptr_t curve, const Epilogue& e, uintptr_t parts) {
+    const cuda::QFeedForwardProblem p{batch,
+                                      pixels,
+                                      channels,
+                                      hidden,
+                                      static_cast<const int16_t*>(pointer(x)),
+                                      norm_of(norm),
+                                      bytes(slices),
+                                      static_cast<const int16_t*>(pointer(curve)),
+                                      epilogue_of(e),
+                                      sums_at(parts)};
+    launch([&] { return cuda::qfeed_forward(p, device, pointer(stream)); });
+}
+
+using Patch = std::array<int, 2>;
+// Zero-point and bits of bytes.
+using Byte = std::array<int, 2>;
+
+QByte byte_of(const Byte& byte) { return qbyte_of_inverse(1.0f, byte[0], byte[1]); }
+
+// size: (B, C, H, W), of x.
+cuda::QAttentionMap attention_map(const Sizes& size, const Patch& patch, uintptr_t x, const Norm& norm) {
+    const auto small = [](int64_t value) { return static_cast<int>(value); };
+    return {size[0],      small(size[2]), small(size[3]), small(size[1]), patch[0], patch[1], static_cast<const int16_t*>(pointer(x)),
+            norm_of(norm)};
+}
+
+void attention_context(int device, uintptr_t stream, const Sizes& size, const Patch& patch, uintptr_t x, const Norm& norm, uintptr_t query,
+                       uintptr_t channels, int64_t channels_stride, uintptr_t table, double scale, const Byte& byte, uintptr_t context) {
+    const cuda::QAttentionContextProblem p{
+        attention_map(size, patch, x, norm),    bytes(query), channels_at(channels, channels_stride), ints(table), scale, byte_of(byte),
+        static_cast<uint8_t*>(pointer(context))};
+    launch([&] { return cuda::qattention_context(p, device, pointer(stream)); });
+}
+
+void attention_values(int device, uintptr_t stream, const Sizes& size, const Patch& patch, uintptr_t x, const Norm& norm, uintptr_t key,
+                      float ratio, const Byte& v, const Byte& byte, uintptr_t slices, const Epilogue& e, uintptr_t parts) {
+    const QByte values = byte_of(v);
+    const auto positive = [](float bound) { return bound > 0.0f ? bound : 0.0f; };
+    const cuda::QAttentionValuesProblem p{attention_map(size, patch, x, norm),
+                                          floats(key),
+                                          ratio,
+                                          positive(values.low),
+                                          positive(values.high),
+                                          byte_of(byte),
+                                          bytes(slices),
+                                          epilogue_of(e),
+                                          sums_at(parts)};
+    launch([&] { return cuda::qattention_values(p, device, pointer(stream)); });
+}
+
+void norm_and_product(int device, uintptr_t stream, int64_t groups, int rows, int channels, int columns, uintptr_t x, const Norm& norm,
+                      uintptr_t slices, const Epilogue& e) {
+    const cuda::QNormGemmProblem p{groups,        rows,          channels,      columns, static_cast<const int16_t*>(pointer(x)),
+                                   norm_of(norm), bytes(slices), epilogue_of(e)};
+    launch([&] { return cuda::qnorm_gemm(p, device, pointer(stream)); });
+}
+
+// size: (B, d, H, W), of y; strides of qkv from image to image, row to row and pixel to pixel.
+void quantized_softmax_attention(int device, uintptr_t stream, const Sizes& size, int64_t heads, const std::array<int64_t, 2>& patch,
+                                 uintptr_t qkv, const std::array<int64_t, 3>& stride, int32_t q_zero_point, int32_t v_zero_point,
+                                 float score_steps, float ratio, uintptr_t table, int32_t zero_point, int bits, uintptr_t y) {
+    cuda::QPatchAttentionProblem p{};
+    p.batch = size[0], p.dim = size[1], p.heads = heads, p.height = size[2], p.width = size[3];
+    p.patch_h = patch[0], p.patch_w = patch[1];
+    p.qkv = bytes(qkv), p.image_stride = stride[0], p.row_stride = stride[1], p.pixel_stride = stride[2];
+    p.q_zero_point = q_zero_point, p.v_zero_point = v_zero_point, p.score_steps = score_steps, p.ratio = ratio;
+    p.table = bytes(table), p.byte = qbyte_of_inverse(1.0f, zero_point, bits);
+    p.y = static_cast<uint8_t*>(pointer(y));
+    launch([&] { return cuda::qpatch_attention(p, device, pointer(stream)); });
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, m) {
@@ -130,9 +217,19 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("inverted_residual", inverted_residual);
     m.def("inverted_residual_shared", cuda::inverted_residual_shared);
     m.def("qgemm", product);
+    m.def("qattention_context", attention_context);
+    m.def("qattention_context_shared", cuda::qattention_context_shared);
+    m.def("qattention_pieces", cuda::qattention_pieces);
+    m.def("qattention_values", attention_values);
     m.def("qconv2d", convolution);
     m.def("qdepthwise_conv2d", depthwise_convolution);
+    m.def("qfeed_forward", integer_feed_forward);
+    m.def("qfeed_forward_pieces", cuda::qfeed_forward_pieces);
     m.def("qinverted_residual", integer_inverted_residual);
     m.def("qinverted_residual_shared", cuda::qinverted_residual_shared);
+    m.def("qnorm_gemm", norm_and_product);
+    m.def("qpatch_attention", quantized_softmax_attention);
+    m.def("qpatch_attention_shared", cuda::qpatch_attention_shared);
     m.def("separable_attention_block", attention_block);
+    m.attr("qnorm_gemm_channels") = cuda::norm_gemm_channels;
 }

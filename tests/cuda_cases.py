@@ -219,6 +219,222 @@ def qinverted_residual_cases() -> dict[str, Case]:
     return cases
 
 
+def feed_forward_layers(
+    kind: str, channels: int, hidden: int, *, bits: int = 8, curve: str | None = "silu", zero_point: int = 121, scale: float = 0.1,
+    backend: str | None = None,
+) -> tuple[ops.QNorm, ops.QConv2d, ops.QConv2d]:  # fmt: skip
+    """norm, first and second; hidden bytes by a curve or without an activation. zero_point: of the normalised bytes."""
+    stream = 2.0**-9
+    norm = ops.prepare_qnorm(
+        kind, scale=stream, out_scale=0.03, out_zero_point=zero_point, eps=1e-3, bits=6 if bits == 6 else 8, backend=backend
+    )
+    out: dict[str, Any] = {"out_dtype": torch.uint8, "out_scale": scale, "out_zero_point": 20}
+    if curve is not None:
+        out["table"] = reference.activation_curve(curve, scale, 20)
+    first = ops.prepare_qconv2d(
+        ops.pack_weight(random_weight(hidden, channels, bits=bits), bits=bits), 0.03, zero_point, torch.rand(hidden) * 0.01 + 1e-3,
+        torch.randn(hidden), kernel_size=1, backend=backend, **out,
+    )  # fmt: skip
+    second = ops.prepare_qconv2d(
+        ops.pack_weight(random_weight(channels, hidden, bits=bits), bits=bits), scale, 20, torch.rand(channels) * 0.01 + 1e-3,
+        torch.randn(channels), kernel_size=1, out_dtype=torch.int16, out_scale=stream, backend=backend,
+    )  # fmt: skip
+    return norm, first, second
+
+
+def stream_map(*size: int) -> Tensor:
+    """Images about different means, with a few values at both ends of int16."""
+    x = 300.0 * torch.randn(size) + 1000.0 * torch.randn(size[0], 1, 1, 1)
+    x = torch.where(torch.rand(size) < 0.01, 40000.0 * x.sign(), x).clamp(-(2**15), 2**15 - 1)
+    return x.to(torch.int16).contiguous(memory_format=torch.channels_last)
+
+
+def known_sums(x: Tensor, pieces: int | None) -> Tensor | None:
+    """Of the images of a stream, in pieces; None: none."""
+    return None if pieces is None else in_pieces(reference.stream_sums(x.permute(0, 2, 3, 1).flatten(0, 2), x.shape[0]), pieces)
+
+
+def in_pieces(sums: Tensor, pieces: int) -> Tensor:
+    """(G, 2) as sums of that many pieces; 0: as they are."""
+    if pieces == 0:
+        return sums
+    parts = torch.randint(-(2**40), 2**40, (len(sums), pieces, 2))
+    parts[:, 0] += sums - parts.sum(1)
+    return parts
+
+
+def feed_forward(
+    size: tuple[int, int, int, int], hidden: int, kind: str = "group", *, collect: bool = False, pieces: int | None = None,
+    memory: torch.memory_format = torch.channels_last, **more: Any,
+) -> Case:  # fmt: skip
+    """pieces: that the sums of the images come in, 0: they come whole, None: they are not known. collect: the sums are the result."""
+    x = stream_map(*size).contiguous(memory_format=memory)
+    layers = feed_forward_layers(kind, size[1], hidden, **more)
+    sums = known_sums(x, pieces)
+    prepared = {name: ops.prepare_qfeed_forward(*layers, backend=name) for name in ("cuda", "reference")}
+
+    def run(device: torch.device, backend: str) -> Tensor:
+        y = prepared[backend](placed(x, device), placed(sums, device), collect=collect)
+        return y[1] if isinstance(y, tuple) else y
+
+    return run
+
+
+def qfeed_forward_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for kind in ("group", "layer"):
+        for channels, hidden in ((1, 1), (16, 40), (33, 70), (64, 128), (100, 33), (128, 64), (144, 288), (192, 96), (240, 100), (256, 64)):
+            cases[f"{kind}_{channels}_{hidden}"] = feed_forward((2, channels, 5, 7), hidden, kind)
+        cases[f"{kind}_6"] = feed_forward((1, 40, 6, 6), 72, kind, bits=6)
+        cases[f"{kind}_collect"] = feed_forward((3, 24, 7, 9), 40, kind, collect=True)
+        cases[f"{kind}_wide_zero_point"] = feed_forward((1, 16, 4, 4), 32, kind, zero_point=-1275)
+        cases[f"{kind}_contiguous"] = feed_forward((2, 16, 4, 5), 32, kind, memory=torch.contiguous_format)
+        cases[f"{kind}_without_curve"] = feed_forward((2, 16, 4, 5), 32, kind, curve=None, collect=True)
+        cases[f"{kind}_curve_without_steps"] = feed_forward((1, 16, 4, 5), 32, kind, scale=0.001)
+        cases[f"{kind}_too_many_channels"] = feed_forward((1, 260, 3, 3), 32, kind)
+        for size in ((1, 16, 1, 1), (0, 16, 3, 3)):
+            cases[f"{kind}_{size}"] = feed_forward(size, 32, kind, collect=size[0] == 0)
+    for pieces in (0, 1, 5, 40):
+        cases[f"sums_{pieces}"] = feed_forward((3, 32, 5, 5), 64, pieces=pieces)
+    return cases
+
+
+def attention_layers(
+    dim: int, *, bits: int = 8, patch: tuple[int, int] = (2, 2), zero_point: int = 40, decay: float = 0.05, backend: str | None = None
+) -> tuple[ops.QNorm, ops.QConv2d, ops.QSeparableContext, ops.QConv2d, ops.QSeparableGate, ops.QConv2d]:  # fmt: skip
+    """norm, qkv, context, key, gate and out; bits: of weights and bytes. zero_point: of normalised bytes and of values. decay: from an
+    exponential of scores to the next."""
+    stream, normal, mixed, v, gated = 2.0**-9, 0.03, 0.01, 0.02, 0.002
+
+    def product(columns: int, scale: float, point: int, **out: Any) -> ops.QConv2d:
+        weight, spread = ops.pack_weight(random_weight(columns, dim, bits=bits), bits=bits), 0.02 if bits == 8 else 0.08
+        return ops.prepare_qconv2d(
+            weight, scale, point, (torch.rand(columns) + 0.5) * spread / dim**0.5, torch.randn(columns) * 0.1, kernel_size=1, a_bits=bits,
+            backend=backend, **out,
+        )  # fmt: skip
+
+    norm = ops.prepare_qnorm("group", scale=stream, out_scale=normal, out_zero_point=zero_point, bits=bits, backend=backend)
+    qkv = product(
+        1 + dim, normal, zero_point, out_dtype=torch.uint8, out_scale=torch.tensor([0.05] + [v] * dim),
+        out_zero_point=torch.tensor([130 if bits == 8 else 30] + [zero_point] * dim), out_bits=bits,
+    )  # fmt: skip
+    context = ops.prepare_qseparable_context(
+        reference.exponential_table(decay), x_scale=normal, x_zero_point=zero_point, out_scale=mixed, out_zero_point=25, out_bits=bits,
+        patch_size=patch, backend=backend,
+    )  # fmt: skip
+    gate = ops.prepare_qseparable_gate(
+        v_scale=v, v_zero_point=zero_point, out_scale=gated, out_zero_point=31, out_bits=bits, patch_size=patch, backend=backend
+    )
+    out = product(dim, gated, 31, out_dtype=torch.int16, out_scale=stream)
+    return norm, qkv, context, product(dim, mixed, 25), gate, out
+
+
+def integer_attention_block(
+    size: tuple[int, int, int, int], *, collect: bool = False, pieces: int | None = None,
+    memory: torch.memory_format = torch.channels_last, **more: Any,
+) -> Case:  # fmt: skip
+    """pieces, collect: as of `feed_forward`."""
+    x = stream_map(*size).contiguous(memory_format=memory)
+    layers, sums = attention_layers(size[1], **more), known_sums(x, pieces)
+    prepared = {name: ops.prepare_qseparable_attention_block(*layers, backend=name) for name in ("cuda", "reference")}
+
+    def run(device: torch.device, backend: str) -> Tensor:
+        y = prepared[backend](placed(x, device), placed(sums, device), collect=collect)
+        return y[1] if isinstance(y, tuple) else y
+
+    return run
+
+
+def qseparable_attention_block_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for channels in (8, 16, 40, 64, 96, 128, 144, 192, 224, 256):
+        cases[f"{channels}"] = integer_attention_block((2, channels, 6, 10))
+    cases["6"] = integer_attention_block((1, 40, 6, 6), bits=6, zero_point=10)
+    cases["collect"] = integer_attention_block((3, 24, 8, 10), collect=True)
+    for zero_point in (0, 255, 300, -20):
+        cases[f"zero_point_{zero_point}"] = integer_attention_block((1, 16, 4, 4), zero_point=zero_point)
+    for decay in (0.0, 9.0):
+        cases[f"decay_{decay}"] = integer_attention_block((1, 16, 4, 4), decay=decay)
+    cases["patch"] = integer_attention_block((2, 32, 6, 5), patch=(3, 1))
+    cases["contiguous"] = integer_attention_block((2, 16, 4, 6), memory=torch.contiguous_format)
+    cases["odd_channels"] = integer_attention_block((2, 17, 4, 6), collect=True)
+    cases["too_many_channels"] = integer_attention_block((1, 264, 4, 4))
+    cases["long_phases"] = integer_attention_block((1, 64, 96, 120))
+    for size in ((1, 16, 1, 1), (0, 16, 2, 2)):
+        cases[f"{size}"] = integer_attention_block(size, patch=(1, 1), collect=size[0] == 0)
+    for pieces in (0, 1, 5, 40):
+        cases[f"sums_{pieces}"] = integer_attention_block((3, 32, 6, 6), pieces=pieces)
+    return cases
+
+
+def normed_product(
+    rows: int,
+    depth: int,
+    columns: int,
+    groups: int | None = None,
+    *,
+    bits: int = 8,
+    settings: dict[str, Any] | None = None,
+    pieces: int = 0,
+) -> Case:
+    x = stream_map(max(rows, 1), depth, 1, 1).flatten(1)[:rows]
+    sums = None if groups is None else in_pieces(reference.stream_sums(x, groups), pieces)
+    norm = {"scale": 2.0**-9, "a_scale": 0.03, "a_zero_point": 121, "a_bits": 6 if bits == 6 else 8}
+    scales = {"w_scale": torch.rand(columns) * 0.01 + 1e-3, "bias": torch.randn(columns)}
+    weight, settings = random_packed_weight(columns, depth, bits), settings or bytes_out(columns)
+    prepared = {name: ops.prepare_qnorm_gemm(weight, **scales, **norm, **settings, backend=name) for name in ("cuda", "reference")}
+    return lambda device, backend: prepared[backend](placed(x, device), placed(sums, device))
+
+
+def qnorm_gemm_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for groups in (None, 3):
+        for depth, columns in ((1, 1), (16, 48), (33, 99), (64, 40), (100, 33), (128, 129), (144, 432), (200, 64), (256, 17), (300, 40)):
+            cases[f"{depth}_{columns}_{groups}"] = normed_product(39, depth, columns, groups)
+        cases[f"6_{groups}"] = normed_product(12, 40, 72, groups, bits=6)
+        cases[f"relu6_{groups}"] = normed_product(12, 40, 72, groups, settings=bytes_out(72, activation="relu6"))
+        curve = reference.activation_curve("silu", 0.1, 20)
+        curved = {"out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": 20, "table": curve}
+        cases[f"curve_{groups}"] = normed_product(12, 40, 72, groups, settings=curved)
+    cases["pieces"] = normed_product(12, 40, 72, 2, pieces=7)
+    cases["empty"] = normed_product(0, 40, 72)
+    cases["no_groups"] = normed_product(0, 40, 72, 0)
+    return cases
+
+
+def phases(
+    size: tuple[int, int, int], heads: int, depth: int, *, patch: tuple[int, int] = (2, 2), gap: int = 0, order: bool = True, **changes: Any
+) -> Case:
+    """Attention in the phases of a map; gap: bytes between pixels. order: whether channels lie side by side."""
+    qkv = random_bytes(*size, 3 * heads * depth + gap)[..., gap:]
+    if not order:
+        qkv = qkv.movedim(3, 1).contiguous().movedim(1, 3)
+    settings = {"q_scale": 0.03, "q_zero_point": 120, "k_scale": 0.021, "v_scale": 0.017, "v_zero_point": 101, "out_scale": 0.011}
+    settings |= {"out_zero_point": 90, **changes}
+    return lambda device, backend: ops.qpatch_attention(placed(qkv, device), heads, patch_size=patch, backend=backend, **settings)
+
+
+def qpatch_attention_cases() -> dict[str, Case]:
+    cases: dict[str, Case] = {}
+    for side, depths in ((32, (16, 24, 36)), (16, (20, 30, 48)), (8, (24, 36, 60))):  # of MobileViT XXS, XS and S
+        for depth in depths:
+            cases[f"{side}_{depth}"] = phases((2, side, side), 4, depth)
+    for depth in (1, 7, 15, 16, 31, 32, 33, 48, 63, 64):
+        for gap in (0, 1, 4):
+            cases[f"depth_{depth}_{gap}"] = phases((1, 6, 10), 3, depth, gap=gap)
+    for pixels in (1, 2, 31, 32, 33, 64, 65, 257, 600):
+        cases[f"pixels_{pixels}"] = phases((1, 1, pixels), 2, 12, patch=(1, 1))
+    for zero_point in (0, 255):
+        for scale in (1e-12, 1e-4, 0.1, 1e12):
+            cases[f"extreme_{zero_point}_{scale}"] = phases((1, 9, 4), 1, 64, patch=(1, 1), q_zero_point=zero_point, scale=scale)
+    cases["far_zero_points"] = phases((1, 8, 12), 2, 18, v_zero_point=-(2**17), out_zero_point=2**17)
+    cases["six_bits"] = phases((1, 8, 12), 2, 18, out_bits=6)
+    cases["many_heads"] = phases((2, 4, 4), 13, 8, patch=(2, 1))
+    cases["copied"] = phases((2, 8, 8), 4, 20, order=False)
+    cases["empty"] = phases((0, 8, 8), 4, 20)
+    return cases
+
+
 def attention_block(
     size: tuple[int, int, int, int], dtype: torch.dtype, patch: tuple[int, int] | None, *, mean: float = 0.0, moments: bool = False,
     parameters: torch.dtype | None = None, memory: torch.memory_format = torch.channels_last,
@@ -314,7 +530,11 @@ CASES = {
     "qgemm": qgemm_cases,
     "qconv2d": qconv2d_cases,
     "qdepthwise_conv2d": qdepthwise_conv2d_cases,
+    "qfeed_forward": qfeed_forward_cases,
     "qinverted_residual": qinverted_residual_cases,
+    "qnorm_gemm": qnorm_gemm_cases,
+    "qpatch_attention": qpatch_attention_cases,
+    "qseparable_attention_block": qseparable_attention_block_cases,
 }
 
 

@@ -28,7 +28,12 @@ MOST = {
     "separable_attention_context_kernel": (64, 12288),
     "separable_attention_values_kernel": (80, 0),
     "inverted_residual_kernel": (176, 0),
+    "qattention_context_kernel": (48, 0),
+    "qattention_values_kernel": (255, 0),
+    "qfeed_forward_kernel": (255, 0),
     "qinverted_residual_kernel": (184, 0),
+    "qnorm_gemm_kernel": (168, 0),
+    "qpatch_attention_kernel": (200, 0),
 }
 
 
@@ -109,7 +114,29 @@ def test_products_are_of_tensor_cores(arch: str) -> None:
         assert re.search(r"IMMA\.16832\.U8\.S8", body)
         assert re.search(r"IDP\.4A\.U8\.S8", body)
         assert "LDGSTS" in body
+    normed = [body for name, body in functions.items() if "17qnorm_gemm_kernel" in name]
+    assert len(normed) == 16  # of 32 channels, 64, .. 512
+    for body in normed:
+        assert re.search(r"IMMA\.16832\.U8\.S8", body)
+        assert "LDGSTS" in body
+    for kernel in ("20qfeed_forward_kernel", "24qattention_values_kernel"):
+        halves = [body for name, body in functions.items() if kernel in name]
+        assert len(halves) == 8  # of 32 channels, 64, .. 256
+        for body in halves:
+            assert re.search(r"IMMA\.16832\.U8\.S8", body)
+            assert "LDGSTS" in body
+            assert re.search(r"I2IP\.S16\.S32\.SAT", body)
+    (context,) = (body for name, body in functions.items() if "25qattention_context_kernel" in name)
+    assert len(re.findall(r"IMMA\.16832\.U8\.S8", context)) >= 2  # scores, and sums over pixels
+    assert re.search(r"LDSM\.16\.MT88\.4", context)
+    phases = {name: body for name, body in functions.items() if "23qpatch_attention_kernel" in name}
+    assert len(phases) == 5  # depths of a head
+    for name, body in phases.items():
+        assert re.search(r"IMMA\.16832\.U8\.U8", body)
+        assert "FMUL.SAT" in body  # the place in the table, held between its ends
+        assert "LDSM" in body
+        functions[name] = body[: body.rindex("IMMA")]  # behind are divisions, which multiply and add and round once
     for name, body in functions.items():
-        if not re.search("separable_attention|24inverted_residual", name):
-            # Multiply-adds of integer ops are two operations, or bits would differ from the CPU's.
-            assert "FFMA" not in body, name
+        if not re.search("separable_attention_(scores|context|values)_kernel|24inverted_residual", name):
+            # Multiply-adds of integer ops are two operations, or bits would differ from the CPU's. (Divisions of float64 have some by 0.)
+            assert not re.search(r"FFMA(?! R\d+, RZ,)", body), name

@@ -22,15 +22,18 @@ from cuda_cases import (
     assert_residual_block,
     attention_block,
     attention_blocks,
+    attention_layers,
+    phases,
     residual_block,
     residual_blocks,
+    stream_map,
 )
 from op_checks import needs_native
 from q_checks import random_packed_weight, random_weight
 from tolerance import assert_float_rule
 
 from mvit_kernels import ops, reference
-from mvit_kernels.ops import backend, checks, cuda_support, packing, qfragments
+from mvit_kernels.ops import backend, checks, cuda_support, packing, qchannels, qfragments
 from mvit_kernels.ops.placed import Placed
 
 Tensor = torch.Tensor
@@ -66,6 +69,48 @@ def product_of(tiles: int, columns: int, depth: int, bits: int) -> Tensor:
     n = torch.arange(columns)
     places = n // 32 * 32 + n % 8 // 2 * 8 + n % 32 // 8 * 2 + n % 2
     return matrix_of(tiles, -(-columns // 32) * 32, depth, bits)[places]
+
+
+def stream_at(address: int, rows: int, channels: int) -> Tensor:
+    return torch.from_numpy(memory(address, rows * channels, np.int16).copy()).reshape(rows, channels)
+
+
+def normal_at(address: int, batch: int, pixels: int, channels: int, norm: tuple[Any, ...]) -> Tensor:
+    """Bytes (B pixels, channels) of a stream, whose norm is given as to the extension."""
+    at, pieces, *how = norm
+    sums = None
+    if at:
+        sums = torch.from_numpy(memory(at, 2 * batch * pieces, np.int64).copy()).reshape(batch, pieces, 2).sum(1)
+    return reference.qnorm(stream_at(address, batch * pixels, channels), sums, *how)
+
+
+def pair_at(slices: int, channels: int, hidden: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(init, scale, first weight, second weight) of the slices of csrc/cuda/ops/qpair.cuh, number by number."""
+    depth = -(-channels // 32)
+    numbers, first, second = [], [], []
+    for slice_ in range(-(-hidden // 32)):
+        at = slices + slice_ * (384 + 2048 * depth)
+        numbers.append(torch.from_numpy(memory(at, 96, np.int32).copy()))
+        first.append(matrix_of(at + 384, 32, 32 * depth, 8, (32, 32)))
+        second.append(matrix_of(at + 384 + 1024 * depth, 32 * depth, 32, 8, (16, 32)))
+    h, c = torch.arange(32), torch.arange(32 * depth)
+    columns = h // 16 * 16 + h % 4 // 2 * 8 + h % 16 // 4 * 2 + h % 2
+    into = c // 32 * 32 + c % 8 // 4 * 16 + c % 32 // 8 * 4 + c % 4
+    out = c // 32 * 32 + c % 8 // 2 * 8 + c % 32 // 8 * 2 + c % 2
+    w1, w2 = torch.cat([each[columns][:, into] for each in first]), torch.cat([each[out] for each in second], dim=1)
+    assert not any(beyond.any() for beyond in (w1[hidden:], w1[:, channels:], w2[channels:], w2[:, hidden:]))
+    init = torch.cat([each[:64].reshape(16, 2, 2) for each in numbers])
+    assert torch.equal(init[:, 0], init[:, 1])
+    scale = torch.cat([each[64:].view(torch.float32) for each in numbers])[:hidden]
+    return init[:, 0].flatten()[:hidden], scale, w1[:hidden, :channels], w2[:channels, :hidden]
+
+
+def write_parts(parts: int, epilogue: tuple[Any, ...], batch: int, pixels: int, channels: int, pieces: int) -> None:
+    """Sums of pieces of a stream that was written."""
+    y = stream_at(epilogue[-2], batch * pixels, channels).reshape(batch, pixels, channels)
+    groups = [reference.stream_sums(part.reshape(-1, channels), batch) for part in torch.tensor_split(y, pieces, dim=1)]
+    raw = torch.stack(groups, dim=1).numpy().tobytes()
+    ctypes.memmove(parts, raw, len(raw))
 
 
 class StandIn:
@@ -152,6 +197,17 @@ class StandIn:
         ctypes.memmove(y, raw, len(raw))
         assert (device, stream) == (0, 0)
 
+    def qpatch_attention(
+        self, device: int, stream: int, size: Any, heads: int, patch: Any, qkv: int, stride: Any, q_zero_point: int, v_zero_point: int,
+        f: float, g: float, table: int, out_zero_point: int, out_bits: int, y: int,
+    ) -> None:  # fmt: skip
+        _, dim, height, width = size
+        dense = height * width * dim, width * dim, dim
+        status = backend.native.qpatch_attention(
+            size, heads, patch, qkv, stride, q_zero_point, v_zero_point, f, g, table, out_zero_point, out_bits, y, dense, 1
+        )
+        assert (device, stream, status) == (0, 0, 0)
+
     def inverted_residual_shared(self, channels: int, columns: int, stride: int) -> int:
         raise NotImplementedError
 
@@ -207,6 +263,110 @@ class StandIn:
         rows = batch * out_height * out_width
         self.qgemm(device, stream, rows, filtered.data_ptr(), hidden, tiles.data_ptr(), form, epilogue, 0, 0, none.data_ptr())
 
+    def qfeed_forward_pieces(self, channels: int, pixels: int) -> int:
+        return -(-pixels // 8) if channels <= 256 else 0
+
+    def qfeed_forward(
+        self, device: int, stream: int, batch: int, pixels: int, channels: int, hidden: int, x: int, norm: tuple[Any, ...], slices: int,
+        curve: int, epilogue: tuple[Any, ...], parts: int,
+    ) -> None:  # fmt: skip
+        """The norm and the first layer in plain torch, of what lies at the addresses; the second as a product."""
+        if batch * pixels == 0:
+            return
+        init, scale, w1, w2 = pair_at(slices, channels, hidden)
+        total = normal_at(x, batch, pixels, channels, norm).to(torch.int64) @ w1.to(torch.int64).T + init
+        steps = torch.from_numpy(memory(curve, 196, np.int16).copy())
+        middle = reference.apply_curve(total.to(torch.float32) * scale, steps).to(torch.uint8)
+        self.second_of_pair(device, stream, middle, w2, epilogue)
+        if parts:
+            write_parts(parts, epilogue, batch, pixels, channels, self.qfeed_forward_pieces(channels, pixels))
+
+    def second_of_pair(self, device: int, stream: int, middle: Tensor, weight: Tensor, epilogue: tuple[Any, ...]) -> None:
+        middle, (columns, depth) = middle.contiguous(), weight.shape
+        tiles, sums = qfragments.tiles(qfragments.product_order(weight), 8), weight.to(torch.int64).sum(1).to(torch.int32)
+        self.qgemm(
+            device, stream, len(middle), middle.data_ptr(), depth, tiles.data_ptr(), (columns, depth, 8), epilogue, 0, 0, sums.data_ptr()
+        )
+
+    def qattention_pieces(self, channels: int, phases: int, points: int) -> int:
+        return phases * -(-points // 8) if channels <= 256 else 0
+
+    def qattention_context_shared(self, channels: int, points: int) -> int:
+        return points if channels <= 256 else 0
+
+    def qattention_context(
+        self, device: int, stream: int, size: Any, patch: Any, x: int, norm: tuple[Any, ...], query: int, channels: int, stride: int,
+        table: int, scale: float, byte: tuple[int, int], context: int,
+    ) -> None:  # fmt: skip
+        """In plain torch, of what lies at the addresses."""
+        batch, dim, height, width = size
+        if batch == 0:
+            return
+        assert dim % 8 == 0
+        normal = normal_at(x, batch, height * width, dim, norm)
+        row = torch.from_numpy(memory(query, -(-dim // 32) * 32, np.int8).copy())
+        assert not row[dim:].any()
+        of_score = torch.from_numpy(memory(channels, 7 * stride, np.int32).copy()).reshape(7, stride)[:, :1]
+        own = qchannels.unpack_channels(of_score, 1)
+        scores = reference.qgemm(normal, row[None, :dim], own, plain=True, activation="none", out_dtype=torch.uint8)
+        image = normal.reshape(batch, height, width, dim)
+        exponentials = torch.from_numpy(memory(table, 256, np.int32).copy())
+        mixed = reference.qseparable_context(
+            scores.reshape(batch, height, width), image, exponentials, tuple(patch), scale, norm[4], 1.0, *byte
+        )
+        raw = mixed.contiguous().numpy().tobytes()
+        ctypes.memmove(context, raw, len(raw))
+        assert (device, stream) == (0, 0)
+
+    def qattention_values(
+        self, device: int, stream: int, size: Any, patch: Any, x: int, norm: tuple[Any, ...], key: int, ratio: float, v: tuple[int, int],
+        byte: tuple[int, int], slices: int, epilogue: tuple[Any, ...], parts: int,
+    ) -> None:  # fmt: skip
+        """The values and their gate in plain torch, of what lies at the addresses; the last layer as a product."""
+        (batch, dim, height, width), phases = size, patch[0] * patch[1]
+        if batch == 0:
+            return
+        init, scale, w1, w2 = pair_at(slices, dim, dim)
+        total = normal_at(x, batch, height * width, dim, norm).to(torch.int64) @ w1.to(torch.int64).T + init
+        values = (total.to(torch.float32) * scale).clamp(-v[0], 2 ** v[1] - 1 - v[0]).round().to(torch.int64) + v[0]
+        image = values.to(torch.uint8).reshape(batch, height, width, dim)
+        keys = torch.from_numpy(memory(key, batch * phases * dim, np.float32).copy()).reshape(batch, phases, dim)
+        gated = reference.qseparable_gate(image, keys, tuple(patch), ratio, v[0], 1.0, *byte)
+        self.second_of_pair(device, stream, gated.reshape(-1, dim), w2, epilogue)
+        if parts:
+            pieces = self.qattention_pieces(dim, phases, height * width // phases)
+            write_parts(parts, epilogue, batch, height * width, dim, pieces)
+
+    qnorm_gemm_channels = 512
+
+    def qnorm_gemm(
+        self, device: int, stream: int, groups: int, rows: int, channels: int, columns: int, x: int, norm: tuple[Any, ...], slices: int,
+        epilogue: tuple[Any, ...],
+    ) -> None:  # fmt: skip
+        """The norm in plain torch, and the product."""
+        if groups * rows == 0:
+            return
+        depth, numbers, parts = -(-channels // 32), [], []
+        for slice_ in range(-(-columns // 32)):
+            at = slices + slice_ * (256 + 1024 * depth)
+            numbers.append(torch.from_numpy(memory(at, 64, np.int32).copy()))
+            parts.append(matrix_of(at + 256, 32, 32 * depth, 8, (32, 32)))
+        n, c = torch.arange(32), torch.arange(32 * depth)
+        into = c // 32 * 32 + c % 8 // 4 * 16 + c % 32 // 8 * 4 + c % 4
+        places = n % 8 // 2 * 8 + n // 8 * 2 + n % 2
+        weight = torch.cat([each[places][:, into] for each in parts])
+        assert not weight[columns:].any()
+        assert not weight[:, channels:].any()
+        weight = weight[:columns, :channels]
+        first = n % 8 // 4 * 32 + n // 8 * 8 + n % 4 // 2 * 4 + n % 2
+        init = torch.cat([each[first] for each in numbers])
+        assert torch.equal(init, torch.cat([each[first + 2] for each in numbers]))
+        assert np.array_equal(init[:columns].numpy(), memory(epilogue[0], columns, np.int32))
+        a = normal_at(x, groups, rows, channels, norm).contiguous()
+        tiles = qfragments.tiles(qfragments.product_order(weight), 8)
+        form, none = (columns, channels, 8), weight.to(torch.int64).sum(1).to(torch.int32)
+        self.qgemm(device, stream, groups * rows, a.data_ptr(), channels, tiles.data_ptr(), form, epilogue, 0, 0, none.data_ptr())
+
     def inverted_residual(
         self, device: int, stream: int, dtype: int, size: Any, hidden: int, columns: int, stride: int, residual: bool, x: int, y: int,
         slices: int, bias: int,
@@ -255,6 +415,18 @@ def test_kernels_are_given_what_the_ops_compute_with(op: str) -> None:
         assert_equal_bits(case, CPU)
 
 
+@pytest.mark.usefixtures("stand_in")
+@pytest.mark.parametrize(
+    ("size", "are"), [((2, 16, 4, 6), True), ((2, 17, 4, 6), False), ((1, 264, 4, 4), False), ((1, 64, 96, 120), False)], ids=str
+)
+def test_attention_halves_of_bytes_that_are_three_launches(size: tuple[int, ...], are: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    op, asked = importlib.import_module("mvit_kernels.ops.qseparable_attention_block"), []
+    by_kernels = op._by_cuda_kernels
+    monkeypatch.setattr(op, "_by_cuda_kernels", lambda *arguments: asked.append(1) or by_kernels(*arguments))
+    ops.prepare_qseparable_attention_block(*attention_layers(size[1]), backend="cuda")(stream_map(*size))
+    assert bool(asked) is not are
+
+
 @pytest.mark.usefixtures("stand_in", "one_thread")
 def test_attention_blocks_are_given_what_they_compute_with() -> None:
     for inputs, keywords in attention_blocks().values():
@@ -300,6 +472,36 @@ def test_residual_blocks_that_are_refused(monkeypatch: pytest.MonkeyPatch, call:
     inputs, keywords = call()
     with pytest.raises(ValueError, match=f"backend 'cuda' was requested and cannot take this call: .*{reason}"):
         ops.inverted_residual(*inputs, **keywords, backend="cuda")
+
+
+@pytest.mark.parametrize(
+    ("call", "reason"),
+    [
+        (lambda: phases((1, 4, 4), 2, 65), "heads of at most 64 channels, got 65"),
+        (lambda: phases((1, 4, 4), 2, 8, q_zero_point=-1), "a q_zero_point in 0 .. 255, got -1"),
+        (lambda: phases((1, 4, 4), 2, 8, q_zero_point=256), "a q_zero_point in 0 .. 255, got 256"),
+        (lambda: phases((1, 64, 64), 2, 36), "a block needs 151680 bytes of shared memory, and has 101376 at"),
+    ],
+    ids=["deep", "low", "high", "shared"],
+)
+@pytest.mark.skipif(cuda_support.native is None, reason="the CUDA kernels are not built: no nvcc was found")
+def test_phases_that_are_refused(monkeypatch: pytest.MonkeyPatch, call: Any, reason: str) -> None:
+    monkeypatch.setattr(cuda_support, "refuse", lambda x: None)
+    monkeypatch.setattr(cuda_support, "_shared_of_block", lambda index: 101376)
+    with pytest.raises(ValueError, match=f"backend 'cuda' was requested and cannot take this call: .*{reason}"):
+        call()(CPU, "cuda")
+
+
+def test_phases_of_far_pixels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where something is that far away, or what is written would be."""
+    monkeypatch.setattr(cuda_support, "refuse", lambda x: None)
+    choose = importlib.import_module("mvit_kernels.ops.qpatch_attention").choose
+    for shape, strides, heads in (
+        ((1, 4, 4, 24), (1, 2**30, 24, 1), 2), ((1, 4, 4, 24), (1, 96, 2**30, 1), 2), ((1, 1, 2**14, 3 * 2**18), (1, 1, 0, 1), 2**18),
+    ):  # fmt: skip
+        qkv = torch.empty_strided(shape, strides, dtype=torch.uint8, device="meta")
+        with pytest.raises(ValueError, match="cannot take this call: it takes images of at most 2147483647 bytes from first to last"):
+            choose("cuda", qkv, heads, (1, 1), 120)
 
 
 def test_residual_blocks_with_other_formulas_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -372,6 +574,7 @@ def test_tensors_of_the_cpu_are_refused() -> None:
         lambda: ops.qgemm_accumulate(a, weight, 0, backend="cuda"),
         lambda: ops.qconv2d(a[None, None], weight, kernel_size=1, a_scale=1.0, a_zero_point=0, w_scale=1.0, backend="cuda"),
         lambda: ops.qdepthwise_conv2d(a[None, None], random_weight(1, 1, 3, 3), a_scale=1.0, a_zero_point=0, backend="cuda"),
+        lambda: phases((1, 2, 2), 1, 4)(CPU, "cuda"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"backend 'cuda' was requested and cannot take this call: .*{reason}"):
             call()

@@ -6,6 +6,8 @@ import copy
 import gc
 import pickle
 import weakref
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +15,16 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import mvit_kernels as mk
+from mvit_kernels import reference
+from mvit_kernels.engine.blocks import Blocks, find_qattention
 from mvit_kernels.engine.device_plan import DevicePlan
-from mvit_kernels.engine.lower_calls import lower_calls
+from mvit_kernels.engine.lower_calls import Call, lower_calls
 from mvit_kernels.engine.steps import Value
-from mvit_kernels.graph import Program, capture, optimize, run
+from mvit_kernels.graph import Node, Program, capture, optimize, run
 from mvit_kernels.ops import packing
+from mvit_kernels.ops.qfeed_forward import QFeedForward
 from mvit_kernels.ops.qinverted_residual import QInvertedResidual
+from mvit_kernels.ops.qseparable_attention_block import QSeparableAttentionBlock
 
 CPU = torch.device("cpu")
 
@@ -104,9 +110,80 @@ def test_integers_have_the_bits_of_the_program(v2, monkeypatch) -> None:
     assert torch.equal(plan.run(x)[0], right)
     blocks = [call for call in plan.calls if call.op == "qinverted_residual"]
     assert len(blocks) >= 4
-    assert all(len(call.nodes) == 3 and call.macs > 0 for call in blocks)
+    halves = [call for call in plan.calls if call.op == "qfeed_forward"]
+    attentions = [call for call in plan.calls if call.op == "qseparable_attention_block"]
+    assert len(halves) == len(attentions) == 9
+    assert all(len(call.nodes) == 3 and call.macs > 0 for call in blocks + halves)
+    assert all(len(call.nodes) == 6 and call.macs > 0 for call in attentions)
     monkeypatch.setattr(QInvertedResidual, "pays", lambda *_: False)  # layer by layer, as maps that are small on a GPU
     assert torch.equal(plan.run(x)[0], right)
+
+
+def test_integer_attention_halves_that_differ_stay_as_they_are(v2) -> None:
+    """Where one of the six nodes is of another form, or somebody else takes its result."""
+    program = mk.quantize(v2, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False).program()
+    (first, *_) = [node for node in program if find_qattention(Blocks(program), node)]
+    found = find_qattention(Blocks(program), first)
+    assert found is not None
+    norm, qkv, context, key, gate, out = found
+
+    def with_other(node: Node, **more: Any) -> Program:
+        return Program([replace(node, **more) if each is node else each for each in program], program.outputs)
+
+    def set_to(node: Node, **settings: Any) -> Program:
+        return with_other(node, settings={**node.settings, **settings})
+
+    others = [
+        set_to(norm, norm="layer"), with_other(norm, weights={"weight": torch.ones(1), "bias": torch.ones(1)}),
+        set_to(qkv, activation="relu"), with_other(qkv, weights={**qkv.weights, "table": torch.zeros(256, dtype=torch.uint8)}),
+        set_to(context, out="float32"), set_to(key, out="uint8"), set_to(out, out="uint8"), set_to(out, stride=2),
+        with_other(out, inputs=(gate.name, "input")), with_other(gate, kind="qadd"),
+        *(Program(program, [*program.outputs, node.name]) for node in (norm, qkv, context, key, gate)),
+    ]  # fmt: skip
+    for other in others:
+        assert find_qattention(Blocks(other), other[norm.name]) is None
+    assert find_qattention(Blocks(Program(program, [*program.outputs, out.name])), norm) is not None
+
+
+def test_integer_norms_of_pixels_are_part_of_what_takes_them() -> None:
+    torch.manual_seed(0)
+    model, x = mk.create_model("mobilevit_xxs").eval(), torch.randn(3, 3, 64, 64)
+    program = mk.quantize(model, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False).program()
+    plan = device_plan(program)
+    assert torch.equal(plan.run(x)[0], run(program, x))
+    ops = [call.op for call in plan.calls]
+    assert (ops.count("qfeed_forward"), ops.count("qnorm_gemm"), ops.count("qnorm")) == (9, 9 + 3, 0)
+    assert not any(call.collects for call in plan.calls)
+
+
+def test_integer_norms_take_the_sums_that_their_producers_collected(v2, monkeypatch) -> None:
+    quantized = mk.quantize(v2, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False)
+    plan, x = device_plan(quantized.program()), torch.randn(3, 3, 64, 64)
+    right = plan.run(x)[0]
+    taking = {call.inputs[1]: call for call in plan.calls if any(name.endswith(".moments") for name in call.inputs)}
+    assert {f"{call.name}.moments" for call in plan.calls if call.collects} == set(taking)
+    kinds = [call.op for call in taking.values()]
+    assert kinds.count("qnorm") + kinds.count("qnorm_gemm") == 3  # behind the layers of a stage
+    assert kinds.count("qfeed_forward") == 9
+    assert len(taking) == 9 + 9  # all norms but the first of a stage
+
+    def watch(call: Call, inputs: list[torch.Tensor]) -> None:
+        if call in taking.values():
+            rows = inputs[0].permute(0, 2, 3, 1).flatten(0, 2)
+            assert torch.equal(inputs[1].sum(1), reference.stream_sums(rows, 3))  # of pieces
+
+    plan.call_all(x, watch)
+
+    for kind in (QFeedForward, QSeparableAttentionBlock):
+        run_block = kind.__call__
+
+        def wrong_sums(*inputs: Any, collect: bool, run_block: Any = run_block) -> Any:
+            y, sums = run_block(*inputs, collect=True)
+            return (y, 4 * sums) if collect else y
+
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "__call__", wrong_sums)  # nobody computes them again
+            assert not torch.equal(plan.run(x)[0], right)
 
 
 @pytest.mark.slow

@@ -34,6 +34,26 @@ def groups_of(rows: int) -> list[int | None]:
     return [None, 1, rows, *([2] if rows % 2 == 0 else [])]
 
 
+def test_a_norm_and_the_layer_behind_it_are_one_product() -> None:
+    x = stream(2 * 12, 16).reshape(2, 3, 4, 16).permute(0, 3, 1, 2)
+    layer = mk.ops.prepare_qconv2d(
+        random_packed_weight(24, 16), 0.03, 121, 0.01, kernel_size=1, out_dtype=torch.uint8, out_scale=0.1, out_zero_point=99
+    )
+    rows = x.permute(0, 2, 3, 1).reshape(-1, 16)
+    for kind, sums in (("group", reference.stream_sums(rows, 2)), ("layer", None)):
+        norm = mk.ops.prepare_qnorm(kind, **QUANTIZATIONS[0])
+        y = mk.ops.QNormGemm.of(norm, layer)(rows, sums)
+        assert torch.equal(y, layer(norm(x)).permute(0, 2, 3, 1).reshape(-1, 24))
+    affine = mk.ops.prepare_qnorm("layer", **QUANTIZATIONS[0], weight=torch.ones(16), bias=torch.zeros(16))
+    with pytest.raises(ValueError, match="qnorm_gemm: norm: expected one without weight and bias"):
+        mk.ops.QNormGemm.of(affine, layer)
+    wide = mk.ops.prepare_qconv2d(random_packed_weight(24, 9 * 16), 0.03, 121, 0.01, kernel_size=3)
+    with pytest.raises(ValueError, match="qnorm_gemm: layer: expected a 1x1 convolution"):
+        mk.ops.QNormGemm.of(norm, wide)
+    with pytest.raises(ValueError, match="qnorm: bias: expected 16 floats beside the other, got None"):
+        mk.ops.prepare_qnorm("layer", **QUANTIZATIONS[0], weight=torch.ones(16))
+
+
 def sums_of(x: torch.Tensor, groups: int | None) -> torch.Tensor | None:
     return None if groups is None else reference.stream_sums(x, groups)
 

@@ -53,6 +53,13 @@ def test_nothing_touches_memory_before_its_turn(records) -> None:
     assert [each for each in records if each["waits"] != (each["target"] >= 90)] == []
 
 
+def test_loops_are_found(records) -> None:
+    """By which tiles are compared where no GPU is at hand."""
+    walking = [each for each in records if each["kernel"] in ("feed_forward_kernel", "value_out_kernel", "normed_gemm_kernel")]
+    assert walking
+    assert all(64 < each["loop"] < each["instructions"] for each in walking)
+
+
 def test_shared_memory_is_there(records) -> None:
     limit = {80: 163 * 1024, 90: 227 * 1024}
     assert [each for each in records if each["shared"] > limit[each["target"]]] == []

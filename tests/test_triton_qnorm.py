@@ -37,6 +37,14 @@ def test_rows_and_groups(size) -> None:
             check(x, reference.stream_sums(x, groups), bits=6)
 
 
+@pytest.mark.parametrize("pieces", [1, 5, 300])
+def test_sums_of_pieces(pieces: int) -> None:
+    x = stream(6, 40)
+    parts = torch.randint(-(2**40), 2**40, (2, pieces, 2), device=DEVICE)
+    parts[:, 0] += reference.stream_sums(x, 2) - parts.sum(1)
+    check(x, parts)
+
+
 def test_groups_of_many_pieces() -> None:
     x = stream(3 * 1030, 96)
     x[:1030] = -32768

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cuda_cases import attention_layers, known_sums, placed, stream_map
 from marks import slow
 from q_checks import random_bytes
 from triton_checks import DEVICE
@@ -91,3 +92,12 @@ def test_bad_tables() -> None:
     scores, _, x = draw((1, 2, 2, 3))
     with pytest.raises(ValueError, match=r"table: expected values in \[0, 2\^16\]"):
         ops.qseparable_context(scores, x, torch.zeros(256, dtype=torch.int32), backend="triton", **CONTEXT)
+
+
+@pytest.mark.parametrize("pieces", [None, 5])
+def test_halves_of_layers(pieces: int | None) -> None:
+    layers, x = attention_layers(16), stream_map(2, 16, 4, 6)
+    sums = known_sums(x, pieces)
+    ours = ops.prepare_qseparable_attention_block(*layers, backend="triton")(x.to(DEVICE), placed(sums, DEVICE), collect=True)
+    theirs = ops.prepare_qseparable_attention_block(*layers, backend="reference")(x, collect=True)
+    assert all(torch.equal(own.cpu(), other) for own, other in zip(ours, theirs, strict=True))

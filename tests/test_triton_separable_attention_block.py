@@ -39,12 +39,12 @@ def check(inputs: list[Tensor], patch, **settings) -> Tensor:
     return y
 
 
-@pytest.fixture(params=["one launch", "two launches"])
+@pytest.fixture(params=[16, 64, 0], ids=["one launch", "phases in a tile", "two launches"])
 def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways: which of them runs is a matter of speed."""
+    """All ways: which of them runs is a matter of speed."""
     from mvit_kernels.triton_kernels import separable_attention_block
 
-    tile = {"BLOCK_T": 16, "BLOCK_V": 32, "num_warps": 4, "num_stages": 2} if request.param == "one launch" else {}
+    tile = {"BLOCK_T": request.param, "BLOCK_V": 32, "num_warps": 4, "num_stages": 2} if request.param else {}
     monkeypatch.setattr(separable_attention_block, "tile", lambda *_: tile)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,6 +168,28 @@ def test_every_candidate_computes_the_same(op: str, busy: bool, monkeypatch: pyt
                 y = function(*inputs, **settings, backend="triton")
             assert (y - plain).abs().max() <= 4e-3 * plain.abs().max(), tile
     assert len(found[next(each for each in found if each[1] == op)]) > 3
+
+
+def test_a_network_that_fails_costs_no_other(gpu_tune: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def time_choices(model: str, batch: int, found: dict[Any, Any], end: float) -> int:
+        found["sm_90", "gemm", f"float16 {batch}"] = [(1.0, OWN), (0.5, OTHER)]
+        if batch == 1:
+            raise MemoryError("too large")
+        return 0
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_tune, "time_choices", time_choices)
+    monkeypatch.setattr(gpu_tune, "compile_share", compile_share)
+    monkeypatch.setattr(gpu_tune.concurrent.futures, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    table = tmp_path / "tuned.json"
+    assert gpu_tune.main(["--models", "mobilevit_s", "--batches", "1", "2", "--output", str(table)]) == 1
+    assert {call for _, _, call in tuning_.read(table)} == {"float16 1", "float16 2"}
+
+
+def compile_share(model: str, batch: int, *_: object) -> tuple[int, int]:
+    if batch == 1:
+        raise MemoryError("too large")
+    return 3, 0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,5 +1,8 @@
 """Compile what the ops launch, for GPUs that are not there: `python tests/triton_aot.py CALLS.py` prints a JSON line a kernel and target.
 
+Without a GPU it also says which of two tiles is the better one: (instructions outside of the loop + loop x its turns) x warps, over pixels
+of a tile, beside how many warps have the registers and the shared memory that they take.
+
 The ops run as they are, on tensors of the CPU: a driver that stands in for a GPU's says what to compile for, and launches end when the
 machine code is there. So every kernel is compiled with the arguments, alignments and tiles that a call has.
 """
@@ -14,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sass import waits_first
+from sass import lengths, waits_first
 
 TARGETS = (80, 90)
 TENSOR_CORES = {"mma.sync": "HMMA|IMMA", "wgmma": "HGMMA|IGMMA"}
@@ -39,8 +42,8 @@ class Driver:
 
 
 def resources(cubin: bytes) -> dict[str, int]:
-    """Registers a thread, bytes of local memory (spilled registers and arrays that are indexed), and what a kernel does first: touch memory
-    or wait for those launched before it."""
+    """Registers a thread, bytes of local memory (spilled registers and arrays that are indexed), instructions of all and of the longest
+    loop, and what a kernel does first: touch memory or wait for those launched before it."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -48,9 +51,10 @@ def resources(cubin: bytes) -> dict[str, int]:
         sass = _cuobjdump("-sass", file.name)
     values = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
     tensor = sorted(set(re.findall(r"\b(HMMA|IMMA|HGMMA|IGMMA|DMMA)\b", sass)))
+    instructions, loop = lengths(sass)
     return {
         "registers": int(values["REG"]), "stack": int(values["STACK"]), "local": int(values["LOCAL"]), "tensor_cores": tensor,
-        "waits": waits_first(sass),
+        "instructions": instructions, "loop": loop, "waits": waits_first(sass),
     }  # fmt: skip
 
 

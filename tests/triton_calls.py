@@ -64,12 +64,12 @@ def norm_calls() -> dict[str, Any]:
 
 def patch_attention_calls() -> dict[str, Any]:
     calls = {}
-    for depth, dtype, channels_last in (
-        (16, torch.float16, True), (36, torch.bfloat16, True), (60, torch.float16, False), (36, torch.float32, True),
-        (128, torch.float16, True),
+    for depth, side, dtype, channels_last in (
+        (16, 32, torch.float16, True), (36, 32, torch.bfloat16, True), (60, 32, torch.float16, False), (36, 32, torch.float32, True),
+        (128, 32, torch.float16, True), (60, 8, torch.float16, True),
     ):  # fmt: skip
-        qkv, dy = (image(1, channels * depth, 32, 32, dtype=dtype, channels_last=channels_last) for channels in (12, 4))
-        name = f"patch_attention {depth} {dtype} {'NHWC' if channels_last else 'NCHW'}"
+        qkv, dy = (image(1, channels * depth, side, side, dtype=dtype, channels_last=channels_last) for channels in (12, 4))
+        name = f"patch_attention {depth}x{side} {dtype} {'NHWC' if channels_last else 'NCHW'}"
         calls[name] = use(ops.patch_attention, qkv, 4)
         backward = functools.partial(torch.ops.mvit_kernels.patch_attention_backward, dy, qkv, 4, (2, 2), None, "triton")
         calls[f"{name} backward"] = backward
@@ -192,12 +192,13 @@ def separable_attention_block_calls() -> dict[str, Any]:
     calls = {}
     for batch, dim, side, dtype in (
         (2, 64, 32, torch.float16), (2, 128, 32, torch.bfloat16), (32, 128, 32, torch.float16), (64, 192, 16, torch.float16),
-        (256, 256, 8, torch.float16), (2, 512, 8, torch.float16), (2, 128, 32, torch.float32),
+        (256, 256, 8, torch.float16), (64, 256, 32, torch.float16), (64, 384, 16, torch.float16), (2, 512, 8, torch.float16),
+        (2, 128, 32, torch.float32),
     ):  # fmt: skip
         sizes = (dim,), (dim,), (1 + 2 * dim, dim), (1 + 2 * dim,), (dim, dim), (dim,)
         inputs = [image(batch, dim, side, side, dtype=dtype), *(random_weight(*size, dtype=dtype) for size in sizes)]
         call = use(ops.separable_attention_block, *inputs, patch_size=(2, 2), collect=batch > 2)
-        calls[f"separable_attention_block {batch}x{dim} {dtype}"] = call
+        calls[f"separable_attention_block {batch}x{dim}x{side} {dtype}"] = call
     backward, moments = torch.ops.mvit_kernels.separable_attention_block_backward, ones(inputs[0].shape[0], 2, dtype=torch.float64)
     settings = moments, 1e-5, (2, 2), "triton"  # what it adds to the gradient of the norm is another kernel than without
     calls["separable_attention_block backward"] = functools.partial(backward, inputs[0], *inputs[:-1], *settings)
@@ -289,8 +290,8 @@ def feed_forward_calls() -> dict[str, Any]:
     calls = {}
     for batch, dim, side, dtype in (
         (16, 64, 32, torch.float16), (64, 128, 32, torch.float16), (1, 128, 32, torch.bfloat16), (64, 144, 32, torch.bfloat16),
-        (256, 192, 16, torch.float16), (256, 240, 8, torch.float16), (64, 384, 16, torch.float16), (128, 512, 16, torch.float16),
-        (1, 256, 8, torch.float16), (1, 128, 32, torch.float32),
+        (256, 192, 16, torch.float16), (256, 240, 8, torch.float16), (64, 256, 32, torch.float16), (64, 384, 16, torch.float16),
+        (128, 512, 16, torch.float16), (1, 256, 8, torch.float16), (1, 128, 32, torch.float32),
     ):  # fmt: skip
         x = image(batch, dim, side, side, dtype=dtype)
         sizes = (dim,), (dim,), (2 * dim, dim), (2 * dim,), (dim, 2 * dim), (dim,)

@@ -193,6 +193,7 @@ int thread_index() { return block->running->index; }
 int64_t block_x() { return block->x; }
 int block_y() { return block->y; }
 void block_barrier() { meet(block->all); }
+void warp_barrier() { offer(7, {}); }
 
 void cp_async16(void* shared, const void* global, int bytes) { copy(shared, global, bytes, 16); }
 void cp_async4(void* shared, const void* global, int bytes) { copy(shared, global, bytes, 4); }
@@ -214,12 +215,28 @@ void ldmatrix_x4(uint32_t (&r)[4], const void* shared) {
     for (int i = 0; i < 4; ++i) std::memcpy(&r[i], reinterpret_cast<const char*>(rows[8 * i + lane / 4][0]) + 4 * (lane % 4), 4);
 }
 
+// Elements of 16 bits; a lane has those of a column of the matrix in two rows.
+void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared) {
+    CHECK(reinterpret_cast<uintptr_t>(shared) % 16 == 0);
+    const auto* rows = offer(5, {reinterpret_cast<uint64_t>(shared)});
+    const int lane = thread_index() % warp_size;
+    for (int i = 0; i < 4; ++i) {
+        uint16_t pair[2];
+        for (int half = 0; half < 2; ++half)
+            std::memcpy(&pair[half], reinterpret_cast<const char*>(rows[8 * i + 2 * (lane % 4) + half][0]) + 2 * (lane / 4), 2);
+        r[i] = pair[0] | uint32_t{pair[1]} << 16;
+    }
+}
+
+namespace {
+
 // Element i of the fragments of mma.m16n8k32, PTX ISA: A and B in bytes, C and D in int32.
-void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-    const auto* all = offer(2, {a[0], a[1], a[2], a[3], b0, b1});
+template <class Byte>
+void mma_of_bytes(int kind, int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+    const auto* all = offer(kind, {a[0], a[1], a[2], a[3], b0, b1});
     const auto byte = [](uint64_t word, int i) { return static_cast<uint8_t>(word >> (8 * i)); };
     uint8_t matrix_a[16][32];
-    int8_t matrix_b[32][8];
+    Byte matrix_b[32][8];
     for (int lane = 0; lane < warp_size; ++lane) {
         const int group = lane >> 2, inside = lane % 4;
         for (int i = 0; i < 16; ++i) {
@@ -227,7 +244,7 @@ void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
             matrix_a[upper ? group : group + 8][inside * 4 + (i & 3) + (i < 8 ? 0 : 16)] = byte(all[lane][i / 4], i % 4);
         }
         for (int i = 0; i < 8; ++i)
-            matrix_b[inside * 4 + (i & 3) + (i < 4 ? 0 : 16)][group] = static_cast<int8_t>(byte(all[lane][4 + i / 4], i % 4));
+            matrix_b[inside * 4 + (i & 3) + (i < 4 ? 0 : 16)][group] = static_cast<Byte>(byte(all[lane][4 + i / 4], i % 4));
     }
     const int lane = thread_index() % warp_size;
     for (int i = 0; i < 4; ++i) {
@@ -237,8 +254,6 @@ void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
         c[i] = static_cast<int32_t>(sum);
     }
 }
-
-namespace {
 
 // The same fragments of values of two bytes: elements i of A and B, sums in float32 (a GPU's order of additions is its own).
 template <class T>
@@ -273,15 +288,32 @@ T shuffled(T x, int mask) {
 
 }  // namespace
 
+void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_of_bytes<int8_t>(2, c, a, b0, b1); }
+void mma_u8u8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t (&c)[4]) {
+    for (int i = 0; i < 4; ++i) d[i] = c[i];
+    mma_of_bytes<uint8_t>(6, d, a, b0, b1);
+}
 void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, f16) { mma_of<f16>(c, a, b0, b1); }
 void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16) { mma_of<bf16>(c, a, b0, b1); }
 float shuffle_xor(float x, int mask) { return shuffled<float, uint32_t>(x, mask); }
 double shuffle_xor(double x, int mask) { return shuffled<double, uint64_t>(x, mask); }
+int32_t shuffle_xor(int32_t x, int mask) { return shuffled<int32_t, uint32_t>(x, mask); }
+int64_t shuffle_xor(int64_t x, int mask) { return shuffled<int64_t, uint64_t>(x, mask); }
 
-int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
-    auto sum = static_cast<uint32_t>(c);
-    for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(static_cast<uint8_t>(a >> (8 * i)) * static_cast<int8_t>(b >> (8 * i)));
-    return static_cast<int32_t>(sum);
+namespace {
+
+template <class A, class B>
+uint32_t dot_of(uint32_t a, uint32_t b, uint32_t sum) {
+    for (int i = 0; i < 4; ++i) sum += static_cast<uint32_t>(static_cast<A>(a >> (8 * i)) * static_cast<B>(b >> (8 * i)));
+    return sum;
+}
+
+}  // namespace
+
+int32_t dot4(uint32_t a, uint32_t b, int32_t c) { return static_cast<int32_t>(dot_of<uint8_t, int8_t>(a, b, static_cast<uint32_t>(c))); }
+uint32_t dot4_unsigned(uint32_t a, uint32_t b, uint32_t c) { return dot_of<uint8_t, uint8_t>(a, b, c); }
+int32_t dot4_signed(uint32_t a, uint32_t b, int32_t c) {
+    return static_cast<int32_t>(dot_of<int8_t, int8_t>(a, b, static_cast<uint32_t>(c)));
 }
 uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
     const uint64_t bytes = uint64_t{b} << 32 | a;
@@ -298,11 +330,22 @@ uint32_t permute_signs(uint32_t a, uint32_t b, uint32_t selector) {
     return result;
 }
 
+uint32_t saturated_halves(int32_t low, int32_t high) {
+    const auto half = [](int32_t x) { return static_cast<uint16_t>(x < INT16_MIN ? INT16_MIN : x > INT16_MAX ? INT16_MAX : x); };
+    return half(low) | uint32_t{half(high)} << 16;
+}
+
 uint32_t float_bits(float x) {
     uint32_t bits;
     std::memcpy(&bits, &x, sizeof bits);
     return bits;
 }
+float float_of_bits(uint32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+float multiply_saturated(float a, float b) { return std::fmin(std::fmax(a * b, 0.0f), 1.0f); }
 float to_float(float x) { return x; }
 float to_float(bf16 x) { return mvit::to_float(x); }
 float to_float(f16 x) { return mvit::to_float(x); }

@@ -70,19 +70,39 @@ def rows_of(size: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _find_attention(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
-    if norm.kind != "group_norm" or norm.weights or len(low.users[norm.name]) != 2 or "" in low.users[norm.name]:
+    nodes = None if norm.kind != "group_norm" or norm.weights else _attention_behind(low, norm, "separable", _is_plain_pointwise)
+    return nodes if nodes is not None and _adds(nodes[-1], nodes[-2], norm.inputs[0]) else None
+
+
+def find_qattention(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
+    """The same of an integer stream, in bytes between."""
+    if norm.kind != "qnorm" or norm.weights or norm.settings["norm"] != "group":
+        return None
+    nodes = _attention_behind(low, norm, "qseparable", _is_plain_qpointwise)
+    if nodes is None:
+        return None
+    _, conv, context, key, gate, out = nodes
+    forms = tuple(each.settings["out"] for each in (conv, context, key))
+    if forms != ("uint8", "uint8", "float32") or not is_qpointwise(out) or out.settings["out"] != "int16":
+        return None
+    return nodes if out.inputs == (gate.name, norm.inputs[0]) else None
+
+
+def _attention_behind(low: Blocks, norm: Node, kind: str, is_plain: Callable[[Node], bool]) -> tuple[Node, ...] | None:
+    """Norm, projection, context, its projection and gate, and who takes the last alone. is_plain: of projections."""
+    if len(low.users[norm.name]) != 2 or "" in low.users[norm.name]:
         return None
     conv, context = (low.program[name] for name in low.users[norm.name])
-    if not _is_plain_pointwise(conv) or context.kind != "separable_context" or context.inputs != (conv.name, norm.name):
+    if not is_plain(conv) or context.kind != f"{kind}_context" or context.inputs != (conv.name, norm.name):
         return None
     key = low.only_user(context.name)
     gate = None if key is None else low.only_user(key.name)
     out = None if gate is None else low.only_user(gate.name)
-    if key is None or gate is None or out is None or not _is_plain_pointwise(key) or gate.kind != "separable_gate":
+    if key is None or gate is None or out is None or not is_plain(key) or gate.kind != f"{kind}_gate":
         return None
     if gate.inputs != (conv.name, key.name) or sorted(low.users[conv.name]) != sorted((context.name, gate.name)):
         return None
-    return (norm, conv, context, key, gate, out) if _adds(out, gate, norm.inputs[0]) else None
+    return norm, conv, context, key, gate, out
 
 
 def _find_mlp(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
@@ -128,9 +148,34 @@ def find_qinverted(low: Blocks, first: Node) -> tuple[Node, ...] | None:
     return first, depthwise, reduce
 
 
+def find_qmlp(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
+    """The feed-forward half of a layer in integers: its norm has no weight and bias, and its activation is a curve."""
+    if norm.kind != "qnorm" or norm.weights:
+        return None
+    first = low.only_user(norm.name)
+    if first is None or not is_qpointwise(first) or first.settings["out"] != "uint8" or first.settings.get("form") != "curve":
+        return None
+    second = low.only_user(first.name)
+    if second is None or not is_qpointwise(second) or second.settings["out"] != "int16":
+        return None
+    return (norm, first, second) if second.inputs == (first.name, norm.inputs[0]) else None
+
+
+def find_qnormed(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
+    """A norm in integers, without weight and bias, and the 1x1 convolution to bytes that is all that takes it."""
+    product = low.only_user(norm.name) if norm.kind == "qnorm" and not norm.weights else None
+    if product is None or not is_qpointwise(product) or product.settings["out"] != "uint8" or product.settings.get("residual"):
+        return None
+    return norm, product
+
+
 def is_qpointwise(node: Node) -> bool:
     """A 1x1 convolution of every pixel of one map of bytes."""
     return node.kind == "qconv2d" and kernel_of(node) == 1 and node.settings["stride"] == 1 and not node.settings.get("second")
+
+
+def _is_plain_qpointwise(node: Node) -> bool:
+    return is_qpointwise(node) and not node.settings.get("residual") and "activation" not in node.settings and "table" not in node.weights
 
 
 def _adds(node: Node, product_of: Node, residual: str) -> bool:

@@ -15,8 +15,9 @@ from mvit_kernels import ops
 from mvit_kernels.graph import Node, Program, evaluate, integers
 from mvit_kernels.ops.backend import Choice
 from mvit_kernels.ops.moments import moments_of
+from mvit_kernels.ops.qnorm import pieces_of_sums
 
-from .blocks import Blocks, activation_of, find_qinverted
+from .blocks import Blocks, activation_of, find_qattention, find_qinverted, find_qmlp, find_qnormed
 from .steps import Value
 
 Tensor = torch.Tensor
@@ -25,7 +26,7 @@ Tensor = torch.Tensor
 @dataclass(frozen=True)
 class Call:
     """One op: `run` takes the results that `inputs` names and gives that of the last of `nodes`, and its moments after it if `collects`,
-    which others take by that name and ".moments"."""
+    which others take by that name and ".moments": of an int16 stream its sums."""
 
     op: str
     nodes: tuple[str, ...]
@@ -66,7 +67,7 @@ class _Calls(Blocks):
         self.calls: list[Call] = []
         self.values: dict[str, Value] = {}
         self.kept: dict[tuple[int, torch.dtype | None], tuple[Tensor, Tensor]] = {}
-        self.normed = {node.inputs[0] for node in program if node.kind == "group_norm" and (node.name in self.grouped | self.absorbed)}
+        self.normed = {node.inputs[0] for node in program if self.takes_moments(node)}
         self.collected: set[str] = set()
 
     def lowered(self) -> list[Call]:
@@ -124,7 +125,13 @@ class _Calls(Blocks):
     def with_moments(self, norm: Node) -> tuple[str, ...]:
         """What a norm reads: a map, and its moments if its producer collected them."""
         (source,) = norm.inputs
-        return (source, f"{source}.moments") if norm.kind == "group_norm" and source in self.collected else (source,)
+        return (source, f"{source}.moments") if self.takes_moments(norm) and source in self.collected else (source,)
+
+    def takes_moments(self, node: Node) -> bool:
+        """Whether it is a norm of images that takes what is known of them."""
+        if node.kind == "qnorm":
+            return bool(node.settings["norm"] == "group")
+        return node.kind == "group_norm" and node.name in self.grouped | self.absorbed
 
     # --- blocks ---
 
@@ -189,6 +196,34 @@ class _Calls(Blocks):
             return block(x, residual) if block.pays(x) else reduce(depthwise(expand(x)), residual=residual)
 
         self.add("qinverted_residual", nodes, (*nodes[0].inputs, *nodes[-1].inputs[1:]), run, dtype=_dtype_of(nodes[-1]))
+
+    def qattention(self, *nodes: Node) -> None:
+        self.half("qseparable_attention_block", ops.prepare_qseparable_attention_block, nodes)
+
+    def qmlp(self, *nodes: Node) -> None:
+        self.half("qfeed_forward", ops.prepare_qfeed_forward, nodes)
+
+    def half(self, op: str, prepare: Callable[..., Any], nodes: tuple[Node, ...]) -> None:
+        """Of a transformer layer, on an int16 stream."""
+        block = prepare(*(integers.prepared(self.program, node, None).handle for node in nodes))
+        collects = nodes[-1].name in self.normed
+
+        def run(x: Tensor, sums: Tensor | None = None) -> Any:
+            return block(x, sums, collect=collects)
+
+        self.add(op, nodes, self.with_moments(nodes[0]), run, dtype=torch.int16, collects=collects)
+
+    def qnormed(self, norm: Node, node: Node) -> None:
+        norm_handle, layer = (integers.prepared(self.program, each, None).handle for each in (norm, node))
+        product, by_image = ops.QNormGemm.of(norm_handle, layer), norm.settings["norm"] == "group"
+
+        def run(x: Tensor, sums: Tensor | None = None) -> Tensor:
+            rows = _rows(x)
+            if by_image and sums is None:
+                sums = pieces_of_sums(rows, x.shape[0])
+            return _map(product(rows, sums), x)
+
+        self.add("qnorm_gemm", (norm, node), self.with_moments(norm), run, dtype=torch.uint8)
 
     def attended(self, node: Node, *behind: Node) -> None:
         """Attention with the sum, and the activation of that, behind it."""
@@ -365,6 +400,9 @@ class _Calls(Blocks):
         channels = node.size[0]
         return self.parameter(node.weights.get("weight"), channels, 1.0), self.parameter(node.weights.get("bias"), channels)
 
+    def _qnorm(self, node: Node) -> None:
+        self.integers(node, self.with_moments(node))
+
     def integers(self, node: Node, inputs: tuple[str, ...] | None = None) -> None:
         run = integers.prepared(self.program, node, None)
         self.add(node.kind, (node,), inputs or node.inputs, run, _without_kernel(node.kind), _dtype_of(node))
@@ -425,8 +463,8 @@ def _find_pooled(low: Blocks, node: Node) -> tuple[Node, ...] | None:
 
 
 _FINDERS: dict[str, Callable[[Blocks, Node], tuple[Node, ...] | None]] = {
-    "qinverted": find_qinverted, "attended": _find_attended, "joined": _find_joined, "resized": _find_resized,
-    "pooled": _find_pooled,
+    "qinverted": find_qinverted, "qattention": find_qattention, "qmlp": find_qmlp, "qnormed": find_qnormed, "attended": _find_attended,
+    "joined": _find_joined, "resized": _find_resized, "pooled": _find_pooled,
 }  # fmt: skip
 
 

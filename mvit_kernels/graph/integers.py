@@ -158,14 +158,8 @@ def _qnorm(node: Node, backend: str | None) -> Prepared:
     settings = node.settings
     values = {name: settings[name] for name in ("scale", "out_scale", "out_zero_point", "eps")} | {"bits": settings["out_bits"]}
     values |= {name: node.weights[name] for name in ("weight", "bias") if name in node.weights}
-
-    def call(x: Tensor) -> Tensor:
-        pixels = _pixels(x)
-        rows = pixels.reshape(-1, x.shape[1])
-        groups = x.shape[0] if settings["norm"] == "group" else None
-        return _map(ops.qnorm(rows, groups=groups, backend=backend, **values).reshape(pixels.shape))
-
-    return Prepared(call)
+    handle = ops.prepare_qnorm(settings["norm"], backend=backend, **values)
+    return Prepared(handle, handle)
 
 
 def _of_settings(node: Node, *names: str) -> dict[str, Any]:
@@ -173,27 +167,18 @@ def _of_settings(node: Node, *names: str) -> dict[str, Any]:
 
 
 def _qseparable_context(node: Node, backend: str | None) -> Prepared:
-    table, patch = _Values(node.weights["table"]), node.settings["patch"]
+    patch = node.settings["patch"]
     values = _of_settings(node, "x_scale", "x_zero_point")
     if node.settings["out"] == "uint8":
         values |= _of_settings(node, "out_scale", "out_zero_point", "out_bits")
-
-    def call(scores: Tensor, x: Tensor) -> Tensor:
-        y = ops.qseparable_context(scores[:, 0], _pixels(x), *table.on(x.device), patch_size=patch, backend=backend, **values)
-        return _map(y.unflatten(1, patch))
-
-    return Prepared(call)
+    handle = ops.prepare_qseparable_context(node.weights["table"], patch_size=patch, backend=backend, **values)
+    return Prepared(lambda scores, x: _map(handle(scores[:, 0], _pixels(x)).unflatten(1, patch)), handle)
 
 
 def _qseparable_gate(node: Node, backend: str | None) -> Prepared:
-    patch = node.settings["patch"]
     values = _of_settings(node, "v_scale", "v_zero_point", "out_scale", "out_zero_point", "out_bits")
-
-    def call(v: Tensor, context: Tensor) -> Tensor:
-        flat = _pixels(context).flatten(1, 2)
-        return _map(ops.qseparable_gate(_pixels(v[:, 1:]), flat, patch_size=patch, backend=backend, **values))
-
-    return Prepared(call)
+    handle = ops.prepare_qseparable_gate(patch_size=node.settings["patch"], backend=backend, **values)
+    return Prepared(lambda v, context: _map(handle(_pixels(v[:, 1:]), _pixels(context).flatten(1, 2))), handle)
 
 
 def _qpatch_attention(node: Node, backend: str | None) -> Prepared:

@@ -23,15 +23,24 @@ from .qattention import QAttention, prepare_qattention, qattention
 from .qavg_pool import qavg_pool
 from .qconv2d import QConv2d, prepare_qconv2d, qconv2d
 from .qdepthwise_conv2d import QDepthwiseConv2d, prepare_qdepthwise_conv2d, qdepthwise_conv2d
+from .qfeed_forward import QFeedForward, prepare_qfeed_forward
 from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
 from .qinverted_residual import QInvertedResidual, prepare_qinverted_residual
 from .qlookup import qlookup
-from .qnorm import qnorm
+from .qnorm import QNorm, prepare_qnorm, qnorm
 from .qnorm_gemm import QNormGemm, prepare_qnorm_gemm, qnorm_gemm
 from .qpatch_attention import qpatch_attention
 from .qpool_mixer import QPoolMixer, prepare_qpool_mixer, qpool_mixer
 from .qresize import qresize
-from .qseparable_attention import qseparable_context, qseparable_gate
+from .qseparable_attention import (
+    QSeparableContext,
+    QSeparableGate,
+    prepare_qseparable_context,
+    prepare_qseparable_gate,
+    qseparable_context,
+    qseparable_gate,
+)
+from .qseparable_attention_block import QSeparableAttentionBlock, prepare_qseparable_attention_block
 from .quantize import dequantize, quantize, quantize_rows
 from .resize import resize
 from .separable_attention import separable_attention
@@ -44,10 +53,15 @@ __all__ = [
     "QAttention",
     "QConv2d",
     "QDepthwiseConv2d",
+    "QFeedForward",
     "QGemm",
     "QInvertedResidual",
+    "QNorm",
     "QNormGemm",
     "QPoolMixer",
+    "QSeparableAttentionBlock",
+    "QSeparableContext",
+    "QSeparableGate",
     "attention",
     "avg_pool",
     "backends",
@@ -70,10 +84,15 @@ __all__ = [
     "prepare_qattention",
     "prepare_qconv2d",
     "prepare_qdepthwise_conv2d",
+    "prepare_qfeed_forward",
     "prepare_qgemm",
     "prepare_qinverted_residual",
+    "prepare_qnorm",
     "prepare_qnorm_gemm",
     "prepare_qpool_mixer",
+    "prepare_qseparable_attention_block",
+    "prepare_qseparable_context",
+    "prepare_qseparable_gate",
     "qadd",
     "qattention",
     "qavg_pool",

@@ -164,8 +164,8 @@ def _talking(mixtures: Mixtures) -> Talking:
 
 
 def channels_side_by_side(x: Tensor) -> Tensor:
-    """(B, N, C) as the kernels read it: itself, or a copy."""
-    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+    """x as the kernels read it: itself, or a copy."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def address(x: Optional) -> int:

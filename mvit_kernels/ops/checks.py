@@ -50,6 +50,18 @@ def integer(op: str, name: str, value: Any) -> None:
         raise TypeError(f"{op}: {name}: expected an integer, got {value!r}")
 
 
+def layers(op: str, **arguments: tuple[object, type]) -> None:
+    """What was prepared before, of the class of its op."""
+    for name, (layer, kind) in arguments.items():
+        if not isinstance(layer, kind):
+            raise TypeError(f"{op}: {name}: expected a {kind.__name__}, got {type(layer).__name__}")
+
+
+def layer_gives(op: str, name: str, dtype: torch.dtype, expected: torch.dtype) -> None:
+    if dtype != expected:
+        raise ValueError(f"{op}: {name}: expected a layer to {expected}, got one to {dtype}")
+
+
 # --- in the registered implementations and their fakes ---
 
 

@@ -25,6 +25,11 @@ def joined(moments: torch.Tensor | None) -> torch.Tensor | None:
     return _kernels.joined(moments) if moments is not None and moments.ndim == 3 else moments
 
 
+def collected_sums(pieces: torch.Tensor) -> torch.Tensor:
+    """What an integer op gives that has made sums of pieces of its images (B, pieces, 2): those inside of `keeping_parts`, else (B, 2)."""
+    return pieces if triton_support.installed() is None and _kernels.keeps_parts() else pieces.sum(1)
+
+
 def moments_of(y: torch.Tensor, images: int) -> torch.Tensor:
     """(images, 2) float64 of y, images of equal size behind each other: by kernels on a GPU, else by plain torch."""
     if _on_gpu(y) and triton_support.refuse(y, FLOAT_CODES) is None:

@@ -191,6 +191,12 @@ def _filter(matrix: Tensor) -> Tensor:
 # --- checks ---
 
 
+def check_pointwise(op: str, name: str, layer: QConv2d) -> None:
+    if (layer.kernel_size, layer.stride, layer.second_channels) != (1, 1, 0):
+        got = f"{layer.kernel_size}x{layer.kernel_size} of stride {layer.stride} with {layer.second_channels} channels of a second"
+        raise ValueError(f"{op}: {name}: expected a 1x1 convolution of stride 1 and one input, got {got}")
+
+
 def _check_kernel(kernel: int) -> None:
     if kernel not in (1, 3):
         raise ValueError(f"{OP}: kernel_size: expected 1 or 3, got {kernel}")

@@ -65,6 +65,12 @@ def product_order(matrix: Tensor) -> Tensor:
     return padded.reshape(padded.shape[0] // 32, 4, 4, 2, matrix.shape[1]).transpose(1, 2).flatten(0, 3)  # n: t, product and one of two
 
 
+def stream_order(matrix: Tensor) -> Tensor:
+    """Values k of (N, K) in the places that csrc/cuda/ops/qpair.cuh gives the channels of a stream, K rounded up to 32."""
+    padded = F.pad(matrix, (0, -matrix.shape[1] % 32))
+    return padded.unflatten(1, (padded.shape[1] // 32, 4, 2, 4)).transpose(2, 3).flatten(1)  # k: t, half and one of four
+
+
 def tiles(matrix: Tensor, bits: int, multiples: tuple[int, int] = (COLUMNS, DEPTH)) -> Tensor:
     """(N, K) int8 as the bytes of tiles: (N / 16, K / 32, lanes, words, 4), or for 6 bits planes of the words of all lanes; N and K rounded
     up to `multiples`."""

@@ -18,7 +18,7 @@ from .pack_weight import check_packed, unpack_bytes
 from .packing import packed
 from .placed import Placed
 from .qchannels import check_channels
-from .qconv2d import QConv2d
+from .qconv2d import QConv2d, check_pointwise
 from .qconv2d import choose as choose_qconv2d
 from .qcurve import step_curve
 from .qdepthwise_conv2d import BLOCK, BLOCK_BYTES, QDepthwiseConv2d
@@ -86,17 +86,12 @@ def prepare_qinverted_residual(
 
     Source: MobileNetV2, arXiv 1801.04381, section 3.3 and figure 3.
     """
-    for name, layer, kind in (("expand", expand, QConv2d), ("depthwise", depthwise, QDepthwiseConv2d), ("reduce", reduce, QConv2d)):
-        if not isinstance(layer, kind):
-            raise TypeError(f"{OP}: {name}: expected a {kind.__name__}, got {type(layer).__name__}")
+    checks.layers(OP, expand=(expand, QConv2d), depthwise=(depthwise, QDepthwiseConv2d), reduce=(reduce, QConv2d))
     checks.backend(OP, backend)
     for name, layer in (("expand", expand), ("reduce", reduce)):
-        if (layer.kernel_size, layer.stride, layer.second_channels) != (1, 1, 0):
-            got = f"{layer.kernel_size}x{layer.kernel_size} of stride {layer.stride} with {layer.second_channels} channels of a second"
-            raise ValueError(f"{OP}: {name}: expected a 1x1 convolution of stride 1 and one input, got {got}")
+        check_pointwise(OP, name, layer)
     for name, dtype in (("expand", expand.settings.out_dtype), ("depthwise", depthwise.settings.out_dtype)):
-        if dtype != torch.uint8:
-            raise ValueError(f"{OP}: {name}: expected a layer to torch.uint8, got one to {dtype}")
+        checks.layer_gives(OP, name, dtype, torch.uint8)
     hidden = depthwise.weight.shape[0]
     if expand.weight.columns != hidden or reduce.weight.depth != hidden:
         got = f"{expand.weight.columns}, {hidden} and {reduce.weight.depth}"

@@ -13,8 +13,10 @@ from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import direct, raise_status, register
+from .placed import Placed
 
 OP = "qnorm"
+NORMS = ("group", "layer")
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 LARGEST_GROUP = 2**33  # values of int16 whose squares add up in int64
@@ -31,6 +33,36 @@ class Norm(NamedTuple):
     bits: int
 
 
+class QNorm:
+    """A norm of maps whose quantization is computed: call it with a stream x (B, C, H, W) int16 and, of a norm of images, with their sums
+    if they are known: (B, 2) or (B, pieces, 2) int64."""
+
+    def __init__(self, kind: str, norm: Norm, gain: Optional, offset: Optional, backend: str | None) -> None:
+        self.kind, self.norm, self.backend = kind, norm, backend
+        self.affine = gain is not None
+        self._placed = Placed(gain, offset)
+
+    def __call__(self, x: Tensor, sums: Optional = None) -> Tensor:
+        """y (B, C, H, W) uint8, in channels_last memory."""
+        pixels = x.permute(0, 2, 3, 1)
+        groups = x.shape[0] if self.kind == "group" and sums is None else None
+        affine = self._placed.on(x.device) if self.affine else ()
+        y: Tensor = _call(pixels.reshape(-1, x.shape[1]), sums, *self.norm, groups, *affine, backend=self.backend)
+        return y.reshape(pixels.shape).permute(0, 3, 1, 2)
+
+
+def prepare_qnorm(
+    kind: str, *, scale: Any, out_scale: Any, out_zero_point: Any, eps: float = 1e-5, bits: int = 8, weight: Tensor | None = None,
+    bias: Tensor | None = None, backend: str | None = None,
+) -> QNorm:  # fmt: skip
+    """Compute once what calls of `qnorm` with the same quantization need. kind: "group", GroupNorm with one group (MobileViTv2), or
+    "layer", LayerNorm of each pixel (MobileViT); the other arguments as of `qnorm`."""
+    checks.backend(OP, backend)
+    if kind not in NORMS:
+        raise ValueError(f"{OP}: kind: expected one of {', '.join(NORMS)}, got {kind!r}")
+    return QNorm(kind, *_prepared(norm_of(OP, scale, out_scale, out_zero_point, eps, bits), weight, bias), backend)
+
+
 def qnorm(
     x: Tensor, sums: Tensor | None = None, *, groups: int | None = None, scale: Any, out_scale: Any, out_zero_point: Any,
     eps: float = 1e-5, bits: int = 8, weight: Tensor | None = None, bias: Tensor | None = None, backend: str | None = None,
@@ -43,7 +75,7 @@ def qnorm(
     Args:
         x: (M, K) int16, real = scale * x; rows of stride 1 are read in place.
         sums: (G, 2) int64, sum and sum of squares of each of G groups of M / G rows, as `qgemm(..., collect=G)` gives them: GroupNorm with
-            one group has a group an image. None: they are computed here.
+            one group has a group an image. Or (G, pieces, 2), of pieces of each group. None: they are computed here.
         groups: without sums, the number of groups; None: each row is normalised by itself, as LayerNorm does.
         scale, out_scale: a positive number each.
         out_zero_point: an integer, |out_zero_point| <= 2^20; real y = out_scale * (y - out_zero_point).
@@ -66,16 +98,23 @@ def qnorm(
     if groups is not None:
         checks.integer(OP, "groups", groups)
     norm = norm_of(OP, scale, out_scale, out_zero_point, eps, bits)
+    norm, *affine = _prepared(norm, weight, bias, x.shape[-1] if x.ndim else 0)
+    return _call(x, sums, *norm, groups, *(None if each is None else each.to(x.device) for each in affine), backend=backend)
+
+
+def _prepared(norm: Norm, weight: Optional, bias: Optional, channels: int | None = None) -> tuple[Norm, Optional, Optional]:
+    """(norm, gain, offset) as the op takes them."""
     if weight is None and bias is None:
-        return _call(x, sums, *norm, groups, backend=backend)
+        return norm, None, None
+    if channels is None:
+        channels = max(0 if each is None else each.numel() for each in (weight, bias))
     for name, value in (("weight", weight), ("bias", bias)):
-        if value is None or value.shape != x.shape[-1:] or not value.is_floating_point():
+        if value is None or value.shape != (channels,) or not value.is_floating_point():
             got = "None" if value is None else f"{value.dtype} of shape {tuple(value.shape)}"
-            raise ValueError(f"{OP}: {name}: expected {x.shape[-1] if x.ndim else 0} floats beside the other, got {got}")
+            raise ValueError(f"{OP}: {name}: expected {channels} floats beside the other, got {got}")
     assert weight is not None
     assert bias is not None
-    affine = (each.to(x.device) for each in reference.norm_affine(weight, bias, norm.out_scale))
-    return _call(x, sums, *norm._replace(out_scale=1.0), groups, *affine, backend=backend)
+    return norm._replace(out_scale=1.0), *reference.norm_affine(weight, bias, norm.out_scale)
 
 
 def norm_of(op: str, scale: Any, out_scale: Any, out_zero_point: Any, eps: float, bits: int, prefix: str = "out") -> Norm:
@@ -100,16 +139,41 @@ def check_stream(op: str, x: Tensor, sums: Optional, groups: int | None = None) 
         checks.whole_groups(op, "groups", groups, x.shape[0])
         group *= x.shape[0] // max(groups, 1)
     if sums is not None:
-        checks.tensor(op, "sums", sums, 2, (torch.int64,))
-        if sums.shape[1] != 2 or sums.device != x.device:
-            raise ValueError(f"{op}: sums: expected shape (G, 2) on {x.device}, got {tuple(sums.shape)} on {sums.device}")
+        check_sums(op, sums, x.device)
         checks.whole_groups(op, "sums", sums.shape[0], x.shape[0])
         group *= x.shape[0] // max(sums.shape[0], 1)
     if group > LARGEST_GROUP:
         raise ValueError(f"{op}: x: expected groups of at most 2^33 values, got {group}")
 
 
+def check_sums(op: str, sums: Tensor, device: torch.device) -> None:
+    checks.tensor(op, "sums", sums, 3 if sums.ndim == 3 else 2, (torch.int64,))
+    if sums.shape[-1] != 2 or sums.device != device:
+        raise ValueError(f"{op}: sums: expected shape (G, 2) or (G, pieces, 2) on {device}, got {tuple(sums.shape)} on {sums.device}")
+
+
 # --- backends ---
+
+
+def whole_sums(sums: Optional) -> Optional:
+    """(G, 2), of sums of groups or of their pieces."""
+    return sums.sum(1) if sums is not None and sums.ndim == 3 else sums
+
+
+def pieces_of_sums(x: Tensor, groups: int) -> Tensor:
+    """(G, pieces, 2) int64: sums of pieces of each group of rows of x (M, K), by a kernel on a GPU, else by plain torch."""
+    if x.is_cuda and x.numel() and _triton_refuse(x) is None:
+        pieces: Tensor = _kernels.stream_sums(x.contiguous(), groups)
+        return pieces
+    return reference.stream_sums(x, groups)[:, None]
+
+
+def cuda_norm(
+    sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int
+) -> tuple[int, int, float, float, int, float, int]:
+    """The arguments of `norm_of` in python/bind_cuda.cpp."""
+    pieces = sums.shape[1] if sums is not None and sums.ndim == 3 else 1
+    return 0 if sums is None else sums.data_ptr(), pieces, scale, out_scale, out_zero_point, eps, bits
 
 
 def _cpu_forward(
@@ -119,8 +183,7 @@ def _cpu_forward(
     x = walkable_rows(x)
     rows, depth = x.shape
     y = torch.empty(rows, depth, dtype=torch.uint8)
-    if groups is not None:
-        sums = reference.stream_sums(x, groups)
+    sums = whole_sums(sums) if groups is None else reference.stream_sums(x, groups)
     if sums is not None:
         sums = sums.contiguous()
     status = native.qnorm(
@@ -137,7 +200,7 @@ def _reference_forward(
     x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None,
     gain: Optional = None, offset: Optional = None,
 ) -> Tensor:  # fmt: skip
-    sums = sums if groups is None else reference.stream_sums(x, groups)
+    sums = whole_sums(sums) if groups is None else reference.stream_sums(x, groups)
     return reference.qnorm(x, sums, scale, out_scale, out_zero_point, eps, bits, gain, offset)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from mvit_kernels import reference
 
@@ -13,11 +15,15 @@ from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import QTYPE_CODES, direct, raise_status, register
 from .pack_weight import PackedWeight, check_packed, unpack_bytes
+from .packing import packed
 from .placed import Placed
 from .qchannels import Settings, check_channels, quantization, unpack_channels
-from .qgemm import activation_code, refuse_depth, table_addresses
+from .qconv2d import QConv2d, check_pointwise
+from .qcurve import step_curve
+from .qfragments import product_order, stream_order, tiles
+from .qgemm import activation_code, cuda_epilogue, refuse_depth, table_addresses
 from .qgemm import choose as choose_product
-from .qnorm import Norm, check_stream, norm_of
+from .qnorm import Norm, QNorm, check_stream, cuda_norm, norm_of, whole_sums
 from .qnorm import choose as choose_norm
 
 OP = "qnorm_gemm"
@@ -34,6 +40,14 @@ class QNormGemm:
         self.norm, self.weight, self.channels, self.settings, self.table, self.backend = norm, weight, channels, settings, table, backend
         self._settled = *norm, weight.columns, weight.depth, weight.bits, settings.out_dtype, settings.activation, settings.plain
         self._placed = Placed(channels, table)
+
+    @classmethod
+    def of(cls, norm: QNorm, layer: QConv2d) -> QNormGemm:
+        """Of the rows of maps, what the norm and the 1x1 convolution behind it give one after another."""
+        check_pointwise(OP, "layer", layer)
+        if norm.affine:
+            raise ValueError(f"{OP}: norm: expected one without weight and bias, got one with them")
+        return cls(norm.norm, layer.weight, layer.channels, layer.settings, layer.table, None)
 
     def __call__(self, x: Tensor, sums: Optional = None) -> Tensor:
         """y (M, N). What was prepared is copied to the device of x by the first call there."""
@@ -73,7 +87,7 @@ def qnorm_gemm(
         a_scale, a_zero_point, a_bits: of the normalised bytes, which `qnorm` calls out_scale and so on.
         weight, w_scale, bias, activation, out_dtype, out_scale, out_zero_point, table, out_bits: as of `qgemm`, gamma and beta of the norm
             being in weight and bias.
-        backend: None for automatic choice, or the name of one. On GPUs the bytes do pass through memory.
+        backend: None for automatic choice, or the name of one. By Triton the bytes do pass through memory.
 
     Returns:
         (M, N), out_dtype.
@@ -116,6 +130,7 @@ def _cpu_forward(
     x = walkable_rows(x)
     rows = x.shape[0]
     y = torch.empty(rows, columns, dtype=out_dtype)
+    sums = whole_sums(sums)
     if sums is not None:
         sums = sums.contiguous()
     status = native.qnorm_gemm(
@@ -133,14 +148,62 @@ def _reference_forward(
     x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, scale: float, a_scale: float, a_zero_point: int,
     eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool,
 ) -> Tensor:  # fmt: skip
-    a = reference.qnorm(x, sums, scale, a_scale, a_zero_point, eps, a_bits)
+    a = reference.qnorm(x, whole_sums(sums), scale, a_scale, a_zero_point, eps, a_bits)
     return reference.qgemm(
         a, unpack_bytes(weight, columns, depth, bits), unpack_channels(channels, columns), plain=plain, activation=activation,
         out_dtype=out_dtype, table=table,
     )  # fmt: skip
 
 
-def _triton_refuse(x: Tensor, depth: int, bits: int) -> str | None:
+_SLICE = 32  # of csrc/cuda/ops/qnorm_gemm.h: columns at once
+
+
+def _cuda_refuse(x: Tensor, depth: int, bits: int, out_dtype: torch.dtype, plain: bool, table: Optional) -> str | None:
+    if (reason := cuda_support.refuse(x)) is not None:
+        return reason
+    if out_dtype != torch.uint8 or not plain:
+        return "its kernel makes bytes, without an activation or by a curve"
+    if table is not None and (table.dtype != torch.int16 or packed(step_curve, table).entries == 0):
+        return "its kernel takes no table of bytes, and no curve without steps"
+    if depth > cuda_support.native.qnorm_gemm_channels:
+        return f"its kernel takes up to {cuda_support.native.qnorm_gemm_channels} channels, got {depth}"
+    return f"its kernel takes less than 2^31 rows, got {x.shape[0]}" if x.shape[0] >= 2**31 else None
+
+
+@dataclass(frozen=True)
+class _PackSlices:
+    """Slices of 32 columns: csrc/cuda/ops/qnorm_gemm.h."""
+
+    form: tuple[int, int, int]
+
+    def __call__(self, weight: Tensor, channels: Tensor) -> Tensor:
+        matrix, columns = unpack_bytes(weight.cpu(), *self.form), self.form[0]
+        slices = -(-columns // _SLICE)
+        init = F.pad(channels.cpu()[0, :columns], (0, -columns % _SLICE)).unflatten(
+            0, (slices, 4, 2, 2, 1, 2)
+        )  # t, half, product, one of two
+        twice = init.transpose(1, 2).expand(-1, -1, -1, -1, 2, -1).reshape(slices, -1).contiguous()
+        parts = twice.view(torch.uint8), tiles(stream_order(product_order(matrix)), 8, (_SLICE, _SLICE)).reshape(slices, -1)
+        return torch.cat(parts, dim=1).to(weight.device)
+
+
+def _cuda_forward(
+    x: Tensor, weight: Tensor, channels: Tensor, sums: Optional, table: Optional, scale: float, a_scale: float, a_zero_point: int,
+    eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool,
+) -> Tensor:  # fmt: skip
+    x, rows, groups = x.contiguous(), x.shape[0], 1 if sums is None else sums.shape[0]
+    sums = None if sums is None else sums.contiguous()
+    y = x.new_empty(rows, columns, dtype=out_dtype)
+    slices = packed(_PackSlices((columns, depth, bits)), weight, channels)
+    epilogue = cuda_epilogue(OP, channels, out_dtype, plain, activation, table, None, columns, 0.0, 0, y, columns)
+    cuda_support.native.qnorm_gemm(
+        *cuda_support.place(x), groups, rows // max(groups, 1), depth, columns, x.data_ptr(),
+        cuda_norm(sums, scale, a_scale, a_zero_point, eps, a_bits), slices.data_ptr(), epilogue,
+    )  # fmt: skip
+    return y
+
+
+def _triton_refuse(x: Tensor, depth: int, bits: int, *_: object) -> str | None:
     return choose_norm.implementations["triton"].refuse(x) or refuse_depth(depth, bits)
 
 
@@ -155,6 +218,7 @@ def _triton_forward(
 
 choose = Choice(
     OP,
+    cuda=Implementation(_cuda_forward, refuse=_cuda_refuse),
     triton=Implementation(_triton_forward, refuse=_triton_refuse),
     cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
     reference=Implementation(_reference_forward),
@@ -170,7 +234,7 @@ def _forward(
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, sums, depth)
-    return choose(backend, x, depth, bits).forward(
+    return choose(backend, x, depth, bits, out_dtype, plain, table).forward(
         x, weight, channels, sums, table, scale, a_scale, a_zero_point, eps, a_bits, columns, depth, bits, out_dtype, activation, plain
     )  # fmt: skip
 

@@ -9,7 +9,8 @@ import torch
 from mvit_kernels import reference
 from mvit_kernels.reference.patch_attention import default_scale
 
-from . import checks, qchecks, triton_support
+from . import checks, cuda_support, qchecks, triton_support
+from .attention import address, channels_side_by_side
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import direct, raise_status, register
 from .placed import Placed
@@ -96,8 +97,7 @@ def _cpu(
     qkv: Tensor, heads: int, patch: tuple[int, int], q_zero_point: int, v_zero_point: int, f: float, g: float, out_zero_point: int,
     out_bits: int,
 ) -> Tensor:  # fmt: skip
-    if qkv.stride(3) != 1 and qkv.shape[3] != 1:
-        qkv = qkv.contiguous()
+    qkv = channels_side_by_side(qkv)
     batch, height, width, channels = qkv.shape
     y = torch.empty(batch, height, width, channels // 3, dtype=torch.uint8)
     status = native.qpatch_attention(
@@ -106,6 +106,39 @@ def _cpu(
     )  # fmt: skip
     if status:
         raise_status(OP, status)
+    return y
+
+
+_DEEPEST_CUDA = 64  # channels of a head: csrc/cuda/ops/qpatch_attention.h
+_MOST_BYTES = 2**31 - 1  # of an image: its offsets are of 32 bits
+
+
+def _cuda_refuse(qkv: Tensor, heads: int, patch: tuple[int, int], q_zero_point: int) -> str | None:
+    if (reason := cuda_support.refuse(qkv)) is not None:
+        return reason
+    _, height, width, channels = qkv.shape
+    depth, length = channels // (3 * heads), height // patch[0] * (width // patch[1])
+    if depth > _DEEPEST_CUDA:
+        return f"it takes heads of at most {_DEEPEST_CUDA} channels, got {depth}"
+    if not 0 <= q_zero_point <= 255:
+        return f"it takes a q_zero_point in 0 .. 255, got {q_zero_point}"
+    if (height - 1) * qkv.stride(1) + (width - 1) * qkv.stride(2) + channels > _MOST_BYTES or height * width * channels // 3 > _MOST_BYTES:
+        return f"it takes images of at most {_MOST_BYTES} bytes from first to last"
+    return cuda_support.refuse_shared(qkv, cuda_support.native.qpatch_attention_shared(heads, length, depth))
+
+
+def _cuda(
+    qkv: Tensor, heads: int, patch: tuple[int, int], q_zero_point: int, v_zero_point: int, f: float, g: float, out_zero_point: int,
+    out_bits: int,
+) -> Tensor:  # fmt: skip
+    qkv = channels_side_by_side(qkv)
+    batch, height, width, channels = qkv.shape
+    y = qkv.new_empty(batch, height, width, channels // 3)
+    (table,) = TABLE.on(qkv.device)
+    cuda_support.native.qpatch_attention(
+        *cuda_support.place(qkv), (batch, channels // 3, height, width), heads, patch, qkv.data_ptr(), qkv.stride()[:3], q_zero_point,
+        v_zero_point, f, g, address(table), out_zero_point, out_bits, y.data_ptr(),
+    )  # fmt: skip
     return y
 
 
@@ -123,8 +156,7 @@ def _triton(
     qkv: Tensor, heads: int, patch: tuple[int, int], q_zero_point: int, v_zero_point: int, f: float, g: float, out_zero_point: int,
     out_bits: int,
 ) -> Tensor:  # fmt: skip
-    if qkv.stride(3) != 1 and qkv.shape[3] != 1:
-        qkv = qkv.contiguous()
+    qkv = channels_side_by_side(qkv)
     y = qkv.new_empty(*qkv.shape[:3], qkv.shape[3] // 3)
     (table,) = TABLE.on(qkv.device)
     _kernels.qpatch_attention(qkv, heads, patch, q_zero_point, v_zero_point, f, g, table, out_zero_point, out_bits, y)
@@ -133,6 +165,7 @@ def _triton(
 
 choose = Choice(
     OP,
+    cuda=Implementation(_cuda, refuse=_cuda_refuse),
     triton=Implementation(_triton, refuse=_triton_refuse),
     cpu=Implementation(_cpu, refuse=refuse_off_cpu),
     reference=Implementation(reference.qpatch_attention),
@@ -148,7 +181,8 @@ def _attention(
 ) -> Tensor:  # fmt: skip
     patch = _check(qkv, heads, patch_size, q_zero_point, v_zero_point, out_bits)
     f, g = _factors(qkv, heads, q_scale, k_scale, v_scale, scale, out_scale)
-    return choose(backend, qkv, heads).forward(qkv, heads, patch, q_zero_point, v_zero_point, f, g, out_zero_point, out_bits)
+    chosen = choose(backend, qkv, heads, patch, q_zero_point)
+    return chosen.forward(qkv, heads, patch, q_zero_point, v_zero_point, f, g, out_zero_point, out_bits)
 
 
 def _fake(

@@ -1,9 +1,9 @@
-"""Separable self-attention (arXiv 2206.02680, equation 3) on bytes, in two halves around the key projection: schemas, checks, fakes and
-backends."""
+"""Separable self-attention (arXiv 2206.02680, equation 3) on bytes, in two halves around the key projection: schemas, checks, fakes,
+backends, and what is prepared once."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -12,11 +12,79 @@ from mvit_kernels import reference
 from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import direct, raise_status, register
+from .placed import Placed
 
 CONTEXT, GATE = "qseparable_context", "qseparable_gate"
 Tensor = torch.Tensor
 SMALLEST, LARGEST = 2.0**-64, 2.0**64
 _kernels = triton_support.Kernels("qseparable_attention")
+
+
+class Context(NamedTuple):
+    """The quantization of a context, checked, as the schema has it."""
+
+    x_scale: float
+    x_zero_point: int
+    out_scale: float | None
+    out_zero_point: int
+    out_bits: int
+
+
+class Gate(NamedTuple):
+    """The quantization of a gate, checked, as the schema has it."""
+
+    v_scale: float
+    v_zero_point: int
+    out_scale: float
+    out_zero_point: int
+    out_bits: int
+
+
+class QSeparableContext:
+    """A context whose quantization is checked: call it with scores (B, H, W) and x (B, H, W, d), both uint8."""
+
+    def __init__(self, table: Tensor, settings: Context, patch_size: tuple[int, int], backend: str | None) -> None:
+        self.table, self.settings, self.patch_size, self.backend = table, settings, patch_size, backend
+        self._placed = Placed(table)
+
+    def __call__(self, scores: Tensor, x: Tensor) -> Tensor:
+        """(B, ph pw, d). The table is copied to the device of x by the first call there."""
+        (table,) = (self.table,) if x.is_cpu else self._placed.on(x.device)
+        y: Tensor = _context_call(scores, x, table, self.patch_size, *self.settings, backend=self.backend)
+        return y
+
+
+class QSeparableGate:
+    """A gate whose quantization is checked: call it with v (B, H, W, d) uint8 and a context (B, ph pw, d) float32."""
+
+    def __init__(self, settings: Gate, patch_size: tuple[int, int], backend: str | None) -> None:
+        self.settings, self.patch_size, self.backend = settings, patch_size, backend
+
+    def __call__(self, v: Tensor, context: Tensor) -> Tensor:
+        y: Tensor = _gate_call(v, context, self.patch_size, *self.settings, backend=self.backend)
+        return y
+
+
+def prepare_qseparable_context(
+    table: Tensor, *, x_scale: Any, x_zero_point: Any, out_scale: Any = None, out_zero_point: Any = None, out_bits: int = 8,
+    patch_size: tuple[int, int] = (2, 2), backend: str | None = None,
+) -> QSeparableContext:  # fmt: skip
+    """Check once what calls of `qseparable_context` with the same quantization need; arguments as there."""
+    checks.all_tensors(CONTEXT, table=table)
+    checks.pair(CONTEXT, "patch_size", patch_size)
+    checks.backend(CONTEXT, backend)
+    settings = _context_settings(x_scale, x_zero_point, out_scale, out_zero_point, out_bits)
+    return QSeparableContext(table, settings, patch_size, backend)
+
+
+def prepare_qseparable_gate(
+    *, v_scale: Any, v_zero_point: Any, out_scale: Any, out_zero_point: Any, out_bits: int = 8, patch_size: tuple[int, int] = (2, 2),
+    backend: str | None = None,
+) -> QSeparableGate:  # fmt: skip
+    """Check once what calls of `qseparable_gate` with the same quantization need; arguments as there."""
+    checks.pair(GATE, "patch_size", patch_size)
+    checks.backend(GATE, backend)
+    return QSeparableGate(_gate_settings(v_scale, v_zero_point, out_scale, out_zero_point, out_bits), patch_size, backend)
 
 
 def qseparable_context(
@@ -49,19 +117,8 @@ def qseparable_context(
     checks.all_tensors(CONTEXT, scores=scores, x=x, table=table)
     checks.pair(CONTEXT, "patch_size", patch_size)
     checks.backend(CONTEXT, backend)
-    to, zero_point = None, 0
-    if out_scale is None:
-        if isinstance(out_zero_point, Tensor) or out_zero_point not in (None, 0):
-            raise ValueError(f"{CONTEXT}: out_zero_point: expected None without an out_scale, got {out_zero_point!r}")
-    else:
-        if out_zero_point is None:
-            raise ValueError(f"{CONTEXT}: out_zero_point: expected an integer with an out_scale, got None")
-        to = qchecks.scale(CONTEXT, "out_scale", out_scale)
-        zero_point = qchecks.zero_point(CONTEXT, "out_zero_point", out_zero_point, near=True)
-    return _context_call(
-        scores, x, table, patch_size, qchecks.scale(CONTEXT, "x_scale", x_scale), qchecks.zero_point(CONTEXT, "x_zero_point", x_zero_point),
-        to, zero_point, qchecks.bits(CONTEXT, "out_bits", out_bits), backend=backend,
-    )  # fmt: skip
+    settings = _context_settings(x_scale, x_zero_point, out_scale, out_zero_point, out_bits)
+    return _context_call(scores, x, table, patch_size, *settings, backend=backend)
 
 
 def qseparable_gate(
@@ -86,12 +143,33 @@ def qseparable_gate(
     checks.all_tensors(GATE, v=v, context=context)
     checks.pair(GATE, "patch_size", patch_size)
     checks.backend(GATE, backend)
+    settings = _gate_settings(v_scale, v_zero_point, out_scale, out_zero_point, out_bits)
+    return _gate_call(v, context, patch_size, *settings, backend=backend)
+
+
+def _context_settings(x_scale: Any, x_zero_point: Any, out_scale: Any, out_zero_point: Any, out_bits: int) -> Context:
+    to, zero_point = None, 0
+    if out_scale is None:
+        if isinstance(out_zero_point, Tensor) or out_zero_point not in (None, 0):
+            raise ValueError(f"{CONTEXT}: out_zero_point: expected None without an out_scale, got {out_zero_point!r}")
+    else:
+        if out_zero_point is None:
+            raise ValueError(f"{CONTEXT}: out_zero_point: expected an integer with an out_scale, got None")
+        to = qchecks.scale(CONTEXT, "out_scale", out_scale)
+        zero_point = qchecks.zero_point(CONTEXT, "out_zero_point", out_zero_point, near=True)
+    return Context(
+        qchecks.scale(CONTEXT, "x_scale", x_scale), qchecks.zero_point(CONTEXT, "x_zero_point", x_zero_point), to, zero_point,
+        qchecks.bits(CONTEXT, "out_bits", out_bits),
+    )  # fmt: skip
+
+
+def _gate_settings(v_scale: Any, v_zero_point: Any, out_scale: Any, out_zero_point: Any, out_bits: int) -> Gate:
     v_scale, out_scale = qchecks.scale(GATE, "v_scale", v_scale), qchecks.scale(GATE, "out_scale", out_scale)
     if not SMALLEST <= v_scale / out_scale <= LARGEST:
         raise ValueError(f"{GATE}: out_scale: expected v_scale / out_scale between 2^-64 and 2^64, got {v_scale / out_scale:g}")
-    return _gate_call(
-        v, context, patch_size, v_scale, qchecks.zero_point(GATE, "v_zero_point", v_zero_point, near=True), out_scale,
-        qchecks.zero_point(GATE, "out_zero_point", out_zero_point, near=True), qchecks.bits(GATE, "out_bits", out_bits), backend=backend,
+    return Gate(
+        v_scale, qchecks.zero_point(GATE, "v_zero_point", v_zero_point, near=True), out_scale,
+        qchecks.zero_point(GATE, "out_zero_point", out_zero_point, near=True), qchecks.bits(GATE, "out_bits", out_bits),
     )  # fmt: skip
 
 

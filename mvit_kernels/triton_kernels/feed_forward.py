@@ -20,7 +20,7 @@ import triton.language as tl
 from . import gemm, tuning
 from . import moments as moments_
 from .activation import activate
-from .launch import blocks, capability, launch, processors, vector_of, wait_turn
+from .launch import anew, blocks, by_warpgroups, launch, processors, vector_of, wait_turn
 from .moments import combine_moments
 from .products import dot
 from .resident import add_and_store, load_pixels, normal, padded, row_moments, widths
@@ -96,6 +96,11 @@ def feed_forward_kernel(
         total1 = dot(value, tl.load(out + c1[None, :] * hidden), total1)
         if C2 > 0:
             total2 = dot(value, tl.load(out + c2[None, :] * hidden), total2)
+    if C1 + C2 > 128:  # of so many sums, no registers are left for addresses
+        program = anew(program)
+    image = program // per_image
+    t = (program % per_image) * BLOCK_T + tl.arange(0, BLOCK_T)
+    rows = (image.to(tl.int64) * pixels + tl.minimum(t, pixels - 1))[:, None] * dim
     inside = t < pixels
     if C2 > 0:
         add_and_store(total1, second_bias, x, rows, y, rows, c1, dim, inside, parts, program * 2, COLLECT)
@@ -147,19 +152,21 @@ def _in_two(
 
 def tile(images: int, pixels: int, dim: int, x: Tensor) -> tuning.Tile:
     """Sums of all channels of a tile of pixels are in registers, 64 a thread and at most 128, beside the pixels themselves on sm_80; the
-    tensor cores of sm_90 read those from shared memory, 64 pixels at a time."""
+    tensor cores of sm_90 read those from shared memory, 64 pixels of four warps at once: with eight warps for them, as many instructions
+    do half of the work."""
     width = sum(widths(dim))
     if width > WIDEST:
         return tuning.IN_TWO
     if x.dtype == torch.float32:  # on no tensor cores
         return _tile(16, 16, 8 if width > 128 else 4, 1)
-    block_t = 64 if width <= 128 or (capability(x) >= 90 and width <= 192) else 32
-    if capability(x) >= 90 and width <= 128:
-        block_t = 128
+    warpgroups = by_warpgroups(x)
+    block_t = 128 if warpgroups and width <= 256 else 64 if width <= 128 else 32
     while block_t > 16 and (images * blocks(pixels, block_t) < processors(x) or block_t >= 2 * pixels):
         block_t //= 2
     if images * blocks(pixels, block_t) < processors(x) // 4:
         return tuning.IN_TWO
+    if warpgroups and block_t >= 64:  # of 64 pixels, two blocks fit into the shared memory of a multiprocessor
+        return _tile(block_t, 64 if block_t == 128 or width <= 144 else 32, block_t // 16, 2)
     return _tile(block_t, 64 if width <= 128 else 32, 8 if block_t * width > 8192 else 4, 2)
 
 
@@ -171,8 +178,8 @@ def candidates(images: int, pixels: int, dim: int, x: Tensor) -> list[tuning.Til
     if images * pixels <= 64 * processors(x):
         found += [(16, 32, 4, 2), (16, 64, 4, 2)]
     else:
-        found += [(64, 32, 8, 2)] if width <= 192 else []
-        found += [(64, 32, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2)] if width <= 128 else []
+        found += [(64, 32, 4, 2), (128, 64, 8, 2)] if width <= 256 else []
+        found += [(64, 64, 4, 2), (128, 32, 8, 2)] if width <= 144 else []
     return [tuning.IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * pixels)]
 
 

@@ -23,7 +23,7 @@ import triton.language as tl
 from . import moments as moments_
 from . import normed_gemm, tuning
 from .activation import activate
-from .launch import blocks, far, launch, power_of_two, processors, vector_of, wait_turn
+from .launch import blocks, by_warpgroups, far, launch, power_of_two, processors, vector_of, wait_turn
 from .moments import combine_moments, write_part
 from .products import dot
 
@@ -278,7 +278,7 @@ def _launch(
     vector, out_vector = vector_of(*depths, *strides, *beside), vector_of(columns, residual_row)
     of_moments = rows // collect if collect and rows // collect % 16 == 0 else 0
     sizes = rows, columns, *depths, weight.kernel, stride, norm, of_moments
-    guess, others = tile(rows, weight, x, of_moments), functools.partial(candidates, rows, weight, x, of_moments)
+    guess, others = tile(rows, weight, x, of_moments, residual is not None), functools.partial(candidates, rows, weight, x, of_moments)
     tiles = tuning.choose("gemm", x, sizes, guess, others)
     programs = blocks(rows, tiles["BLOCK_M"]) * blocks(columns, tiles["BLOCK_N"])
     in_tiles = collect > 0 and rows // collect % tiles["BLOCK_M"] == 0
@@ -318,14 +318,18 @@ def _gathered(
     )  # fmt: skip
 
 
-def tile(rows: int, weight: Weight, x: Tensor, rows_of_group: int = 0) -> tuning.Tile:
+def tile(rows: int, weight: Weight, x: Tensor, rows_of_group: int = 0, residual: bool = False) -> tuning.Tile:
     """The largest tile that gives every multiprocessor a program: large ones read less, but half of a GPU computes nothing. Moments are
-    collected in tiles that no group of rows ends in, where there are such."""
+    collected in tiles that no group of rows ends in, where there are such. On sm_90 a residual beside 128 columns takes the registers of a
+    second program: three of half as many fit."""
     if x.dtype == torch.float32:  # on no tensor cores: 16 sums a thread
         return _tile(power_of_two(rows, 16, 64), 32, 32, 2)
     columns, depth = weight.bias.shape[0], max(weight.depths)
-    wide, block_k = power_of_two(columns, 16, 128), power_of_two(depth, 16, 64)
-    stages = 2 if weight.kernel == 1 and sum(weight.depths) <= block_k else 3  # of one step, more take room from other programs
+    wide, block_k = power_of_two(columns, 16, 64 if residual and by_warpgroups(x) else 128), power_of_two(depth, 16, 64)
+    if weight.kernel > 1 and 0 < depth % 64 <= 32:
+        block_k = min(block_k, 32)  # nine times half a step of nothing
+    # Of one step, more take room from other programs; of two inputs, registers.
+    stages = 2 if (weight.kernel == 1 and sum(weight.depths) <= block_k) or (weight.depths[1] and block_k == 64) else 3
     for block_m, block_n in ((128, wide), (64, min(wide, 64)), (64, min(wide, 32)), (32, min(wide, 32))):
         if blocks(rows, block_m) * blocks(columns, block_n) >= processors(x) and rows_of_group % block_m == 0:
             return _tile(block_m, block_n, block_k, stages)

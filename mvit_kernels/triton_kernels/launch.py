@@ -30,6 +30,12 @@ def wait_turn():
             gdc_wait()
 
 
+@triton.jit
+def anew(x):
+    """The int32 x, of which the compiler does not know that it is x: what is computed of it is not kept over a loop before."""
+    return x if INTERPRETED else tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
+
+
 def launch(kernel: Any, programs: int, *arguments: Any, **settings: Any) -> None:
     """Run `programs` instances of the kernel on the device of its first argument, a tensor, and the current stream there.
 
@@ -75,6 +81,11 @@ def capability(x: Tensor) -> int:
     if x.is_cuda:
         return _capability(x.device.index)
     return 80 if triton.knobs.runtime.interpret else triton.runtime.driver.active.get_current_target().arch
+
+
+def by_warpgroups(x: Tensor) -> bool:
+    """Whether tensor cores take 64 rows of four warps at once, and blocks have 227 KiB of shared memory: on sm_90 and sm_100."""
+    return 90 <= capability(x) < 120
 
 
 @functools.cache

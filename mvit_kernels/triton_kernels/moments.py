@@ -166,9 +166,13 @@ def keeping_parts() -> Iterator[None]:
         _apart.reset(token)
 
 
+def keeps_parts() -> bool:
+    return _apart.get()
+
+
 def collected(parts: Tensor) -> Tensor:
     """What an op gives whose programs wrote parts (B, pieces, 3)."""
-    return parts if _apart.get() else join(parts)
+    return parts if keeps_parts() else join(parts)
 
 
 def collect(y: Tensor, images: int) -> Tensor:

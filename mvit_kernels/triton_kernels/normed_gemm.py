@@ -14,7 +14,7 @@ import triton.language as tl
 
 from . import tuning
 from .activation import activate
-from .launch import blocks, launch, power_of_two, processors, vector_of, wait_turn
+from .launch import blocks, by_warpgroups, launch, power_of_two, processors, vector_of, wait_turn
 from .products import dot
 from .resident import load_pixels, normal, row_moments, widths
 
@@ -82,8 +82,7 @@ def forward(
     c1, c2 = widths(depth)
     vector, out_vector = vector_of(depth, a.stride(0)), vector_of(columns)
     groups = 1 if moments is None else moments.shape[0]
-    guess = _tile(_ROWS, power_of_two(columns, 16, 64), 8 if c1 + c2 > 128 else 4, 2)
-    others = functools.partial(_candidates, columns, c1 + c2)
+    guess, others = _guess(a, columns, c1 + c2), functools.partial(_candidates, columns, c1 + c2)
     tiles = tuning.choose("normed_gemm", a, (rows, columns, depth, "layer" if layer_norm else "group"), guess, others)
     launch(
         normed_gemm_kernel, blocks(rows, tiles["BLOCK_T"]),
@@ -93,10 +92,18 @@ def forward(
     )  # fmt: skip
 
 
+def _guess(a: Tensor, columns: int, width: int) -> tuning.Tile:
+    """Tensor cores of sm_90 take 64 rows of four warps at once: with eight warps for them, as many instructions do half of the work. Two
+    programs have room on a multiprocessor."""
+    if not by_warpgroups(a):
+        return _tile(_ROWS, power_of_two(columns, 16, 64), 8 if width > 128 else 4, 2)
+    block_n = power_of_two(columns, 16, 64 if width <= 144 else 32)
+    return _tile(2 * _ROWS, block_n, 8, 2) if blocks(a.shape[0], 2 * _ROWS) >= processors(a) else _tile(_ROWS, block_n, 4, 2)
+
+
 def _candidates(columns: int, width: int) -> list[tuning.Tile]:
-    few, many = 4 if width <= 128 else 8, 8
-    tiles = (64, 32, few, 3), (64, 64, few, 3), (64, 64, many, 2), (64, 128, many, 2), (128, 64, many, 2)
-    return [_tile(t, n, warps, stages) for t, n, warps, stages in tiles if n <= power_of_two(columns, 16) and t * width <= 128 * 128]
+    tiles = (64, 32, 4, 3), (64, 64, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2), (128, 64, 8, 1), (128, 64, 8, 2)
+    return [_tile(t, n, warps, stages) for t, n, warps, stages in tiles if n <= power_of_two(columns, 16) and t * width <= 128 * 256]
 
 
 def _tile(block_t: int, block_n: int, warps: int, stages: int) -> tuning.Tile:

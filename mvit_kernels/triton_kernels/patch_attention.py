@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 
 from . import tuning
-from .launch import blocks, far, launch, power_of_two, vector_of, wait_turn
-from .phases import phase_pixels
+from .launch import blocks, by_warpgroups, far, launch, power_of_two, vector_of, wait_turn
+from .phases import phase_pixels, shift_of
 from .products import dot
 
 Tensor = torch.Tensor
@@ -23,10 +23,10 @@ LOG2E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _pixels(x, n, length, columns, ph, pw, row, column, channel, c, head_dim, FAR: tl.constexpr):
+def _pixels(x, n, length, columns, ph, pw, row, column, channel, c, head_dim, FAR: tl.constexpr, SHIFT: tl.constexpr):
     """(addresses, inside) of the channels c of positions n of a phase, where x is its first pixel."""
     wide_c = c.to(tl.int64) if FAR else c
-    at = phase_pixels(n, columns, ph, pw, row, column, FAR)
+    at = phase_pixels(n, columns, ph, pw, row, column, FAR, SHIFT)
     return x + at[:, None] + wide_c[None, :] * channel, (n < length)[:, None] & (c < head_dim)[None, :]
 
 
@@ -55,7 +55,7 @@ def _scores(query, keys, n, length, factor):
 def patch_attention_fwd_kernel(
     qkv, y, heads, head_dim, length, columns, ph, pw, scale,
     qkv_image, qkv_channel, qkv_row, qkv_column, y_image, y_channel, y_row, y_column,
-    FAR: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    FAR: tl.constexpr, SHIFT: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     wait_turn()
     head_dim = head_dim * VECTOR
@@ -68,14 +68,14 @@ def patch_attention_fwd_kernel(
     c = tl.arange(0, BLOCK_D)
     part = tl.cast(heads * head_dim, tl.int64) * qkv_channel
 
-    at, inside = _pixels(qkv, m, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+    at, inside = _pixels(qkv, m, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR, SHIFT)
     query = tl.load(at, mask=inside, other=0.0)
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     result = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for begin in range(0, length, BLOCK_N):
         n = begin + tl.arange(0, BLOCK_N)
-        keys_at, known = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+        keys_at, known = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR, SHIFT)
         keys = tl.load(keys_at + part, mask=known, other=0.0)
         values = tl.load(keys_at + 2 * part, mask=known, other=0.0)
         scores = _scores(query, keys, n, length, scale * LOG2E)
@@ -87,7 +87,7 @@ def patch_attention_fwd_kernel(
         result = dot(weights.to(values.dtype), values, result * shrink[:, None])
         largest = now
     result = result / total[:, None]
-    at, inside = _pixels(y, m, length, columns, ph, pw, y_row, y_column, y_channel, c, head_dim, FAR)
+    at, inside = _pixels(y, m, length, columns, ph, pw, y_row, y_column, y_channel, c, head_dim, FAR, SHIFT)
     tl.store(at, result.to(y.dtype.element_ty), mask=inside)
 
 
@@ -95,7 +95,7 @@ def patch_attention_fwd_kernel(
 def patch_attention_bwd_query_kernel(
     qkv, dy, dqkv, statistics, heads, head_dim, length, columns, ph, pw, scale,
     qkv_image, qkv_channel, qkv_row, qkv_column, dy_image, dy_channel, dy_row, dy_column, dqkv_image, dqkv_channel, dqkv_row, dqkv_column,
-    FAR: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    FAR: tl.constexpr, SHIFT: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dq = scale ds k with ds = p (dy v^T - sum_m p dy v^T); and of each query log2 of its sum and sum_m p dy v^T = dy . y, to
     `statistics` (heads of all phases and images, 2, length)."""
@@ -112,16 +112,16 @@ def patch_attention_bwd_query_kernel(
     c = tl.arange(0, BLOCK_D)
     part = tl.cast(heads * head_dim, tl.int64) * qkv_channel
 
-    at, inside = _pixels(qkv, m, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+    at, inside = _pixels(qkv, m, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR, SHIFT)
     query = tl.load(at, mask=inside, other=0.0)
-    at, inside = _pixels(dy, m, length, columns, ph, pw, dy_row, dy_column, dy_channel, c, head_dim, FAR)
+    at, inside = _pixels(dy, m, length, columns, ph, pw, dy_row, dy_column, dy_channel, c, head_dim, FAR, SHIFT)
     grad = tl.load(at, mask=inside, other=0.0)
     largest = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_M,), tl.float32)
     along = tl.zeros((BLOCK_M,), tl.float32)
     for begin in range(0, length, BLOCK_N):
         n = begin + tl.arange(0, BLOCK_N)
-        at, inside = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+        at, inside = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR, SHIFT)
         keys = tl.load(at + part, mask=inside, other=0.0)
         values = tl.load(at + 2 * part, mask=inside, other=0.0)
         scores = _scores(query, keys, n, length, scale * LOG2E)
@@ -138,13 +138,13 @@ def patch_attention_bwd_query_kernel(
     dquery = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     for begin in range(0, length, BLOCK_N):
         n = begin + tl.arange(0, BLOCK_N)
-        at, inside = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+        at, inside = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR, SHIFT)
         keys = tl.load(at + part, mask=inside, other=0.0)
         values = tl.load(at + 2 * part, mask=inside, other=0.0)
         weights = tl.exp2(_scores(query, keys, n, length, scale * LOG2E) - logarithm[:, None])
         dscores = weights * (dot(grad, tl.trans(values), None) - along[:, None]) * scale
         dquery = dot(dscores.to(keys.dtype), keys, dquery)
-    at, inside = _pixels(dqkv, m, length, columns, ph, pw, dqkv_row, dqkv_column, dqkv_channel, c, head_dim, FAR)
+    at, inside = _pixels(dqkv, m, length, columns, ph, pw, dqkv_row, dqkv_column, dqkv_channel, c, head_dim, FAR, SHIFT)
     tl.store(at, dquery.to(dqkv.dtype.element_ty), mask=inside)
     tl.store(statistics + m, logarithm, mask=m < length)
     tl.store(statistics + length + m, along, mask=m < length)
@@ -154,7 +154,7 @@ def patch_attention_bwd_query_kernel(
 def patch_attention_bwd_key_kernel(
     qkv, dy, dqkv, statistics, heads, head_dim, length, columns, ph, pw, scale,
     qkv_image, qkv_channel, qkv_row, qkv_column, dy_image, dy_channel, dy_row, dy_column, dqkv_image, dqkv_channel, dqkv_row, dqkv_column,
-    FAR: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
+    FAR: tl.constexpr, SHIFT: tl.constexpr, VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """dk = scale ds^T q and dv = p^T dy of a block of keys, from the statistics of all queries."""
     wait_turn()
@@ -171,16 +171,16 @@ def patch_attention_bwd_key_kernel(
     part = tl.cast(heads * head_dim, tl.int64) * qkv_channel
     dpart = tl.cast(heads * head_dim, tl.int64) * dqkv_channel
 
-    at, inside = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+    at, inside = _pixels(qkv, n, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR, SHIFT)
     keys = tl.load(at + part, mask=inside, other=0.0)
     values = tl.load(at + 2 * part, mask=inside, other=0.0)
     dkeys = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dvalues = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     for begin in range(0, length, BLOCK_M):
         m = begin + tl.arange(0, BLOCK_M)
-        at, inside = _pixels(qkv, m, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR)
+        at, inside = _pixels(qkv, m, length, columns, ph, pw, qkv_row, qkv_column, qkv_channel, c, head_dim, FAR, SHIFT)
         query = tl.load(at, mask=inside, other=0.0)
-        at, inside = _pixels(dy, m, length, columns, ph, pw, dy_row, dy_column, dy_channel, c, head_dim, FAR)
+        at, inside = _pixels(dy, m, length, columns, ph, pw, dy_row, dy_column, dy_channel, c, head_dim, FAR, SHIFT)
         grad = tl.load(at, mask=inside, other=0.0)
         logarithm = tl.load(statistics + m, mask=m < length, other=float("inf"))  # weights beyond the last query are 0
         along = tl.load(statistics + length + m, mask=m < length, other=0.0)
@@ -188,7 +188,7 @@ def patch_attention_bwd_key_kernel(
         dvalues = dot(tl.trans(weights.to(grad.dtype)), grad, dvalues)
         dscores = weights * (dot(grad, tl.trans(values), None) - along[:, None]) * scale
         dkeys = dot(tl.trans(dscores.to(query.dtype)), query, dkeys)
-    at, inside = _pixels(dqkv, n, length, columns, ph, pw, dqkv_row, dqkv_column, dqkv_channel, c, head_dim, FAR)
+    at, inside = _pixels(dqkv, n, length, columns, ph, pw, dqkv_row, dqkv_column, dqkv_channel, c, head_dim, FAR, SHIFT)
     tl.store(at + dpart, dkeys.to(dqkv.dtype.element_ty), mask=inside)
     tl.store(at + 2 * dpart, dvalues.to(dqkv.dtype.element_ty), mask=inside)
 
@@ -202,7 +202,7 @@ def forward(qkv: Tensor, heads: int, patch: tuple[int, int], scale: float, y: Te
         return
     programs, sizes, settings = _sizes(y, heads, patch, most=64)
     _, head_dim, length, _ = sizes
-    guess = {name: settings[name] for name in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")}
+    guess = _guess(length, y, settings)
     of_call = programs, length, head_dim * settings["VECTOR"]
     settings |= tuning.choose("patch_attention", y, of_call, guess, functools.partial(_candidates, length, y.dtype))
     launch(
@@ -234,17 +234,27 @@ def _sizes(y: Tensor, heads: int, patch: tuple[int, int], most: int) -> tuple[in
     small = block_d > 64 or y.dtype == torch.float32  # whose products have no tensor cores, and need registers
     block = power_of_two(length, 16, most // 2 if small else most)
     settings = {
-        "VECTOR": vector, "BLOCK_M": block, "BLOCK_N": block, "BLOCK_D": block_d, "num_warps": 8 if y.dtype == torch.float32 else 4,
-        "num_stages": 2, "enable_fp_fusion": True,
+        "VECTOR": vector, "SHIFT": shift_of(columns), "BLOCK_M": block, "BLOCK_N": block, "BLOCK_D": block_d,
+        "num_warps": 8 if y.dtype == torch.float32 else 4, "num_stages": 2, "enable_fp_fusion": True,
     }  # fmt: skip
     return batch * patch[0] * patch[1] * heads, (heads, head_dim // vector, length, columns), settings
+
+
+def _guess(length: int, y: Tensor, settings: dict) -> tuning.Tile:
+    """Of the forward. On sm_90 four warps have 64 queries, or as many as there are for 16 each; the next keys are not on their way while
+    these are multiplied, for which more programs fit beside each other."""
+    guess = {name: settings[name] for name in ("BLOCK_M", "BLOCK_N", "num_warps", "num_stages")}
+    if y.dtype == torch.float32 or not by_warpgroups(y):
+        return guess
+    block_m = 128 if length >= 128 and settings["BLOCK_M"] == 64 else settings["BLOCK_M"]
+    return guess | {"BLOCK_M": block_m, "num_warps": block_m // 16, "num_stages": 1}
 
 
 def _candidates(length: int, dtype: torch.dtype) -> list[tuning.Tile]:
     """Of the forward."""
     if dtype == torch.float32:
         return []
-    tiles = (16, 64, 4, 2), (32, 64, 4, 2), (64, 32, 4, 3), (64, 64, 4, 3), (64, 64, 8, 2), (64, 128, 4, 2), (128, 64, 8, 2)
+    tiles = (16, 64, 4, 2), (32, 64, 4, 2), (64, 32, 4, 3), (64, 64, 4, 3), (64, 64, 8, 2), (64, 64, 4, 1), (64, 128, 4, 2), (128, 64, 8, 1)
     return [
         {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
         for m, n, warps, stages in tiles

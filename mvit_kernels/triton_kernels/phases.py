@@ -27,6 +27,10 @@ class Phases(NamedTuple):
     row_step: int  # rows of the map from one row of a group to the next
     vector: int  # so many pixels, from each multiple of it, are neighbours in memory
 
+    @property
+    def shift(self) -> int:
+        return shift_of(self.columns)
+
     def steps(self, x: Tensor) -> tuple[int, int, int, int]:
         """(row, column) strides of x from group to group, and inside a group."""
         row, column = x.stride(2), x.stride(3)
@@ -48,6 +52,20 @@ def phases_of(x: Tensor, patch: tuple[int, int] | None, *others: Tensor) -> Phas
     return Phases(joint, ph * across, across, height // ph * columns, columns, ph, max(vector, 1))
 
 
+def shift_of(columns: int) -> int:
+    """SHIFT of kernels that feel the division of each pixel by `columns`: that of a power of two, else -1."""
+    return columns.bit_length() - 1 if columns & (columns - 1) == 0 else -1
+
+
+@triton.jit
+def _row_and_column(n, columns, SHIFT: tl.constexpr):
+    if SHIFT >= 0:
+        row, column = n >> SHIFT, n & ((1 << SHIFT) - 1)
+    else:
+        row, column = n // columns, n % columns
+    return row, column
+
+
 @triton.jit
 def group_start(group, across, row_stride, column_stride):
     """Where a group begins in a map."""
@@ -55,19 +73,21 @@ def group_start(group, across, row_stride, column_stride):
 
 
 @triton.jit
-def phase_pixels(n, columns, ph, pw, row_stride, column_stride, FAR: tl.constexpr):
-    """Where pixels n of a phase by itself, of `columns` pixels in a row, lie from its first."""
+def phase_pixels(n, columns, ph, pw, row_stride, column_stride, FAR: tl.constexpr, SHIFT: tl.constexpr = -1):
+    """Where pixels n of a phase by itself, of `columns` pixels in a row, lie from its first. SHIFT: `shift_of(columns)`, or -1."""
     if FAR:
         n = n.to(tl.int64)
-    return (n // columns) * ph * row_stride + (n % columns) * pw * column_stride
+    row, column = _row_and_column(n, columns, SHIFT)
+    return row * ph * row_stride + column * pw * column_stride
 
 
 @triton.jit
-def pixel_offsets(t, columns, row_step, column_step, VECTOR: tl.constexpr, FAR: tl.constexpr):
-    """Where pixels t of a group lie, from its start."""
+def pixel_offsets(t, columns, row_step, column_step, VECTOR: tl.constexpr, FAR: tl.constexpr, SHIFT: tl.constexpr = -1):
+    """Where pixels t of a group lie, from its start. SHIFT: `Phases.shift`, or -1."""
     if FAR:
         t = t.to(tl.int64)
-    offsets = (t // columns) * row_step + (t % columns) * column_step
+    row, column = _row_and_column(t, columns, SHIFT)
+    offsets = row * row_step + column * column_step
     if VECTOR > 1:  # to say that they are multiples of 1 would hide what the compiler knows of their strides
         offsets = tl.max_contiguous(tl.multiple_of(offsets, VECTOR), VECTOR)
     return offsets

@@ -1,4 +1,5 @@
-"""Softmax attention inside pixel phases on bytes: the bits of `mvit_kernels/reference/qpatch_attention.py`.
+"""Softmax attention inside pixel phases on bytes: the bits of `mvit_kernels/reference/qpatch_attention.py`. It runs where the CUDA kernel
+(csrc/cuda/ops/qpatch_attention.h) is not built or does not take the call.
 
 A program has a head of a phase and a block of its queries, and walks the keys twice: for the largest score of each query, and for the
 weights, which are bytes of a table. Where all keys are one block, scores are computed once. Both products are those of int8 on tensor

@@ -1,5 +1,6 @@
 """Pixels whose channels stay in registers while a product goes over its columns. Channels are two powers of two, C1 + C2, of which nearly
-all widths of MobileViT are sums: 144 = 128 + 16, 192 = 128 + 64, 384 = 256 + 128."""
+all widths of MobileViT are sums: 144 = 128 + 16, 192 = 128 + 64, 384 = 256 + 128. So is 256 = 128 + 128: the halves of the sums are
+finished one after the other, in fewer registers."""
 
 from __future__ import annotations
 
@@ -15,10 +16,8 @@ from .moments import write_part
 def widths(dim: int) -> tuple[int, int]:
     """(C1, C2), powers of two from 16 or 0, that cover so many channels."""
     whole = power_of_two(dim, 16)
-    if whole == dim or whole == 16:
-        return whole, 0
-    rest = power_of_two(dim - whole // 2, 16)
-    return (whole, 0) if rest >= whole // 2 else (whole // 2, rest)
+    half, rest = whole // 2, power_of_two(dim - whole // 2, 16)
+    return (whole, 0) if rest >= half and whole <= 128 else (half, rest)
 
 
 def padded(weight: torch.Tensor, dtype: torch.dtype, *beyond: int) -> torch.Tensor:

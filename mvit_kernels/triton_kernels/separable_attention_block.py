@@ -23,10 +23,10 @@ import triton
 import triton.language as tl
 
 from . import gemm, tuning
-from .launch import blocks, far, launch, power_of_two, processors, wait_turn
+from .launch import anew, blocks, by_warpgroups, far, launch, power_of_two, processors, wait_turn
 from .moments import collect as collect_moments
 from .moments import collected, combine_moments, empty_parts, parts_or_moments
-from .phases import group_start, phases_of, pixel_offsets
+from .phases import Phases, group_start, phases_of, pixel_offsets
 from .products import dot
 from .resident import add_and_store, load_pixels, normal, padded, widths
 
@@ -69,10 +69,10 @@ def arrange(weight: Tensor, bias: Tensor, out: Tensor, out_bias: Tensor, dtype: 
 @triton.jit
 def mixed_kernel(
     x, query, parts, mixed, softmax, dim, groups, across, length, columns, x_image, x_row, x_column, x_row_step, x_column_step,
-    pieces, eps, splits, share, PIECES: tl.constexpr, FAR: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    pieces, eps, splits, share, PIECES: tl.constexpr, FAR: tl.constexpr, SHIFT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """mixed (B, groups, splits, d) and softmax (B, groups, splits, 2), largest score and sum, of `share` pixels of a phase, with a running
-    maximum and sum."""
+    """mixed (B, groups, splits, d) and softmax (B, groups, splits, 2), largest score and sum, of `share` pixels of a phase. Each of BLOCK_T
+    sequences of pixels has a running maximum, sum and weighted sum of its own, so that they meet once and not for every tile."""
     wait_turn()
     program = tl.program_id(0)
     split, group, image = program % splits, (program // splits) % groups, (program // splits) // groups
@@ -80,25 +80,29 @@ def mixed_kernel(
     x += image.to(tl.int64) * x_image + group_start(group, across, x_row, x_column)
     c = tl.arange(0, BLOCK_C)
     w = tl.load(query + c, mask=c < dim, other=0.0) * inverse
-    largest, total = float("-inf"), 0.0
-    result = tl.zeros((BLOCK_C,), tl.float32)
+    largest = tl.full((BLOCK_T,), float("-inf"), tl.float32)
+    totals = tl.zeros((BLOCK_T,), tl.float32)
+    results = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     end = tl.minimum((split + 1) * share, length)
     for begin in range(split * share, end, BLOCK_T):
         t = begin + tl.arange(0, BLOCK_T)
-        at = pixel_offsets(t, columns, x_row_step, x_column_step, 1, FAR)
-        inside = (t < end)[:, None] & (c < dim)[None, :]
-        centred = tl.load(x + at[:, None] + c[None, :], mask=inside, other=0.0).to(tl.float32)
-        centred = tl.where(inside, centred - mean, 0.0)
+        at = pixel_offsets(t, columns, x_row_step, x_column_step, 1, FAR, SHIFT)
+        value = tl.load(x + at[:, None] + c[None, :], mask=(t < end)[:, None] & (c < dim)[None, :], other=0.0)
+        centred = value.to(tl.float32) - mean
         scores = tl.where(t < end, tl.sum(centred * w[None, :], 1), float("-inf"))
-        now = tl.maximum(largest, tl.max(scores, 0))
+        now = tl.maximum(largest, scores)
         finite = tl.where(now == float("-inf"), 0.0, now)
         weights, shrink = tl.exp(scores - finite), tl.exp(largest - finite)
-        total = total * shrink + tl.sum(weights, 0)
-        result = result * shrink + tl.sum(weights[:, None] * centred, 0)
+        totals = totals * shrink + weights
+        results = results * shrink[:, None] + weights[:, None] * centred
         largest = now
+    most = tl.max(largest, 0)
+    shrink = tl.exp(largest - tl.where(most == float("-inf"), 0.0, most))
+    total = tl.sum(totals * shrink, 0)
+    result = tl.sum(results * shrink[:, None], 0)
     wide = tl.cast(program, tl.int64)
     tl.store(mixed + wide * dim + c, result * inverse, mask=c < dim)
-    tl.store(softmax + wide * 2, largest)
+    tl.store(softmax + wide * 2, most)
     tl.store(softmax + wide * 2 + 1, total)
 
 
@@ -162,8 +166,8 @@ def context_row_kernel(
 @triton.jit
 def gated_kernel(
     x, parts, mixed, softmax, key, key_bias, value, value_bias, gated, dim, groups, across, length, columns, x_image, x_row, x_column,
-    x_row_step, x_column_step, pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr,
-    SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_row_step, x_column_step, pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, SHIFT: tl.constexpr, C1: tl.constexpr,
+    C2: tl.constexpr, SPLITS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """gated = relu(r W_v xc + b_v) context, laid out as x is, in tiles of pixels of a phase and of channels; a tile finds its channels of
     the context itself, which takes less time than a launch."""
@@ -173,7 +177,7 @@ def gated_kernel(
     v = (tl.program_id(0) % slices) * BLOCK_V + tl.arange(0, BLOCK_V)
     group, image = (program // per_group) % groups, (program // per_group) // groups
     t = (program % per_group) * BLOCK_T + tl.arange(0, BLOCK_T)
-    at = pixel_offsets(tl.minimum(t, length - 1), columns, x_row_step, x_column_step, 1, FAR)[:, None]
+    at = pixel_offsets(tl.minimum(t, length - 1), columns, x_row_step, x_column_step, 1, FAR, SHIFT)[:, None]
     begin = image.to(tl.int64) * x_image + group_start(group, across, x_row, x_column)
     c1, into = tl.arange(0, C1), value + v[None, :] * (C1 + C2)
     w1, x1 = tl.load(into + c1[:, None]), load_pixels(x + begin, at, c1, dim)
@@ -185,35 +189,50 @@ def gated_kernel(
         values = dot(normal(x2, mean, inverse, c2, dim).to(x.dtype.element_ty), tl.load(into + c2[:, None]), values)
     values += tl.load(value_bias + v)[None, :]
     gate = context_of(mixed, softmax, key, key_bias, (program // per_group).to(tl.int64), v, dim, SPLITS, BLOCK_K)
-    result = (tl.where(values < 0, 0.0, values) * gate[None, :]).to(x.dtype.element_ty)
+    result = (tl.maximum(values, 0.0, propagate_nan=tl.PropagateNan.ALL) * gate[None, :]).to(x.dtype.element_ty)
     tl.store(gated + begin + at + v[None, :], result, mask=(t < length)[:, None] & (v < dim)[None, :])
+
+
+@triton.jit
+def _tile_pixels(program, groups, length, BLOCK_T: tl.constexpr, PHASES: tl.constexpr):
+    """(image, group, t, inside): of a program, or with several phases in a tile, of each of its pixels. Pixels beyond the last repeat it,
+    so that their loads need no mask."""
+    if PHASES == 1:
+        per_group = tl.cdiv(length, BLOCK_T)
+        t = (program % per_group) * BLOCK_T + tl.arange(0, BLOCK_T)
+        group, image, inside = (program // per_group) % groups, (program // per_group) // groups, t < length
+    else:
+        share: tl.constexpr = BLOCK_T // PHASES
+        per_image = tl.cdiv(groups, PHASES)
+        t = tl.arange(0, BLOCK_T) % share
+        group, image = (program % per_image) * PHASES + tl.arange(0, BLOCK_T) // share, program // per_image
+        inside = (t < length) & (group < groups)
+        group = tl.minimum(group, groups - 1)
+    return image, group, tl.minimum(t, length - 1), inside
 
 
 @triton.jit
 def value_out_kernel(
     x, parts, context, value, value_bias, out, out_bias, y, made, dim, groups, across, length, columns,
     x_image, x_row, x_column, x_row_step, x_column_step, y_image, y_row, y_column, y_row_step, y_column_step,
-    pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, COLLECT: tl.constexpr,
-    SLICE: tl.constexpr, C1: tl.constexpr, C2: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
+    pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, SHIFT: tl.constexpr, COLLECT: tl.constexpr, SLICE: tl.constexpr,
+    C1: tl.constexpr, C2: tl.constexpr, PHASES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """A tile of pixels of a phase, normalised once, and slices of the values: each is gated and the depth of a second product."""
+    """A tile of pixels of a phase, or of PHASES short ones, normalised once, and slices of the values: each is gated and the depth of a
+    second product."""
     wait_turn()
-    per_group = tl.cdiv(length, BLOCK_T)
     program = tl.program_id(0)
-    group, image = (program // per_group) % groups, (program // per_group) // groups
+    image, group, t, _ = _tile_pixels(program, groups, length, BLOCK_T, PHASES)
     mean, inverse = combine_moments(parts, image, pieces, eps, PIECES)
-    t = (program % per_group) * BLOCK_T + tl.arange(0, BLOCK_T)
-    there = tl.minimum(t, length - 1)  # pixels beyond the last repeat it, so that their loads need no mask
-    at = pixel_offsets(there, columns, x_row_step, x_column_step, 1, FAR)[:, None]
-    x += image.to(tl.int64) * x_image + group_start(group, across, x_row, x_column)
-    y += image.to(tl.int64) * y_image + group_start(group, across, y_row, y_column)
-    context += (program // per_group).to(tl.int64) * dim
+    at = (group_start(group, across, x_row, x_column) + pixel_offsets(t, columns, x_row_step, x_column_step, 1, FAR, SHIFT))[:, None]
+    from_image = x + image.to(tl.int64) * x_image
+    context += image.to(tl.int64) * groups * dim
     c1 = tl.arange(0, C1)
-    normal1 = normal(load_pixels(x, at, c1, dim), mean, inverse, c1, dim).to(x.dtype.element_ty)
+    normal1 = normal(load_pixels(from_image, at, c1, dim), mean, inverse, c1, dim).to(x.dtype.element_ty)
     total1 = tl.zeros((BLOCK_T, C1), tl.float32)
     if C2 > 0:
         c2 = C1 + tl.arange(0, C2)
-        normal2 = normal(load_pixels(x, at, c2, dim), mean, inverse, c2, dim).to(x.dtype.element_ty)
+        normal2 = normal(load_pixels(from_image, at, c2, dim), mean, inverse, c2, dim).to(x.dtype.element_ty)
         total2 = tl.zeros((BLOCK_T, C2), tl.float32)
     depth = tl.cdiv(dim, SLICE) * SLICE
     for first in range(0, dim, BLOCK_V):
@@ -223,13 +242,21 @@ def value_out_kernel(
         if C2 > 0:
             values = dot(normal2, tl.load(into + c2[:, None]), values)
         values += tl.load(value_bias + v)[None, :]
-        gate = tl.load(context + v, mask=v < dim, other=0.0)
-        gated = (tl.where(values < 0, 0.0, values) * gate[None, :]).to(x.dtype.element_ty)
+        if PHASES == 1:
+            gate = tl.load(context + group * dim + v, mask=v < dim, other=0.0)[None, :]
+        else:
+            gate = tl.load(context + (group * dim)[:, None] + v[None, :], mask=(v < dim)[None, :], other=0.0)
+        gated = (tl.maximum(values, 0.0, propagate_nan=tl.PropagateNan.ALL) * gate).to(x.dtype.element_ty)
         total1 = dot(gated, tl.load(from_ + c1[None, :] * depth), total1)
         if C2 > 0:
             total2 = dot(gated, tl.load(from_ + c2[None, :] * depth), total2)
-    y_at = pixel_offsets(there, columns, y_row_step, y_column_step, 1, FAR)[:, None]
-    inside = t < length
+    if C1 + C2 > 128:  # of so many sums, no registers are left for addresses
+        program = anew(program)
+    image, group, t, inside = _tile_pixels(program, groups, length, BLOCK_T, PHASES)
+    at = (group_start(group, across, x_row, x_column) + pixel_offsets(t, columns, x_row_step, x_column_step, 1, FAR, SHIFT))[:, None]
+    y_at = (group_start(group, across, y_row, y_column) + pixel_offsets(t, columns, y_row_step, y_column_step, 1, FAR, SHIFT))[:, None]
+    x += image.to(tl.int64) * x_image
+    y += image.to(tl.int64) * y_image
     if C2 > 0:
         add_and_store(total1, out_bias, x, at, y, y_at, c1, dim, inside, made, program * 2, COLLECT)
         add_and_store(total2, out_bias, x, at, y, y_at, c2, dim, inside, made, program * 2 + 1, COLLECT)
@@ -251,21 +278,21 @@ def forward(
     dim, walk = x.shape[1], phases_of(x, patch, y)._replace(vector=1)
     parts, pieces, lanes = parts_or_moments(x, moments)
     rows, block_c = x.shape[0] * walk.groups, power_of_two(dim, 16)
-    block_t = power_of_two(walk.length, 1, 4096 // block_c)
+    warps = 1 if rows >= 4 * processors(x) else 4  # many programs: what each of them does once is done in one warp
+    block_t = power_of_two(walk.length, 1, 1024 * warps // block_c)
     splits = _splits(rows, blocks(walk.length, block_t), processors(x))
     share = blocks(blocks(walk.length, block_t), splits) * block_t
     mixed, softmax = (x.new_empty(rows, splits, size, dtype=torch.float32) for size in (dim, 2))
-    of_image = {"PIECES": lanes, "FAR": far(x, y), "enable_fp_fusion": True}
+    of_image = {"PIECES": lanes, "FAR": far(x, y), "SHIFT": walk.shift, "enable_fp_fusion": True}
     map_ = (dim, walk.groups, walk.across, walk.length, walk.columns)
     launch(
         mixed_kernel, rows * splits,
         x, weights.query, parts, mixed, softmax, *map_, x.stride(0), *walk.steps(x), pieces, eps, splits, share, BLOCK_C=block_c,
-        BLOCK_T=block_t, num_warps=4, **of_image,
+        BLOCK_T=block_t, num_warps=warps, **of_image,
     )  # fmt: skip
-    sizes = rows, walk.length, dim
     tiles = tuning.choose(
-        "separable_attention_block", x, sizes, tile(rows, walk.length, dim, x), functools.partial(candidates, rows, walk.length, dim, x)
-    )
+        "separable_attention_block", x, (rows, walk.length, dim), tile(x, walk), functools.partial(candidates, x, walk)
+    )  # fmt: skip
     c1, c2 = widths(dim)
     of_channels = {"C1": c1, "C2": c2}
     if tiles == tuning.IN_TWO:  # both products of 4 in a launch each
@@ -279,12 +306,12 @@ def forward(
         pixels, result = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (x, y))
         return gemm.gemm(gated.flatten(0, 2), weights.of_out(), result, residual=pixels, collect=x.shape[0] if collect else 0)
     context = _context(mixed, softmax, weights)
-    per_group = blocks(walk.length, tiles["BLOCK_T"])
-    made = empty_parts(x, x.shape[0], walk.groups * per_group * (2 if c2 else 1)) if collect else parts
+    programs, phases = _programs(walk, tiles["BLOCK_T"])
+    made = empty_parts(x, x.shape[0], programs * (2 if c2 else 1)) if collect else parts
     launch(
-        value_out_kernel, rows * per_group,
+        value_out_kernel, x.shape[0] * programs,
         x, parts, context, weights.value, weights.value_bias, weights.out, weights.out_bias, y, made, *map_, x.stride(0), *walk.steps(x),
-        y.stride(0), *walk.steps(y), pieces, eps, COLLECT=collect, SLICE=SLICE, **of_channels, **tiles, **of_image,
+        y.stride(0), *walk.steps(y), pieces, eps, COLLECT=collect, SLICE=SLICE, PHASES=phases, **of_channels, **tiles, **of_image,
     )  # fmt: skip
     return collected(made) if collect else no_moments
 
@@ -323,30 +350,44 @@ def _splits(rows: int, tiles: int, processors: int) -> int:
 _FEW, _FEW_VALUES = 16, 32  # pixels and channels of a program of which there would be few
 
 
-def tile(rows: int, length: int, dim: int, x: Tensor) -> tuning.Tile:
-    """Sums of all channels of a tile of pixels are in registers, beside the pixels themselves. Of few images tiles are smaller, as small as
-    tensor cores take, until there is one for each processor; where there is none even so, products are in two launches."""
-    width = sum(widths(dim))
+def _programs(walk: Phases, block_t: int) -> tuple[int, int]:
+    """(programs of an image, PHASES of a tile) of so many pixels."""
+    phases = min(block_t // power_of_two(walk.length), power_of_two(walk.groups))
+    return (blocks(walk.groups, phases), phases) if phases > 1 else (walk.groups * blocks(walk.length, block_t), 1)
+
+
+def tile(x: Tensor, walk: Phases) -> tuning.Tile:
+    """Sums of all channels of a tile of pixels are in registers, beside the pixels themselves. Tensor cores of sm_90 take 64 pixels of four
+    warps at once: with eight warps for them, as many instructions do half of the work. Of few images tiles are smaller, as small as tensor
+    cores take, until there is one for each processor; where there is none even so, products are in two launches."""
+    images, width = x.shape[0], sum(widths(x.shape[1]))
     if x.dtype == torch.float32:  # on no tensor cores
         return _tile(16, 16, 8, 1)
-    if rows * blocks(length, _FEW) < processors(x):
+    if images * walk.groups * blocks(walk.length, _FEW) < processors(x):
         return tuning.IN_TWO
-    block_t = 64 if width <= 128 else 32
-    while block_t > 16 and (rows * blocks(length, block_t) < processors(x) or block_t >= 2 * length):
+    warpgroups = by_warpgroups(x)
+    block_t = 64 if width <= (256 if warpgroups else 128) else 32
+    if warpgroups and width <= 256 and walk.length >= 128:
+        block_t = 128
+    while block_t > 16 and (images * _programs(walk, block_t)[0] < processors(x) or block_t >= 2 * walk.groups * walk.length):
         block_t //= 2
+    if warpgroups and block_t >= 64:
+        return _tile(block_t, 64 if block_t == 128 or width <= 128 else 32, block_t // 16, 2)
     return _tile(block_t, 64 if width <= 192 else 32, 8 if block_t * width > 4096 else 4, 2)
 
 
-def candidates(rows: int, length: int, dim: int, x: Tensor) -> list[tuning.Tile]:
-    width = sum(widths(dim))
+def candidates(x: Tensor, walk: Phases) -> list[tuning.Tile]:
+    images, width = x.shape[0], sum(widths(x.shape[1]))
     if x.dtype == torch.float32:
         return []
-    if rows * length <= 64 * processors(x):
+    pixels = walk.groups * walk.length
+    if images * pixels <= 64 * processors(x):
         found = [(16, 32, 4, 2), (16, 64, 4, 2), (32, 32, 8, 2)]
-        return [tuning.IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * length)]
+        return [tuning.IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * pixels)]
     found = [(32, 32, 8, 2), (32, 64, 8, 2)] if width <= 192 else [(16, 32, 4, 2), (16, 64, 8, 2)]
-    found += [(64, 32, 8, 2), (32, 32, 4, 2)] if width <= 128 else []
-    return [_tile(*each) for each in found if each[0] < 2 * length]
+    found += [(64, 32, 8, 2), (32, 32, 4, 2), (64, 64, 4, 2)] if width <= 128 else [(64, 32, 4, 2)]
+    found += [(128, 64, 8, 2)] if width <= 256 else []
+    return [_tile(*each) for each in found if each[0] < 2 * pixels]
 
 
 def _tile(block_t: int, block_v: int, warps: int, stages: int) -> tuning.Tile:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/ops/qdepthwise_conv2d.h"
+#include "cuda/primitives/channels.cuh"
 #include "cuda/primitives/dot4.cuh"
 #include "cuda/primitives/qepilogue.cuh"
 #include "cuda/primitives/read_only.cuh"
@@ -64,16 +65,6 @@ void with_depthwise_run(const QDepthwiseCut& cut, const Body& body) {
         }
         cut.run == 4 ? body.template operator()<4, form>() : body.template operator()<1, form>();
     });
-}
-
-// Four channels of a pixel. Those past the last are 0.
-MVIT_DEVICE uint32_t load_channels(const uint8_t* from, int lanes, bool aligned) {
-    if (aligned) return *reinterpret_cast<const uint32_t*>(from);
-    uint32_t word = 0;
-    MVIT_UNROLL
-    for (int i = 0; i < four; ++i)
-        if (i < lanes) word |= uint32_t{from[i]} << (8 * i);
-    return word;
 }
 
 // Rows 0, 1, 2 of four channels to the three taps of each channel.

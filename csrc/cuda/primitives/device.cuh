@@ -35,6 +35,7 @@ MVIT_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }
 MVIT_DEVICE int64_t block_x() { return blockIdx.x; }
 MVIT_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
 MVIT_DEVICE void block_barrier() { __syncthreads(); }
+MVIT_DEVICE void warp_barrier() { __syncwarp(); }
 
 // x, of which the compiler knows nothing: what follows from it is computed here, and not kept in registers from before a loop on. Not
 // negative, so that divisions by powers of two are shifts.
@@ -49,6 +50,7 @@ int thread_index();
 int64_t block_x();
 int block_y();
 void block_barrier();
+void warp_barrier();
 inline uint32_t anew(uint32_t x) { return x; }
 
 #endif

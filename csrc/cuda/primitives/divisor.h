@@ -22,4 +22,21 @@ class Divisor {
     uint32_t multiplier_;
 };
 
+// The lowest of digits that count to `count`.
+class Digit {
+  public:
+    MVIT_BOTH explicit Digit(uint32_t count) : count_(count), by_(count) {}
+    // Off n < 2^31, which has the higher ones left.
+    MVIT_BOTH uint32_t take(uint32_t& n) const {
+        const uint32_t all = n;
+        n = by_(all);
+        return all - n * count_;
+    }
+    MVIT_BOTH int64_t count() const { return count_; }
+
+  private:
+    uint32_t count_;
+    Divisor by_;
+};
+
 }  // namespace mvit::cuda

@@ -1,4 +1,4 @@
-// Four products of bytes added to a sum, and bytes picked from two words: one instruction each.
+// Four products of bytes added to a sum, bytes picked from two words, and two numbers as int16 in one: one instruction each.
 #pragma once
 
 #include "cuda/primitives/device.cuh"
@@ -14,6 +14,10 @@ MVIT_DEVICE int32_t dot4(uint32_t a, uint32_t b, int32_t c) {
     return sum;
 }
 
+// Of a and b both uint8, and both int8.
+MVIT_DEVICE uint32_t dot4_unsigned(uint32_t a, uint32_t b, uint32_t c) { return __dp4a(a, b, c); }
+MVIT_DEVICE int32_t dot4_signed(uint32_t a, uint32_t b, int32_t c) { return __dp4a(static_cast<int32_t>(a), static_cast<int32_t>(b), c); }
+
 // Byte i of the result is byte (selector >> 4 i) % 8 of the eight of a (first) and b.
 MVIT_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 
@@ -24,11 +28,21 @@ MVIT_DEVICE uint32_t permute_signs(uint32_t a, uint32_t b, uint32_t selector) {
     return word;
 }
 
+// Both as int16, saturated; the first in the low half.
+MVIT_DEVICE uint32_t saturated_halves(int32_t low, int32_t high) {
+    uint32_t word;
+    asm("cvt.pack.sat.s16.s32 %0, %1, %2;" : "=r"(word) : "r"(high), "r"(low));
+    return word;
+}
+
 #else
 
 int32_t dot4(uint32_t a, uint32_t b, int32_t c);
+uint32_t dot4_unsigned(uint32_t a, uint32_t b, uint32_t c);
+int32_t dot4_signed(uint32_t a, uint32_t b, int32_t c);
 uint32_t permute(uint32_t a, uint32_t b, uint32_t selector);
 uint32_t permute_signs(uint32_t a, uint32_t b, uint32_t selector);
+uint32_t saturated_halves(int32_t low, int32_t high);
 
 #endif
 

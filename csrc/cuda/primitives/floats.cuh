@@ -16,6 +16,14 @@ namespace mvit::cuda {
 #if defined(__CUDACC__)
 
 MVIT_DEVICE uint32_t float_bits(float x) { return __float_as_uint(x); }
+MVIT_DEVICE float float_of_bits(uint32_t bits) { return __uint_as_float(bits); }
+
+// min(max(a b, 0), 1), rounded once, in one instruction; NaN becomes 0.
+MVIT_DEVICE float multiply_saturated(float a, float b) {
+    float x;
+    asm("mul.rn.sat.f32 %0, %1, %2;" : "=f"(x) : "f"(a), "f"(b));
+    return x;
+}
 
 MVIT_DEVICE float to_float(float x) { return x; }
 MVIT_DEVICE float to_float(bf16 x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }
@@ -39,6 +47,8 @@ MVIT_DEVICE uint32_t from_floats(float low, float high, f16) {
 #else
 
 uint32_t float_bits(float x);
+float float_of_bits(uint32_t bits);
+float multiply_saturated(float a, float b);
 float to_float(float x);
 float to_float(bf16 x);
 float to_float(f16 x);

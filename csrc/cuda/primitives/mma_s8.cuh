@@ -1,4 +1,5 @@
-// One warp's product of bytes on tensor cores (sm_80 and up): c (16 x 8) += a (16 x 32, uint8) b (32 x 8, int8), exact modulo 2^32.
+// One warp's product of bytes on tensor cores (sm_80 and up): c (16 x 8) += a (16 x 32, uint8) b (32 x 8, int8 or uint8), exact modulo
+// 2^32.
 //
 // Who holds what (PTX ISA, mma.m16n8k32): of lane l with g = l / 4 and t = l % 4,
 //
@@ -7,7 +8,8 @@
 //     c[i], i = 0 .. 3    row g + 8 (i / 2),  column 2 t + i % 2
 //
 // a comes from rows in shared memory by ldmatrix.x4, which reads four matrices of 8 rows of 16 bytes, row l % 8 of matrix l / 8 at the
-// address that lane l gives, and gives lane l bytes 4 t .. 4 t + 3 of row g of each.
+// address that lane l gives, and gives lane l bytes 4 t .. 4 t + 3 of row g of each; transposed, bytes 2 g and 2 g + 1 of rows 2 t and
+// 2 t + 1.
 #pragma once
 
 #include "cuda/primitives/device.cuh"
@@ -36,16 +38,33 @@ MVIT_DEVICE void ldmatrix_x4(uint32_t (&r)[4], const void* shared) {
                  : "memory");
 }
 
+MVIT_DEVICE void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared) {
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
 MVIT_DEVICE void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
                  : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// d = a b + c; c and d may be the same.
+MVIT_DEVICE void mma_u8u8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t (&c)[4]) {
+    asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.u8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%10, %11, %12, %13};"
+                 : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(c[0]), "r"(c[1]), "r"(c[2]), "r"(c[3]));
+}
+
 #else
 
 void ldmatrix_x4(uint32_t (&r)[4], const void* shared);
+void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared);
 void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1);
+void mma_u8u8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t (&c)[4]);
 
 #endif
 

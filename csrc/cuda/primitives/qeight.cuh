@@ -88,13 +88,13 @@ struct Stream {
         MVIT_UNROLL
         for (int i = 0; i < four; ++i) {
             if constexpr (residual) {
-                const auto more = static_cast<int16_t>(word[i / 2] >> (16 * (i % 2)));
-                q.v[i] = saturate16(to_stream(x.v[i]) + more);
+                q.v[i] = to_stream(x.v[i]) + static_cast<int16_t>(word[i / 2] >> (16 * (i % 2)));
             } else {
                 q.v[i] = rint_bits(fminf(fmaxf(x.v[i], -0x1p15f), 0x1p15f - 1.0f));  // of integers within, which rounding keeps
             }
         }
-        word[0] = low_halves(q.v[0], q.v[1]), word[1] = low_halves(q.v[2], q.v[3]);
+        const auto halves = [&](int i) { return residual ? saturated_halves(q.v[i], q.v[i + 1]) : low_halves(q.v[i], q.v[i + 1]); };
+        word[0] = halves(0), word[1] = halves(2);
     }
 };
 

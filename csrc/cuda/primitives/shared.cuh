@@ -13,10 +13,23 @@ class SharedAddress {
     MVIT_DEVICE SharedAddress(const void* shared, uint32_t offset)
         : at_(static_cast<uint32_t>(__cvta_generic_to_shared(shared)) + offset) {}
 
-    // Not volatile: what is read here is written before a barrier that stands before the address, and not again while it is used.
+    // Of `at` bytes behind, which are part of the instruction. Not volatile: what is read here is written before a barrier that stands
+    // before the address, and not again while it is used.
+    template <int at = 0>
+    MVIT_DEVICE uint32_t load_u8(uint32_t offset) const {
+        uint32_t value;
+        asm("ld.shared.u8 %0, [%1 + %2];" : "=r"(value) : "r"(at_ + offset), "n"(at));
+        return value;
+    }
+    template <int at = 0>
     MVIT_DEVICE uint32_t load_u16(uint32_t offset) const {
         uint16_t value;
-        asm("ld.shared.u16 %0, [%1];" : "=h"(value) : "r"(at_ + offset));
+        asm("ld.shared.u16 %0, [%1 + %2];" : "=h"(value) : "r"(at_ + offset), "n"(at));
+        return value;
+    }
+    MVIT_DEVICE uint32_t load_u32(uint32_t offset) const {
+        uint32_t value;
+        asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(at_ + offset));
         return value;
     }
 
@@ -30,9 +43,22 @@ class SharedAddress {
   public:
     SharedAddress() = default;
     SharedAddress(const void* shared, uint32_t offset) : at_(static_cast<const uint8_t*>(shared)), offset_(offset) {}
-    uint32_t load_u16(uint32_t offset) const { return *reinterpret_cast<const uint16_t*>(at_ + static_cast<int32_t>(offset_ + offset)); }
+    template <int at = 0>
+    uint32_t load_u8(uint32_t offset) const {
+        return load<uint8_t>(offset + at);
+    }
+    template <int at = 0>
+    uint32_t load_u16(uint32_t offset) const {
+        return load<uint16_t>(offset + at);
+    }
+    uint32_t load_u32(uint32_t offset) const { return load<uint32_t>(offset); }
 
   private:
+    template <class T>
+    uint32_t load(uint32_t offset) const {
+        return *reinterpret_cast<const T*>(at_ + static_cast<int32_t>(offset_ + offset));
+    }
+
     const uint8_t* at_ = nullptr;
     uint32_t offset_ = 0;
 };

@@ -10,11 +10,15 @@ namespace mvit::cuda {
 // The value of lane ^ mask; every lane of the warp takes part.
 MVIT_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 MVIT_DEVICE double shuffle_xor(double x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
+MVIT_DEVICE int32_t shuffle_xor(int32_t x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
+MVIT_DEVICE int64_t shuffle_xor(int64_t x, int mask) { return __shfl_xor_sync(0xFFFFFFFFu, x, mask); }
 
 #else
 
 float shuffle_xor(float x, int mask);
 double shuffle_xor(double x, int mask);
+int32_t shuffle_xor(int32_t x, int mask);
+int64_t shuffle_xor(int64_t x, int mask);
 
 #endif
 
@@ -36,6 +40,14 @@ template <class T, class Combine = Sum>
 MVIT_DEVICE T of_warp(T x, Combine combine = {}) {
     MVIT_UNROLL
     for (int mask = warp_size / 2; mask > 0; mask /= 2) x = combine(x, shuffle_xor(x, mask));
+    return x;
+}
+
+// The same in every four lanes, which have a row of what tensor cores give (mma_s8.cuh).
+template <class T, class Combine = Sum>
+MVIT_DEVICE T of_quad(T x, Combine combine = {}) {
+    MVIT_UNROLL
+    for (int mask = 2; mask > 0; mask /= 2) x = combine(x, shuffle_xor(x, mask));
     return x;
 }
 

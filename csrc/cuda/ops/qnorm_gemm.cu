@@ -1,0 +1,36 @@
+#include "cuda/ops/qnorm_gemm.cuh"
+
+#include "cuda/primitives/launch.cuh"
+
+namespace mvit::cuda {
+namespace {
+
+template <class Shape>
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks) qnorm_gemm_kernel(QNormGemmProblem problem) {
+    wait_turn();
+    extern __shared__ __align__(16) uint8_t shared[];
+    qnorm_gemm_block<Shape>(problem, shared);
+}
+
+template <class Shape>
+Launched launch(const QNormGemmProblem& p, int device, void* stream) {
+    constexpr const char* kernel = "qnorm_gemm";
+    const int64_t blocks = ceil_divide(p.groups * QPairPixels<Shape>::pieces(p.rows), Shape::warps);
+    if (blocks == 0 || p.columns == 0) return {cudaSuccess, kernel};
+    if (blocks * Shape::warps > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    static SharedLimit limit;
+    return launched(kernel, device, [&] {
+        if (!limit.raise(qnorm_gemm_kernel<Shape>, Shape::shared_bytes, device)) return;
+        launch_early(qnorm_gemm_kernel<Shape>, static_cast<unsigned>(blocks), Shape::threads, Shape::shared_bytes, stream, p);
+    });
+}
+
+}  // namespace
+
+Launched qnorm_gemm(const QNormGemmProblem& p, int device, void* stream) {
+    Launched done{cudaErrorInvalidConfiguration, "qnorm_gemm"};
+    with_pair_shape<QNormGemmShape, norm_gemm_channels>(p.channels, [&]<class Shape>() { done = launch<Shape>(p, device, stream); });
+    return done;
+}
+
+}  // namespace mvit::cuda

@@ -1,0 +1,34 @@
+// The norm of an int16 stream and the product of bytes behind it in one launch on a GPU, y = bytes(W norm(x)), bit for bit what
+// cpu/core/qnorm.h and ops/qgemm.h give one after another. What the norm gives stays in registers, as in qpair.cuh, whose first half this
+// is: its bytes are neither written nor read.
+//
+// Weights, `slices` (mvit_kernels/ops/qnorm_gemm.py makes them): of each 32 columns, one slice after the other, two rows of numbers and
+// the tiles of `expand` as qpair.cuh has them. Columns lie in the order of `product_column` (qproduct.cuh), by which a thread gets eight
+// neighbours, and so do the numbers.
+//
+// Floor, of P rows with K values and N columns: 2 K + N bytes a row and 2 P K N operations of the tensor cores. Instructions: some 10 for a
+// value of the stream, and of each byte of y about 8, beside K / 128 products. With N = 3 K, as of queries, keys and values, memory binds
+// up to K = 128.
+#pragma once
+
+#include "cpu/core/qepilogue_types.h"
+#include "cuda/ops/qpair.h"
+#include "cuda/primitives/launched.h"
+
+namespace mvit::cuda {
+
+inline constexpr int norm_gemm_channels = 512;  // of the stream, at most
+
+struct QNormGemmProblem {
+    int64_t groups;
+    int rows, channels, columns;  // rows: of a group; without sums, whatever the number of groups is
+    const int16_t* x;             // (groups, rows, K), dense
+    QPairNorm norm;
+    const uint8_t* slices;  // aligned to 16 bytes
+    QEpilogue epilogue;     // to bytes, plain or by a curve that has steps, without a table or a residual; y dense
+};
+
+// stream: a cudaStream_t of `device`.
+Launched qnorm_gemm(const QNormGemmProblem& problem, int device, void* stream);
+
+}  // namespace mvit::cuda
