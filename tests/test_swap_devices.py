@@ -89,6 +89,7 @@ V2 = {"conv2d": 1, "inverted_residual": 9, "separable_attention_block": 9, "feed
 V1 = {"conv2d": 11, "inverted_residual": 7, "patch_attention": 9, "feed_forward": 9, "gemm": 22, "avg_pool": 1}
 
 
+@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # which copy.deepcopy does
 @pytest.mark.parametrize(("name", "expected"), [("mobilevitv2_050", V2), ("mobilevit_xxs", V1)])
 def test_evaluation_runs_on_our_ops_alone(gpu, name: str, expected: dict[str, int]) -> None:
     model = mk.accelerate(on_gpu(lambda: mk.create_model(name)).eval())

@@ -15,6 +15,7 @@ from triton_checks import DEVICE, randn
 from mvit_kernels import ops
 from mvit_kernels.ops import triton_support
 from mvit_kernels.ops.backend import Choice
+from mvit_kernels.ops.qpatch_attention import choose as choose_qpatch
 from mvit_kernels.ops.qseparable_attention import choose_context, choose_gate
 
 Tensor = torch.Tensor
@@ -128,6 +129,12 @@ def test_more_pixels_than_are_counted_are_refused() -> None:
         with pytest.raises(ValueError, match=r"backend 'triton' was requested .*: it has no kernel for 21474.* pixels or rows and more"):
             call()
     assert triton_support.refuse_rows(one.expand(2**30, 1), (torch.float32,)) is None
-    assert "2147483648" in str(choose_context.implementations["triton"].refuse(image.byte()))
-    assert "2147483648" in str(choose_gate.implementations["triton"].refuse(image.byte()))
+    for choice, size in (
+        (choose_context, (2**17, 2**7, 2**7, 1)),
+        (choose_gate, (2**17, 2**7, 2**7, 1)),
+        (choose_qpatch, (2**17, 2**7, 2**7, 3)),
+    ):
+        refuse = choice.implementations["triton"].refuse
+        assert "pixels or rows and more, got 2147483648" in str(refuse(one.byte().expand(size), 1))
+        assert refuse(one.byte().expand(2**14, *size[1:3], 2**12 * 3), 64) is None  # of as many values
     assert ops.quantize(one[:0], 0.1, 3, backend="triton").shape == (0,)

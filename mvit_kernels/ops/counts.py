@@ -12,7 +12,12 @@ def rows(x: torch.Tensor) -> int:
     return x.numel() // max(x.shape[1 if x.ndim == 4 else -1], 1)
 
 
-def refuse(*rows: int) -> str | None:
+def pixels(x: torch.Tensor) -> int:
+    """Of a map (B, H, W, C)."""
+    return x.shape[0] * x.shape[1] * x.shape[2]
+
+
+def refuse(*counted: int) -> str | None:
     """Why kernels cannot take a call with so many of them, in x or in what is made of it; or None."""
-    most = max(rows)
+    most = max(counted)
     return f"it has no kernel for {MOST} pixels or rows and more, got {most}" if most >= MOST else None

@@ -9,7 +9,7 @@ import torch
 from mvit_kernels import reference
 from mvit_kernels.reference.patch_attention import default_scale
 
-from . import checks, cuda_support, qchecks, triton_support
+from . import checks, counts, cuda_support, qchecks, triton_support
 from .attention import address, channels_side_by_side
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import direct, raise_status, register
@@ -149,7 +149,7 @@ def _triton_refuse(qkv: Tensor, heads: int, *_: object) -> str | None:
     depth = qkv.shape[3] // (3 * heads)
     if depth > _DEEPEST_TRITON:
         return f"it takes heads of at most {_DEEPEST_TRITON} channels, got {depth}"
-    return triton_support.refuse(qkv, (torch.uint8,))
+    return counts.refuse(counts.pixels(qkv)) or triton_support.refuse(qkv, (torch.uint8,))
 
 
 def _triton(

@@ -9,7 +9,7 @@ import torch
 
 from mvit_kernels import reference
 
-from . import checks, qchecks, triton_support
+from . import checks, counts, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .library import direct, raise_status, register
 from .placed import Placed
@@ -266,7 +266,7 @@ def _reference_context(scores: Tensor, x: Tensor, table: Tensor, *settings: Any)
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
-    return triton_support.refuse_rows(x, (torch.uint8,))
+    return counts.refuse(counts.pixels(x)) or triton_support.refuse(x, (torch.uint8,))
 
 
 def _triton_context(
