@@ -87,7 +87,7 @@ class Stage(NamedTuple):
 
 
 STAGES = {
-    "build": Stage(build, 95, goes_on=False), "networks": Stage(networks, 110), "ops": Stage(ops, 95),
+    "build": Stage(build, 95, goes_on=False), "networks": Stage(networks, 110, last=20), "ops": Stage(ops, 95, last=20),
     "tests": Stage(tests, 125, last=20, goes_on=False), "sanitizer": Stage(sanitizer, 40),
 }  # fmt: skip
 
@@ -135,9 +135,10 @@ def _apart(name: str, command: Command, end: float, folder: Path) -> Record:
     while error := _run(command.words, switches, log, end):
         errors.append(error)
         values, lines = records.gathered(written := records.read(file))
-        if not stage.goes_on or len(written) == seen or len(lines) == values.get("planned") or time.time() > end - stage.last:
+        begun = sum("of" in record for record in written)
+        if not stage.goes_on or begun == seen or len(lines) == values.get("planned") or time.time() > end - stage.last:
             break
-        seen = len(written)
+        seen = begun
     values, lines = records.gathered(records.read(file))
     if name != "build":
         errors.append(_without_cuda_kernels())
@@ -148,7 +149,7 @@ def _apart(name: str, command: Command, end: float, folder: Path) -> Record:
         errors.append(f"{count} {word}" if count else "")
     record = {"command": shlex.join(command.words), "summary": _summary(values, lines), **values}
     record |= {"lines": failed if name == "tests" else lines} if lines else {}
-    if errors := list(filter(None, errors)):
+    if errors := list(dict.fromkeys(filter(None, errors))):
         record |= {"error": "; ".join(errors), "tail": log.read_text(errors="replace")[-4000:]}
     return record
 
@@ -156,7 +157,8 @@ def _apart(name: str, command: Command, end: float, folder: Path) -> Record:
 def _run(words: list[str], switches: dict[str, str], log: Path, end: float) -> str:
     """Why the command failed, or nothing. When it ends, or the time is over, all that it started and left ends with it."""
     mark = secrets.token_hex(16)
-    env = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'benchmarks'}", "PYTHONUNBUFFERED": "1", MARK: mark} | switches
+    path = os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1", MARK: mark} | switches
     begun = time.time()
     with log.open("ab") as output:
         started = subprocess.Popen(words, cwd=ROOT, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT)

@@ -27,6 +27,7 @@ from gpu_peers import judged, quantized
 from gpu_tune import seconds
 
 import mvit_kernels as mk
+from mvit_kernels.machine import usable_cores
 from mvit_kernels.ops import cuda_support
 
 Record = records.Record
@@ -41,12 +42,13 @@ MODELS, SIZE = ("mobilevitv2_100", "mobilevit_s"), 256
 NETWORK_BATCHES = (256, 1)
 LONGEST = 45  # seconds of a task, which ends its process
 COMPILING = 0.5  # of the time of a stage, at most
+MOST_PROCESSES = 15  # which all have inputs on the GPU
 
 
 def main(stage: str) -> int:
     first = not records.read(os.environ[records.RECORDS])
     if first and stage in COMPILED:
-        beside_each_other(COMPILED[stage], max(1, (os.cpu_count() or 1) - 1))
+        beside_each_other(COMPILED[stage], max(1, min(MOST_PROCESSES, usable_cores() - 1)))
     return perform(STAGES[stage]())
 
 

@@ -15,7 +15,6 @@ import concurrent.futures
 import functools
 import json
 import multiprocessing
-import os
 import statistics
 import sys
 import time
@@ -29,6 +28,7 @@ import torch
 
 import mvit_kernels as mk
 from mvit_kernels.files import write_text
+from mvit_kernels.machine import usable_cores
 from mvit_kernels.triton_kernels import tuning
 from mvit_kernels.triton_kernels.moments import keeping_parts
 
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     started = time.time()
     networks = [(model, batch) for model in args.models for batch in args.batches]
-    shares = max(1, (os.cpu_count() or 1) // len(networks))
+    shares = max(1, min(16, usable_cores()) // len(networks))
     tasks = [(*network, share, shares, started + COMPILING * args.seconds) for network in networks for share in range(shares)]
     with concurrent.futures.ProcessPoolExecutor(len(tasks), multiprocessing.get_context("spawn")) as pool:
         shared = [pool.submit(compile_share, *task) for task in tasks]

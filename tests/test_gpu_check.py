@@ -139,6 +139,8 @@ for op in ("one", "two", "three"):
     assert record["summary"] == "1 done, 1 failed, 1 not begun"
     code, record = stage("raise SystemExit(4)")  # with nothing done, it would be the same again
     assert (code, record["error"]) == (1, "exit code 4")
+    code, record = stage("import gpu_records; gpu_records.write({'planned': 3}); raise SystemExit(4)")
+    assert (code, record["error"]) == (1, "exit code 4; nothing was begun")
     code, record = stage("import gpu_records; gpu_records.write({'planned': 3})")
     assert (code, record["error"], record["summary"]) == (1, "nothing was begun", "3 not begun")
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -86,6 +86,51 @@ def test_automatic_choice_takes_the_kernels() -> None:
 
 
 @needs_native
+def test_what_the_kernels_do_not_take_is_done_by_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the six ops by what takes its own operand."""
+    from mvit_kernels.ops import qseparable_attention_block as op
+
+    x, layers = stream_map(1, 16, 4, 4), attention_layers(16)
+    expected, asked = prepare(*layers)(x), []
+
+    def watched(choice: Any) -> Any:
+        def choose(wanted: str, operand: torch.Tensor, *more: Any) -> Any:
+            asked.append((choice.op, wanted, operand.dtype))
+            return choice(wanted, operand, *more)
+
+        return _Choice({}, choose)
+
+    for name in ("choose_qnorm", "choose_context", "choose_gate"):
+        monkeypatch.setattr(op, name, watched(getattr(op, name)))
+    assert torch.equal(prepare(*layers, backend="reference")(x), expected)
+    assert asked == [
+        ("qnorm", "auto", torch.int16), ("qseparable_context", "auto", torch.uint8), ("qseparable_gate", "auto", torch.uint8)
+    ]  # fmt: skip
+
+
+class _Choice(NamedTuple):
+    implementations: dict[str, Any]
+    choose: Any
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.choose(*arguments)
+
+
+def test_tables_of_contexts_are_checked_and_kept() -> None:
+    of_context = {"x_scale": 0.1, "x_zero_point": 3}
+    table = reference.exponential_table(0.04)
+    for wrong, error, message in (
+        (table.long(), TypeError, "table: expected"), (table[:3], ValueError, "table: expected 256 values, got 3"),
+        (table - table[0], ValueError, re.escape("table: expected values in [0, 2^16], the first not 0")),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            mk.ops.prepare_qseparable_context(wrong, **of_context)
+    context = mk.ops.prepare_qseparable_context(table, patch_size=[2, 2], **of_context)
+    table.zero_()
+    assert int(context.table[0]) == 2**16
+    assert context.patch_size == (2, 2)
+
+
 def test_compiled_and_exported() -> None:
     block = prepare(*attention_layers(16), backend="cpu")
     draws = [([stream_map(batch, 16, side, side)]) for batch, side in ((2, 8), (3, 10))]

@@ -85,7 +85,16 @@ def find_qattention(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
     forms = tuple(each.settings["out"] for each in (conv, context, key))
     if forms != ("uint8", "uint8", "float32") or not is_qpointwise(out) or out.settings["out"] != "int16":
         return None
+    if _of(context, "x_scale", "x_zero_point", "patch") != _of(norm, "out_scale", "out_zero_point") + _of(gate, "patch"):
+        return None
+    of_values = conv.weights.get("out_zero_point")
+    if of_values is None or bool((of_values[1:] != gate.settings["v_zero_point"]).any()):
+        return None
     return nodes if out.inputs == (gate.name, norm.inputs[0]) else None
+
+
+def _of(node: Node, *names: str) -> tuple[object, ...]:
+    return tuple(node.settings[name] for name in names)
 
 
 def _attention_behind(low: Blocks, norm: Node, kind: str, is_plain: Callable[[Node], bool]) -> tuple[Node, ...] | None:

@@ -46,7 +46,7 @@ def pointwise(
     residual: Optional = None,
 ) -> Tensor:  # fmt: skip
     """A 1x1 convolution without an activation, by the forward of a backend of `qconv2d`."""
-    unused, plain = channels.new_zeros(form[1]), dtype != torch.float32  # zero-points: nothing is padded
+    unused, plain = channels.new_empty(form[1]), dtype != torch.float32  # zero-points, which are for what is padded
     return product(x, None, residual, weight, channels, unused, None, None, None, *form, 1, 1, 0, dtype, "none", plain, 0.0, 0)
 
 

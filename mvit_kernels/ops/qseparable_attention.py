@@ -74,7 +74,10 @@ def prepare_qseparable_context(
     checks.pair(CONTEXT, "patch_size", patch_size)
     checks.backend(CONTEXT, backend)
     settings = _context_settings(x_scale, x_zero_point, out_scale, out_zero_point, out_bits)
-    return QSeparableContext(table, settings, patch_size, backend)
+    _check_size(table)
+    table = table.to("cpu", copy=True).contiguous()  # of its own: it is checked here and never again
+    _check_table(table)
+    return QSeparableContext(table, settings, (patch_size[0], patch_size[1]), backend)
 
 
 def prepare_qseparable_gate(
@@ -84,7 +87,8 @@ def prepare_qseparable_gate(
     """Check once what calls of `qseparable_gate` with the same quantization need; arguments as there."""
     checks.pair(GATE, "patch_size", patch_size)
     checks.backend(GATE, backend)
-    return QSeparableGate(_gate_settings(v_scale, v_zero_point, out_scale, out_zero_point, out_bits), patch_size, backend)
+    settings = _gate_settings(v_scale, v_zero_point, out_scale, out_zero_point, out_bits)
+    return QSeparableGate(settings, (patch_size[0], patch_size[1]), backend)
 
 
 def qseparable_context(
@@ -176,13 +180,17 @@ def _gate_settings(v_scale: Any, v_zero_point: Any, out_scale: Any, out_zero_poi
 def _check_context(scores: Tensor, x: Tensor, table: Tensor, patch_size: list[int]) -> tuple[int, int]:
     patch = _check_map(CONTEXT, "x", x, patch_size)
     checks.tensor(CONTEXT, "scores", scores, 3, (torch.uint8,))
-    checks.tensor(CONTEXT, "table", table, 1, (torch.int32,))
+    _check_size(table)
     if scores.shape != x.shape[:3]:
         raise ValueError(f"{CONTEXT}: scores: expected shape {tuple(x.shape[:3])}, got {tuple(scores.shape)}")
-    if table.shape[0] != 256:
-        raise ValueError(f"{CONTEXT}: table: expected 256 values, got {table.shape[0]}")
     _on_device(CONTEXT, x, scores=scores, table=table)
     return patch
+
+
+def _check_size(table: Tensor) -> None:
+    checks.tensor(CONTEXT, "table", table, 1, (torch.int32,))
+    if table.shape[0] != 256:
+        raise ValueError(f"{CONTEXT}: table: expected 256 values, got {table.shape[0]}")
 
 
 def _check_table(table: Tensor) -> None:

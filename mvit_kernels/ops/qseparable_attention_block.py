@@ -158,19 +158,20 @@ def _one_by_one(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
         def pixels(x: Tensor) -> Tensor:
             return x.permute(0, 2, 3, 1)
 
+        def by(choice: Choice, operand: Tensor) -> Implementation:
+            return choice.implementations.get(backend) or choice("auto", operand, None)
+
         rows = rows_of(x)
-        norm, context, gate = (
-            each.implementations.get(backend) or each("auto", rows, None) for each in (choose_qnorm, choose_context, choose_gate)
-        )
         groups = x.shape[0] if sums is None else None
-        normal = norm.forward(rows, sums, scale, norm_scale, norm_zero_point, eps, norm_bits, groups, None, None)
+        normal = by(choose_qnorm, rows).forward(rows, sums, scale, norm_scale, norm_zero_point, eps, norm_bits, groups, None, None)
         normal = normal.reshape(x.shape[0], *x.shape[2:], dim).permute(0, 3, 1, 2)
         qkv = pointwise(product, normal, qkv_weight, qkv_channels, [1 + dim, dim, bits[0]], torch.uint8)
-        mixed = context.forward(
+        mixed = by(choose_context, pixels(normal)).forward(
             qkv[:, 0], pixels(normal), table, patch, norm_scale, norm_zero_point, context_scale, context_zero_point, context_bits
         )  # fmt: skip
         key = _projected(product, mixed, patch, key_weight, key_channels, bits[1])
-        gated = gate.forward(pixels(qkv[:, 1:]), key, patch, v_scale, v_zero_point, gate_scale, gate_zero_point, gate_bits)
+        values = pixels(qkv[:, 1:])
+        gated = by(choose_gate, values).forward(values, key, patch, v_scale, v_zero_point, gate_scale, gate_zero_point, gate_bits)
         y = pointwise(product, gated.permute(0, 3, 1, 2), out_weight, out_channels, [dim, dim, bits[2]], torch.int16, residual=x)
         return y, collected_sums(pieces_of_sums(rows_of(y), y.shape[0])) if collect else no_sums(x)
 

@@ -277,7 +277,7 @@ def _launch(
     rows = y.numel() // columns
     vector, out_vector = vector_of(*depths, *strides, *beside), vector_of(columns, residual_row)
     of_moments = rows // collect if collect and rows // collect % 16 == 0 else 0
-    sizes = rows, columns, *depths, weight.kernel, stride, norm, of_moments
+    sizes = rows, columns, *depths, weight.kernel, stride, norm, of_moments, *(("residual",) if residual is not None else ())
     guess, others = tile(rows, weight, x, of_moments, residual is not None), functools.partial(candidates, rows, weight, x, of_moments)
     tiles = tuning.choose("gemm", x, sizes, guess, others)
     programs = blocks(rows, tiles["BLOCK_M"]) * blocks(columns, tiles["BLOCK_N"])

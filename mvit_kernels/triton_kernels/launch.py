@@ -84,7 +84,8 @@ def capability(x: Tensor) -> int:
 
 
 def by_warpgroups(x: Tensor) -> bool:
-    """Whether tensor cores take 64 rows of four warps at once, and blocks have 227 KiB of shared memory: on sm_90 and sm_100."""
+    """Whether tensor cores take 64 rows of four warps at once, as on sm_90. Tiles for them are those of sm_100, too, which has as much
+    shared memory."""
     return 90 <= capability(x) < 120
 
 

@@ -82,7 +82,7 @@ def forward(
     c1, c2 = widths(depth)
     vector, out_vector = vector_of(depth, a.stride(0)), vector_of(columns)
     groups = 1 if moments is None else moments.shape[0]
-    guess, others = _guess(a, columns, c1 + c2), functools.partial(_candidates, columns, c1 + c2)
+    guess, others = _guess(a, columns, c1 + c2), functools.partial(_candidates, columns)
     tiles = tuning.choose("normed_gemm", a, (rows, columns, depth, "layer" if layer_norm else "group"), guess, others)
     launch(
         normed_gemm_kernel, blocks(rows, tiles["BLOCK_T"]),
@@ -101,9 +101,9 @@ def _guess(a: Tensor, columns: int, width: int) -> tuning.Tile:
     return _tile(2 * _ROWS, block_n, 8, 2) if blocks(a.shape[0], 2 * _ROWS) >= processors(a) else _tile(_ROWS, block_n, 4, 2)
 
 
-def _candidates(columns: int, width: int) -> list[tuning.Tile]:
+def _candidates(columns: int) -> list[tuning.Tile]:
     tiles = (64, 32, 4, 3), (64, 64, 4, 2), (64, 64, 8, 2), (128, 32, 8, 2), (128, 64, 8, 1), (128, 64, 8, 2)
-    return [_tile(t, n, warps, stages) for t, n, warps, stages in tiles if n <= power_of_two(columns, 16) and t * width <= 128 * 256]
+    return [_tile(t, n, warps, stages) for t, n, warps, stages in tiles if n <= power_of_two(columns, 16)]
 
 
 def _tile(block_t: int, block_n: int, warps: int, stages: int) -> tuning.Tile:

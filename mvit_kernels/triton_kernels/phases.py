@@ -37,11 +37,12 @@ class Phases(NamedTuple):
         return row, column, row * self.row_step, column * self.across
 
 
-def phases_of(x: Tensor, patch: tuple[int, int] | None, *others: Tensor) -> Phases:
-    """How to walk x (B, C, H, W) and others like it. patch None: each row of x (B, C, P, N) is a phase."""
+def phases_of(x: Tensor, patch: tuple[int, int] | None, *others: Tensor, joining: bool = True) -> Phases:
+    """How to walk x (B, C, H, W) and others like it. patch None: each row of x (B, C, P, N) is a phase. joining: whether a group may have
+    several phases."""
     height, width = x.shape[2:]
     ph, pw = (max(height, 1), 1) if patch is None else patch
-    rows_in_order = all(each.stride(3) == 1 for each in (x, *others))
+    rows_in_order = joining and all(each.stride(3) == 1 for each in (x, *others))
     joint = pw if pw in (2, 4, 8) and rows_in_order else 1
     across = pw // joint
     columns, vector = width // across, 1

@@ -275,7 +275,7 @@ def forward(
     no_moments = y.new_empty(0, 2, dtype=torch.float64)
     if x.numel() == 0:
         return collect_moments(y, y.shape[0]) if collect else no_moments
-    dim, walk = x.shape[1], phases_of(x, patch, y)._replace(vector=1)
+    dim, walk = x.shape[1], phases_of(x, patch, y, joining=False)
     parts, pieces, lanes = parts_or_moments(x, moments)
     rows, block_c = x.shape[0] * walk.groups, power_of_two(dim, 16)
     warps = 1 if rows >= 4 * processors(x) else 4  # many programs: what each of them does once is done in one warp
