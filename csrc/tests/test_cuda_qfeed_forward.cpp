@@ -133,6 +133,14 @@ TEST(cuda_qfeed_forward) {
     compare({.batch = 1, .pixels = 1, .channels = 1, .hidden = 1, .pieces = 1}, order);
 }
 
+TEST(cuda_pieces_of_the_largest_image) {
+    using Place = cuda::QPairPixels<cuda::QPairShape<1>>;
+    const int pieces = Place::pieces(INT32_MAX);
+    CHECK(pieces == 1 << 26 && Place::pieces(0) == 0 && Place::pieces(32) == 1 && Place::pieces(33) == 2);
+    const Place last(static_cast<uint32_t>(pieces) - 1, INT32_MAX);
+    CHECK(last(30) == INT32_MAX - 1 && last(31) == -1);
+}
+
 // Every shape, its full channels and one that rows are not aligned with.
 TEST(cuda_qfeed_forward_of_every_shape) {
     for (int channels : {31, 32, 64, 80, 96, 120, 128, 144, 160, 185, 192, 224, 240, 249, 256})

@@ -69,13 +69,15 @@ struct QPairPixels {
     int64_t image;
     int first, pixels;
 
-    MVIT_BOTH static int pieces(int pixels) { return (pixels + Shape::pixels - 1) / Shape::pixels; }
+    MVIT_BOTH static int pieces(int pixels) {
+        return static_cast<int>((static_cast<uint32_t>(pixels) + Shape::pixels - 1) / Shape::pixels);
+    }
 
     MVIT_DEVICE QPairPixels(uint32_t piece, int pixels_)
         : image(piece / static_cast<uint32_t>(pieces(pixels_))),
           first(static_cast<int>(piece % static_cast<uint32_t>(pieces(pixels_))) * Shape::pixels),
           pixels(pixels_) {}
-    MVIT_DEVICE int64_t operator()(int row) const { return first + row < pixels ? image * pixels + first + row : -1; }
+    MVIT_DEVICE int64_t operator()(int row) const { return row < pixels - first ? image * pixels + first + row : -1; }
 };
 
 // The weights of a block on their way.

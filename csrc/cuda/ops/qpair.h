@@ -11,7 +11,7 @@ inline constexpr int pair_channels = 256;  // of the stream, at most
 // The norm in front of the first product: cpu/core/qnorm.h, without gain.
 struct QPairNorm {
     const int64_t* sums;        // (images, pieces, 2) of the stream: sum and sum of squares of each piece; or null: each pixel by its own
-    int pieces;                 // of an image
+    int pieces;                 // of an image; every warp adds them up
     double ratio, square, eps;  // s / s_y and s s
     float low, high;            // what the bytes' range leaves once their zero-point is subtracted
     int32_t zero_point;

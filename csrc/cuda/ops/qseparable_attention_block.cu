@@ -39,20 +39,21 @@ Launched launch(const QAttentionValuesProblem& p, int device, void* stream) {
 
 }  // namespace
 
-int qattention_context_shared(int channels, int points) { return QContextShared(channels, points).bytes; }
+int64_t qattention_context_shared(int channels, int64_t points) { return QContextShared::bytes_of(channels, points); }
 
-int qattention_pieces(int channels, int phases, int points) {
-    int pieces = 0;
-    with_pair_shape(channels, [&]<class Shape>() { pieces = phases * static_cast<int>(ceil_divide(points, Shape::pixels)); });
+int64_t qattention_pieces(int channels, int64_t phases, int64_t points) {
+    int64_t pieces = 0;
+    with_pair_shape(channels, [&]<class Shape>() { pieces = phases * ceil_divide(points, Shape::pixels); });
     return pieces;
 }
 
 Launched qattention_context(const QAttentionContextProblem& p, int device, void* stream) {
     const AttentionPhases phases(p.map);
-    const QContextShared at(p.map.channels, phases.points);
     const int64_t blocks = p.map.batch * phases.phases;
     if (blocks == 0) return {cudaSuccess, context_name};
-    if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, context_name};
+    if (blocks > INT32_MAX || QContextShared::bytes_of(p.map.channels, phases.points) > INT32_MAX)
+        return {cudaErrorInvalidConfiguration, context_name};
+    const QContextShared at(p.map.channels, phases.points);
     static SharedLimit limit;
     return launched(context_name, device, [&] {
         if (!limit.raise(qattention_context_kernel, shared_of_block(device), device)) return;

@@ -61,7 +61,13 @@ struct QContextShared {
           scores(points * row),
           weights(scores + points),
           query(weights + exponential_digits * points),
-          bytes(query + depth * tile_depth) {}
+          bytes(static_cast<int>(bytes_of(channels, points_))) {}
+
+    // Of all of it, also where that is more than places in it can be counted with.
+    static constexpr int64_t bytes_of(int64_t channels, int64_t points) {
+        const int64_t row = (channels + tile_depth - 1) / tile_depth * tile_depth;
+        return (points + tile_depth - 1) / tile_depth * tile_depth * (row + 16 + 1 + exponential_digits) + row;
+    }
 };
 
 // shared: QContextShared::bytes, aligned to 16.

@@ -59,10 +59,10 @@ struct QAttentionValuesProblem {
 };
 
 // Bytes of shared memory that a block of the context needs.
-int qattention_context_shared(int channels, int points);
+int64_t qattention_context_shared(int channels, int64_t points);
 
 // How many pieces an image of that many phases and points of each has; 0 where there is no kernel for so many channels.
-int qattention_pieces(int channels, int phases, int points);
+int64_t qattention_pieces(int channels, int64_t phases, int64_t points);
 
 // stream: a cudaStream_t of `device`.
 Launched qattention_context(const QAttentionContextProblem& problem, int device, void* stream);
