@@ -294,7 +294,7 @@ def qfeed_forward_cases() -> dict[str, Case]:
         cases[f"{kind}_too_many_channels"] = feed_forward((1, 260, 3, 3), 32, kind)
         for size in ((1, 16, 1, 1), (0, 16, 3, 3)):
             cases[f"{kind}_{size}"] = feed_forward(size, 32, kind, collect=size[0] == 0)
-    for pieces in (0, 1, 5, 40):
+    for pieces in (0, 1, 5, 40, 256, 257):
         cases[f"sums_{pieces}"] = feed_forward((3, 32, 5, 5), 64, pieces=pieces)
     return cases
 
@@ -396,7 +396,8 @@ def qnorm_gemm_cases() -> dict[str, Case]:
         curve = reference.activation_curve("silu", 0.1, 20)
         curved = {"out_dtype": torch.uint8, "out_scale": 0.1, "out_zero_point": 20, "table": curve}
         cases[f"curve_{groups}"] = normed_product(12, 40, 72, groups, settings=curved)
-    cases["pieces"] = normed_product(12, 40, 72, 2, pieces=7)
+    for pieces in (1, 7, 256, 257):
+        cases[f"pieces_{pieces}"] = normed_product(12, 40, 72, 2, pieces=pieces)
     cases["empty"] = normed_product(0, 40, 72)
     cases["no_groups"] = normed_product(0, 40, 72, 0)
     return cases

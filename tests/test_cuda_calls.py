@@ -33,7 +33,7 @@ from q_checks import random_packed_weight, random_weight
 from tolerance import assert_float_rule
 
 from mvit_kernels import ops, reference
-from mvit_kernels.ops import backend, checks, cuda_support, packing, qchannels, qfragments
+from mvit_kernels.ops import backend, checks, counts, cuda_support, packing, qchannels, qfragments
 from mvit_kernels.ops.placed import Placed
 
 Tensor = torch.Tensor
@@ -78,6 +78,7 @@ def stream_at(address: int, rows: int, channels: int) -> Tensor:
 def normal_at(address: int, batch: int, pixels: int, channels: int, norm: tuple[Any, ...]) -> Tensor:
     """Bytes (B pixels, channels) of a stream, whose norm is given as to the extension."""
     at, pieces, *how = norm
+    assert pieces <= 256  # every warp adds them up
     sums = None
     if at:
         sums = torch.from_numpy(memory(at, 2 * batch * pieces, np.int64).copy()).reshape(batch, pieces, 2).sum(1)
@@ -670,7 +671,8 @@ def test_sizes_that_the_kernels_cannot_count_are_refused(monkeypatch: pytest.Mon
     """Views of one element: nothing is read, nor written."""
     monkeypatch.setattr(cuda_support, "refuse", lambda *_: None)
     monkeypatch.setattr(cuda_support, "refuse_shared", lambda *_: None)
-    monkeypatch.setattr(cuda_support, "native", type("Native", (), {"inverted_residual_shared": lambda *_: 1024}))
+    native = {"inverted_residual_shared": lambda *_: 1024, "qnorm_gemm_channels": 512}
+    monkeypatch.setattr(cuda_support, "native", type("Native", (), native))
     large, small = (torch.zeros(1, dtype=torch.half).expand(size, 8, 2**7, 2**7) for size in (2**17, 2**16))
     matrix, taps = torch.zeros(1).expand(8, 8, 1, 1), torch.zeros(1).expand(8, 1, 3, 3)
     calls = {
@@ -678,8 +680,9 @@ def test_sizes_that_the_kernels_cannot_count_are_refused(monkeypatch: pytest.Mon
         "inverted_residual": (matrix, None, taps, None, matrix, None, 1, False, "silu"),
         "qconv2d": (72, 8, 16),
         "qdepthwise_conv2d": (taps,),
+        "qfeed_forward": ([16, 8, 8], [8, 16, 8]),
     }
-    modules = {name: importlib.import_module(f"mvit_kernels.ops.{name}") for name in calls}
+    modules = {name: importlib.import_module(f"mvit_kernels.ops.{name}") for name in (*calls, "qnorm_gemm")}
     for name, rest in calls.items():
         refuse = modules[name]._cuda_refuse
         assert refuse(large, *rest) == "it has no kernel for 2147479552 pixels or rows and more, got 2147483648"
@@ -687,9 +690,33 @@ def test_sizes_that_the_kernels_cannot_count_are_refused(monkeypatch: pytest.Mon
     refuse, of_lines = modules["qconv2d"]._cuda_refuse, modules["qdepthwise_conv2d"]._cuda_refuse
     assert refuse(small, 72, 8, 64 * 65535) is None
     assert refuse(small, 72, 8, 64 * 65535 + 1) == "it takes up to 4194240 channels of y, got 4194241"
+    of_rows, product = modules["qnorm_gemm"]._cuda_refuse, (8, 8, torch.uint8, True, None)
+    rows = torch.zeros(1, dtype=torch.int16).expand(counts.MOST, 8)
+    assert of_rows(rows, *product) == "it has no kernel for 2147479552 pixels or rows and more, got 2147479552"
+    assert of_rows(rows[1:], *product) is None
     wide = torch.zeros(1).expand(1, 2**10, 1, 2**21)
     assert of_lines(wide) == "it has no kernel for rows of a map that are 2^31 values long and more, got 2147483648"
     assert of_lines(wide[..., 1:]) is None
+
+
+@pytest.mark.skipif(cuda_support.native is None, reason="the CUDA kernels are not built: no nvcc was found")
+def test_what_halves_of_layers_need_is_counted_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    native, points = cuda_support.native, 82_595_525
+    assert native.qattention_context_shared(8, 33) == 64 * (48 + 1 + 3) + 32
+    assert native.qattention_context_shared(8, points) == -(-points // 32) * 32 * 52 + 32
+    assert native.qattention_context_shared(8, 2**40) == 2**40 * 52 + 32
+    assert native.qattention_pieces(8, 3, 2**40) == 3 * 2**35
+    assert native.qfeed_forward_pieces(8, 2**31 - 1) == 2**26
+    monkeypatch.setattr(cuda_support, "_shared_of_block", lambda index: 101376)
+    are_three = importlib.import_module("mvit_kernels.ops.qseparable_attention_block")._is_three_launches
+    line = torch.zeros(1, dtype=torch.int16).expand(1, 8, 1, points)
+    assert are_three(line[..., :1000], (1, 1))
+    assert not are_three(line, (1, 1))
+    norm, nothing = (0, 1, 1.0, 1.0, 0, 1e-5, 8), 0
+    with pytest.raises(RuntimeError, match="qattention_context: the CUDA kernel was not launched: cudaErrorInvalidConfiguration"):
+        native.qattention_context(
+            0, 0, tuple(line.shape), (1, 1), nothing, norm, nothing, nothing, 1, nothing, 1.0, (0, 8), nothing
+        )  # fmt: skip
 
 
 class Streams:

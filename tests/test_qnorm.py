@@ -52,6 +52,46 @@ def test_a_norm_and_the_layer_behind_it_are_one_product() -> None:
         mk.ops.QNormGemm.of(norm, wide)
     with pytest.raises(ValueError, match="qnorm: bias: expected 16 floats beside the other, got None"):
         mk.ops.prepare_qnorm("layer", **QUANTIZATIONS[0], weight=torch.ones(16))
+    with pytest.raises(TypeError, match="qnorm: weight: expected a tensor, got list"):
+        mk.ops.prepare_qnorm("layer", **QUANTIZATIONS[0], weight=[1.0], bias=[0.0])
+
+
+def test_a_norm_in_front_of_a_layer_keeps_its_kind_and_its_backend() -> None:
+    x, sums = stream(12, 16), torch.zeros(2, 2, dtype=torch.int64)
+
+    def both(kind: str, of_norm: str | None, of_layer: str | None) -> mk.ops.QNormGemm:
+        layer = mk.ops.prepare_qconv2d(random_packed_weight(8, 16), 0.03, 121, 0.01, kernel_size=1, backend=of_layer)
+        return mk.ops.QNormGemm.of(mk.ops.prepare_qnorm(kind, **QUANTIZATIONS[0], backend=of_norm), layer)
+
+    with pytest.raises(ValueError, match="qnorm_gemm: sums: expected those of images with a norm of images, got None"):
+        both("group", None, None)(x)
+    with pytest.raises(ValueError, match="qnorm_gemm: sums: expected None with a norm of each pixel, got a tensor"):
+        both("layer", None, None)(x, sums)
+    for of_norm, of_layer, expected in ((None, None, None), ("cpu", None, "cpu"), (None, "triton", "triton"), ("cpu", "cpu", "cpu")):
+        assert both("layer", of_norm, of_layer).backend == expected
+    with pytest.raises(ValueError, match="qnorm_gemm: layer: expected the backend of the norm, 'cpu', got 'reference'"):
+        both("layer", "cpu", "reference")
+
+
+MAPS = torch.zeros(2, 16, 2, 2, dtype=torch.int16)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "message"),
+    [
+        ("group", ([1],), "x: expected a tensor, got list"),
+        ("group", (torch.zeros(6, 16, dtype=torch.int16),), r"x: expected 4 dimensions, got shape \(6, 16\)"),
+        ("layer", (MAPS.float(),), "x: expected dtype int16, got float32"),
+        ("layer", (MAPS[:, :0],), "x: expected at least one channel"),
+        ("group", (MAPS, [0]), "sums: expected a tensor, got list"),
+        ("group", (MAPS, torch.zeros(4, 2, dtype=torch.int64)), "sums: expected those of 2 images, got 4"),
+        ("layer", (MAPS, torch.zeros(2, 2, dtype=torch.int64)), "sums: expected None with a norm of each"),
+    ],
+    ids=["list", "rows", "dtype", "channels", "sums", "groups", "pixels"],
+)  # fmt: skip
+def test_wrong_maps_and_sums_of_them(kind: str, inputs, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"qnorm: {message}"):
+        mk.ops.prepare_qnorm(kind, **QUANTIZATIONS[0])(*inputs)
 
 
 def sums_of(x: torch.Tensor, groups: int | None) -> torch.Tensor | None:
@@ -263,6 +303,8 @@ def test_bad_input() -> None:
         norm(x, sums.double())
     with pytest.raises(ValueError, match=r"qnorm: sums: expected shape \(G, 2\)"):
         norm(x, sums[:, :1])
+    with pytest.raises(ValueError, match=r"qnorm: sums: expected at least one piece of each group, got shape \(2, 0, 2\)"):
+        norm(x, sums[:, None][:, :0])
     with pytest.raises(ValueError, match=r"qnorm: sums: expected a number of groups that divides 6 rows, got 4"):
         norm(x, torch.zeros(4, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"qnorm: groups: expected a number of groups that divides 6 rows, got 4"):

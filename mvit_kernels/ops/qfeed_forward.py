@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from . import checks, cuda_support
+from . import checks, counts, cuda_support
 from .backend import Choice, Implementation, refuse_off_cpu
 from .library import dense, direct, empty_in_format, register
 from .moments import collected_sums
@@ -18,7 +18,7 @@ from .qconv2d import QConv2d, check_pointwise
 from .qconv2d import choose as choose_qconv2d
 from .qcurve import step_curve
 from .qgemm import cuda_epilogue, refuse_depth
-from .qnorm import NORMS, QNorm, cuda_norm, pieces_of_sums
+from .qnorm import NORMS, QNorm, check_known, combined_sums, cuda_norm, pieces_of_sums
 from .qnorm_gemm import choose as choose_qnorm_gemm
 from .qpair import PackPair, check_images, no_sums, pointwise, rows_of
 
@@ -103,8 +103,7 @@ def _check_prepared(
 
 
 def _check(x: Tensor, sums: Optional, first_form: list[int], norm: str) -> None:
-    if sums is not None and norm != "group":
-        raise ValueError(f"{OP}: sums: expected None with a norm of each pixel, got a tensor")
+    check_known(OP, sums, norm)
     check_images(OP, x, first_form[1], sums)
 
 
@@ -138,7 +137,7 @@ def _one_by_one(backend: str) -> Callable[..., tuple[Tensor, Tensor]]:
 
 
 def _cuda_refuse(x: Tensor, first_form: list[int], second_form: list[int]) -> str | None:
-    if (reason := cuda_support.refuse(x)) is not None:
+    if (reason := cuda_support.refuse(x) or counts.refuse(counts.rows(x))) is not None:
         return reason
     return cuda_support.refuse_deep_int6(*first_form[1:]) or cuda_support.refuse_deep_int6(*second_form[1:])
 
@@ -169,7 +168,7 @@ def _cuda_forward(
     (batch, channels), pixels = x.shape[:2], x.shape[2] * x.shape[3]
     if norm == "group" and sums is None:
         sums = pieces_of_sums(rows_of(x), batch)
-    sums = None if sums is None else sums.contiguous()
+    sums = combined_sums(sums)
     y = empty_in_format(x, tuple(x.shape), channels_last=True)
     pieces = cuda_support.native.qfeed_forward_pieces(channels, pixels)
     parts = x.new_empty(batch, pieces, 2, dtype=torch.int64) if collect else None

@@ -20,6 +20,7 @@ NORMS = ("group", "layer")
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 LARGEST_GROUP = 2**33  # values of int16 whose squares add up in int64
+MOST_COMBINED = 256  # pieces of sums that every program or warp of a kernel puts together by itself
 _kernels = triton_support.Kernels(OP)
 
 
@@ -44,6 +45,9 @@ class QNorm:
 
     def __call__(self, x: Tensor, sums: Optional = None) -> Tensor:
         """y (B, C, H, W) uint8, in channels_last memory."""
+        checks.all_tensors(OP, x=x)
+        checks.tensors(OP, sums=sums)
+        check_maps(OP, x, sums, self.kind)
         pixels = x.permute(0, 2, 3, 1)
         groups = x.shape[0] if self.kind == "group" and sums is None else None
         affine = self._placed.on(x.device) if self.affine else ()
@@ -58,6 +62,7 @@ def prepare_qnorm(
     """Compute once what calls of `qnorm` with the same quantization need. kind: "group", GroupNorm with one group (MobileViTv2), or
     "layer", LayerNorm of each pixel (MobileViT); the other arguments as of `qnorm`."""
     checks.backend(OP, backend)
+    checks.tensors(OP, weight=weight, bias=bias)
     if kind not in NORMS:
         raise ValueError(f"{OP}: kind: expected one of {', '.join(NORMS)}, got {kind!r}")
     return QNorm(kind, *_prepared(norm_of(OP, scale, out_scale, out_zero_point, eps, bits), weight, bias), backend)
@@ -146,10 +151,27 @@ def check_stream(op: str, x: Tensor, sums: Optional, groups: int | None = None) 
         raise ValueError(f"{op}: x: expected groups of at most 2^33 values, got {group}")
 
 
+def check_maps(op: str, x: Tensor, sums: Optional, norm: str = "group") -> None:
+    """x (B, C, H, W), and what is known of its images."""
+    checks.image(op, "x", x, (torch.int16,))
+    check_known(op, sums, norm)
+    if sums is not None:
+        check_sums(op, sums, x.device)
+        if sums.shape[0] != x.shape[0]:
+            raise ValueError(f"{op}: sums: expected those of {x.shape[0]} images, got {sums.shape[0]}")
+
+
+def check_known(op: str, sums: Optional, norm: str) -> None:
+    if sums is not None and norm == "layer":
+        raise ValueError(f"{op}: sums: expected None with a norm of each pixel, got a tensor")
+
+
 def check_sums(op: str, sums: Tensor, device: torch.device) -> None:
     checks.tensor(op, "sums", sums, 3 if sums.ndim == 3 else 2, (torch.int64,))
     if sums.shape[-1] != 2 or sums.device != device:
         raise ValueError(f"{op}: sums: expected shape (G, 2) or (G, pieces, 2) on {device}, got {tuple(sums.shape)} on {sums.device}")
+    if sums.ndim == 3 and sums.shape[1] == 0:
+        raise ValueError(f"{op}: sums: expected at least one piece of each group, got shape {tuple(sums.shape)}")
 
 
 # --- backends ---
@@ -158,6 +180,14 @@ def check_sums(op: str, sums: Tensor, device: torch.device) -> None:
 def whole_sums(sums: Optional) -> Optional:
     """(G, 2), of sums of groups or of their pieces."""
     return sums.sum(1) if sums is not None and sums.ndim == 3 else sums
+
+
+def combined_sums(sums: Optional) -> Optional:
+    """As kernels of a GPU take them, contiguous: at most MOST_COMBINED pieces, since each of their programs or warps adds up all of them,
+    and as each has a piece of what they collect, that is the square of their number."""
+    if sums is not None and sums.ndim == 3 and sums.shape[1] > MOST_COMBINED:
+        sums = whole_sums(sums)
+    return None if sums is None else sums.contiguous()
 
 
 def pieces_of_sums(x: Tensor, groups: int) -> Tensor:
@@ -217,8 +247,7 @@ def _triton_forward(
     y = x.new_empty(x.shape, dtype=torch.uint8)
     groups = groups if groups is not None else x.shape[0] if sums is None else sums.shape[0]
     x = walkable_rows(x) if sums is None and groups == x.shape[0] else x.contiguous()
-    sums = None if sums is None else sums.contiguous()
-    _kernels.qnorm(x, sums, groups, scale, out_scale, out_zero_point, eps, bits, y)
+    _kernels.qnorm(x, combined_sums(sums), groups, scale, out_scale, out_zero_point, eps, bits, y)
     return y
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from mvit_kernels import reference
 
-from . import checks, cuda_support, qchecks
+from . import checks, counts, cuda_support, qchecks
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
 from .library import QTYPE_CODES, direct, raise_status, register
@@ -23,7 +23,7 @@ from .qcurve import step_curve
 from .qfragments import product_order, stream_order, tiles
 from .qgemm import activation_code, cuda_epilogue, refuse_depth, table_addresses
 from .qgemm import choose as choose_product
-from .qnorm import Norm, QNorm, check_stream, cuda_norm, norm_of, whole_sums
+from .qnorm import Norm, QNorm, check_known, check_stream, combined_sums, cuda_norm, norm_of, whole_sums
 from .qnorm import choose as choose_norm
 
 OP = "qnorm_gemm"
@@ -32,25 +32,37 @@ Optional = torch.Tensor | None
 
 
 class QNormGemm:
-    """A norm and a product whose quantization is computed: call it with a stream x (M, K) int16 and the sums of its groups, or None."""
+    """A norm and a product whose quantization is computed: call it with a stream x (M, K) int16 and the sums of its groups, or None.
+
+    kind: of the norm, where it is settled: "group", which asks for sums, or "layer", which takes none."""
 
     def __init__(
-        self, norm: Norm, weight: PackedWeight, channels: Tensor, settings: Settings, table: Optional, backend: str | None
+        self, norm: Norm, weight: PackedWeight, channels: Tensor, settings: Settings, table: Optional, backend: str | None,
+        kind: str | None = None,
     ) -> None:  # fmt: skip
+        self.kind = kind
         self.norm, self.weight, self.channels, self.settings, self.table, self.backend = norm, weight, channels, settings, table, backend
         self._settled = *norm, weight.columns, weight.depth, weight.bits, settings.out_dtype, settings.activation, settings.plain
         self._placed = Placed(channels, table)
 
     @classmethod
     def of(cls, norm: QNorm, layer: QConv2d) -> QNormGemm:
-        """Of the rows of maps, what the norm and the 1x1 convolution behind it give one after another."""
+        """Of the rows of maps, what the norm and the 1x1 convolution behind it give one after another, on the backend that either was
+        prepared with. Rows do not tell where images end: a norm of images needs their sums."""
         check_pointwise(OP, "layer", layer)
         if norm.affine:
             raise ValueError(f"{OP}: norm: expected one without weight and bias, got one with them")
-        return cls(norm.norm, layer.weight, layer.channels, layer.settings, layer.table, None)
+        if norm.backend != layer.backend and None not in (norm.backend, layer.backend):
+            raise ValueError(f"{OP}: layer: expected the backend of the norm, {norm.backend!r}, got {layer.backend!r}")
+        backend = layer.backend if norm.backend is None else norm.backend
+        return cls(norm.norm, layer.weight, layer.channels, layer.settings, layer.table, backend, norm.kind)
 
     def __call__(self, x: Tensor, sums: Optional = None) -> Tensor:
         """y (M, N). What was prepared is copied to the device of x by the first call there."""
+        if self.kind is not None:
+            check_known(OP, sums, self.kind)
+            if sums is None and self.kind == "group":
+                raise ValueError(f"{OP}: sums: expected those of images with a norm of images, got None")
         weight, channels, table = self.weight.data, self.channels, self.table
         if not x.is_cpu:
             weight, (channels, table) = self.weight.on(x.device), self._placed.on(x.device)  # type: ignore[assignment]
@@ -167,7 +179,7 @@ def _cuda_refuse(x: Tensor, depth: int, bits: int, out_dtype: torch.dtype, plain
         return "its kernel takes no table of bytes, and no curve without steps"
     if depth > cuda_support.native.qnorm_gemm_channels:
         return f"its kernel takes up to {cuda_support.native.qnorm_gemm_channels} channels, got {depth}"
-    return f"its kernel takes less than 2^31 rows, got {x.shape[0]}" if x.shape[0] >= 2**31 else None
+    return counts.refuse(x.shape[0])
 
 
 @dataclass(frozen=True)
@@ -192,7 +204,7 @@ def _cuda_forward(
     eps: float, a_bits: int, columns: int, depth: int, bits: int, out_dtype: torch.dtype, activation: str, plain: bool,
 ) -> Tensor:  # fmt: skip
     x, rows, groups = x.contiguous(), x.shape[0], 1 if sums is None else sums.shape[0]
-    sums = None if sums is None else sums.contiguous()
+    sums = combined_sums(sums)
     y = x.new_empty(rows, columns, dtype=out_dtype)
     slices = packed(_PackSlices((columns, depth, bits)), weight, channels)
     epilogue = cuda_epilogue(OP, channels, out_dtype, plain, activation, table, None, columns, 0.0, 0, y, columns)

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from . import checks
 from .pack_weight import unpack_bytes
 from .qfragments import product_order, stream_order, tiles
-from .qnorm import LARGEST_GROUP, check_sums
+from .qnorm import LARGEST_GROUP, check_maps
 
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -21,15 +20,11 @@ _SLICE, _DEPTH = 32, 32  # hidden channels at once, and channels of a tile
 
 def check_images(op: str, x: Tensor, channels: int, sums: Optional) -> None:
     """x (B, channels, H, W) int16, and what is known of its images."""
-    checks.image(op, "x", x, (torch.int16,))
+    check_maps(op, x, sums)
     if x.shape[1] != channels:
         raise ValueError(f"{op}: x: expected {channels} channels, got shape {tuple(x.shape)}")
     if x.shape[1:].numel() > LARGEST_GROUP:
         raise ValueError(f"{op}: x: expected images of at most 2^33 values, got {x.shape[1:].numel()}")
-    if sums is not None:
-        check_sums(op, sums, x.device)
-        if sums.shape[0] != x.shape[0]:
-            raise ValueError(f"{op}: sums: expected those of {x.shape[0]} images, got {sums.shape[0]}")
 
 
 def rows_of(x: Tensor) -> Tensor:

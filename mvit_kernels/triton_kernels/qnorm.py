@@ -18,7 +18,6 @@ Tensor = torch.Tensor
 IN_REGISTERS = 16384  # values of a group
 PIECE = 4096  # values
 MOST_PIECES = 64  # of a group; larger groups have larger pieces
-MOST_COMBINED = 256  # pieces that every program puts together by itself
 
 
 @triton.jit
@@ -90,8 +89,8 @@ def qnorm_groups_kernel(
 def qnorm(
     x: Tensor, sums: Tensor | None, groups: int, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, y: Tensor
 ) -> None:  # fmt: skip
-    """y of x (M, K), rows of stride 1, in groups of rows; of more than one row, or with sums (G, 2) or of pieces (G, pieces, 2), x is
-    contiguous."""
+    """y of x (M, K), rows of stride 1, in groups of rows; of more than one row, or with sums (G, 2) or of pieces (G, pieces, 2), which
+    every program adds up, x is contiguous."""
     if x.numel() == 0:
         return
     size = x.numel() // groups
@@ -108,8 +107,6 @@ def qnorm(
     x = x.contiguous()
     if sums is None:
         sums = stream_sums(x, groups)
-    if sums.ndim == 3 and sums.shape[1] > MOST_COMBINED:
-        sums = sums.sum(1)
     pieces = sums.shape[1] if sums.ndim == 3 else 1
     across = blocks(size, PIECE)
     launch(
