@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import checks, cuda_support, qchecks
+from . import checks, counts, cuda_support, qchecks
 from .backend import Choice, Implementation, refuse_off_cpu
 from .library import dense, direct, empty_in_format, register
 from .moments import collected_sums
@@ -20,7 +20,7 @@ from .qchannels import check_channels
 from .qconv2d import QConv2d, check_pointwise
 from .qconv2d import choose as choose_qconv2d
 from .qgemm import cuda_epilogue, refuse_depth
-from .qnorm import QNorm, cuda_norm, pieces_of_sums
+from .qnorm import QNorm, combined_sums, cuda_norm, pieces_of_sums
 from .qnorm import choose as choose_qnorm
 from .qpair import PackPair, check_images, no_sums, pointwise, rows_of
 from .qseparable_attention import QSeparableContext, QSeparableGate, choose_context, choose_gate
@@ -193,7 +193,7 @@ _by_cuda_kernels = _one_by_one("cuda")
 
 def _cuda_refuse(x: Tensor, dim: int, bits: list[int]) -> str | None:
     reasons = (cuda_support.refuse_deep_int6(dim, each) for each in bits)
-    return cuda_support.refuse(x) or next((reason for reason in reasons if reason is not None), None)
+    return cuda_support.refuse(x) or counts.refuse(counts.rows(x)) or next((reason for reason in reasons if reason is not None), None)
 
 
 def _is_three_launches(x: Tensor, patch: tuple[int, int]) -> bool:
@@ -232,7 +232,7 @@ def _cuda_forward(
     native, place = cuda_support.native, cuda_support.place(x)
     x = cuda_support.aligned_copy(dense(x, channels_last=True))
     batch, phases, points = x.shape[0], patch[0] * patch[1], x.shape[2] * x.shape[3] // (patch[0] * patch[1])
-    sums = (pieces_of_sums(rows_of(x), batch) if sums is None else sums).contiguous()
+    sums = combined_sums(pieces_of_sums(rows_of(x), batch) if sums is None else sums)
     stream = x.shape, patch, x.data_ptr(), cuda_norm(sums, scale, norm_scale, norm_zero_point, eps, norm_bits)
     form = 1 + dim, dim, bits[0]
 
