@@ -145,6 +145,7 @@ for op in ("one", "two", "three"):
     assert (code, record["error"], record["summary"]) == (1, "nothing was begun", "3 not begun")
 
 
+@pytest.mark.slow
 def test_a_task_that_hangs_costs_no_other(stage: Any) -> None:
     program = """
 import sys, time, gpu_stages
@@ -363,6 +364,7 @@ def test_inputs_that_cannot_be_made_cost_no_other_map(gpu_stages: Any, monkeypat
     assert isinstance(next(case for of, _, case in gpu_stages._parts() if of["op"] == "inputs"), MemoryError)
 
 
+@pytest.mark.slow
 @needs_native
 def test_networks_are_timed_and_judged(gpu_stages: Any, records: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_stages, "MODELS", ("mobilevitv2_050",))
@@ -455,6 +457,7 @@ def test_teardown(left):
     assert order.index("test_slow") >= 5
 
 
+@pytest.mark.slow
 def test_what_hangs_is_named_and_what_was_done_before_stays(pytest_apart: Any) -> None:
     record = pytest_apart("""
 @pytest.mark.parametrize("index", range(5))
