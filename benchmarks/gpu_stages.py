@@ -10,7 +10,6 @@ import contextlib
 import faulthandler
 import functools
 import itertools
-import multiprocessing
 import os
 import statistics
 import sys
@@ -24,7 +23,7 @@ import gpu_records as records
 import torch
 from gpu_cases import RESIDUALS, Case, cases, integer_residual, residual, wrong
 from gpu_peers import judged, quantized
-from gpu_tune import seconds
+from gpu_tune import beside_each_other, seconds
 
 import mvit_kernels as mk
 from mvit_kernels.machine import usable_cores
@@ -48,7 +47,8 @@ MOST_PROCESSES = 15  # which all have inputs on the GPU
 def main(stage: str) -> int:
     first = not records.read(os.environ[records.RECORDS])
     if first and stage in COMPILED:
-        beside_each_other(COMPILED[stage], max(1, min(MOST_PROCESSES, usable_cores() - 1)))
+        shares, end = max(1, min(MOST_PROCESSES, usable_cores() - 1)), float(os.environ[records.UNTIL])
+        beside_each_other(COMPILED[stage], [(share, shares) for share in range(shares)], end - (1 - COMPILING) * (end - time.time()))
     return perform(STAGES[stage]())
 
 
@@ -73,20 +73,6 @@ def perform(tasks: Iterator[Task]) -> int:
         if "error" in values and records.broken():
             return 1
     return 0
-
-
-def beside_each_other(function: Callable[[int, int], None], count: int) -> None:
-    """function(share, shares) in processes of their own: compilers take most of the time, and what they make stays in caches on disk."""
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=function, args=(share, count)) for share in range(count)]
-    for each in processes:
-        each.start()
-    end = time.time() + COMPILING * (float(os.environ[records.UNTIL]) - time.time())
-    for each in processes:
-        each.join(max(0.0, end - time.time()))
-    for each in processes:
-        each.kill()
-        each.join(5)
 
 
 # --- networks: milliseconds of one batch, by CUDA events ---

@@ -11,7 +11,6 @@ is timed. What is not done in `--seconds` keeps the kernel's own choice, and so 
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import functools
 import json
 import multiprocessing
@@ -20,7 +19,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -54,16 +53,12 @@ def main(arguments: list[str] | None = None) -> int:
     started = time.time()
     networks = [(model, batch) for model in args.models for batch in args.batches]
     shares = max(1, min(16, usable_cores()) // len(networks))
-    tasks = [(*network, share, shares, started + COMPILING * args.seconds) for network in networks for share in range(shares)]
-    with concurrent.futures.ProcessPoolExecutor(len(tasks), multiprocessing.get_context("spawn")) as pool:
-        shared = [pool.submit(compile_share, *task) for task in tasks]
-    lost = [each for each in shared if each.exception() is not None]  # what they did not compile is compiled when it is timed
-    ready, failed = (sum(each.result()[index] for each in shared if each not in lost) for index in range(2))
-    failed += len(lost)
-    for each in lost:
-        print(f"gpu_tune: {each.exception()}", file=sys.stderr)
-    print(f"{ready} kernels ready after {time.time() - started:.0f} s", flush=True)
+    # What these do not compile is compiled when it is timed, and what fails there fails here, too.
+    tasks = [(*network, share, shares) for network in networks for share in range(shares)]
+    beside_each_other(compile_share, tasks, started + COMPILING * args.seconds)
+    print(f"compiled until {time.time() - started:.0f} s", flush=True)
     found: dict[tuning.Key, Times] = {}
+    failed = 0
     for model, batch in networks:
         try:
             failed += time_choices(model, batch, found, started + args.seconds)
@@ -76,6 +71,20 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{' '.join(key):80} {1e6 * own:9.2f} us own {1e6 * least:9.2f} us least {list(tile.values())}")
     print(f"{len(found)} calls in {args.output} after {time.time() - started:.0f} s, {failed} failures")
     return int(failed > 0)
+
+
+def beside_each_other(function: Callable[..., object], tasks: Iterable[tuple[Any, ...]], end: float) -> None:
+    """function(*task), each in a process of its own, which ends at `end` if not before: compilers take most of the time, and what they make
+    stays in caches on disk."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=function, args=task) for task in tasks]
+    for each in processes:
+        each.start()
+    for each in processes:
+        each.join(max(0.0, end - time.time()))
+    for each in processes:
+        each.kill()
+        each.join(5)
 
 
 def plan_of(model: str) -> Any:
@@ -134,18 +143,15 @@ def run_with(key: tuning.Key, run: Callable[[], object], tile: tuning.Tile) -> o
         return run()
 
 
-def compile_share(model: str, batch: int, share: int, shares: int, end: float) -> tuple[int, int]:
-    """Compile what every `shares`th of the calls of a network may choose; how many kernels there are then, and how many failed."""
+def compile_share(model: str, batch: int, share: int, shares: int) -> None:
+    """Compile what every `shares`th of the calls of a network may choose."""
     torch.set_num_threads(1)
-    counts = [0, 0]
 
     def compiled(key: tuning.Key, tiles: list[tuning.Tile], run: Callable[[tuning.Tile], object]) -> None:
         for tile in tiles:
-            if time.time() < end:
-                counts[tried(key, tile, run, lambda _: True) is None] += 1
+            tried(key, tile, run, lambda _: True)
 
-    walk(plan_of(model), batch, compiled, lambda name: time.time() < end and zlib.crc32(name.encode()) % shares == share)
-    return counts[0], counts[1]
+    walk(plan_of(model), batch, compiled, lambda name: zlib.crc32(name.encode()) % shares == share)
 
 
 def time_choices(model: str, batch: int, found: dict[tuning.Key, Times], end: float) -> int:

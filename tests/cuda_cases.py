@@ -263,6 +263,17 @@ def in_pieces(sums: Tensor, pieces: int) -> Tensor:
     return parts
 
 
+def _half(prepare: Callable[..., Any], layers: tuple[Any, ...], x: Tensor, sums: Tensor | None, collect: bool) -> Case:
+    """Of a transformer layer: the map, or with `collect` its sums."""
+    prepared = {name: prepare(*layers, backend=name) for name in ("cuda", "reference")}
+
+    def run(device: torch.device, backend: str) -> Tensor:
+        y = prepared[backend](placed(x, device), placed(sums, device), collect=collect)
+        return y[1] if isinstance(y, tuple) else y
+
+    return run
+
+
 def feed_forward(
     size: tuple[int, int, int, int], hidden: int, kind: str = "group", *, collect: bool = False, pieces: int | None = None,
     memory: torch.memory_format = torch.channels_last, **more: Any,
@@ -271,13 +282,7 @@ def feed_forward(
     x = stream_map(*size).contiguous(memory_format=memory)
     layers = feed_forward_layers(kind, size[1], hidden, **more)
     sums = known_sums(x, pieces)
-    prepared = {name: ops.prepare_qfeed_forward(*layers, backend=name) for name in ("cuda", "reference")}
-
-    def run(device: torch.device, backend: str) -> Tensor:
-        y = prepared[backend](placed(x, device), placed(sums, device), collect=collect)
-        return y[1] if isinstance(y, tuple) else y
-
-    return run
+    return _half(ops.prepare_qfeed_forward, layers, x, sums, collect)
 
 
 def qfeed_forward_cases() -> dict[str, Case]:
@@ -336,13 +341,7 @@ def integer_attention_block(
     """pieces, collect: as of `feed_forward`."""
     x = stream_map(*size).contiguous(memory_format=memory)
     layers, sums = attention_layers(size[1], **more), known_sums(x, pieces)
-    prepared = {name: ops.prepare_qseparable_attention_block(*layers, backend=name) for name in ("cuda", "reference")}
-
-    def run(device: torch.device, backend: str) -> Tensor:
-        y = prepared[backend](placed(x, device), placed(sums, device), collect=collect)
-        return y[1] if isinstance(y, tuple) else y
-
-    return run
+    return _half(ops.prepare_qseparable_attention_block, layers, x, sums, collect)
 
 
 def qseparable_attention_block_cases() -> dict[str, Case]:

@@ -61,3 +61,14 @@ def assert_compiles_and_exports(
 def axes(*which: int) -> dict[int, Any]:
     """Axes of an argument that differ, for `assert_compiles_and_exports`."""
     return {axis: torch.export.Dim(f"axis{axis}", min=2) for axis in which}
+
+
+def assert_tensor_is_checked(op: Any, given: Sequence[Any], name: str, shown: str) -> None:
+    """Called with what it was given, but with another tensor for the argument `name`, the op raises an error that begins with its own name
+    and `shown`."""
+    schema = op.default._schema
+    at = [each.name for each in schema.arguments].index(name)
+    x = given[at]
+    for bad in (x[..., :-1].contiguous(), x[:0], x.to(torch.float64), x.to("meta")):
+        with pytest.raises((TypeError, ValueError), match=f"{schema.name.partition('::')[2]}: {shown}"):
+            op(*given[:at], bad, *given[at + 1 :])

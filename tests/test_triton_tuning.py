@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -179,17 +178,12 @@ def test_a_network_that_fails_costs_no_other(gpu_tune: Any, monkeypatch: pytest.
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu_tune, "time_choices", time_choices)
-    monkeypatch.setattr(gpu_tune, "compile_share", compile_share)
-    monkeypatch.setattr(gpu_tune.concurrent.futures, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    shared: list[Any] = []
+    monkeypatch.setattr(gpu_tune, "beside_each_other", lambda function, tasks, end: shared.extend(tasks))
     table = tmp_path / "tuned.json"
     assert gpu_tune.main(["--models", "mobilevit_s", "--batches", "1", "2", "--output", str(table)]) == 1
     assert {call for _, _, call in tuning_.read(table)} == {"float16 1", "float16 2"}
-
-
-def compile_share(model: str, batch: int, *_: object) -> tuple[int, int]:
-    if batch == 1:
-        raise MemoryError("too large")
-    return 3, 0
+    assert {task[:2] for task in shared} == {("mobilevit_s", 1), ("mobilevit_s", 2)}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
