@@ -88,7 +88,7 @@ int product(int dtype, int64_t groups, int64_t rows, int64_t depth, int64_t colu
     p.groups = groups, p.rows = rows, p.depth = depth, p.columns = columns;
     p.a = pointer(a), p.a_stride = a_stride;
     p.second = pointer(second), p.second_depth = second_depth, p.second_stride = second_stride;
-    p.weight = floats(weight), p.bias = floats(bias);
+    p.weight = pointer(weight), p.bias = floats(bias);
     p.moments = static_cast<const Moments*>(pointer(moments)), p.layer_norm = layer_norm, p.eps = eps;
     p.activation = static_cast<Activation>(activation);
     p.residual = pointer(residual), p.residual_stride = residual_stride;
@@ -103,7 +103,7 @@ int mlp(int dtype, int64_t groups, int64_t rows, int64_t dim, int64_t hidden, ui
     FeedForwardProblem p{};
     p.dtype = static_cast<DType>(dtype);
     p.groups = groups, p.rows = rows, p.dim = dim, p.hidden = hidden;
-    p.weight1 = floats(weight1), p.bias1 = floats(bias1), p.weight2 = floats(weight2), p.bias2 = floats(bias2);
+    p.weight1 = pointer(weight1), p.bias1 = floats(bias1), p.weight2 = pointer(weight2), p.bias2 = floats(bias2);
     p.layer_norm = layer_norm, p.moments = static_cast<const Moments*>(pointer(moments)), p.eps = eps;
     p.activation = static_cast<Activation>(activation);
     p.x = pointer(x), p.y = pointer(y);
@@ -120,8 +120,8 @@ int attention_block(int dtype, const Sizes& size, std::array<int64_t, 2> patch, 
     p.patch_h = patch[0], p.patch_w = patch[1];
     p.query = floats(query);
     p.key_weight = floats(key_weight), p.key_bias = floats(key_bias);
-    p.value_weight = floats(value_weight), p.value_bias = floats(value_bias);
-    p.out_weight = floats(out_weight), p.out_bias = floats(out_bias);
+    p.value_weight = pointer(value_weight), p.value_bias = floats(value_bias);
+    p.out_weight = pointer(out_weight), p.out_bias = floats(out_bias);
     p.moments = static_cast<const Moments*>(pointer(moments)), p.eps = eps;
     p.x = pointer(x), p.y = pointer(y);
     p.collected = static_cast<Moments*>(pointer(collected));
@@ -135,9 +135,9 @@ int residual_block(int dtype, const Sizes& size, int64_t hidden, int64_t columns
     p.dtype = static_cast<DType>(dtype);
     p.batch = size[0], p.channels = size[1], p.height = size[2], p.width = size[3];
     p.hidden = hidden, p.columns = columns, p.stride = stride;
-    p.expand_weight = floats(expand_weight), p.expand_bias = floats(expand_bias);
+    p.expand_weight = pointer(expand_weight), p.expand_bias = floats(expand_bias);
     p.depthwise_weight = floats(depthwise_weight), p.depthwise_bias = floats(depthwise_bias);
-    p.reduce_weight = floats(reduce_weight), p.reduce_bias = floats(reduce_bias);
+    p.reduce_weight = pointer(reduce_weight), p.reduce_bias = floats(reduce_bias);
     p.activation = static_cast<Activation>(activation), p.residual = residual;
     p.x = pointer(x), p.y = pointer(y);
     p.collected = static_cast<Moments*>(pointer(collected));
@@ -159,7 +159,7 @@ int convolution(int dtype, const Sizes& size, int64_t columns, int64_t kernel, i
     p.method = static_cast<Conv2dMethod>(method);
     p.x = input_map(x, size[1], x_stride);
     p.second = input_map(second, second_channels, second_stride);
-    p.weight = floats(weight), p.bias = floats(bias);
+    p.weight = pointer(weight), p.bias = floats(bias);
     p.activation = static_cast<Activation>(activation);
     p.residual = pointer(residual), p.y = pointer(y);
     return launch<conv2d>("conv2d", p, threads);

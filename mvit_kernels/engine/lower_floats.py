@@ -16,7 +16,7 @@ from mvit_kernels.graph import Node, Program
 from mvit_kernels.ops.attention import pack_bias, pack_mixtures
 from mvit_kernels.ops.conv2d import MOST_PLANES, filtering_pays
 from mvit_kernels.ops.library import FLOAT_CODES
-from mvit_kernels.ops.packing import pack_convolution, pack_convolution_by_planes, pack_depthwise, pack_matrix, pack_winograd
+from mvit_kernels.ops.packing import Packed, pack_convolution, pack_convolution_by_planes, pack_depthwise, pack_matrix, pack_winograd
 
 from .blocks import Blocks, activation_of, is_pointwise, kernel_of, rows_of
 from .steps import Lowered, Ref, TorchStep, Value
@@ -112,6 +112,10 @@ class Lowering(Blocks):
             self.out.add("moments", (self.program[name],), fields)
         return Ref(key)
 
+    def packed(self, node: Node) -> Packed:
+        """The matrix of a node, for maps of the dtype of this plan."""
+        return _packed(node, self.dtype)
+
     def code(self) -> dict[str, int]:
         return {"dtype": FLOAT_CODES[self.dtype]}
 
@@ -120,7 +124,7 @@ class Lowering(Blocks):
     def attention(self, norm: Node, conv: Node, context: Node, key: Node, gate: Node, out: Node) -> None:
         x, (dim, height, width), (patch_h, patch_w) = norm.inputs[0], norm.size, context.settings["patch"]
         weight, bias = conv.weights["weight"].flatten(1), conv.weights["bias"]
-        keys, values, outs = _packed(key), pack_matrix(weight[1:], bias[1:]), _packed(out)
+        keys, values, outs = _packed(key), pack_matrix(weight[1:], bias[1:], self.dtype), self.packed(out)
         fields = {
             **self.code(), "batch": 1, "dim": dim, "height": height, "width": width, "patch_h": patch_h, "patch_w": patch_w,
             "query": weight[0].float().contiguous(), "key_weight": keys.weight, "key_bias": keys.bias, "value_weight": values.weight,
@@ -131,7 +135,7 @@ class Lowering(Blocks):
 
     def mlp(self, norm: Node, first: Node, second: Node) -> None:
         x, (dim, rows), layer_norm = norm.inputs[0], rows_of(norm.size), norm.kind == "layer_norm"
-        one, two = _packed(first), _packed(second)
+        one, two = self.packed(first), self.packed(second)
         fields = {
             **self.code(), "groups": 1, "rows": rows, "dim": dim, "hidden": first.size[0], "weight1": one.weight, "bias1": one.bias,
             "weight2": two.weight, "bias2": two.bias, "layer_norm": layer_norm, "eps": norm.settings["eps"],
@@ -145,7 +149,7 @@ class Lowering(Blocks):
         first, depthwise, reduce = nodes[0], nodes[-2], nodes[-1]
         x = first.inputs[0]
         channels, height, width = self.program[x].size
-        taps, last = pack_depthwise(depthwise.weights["weight"], depthwise.weights.get("bias")), _packed(reduce)
+        taps, last = pack_depthwise(depthwise.weights["weight"], depthwise.weights.get("bias")), self.packed(reduce)
         fields = {
             **self.code(), "batch": 1, "height": height, "width": width, "channels": channels, "hidden": depthwise.size[0],
             "columns": reduce.size[0], "stride": depthwise.settings["stride"], "depthwise_weight": taps.weight,
@@ -154,7 +158,7 @@ class Lowering(Blocks):
             "y": self.value(reduce), **self.collected(reduce),
         }  # fmt: skip
         if len(nodes) == 3:
-            expand = _packed(first)
+            expand = self.packed(first)
             fields |= {"expand_weight": expand.weight, "expand_bias": expand.bias, **self.slopes(first, "expand_slopes")}
         self.out.add("inverted_residual", nodes, fields)
 
@@ -212,8 +216,10 @@ class Lowering(Blocks):
                 "x.data": Ref(node.inputs[0]), "x.channel": height * width, "x.row": width, "x.pixel": 1,
             }  # fmt: skip
         else:
-            filtered = kernel == 3 and stride == 1 and filtering_pays(both, columns, height, width)
-            method, packed = (_WINOGRAD, pack_winograd(weight, bias)) if filtered else (_GATHERED, pack_convolution(weight, bias))
+            filtered = kernel == 3 and stride == 1 and filtering_pays(both, columns, height, width, self.dtype)
+            method, packed = (
+                (_WINOGRAD, pack_winograd(weight, bias)) if filtered else (_GATHERED, pack_convolution(weight, bias, self.dtype))
+            )
             x = {"x.data": self.ref(node.inputs[0]), "x.channel": 1, "x.row": width * channels, "x.pixel": channels}
         if second is not None:
             size = self.program[second].size[0]
@@ -232,7 +238,7 @@ class Lowering(Blocks):
         """A 1x1 convolution or a linear map, by way of a norm."""
         source = node.inputs[0] if norm is None else norm.inputs[0]
         depth, rows = rows_of(self.program[source].size)
-        packed, columns = _packed(node), node.size[0]
+        packed, columns = self.packed(node), node.size[0]
         fields = {
             **self.code(), "groups": 1, "rows": rows, "depth": depth, "columns": columns, "a": self.ref(source), "a_stride": depth,
             "weight": packed.weight, "bias": packed.bias, "activation": _activation(node),
@@ -380,8 +386,8 @@ def _activation(node: Node) -> int:
     return reference.ACTIVATIONS.index(activation_of(node))
 
 
-def _packed(node: Node) -> Any:
-    return pack_matrix(node.weights["weight"].flatten(1), node.weights.get("bias"))
+def _packed(node: Node, dtype: torch.dtype = torch.float32) -> Packed:
+    return pack_matrix(node.weights["weight"].flatten(1), node.weights.get("bias"), dtype)
 
 
 def _scale_and_shift(node: Node) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ from .library import (
     register_autograd,
     widen,
 )  # fmt: skip
-from .packing import pack_convolution, pack_convolution_by_planes, pack_winograd, packed
+from .packing import by_dtype, pack_convolution, pack_convolution_by_planes, pack_winograd, packed
 
 OP = "conv2d"
 _kernels = triton_support.Kernels("gemm")
@@ -100,7 +100,8 @@ def _check(x: Tensor, weight: Tensor, bias: Optional, second: Optional, residual
 
 # Conv2dMethod of csrc/cpu/ops/conv2d.h, and the form of the weight that goes with it.
 _GATHERED, _PLANES, _WINOGRAD = range(3)
-_RECIPES = (pack_convolution, pack_convolution_by_planes, pack_winograd)
+_PACK = by_dtype(pack_convolution)
+_RECIPES = {_PLANES: pack_convolution_by_planes, _WINOGRAD: pack_winograd}
 
 
 def _method(x: Tensor, weight: Tensor, second: Optional, stride: int) -> int:
@@ -109,19 +110,22 @@ def _method(x: Tensor, weight: Tensor, second: Optional, stride: int) -> int:
         return _GATHERED
     if second is None and 1 < channels <= MOST_PLANES and x.stride(3) == 1 and x.stride(1) != 1:
         return _PLANES
-    return _WINOGRAD if stride == 1 and filtering_pays(both, columns, height, width) else _GATHERED
+    return _WINOGRAD if stride == 1 and filtering_pays(both, columns, height, width, x.dtype) else _GATHERED
 
 
-def filtering_pays(channels: int, columns: int, height: int, width: int) -> bool:
+def filtering_pays(channels: int, columns: int, height: int, width: int, dtype: torch.dtype) -> bool:
     """Whether minimal filtering costs less than the definition, of a 3x3 convolution with stride 1: tiles of 2 x 2 pixels cost 16
-    multiplications instead of 36, wherever they end, and transforms that need channels to pay."""
+    multiplications instead of 36, wherever they end, and transforms that need channels to pay. Its multiplications are of float32: those
+    of bfloat16 cost less than half."""
+    if dtype == torch.bfloat16:
+        return False
     tiles = ((height + 1) // 2) * ((width + 1) // 2)
     return channels >= FEWEST_CHANNELS and columns >= FEWEST_CHANNELS and 16 * tiles <= 7 * height * width
 
 
 def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, second: Optional, residual: Optional, stride: int, activation: str) -> Tensor:
     size, kernel, columns, method = x.shape, weight.shape[2], weight.shape[0], _method(x, weight, second, stride)
-    matrix = packed(_RECIPES[method], weight, bias)
+    matrix = packed(_PACK[x.dtype] if method == _GATHERED else _RECIPES[method], weight, bias)
     if method != _PLANES:
         x = in_format(x, channels_last=True)
     if second is not None:

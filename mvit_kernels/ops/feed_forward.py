@@ -31,7 +31,7 @@ from .library import (
     wide_dtype,
     widen,
 )
-from .packing import Packed, fold_norm, pack_matrix, pack_normed, packed
+from .packing import Packed, by_dtype, fold_norm, pack_matrix, pack_normed, packed
 
 OP = "feed_forward"
 _kernels = triton_support.Kernels(OP)
@@ -97,15 +97,20 @@ def _check(
 # --- backends ---
 
 
-def _pack(norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor) -> tuple[Packed, Packed]:
-    return pack_normed(norm_w, norm_b, fc1_w, fc1_b), pack_matrix(fc2_w.flatten(1), fc2_b)
+def _pack(
+    norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, *, dtype: torch.dtype
+) -> tuple[Packed, Packed]:
+    return pack_normed(norm_w, norm_b, fc1_w, fc1_b, dtype), pack_matrix(fc2_w.flatten(1), fc2_b, dtype)
+
+
+_PACK = by_dtype(_pack)
 
 
 def _cpu_forward(
     x: Tensor, norm_w: Tensor, norm_b: Tensor, fc1_w: Tensor, fc1_b: Tensor, fc2_w: Tensor, fc2_b: Tensor, moments: Optional, eps: float,
     norm: str, activation: str, collect: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    first, second = packed(_pack, norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b)
+    first, second = packed(_PACK[x.dtype], norm_w, norm_b, fc1_w, fc1_b, fc2_w, fc2_b)
     channels_last, (batch, dim, height, width) = is_channels_last(x), x.shape
     x = dense(x, True)
     y = empty_in_format(x, (batch, dim, height, width), True)

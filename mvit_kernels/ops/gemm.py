@@ -27,7 +27,7 @@ from .library import (
     wide_dtype,
     widen,
 )
-from .packing import pack_matrix, packed
+from .packing import by_dtype, pack_matrix, packed
 
 OP = "gemm"
 _kernels = triton_support.Kernels(OP)
@@ -114,11 +114,14 @@ def walkable_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
+_PACK = by_dtype(pack_matrix)
+
+
 def _cpu_forward(
     a: Tensor, weight: Tensor, bias: Optional, second: Optional, moments: Optional, residual: Optional, layer_norm: bool, eps: float,
     activation: str, collect: int,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    matrix = packed(pack_matrix, weight, bias)
+    matrix = packed(_PACK[a.dtype], weight, bias)
     (rows, depth), columns = a.shape, weight.shape[0]
     a = walkable_rows(a)
     y = fresh(a.new_empty(rows, columns))

@@ -32,7 +32,7 @@ from .library import (
     widen,
 )
 from .moments import moments_of
-from .packing import Packed, pack_depthwise, pack_matrix, packed
+from .packing import Packed, by_dtype, pack_depthwise, pack_matrix, packed
 from .qfragments import tiles
 
 OP = "inverted_residual"
@@ -117,17 +117,21 @@ class _Weights(NamedTuple):
 
 
 def _pack(
-    expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional
-) -> _Weights:
-    expand = None if expand_w is None else pack_matrix(expand_w.flatten(1), expand_b)
-    return _Weights(expand, pack_depthwise(depthwise_w, depthwise_b), pack_matrix(reduce_w.flatten(1), reduce_b))
+    expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional, *,
+    dtype: torch.dtype,
+) -> _Weights:  # fmt: skip
+    expand = None if expand_w is None else pack_matrix(expand_w.flatten(1), expand_b, dtype)
+    return _Weights(expand, pack_depthwise(depthwise_w, depthwise_b), pack_matrix(reduce_w.flatten(1), reduce_b, dtype))
+
+
+_PACK = by_dtype(_pack)
 
 
 def _cpu_forward(
     x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
     stride: int, residual: bool, activation: str, collect: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    weights: _Weights = packed(_pack, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b)
+    weights: _Weights = packed(_PACK[x.dtype], expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b)
     x = dense(x, channels_last=True)
     y = empty_in_format(x, _out_size(x, reduce_w, stride), channels_last=True)
     collected = empty_moments(x.shape[0] if collect else 0, y)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import functools
 import weakref
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from itertools import compress
@@ -41,28 +42,35 @@ LANES = 16  # of the widest vectors
 
 
 class Packed(NamedTuple):
-    """A matrix (N, K) and its bias as csrc/cpu/core/tile.h wants them: (ceil(N / 32), K, 32) and (ceil(N / 32) * 32,), float32. Of a
-    depthwise convolution: see `pack_depthwise`."""
+    """A matrix (N, K) and its bias as csrc/cpu/core/tile.h wants them: (ceil(N / 32), K, 32) and (ceil(N / 32) * 32,), float32; for maps of
+    bfloat16 (2 ceil(N / 32), ceil(K / 2), 16, 2), bfloat16, and such a bias. Of a depthwise convolution: see `pack_depthwise`."""
 
     weight: torch.Tensor
     bias: torch.Tensor
 
 
-def pack_matrix(weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
-    """weight (N, K), bias (N,) or None for zeros; any float dtype."""
-    rows, depth = weight.shape
+def by_dtype(recipe: Callable[..., Any]) -> dict[torch.dtype, Callable[..., Any]]:
+    """A recipe that takes `dtype`, that of the maps which its weights multiply, for each."""
+    wide, pairs = functools.partial(recipe, dtype=torch.float32), functools.partial(recipe, dtype=torch.bfloat16)
+    return {torch.float32: wide, torch.float16: wide, torch.bfloat16: pairs}
+
+
+def pack_matrix(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype = torch.float32) -> Packed:
+    """weight (N, K), bias (N,) or None for zeros; any float dtype. dtype: that of the maps."""
+    (rows, depth), pairs = weight.shape, dtype == torch.bfloat16
     count = -(-rows // PANEL)
-    beyond = count * PANEL - rows
-    padded = F.pad(weight.detach().float(), (0, 0, 0, beyond)) if beyond else weight.detach().float()
-    panels = padded.reshape(count, PANEL, depth).transpose(1, 2).contiguous()
-    if bias is None:
-        return Packed(panels, panels.new_zeros(count * PANEL))
-    return Packed(panels, pad_vector(bias, count * PANEL))
+    beyond, odd = count * PANEL - rows, depth % 2 if pairs else 0
+    padded = F.pad(weight.detach().float(), (0, odd, 0, beyond)) if beyond or odd else weight.detach().float()
+    if pairs:
+        panels = padded.to(dtype).reshape(2 * count, PANEL // 2, -(-depth // 2), 2).transpose(1, 2).contiguous()
+    else:
+        panels = padded.reshape(count, PANEL, depth).transpose(1, 2).contiguous()
+    return Packed(panels, padded.new_zeros(count * PANEL) if bias is None else pad_vector(bias, count * PANEL))
 
 
-def pack_convolution(weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
+def pack_convolution(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype = torch.float32) -> Packed:
     """weight (N, C, k, k) as a matrix with columns in the order (ky, kx, c)."""
-    return pack_matrix(weight.permute(0, 2, 3, 1).flatten(1), bias)
+    return pack_matrix(weight.permute(0, 2, 3, 1).flatten(1), bias, dtype)
 
 
 def pack_convolution_by_planes(weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
@@ -93,9 +101,11 @@ def pad_vector(vector: torch.Tensor, size: int) -> torch.Tensor:
     return F.pad(vector, (0, size - vector.shape[0])) if size != vector.shape[0] else vector.contiguous()
 
 
-def pack_normed(norm_w: torch.Tensor, norm_b: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> Packed:
+def pack_normed(
+    norm_w: torch.Tensor, norm_b: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype = torch.float32
+) -> Packed:
     """A linear map behind a norm, with the norm's gamma and beta inside; weight (N, K) or (N, K, 1, 1)."""
-    return pack_matrix(*fold_norm(norm_w, norm_b, weight, bias))
+    return pack_matrix(*fold_norm(norm_w, norm_b, weight, bias), dtype)
 
 
 def fold_norm(

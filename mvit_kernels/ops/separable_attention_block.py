@@ -33,7 +33,7 @@ from .library import (
     widen,
 )
 from .moments import joined, moments_of
-from .packing import Packed, fold_norm, pack_matrix, packed
+from .packing import Packed, by_dtype, fold_norm, pack_matrix, packed
 from .qfragments import tiles
 from .replay import WeightedReplays
 from .separable_attention import choose as choose_attention
@@ -120,21 +120,25 @@ class _Weights(NamedTuple):
     out: Packed
 
 
-def _pack(norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor) -> _Weights:
+def _pack(norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, *, dtype: torch.dtype) -> _Weights:
     dim = norm_w.shape[0]
     weight, bias = fold_norm(norm_w, norm_b, qkv_w, qkv_b)
     query, key, value = weight.split([1, dim, dim])
     _, key_bias, value_bias = bias.split([1, dim, dim])  # the query's cancels
     return _Weights(
-        query.float().flatten(), pack_matrix(key, key_bias), pack_matrix(value, value_bias), pack_matrix(out_w.flatten(1), out_b)
-    )
+        query.float().flatten(), pack_matrix(key, key_bias), pack_matrix(value, value_bias, dtype),
+        pack_matrix(out_w.flatten(1), out_b, dtype),
+    )  # fmt: skip
+
+
+_PACK = by_dtype(_pack)
 
 
 def _cpu_forward(
     x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional, eps: float,
     patch_size: list[int] | None, collect: bool, patch: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    weights: _Weights = packed(_pack, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)
+    weights: _Weights = packed(_PACK[x.dtype], norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)
     channels_last, size = is_channels_last(x), x.shape
     x = dense(x, True)
     y = empty_in_format(x, tuple(size), True)

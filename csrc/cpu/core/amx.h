@@ -1,9 +1,10 @@
 // Tiles of AMX: eight registers of up to 16 rows of 64 bytes, which the processor multiplies whole. Internal linkage.
 //
-//     dot<c, a, w>:   c[r, n] += sum of a[r, 4 k + i] w[k, 4 n + i] over k and i < 4       a unsigned, w signed bytes, c int32
+//     dot_bytes<c, a, w>:   c[r, n] += sum of a[r, 4 k + i] w[k, 4 n + i] over k and i < 4    a unsigned, w signed bytes, c int32
+//     dot_bf16<c, a, w>:    c[r, n] += sum of a[r, 2 k + i] w[k, 2 n + i] over k and i < 2    bfloat16, c float32
 //
-// which are 16 rows of bytes as they are and 16 blocks of a packed panel (qweight.h) as they are. Modulo 2^32, as vpdpbusd, at up to 8
-// times its rate: a product of whole tiles takes 16 cycles.
+// which are 16 rows as they are and 16 blocks of a packed panel (qweight.h, pairs.h) as they are. Of bytes modulo 2^32, as vpdpbusd, at up
+// to 8 times its rate: a product of whole tiles takes 16 cycles. Of bfloat16 rounded to nearest, subnormal numbers taken for 0.
 //
 // As assembly, not intrinsics: those would want the compiler to be told of AMX for whole files, in which it has nothing else to gain.
 #pragma once
@@ -47,8 +48,12 @@ inline void store_tile(void* to, int64_t stride) {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(tile) : "memory");
 }
 template <int c, int a, int w>
-inline void dot() {
+inline void dot_bytes() {
     asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(w));
+}
+template <int c, int a, int w>
+inline void dot_bf16() {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(c), "i"(a), "i"(w));
 }
 
 }  // namespace

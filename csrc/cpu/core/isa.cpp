@@ -34,12 +34,12 @@ constexpr long supported_components = 0x1021, ask_for_component = 0x1023,
                tile_data = 18;  // ARCH_GET_XCOMP_SUPP, _REQ_XCOMP_PERM, XTILEDATA
 #endif
 
-// The processor has tiles and multiplies bytes in them, and the system can save them.
+// The processor has tiles and multiplies bytes and bfloat16 in them, and the system can save them.
 bool cpu_has_amx() {
 #if defined(__linux__)
     unsigned a, b, c, d;
-    constexpr unsigned tile = 1u << 24, int8 = 1u << 25;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & tile) == 0 || (d & int8) == 0) return false;
+    constexpr unsigned bf16 = 1u << 22, tile = 1u << 24, int8 = 1u << 25, all = bf16 | tile | int8;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & all) != all) return false;
     uint64_t components = 0;
     return syscall(SYS_arch_prctl, supported_components, &components) == 0 && (components >> tile_data & 1) != 0;
 #else

@@ -6,7 +6,7 @@
 
 namespace mvit {
 
-// amx: kernels of avx512vnni, whose products of bytes go by tiles (amx.h).
+// amx: kernels of avx512vnni, whose products of bytes and of bfloat16 go by tiles (amx.h).
 enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2, amx = 3 };
 inline constexpr int isa_count = 4;
 

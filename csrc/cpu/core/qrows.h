@@ -28,7 +28,7 @@ inline constexpr bool row_meets_planes = false;
 struct QOperand {
     const void* data;
     int64_t stride;  // bytes
-    QWindows windows = {};
+    Windows windows = {};
 };
 
 inline int64_t qrows_stride(int64_t depth, int bits) { return widens(bits) ? qblocks(depth) * 4 * 2 + 64 : 0; }

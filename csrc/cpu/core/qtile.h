@@ -13,6 +13,7 @@
 
 #include "cpu/core/qweight.h"
 #include "cpu/core/tile.h"
+#include "cpu/core/windows.h"
 
 namespace mvit {
 
@@ -30,12 +31,6 @@ struct QChannels {
     }
 };
 
-// Rows that are windows of a padded map, where each pixel of a result looks: what is dense in each is a piece of a line of the map.
-struct QWindows {
-    int64_t line = 0, line_step = 0;  // pixels of a line of the result, and bytes from the first of one to that of the next; 0: no windows
-    int64_t run = 0, run_step = 0;    // bytes of a piece, and from one to the next
-};
-
 // Rows and panels as qrows.h gives them.
 struct QTile {
     const void* a;
@@ -46,7 +41,7 @@ struct QTile {
     bool planes;  // w is planes of 6 bits, for a single row
     const int32_t* init;
     int64_t init_stride;  // from row to row, or 0
-    QWindows windows = {};
+    Windows windows = {};
 };
 
 // Is told of rows whose sums are there. Refers to a function that outlives it.

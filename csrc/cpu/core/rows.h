@@ -1,4 +1,4 @@
-// Operands of the tile multiplication: rows of any float type as rows of float32, on their way through a norm. Internal linkage.
+// Operands of the tile multiplication: rows of any float type as what they are multiplied as, on their way through a norm. Internal linkage.
 #pragma once
 
 #include "cpu/core/row_source.h"
@@ -18,6 +18,8 @@ template <class T>
 inline void load_row(const T* from, int64_t n, float* to) {
     each_vector_of(n, [&](int64_t i, int lanes) { store(load(from + i, lanes, 0.0f), to + i, lanes); });
 }
+
+inline void load_row(const bf16* from, int64_t n, bf16* to) { __builtin_memcpy(to, from, static_cast<size_t>(n) * sizeof(bf16)); }
 
 template <class T>
 inline void load_row_centred(const T* from, int64_t n, float* to, Centre mean, float scale) {
@@ -45,24 +47,38 @@ inline void normalize_row(float* x, int64_t n, float eps) {
     each_vector_of(n, [&](int64_t i, int lanes) { store((load(x + i, lanes, 0.0f) - shift) * scale, x + i, lanes); });
 }
 
+template <class O>
 struct Rows {
-    const float* data;
+    const O* data;
     int64_t stride;
 };
 
 // Rows that are multiples of 4 KB apart all share one set of the first cache, more of them than it has ways. At 2 KB they take two sets,
 // which hold a tile's: not worth a copy, but nothing that scratch memory should do (scratch_stride).
-inline bool shares_sets(int64_t stride) { return stride % 1024 == 0; }
-
-// The rows of a source: its own memory where that holds what is wanted, else `scratch`, of rows x scratch_stride(depth).
 template <class T>
-inline Rows load_rows(const RowSource& s, int64_t rows, float* scratch) {
+inline bool shares_sets(int64_t stride) {
+    return stride * int64_t{sizeof(T)} % 4096 == 0;
+}
+
+// float32 to bfloat16, with zeros up to an even count. `to` may be the same memory.
+inline void narrow_row(const float* from, int64_t n, bf16* to) {
+    each_vector_of(n, [&](int64_t i, int lanes) { store(load(from + i, lanes, 0.0f), to + i, lanes); });
+    if (n % 2 != 0) to[n].bits = 0;
+}
+
+// The rows of a source as what they are multiplied as: its own memory where that holds what is wanted, else `scratch`, of rows x
+// scratch_stride(depth) floats.
+template <class T>
+inline Rows<Operand<T>> load_rows(const RowSource& s, int64_t rows, float* scratch) {
+    using O = Operand<T>;
     const T* a = static_cast<const T*>(s.a);
-    if constexpr (sizeof(T) == sizeof(float)) {
-        const bool as_it_is = !s.centred && !s.layer_norm && s.second_depth == 0;
-        if (as_it_is && !(shares_sets(s.stride) && rows > 4)) return {a, s.stride};
+    const int64_t depth = s.depth + s.second_depth;
+    if constexpr (sizeof(T) == sizeof(O)) {
+        const bool as_it_is = !s.centred && !s.layer_norm && s.second_depth == 0 && packed_depth<O>(depth) == depth;
+        if (as_it_is && !(shares_sets<T>(s.stride) && rows > 4)) return {a, s.stride};
     }
-    const int64_t stride = scratch_stride(s.depth + s.second_depth);
+    // Rows of bfloat16 are half as long: each is made of one of float32 that begins where it does or further on.
+    const int64_t stride = scratch_stride(depth), made_stride = scratch_stride<O>(depth);
     const T* second = static_cast<const T*>(s.second);
     for (int64_t r = 0; r < rows; ++r) {
         float* to = scratch + r * stride;
@@ -73,8 +89,9 @@ inline Rows load_rows(const RowSource& s, int64_t rows, float* scratch) {
         }
         if (s.second_depth > 0) load_row(second + r * s.second_stride, s.second_depth, to + s.depth);
         if (s.layer_norm) normalize_row(to, s.depth, s.eps);
+        if constexpr (sizeof(O) == sizeof(bf16)) narrow_row(to, depth, reinterpret_cast<bf16*>(scratch) + r * made_stride);
     }
-    return {scratch, stride};
+    return {reinterpret_cast<const O*>(scratch), made_stride};
 }
 
 }  // namespace

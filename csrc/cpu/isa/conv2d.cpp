@@ -11,6 +11,7 @@ extern const TileKernels MVIT_ISA_SYMBOL(tile);
 
 namespace {
 
+inline void clear(int64_t n, bf16* to) { __builtin_memset(to, 0, static_cast<size_t>(n) * sizeof(bf16)); }
 inline void clear(int64_t n, float* to) {
     each_vector_of(n, [&](int64_t i, int lanes) { store(F32::all(0.0f), to + i, lanes); });
 }
@@ -23,11 +24,11 @@ inline Taps taps_inside(int64_t at, int64_t kernel, int64_t size) { return {at <
 
 // What the pixel (i, j) of an image sees, by taps: (ky, kx, c).
 template <class T>
-inline void gather_taps(const Conv2dProblem& p, int64_t image, int64_t i, int64_t j, float* to) {
+inline void gather_taps(const Conv2dProblem& p, int64_t image, int64_t i, int64_t j, Operand<T>* to) {
     const int64_t top = i * p.stride - p.kernel / 2, left = j * p.stride - p.kernel / 2, channels = p.x.channels + p.second.channels;
     const Taps across = taps_inside(left, p.kernel, p.width);
     const bool runs = p.second.channels == 0 && p.x.pixel == channels;  // neighbouring pixels are one run of memory
-    const auto load_map = [&](const InputMap& map, int64_t y, int64_t x, int64_t n, float* into) {
+    const auto load_map = [&](const InputMap& map, int64_t y, int64_t x, int64_t n, Operand<T>* into) {
         load_row(static_cast<const T*>(map.data) + image * map.image + y * map.row + x * map.pixel, n, into);
     };
     for (int64_t ky = 0; ky < p.kernel; ++ky, to += p.kernel * channels) {
@@ -95,7 +96,7 @@ void planes_row(const Conv2dRow& r) {
         for (int64_t x = 0; x < width;) {
             const int64_t count = width - x < 8 ? 1 : 8;
             for (int64_t n = 0; n < p.columns; n += F32::width) {
-                const float* weight = p.weight + n / panel * panel * 3 * rows + n % panel;
+                const float* weight = static_cast<const float*>(p.weight) + n / panel * panel * 3 * rows + n % panel;
                 const auto run = [&]<int pixels>() {
                     const int64_t at = x * p.columns + n;
                     planes_vector<stride, act, pixels>(r.scratch + x * stride, rows, row_stride, weight, F32::load(p.bias + n),
@@ -111,19 +112,24 @@ void planes_row(const Conv2dRow& r) {
 template <class T>
 void block(const Conv2dBlock& b) {
     const Conv2dProblem& p = b.problem;
-    const int64_t depth = conv2d_depth(p), stride = scratch_stride(depth);
+    using O = Operand<T>;
+    const int64_t depth = conv2d_depth(p), stride = scratch_stride<O>(depth);
+    O* const gathered = reinterpret_cast<O*>(b.scratch);
     const int64_t height = (p.height - 1) / p.stride + 1, width = (p.width - 1) / p.stride + 1;
     for (int64_t done = 0; done < b.pixels;) {  // a stretch of one output row at a time
         const int64_t pixel = b.first + done, row = pixel / width, begin = pixel % width;
         const int64_t end = width - begin < b.pixels - done ? width : begin + b.pixels - done;
-        float* to = b.scratch + done * stride;
-        for (int64_t j = begin; j < end; ++j, to += stride) gather_taps<T>(p, row / height, row % height, j, to);
+        O* to = gathered + done * stride;
+        for (int64_t j = begin; j < end; ++j, to += stride) {
+            gather_taps<T>(p, row / height, row % height, j, to);
+            if (packed_depth<O>(depth) > depth) to[depth] = O{};
+        }
         done += end - begin;
     }
     const T* residual = static_cast<const T*>(p.residual);
-    multiply_panels<T>(MVIT_ISA_SYMBOL(tile), b.scratch, stride, b.pixels, depth, p.weight, p.bias, p.columns, b.panel_begin, b.panel_end,
+    multiply_panels<T>(MVIT_ISA_SYMBOL(tile), gathered, stride, b.pixels, depth, static_cast<const O*>(p.weight), p.bias, p.columns, b.panel_begin, b.panel_end,
                        p.activation, residual ? residual + b.first * p.columns : nullptr, p.columns,
-                       static_cast<T*>(p.y) + b.first * p.columns, p.columns, b.scratch + b.pixels * stride);
+                       static_cast<T*>(p.y) + b.first * p.columns, p.columns, b.scratch + b.pixels * scratch_stride(depth));
 }
 
 }  // namespace

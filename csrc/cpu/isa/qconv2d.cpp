@@ -139,7 +139,7 @@ void block(const QConv2dBlock& b) {
             done += some;
         }
         const bool own = p.border && initial_sums(b, first, count, init);
-        const QWindows windows{.line = width, .line_step = p.stride * l.line, .run = 3 * l.channels, .run_step = l.line};
+        const Windows windows{.line = width, .line_step = p.stride * l.line, .run = 3 * l.channels, .run_step = l.line};
         const QOperand a = l.windows ? QOperand{.data = lines, .stride = p.stride * l.channels, .windows = windows}
                                      : load_qrows(gathered, l.depth, count, l.depth, weight.bits, rows_scratch);
         multiply_qpanels(MVIT_ISA_SYMBOL(qtile), a, first_row + first, count, weight, b.panel_begin, b.panel_end, p.epilogue,

@@ -329,7 +329,8 @@ constexpr RequantizeTile requantize_tiles[14][qgroup] = MVIT_ALL_TILES(requantiz
 #undef MVIT_TILE
 
 void accumulate_by_tiles(const QTile& t, int32_t* c, int64_t c_stride, const RowsDone& done) {
-    TileProduct product(t);
+    const TileOperands<OfBytes> operands = tile_operands(t);
+    TileProduct product(operands);
     for (int64_t first = 0; first < t.rows; first += summed_rows) {
         const int64_t rows = t.rows - first < summed_rows ? t.rows - first : summed_rows;
         product.each_band(first, first + rows,
@@ -371,7 +372,8 @@ void requantize_by_tiles(const QTile& t, const Finish& finish, uint8_t* y, int64
     constexpr int64_t most = 64 * qpanel;  // sums of 4 bands of a panel, or of one of 4
     alignas(64) int32_t sums[2][most];
     const int64_t stride = t.panels * qpanel;
-    TileProduct product(t);
+    const TileOperands<OfBytes> operands = tile_operands(t);
+    TileProduct product(operands);
     const auto finish_some = [&](const int32_t* c, int64_t row, int64_t rows) {
         finish_rows_of[t.panels - 1](c, stride, rows, finish, y + row * y_stride, y_stride);
     };

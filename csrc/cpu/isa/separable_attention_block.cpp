@@ -150,23 +150,28 @@ void context(const ContextBlock& p) {
 template <class T>
 void values(const ValueBlock& p) {
     const TileKernels& tiles = MVIT_ISA_SYMBOL(tile);
-    const int64_t dim = p.source.depth, stride = scratch_stride(dim), width = round_up(dim, panel);
-    float* gated = p.scratch + p.rows * stride;
-    float* products = gated + p.rows * stride;
-    int32_t* phase = reinterpret_cast<int32_t*>(products + p.rows * product_stride(dim));
+    using O = Operand<T>;
+    const int64_t dim = p.source.depth, stride = scratch_stride(dim), gated_stride = scratch_stride<O>(dim), width = round_up(dim, panel);
+    O* gated = reinterpret_cast<O*>(p.scratch + p.rows * stride);
+    float* products = p.scratch + 2 * p.rows * stride;
+    int32_t* phase = reinterpret_cast<int32_t*>(products + p.rows * value_products(dim));
     each_phase(p.first, p.rows, p.width, p.patch_h, p.patch_w, [&](int64_t r, int64_t f) { phase[r] = static_cast<int32_t>(f); });
-    const Rows x = load_rows<T>(p.source, p.rows, p.scratch);
+    const Rows<O> x = load_rows<T>(p.source, p.rows, p.scratch);
     const F32 zero = F32::all(0.0f);
-    for (int64_t j = 0; j < panels(dim); ++j) {
-        float* to = gated + j * panel;  // whole panels fit: see scratch_stride
-        tiles.multiply(x.data, x.stride, p.rows, p.value_weight + j * panel * dim, dim, panel, p.value_bias + j * panel, 0, to, stride);
+    each_piece<O>(0, width, [&](int64_t first, int columns) {  // whole panels fit: see scratch_stride
+        constexpr bool in_place = sizeof(O) == sizeof(float);
+        float* const c = in_place ? reinterpret_cast<float*>(gated + first) : products;
+        const int64_t c_stride = in_place ? gated_stride : piece_stride;
+        multiply(tiles, x.data, x.stride, p.rows, static_cast<const O*>(p.value_weight) + first * packed_depth<O>(dim), dim, columns,
+                 p.value_bias + first, 0, c, c_stride);
         for (int64_t r = 0; r < p.rows; ++r) {
-            const float* gate = p.context + phase[r] * width + j * panel;
-            for (int v = 0; v < panel; v += W) (max(zero, F32::load(to + r * stride + v)) * F32::load(gate + v)).store(to + r * stride + v);
+            const float* gate = p.context + phase[r] * width + first;
+            for (int v = 0; v < columns; v += W)
+                (max(zero, F32::load(c + r * c_stride + v)) * F32::load(gate + v)).store(gated + r * gated_stride + first + v);
         }
-    }
-    multiply_panels<T>(tiles, gated, stride, p.rows, dim, p.out_weight, p.out_bias, dim, 0, panels(dim), Activation::none,
-                       static_cast<const T*>(p.source.a), dim, static_cast<T*>(p.y), dim, products);
+    });
+    multiply_panels<T>(tiles, gated, gated_stride, p.rows, dim, static_cast<const O*>(p.out_weight), p.out_bias, dim, 0, panels(dim),
+                       Activation::none, static_cast<const T*>(p.source.a), dim, static_cast<T*>(p.y), dim, products);
 }
 
 }  // namespace

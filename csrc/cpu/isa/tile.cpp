@@ -7,6 +7,7 @@
 
 #include "cpu/core/isa.h"
 #include "cpu/core/simd.h"
+#include "cpu/core/tiles_amx.h"
 
 namespace mvit {
 namespace {
@@ -96,9 +97,67 @@ void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, in
     }
 }
 
+// --- bfloat16 ---
+
+constexpr int64_t widened = 256;  // values of k at once
+
+// The pairs of half a panel, as two of its rows.
+inline void widen_pairs(const bf16* from, float* to) {
+    uint32_t pairs[half_panel], first[half_panel], second[half_panel];
+    __builtin_memcpy(pairs, from, sizeof pairs);
+    for (int n = 0; n < half_panel; ++n) {
+        first[n] = pairs[n] << 16;
+        second[n] = pairs[n] & 0xFFFF0000u;
+    }
+    __builtin_memcpy(to, first, sizeof first);
+    __builtin_memcpy(to + panel, second, sizeof second);
+}
+
+// Without tiles: as float32, half a panel and a few rows at a time, in the first cache.
+void multiply_widened(const bf16* a, int64_t a_stride, int64_t rows, const bf16* b, int64_t depth, const float* init, int64_t init_stride,
+                      float* c, int64_t c_stride) {
+    float columns[widened * panel], some[most_rows * widened];
+    for (int64_t first = 0; first == 0 || first < depth; first += widened) {
+        const int64_t count = depth - first < widened ? depth - first : widened;
+        for (int64_t k = 0; k < count; k += 2) widen_pairs(b + (first + k) * half_panel, columns + k * panel);
+        for (int64_t row = 0, height; row < rows; row += height) {
+            height = rows - row < most_rows ? rows - row : most_rows;
+            for (int64_t r = 0; r < height; ++r)
+                for (int64_t k = 0; k < count; k += W) {
+                    const int lanes = lanes_left(count, k);
+                    store(load(a + (row + r) * a_stride + first + k, lanes, 0.0f), some + r * widened + k, lanes);
+                }
+            multiply_chunk(some, widened, height, columns, count, static_cast<int>(half_panel), init + row * init_stride, init_stride, c + row * c_stride,
+                           c_stride);
+        }
+        init = c;
+        init_stride = c_stride;
+    }
+}
+
+void multiply_bf16(const bf16* a, int64_t a_stride, int64_t rows, const bf16* b, int64_t depth, int columns, const float* init,
+                   int64_t init_stride, float* c, int64_t c_stride) {
+    const int64_t size = half_panel * packed_depth<bf16>(depth);
+    const int halves = static_cast<int>((columns + half_panel - 1) / half_panel);
+#if defined(MVIT_ISA_AVX512VNNI)
+    if (isa_active() == Isa::amx && depth > 0) {
+        constexpr int64_t bytes = sizeof(bf16);
+        const TileOperands<OfBf16> operands{a, a_stride * bytes, packed_depth<bf16>(depth) * bytes, b, size * bytes, halves, init,
+                                            init_stride};
+        TileProduct product(operands);
+        product.each_band(0, rows, [&](int64_t row, int64_t some) { product.sum(row, some, c + row * c_stride, c_stride); });
+        return;
+    }
+#endif
+    for (int64_t half = 0; half < halves; ++half) {
+        const int64_t at = half * half_panel;
+        multiply_widened(a, a_stride, rows, b + half * size, depth, init + at, init_stride, c + at, c_stride);
+    }
+}
+
 }  // namespace
 
 extern const TileKernels MVIT_ISA_SYMBOL(tile);
-const TileKernels MVIT_ISA_SYMBOL(tile) = {multiply, W};
+const TileKernels MVIT_ISA_SYMBOL(tile) = {multiply, multiply_bf16, W};
 
 }  // namespace mvit

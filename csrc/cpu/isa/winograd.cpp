@@ -112,7 +112,7 @@ void block(const WinogradBlock& b) {
     for (int64_t h = b.begin; h < b.end;) {
         const int64_t first = h * half_panel, wide = h % 2 == 0 && h + 1 < b.end ? 2 : 1, left = p.columns - first;
         const int columns = static_cast<int>(left < wide * half_panel ? left : wide * half_panel);
-        const float* weight = p.weight + first / panel * panel * channels + first % panel;
+        const float* weight = static_cast<const float*>(p.weight) + first / panel * panel * channels + first % panel;
         for (int64_t e = 0; e < 16; ++e)
             MVIT_ISA_SYMBOL(tile).multiply(b.scratch + e * step, stride, b.tiles, weight + e * matrix, channels, columns, zeros, 0,
                                            products + e * product_step, panel);

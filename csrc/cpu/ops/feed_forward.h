@@ -17,8 +17,10 @@ namespace mvit {
 struct FeedForwardProblem {
     DType dtype;                        // of x and y, dense rows
     int64_t groups, rows, dim, hidden;  // rows: of one group
-    const float *weight1, *bias1;       // packed (core/tile.h): hidden columns, depth dim
-    const float *weight2, *bias2;       // packed: dim columns, depth hidden
+    const void* weight1;                // packed (core/tile.h): hidden columns, depth dim
+    const float* bias1;
+    const void* weight2;  // packed: dim columns, depth hidden
+    const float* bias2;
     bool layer_norm;                    // else GroupNorm
     const Moments* moments;             // of x, one a group, or null: GroupNorm computes them then
     float eps;
@@ -35,14 +37,18 @@ Status feed_forward(const FeedForwardProblem& problem, int threads);
 struct FeedForwardBlock {
     RowSource source;
     int64_t rows, hidden;
-    const float *weight1, *bias1, *weight2, *bias2;
+    const void* weight1;
+    const float* bias1;
+    const void* weight2;
+    const float* bias2;
     Activation activation;
     void* y;
     float* scratch;  // feed_forward_scratch floats
 };
 
 inline int64_t feed_forward_scratch(int64_t rows, int64_t dim, int64_t hidden) {
-    return rows * (scratch_stride(dim) + scratch_stride(hidden) + product_stride(dim));
+    const int64_t products = product_stride(dim) < piece_stride ? piece_stride : product_stride(dim);
+    return rows * (scratch_stride(dim) + scratch_stride(hidden) + products);
 }
 
 struct FeedForwardKernels {

@@ -29,7 +29,7 @@ struct GemmProblem {
     int64_t a_stride;
     const void* second;  // K of second more columns of x, or null with second_depth 0
     int64_t second_depth, second_stride;
-    const float* weight;     // packed (core/tile.h), of depth + second_depth
+    const void* weight;      // packed (core/tile.h), of depth + second_depth
     const float* bias;       // panels(N) * panel values
     const Moments* moments;  // one a group, or null
     bool layer_norm;
@@ -50,7 +50,8 @@ Status gemm(const GemmProblem& problem, int threads);
 struct GemmBlock {
     RowSource source;
     int64_t rows, columns, panel_begin, panel_end;
-    const float *weight, *bias;
+    const void* weight;
+    const float* bias;
     Activation activation;
     const float* slopes;  // [a of all columns | b of all], or null
     const void* residual;

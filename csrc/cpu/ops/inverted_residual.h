@@ -23,10 +23,12 @@ struct InvertedResidualProblem {
     DType dtype;  // of x and y: dense (B, H, W, C) and (B, ceil(H / stride), ceil(W / stride), N)
     int64_t batch, height, width, channels, hidden, columns;
     int stride;                                // 1 or 2
-    const float *expand_weight, *expand_bias;  // packed (core/tile.h), or null: hidden is channels then
-    const float* depthwise_weight;             // [9][depthwise_stride(hidden)]
-    const float* depthwise_bias;               // depthwise_stride(hidden)
-    const float *reduce_weight, *reduce_bias;  // packed
+    const void* expand_weight;                 // packed (core/tile.h), or null: hidden is channels then
+    const float* expand_bias;
+    const float* depthwise_weight;  // [9][depthwise_stride(hidden)]
+    const float* depthwise_bias;    // depthwise_stride(hidden)
+    const void* reduce_weight;      // packed
+    const float* reduce_bias;
     Activation activation;
     const void *expand_slopes, *depthwise_slopes;  // (batch, 2 hidden) each: dynamic ReLUs (ops/dynamic_relu.h) instead; or null
     bool residual;
@@ -42,7 +44,10 @@ Status inverted_residual(const InvertedResidualProblem& problem, int threads);
 struct InvertedResidualBand {
     int64_t height, width, channels, hidden, columns;
     int stride;
-    const float *expand_weight, *expand_bias, *depthwise_weight, *depthwise_bias, *reduce_weight, *reduce_bias;
+    const void* expand_weight;
+    const float *expand_bias, *depthwise_weight, *depthwise_bias;
+    const void* reduce_weight;
+    const float* reduce_bias;
     Activation activation;
     const float *expand_slopes, *depthwise_slopes;  // [a of all hidden channels | b of all], or null
     bool residual;
@@ -60,8 +65,9 @@ inline int64_t expanded_floats(int64_t width, int64_t hidden, int64_t stride, in
 }
 inline int64_t inverted_residual_scratch(int64_t width, int64_t channels, int64_t hidden, int64_t columns, int64_t stride, int64_t step) {
     const int64_t out_width = (width - 1) / stride + 1;
+    const int64_t products = product_stride(columns) < piece_stride ? piece_stride : product_stride(columns);
     return expanded_floats(width, hidden, stride, step) + step * out_width * scratch_stride(hidden) +
-           product_rows * (scratch_stride(channels) + product_stride(columns));
+           product_rows * (scratch_stride(channels) + products);
 }
 
 struct InvertedResidualKernels {

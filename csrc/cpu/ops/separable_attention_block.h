@@ -26,9 +26,11 @@ struct SeparableAttentionBlockProblem {
     int64_t batch, dim, height, width;
     int64_t patch_h, patch_w;            // phase of (y, x): (y mod patch_h) patch_w + (x mod patch_w). (B, P, N, d): H = P, patch (P, 1)
     const float* query;                  // w_q': dim values
-    const float *key_weight, *key_bias;  // the rest packed (core/tile.h): dim columns, depth dim
-    const float *value_weight, *value_bias;
-    const float *out_weight, *out_bias;
+    const float *key_weight, *key_bias;  // the rest packed (core/tile.h): dim columns, depth dim; the key's for float32 whatever x is
+    const void* value_weight;
+    const float* value_bias;
+    const void* out_weight;
+    const float* out_bias;
     const Moments* moments;  // of x, one an image, or null: computed then
     float eps;
     const void* x;
@@ -73,12 +75,16 @@ struct ValueBlock {
     RowSource source;
     int64_t first, rows;  // positions of the map
     int64_t width, patch_h, patch_w;
-    const float *value_weight, *value_bias, *out_weight, *out_bias;
+    const void* value_weight;
+    const float* value_bias;
+    const void* out_weight;
+    const float* out_bias;
     const float* context;
     void* y;
     float* scratch;  // value_scratch floats
 };
-inline int64_t value_scratch(int64_t rows, int64_t dim) { return rows * (2 * scratch_stride(dim) + product_stride(dim) + 1); }
+inline int64_t value_products(int64_t dim) { return product_stride(dim) < piece_stride ? piece_stride : product_stride(dim); }
+inline int64_t value_scratch(int64_t rows, int64_t dim) { return rows * (2 * scratch_stride(dim) + value_products(dim) + 1); }
 
 struct SeparableAttentionBlockKernels {
     // By DType.

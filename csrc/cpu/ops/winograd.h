@@ -26,8 +26,6 @@ Status winograd(const Conv2dProblem& problem, int threads);
 
 // --- what isa/winograd.cpp implements: a block of tiles times a range of columns, which are counted by 16: half panels ---
 
-inline constexpr int64_t half_panel = panel / 2;
-
 struct WinogradBlock {
     int64_t first, tiles;  // counted through all images
     int64_t begin, end;    // half panels
