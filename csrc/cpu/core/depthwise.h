@@ -63,7 +63,7 @@ inline void depthwise_vector(const DepthwiseTaps<In>& taps, int64_t from, int64_
         if constexpr (activation == Activation::dynamic) {
             store(Slopes(slopes, channels, c, lanes)(sum[i]), to + i * out_stride + c, lanes);
         } else {
-            store(activate<activation>(sum[i]), to + i * out_stride + c, lanes);
+            store(activate<activation, Out>(sum[i]), to + i * out_stride + c, lanes);
         }
     }
 }

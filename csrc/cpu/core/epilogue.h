@@ -2,7 +2,9 @@
 #pragma once
 
 #include "cpu/core/activation.h"
+#include "cpu/core/isa.h"
 #include "cpu/core/products.h"
+#include "cpu/core/tiles_amx.h"
 
 namespace mvit {
 namespace {
@@ -15,7 +17,7 @@ inline void finish(const float* c, int64_t c_stride, int64_t rows, int columns, 
         for (int64_t r = 0; r < rows; ++r)
             for (int j = 0; j < columns; j += F32::width) {
                 const int lanes = lanes_left(columns, j);
-                F32 x = activate<act>(load(c + r * c_stride + j, lanes, 0.0f));
+                F32 x = activate<act, T>(load(c + r * c_stride + j, lanes, 0.0f));
                 if (residual) x = x + load(residual + r * residual_stride + j, lanes, 0.0f);
                 store(x, y + r * y_stride + j, lanes);
             }
@@ -33,42 +35,82 @@ inline void finish_dynamic(const float* c, int64_t c_stride, int64_t rows, int c
     }
 }
 
-inline void multiply(const TileKernels& tiles, const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t depth, int columns,
-                     const float* init, int64_t init_stride, float* c, int64_t c_stride) {
-    tiles.multiply(a, a_stride, rows, b, depth, columns, init, init_stride, c, c_stride);
-}
-inline void multiply(const TileKernels& tiles, const bf16* a, int64_t a_stride, int64_t rows, const bf16* b, int64_t depth, int columns,
-                     const float* init, int64_t init_stride, float* c, int64_t c_stride) {
-    tiles.multiply_bf16(a, a_stride, rows, b, depth, columns, init, init_stride, c, c_stride);
+// body(first, width) for the columns [begin, end) in pieces of `piece`.
+template <class Body>
+inline void each_piece(int64_t begin, int64_t end, int piece, const Body& body) {
+    for (int64_t first = begin; first < end; first += piece) body(first, end - first < piece ? static_cast<int>(end - first) : piece);
 }
 
-// body(first, width) for the columns [begin, end) in pieces that are multiplied at once.
-template <class O, class Body>
-inline void each_piece(int64_t begin, int64_t end, const Body& body) {
-    for (int64_t first = begin; first < end; first += multiplied_columns<O>)
-        body(first, end - first < multiplied_columns<O> ? static_cast<int>(end - first) : multiplied_columns<O>);
+// a w + bias for rows of a and the columns [begin, end) of a packed weight, part by part: done(c, c_stride, row, rows, column, width) for
+// some rows from `row` and columns from `column` on. products: rows x piece_stride floats.
+template <class Done>
+inline void multiply_in_parts(const TileKernels& tiles, const bf16* a, int64_t a_stride, int64_t rows, const bf16* weight, int64_t depth,
+                              const float* bias, int64_t begin, int64_t end, float* products, const Done& done) {
+    const int64_t pairs = packed_depth<bf16>(depth);
+#if defined(MVIT_ISA_AVX512BF16)
+    if (isa_active() == Isa::amx && depth > 0) {
+        // A part stays in the first cache, and is finished while tiles make the next one: neither waits for the other.
+        constexpr int64_t most = 4 * tile_rows * tile_columns, bytes = sizeof(bf16);
+        alignas(64) float parts[2][most];
+        int64_t row_before = 0, rows_before = 0, column_before = 0;
+        int turn = 0, width_before = 0;
+        HeldTiles held;
+        const auto stride_of = [](int width) { return round_up(width, tile_columns); };
+        const auto finish_before = [&] {
+            if (rows_before > 0) done(parts[1 - turn], stride_of(width_before), row_before, rows_before, column_before, width_before);
+        };
+        each_piece(begin, end, most_tile_panels * tile_columns, [&](int64_t first, int width) {
+            const int64_t stride = stride_of(width);
+            const TileOperands<OfBf16> operands{
+                a, a_stride * bytes, pairs * bytes, weight + first * pairs, tile_columns * pairs * bytes, static_cast<int>(stride / tile_columns),
+                bias + first, 0};
+            TileProduct product(operands, held);
+            product.each_band(0, rows, [&](int64_t row, int64_t some) {
+                product.sum(row, some, parts[turn], stride);
+                finish_before();
+                row_before = row, rows_before = some, column_before = first, width_before = width;
+                turn = 1 - turn;
+            });
+        });
+        finish_before();
+        return;
+    }
+#endif
+    each_piece(begin, end, piece_stride, [&](int64_t first, int width) {
+        tiles.multiply_bf16(a, a_stride, rows, weight + first * pairs, depth, width, bias + first, 0, products, piece_stride);
+        done(products, piece_stride, 0, rows, first, width);
+    });
 }
 
-// act(a w + bias) for rows of a, where y is scratch memory: whole panels fit, and each is finished while it is in the first cache. What has
-// been bfloat16 becomes it again, by way of `products`: rows x multiplied_columns. slopes: [a of all columns | b of all], which make the
-// activation dynamic; or null.
-template <class O>
-inline void multiply_in_cache(const TileKernels& tiles, const O* a, int64_t a_stride, int64_t rows, int64_t depth, const O* weight,
-                              const float* bias, int64_t columns, Activation activation, const float* slopes, O* y, int64_t y_stride,
-                              float* products) {
-    each_piece<O>(0, columns, [&](int64_t first, int width) {
-        constexpr bool in_place = sizeof(O) == sizeof(float);
-        float* const c = in_place ? reinterpret_cast<float*>(y + first) : products;
-        const int64_t c_stride = in_place ? y_stride : multiplied_columns<O>;
-        multiply(tiles, a, a_stride, rows, weight + first * packed_depth<O>(depth), depth, width, bias + first, 0, c, c_stride);
-        const int written = static_cast<int>(packed_depth<O>(width));  // where the next product may read: zeros beyond the last column
+// act(a w + bias) for rows of a, where y is scratch memory: whole panels fit, and each is finished while it is in the first cache.
+// slopes: [a of all columns | b of all], which make the activation dynamic; or null.
+inline void multiply_in_cache(const TileKernels& tiles, const float* a, int64_t a_stride, int64_t rows, int64_t depth, const float* weight,
+                              const float* bias, int64_t columns, Activation activation, const float* slopes, float* y, int64_t y_stride,
+                              float*) {
+    each_piece(0, columns, panel, [&](int64_t first, int width) {
+        tiles.multiply(a, a_stride, rows, weight + first * depth, depth, width, bias + first, 0, y + first, y_stride);
         if (slopes) {
-            finish_dynamic(c, c_stride, rows, width, slopes + first, columns, y + first, y_stride);
-            for (int64_t r = 0; written > width && r < rows; ++r) y[r * y_stride + first + width] = O{};
-        } else if (!in_place || activation != Activation::none) {
-            finish(c, c_stride, rows, written, activation, static_cast<const O*>(nullptr), 0, y + first, y_stride);
+            finish_dynamic(y + first, y_stride, rows, width, slopes + first, columns, y + first, y_stride);
+        } else if (activation != Activation::none) {
+            finish(y + first, y_stride, rows, width, activation, static_cast<const float*>(nullptr), 0, y + first, y_stride);
         }
     });
+}
+
+// The same of bfloat16, with a zero behind an odd last column: the next product reads it. products: rows x piece_stride floats.
+inline void multiply_in_cache(const TileKernels& tiles, const bf16* a, int64_t a_stride, int64_t rows, int64_t depth, const bf16* weight,
+                              const float* bias, int64_t columns, Activation activation, const float* slopes, bf16* y, int64_t y_stride,
+                              float* products) {
+    multiply_in_parts(tiles, a, a_stride, rows, weight, depth, bias, 0, columns, products,
+                      [&](const float* c, int64_t c_stride, int64_t row, int64_t some, int64_t first, int width) {
+                          bf16* const to = y + row * y_stride + first;
+                          if (slopes) {
+                              finish_dynamic(c, c_stride, some, width, slopes + first, columns, to, y_stride);
+                          } else {
+                              finish(c, c_stride, some, width, activation, static_cast<const bf16*>(nullptr), 0, to, y_stride);
+                          }
+                      });
+    for (int64_t r = 0; columns % 2 != 0 && r < rows; ++r) y[r * y_stride + columns] = bf16{};
 }
 
 // act(a w + bias) + residual for rows of a and the panels [begin, end) of a packed weight of N columns. products: rows x
@@ -81,33 +123,39 @@ inline void multiply_panels(const TileKernels& tiles, const Operand<T>* a, int64
                             const Operand<T>* weight, const float* bias, int64_t columns, int64_t begin, int64_t end, Activation activation,
                             const T* residual, int64_t residual_stride, T* y, int64_t y_stride, float* products,
                             const float* slopes = nullptr) {
-    using O = Operand<T>;
-    const bool as_it_is = sizeof(T) == sizeof(float) && activation == Activation::none && !residual && !slopes;
     const int64_t last = columns < end * panel ? columns : end * panel;
-    for (int64_t first = begin * panel; first < last;) {
-        const int64_t beyond = last - first < columns_at_once ? last : first + columns_at_once, stride = product_stride(beyond - first);
-        int64_t waiting = first;  // the columns from here on are in `products`
-        each_piece<O>(first, beyond, [&](int64_t at, int width) {
-            const auto multiplied = [&](float* to, int64_t to_stride) {
-                multiply(tiles, a, a_stride, rows, weight + at * packed_depth<O>(depth), depth, width, bias + at, 0, to, to_stride);
-            };
-            if constexpr (sizeof(T) == sizeof(float)) {
-                if (as_it_is && width % F32::width == 0) {  // whole vectors of float32 go straight to where they belong
-                    multiplied(y + at, y_stride);
-                    waiting = at + width;
-                    return;
-                }
-            }
-            multiplied(products + (at - waiting), stride);
-        });
-        const int left = static_cast<int>(beyond - waiting);
-        if (left > 0 && slopes) {
-            finish_dynamic(products, stride, rows, left, slopes + waiting, columns, y + waiting, y_stride);
-        } else if (left > 0) {
-            finish(products, stride, rows, left, activation, residual ? residual + waiting : nullptr, residual_stride, y + waiting,
+    const auto finished = [&](const float* c, int64_t c_stride, int64_t row, int64_t some, int64_t first, int width) {
+        T* const to = y + row * y_stride + first;
+        if (slopes) {
+            finish_dynamic(c, c_stride, some, width, slopes + first, columns, to, y_stride);
+        } else {
+            finish(c, c_stride, some, width, activation, residual ? residual + row * residual_stride + first : nullptr, residual_stride, to,
                    y_stride);
         }
-        first = beyond;
+    };
+    if constexpr (is_bf16<T>) {
+        multiply_in_parts(tiles, a, a_stride, rows, weight, depth, bias, begin * panel, last, products, finished);
+    } else {
+        const bool as_it_is = sizeof(T) == sizeof(float) && activation == Activation::none && !residual && !slopes;
+        for (int64_t first = begin * panel; first < last;) {
+            const int64_t beyond = last - first < columns_at_once ? last : first + columns_at_once, stride = product_stride(beyond - first);
+            int64_t waiting = first;  // the columns from here on are in `products`
+            each_piece(first, beyond, panel, [&](int64_t at, int width) {
+                const auto multiply = [&](float* to, int64_t to_stride) {
+                    tiles.multiply(a, a_stride, rows, weight + at * depth, depth, width, bias + at, 0, to, to_stride);
+                };
+                if constexpr (sizeof(T) == sizeof(float)) {
+                    if (as_it_is && width % F32::width == 0) {  // whole vectors of float32 go straight to where they belong
+                        multiply(y + at, y_stride);
+                        waiting = at + width;
+                        return;
+                    }
+                }
+                multiply(products + (at - waiting), stride);
+            });
+            if (beyond > waiting) finished(products, stride, 0, rows, waiting, static_cast<int>(beyond - waiting));
+            first = beyond;
+        }
     }
 }
 

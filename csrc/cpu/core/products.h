@@ -9,7 +9,7 @@ namespace mvit {
 inline constexpr int64_t columns_at_once = 16 * panel;
 // Floats from row to row.
 inline constexpr int64_t product_stride(int64_t columns) { return scratch_stride(columns < columns_at_once ? columns : columns_at_once); }
-// Of what is finished piece by piece, and is bfloat16 then.
-inline constexpr int64_t piece_stride = multiplied_columns<bf16>;
+// Of what becomes bfloat16 again a piece at a time.
+inline constexpr int piece_stride = 2 * panel;
 
 }  // namespace mvit

@@ -89,7 +89,7 @@ inline Rows<Operand<T>> load_rows(const RowSource& s, int64_t rows, float* scrat
         }
         if (s.second_depth > 0) load_row(second + r * s.second_stride, s.second_depth, to + s.depth);
         if (s.layer_norm) normalize_row(to, s.depth, s.eps);
-        if constexpr (sizeof(O) == sizeof(bf16)) narrow_row(to, depth, reinterpret_cast<bf16*>(scratch) + r * made_stride);
+        if constexpr (is_bf16<O>) narrow_row(to, depth, reinterpret_cast<bf16*>(scratch) + r * made_stride);
     }
     return {reinterpret_cast<const O*>(scratch), made_stride};
 }

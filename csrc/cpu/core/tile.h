@@ -31,13 +31,11 @@ struct OperandOf<bf16> {
 template <class T>
 using Operand = typename OperandOf<T>::Type;
 
-// Values of a packed column; and columns that are multiplied at once.
+// Values of a packed column.
 template <class O>
 inline constexpr int64_t packed_depth(int64_t depth) {
-    return sizeof(O) == sizeof(bf16) ? (depth + 1) / 2 * 2 : depth;
+    return is_bf16<O> ? (depth + 1) / 2 * 2 : depth;
 }
-template <class O>
-inline constexpr int multiplied_columns = sizeof(O) == sizeof(bf16) ? 2 * panel : panel;
 
 inline constexpr int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 inline constexpr int64_t panels(int64_t columns) { return (columns + panel - 1) / panel; }
@@ -57,7 +55,7 @@ struct TileKernels {
     // 0.
     void (*multiply)(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t depth, int columns, const float* init,
                      int64_t init_stride, float* c, int64_t c_stride);
-    // The same of pairs and the first `columns` <= multiplied_columns<bf16>, of halves of panels one behind the other. Reads
+    // The same of pairs and the first `columns` columns of halves of panels, one behind the other. Reads
     // packed_depth<bf16>(depth) values of a row, the last of which may be anything but infinite or NaN where depth is odd. Writes, and reads
     // of init, whole half panels.
     void (*multiply_bf16)(const bf16* a, int64_t a_stride, int64_t rows, const bf16* b, int64_t depth, int columns, const float* init,

@@ -107,17 +107,43 @@ inline void multiply_tiles(const TileRange<typename Of::Sum>& t) {
     });
 }
 
-// Sums of a tile, some rows at a time, and the registers' shapes while it lives.
+// The registers while it lives, in the shapes that were last taken.
+class HeldTiles {
+  public:
+    HeldTiles() = default;
+    HeldTiles(const HeldTiles&) = delete;
+    HeldTiles& operator=(const HeldTiles&) = delete;
+    ~HeldTiles() {
+        if (bands_ > 0) release_tiles();
+    }
+
+    // For `bands` bands of so many rows and panels, and so many bytes of k. Takes as long as some products: only where they change.
+    void take(int64_t rows, int64_t bytes, int bands, int panels) {
+        const int fixed = bands > 1 ? panels : 1;
+        if (rows == rows_ && bytes == bytes_ && bands == bands_ && fixed == fixed_) return;
+        rows_ = rows, bytes_ = bytes, bands_ = bands, fixed_ = fixed;
+        TileShapes shapes;
+        for (int s = 0; s < 4; ++s) shapes.set(s, rows, tile_bytes);
+        for (int tile = 4; tile < tile_registers; ++tile) {
+            const bool panel = (tile < 4 + fixed) == (bands > 1);
+            panel ? shapes.set(tile, bytes / 4, tile_bytes) : shapes.set(tile, rows, bytes);
+        }
+        shapes.take();
+    }
+
+  private:
+    int64_t rows_ = 0, bytes_ = 0;
+    int bands_ = 0, fixed_ = 0;
+};
+
+// Sums of a tile, some rows at a time.
 template <class Of>
 class TileProduct {
     using Sum = typename Of::Sum;
 
   public:
-    explicit TileProduct(const TileOperands<Of>& t)
-        : t_(t), run_(t.windows.line > 0 ? t.windows.run : t.depth), part_(tile_part(run_)), whole_(run_ / part_), rest_(run_ % part_) {}
-    TileProduct(const TileProduct&) = delete;
-    TileProduct& operator=(const TileProduct&) = delete;
-    ~TileProduct() { release_tiles(); }
+    TileProduct(const TileOperands<Of>& t, HeldTiles& held)
+        : t_(t), held_(held), run_(t.windows.line > 0 ? t.windows.run : t.depth), part_(tile_part(run_)), whole_(run_ / part_), rest_(run_ % part_) {}
 
     int64_t rows_at_once() const { return most_bands[t_.panels - 1] * tile_rows; }
 
@@ -154,12 +180,12 @@ class TileProduct {
                         t_.init_stride,
                         c,
                         c_stride};
-        take_shapes(rows < tile_rows ? rows : tile_rows, part_, bands);
+        held_.take(rows < tile_rows ? rows : tile_rows, part_, bands, t_.panels);
         multiply(range);
         if (rest_ == 0) return;
         range.a += t_.depth - rest_, range.w += (t_.depth - rest_) / 4 * tile_bytes, range.blocks = 1, range.bytes = rest_;
         range.init = c, range.init_stride = c_stride;
-        take_shapes(rows < tile_rows ? rows : tile_rows, rest_, bands);
+        held_.take(rows < tile_rows ? rows : tile_rows, rest_, bands, t_.panels);
         multiply(range);
     }
 
@@ -178,24 +204,9 @@ class TileProduct {
         return a + row / windows.line * windows.line_step + row % windows.line * t_.a_stride;
     }
 
-    // Takes as long as some products: only where they change.
-    void take_shapes(int64_t rows, int64_t bytes, int bands) {
-        if (rows == rows_ && bytes == bytes_ && bands == bands_) return;
-        rows_ = rows, bytes_ = bytes, bands_ = bands;
-        TileShapes shapes;
-        for (int s = 0; s < 4; ++s) shapes.set(s, rows, tile_bytes);
-        const int fixed = bands > 1 ? t_.panels : 1;
-        for (int tile = 4; tile < tile_registers; ++tile) {
-            const bool panel = (tile < 4 + fixed) == (bands > 1);
-            panel ? shapes.set(tile, bytes / 4, tile_bytes) : shapes.set(tile, rows, bytes);
-        }
-        shapes.take();
-    }
-
     const TileOperands<Of>& t_;
+    HeldTiles& held_;
     int64_t run_, part_, whole_, rest_;  // rest_: only of rows of one piece
-    int64_t rows_ = 0, bytes_ = 0;
-    int bands_ = 0;
 };
 
 }  // namespace

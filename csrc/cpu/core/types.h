@@ -14,6 +14,11 @@ struct f16 {
     uint16_t bits;
 };
 
+template <class T>
+inline constexpr bool is_bf16 = false;
+template <>
+inline constexpr bool is_bf16<bf16> = true;
+
 enum class DType : int { f32 = 0, bf16 = 1, f16 = 2 };
 
 inline constexpr bool known(DType dtype) { return dtype == DType::f32 || dtype == DType::bf16 || dtype == DType::f16; }

@@ -16,9 +16,9 @@ void run(const AddProblem& p, int64_t first, int64_t count) {
     with_activation(p.activation, [&]<Activation activation>() {
         if (b) {
             each_vector(count,
-                        [&](int64_t i, int n) { store(activate<activation>(load(a + i, n, 0.0f) + load(b + i, n, 0.0f)), y + i, n); });
+                        [&](int64_t i, int n) { store(activate<activation, T>(load(a + i, n, 0.0f) + load(b + i, n, 0.0f)), y + i, n); });
         } else {
-            each_vector(count, [&](int64_t i, int n) { store(activate<activation>(load(a + i, n, 0.0f)), y + i, n); });
+            each_vector(count, [&](int64_t i, int n) { store(activate<activation, T>(load(a + i, n, 0.0f)), y + i, n); });
         }
     });
 }

@@ -66,7 +66,7 @@ inline void planes_vector(const float* from, int64_t rows, int64_t row_stride, c
         }
 #pragma GCC unroll 8
     for (int i = 0; i < count; ++i) {
-        F32 value = activate<activation>(sum[i]);
+        F32 value = activate<activation, T>(sum[i]);
         if (residual) value = value + load(residual + i * columns, lanes, 0.0f);
         store(value, y + i * columns, lanes);
     }

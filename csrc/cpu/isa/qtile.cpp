@@ -330,7 +330,8 @@ constexpr RequantizeTile requantize_tiles[14][qgroup] = MVIT_ALL_TILES(requantiz
 
 void accumulate_by_tiles(const QTile& t, int32_t* c, int64_t c_stride, const RowsDone& done) {
     const TileOperands<OfBytes> operands = tile_operands(t);
-    TileProduct product(operands);
+    HeldTiles held;
+    TileProduct product(operands, held);
     for (int64_t first = 0; first < t.rows; first += summed_rows) {
         const int64_t rows = t.rows - first < summed_rows ? t.rows - first : summed_rows;
         product.each_band(first, first + rows,
@@ -373,7 +374,8 @@ void requantize_by_tiles(const QTile& t, const Finish& finish, uint8_t* y, int64
     alignas(64) int32_t sums[2][most];
     const int64_t stride = t.panels * qpanel;
     const TileOperands<OfBytes> operands = tile_operands(t);
-    TileProduct product(operands);
+    HeldTiles held;
+    TileProduct product(operands, held);
     const auto finish_some = [&](const int32_t* c, int64_t row, int64_t rows) {
         finish_rows_of[t.panels - 1](c, stride, rows, finish, y + row * y_stride, y_stride);
     };

@@ -157,19 +157,23 @@ void values(const ValueBlock& p) {
     int32_t* phase = reinterpret_cast<int32_t*>(products + p.rows * value_products(dim));
     each_phase(p.first, p.rows, p.width, p.patch_h, p.patch_w, [&](int64_t r, int64_t f) { phase[r] = static_cast<int32_t>(f); });
     const Rows<O> x = load_rows<T>(p.source, p.rows, p.scratch);
-    const F32 zero = F32::all(0.0f);
-    each_piece<O>(0, width, [&](int64_t first, int columns) {  // whole panels fit: see scratch_stride
-        constexpr bool in_place = sizeof(O) == sizeof(float);
-        float* const c = in_place ? reinterpret_cast<float*>(gated + first) : products;
-        const int64_t c_stride = in_place ? gated_stride : piece_stride;
-        multiply(tiles, x.data, x.stride, p.rows, static_cast<const O*>(p.value_weight) + first * packed_depth<O>(dim), dim, columns,
-                 p.value_bias + first, 0, c, c_stride);
-        for (int64_t r = 0; r < p.rows; ++r) {
-            const float* gate = p.context + phase[r] * width + first;
-            for (int v = 0; v < columns; v += W)
-                (max(zero, F32::load(c + r * c_stride + v)) * F32::load(gate + v)).store(gated + r * gated_stride + first + v);
+    const auto gate = [&](const float* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first, int columns) {
+        for (int64_t r = 0; r < rows; ++r) {
+            const float* by = p.context + phase[row + r] * width + first;
+            O* to = gated + (row + r) * gated_stride + first;
+            for (int v = 0; v < columns; v += W) (max(F32::all(0.0f), F32::load(c + r * c_stride + v)) * F32::load(by + v)).store(to + v);
         }
-    });
+    };
+    const O* weight = static_cast<const O*>(p.value_weight);
+    if constexpr (is_bf16<O>) {
+        multiply_in_parts(tiles, x.data, x.stride, p.rows, weight, dim, p.value_bias, 0, width, products, gate);
+    } else {
+        each_piece(0, width, panel, [&](int64_t first, int columns) {  // whole panels fit: see scratch_stride
+            float* const c = gated + first;
+            tiles.multiply(x.data, x.stride, p.rows, weight + first * dim, dim, columns, p.value_bias + first, 0, c, gated_stride);
+            gate(c, gated_stride, 0, p.rows, first, columns);
+        });
+    }
     multiply_panels<T>(tiles, gated, gated_stride, p.rows, dim, static_cast<const O*>(p.out_weight), p.out_bias, dim, 0, panels(dim),
                        Activation::none, static_cast<const T*>(p.source.a), dim, static_cast<T*>(p.y), dim, products);
 }

@@ -7,7 +7,6 @@
 
 #include "cpu/core/isa.h"
 #include "cpu/core/simd.h"
-#include "cpu/core/tiles_amx.h"
 
 namespace mvit {
 namespace {
@@ -99,6 +98,71 @@ void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, in
 
 // --- bfloat16 ---
 
+#if defined(MVIT_ISA_AVX512BF16)
+
+// As `tile`, of two k at a time, and half panels one behind the other: w_stride values apart.
+template <int rows, int vectors>
+void tile_of_pairs(const bf16* a, int64_t a_stride, const bf16* w, int64_t w_stride, int64_t depth, const float* init, int64_t init_stride,
+                   float* c, int64_t c_stride) {
+    __m512 sum[rows][vectors];
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) sum[r][v] = _mm512_loadu_ps(init + r * init_stride + v * half_panel);
+    const auto pairs_at = [](const bf16* p) { return __builtin_bit_cast(__m512bh, _mm512_loadu_si512(p)); };
+    constexpr int groups = (rows + 2) / 3;
+    const char* row[groups];
+#pragma GCC unroll 5
+    for (int g = 0; g < groups; ++g) row[g] = reinterpret_cast<const char*>(a + 3 * g * a_stride);
+    const int64_t stride = a_stride * int64_t{sizeof(bf16)};
+    for (int64_t k = 0; k < depth; k += 2, w += 2 * half_panel) {
+        __m512bh column[vectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) column[v] = pairs_at(w + v * w_stride);
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; ++r) {
+            int pair;
+            __builtin_memcpy(&pair, row[r / 3] + (r % 3) * stride, sizeof pair);
+            const __m512bh x = __builtin_bit_cast(__m512bh, _mm512_set1_epi32(pair));
+#pragma GCC unroll 2
+            for (int v = 0; v < vectors; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], x, column[v]);
+        }
+#pragma GCC unroll 5
+        for (int g = 0; g < groups; ++g) row[g] += 2 * sizeof(bf16);
+    }
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) _mm512_storeu_ps(c + r * c_stride + v * half_panel, sum[r][v]);
+}
+
+using TileOfPairs = void (*)(const bf16*, int64_t, const bf16*, int64_t, int64_t, const float*, int64_t, float*, int64_t);
+#define MVIT_TILES(rows) {tile_of_pairs<rows, 1>, tile_of_pairs<rows, 2>}
+constexpr TileOfPairs tiles_of_pairs[14][2] = {MVIT_TILES(1),  MVIT_TILES(2),  MVIT_TILES(3),  MVIT_TILES(4), MVIT_TILES(5),
+                                               MVIT_TILES(6),  MVIT_TILES(7),  MVIT_TILES(8),  MVIT_TILES(9), MVIT_TILES(10),
+                                               MVIT_TILES(11), MVIT_TILES(12), MVIT_TILES(13), MVIT_TILES(14)};
+#undef MVIT_TILES
+
+void multiply_bf16(const bf16* a, int64_t a_stride, int64_t rows, const bf16* b, int64_t depth, int columns, const float* init,
+                   int64_t init_stride, float* c, int64_t c_stride) {
+    const int64_t size = half_panel * packed_depth<bf16>(depth);
+    const int halves = static_cast<int>((columns + half_panel - 1) / half_panel);
+    for (int64_t left = (rows + most_rows - 1) / most_rows; left > 0; --left) {
+        const int64_t height = (rows + left - 1) / left;
+        for (int64_t half = 0; half < halves; half += 2) {
+            const int64_t at = half * half_panel;
+            tiles_of_pairs[height - 1][halves - half > 1 ? 1 : 0](a, a_stride, b + half * size, size, depth, init + at, init_stride, c + at,
+                                                                  c_stride);
+        }
+        rows -= height;
+        a += height * a_stride;
+        init += height * init_stride;
+        c += height * c_stride;
+    }
+}
+
+#else
+
 constexpr int64_t widened = 256;  // values of k at once
 
 // The pairs of half a panel, as two of its rows.
@@ -113,47 +177,38 @@ inline void widen_pairs(const bf16* from, float* to) {
     __builtin_memcpy(to + panel, second, sizeof second);
 }
 
-// Without tiles: as float32, half a panel and a few rows at a time, in the first cache.
-void multiply_widened(const bf16* a, int64_t a_stride, int64_t rows, const bf16* b, int64_t depth, const float* init, int64_t init_stride,
-                      float* c, int64_t c_stride) {
-    float columns[widened * panel], some[most_rows * widened];
-    for (int64_t first = 0; first == 0 || first < depth; first += widened) {
-        const int64_t count = depth - first < widened ? depth - first : widened;
-        for (int64_t k = 0; k < count; k += 2) widen_pairs(b + (first + k) * half_panel, columns + k * panel);
-        for (int64_t row = 0, height; row < rows; row += height) {
-            height = rows - row < most_rows ? rows - row : most_rows;
-            for (int64_t r = 0; r < height; ++r)
-                for (int64_t k = 0; k < count; k += W) {
-                    const int lanes = lanes_left(count, k);
-                    store(load(a + (row + r) * a_stride + first + k, lanes, 0.0f), some + r * widened + k, lanes);
-                }
-            multiply_chunk(some, widened, height, columns, count, static_cast<int>(half_panel), init + row * init_stride, init_stride, c + row * c_stride,
-                           c_stride);
+// As float32, a panel and a few rows at a time, in the first cache.
+void multiply_bf16(const bf16* a, int64_t a_stride, int64_t rows, const bf16* b, int64_t depth, int columns, const float* init,
+                   int64_t init_stride, float* c, int64_t c_stride) {
+    float w[widened * panel], some[most_rows * widened];
+    const int64_t size = half_panel * packed_depth<bf16>(depth);
+    const int whole = static_cast<int>(round_up(columns, half_panel));
+    for (int left = whole; left > 0; left -= panel, b += 2 * size, init += panel, c += panel) {
+        const int width = left < panel ? left : panel;
+        const float* begin = init;
+        int64_t begin_stride = init_stride;
+        for (int64_t first = 0; first == 0 || first < depth; first += widened) {
+            const int64_t count = depth - first < widened ? depth - first : widened;
+            for (int64_t k = 0; k < count; k += 2)
+                for (int64_t half = 0; half < width / half_panel; ++half)
+                    widen_pairs(b + half * size + (first + k) * half_panel, w + k * panel + half * half_panel);
+            for (int64_t row = 0, height; row < rows; row += height) {
+                height = rows - row < most_rows ? rows - row : most_rows;
+                for (int64_t r = 0; r < height; ++r)
+                    for (int64_t k = 0; k < count; k += W) {
+                        const int lanes = lanes_left(count, k);
+                        store(load(a + (row + r) * a_stride + first + k, lanes, 0.0f), some + r * widened + k, lanes);
+                    }
+                multiply_chunk(some, widened, height, w, count, width, begin + row * begin_stride, begin_stride, c + row * c_stride,
+                               c_stride);
+            }
+            begin = c;
+            begin_stride = c_stride;
         }
-        init = c;
-        init_stride = c_stride;
     }
 }
 
-void multiply_bf16(const bf16* a, int64_t a_stride, int64_t rows, const bf16* b, int64_t depth, int columns, const float* init,
-                   int64_t init_stride, float* c, int64_t c_stride) {
-    const int64_t size = half_panel * packed_depth<bf16>(depth);
-    const int halves = static_cast<int>((columns + half_panel - 1) / half_panel);
-#if defined(MVIT_ISA_AVX512VNNI)
-    if (isa_active() == Isa::amx && depth > 0) {
-        constexpr int64_t bytes = sizeof(bf16);
-        const TileOperands<OfBf16> operands{a, a_stride * bytes, packed_depth<bf16>(depth) * bytes, b, size * bytes, halves, init,
-                                            init_stride};
-        TileProduct product(operands);
-        product.each_band(0, rows, [&](int64_t row, int64_t some) { product.sum(row, some, c + row * c_stride, c_stride); });
-        return;
-    }
 #endif
-    for (int64_t half = 0; half < halves; ++half) {
-        const int64_t at = half * half_panel;
-        multiply_widened(a, a_stride, rows, b + half * size, depth, init + at, init_stride, c + at, c_stride);
-    }
-}
 
 }  // namespace
 

@@ -91,7 +91,7 @@ inline void transform_output(const Conv2dProblem& p, Place at, const float* m, i
             if (2 * at.i + r >= p.height) break;
             const int64_t pixel = ((at.image * p.height + 2 * at.i + r) * p.width + 2 * at.j) * p.columns + first + n;
             const auto put = [&](F32 sum, int64_t offset) {
-                F32 y = activate<activation>(sum + bias);
+                F32 y = activate<activation, T>(sum + bias);
                 if (p.residual) y = y + load(static_cast<const T*>(p.residual) + offset, lanes, 0.0f);
                 store(y, static_cast<T*>(p.y) + offset, lanes);
             };
