@@ -54,28 +54,40 @@ bool same_bits(Guarded<T>& a, Guarded<T>& b) {
     return a.size() == b.size() && std::memcmp(a.data(), b.data(), static_cast<size_t>(a.size()) * sizeof(T)) == 0;
 }
 
-// A random matrix (columns, depth) of standard deviation 1 / sqrt(depth) with a random bias, packed (core/tile.h); zeros beyond.
+// How far what is multiplied may be from what it was before it became an operand, relative to it.
+template <class T>
+inline constexpr double operand_rounding = is_bf16<T> ? rounding<bf16> : 0.0;
+
+// Where entry (n, k) of a matrix of so much depth is in its packed form (core/tile.h), for operands O.
+template <class O>
+int64_t packed_index(int64_t n, int64_t k, int64_t depth) {
+    if (!is_bf16<O>) return (n / panel * depth + k) * panel + n % panel;
+    return n / half_panel * half_panel * packed_depth<O>(depth) + (k / 2 * half_panel + n % half_panel) * 2 + k % 2;
+}
+
+// A random matrix (columns, depth) of standard deviation 1 / sqrt(depth) with a random bias, packed for operands O; zeros beyond.
+template <class O = float>
 class Weight {
   public:
-    Weight(int64_t columns, int64_t depth) : depth_(depth), packed_(panels(columns) * panel * depth), bias_(panels(columns) * panel) {
+    Weight(int64_t columns, int64_t depth)
+        : depth_(depth), packed_(panels(columns) * panel * packed_depth<O>(depth)), bias_(panels(columns) * panel) {
         fill_with(packed_, 0.0f);
         fill_with(bias_, 0.0f);
         const float scale = 1.0f / std::sqrt(static_cast<float>(depth > 0 ? depth : 1));
         for (int64_t n = 0; n < columns; ++n) {
-            for (int64_t k = 0; k < depth; ++k) packed_[index(n, k)] = scale * random_float();
+            for (int64_t k = 0; k < depth; ++k) from_float(scale * random_float(), &packed_[packed_index<O>(n, k, depth)]);
             bias_[n] = random_float();
         }
     }
-    const float* data() { return packed_.data(); }
+    const O* data() { return packed_.data(); }
     const float* bias_data() { return bias_.data(); }
-    double at(int64_t n, int64_t k) { return double{packed_[index(n, k)]}; }
+    double at(int64_t n, int64_t k) { return value(packed_[packed_index<O>(n, k, depth_)]); }
     double bias(int64_t n) { return double{bias_[n]}; }
 
   private:
-    int64_t index(int64_t n, int64_t k) const { return (n / panel * depth_ + k) * panel + n % panel; }
-
     int64_t depth_;
-    Guarded<float> packed_, bias_;
+    Guarded<O> packed_;
+    Guarded<float> bias_;
 };
 
 inline double activate_exactly(Activation activation, double x) {

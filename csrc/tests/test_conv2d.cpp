@@ -1,9 +1,10 @@
 // Every method of a convolution against a double-precision loop over the formula, on odd sizes, with guard pages behind each tensor.
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "cpu/ops/conv2d.h"
-#include "tests/check.h"
+#include "tests/floats.h"
 
 using namespace mvit;
 using namespace mvit::tests;
@@ -18,38 +19,41 @@ struct Case {
 
 constexpr double g[4][3] = {{1, 0, 0}, {0.5, 0.5, 0.5}, {0.5, -0.5, 0.5}, {0, 0, 1}};
 
-// Entry (n, k) of a matrix of N columns and the given depth, where core/tile.h has it.
-int64_t at(int64_t n, int64_t k, int64_t depth) { return (n / panel * depth + k) * panel + n % panel; }
-
+template <class T = float, bool gathered = false>
 void compare(const Case& t) {
     const int64_t channels = t.channels + t.second, pixels = t.height * t.width, taps = t.kernel * t.kernel;
     const int64_t height = (t.height - 1) / t.stride + 1, width = (t.width - 1) / t.stride + 1;
     const bool by_planes = t.method == Conv2dMethod::planes, winograd = t.method == Conv2dMethod::winograd;
-    Guarded<float> x(t.batch * pixels * t.channels), second(t.batch * pixels * t.second), w(t.columns * taps * channels);
-    Guarded<float> y(t.batch * height * width * t.columns), residual(y.size());
-    Guarded<float> weight(panels(t.columns) * panel * (winograd ? 16 : taps) * channels), bias(panels(t.columns) * panel);
-    for (Guarded<float>* each : {&x, &second, &w, &residual, &bias})
-        for (int64_t i = 0; i < each->size(); ++i) (*each)[i] = random_float();
-    std::fill_n(weight.data(), weight.size(), 0.0f);
+    using O = std::conditional_t<gathered, Operand<T>, float>;
+    Guarded<T> x(t.batch * pixels * t.channels), second(t.batch * pixels * t.second);
+    Guarded<O> w(t.columns * taps * channels);
+    Guarded<T> y(t.batch * height * width * t.columns), residual(y.size());
+    Guarded<O> weight(panels(t.columns) * panel * (winograd ? 16 * channels : packed_depth<O>(taps * channels)));
+    Guarded<float> bias(panels(t.columns) * panel);
+    fill(x), fill(second), fill(w), fill(residual), fill(bias);
+    fill_with(weight, 0.0f);
     for (int64_t n = 0; n < t.columns; ++n)
         for (int64_t c = 0; c < channels; ++c) {
-            const float* tap = w.data() + (n * channels + c) * taps;
+            const O* tap = w.data() + (n * channels + c) * taps;
             if (winograd) {
                 for (int64_t r = 0; r < 4; ++r)
                     for (int64_t s = 0; s < 4; ++s) {
                         double sum = 0;
-                        for (int64_t k = 0; k < 9; ++k) sum += g[r][k / 3] * g[s][k % 3] * double{tap[k]};
-                        weight[(4 * r + s) * panels(t.columns) * panel * channels + at(n, c, channels)] = static_cast<float>(sum);
+                        for (int64_t k = 0; k < 9; ++k) sum += g[r][k / 3] * g[s][k % 3] * value(tap[k]);
+                        from_float(static_cast<float>(sum),
+                                   &weight[(4 * r + s) * panels(t.columns) * panel * channels + packed_index<O>(n, c, channels)]);
                     }
                 continue;
             }
-            for (int64_t k = 0; k < taps; ++k) weight[at(n, by_planes ? c * taps + k : k * channels + c, taps * channels)] = tap[k];
+            for (int64_t k = 0; k < taps; ++k)
+                weight[packed_index<O>(n, by_planes ? c * taps + k : k * channels + c, taps * channels)] = tap[k];
         }
 
     const InputMap last{x.data(), t.channels, pixels * t.channels, 1, t.width * t.channels, t.channels};
     const InputMap first{x.data(), t.channels, pixels * t.channels, pixels, t.width, 1};
     const InputMap other{second.data(), t.second, pixels * t.second, 1, t.width * t.second, t.second};
     Conv2dProblem p{};
+    p.dtype = dtype_of<T>;
     p.batch = t.batch, p.height = t.height, p.width = t.width, p.columns = t.columns;
     p.kernel = t.kernel, p.stride = t.stride, p.method = t.method;
     p.x = by_planes ? first : last;
@@ -72,13 +76,14 @@ void compare(const Case& t) {
             for (int64_t c = 0; c < channels; ++c) {
                 const InputMap& map = c < t.channels ? p.x : p.second;
                 const int64_t inside = c < t.channels ? c : c - t.channels;
-                const float* data = static_cast<const float*>(map.data);
-                sum += double{data[image * map.image + v * map.row + u * map.pixel + inside * map.channel]} *
-                       double{w[(n * channels + c) * taps + k]};
+                const T* data = static_cast<const T*>(map.data);
+                sum += value(data[image * map.image + v * map.row + u * map.pixel + inside * map.channel]) *
+                       value(w[(n * channels + c) * taps + k]);
             }
         }
-        const double expected = std::max(sum, 0.0) + (t.residual ? double{residual[i]} : 0.0);
-        CHECK(std::fabs(double{y[i]} - expected) < 1e-4 * (1 + std::sqrt(static_cast<double>(taps * channels))));
+        const double expected = std::max(sum, 0.0) + (t.residual ? value(residual[i]) : 0.0);
+        const double doubt = 1e-4 * (1 + std::sqrt(static_cast<double>(taps * channels)));
+        CHECK(std::fabs(value(y[i]) - expected) < doubt + rounding<T> * std::fabs(expected));
     }
 }
 
@@ -92,9 +97,12 @@ TEST(conv2d_by_gathering_and_as_a_product) {
                     for (int64_t second : {0, 5}) {
                         compare({2, 5, 7, channels, second, 33, kernel, stride, Conv2dMethod::gathered, true});
                         compare({1, 1, 1, channels, second, 1, kernel, stride, Conv2dMethod::gathered, false});
+                        compare<bf16, true>({2, 5, 7, channels, second, 33, kernel, stride, Conv2dMethod::gathered, true});
+                        compare<f16, true>({1, 4, 3, channels, second, 5, kernel, stride, Conv2dMethod::gathered, true});
                     }
         compare({1, 2, 1, 70, 0, 40, 3, 1, Conv2dMethod::gathered, false});
         compare({1, 14, 15, 40, 24, 72, 3, 1, Conv2dMethod::gathered, true});  // several blocks and ranges
+        compare<bf16, true>({1, 14, 15, 40, 24, 72, 3, 1, Conv2dMethod::gathered, true});
     });
 }
 
@@ -104,6 +112,7 @@ TEST(conv2d_by_planes) {
             for (int64_t channels : {2, 3, 4})
                 for (int64_t columns : {1, 7, 16, 33})
                     for (int64_t width : {1, 2, 9, 33}) compare({2, 5, width, channels, 0, columns, 3, stride, Conv2dMethod::planes, true});
+        compare<bf16>({2, 5, 9, 3, 0, 33, 3, 2, Conv2dMethod::planes, true});
         compare({1, 1, 1, 3, 0, 16, 3, 2, Conv2dMethod::planes, false});
     });
 }

@@ -21,7 +21,7 @@ void compare(const Case& c) {
     const int64_t rows = c.groups * c.rows;
     Guarded<T> x(rows * c.dim), y(x.size()), again(x.size());
     fill(x, c.mean);
-    Weight first(c.hidden, c.dim), second(c.dim, c.hidden);
+    Weight<Operand<T>> first(c.hidden, c.dim), second(c.dim, c.hidden);
     Guarded<Moments> moments(c.groups), collected(c.groups);
     for (int64_t g = 0; g < c.groups; ++g)
         moments[g] = exact_moments(c.rows * c.dim, [&](int64_t i) { return value(x[g * c.rows * c.dim + i]); });
@@ -47,23 +47,28 @@ void compare(const Case& c) {
         CHECK(moments_are_of(collected, y, c.rows * c.dim));
     }
 
-    std::vector<double> normal(static_cast<size_t>(c.dim)), hidden(static_cast<size_t>(c.hidden));
+    std::vector<double> normal(static_cast<size_t>(c.dim)), hidden(static_cast<size_t>(c.hidden)), doubt(hidden);  // of each hidden value
     for (int64_t r = 0; r < rows; ++r) {
         const auto at = [&](int64_t k) { return value(x[r * c.dim + k]); };
         const Moments norm = p.layer_norm ? exact_moments(c.dim, at) : moments[r / c.rows];
         for (int64_t k = 0; k < c.dim; ++k) normal[static_cast<size_t>(k)] = (at(k) - norm.mean) / std::sqrt(norm.variance + double{p.eps});
         for (int64_t n = 0; n < c.hidden; ++n) {
-            double sum = first.bias(n);
-            for (int64_t k = 0; k < c.dim; ++k) sum += normal[static_cast<size_t>(k)] * first.at(n, k);
+            double sum = first.bias(n), size = 0;
+            for (int64_t k = 0; k < c.dim; ++k) {
+                sum += normal[static_cast<size_t>(k)] * first.at(n, k);
+                size += std::fabs(normal[static_cast<size_t>(k)] * first.at(n, k));
+            }
             hidden[static_cast<size_t>(n)] = activate_exactly(c.activation, sum);
+            doubt[static_cast<size_t>(n)] = operand_rounding<T> * (size + std::fabs(hidden[static_cast<size_t>(n)]));
         }
         for (int64_t n = 0; n < c.dim; ++n) {
-            double sum = at(n) + second.bias(n), size = std::fabs(at(n));
+            double sum = at(n) + second.bias(n), size = std::fabs(at(n)), doubts = 0;
             for (int64_t k = 0; k < c.hidden; ++k) {
+                doubts += doubt[static_cast<size_t>(k)] * std::fabs(second.at(n, k));
                 sum += hidden[static_cast<size_t>(k)] * second.at(n, k);
                 size += std::fabs(hidden[static_cast<size_t>(k)] * second.at(n, k));
             }
-            CHECK(std::fabs(value(y[r * c.dim + n]) - sum) < 5e-6 * (1 + size) + rounding<T> * std::fabs(sum));
+            CHECK(std::fabs(value(y[r * c.dim + n]) - sum) < 5e-6 * (1 + size) + doubts + rounding<T> * std::fabs(sum));
         }
     }
 }

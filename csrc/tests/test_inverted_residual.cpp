@@ -20,7 +20,7 @@ void compare(const Case& c) {
     const int64_t pixels = c.height * c.width, out_pixels = out_height * out_width;
     Guarded<T> x(c.batch * pixels * c.channels), y(c.batch * out_pixels * c.columns), again(y.size());
     fill(x);
-    Weight expand(c.hidden, c.channels), reduce(c.columns, c.hidden);
+    Weight<Operand<T>> expand(c.hidden, c.channels), reduce(c.columns, c.hidden);
     const int64_t taps_stride = depthwise_stride(c.hidden);
     Guarded<float> taps(9 * taps_stride), taps_bias(taps_stride);
     fill(taps, 0.0f, 0.4f);
@@ -49,7 +49,7 @@ void compare(const Case& c) {
         CHECK(moments_are_of(collected, y, out_pixels * c.columns));
     }
 
-    std::vector<double> wide(static_cast<size_t>(pixels * c.hidden)), filtered(static_cast<size_t>(c.hidden));
+    std::vector<double> wide(static_cast<size_t>(pixels * c.hidden)), filtered(static_cast<size_t>(c.hidden)), doubt(filtered);
     for (int64_t b = 0; b < c.batch; ++b) {
         const auto at = [&](int64_t pixel, int64_t k) { return value(x[(b * pixels + pixel) * c.channels + k]); };
         for (int64_t pixel = 0; pixel < pixels; ++pixel)
@@ -60,22 +60,27 @@ void compare(const Case& c) {
             }
         for (int64_t place = 0; place < out_pixels; ++place) {
             for (int64_t e = 0; e < c.hidden; ++e) {
-                double sum = double{taps_bias[e]};
+                double sum = double{taps_bias[e]}, size = 0;
                 for (int64_t tap = 0; tap < 9; ++tap) {
                     const int64_t row = place / out_width * c.stride + tap / 3 - 1, column = place % out_width * c.stride + tap % 3 - 1;
-                    if (row >= 0 && row < c.height && column >= 0 && column < c.width)
-                        sum += double{taps[tap * taps_stride + e]} * wide[static_cast<size_t>((row * c.width + column) * c.hidden + e)];
+                    if (row >= 0 && row < c.height && column >= 0 && column < c.width) {
+                        const double term =
+                            double{taps[tap * taps_stride + e]} * wide[static_cast<size_t>((row * c.width + column) * c.hidden + e)];
+                        sum += term, size += c.expand ? std::fabs(term) : 0.0;
+                    }
                 }
                 filtered[static_cast<size_t>(e)] = activate_exactly(c.activation, sum);
+                doubt[static_cast<size_t>(e)] = operand_rounding<T> * (1.2 * size + std::fabs(filtered[static_cast<size_t>(e)]));
             }
             for (int64_t n = 0; n < c.columns; ++n) {
-                double sum = reduce.bias(n) + (c.residual ? at(place, n) : 0.0), size = std::fabs(sum);
+                double sum = reduce.bias(n) + (c.residual ? at(place, n) : 0.0), size = std::fabs(sum), doubts = 0;
                 for (int64_t e = 0; e < c.hidden; ++e) {
                     sum += reduce.at(n, e) * filtered[static_cast<size_t>(e)];
                     size += std::fabs(reduce.at(n, e) * filtered[static_cast<size_t>(e)]);
+                    doubts += std::fabs(reduce.at(n, e)) * doubt[static_cast<size_t>(e)];
                 }
                 const double actual = value(y[(b * out_pixels + place) * c.columns + n]);
-                CHECK(std::fabs(actual - sum) < 5e-6 * (1 + size) + rounding<T> * std::fabs(sum));
+                CHECK(std::fabs(actual - sum) < 5e-6 * (1 + size) + doubts + rounding<T> * std::fabs(sum));
             }
         }
     }

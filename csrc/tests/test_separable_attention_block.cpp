@@ -20,7 +20,8 @@ void compare(const Case& c) {
     fill(x, c.mean);
     Guarded<float> query(d);
     fill(query, 0.0f, c.query / std::sqrt(static_cast<float>(d)));
-    Weight key(d, d), value_(d, d), out(d, d);
+    Weight key(d, d);
+    Weight<Operand<T>> value_(d, d), out(d, d);
     Guarded<Moments> moments(c.batch), collected(c.batch);
     for (int64_t b = 0; b < c.batch; ++b)
         moments[b] = exact_moments(positions * d, [&](int64_t i) { return value(x[b * positions * d + i]); });
@@ -46,7 +47,8 @@ void compare(const Case& c) {
         CHECK(moments_are_of(collected, y, positions * d));
     }
 
-    std::vector<double> centred(static_cast<size_t>(positions * d)), mixed(static_cast<size_t>(d)), context(mixed), gated(mixed);
+    std::vector<double> centred(static_cast<size_t>(positions * d)), mixed(static_cast<size_t>(d)), context(mixed), gated(mixed),
+        doubt(mixed);
     for (int64_t b = 0; b < c.batch; ++b) {
         const auto at = [&](int64_t n, int64_t k) -> double& { return centred[static_cast<size_t>(n * d + k)]; };
         const auto given = [&](int64_t n, int64_t k) { return value(x[(b * positions + n) * d + k]); };
@@ -78,18 +80,20 @@ void compare(const Case& c) {
             }
             each_position([&](int64_t n) {
                 for (int64_t j = 0; j < d; ++j) {
-                    double total = value_.bias(j);
-                    for (int64_t k = 0; k < d; ++k) total += value_.at(j, k) * at(n, k);
-                    gated[static_cast<size_t>(j)] = std::fmax(total, 0.0) * context[static_cast<size_t>(j)];
+                    double total = value_.bias(j), size = 0, by = context[static_cast<size_t>(j)];
+                    for (int64_t k = 0; k < d; ++k) total += value_.at(j, k) * at(n, k), size += std::fabs(value_.at(j, k) * at(n, k));
+                    gated[static_cast<size_t>(j)] = std::fmax(total, 0.0) * by;
+                    doubt[static_cast<size_t>(j)] = operand_rounding<T> * std::fabs(by) * (size + std::fabs(total));
                 }
                 for (int64_t j = 0; j < d; ++j) {
-                    double total = out.bias(j) + given(n, j), size = std::fabs(given(n, j));
+                    double total = out.bias(j) + given(n, j), size = std::fabs(given(n, j)), doubts = 0;
                     for (int64_t k = 0; k < d; ++k) {
                         total += out.at(j, k) * gated[static_cast<size_t>(k)];
                         size += std::fabs(out.at(j, k) * gated[static_cast<size_t>(k)]);
+                        doubts += std::fabs(out.at(j, k)) * doubt[static_cast<size_t>(k)];
                     }
                     const double actual = value(y[(b * positions + n) * d + j]);
-                    CHECK(std::fabs(actual - total) < 2e-5 * (1 + size) + rounding<T> * std::fabs(total));
+                    CHECK(std::fabs(actual - total) < 2e-5 * (1 + size) + doubts + rounding<T> * std::fabs(total));
                 }
             });
         }
@@ -168,7 +172,7 @@ TEST(scores_of_minus_infinity_weigh_nothing) {
         SeparableAttentionBlockProblem p{};
         p.batch = 1, p.dim = d, p.height = 1, p.width = positions, p.patch_h = p.patch_w = 1;
         p.query = query.data();
-        p.key_weight = p.value_weight = p.out_weight = weight.data();
+        p.key_weight = weight.data(), p.value_weight = p.out_weight = weight.data();
         p.key_bias = p.value_bias = p.out_bias = weight.bias_data();
         p.moments = &moments;
         p.x = x.data();

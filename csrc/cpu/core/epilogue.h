@@ -61,9 +61,14 @@ inline void multiply_in_parts(const TileKernels& tiles, const bf16* a, int64_t a
         };
         each_piece(begin, end, most_tile_panels * tile_columns, [&](int64_t first, int width) {
             const int64_t stride = stride_of(width);
-            const TileOperands<OfBf16> operands{
-                a, a_stride * bytes, pairs * bytes, weight + first * pairs, tile_columns * pairs * bytes, static_cast<int>(stride / tile_columns),
-                bias + first, 0};
+            const TileOperands<OfBf16> operands{a,
+                                                a_stride * bytes,
+                                                pairs * bytes,
+                                                weight + first * pairs,
+                                                tile_columns * pairs * bytes,
+                                                static_cast<int>(stride / tile_columns),
+                                                bias + first,
+                                                0};
             TileProduct product(operands, held);
             product.each_band(0, rows, [&](int64_t row, int64_t some) {
                 product.sum(row, some, parts[turn], stride);

@@ -6,8 +6,8 @@
 
 namespace mvit {
 
-// avx512bf16: avx512vnni, and instructions that round to bfloat16 and multiply it. amx: kernels of avx512bf16, whose products of bytes and of
-// bfloat16 go by tiles (amx.h).
+// avx512bf16: avx512vnni, and instructions that round to bfloat16 and multiply it. amx: kernels of avx512bf16, whose products of bytes and
+// of bfloat16 go by tiles (amx.h).
 enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2, avx512bf16 = 3, amx = 4 };
 inline constexpr int isa_count = 5;
 
@@ -45,9 +45,9 @@ struct IsaTable {
     constexpr IsaTable<Kernels> op##_table{{&op##_scalar, &op##_avx2, &op##_avx512vnni, &op##_avx512bf16, &op##_avx512bf16}}; \
     }
 #else
-#define MVIT_ISA_TABLE(Kernels, op)                                                    \
-    extern const Kernels op##_scalar;                                                  \
-    namespace {                                                                        \
+#define MVIT_ISA_TABLE(Kernels, op)                                                             \
+    extern const Kernels op##_scalar;                                                           \
+    namespace {                                                                                 \
     constexpr IsaTable<Kernels> op##_table{{&op##_scalar, nullptr, nullptr, nullptr, nullptr}}; \
     }
 #endif

@@ -1,4 +1,5 @@
-// Operands of the tile multiplication: rows of any float type as what they are multiplied as, on their way through a norm. Internal linkage.
+// Operands of the tile multiplication: rows of any float type as what they are multiplied as, on their way through a norm. Internal
+// linkage.
 #pragma once
 
 #include "cpu/core/row_source.h"

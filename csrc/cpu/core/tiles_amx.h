@@ -143,7 +143,12 @@ class TileProduct {
 
   public:
     TileProduct(const TileOperands<Of>& t, HeldTiles& held)
-        : t_(t), held_(held), run_(t.windows.line > 0 ? t.windows.run : t.depth), part_(tile_part(run_)), whole_(run_ / part_), rest_(run_ % part_) {}
+        : t_(t),
+          held_(held),
+          run_(t.windows.line > 0 ? t.windows.run : t.depth),
+          part_(tile_part(run_)),
+          whole_(run_ / part_),
+          rest_(run_ % part_) {}
 
     int64_t rows_at_once() const { return most_bands[t_.panels - 1] * tile_rows; }
 
@@ -169,17 +174,17 @@ class TileProduct {
         const int bands = rows > tile_rows ? most_bands[t_.panels - 1] : 1;
         const MultiplyTiles multiply = (bands > 1 ? multiply_bands : multiply_a_band)[t_.panels - 1];
         TileRange<Sum> range{row_of(row),
-                        t_.a_stride,
-                        static_cast<const char*>(t_.w),
-                        t_.w_stride,
-                        t_.depth / run_,
-                        t_.windows.run_step,
-                        whole_,
-                        part_,
-                        t_.init + row * t_.init_stride,
-                        t_.init_stride,
-                        c,
-                        c_stride};
+                             t_.a_stride,
+                             static_cast<const char*>(t_.w),
+                             t_.w_stride,
+                             t_.depth / run_,
+                             t_.windows.run_step,
+                             whole_,
+                             part_,
+                             t_.init + row * t_.init_stride,
+                             t_.init_stride,
+                             c,
+                             c_stride};
         held_.take(rows < tile_rows ? rows : tile_rows, part_, bands, t_.panels);
         multiply(range);
         if (rest_ == 0) return;
@@ -192,10 +197,10 @@ class TileProduct {
   private:
     using MultiplyTiles = void (*)(const TileRange<Sum>&);
     static constexpr int most_bands[most_tile_panels] = {4, 2, 1, 1};
-    static constexpr MultiplyTiles multiply_a_band[most_tile_panels] = {multiply_tiles<Of, 1, 1>, multiply_tiles<Of, 1, 2>, multiply_tiles<Of, 1, 3>,
-                                                              multiply_tiles<Of, 1, 4>};
-    static constexpr MultiplyTiles multiply_bands[most_tile_panels] = {multiply_tiles<Of, 4, 1>, multiply_tiles<Of, 2, 2>, multiply_tiles<Of, 1, 3>,
-                                                             multiply_tiles<Of, 1, 4>};
+    static constexpr MultiplyTiles multiply_a_band[most_tile_panels] = {multiply_tiles<Of, 1, 1>, multiply_tiles<Of, 1, 2>,
+                                                                        multiply_tiles<Of, 1, 3>, multiply_tiles<Of, 1, 4>};
+    static constexpr MultiplyTiles multiply_bands[most_tile_panels] = {multiply_tiles<Of, 4, 1>, multiply_tiles<Of, 2, 2>,
+                                                                       multiply_tiles<Of, 1, 3>, multiply_tiles<Of, 1, 4>};
 
     const char* row_of(int64_t row) const {
         const auto* a = static_cast<const char*>(t_.a);

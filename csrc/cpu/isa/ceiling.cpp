@@ -33,7 +33,8 @@ float tile_dots(int64_t products_of_tiles) {
     TileShapes shapes;
     for (int tile = 0; tile < 6; ++tile) shapes.set(tile, tile_rows, tile_bytes);
     shapes.take();
-    for (int64_t left = products_of_tiles; left > 0; left -= 4) dot_bytes<0, 4, 5>(), dot_bytes<1, 4, 5>(), dot_bytes<2, 4, 5>(), dot_bytes<3, 4, 5>();
+    for (int64_t left = products_of_tiles; left > 0; left -= 4)
+        dot_bytes<0, 4, 5>(), dot_bytes<1, 4, 5>(), dot_bytes<2, 4, 5>(), dot_bytes<3, 4, 5>();
     release_tiles();
     return 0.0f;
 }

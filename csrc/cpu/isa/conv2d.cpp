@@ -127,8 +127,8 @@ void block(const Conv2dBlock& b) {
         done += end - begin;
     }
     const T* residual = static_cast<const T*>(p.residual);
-    multiply_panels<T>(MVIT_ISA_SYMBOL(tile), gathered, stride, b.pixels, depth, static_cast<const O*>(p.weight), p.bias, p.columns, b.panel_begin, b.panel_end,
-                       p.activation, residual ? residual + b.first * p.columns : nullptr, p.columns,
+    multiply_panels<T>(MVIT_ISA_SYMBOL(tile), gathered, stride, b.pixels, depth, static_cast<const O*>(p.weight), p.bias, p.columns,
+                       b.panel_begin, b.panel_end, p.activation, residual ? residual + b.first * p.columns : nullptr, p.columns,
                        static_cast<T*>(p.y) + b.first * p.columns, p.columns, b.scratch + b.pixels * scratch_stride(depth));
 }
 

@@ -15,9 +15,9 @@ template <class T>
 void block(const GemmBlock& p) {
     const int64_t depth = p.source.depth + p.source.second_depth;
     const Rows<Operand<T>> x = load_rows<T>(p.source, p.rows, p.scratch);
-    multiply_panels<T>(MVIT_ISA_SYMBOL(tile), x.data, x.stride, p.rows, depth, static_cast<const Operand<T>*>(p.weight), p.bias, p.columns, p.panel_begin, p.panel_end,
-                       p.activation, static_cast<const T*>(p.residual), p.residual_stride, static_cast<T*>(p.y), p.y_stride,
-                       p.scratch + p.rows * scratch_stride(depth), p.slopes);
+    multiply_panels<T>(MVIT_ISA_SYMBOL(tile), x.data, x.stride, p.rows, depth, static_cast<const Operand<T>*>(p.weight), p.bias, p.columns,
+                       p.panel_begin, p.panel_end, p.activation, static_cast<const T*>(p.residual), p.residual_stride, static_cast<T*>(p.y),
+                       p.y_stride, p.scratch + p.rows * scratch_stride(depth), p.slopes);
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ void expand(const InvertedResidualBand& p, const T* x, int64_t count, Operand<T>
 template <class In, class Out>
 void filter(const InvertedResidualBand& p, const In* const rows[3], int64_t in_stride, Out* to, int64_t out_stride) {
     const DepthwiseRow<In, Out> row{{rows[0], rows[1], rows[2]}, p.width,          in_stride, p.hidden,   p.depthwise_weight,
-                                      depthwise_stride(p.hidden),  p.depthwise_bias, to,        out_stride, p.depthwise_slopes};
+                                    depthwise_stride(p.hidden),  p.depthwise_bias, to,        out_stride, p.depthwise_slopes};
     if (p.stride == 1) {
         depthwise_row<1>(row, p.activation);
     } else {
@@ -64,8 +64,7 @@ void band(const InvertedResidualBand& p) {
             if (kept > 0)
                 __builtin_memmove(expanded, expanded + (first - from) * row_size, static_cast<size_t>(kept * row_size) * sizeof(O));
             const int64_t next = first + kept;
-            expand(p, x + next * p.width * p.channels, (last - next) * p.width, expanded + kept * row_size, hidden_stride, rest,
-                   products);
+            expand(p, x + next * p.width * p.channels, (last - next) * p.width, expanded + kept * row_size, hidden_stride, rest, products);
             from = first;
             to = last;
         }
@@ -86,8 +85,8 @@ void band(const InvertedResidualBand& p) {
         for (int64_t pixel = 0; pixel < pixels; pixel += product_rows) {
             const int64_t place = begin * out_width + pixel;
             multiply_panels<T>(MVIT_ISA_SYMBOL(tile), filtered + pixel * hidden_stride, hidden_stride,
-                               smaller(pixels - pixel, product_rows), p.hidden, static_cast<const O*>(p.reduce_weight), p.reduce_bias, p.columns, 0,
-                               panels(p.columns), Activation::none, p.residual ? x + place * p.columns : nullptr, p.columns,
+                               smaller(pixels - pixel, product_rows), p.hidden, static_cast<const O*>(p.reduce_weight), p.reduce_bias,
+                               p.columns, 0, panels(p.columns), Activation::none, p.residual ? x + place * p.columns : nullptr, p.columns,
                                y + place * p.columns, p.columns, products);
         }
     }

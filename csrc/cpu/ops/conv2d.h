@@ -55,9 +55,9 @@ struct Conv2dProblem {
     int64_t columns;               // N
     int64_t kernel, stride;
     Conv2dMethod method;
-    InputMap x, second;   // second: channels contiguous; or with 0 channels
-    const void* weight;   // packed (core/tile.h); of planes and winograd for float32 whatever x is
-    const float* bias;    // panels(N) * panel values
+    InputMap x, second;  // second: channels contiguous; or with 0 channels
+    const void* weight;  // packed (core/tile.h); of planes and winograd for float32 whatever x is
+    const float* bias;   // panels(N) * panel values
     Activation activation;
     const void* residual;  // dense (B, ceil(H / s), ceil(W / s), N), as y is; or null
     void* y;

@@ -21,8 +21,8 @@ struct FeedForwardProblem {
     const float* bias1;
     const void* weight2;  // packed: dim columns, depth hidden
     const float* bias2;
-    bool layer_norm;                    // else GroupNorm
-    const Moments* moments;             // of x, one a group, or null: GroupNorm computes them then
+    bool layer_norm;         // else GroupNorm
+    const Moments* moments;  // of x, one a group, or null: GroupNorm computes them then
     float eps;
     Activation activation;
     const void* x;

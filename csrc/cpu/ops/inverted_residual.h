@@ -22,8 +22,8 @@ inline constexpr int64_t depthwise_stride(int64_t channels) { return round_up(ch
 struct InvertedResidualProblem {
     DType dtype;  // of x and y: dense (B, H, W, C) and (B, ceil(H / stride), ceil(W / stride), N)
     int64_t batch, height, width, channels, hidden, columns;
-    int stride;                                // 1 or 2
-    const void* expand_weight;                 // packed (core/tile.h), or null: hidden is channels then
+    int stride;                 // 1 or 2
+    const void* expand_weight;  // packed (core/tile.h), or null: hidden is channels then
     const float* expand_bias;
     const float* depthwise_weight;  // [9][depthwise_stride(hidden)]
     const float* depthwise_bias;    // depthwise_stride(hidden)
