@@ -53,12 +53,18 @@ def poison():
 
 
 def pytest_collection_modifyitems(config, items):
-    """On AMX, which multiplies bytes and nothing else, only tests of such products and of whole networks run."""
+    """On AMX, which multiplies bytes and bfloat16 and nothing else, only tests of such products and of whole networks run; on what rounds to
+    bfloat16 and multiplies it, those of networks and of that dtype."""
     products = "engine", "qattention", "qconv2d", "qgemm", "qinverted_residual", "qpatch_attention", "qstack", "quant_"
     names = tuple(f"test_{each}" for each in products)
 
     def repeats(item) -> bool:
-        return hasattr(item, "callspec") and "amx" in map(str, item.callspec.params.values()) and not item.path.stem.startswith(names)
+        if not hasattr(item, "callspec") or item.path.stem.startswith("test_engine"):
+            return False
+        settings = {*map(str, item.callspec.params.values())}
+        if "torch.bfloat16" in settings:
+            return False
+        return "avx512bf16" in settings or ("amx" in settings and not item.path.stem.startswith(names))
 
     config.hook.pytest_deselected(items=[item for item in items if repeats(item)])
     items[:] = [item for item in items if not repeats(item)]

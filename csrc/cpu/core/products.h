@@ -11,5 +11,9 @@ inline constexpr int64_t columns_at_once = 16 * panel;
 inline constexpr int64_t product_stride(int64_t columns) { return scratch_stride(columns < columns_at_once ? columns : columns_at_once); }
 // Of what becomes bfloat16 again a piece at a time.
 inline constexpr int piece_stride = 2 * panel;
+// Room for either, of each row.
+inline constexpr int64_t product_floats(int64_t columns) {
+    return product_stride(columns) < piece_stride ? piece_stride : product_stride(columns);
+}
 
 }  // namespace mvit

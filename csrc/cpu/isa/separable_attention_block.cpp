@@ -154,7 +154,7 @@ void values(const ValueBlock& p) {
     const int64_t dim = p.source.depth, stride = scratch_stride(dim), gated_stride = scratch_stride<O>(dim), width = round_up(dim, panel);
     O* gated = reinterpret_cast<O*>(p.scratch + p.rows * stride);
     float* products = p.scratch + 2 * p.rows * stride;
-    int32_t* phase = reinterpret_cast<int32_t*>(products + p.rows * value_products(dim));
+    int32_t* phase = reinterpret_cast<int32_t*>(products + p.rows * product_floats(dim));
     each_phase(p.first, p.rows, p.width, p.patch_h, p.patch_w, [&](int64_t r, int64_t f) { phase[r] = static_cast<int32_t>(f); });
     const Rows<O> x = load_rows<T>(p.source, p.rows, p.scratch);
     const auto gate = [&](const float* c, int64_t c_stride, int64_t row, int64_t rows, int64_t first, int columns) {

@@ -84,7 +84,7 @@ struct Conv2dRow {
 
 inline int64_t conv2d_depth(const Conv2dProblem& p) { return p.kernel * p.kernel * (p.x.channels + p.second.channels); }
 inline int64_t conv2d_scratch(int64_t pixels, int64_t depth, int64_t columns) {
-    return pixels * (scratch_stride(depth) + product_stride(columns));
+    return pixels * (scratch_stride(depth) + product_floats(columns));
 }
 inline int64_t conv2d_padded(const Conv2dProblem& p) { return p.width + 2; }
 

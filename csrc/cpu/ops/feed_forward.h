@@ -47,8 +47,7 @@ struct FeedForwardBlock {
 };
 
 inline int64_t feed_forward_scratch(int64_t rows, int64_t dim, int64_t hidden) {
-    const int64_t products = product_stride(dim) < piece_stride ? piece_stride : product_stride(dim);
-    return rows * (scratch_stride(dim) + scratch_stride(hidden) + products);
+    return rows * (scratch_stride(dim) + scratch_stride(hidden) + product_floats(dim));
 }
 
 struct FeedForwardKernels {

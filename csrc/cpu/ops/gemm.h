@@ -62,7 +62,7 @@ struct GemmBlock {
 };
 
 inline int64_t gemm_scratch(int64_t rows, int64_t depth, int64_t columns) {
-    return rows * (scratch_stride(depth) + product_stride(columns));
+    return rows * (scratch_stride(depth) + product_floats(columns));
 }
 
 struct GemmKernels {

@@ -65,9 +65,8 @@ inline int64_t expanded_floats(int64_t width, int64_t hidden, int64_t stride, in
 }
 inline int64_t inverted_residual_scratch(int64_t width, int64_t channels, int64_t hidden, int64_t columns, int64_t stride, int64_t step) {
     const int64_t out_width = (width - 1) / stride + 1;
-    const int64_t products = product_stride(columns) < piece_stride ? piece_stride : product_stride(columns);
     return expanded_floats(width, hidden, stride, step) + step * out_width * scratch_stride(hidden) +
-           product_rows * (scratch_stride(channels) + products);
+           product_rows * (scratch_stride(channels) + product_floats(columns));
 }
 
 struct InvertedResidualKernels {

@@ -83,8 +83,7 @@ struct ValueBlock {
     void* y;
     float* scratch;  // value_scratch floats
 };
-inline int64_t value_products(int64_t dim) { return product_stride(dim) < piece_stride ? piece_stride : product_stride(dim); }
-inline int64_t value_scratch(int64_t rows, int64_t dim) { return rows * (2 * scratch_stride(dim) + value_products(dim) + 1); }
+inline int64_t value_scratch(int64_t rows, int64_t dim) { return rows * (2 * scratch_stride(dim) + product_floats(dim) + 1); }
 
 struct SeparableAttentionBlockKernels {
     // By DType.
