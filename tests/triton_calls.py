@@ -135,6 +135,9 @@ def integer_calls() -> dict[str, Any]:
         calls[f"curve qgemm {rows}"] = functools.partial(product, ones(rows, 128, dtype=torch.uint8))
     calls["quantize"] = use(ops.quantize, image(2, 96, 32, 32), 0.1, 3)
     calls["quantize, channels"] = use(ops.quantize, image(2, 96, 32, 32), ones(96), ones(96, dtype=torch.int32))
+    for name, picture, scale in (("one scale", image(2, 3, 64, 64, channels_last=False), 0.1), ("channels", x.float(), ones(96))):
+        call = use(ops.quantize, picture.contiguous(), scale, 3, channels_last=True)
+        calls[f"quantize to channels_last, {name}"] = call
     calls["dequantize"] = use(ops.dequantize, x, 0.1, 3, torch.float16)
     calls["quantize_rows"] = use(ops.quantize_rows, ones(1024, 256, dtype=torch.float16))
     return calls
@@ -158,6 +161,9 @@ def integer_map_calls() -> dict[str, Any]:
     for rows, depth, groups in ((1024, 144, None), (1024, 512, None), (2048, 64, 2), (128, 128, 2), (64, 128, 1)):
         stream = ones(rows, depth, dtype=torch.int16)
         calls[f"qnorm {rows}x{depth} in {groups}"] = use(ops.qnorm, stream, groups=groups, **norm)
+    affine = {"weight": ones(64), "bias": ones(64)}
+    for groups in (None, 2, 1):
+        calls[f"qnorm with weight, {groups}"] = use(ops.qnorm, ones(512, 64, dtype=torch.int16), groups=groups, **affine, **norm)
     calls["qnorm with sums"] = use(ops.qnorm, stream, ones(1, 2, dtype=torch.int64), **norm)
     weight = ops.pack_weight(torch.zeros(64, 128, dtype=torch.int8))
     behind = {"scale": 0.01, "a_scale": 0.05, "a_zero_point": 121, "w_scale": 0.01, "backend": "triton", **BYTES}
@@ -181,6 +187,10 @@ def integer_map_calls() -> dict[str, Any]:
         q, v = ones(batch, 49, 256, dtype=torch.uint8), ones(batch, 49, 8 * width, dtype=torch.uint8)
         call = functools.partial(ops.prepare_qattention(8, **heads, **more), q, q, v)
         calls[f"qattention {batch} {width} {' '.join(more)}"] = call
+    for batch, channels, side in ((1, 192, 28), (64, 24, 56), (1, 512, 28)):  # more keys than registers hold
+        tokens, pixels = (ones(batch, size, channels, dtype=torch.uint8) for size in (6, side * side))
+        call = functools.partial(ops.prepare_qattention(2, **heads), tokens, pixels, pixels)
+        calls[f"qattention {channels} of {side * side} keys"] = call
     mixer = ops.prepare_qpool_mixer(torch.ones(96), a_scale=0.1, a_zero_point=3, backend="triton", **to)
     calls["qpool_mixer"] = functools.partial(mixer, x)
     calls["qseparable_gate"] = use(ops.qseparable_gate, projected[..., 1:], ones(2, 4, 96), v_scale=0.1, v_zero_point=3, **to)
