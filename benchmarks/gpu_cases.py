@@ -141,6 +141,14 @@ def _relatives(x: Tensor, call: Callable[..., dict[str, Callable[[], Any]]]) -> 
         )  # fmt: skip
     for op, other in (("dynamic_relu", torch.randn(batch, 2 * dim, **like)), ("pool_mixer", torch.randn(dim, **like))):
         yield Case(op, call(op, x, other), functools.partial(getattr(reference, op), x, other), 2 * x.element_size() * x.numel())
+    weight, u = torch.randn(2 * dim, dim, 1, 1, **like) / dim**0.5, torch.randn(batch, 4 * dim, **like)
+    taps = torch.randn(dim, 1, 3, 3, **like) / 3
+    for what, product, moved in (("", (x, weight, None, u), 3), (" depthwise", (x, taps, None, u[:, : 2 * dim].contiguous()), 2)):
+        yield Case(
+            f"conv2d_dynamic_relu{what}", call("conv2d_dynamic_relu", *product),
+            functools.partial(reference.conv2d_dynamic_relu, *product), moved * x.element_size() * x.numel(),
+            4 * x.numel() * dim if moved == 3 else 0,
+        )  # fmt: skip
     heads = 8
     image, keys = torch.randn(batch, 49, heads * 128, **like), (q, k, v)
     yield Case(

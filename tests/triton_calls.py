@@ -290,6 +290,12 @@ def relative_calls() -> dict[str, Any]:
         call = use(ops.depthwise_conv2d, x, ones(wide, 1, 3, 3), ones(wide), stride=2)
         calls[f"depthwise_conv2d {channels} times {times} {dtype}"] = call
         calls[f"dynamic_relu {channels} {dtype}"] = use(ops.dynamic_relu, x, ones(2, 2 * channels, dtype=dtype))
+        behind = use(ops.conv2d_dynamic_relu, x, ones(wide, 1, 3, 3), ones(wide), ones(2, 2 * wide, dtype=dtype), stride=2)
+        calls[f"conv2d_dynamic_relu {channels} times {times} {dtype}"] = behind
+        for batch, side in ((2, 28), (64, 56)):
+            pixels, u = image(batch, channels, side, side, dtype=dtype), ones(batch, 2 * wide, dtype=dtype)
+            call = use(ops.conv2d_dynamic_relu, pixels, ones(wide, channels, 1, 1), ones(wide), u)
+            calls[f"conv2d_dynamic_relu {batch} {channels} to {wide} {dtype}"] = call
         calls[f"pool_mixer {channels} {dtype}"] = use(ops.pool_mixer, x, ones(channels))
         calls[f"hard_gate {dtype}"] = use(ops.hard_gate, ones(2, 192, dtype=dtype), ones(2, 192, dtype=dtype))
     return calls

@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 
+from mvit_kernels.graph import Program
+from mvit_kernels.graph.passes import fuse_dynamic
 from mvit_kernels.ops.backend import requested
 from mvit_kernels.ops.moments import keeping_parts
 from mvit_kernels.ops.packing import holding, recalling
 
 from .device_report import profile_of, report_of
-from .lower_calls import Call
+from .lower_calls import Call, lower_calls
 from .report import PlanReport, Profile
 from .steps import Value
 
@@ -180,6 +182,13 @@ class DevicePlan:
             most = max(most, now)
             now -= sum(sizes.get(name, 0) for name in done)
         return most
+
+
+def device_plan(program: Program, dtype: torch.dtype, device: torch.device) -> DevicePlan:
+    """That of a float or an integer program; floats are stored as dtype."""
+    program = fuse_dynamic(program)
+    image = Value(program["input"].size, dtype, channels_last=False)
+    return DevicePlan(lower_calls(program, dtype, device), image, program.outputs, program.structure, device)
 
 
 def _wait(event: torch.cuda.Event) -> None:

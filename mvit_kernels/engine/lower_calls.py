@@ -171,6 +171,10 @@ class _Calls(Blocks):
         self.add("feed_forward", (norm, first, second), self.with_moments(norm), run, collects=collects)
 
     def inverted(self, *nodes: Node) -> None:
+        if any("dynamic" in node.settings for node in nodes):  # which no kernel has inside of the block
+            for node in nodes:
+                (self._depthwise_conv2d if node.kind == "depthwise_conv2d" else self._conv2d)(node)
+            return
         expand, depthwise, reduce = nodes[0] if len(nodes) == 3 else None, nodes[-2], nodes[-1]
         hidden, stride = depthwise.size[0], depthwise.settings["stride"]
         residual, activation = "residual" in reduce.settings, _or_none(activation_of(depthwise))
@@ -283,6 +287,8 @@ class _Calls(Blocks):
         norm = self.program[node.inputs[0]]
         if norm.name in self.absorbed:
             return self.product(norm, node)
+        if "dynamic" in node.settings:
+            return self.dynamic(node, node.inputs)
         weight, bias, stride, activation = self.matrix(node), self.optional(node), node.settings["stride"], _or_none(activation_of(node))
         second, residual = "second" in node.settings, "residual" in node.settings
 
@@ -292,10 +298,16 @@ class _Calls(Blocks):
 
         self.add("conv2d", (node,), node.inputs, run)
 
+    def dynamic(self, node: Node, inputs: tuple[str, ...]) -> None:
+        """A convolution with a dynamic ReLU by its last input."""
+        weight, bias, stride = self.matrix(node), self.optional(node), node.settings["stride"]
+        self.add("conv2d_dynamic_relu", (node,), inputs, lambda x, u: ops.conv2d_dynamic_relu(x, weight, bias, u, stride=stride))
+
     def product(self, norm: Node, node: Node) -> None:
         """A 1x1 convolution that does the norm before it while it loads its rows."""
         weight, bias, activation = self.matrix(node).flatten(1), self.optional(node), _or_none(activation_of(node))
         eps, by_pixel, residual = norm.settings["eps"], norm.kind == "layer_norm", "residual" in node.settings
+        dynamic = "dynamic" in node.settings
         source = self.with_moments(norm)
 
         def run(x: Tensor, *more: Tensor) -> Any:
@@ -305,7 +317,7 @@ class _Calls(Blocks):
                 norms = {"moments": more[0] if len(source) == 2 else moments_of(rows, x.shape[0])}
             added = _rows(more[-1]) if residual else None
             y: Any = ops.gemm(rows, weight, bias, **norms, eps=eps, activation=activation, residual=added)
-            return _map(y, x)
+            return ops.dynamic_relu(_map(y, x), more[-1]) if dynamic else _map(y, x)
 
         self.add("gemm", (norm, node), (*source, *node.inputs[1:]), run)
 
@@ -327,9 +339,11 @@ class _Calls(Blocks):
 
     def _depthwise_conv2d(self, node: Node) -> None:
         weight, bias, stride = self.matrix(node), self.optional(node), node.settings["stride"]
-        activation = _or_none(activation_of(node))
+        activation, source = _or_none(activation_of(node)), self.unrepeated(node)
+        if "dynamic" in node.settings:
+            return self.dynamic(node, (source[0], node.inputs[-1]))
         self.add(
-            "depthwise_conv2d", (node,), self.unrepeated(node),
+            "depthwise_conv2d", (node,), source,
             lambda x: ops.depthwise_conv2d(x, weight, bias, stride=stride, activation=activation),
         )  # fmt: skip
 

@@ -6,6 +6,7 @@ from .attention import attention
 from .avg_pool import avg_pool
 from .backend import BackendInfo, backends, native, use_backend, warn_of_missing_kernels
 from .conv2d import conv2d
+from .conv2d_dynamic_relu import conv2d_dynamic_relu
 from .depthwise_conv2d import depthwise_conv2d
 from .dynamic_relu import dynamic_relu
 from .feed_forward import feed_forward
@@ -66,6 +67,7 @@ __all__ = [
     "avg_pool",
     "backends",
     "conv2d",
+    "conv2d_dynamic_relu",
     "depthwise_conv2d",
     "dequantize",
     "dequantize_stream",

@@ -15,10 +15,23 @@ Tensor = torch.Tensor
 
 
 @triton.jit
-def _clip(u, c, channels):
+def _clip(u, known):
     """u to [-1, 1]; NaN stays."""
-    value = tl.load(u + c, mask=c < channels, other=0.0).to(tl.float32)
+    value = tl.load(u, mask=known, other=0.0).to(tl.float32)
     return tl.where(value > 1.0, 1.0, tl.where(value < -1.0, -1.0, value))
+
+
+@triton.jit
+def slopes(u, c, channels, known):
+    """a and b of channels c (those known), float32; u: addresses of the images."""
+    return 1.0 + _clip(u + c, known), _clip(u + channels + c, known)
+
+
+@triton.jit
+def larger(a, b, x):
+    """max(a x, b x); NaN where either is."""
+    first, second = a * x, b * x
+    return tl.where((first > second) | (first != first), first, second)
 
 
 @triton.jit
@@ -30,14 +43,11 @@ def dynamic_relu_kernel(x, u, y, channels, pixels, VECTOR: tl.constexpr, BLOCK_P
     c = (program % across) * BLOCK_C + tl.arange(0, BLOCK_C)
     p = (program // across % along) * BLOCK_P + tl.arange(0, BLOCK_P)
     image = (program // across // along).to(tl.int64)
-    u += image * 2 * channels
-    a, b = 1.0 + _clip(u, c, channels), _clip(u + channels, c, channels)
+    a, b = slopes(u + image * 2 * channels, c, channels, c < channels)
     at = (image * pixels + p)[:, None] * channels + c[None, :]
     inside = (p < pixels)[:, None] & (c < channels)[None, :]
     value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    first, second = a[None, :] * value, b[None, :] * value
-    larger = tl.where((first > second) | (first != first), first, second)  # NaN where either is
-    tl.store(y + at, larger.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + at, larger(a[None, :], b[None, :], value).to(y.dtype.element_ty), mask=inside)
 
 
 # --- what launches it ---
