@@ -133,6 +133,14 @@ def integer_calls() -> dict[str, Any]:
     for rows in (16384, 1024):
         product = ops.prepare_qgemm(matrix, bias=torch.zeros(128), **QUANTIZATION, **curved)
         calls[f"curve qgemm {rows}"] = functools.partial(product, ones(rows, 128, dtype=torch.uint8))
+    floats = {**QUANTIZATION, "bias": torch.zeros(96)}
+    product = ops.prepare_qconv2d(ops.pack_weight(torch.zeros(96, 96, 1, 1, dtype=torch.int8)), kernel_size=1, **floats)
+    filters = ops.prepare_qdepthwise_conv2d(torch.zeros(96, 1, 3, 3, dtype=torch.int8), **floats)
+    for name, layer in (("1x1", product), ("depthwise", filters)):
+        fused = ops.prepare_qconv2d_dynamic_relu(layer, out_scale=0.1, out_zero_point=7, backend="triton")
+        for batch in (2, 16):
+            call = functools.partial(fused, image(batch, 96, 28, 28, dtype=torch.uint8), ones(batch, 192))
+            calls[f"qconv2d_dynamic_relu {name} {batch}"] = call
     calls["quantize"] = use(ops.quantize, image(2, 96, 32, 32), 0.1, 3)
     calls["quantize, channels"] = use(ops.quantize, image(2, 96, 32, 32), ones(96), ones(96, dtype=torch.int32))
     for name, picture, scale in (("one scale", image(2, 3, 64, 64, channels_last=False), 0.1), ("channels", x.float(), ones(96))):

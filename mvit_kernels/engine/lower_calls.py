@@ -17,7 +17,7 @@ from mvit_kernels.ops.backend import Choice
 from mvit_kernels.ops.moments import moments_of
 from mvit_kernels.ops.qnorm import pieces_of_sums
 
-from .blocks import Blocks, activation_of, find_qattention, find_qinverted, find_qmlp, find_qnormed
+from .blocks import Blocks, activation_of, find_qattention, find_qdynamic, find_qinverted, find_qmlp, find_qnormed
 from .steps import Value
 
 Tensor = torch.Tensor
@@ -228,6 +228,15 @@ class _Calls(Blocks):
             return _map(product(rows, sums), x)
 
         self.add("qnorm_gemm", (norm, node), self.with_moments(norm), run, dtype=torch.uint8)
+
+    def qdynamic(self, product: Node, relu: Node, to_bytes: Node) -> None:
+        settings = to_bytes.settings
+        run = ops.prepare_qconv2d_dynamic_relu(
+            integers.prepared(self.program, product, None).handle, out_scale=settings["scale"], out_zero_point=settings["zero_point"],
+            out_bits=settings["bits"],
+        )  # fmt: skip
+        source = self.unrepeated(product)[0] if product.kind == "qdepthwise_conv2d" else product.inputs[0]
+        self.add("qconv2d_dynamic_relu", (product, relu, to_bytes), (source, relu.inputs[1]), run, dtype=torch.uint8)
 
     def attended(self, node: Node, *behind: Node) -> None:
         """Attention with the sum, and the activation of that, behind it."""
@@ -477,7 +486,8 @@ def _find_pooled(low: Blocks, node: Node) -> tuple[Node, ...] | None:
 
 
 _FINDERS: dict[str, Callable[[Blocks, Node], tuple[Node, ...] | None]] = {
-    "qinverted": find_qinverted, "qattention": find_qattention, "qmlp": find_qmlp, "qnormed": find_qnormed, "attended": _find_attended,
+    "qinverted": find_qinverted, "qattention": find_qattention, "qmlp": find_qmlp, "qnormed": find_qnormed,
+    "qdynamic": find_qdynamic, "attended": _find_attended,
     "joined": _find_joined, "resized": _find_resized, "pooled": _find_pooled,
 }  # fmt: skip
 

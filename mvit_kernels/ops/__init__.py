@@ -23,6 +23,7 @@ from .qadd import qadd
 from .qattention import QAttention, prepare_qattention, qattention
 from .qavg_pool import qavg_pool
 from .qconv2d import QConv2d, prepare_qconv2d, qconv2d
+from .qconv2d_dynamic_relu import QConv2dDynamicRelu, prepare_qconv2d_dynamic_relu
 from .qdepthwise_conv2d import QDepthwiseConv2d, prepare_qdepthwise_conv2d, qdepthwise_conv2d
 from .qfeed_forward import QFeedForward, prepare_qfeed_forward
 from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
@@ -53,6 +54,7 @@ __all__ = [
     "PackedWeight",
     "QAttention",
     "QConv2d",
+    "QConv2dDynamicRelu",
     "QDepthwiseConv2d",
     "QFeedForward",
     "QGemm",
@@ -85,6 +87,7 @@ __all__ = [
     "pool_mixer",
     "prepare_qattention",
     "prepare_qconv2d",
+    "prepare_qconv2d_dynamic_relu",
     "prepare_qdepthwise_conv2d",
     "prepare_qfeed_forward",
     "prepare_qgemm",
