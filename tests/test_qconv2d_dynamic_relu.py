@@ -36,14 +36,15 @@ def inputs_of(size: tuple[int, ...], kernel: int) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize(("kernel", "stride", "bits"), [(1, 1, 8), (1, 1, 6), (3, 1, 8), (3, 2, 8)])
-def test_it_is_the_three_ops(size, kernel: int, stride: int, bits: int) -> None:
+def test_it_is_the_three_ops(size, kernel: int, stride: int, bits: int, backend: str) -> None:
     layer, (x, u) = layer_of(size, kernel, stride, bits), inputs_of(size, kernel)
     for out in (OUT, {"out_scale": 1e-4, "out_zero_point": 3, "out_bits": 6}, {"out_scale": 2.0**-126, "out_zero_point": 2**20}):
-        y = ops.prepare_qconv2d_dynamic_relu(layer, **out)(x, u)
+        fused = ops.prepare_qconv2d_dynamic_relu(layer, **out, backend=backend)
+        y = fused(x, u)
         bits = out.get("out_bits", 8)
         assert torch.equal(y, ops.quantize(ops.dynamic_relu(layer(x), u), out["out_scale"], out["out_zero_point"], bits=bits))
         assert y.is_contiguous(memory_format=torch.channels_last)
-        assert ops.prepare_qconv2d_dynamic_relu(layer, **out)(x[:0], u[:0]).shape == (0, *y.shape[1:])
+        assert fused(x[:0], u[:0]).shape == (0, *y.shape[1:])
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

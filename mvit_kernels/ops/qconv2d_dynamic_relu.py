@@ -11,14 +11,17 @@ from mvit_kernels import reference
 from mvit_kernels.reference.qgemm import to_byte
 
 from . import checks, qchecks, triton_support
-from .backend import Choice, Implementation
+from .backend import Choice, Implementation, refuse_off_cpu
+from .dynamic_relu import choose as choose_dynamic_relu
 from .library import direct, empty_in_format, in_format, register
 from .pack_weight import check_packed, unpack_bytes
 from .packing import packed
 from .placed import Placed
 from .qchannels import check_channels, for_bytes, unpack_channels
 from .qconv2d import QConv2d, check_pointwise
-from .qdepthwise_conv2d import QDepthwiseConv2d
+from .qconv2d import choose as choose_qconv2d
+from .qdepthwise_conv2d import QDepthwiseConv2d, arrange
+from .qdepthwise_conv2d import choose as choose_qdepthwise_conv2d
 from .qgemm import TritonWeight, refuse_depth, triton_finish
 
 OP = "qconv2d_dynamic_relu"
@@ -117,6 +120,23 @@ def _check(x: Tensor, u: Tensor, weight: Tensor, columns: int, depth: int) -> No
 # --- backends ---
 
 
+def _cpu_forward(
+    x: Tensor, u: Tensor, weight: Tensor, channels: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int, stride: int
+) -> Tensor:  # fmt: skip
+    """One after another: a plan has all of it in one step."""
+    how = torch.float32, "none", True, 0.0, 0
+    if _is_depthwise(weight):
+        blocks = packed(arrange, weight, zero_point, channels)
+        floats = choose_qdepthwise_conv2d.implementations["cpu"].forward(
+            x, weight, zero_point, blocks, channels, None, None, stride, False, *how
+        )  # fmt: skip
+    else:
+        floats = choose_qconv2d.implementations["cpu"].forward(
+            x, None, None, weight, channels, zero_point, None, None, None, columns, depth, bits, 1, stride, 0, *how
+        )  # fmt: skip
+    return _bytes(choose_dynamic_relu.implementations["cpu"].forward(floats, u), channels, columns)
+
+
 def _triton_refuse(x: Tensor, depth: int, bits: int) -> str | None:
     return refuse_depth(depth, bits) or triton_support.refuse_rows(x, (torch.uint8,))
 
@@ -143,13 +163,18 @@ def _reference_forward(
         floats = reference.qdepthwise_conv2d(x.repeat_interleave(columns // x.shape[1], 1), weight, zero_point, per_channel, **how)
     else:
         floats = reference.qconv2d(x, unpack_bytes(weight, columns, depth, bits), zero_point, per_channel, kernel=1, **how)
-    pixels = reference.dynamic_relu(floats, u).permute(0, 2, 3, 1)
-    return to_byte(pixels * per_channel.inverse, per_channel).contiguous().permute(0, 3, 1, 2)
+    return _bytes(reference.dynamic_relu(floats, u), channels, columns)
+
+
+def _bytes(floats: Tensor, channels: Tensor, columns: int) -> Tensor:
+    per_channel = unpack_channels(channels, columns)
+    return to_byte(floats.permute(0, 2, 3, 1) * per_channel.inverse, per_channel).contiguous().permute(0, 3, 1, 2)
 
 
 choose = Choice(
     OP,
     triton=Implementation(_triton_forward, refuse=_triton_refuse),
+    cpu=Implementation(_cpu_forward, refuse=refuse_off_cpu),
     reference=Implementation(_reference_forward),
 )
 
