@@ -18,7 +18,6 @@ import mvit_kernels as mk
 from mvit_kernels import reference
 from mvit_kernels.engine.blocks import Blocks, find_qattention
 from mvit_kernels.engine.device_plan import DevicePlan
-from mvit_kernels.engine.device_plan import device_plan as device_plan_of
 from mvit_kernels.engine.lower_calls import Call
 from mvit_kernels.graph import Node, Program, capture, optimize, run
 from mvit_kernels.ops import packing
@@ -30,7 +29,7 @@ CPU = torch.device("cpu")
 
 
 def device_plan(program: Program, dtype: torch.dtype = torch.float32) -> DevicePlan:
-    return device_plan_of(program, dtype, CPU)
+    return DevicePlan(program, dtype, CPU)
 
 
 def programs(model: nn.Module, side: int) -> Program:

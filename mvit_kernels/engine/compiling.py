@@ -13,7 +13,7 @@ from mvit_kernels.ops.backend import NATIVE_REASON, native
 from mvit_kernels.quant import QuantizedModel, carried, carries_quantizers
 
 from .compiled import PLAN_DTYPES, CompiledModel, Size, check_threads, size_of
-from .device_plan import DevicePlan, device_plan
+from .device_plan import DevicePlan
 from .lower_integers import lower
 from .plan import Plan, assemble
 
@@ -53,7 +53,7 @@ class QuantizedSource:
 def _plan(program: Program, dtype: torch.dtype, device: torch.device) -> Plan | DevicePlan:
     if device.type == "cpu":
         return assemble(lower(program, dtype))
-    return device_plan(program, dtype, device)
+    return DevicePlan(program, dtype, device)
 
 
 def compile(

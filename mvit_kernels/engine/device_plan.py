@@ -11,7 +11,7 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,11 +46,16 @@ class DevicePlan:
     """For images of one size (C, H, W), any number of them.
 
     Attributes:
+        program: what it was made of, which a file has of it (`described.py`).
         uncaptured: why its calls run one by one and not as a graph, where one of torch's cannot be captured; else None.
     """
 
-    def __init__(self, calls: Sequence[Call], image: Value, outputs: Sequence[str], structure: Any, device: torch.device) -> None:
-        self.calls, self.input, self.outputs, self.structure, self.device = tuple(calls), image, tuple(outputs), structure, device
+    def __init__(self, program: Program, dtype: torch.dtype, device: torch.device) -> None:
+        """Of a float or an integer program; floats are stored as dtype."""
+        self.program, self.device, self.structure = program, device, program.structure
+        program = fuse_dynamic(program)
+        self.calls, self.outputs = tuple(lower_calls(program, dtype, device)), program.outputs
+        self.input = Value(program["input"].size, dtype, channels_last=False)
         self.uncaptured: str | None = None
         last: dict[str, int] = {}
         for i, call in enumerate(self.calls):
@@ -182,13 +187,6 @@ class DevicePlan:
             most = max(most, now)
             now -= sum(sizes.get(name, 0) for name in done)
         return most
-
-
-def device_plan(program: Program, dtype: torch.dtype, device: torch.device) -> DevicePlan:
-    """That of a float or an integer program; floats are stored as dtype."""
-    program = fuse_dynamic(program)
-    image = Value(program["input"].size, dtype, channels_last=False)
-    return DevicePlan(lower_calls(program, dtype, device), image, program.outputs, program.structure, device)
 
 
 def _wait(event: torch.cuda.Event) -> None:
