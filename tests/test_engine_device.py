@@ -90,8 +90,15 @@ def test_what_nobody_knows_is_told_apart_from_what_torch_does_well() -> None:
     plan = device_plan(programs(Foreign().eval(), 8))
     reasons = {call.op: (call.reason, call.foreign) for call in plan.calls if call.reason}
     assert {op for op, (_, foreign) in reasons.items() if foreign} == {"aten.cumsum.default"}
-    assert reasons["add"] == ("torch's kernel for add", False)
-    assert reasons["cat"] == ("torch's kernel for cat", False)
+    assert reasons["add"] == ("torch's kernel for add, at its floor", False)
+    assert reasons["cat"] == ("torch's kernel for cat, at its floor", False)
+
+
+def test_constants_do_not_read_the_image() -> None:
+    constant = Node("constant", "constant", (), (4,), {}, {"value": torch.randn(4)})
+    plan = device_plan(Program([Node("input", "input", (), (3, 64, 64)), constant], ["constant"]))
+    assert [(call.bytes, call.reason) for call in plan.calls] == [(32, "torch's kernel for constant, at its floor")]
+    assert torch.equal(plan.run(torch.randn(5, 3, 64, 64))[0], constant.weights["value"].expand(5, 4))
 
 
 def test_dynamic_relus_are_part_of_convolutions() -> None:

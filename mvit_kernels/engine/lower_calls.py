@@ -110,13 +110,15 @@ class _Calls(Blocks):
 
     def add(
         self, op: str, nodes: tuple[Node, ...], inputs: tuple[str, ...], run: Callable[..., Any], reason: str | None = None,
-        dtype: torch.dtype | None = None, collects: bool = False, foreign: bool = False,
+        dtype: torch.dtype | None = None, collects: bool = False, foreign: bool = False, reads: bool = True,
     ) -> None:  # fmt: skip
+        """reads: whether it does, or takes of its inputs how many images there are."""
         last = nodes[-1]
         value = self.values[last.name] = Value(last.size, dtype or self.dtype)
         weights = [weight for node in nodes for weight in node.weights.values()]
         sizes = [x.numel() * (self.dtype.itemsize if x.is_floating_point() else x.element_size()) for x in weights]
-        touched = value.bytes + sum(self.values[name].bytes for name in set(inputs) if name in self.values) + sum(sizes)
+        taken = sum(self.values[name].bytes for name in set(inputs) if name in self.values) if reads else 0
+        touched = value.bytes + taken + sum(sizes)
         names, macs = tuple(node.name for node in nodes), sum(node.macs() for node in nodes)
         self.calls.append(Call(op, names, inputs, run, value, collects, macs, touched, sum(sizes), reason, foreign))
         if collects:
@@ -334,12 +336,12 @@ class _Calls(Blocks):
         value, (source,) = self.weight(node.weights["value"], self.dtype), [each.name for each in self.program if each.kind == "input"]
         if all(user and self.program[user].kind == "attention" for user in self.users[node.name]):  # which takes any strides
             value = value.movedim(0, -1).contiguous().movedim(-1, 0)
-            self.add(node.kind, (node,), (source,), lambda x: value.expand(x.shape[0], *node.size), "a view: nothing runs")
+            self.add(node.kind, (node,), (source,), lambda x: value.expand(x.shape[0], *node.size), "a view: nothing runs", reads=False)
             return
         memory = torch.channels_last if value.ndim == 3 else torch.contiguous_format
         self.add(
             node.kind, (node,), (source,),
-            lambda x: value.expand(x.shape[0], *node.size).contiguous(memory_format=memory), f"torch's kernel for {node.kind}",
+            lambda x: value.expand(x.shape[0], *node.size).contiguous(memory_format=memory), _by_torch(node), reads=False,
         )  # fmt: skip
 
     def _linear(self, node: Node) -> None:
@@ -371,7 +373,7 @@ class _Calls(Blocks):
             # Channels side by side stay so, and it is one launch.
             self.add(
                 node.kind, (node,), node.inputs, lambda x: _channels_last(x).repeat_interleave(times, dim=-1).movedim(-1, 1),
-                f"torch's kernel for {node.kind}", dtype,
+                _by_torch(node), dtype,
             )  # fmt: skip
 
     def is_repeated_in_place(self, node: Node) -> bool:
@@ -440,8 +442,17 @@ class _Calls(Blocks):
         moved = replace(node, weights=weights)
         target = node.settings.get("target")
         foreign = target is not None
-        name, reason = (str(target), "no kernel for it") if foreign else (node.kind, f"torch's kernel for {node.kind}")
+        name, reason = (str(target), "no kernel for it") if foreign else (node.kind, _by_torch(node))
         self.add(name, (node,), node.inputs, lambda *inputs: evaluate(moved, list(inputs)), reason, foreign=foreign)
+
+
+_ONE_PASS = ("add", "activation", "cat", "constant", "repeat")  # each of which reads and writes once: torch's are at the floor, too
+
+
+def _by_torch(node: Node) -> str:
+    """Why torch's kernels run a node that we know."""
+    floor = ", at its floor" if node.kind in _ONE_PASS and "activation" not in node.settings else ""
+    return f"torch's kernel for {node.kind}{floor}"
 
 
 def _without_kernel(kind: str) -> str | None:
