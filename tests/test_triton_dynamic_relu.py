@@ -55,7 +55,7 @@ def test_behind_products(size, stride: int, dtype: torch.dtype, poison) -> None:
     """Images that end within tiles, whose slopes differ."""
     batch, channels, height, width, columns = size
     x, u = randn(batch, channels, height, width, dtype=dtype, fmt="nhwc"), 2 * randn(batch, 2 * columns, dtype=dtype)
-    check_behind_convolution(x, randn(columns, channels, 1, 1), randn(columns, dtype=dtype), u, stride)
+    check_behind_convolution(x, randn(columns, channels, 1, 1, dtype=dtype), randn(columns, dtype=dtype), u, stride)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -1,7 +1,12 @@
 """Dynamic ReLU: the bits of `mvit_kernels/reference/dynamic_relu.py` in float32, which integers behind it need. A program has a block of
 pixels of an image, and the slopes of its channels in registers.
 
-Floor on an H100: memory, x once and y once at 3.0 TB/s."""
+Floor on an H100: memory, x once and y once at 3.0 TB/s.
+
+**Behind a convolution** its kernel does that before it writes (`slopes` and `larger` in gemm.py, depthwise_conv2d.py and those of bytes).
+Of 16-bit floats it saves 4 bytes a value, 1.3 ps, of bytes with floats between them 16, 5.3 ps. Tiles of products have rows of several
+images, so each value loads its own two slopes, from L1: about 12 more instructions for it (SASS of sm_90), 0.4 ps of what the
+multiprocessors issue. Tiles of depthwise convolutions of floats are of one image, with two slopes a channel."""
 
 from __future__ import annotations
 
@@ -18,7 +23,7 @@ Tensor = torch.Tensor
 def _clip(u, known):
     """u to [-1, 1]; NaN stays."""
     value = tl.load(u, mask=known, other=0.0).to(tl.float32)
-    return tl.where(value > 1.0, 1.0, tl.where(value < -1.0, -1.0, value))
+    return tl.clamp(value, -1.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -30,8 +35,7 @@ def slopes(u, c, channels, known):
 @triton.jit
 def larger(a, b, x):
     """max(a x, b x); NaN where either is."""
-    first, second = a * x, b * x
-    return tl.where((first > second) | (first != first), first, second)
+    return tl.maximum(a * x, b * x, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit

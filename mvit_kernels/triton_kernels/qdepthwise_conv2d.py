@@ -20,7 +20,7 @@ def qdepthwise_conv2d_kernel(
     TIMES: tl.constexpr, STRIDE: tl.constexpr, OUT: tl.constexpr, PLAIN: tl.constexpr, ACTIVATION: tl.constexpr, TABLE: tl.constexpr,
     RESIDUAL: tl.constexpr, DYNAMIC: tl.constexpr, FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """count: channels of y, TIMES of each of x."""
+    """count: channels of y, TIMES of each of x. DYNAMIC: a dynamic ReLU of u (B, 2 count) stands between floats and bytes."""
     wait_turn()
     across = tl.cdiv(count, BLOCK_C)
     program = tl.program_id(0)

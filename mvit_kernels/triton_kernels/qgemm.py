@@ -126,7 +126,8 @@ def qgemm_kernel(
     OUT: tl.constexpr, PLAIN: tl.constexpr, ACTIVATION: tl.constexpr, TABLE: tl.constexpr, RESIDUAL: tl.constexpr,
     DYNAMIC: tl.constexpr, FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y (rows, columns): a row is an output pixel of x (B, H, W, C) and second, KERNEL x KERNEL taps around it."""
+    """y (rows, columns): a row is an output pixel of x (B, H, W, C) and second, KERNEL x KERNEL taps around it. DYNAMIC: a dynamic ReLU of
+    u (B, 2 columns) stands between floats and bytes."""
     wait_turn()
     across = tl.cdiv(columns, BLOCK_N)
     program = tl.program_id(0)
