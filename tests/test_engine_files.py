@@ -188,6 +188,8 @@ def test_plans_run_on_the_device_that_they_were_made_for(fast, tmp_path) -> None
     assert mk.load(tmp_path / "cpu", device="cpu").device == torch.device("cpu")
     with pytest.raises(ValueError, match="load: device: expected the CPU, for which the plans are, got cuda:0"):
         mk.load(tmp_path / "cpu", device=GPU)
+    with pytest.raises(ValueError, match="load: device: expected a device of torch, got 'gpu'"):
+        mk.load(tmp_path / "cpu", device="gpu")
     saved(tmp_path / "gpu", optimize(capture(mk.create_model("mobilevit_xxs").eval(), (3, 32, 32)), device=True))
     for device in ("cpu", torch.device("cpu")):
         with pytest.raises(ValueError, match="load: device: expected a GPU, for which the plans are, got cpu"):

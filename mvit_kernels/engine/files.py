@@ -146,7 +146,10 @@ def load(path: str | Path, *, num_threads: int | None = None, device: str | torc
 
 def _place(kind: str, device: str | torch.device | None) -> torch.device:
     """Where plans of that kind of device run, if `device` is wanted."""
-    wanted = torch.device(kind if device is None else device)
+    try:
+        wanted = torch.device(kind if device is None else device)
+    except RuntimeError as error:
+        raise ValueError(f"load: device: expected a device of torch, got {device!r}") from error
     if wanted.type != kind:
         raise ValueError(f"load: device: expected {'the CPU' if kind == 'cpu' else 'a GPU'}, for which the plans are, got {wanted}")
     if kind == "cpu":

@@ -497,9 +497,8 @@ def _find_pooled(low: Blocks, node: Node) -> tuple[Node, ...] | None:
 
 
 _FINDERS: dict[str, Callable[[Blocks, Node], tuple[Node, ...] | None]] = {
-    "qinverted": find_qinverted, "qattention": find_qattention, "qmlp": find_qmlp, "qnormed": find_qnormed,
-    "qdynamic": find_qdynamic, "attended": _find_attended,
-    "joined": _find_joined, "resized": _find_resized, "pooled": _find_pooled,
+    "qinverted": find_qinverted, "qattention": find_qattention, "qmlp": find_qmlp, "qnormed": find_qnormed, "qdynamic": find_qdynamic,
+    "attended": _find_attended, "joined": _find_joined, "resized": _find_resized, "pooled": _find_pooled,
 }  # fmt: skip
 
 
