@@ -76,7 +76,7 @@ def test_float_networks_of_other_families(name: str) -> None:
 
 
 class Launched(TorchDispatchMode):
-    """What torch runs that is more than a view."""
+    """What torch runs outside of ops that is more than a view."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class Launched(TorchDispatchMode):
 ])  # fmt: skip
 def test_plans_run_on_kernels_alone(name: str, side: int, integers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the sizes that networks are trained for, by launches that do nothing: an op that no kernel takes raises, as a request that is not
-    met, and torch has nothing to do but to repeat the tokens that Mobile-Former learned for each image."""
+    met, and between ops torch has nothing to do but to repeat the tokens that Mobile-Former learned for each image."""
     for module in pkgutil.iter_modules(triton_kernels.__path__, f"{triton_kernels.__name__}."):
         if hasattr(importlib.import_module(module.name), "launch") and not module.name.endswith(".launch"):
             monkeypatch.setattr(f"{module.name}.launch", lambda *_, **__: None)
