@@ -116,6 +116,7 @@ def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, back
     yield from _relatives(x, call)
     yield from _integers(device, pixels, dim, backends)
     yield from _between_products(device, batch, side, dim, backends)
+    yield from _dynamic(device, batch, side, dim, backends)
     yield from _integer_halves(device, batch, side, dim, backends)
 
 
@@ -141,6 +142,14 @@ def _relatives(x: Tensor, call: Callable[..., dict[str, Callable[[], Any]]]) -> 
         )  # fmt: skip
     for op, other in (("dynamic_relu", torch.randn(batch, 2 * dim, **like)), ("pool_mixer", torch.randn(dim, **like))):
         yield Case(op, call(op, x, other), functools.partial(getattr(reference, op), x, other), 2 * x.element_size() * x.numel())
+    weight, u = torch.randn(2 * dim, dim, 1, 1, **like) / dim**0.5, torch.randn(batch, 4 * dim, **like)
+    taps = torch.randn(dim, 1, 3, 3, **like) / 3
+    for what, product, moved in (("", (x, weight, None, u), 3), (" depthwise", (x, taps, None, u[:, : 2 * dim].contiguous()), 2)):
+        yield Case(
+            f"conv2d_dynamic_relu{what}", call("conv2d_dynamic_relu", *product),
+            functools.partial(reference.conv2d_dynamic_relu, *product), moved * x.element_size() * x.numel(),
+            4 * x.numel() * dim if moved == 3 else 0,
+        )  # fmt: skip
     heads = 8
     image, keys = torch.randn(batch, 49, heads * 128, **like), (q, k, v)
     yield Case(
@@ -226,6 +235,27 @@ def _between_products(device: str, batch: int, side: int, dim: int, backends: tu
             for names in (having(op, backends), ["reference"])
         )
         yield Case(name, ours, plain["reference"], moved, exact=True, peer=False)
+
+
+def _dynamic(device: str, batch: int, side: int, dim: int, backends: tuple[str, ...]) -> Iterator[Case]:
+    """Convolutions of bytes with a dynamic ReLU behind them, held against the three ops one after another."""
+    x = torch.randint(0, 256, (batch, dim, side, side), dtype=torch.uint8, device=device).contiguous(memory_format=torch.channels_last)
+    taps, matrix = (torch.randint(-127, 128, size, dtype=torch.int8) for size in ((dim, 1, 3, 3), (2 * dim, dim)))
+    scales = {"a_scale": 0.02, "a_zero_point": 113, "w_scale": 0.01}
+    for name, layer, columns, operations in (
+        ("qconv2d_dynamic_relu", ops.prepare_qconv2d(ops.pack_weight(matrix), kernel_size=1, **scales), 2 * dim, 4 * x.numel() * dim),
+        ("qconv2d_dynamic_relu depthwise", ops.prepare_qdepthwise_conv2d(taps, **scales), dim, 0),
+    ):  # fmt: skip
+        u, to = torch.randn(batch, 2 * columns, device=device), {"out_scale": 0.02 * dim**0.5, "out_zero_point": 20}
+        ours = {
+            each: functools.partial(ops.prepare_qconv2d_dynamic_relu(layer, **to, backend=each), x, u)
+            for each in having("qconv2d_dynamic_relu", backends)
+        }
+
+        def plain(layer: Any = layer, u: Tensor = u, to: dict[str, Any] = to) -> Tensor:
+            return ops.quantize(ops.dynamic_relu(layer(x), u), to["out_scale"], to["out_zero_point"])
+
+        yield Case(name, ours, plain, (1 + columns // dim) * x.numel(), operations, exact=True, peer=False)
 
 
 def _integer_halves(device: str, batch: int, side: int, dim: int, backends: tuple[str, ...]) -> Iterator[Case]:

@@ -18,8 +18,7 @@ import mvit_kernels as mk
 from mvit_kernels import reference
 from mvit_kernels.engine.blocks import Blocks, find_qattention
 from mvit_kernels.engine.device_plan import DevicePlan
-from mvit_kernels.engine.lower_calls import Call, lower_calls
-from mvit_kernels.engine.steps import Value
+from mvit_kernels.engine.lower_calls import Call
 from mvit_kernels.graph import Node, Program, capture, optimize, run
 from mvit_kernels.ops import packing
 from mvit_kernels.ops.qfeed_forward import QFeedForward
@@ -30,8 +29,7 @@ CPU = torch.device("cpu")
 
 
 def device_plan(program: Program, dtype: torch.dtype = torch.float32) -> DevicePlan:
-    image = Value(program["input"].size, dtype, channels_last=False)
-    return DevicePlan(lower_calls(program, dtype, CPU), image, program.outputs, program.structure, CPU)
+    return DevicePlan(program, dtype, CPU)
 
 
 def programs(model: nn.Module, side: int) -> Program:
@@ -92,8 +90,38 @@ def test_what_nobody_knows_is_told_apart_from_what_torch_does_well() -> None:
     plan = device_plan(programs(Foreign().eval(), 8))
     reasons = {call.op: (call.reason, call.foreign) for call in plan.calls if call.reason}
     assert {op for op, (_, foreign) in reasons.items() if foreign} == {"aten.cumsum.default"}
-    assert reasons["add"] == ("torch's kernel for add", False)
-    assert reasons["cat"] == ("torch's kernel for cat", False)
+    assert reasons["add"] == ("torch's kernel for add, at its floor", False)
+    assert reasons["cat"] == ("torch's kernel for cat, at its floor", False)
+
+
+def test_constants_do_not_read_the_image() -> None:
+    constant = Node("constant", "constant", (), (4,), {}, {"value": torch.randn(4)})
+    plan = device_plan(Program([Node("input", "input", (), (3, 64, 64)), constant], ["constant"]))
+    assert [(call.bytes, call.reason) for call in plan.calls] == [(32, "torch's kernel for constant, at its floor")]
+    assert torch.equal(plan.run(torch.randn(5, 3, 64, 64))[0], constant.weights["value"].expand(5, 4))
+
+
+def test_dynamic_relus_are_part_of_convolutions() -> None:
+    """But behind a norm that the product does while it loads its rows."""
+    torch.manual_seed(0)
+    nodes = [
+        Node("input", "input", (), (6, 5, 4)),
+        Node("pool", "avg_pool", ("input",), (6,)),
+        Node("u", "linear", ("pool",), (24,), {}, {"weight": torch.randn(24, 6)}),
+        Node("v", "linear", ("pool",), (14,), {}, {"weight": torch.randn(14, 6)}),
+        Node("expand", "conv2d", ("input",), (12, 5, 4), {"stride": 1}, {"weight": torch.randn(12, 6, 1, 1)}),
+        Node("first", "dynamic_relu", ("expand", "u"), (12, 5, 4)),
+        Node("filter", "depthwise_conv2d", ("first",), (12, 3, 2), {"stride": 2}, {"weight": torch.randn(12, 1, 3, 3)}),
+        Node("second", "dynamic_relu", ("filter", "u"), (12, 3, 2)),
+        Node("reduce", "conv2d", ("second",), (6, 3, 2), {"stride": 1}, {"weight": torch.randn(6, 12, 1, 1)}),
+        Node("norm", "layer_norm", ("reduce",), (6, 3, 2), {"eps": 1e-5}),
+        Node("out", "conv2d", ("norm",), (7, 3, 2), {"stride": 1}, {"weight": torch.randn(7, 6, 1, 1)}),
+        Node("third", "dynamic_relu", ("out", "v"), (7, 3, 2)),
+    ]  # fmt: skip
+    program, x = Program(nodes, ["third"]), torch.randn(2, 6, 5, 4)
+    plan = device_plan(program)
+    assert [call.op for call in plan.calls[3:]] == ["conv2d_dynamic_relu", "conv2d_dynamic_relu", "conv2d", "gemm"]
+    torch.testing.assert_close(plan.run(x)[0], run(program, x), rtol=1e-4, atol=1e-4)
 
 
 def test_the_smallest_maps_are_what_is_written(v2, v2_plan) -> None:

@@ -12,6 +12,9 @@ from test_graph_capture import Plain, random_statistics
 from torch import nn
 
 import mvit_kernels as mk
+from mvit_kernels.engine import files
+from mvit_kernels.engine.device_plan import DevicePlan
+from mvit_kernels.graph import Program, capture, optimize
 from mvit_kernels.ops.backend import native
 
 pytestmark = needs_native
@@ -95,7 +98,7 @@ def test_damaged_and_foreign_files(fast, tmp_path) -> None:
         with pytest.raises(ValueError, match=r"load: .*plan: (expected a file written by|the file is damaged)"):
             mk.load(path)
     path.write_bytes(good[:8] + struct.pack("<Q", 99) + good[16:])
-    with pytest.raises(ValueError, match="expected version 1 of plan files, got 99"):
+    with pytest.raises(ValueError, match="expected version 2 of plan files, got 99"):
         mk.load(path)
     with pytest.raises(FileNotFoundError):
         mk.load(tmp_path / "nothing")
@@ -112,8 +115,6 @@ def test_bad_input(fast, tmp_path) -> None:
 
 
 def test_of_another_version_of_the_package(fast, tmp_path, monkeypatch) -> None:
-    from mvit_kernels.engine import files
-
     with monkeypatch.context() as patch:
         patch.setattr(files, "__version__", "0.0.9")
         fast.save(tmp_path / "plan")
@@ -125,6 +126,88 @@ def test_nothing_is_left_of_a_file_that_could_not_be_written(fast, tmp_path) -> 
     with pytest.raises(OSError, match="nowhere"):
         fast.save(tmp_path / "nowhere" / "plan")
     assert not list(tmp_path.iterdir())
+
+
+# --- plans of a GPU, for which the CPU stands in ---
+
+GPU = torch.device("cuda", 0)
+
+
+def saved(path, *programs: Program, dtype: torch.dtype = torch.float32) -> list[DevicePlan]:
+    """The plans that are in the file now."""
+    plans = {program["input"].size: DevicePlan(program, dtype, torch.device("cpu")) for program in programs}
+    mk.engine.CompiledModel(None, plans, None, GPU).save(path)
+    return list(plans.values())
+
+
+@pytest.fixture
+def stand_in(monkeypatch) -> None:
+    monkeypatch.setattr(files, "_place", lambda kind, device: torch.device("cpu"))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_plans_of_a_gpu_have_the_same_bits(dtype: torch.dtype, tmp_path, stand_in) -> None:
+    torch.manual_seed(0)
+    model = random_statistics(mk.create_model("mobilevitv2_050", num_classes=7))
+    programs = [optimize(capture(model, (3, *size)), device=True) for size in ((64, 64), (96, 64))]
+    plans = saved(tmp_path / "plan", *programs, dtype=dtype)
+    loaded = mk.load(tmp_path / "plan")
+    for plan, size in zip(plans, ((2, 3, 64, 64), (1, 3, 96, 64)), strict=True):
+        x = torch.randn(size)
+        assert torch.equal(loaded(x), plan.run(x)[0].float())
+        assert str(loaded.report(size[1:])) == str(plan.report())
+    with pytest.raises(ValueError, match=r"expected images of one of the saved sizes .*, got \(3, 32, 32\)"):
+        loaded(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="load: num_threads: expected None with plans of a GPU, got 2"):
+        mk.load(tmp_path / "plan", num_threads=2)
+    loaded.save(tmp_path / "again")
+    assert (tmp_path / "again").stat().st_size == (tmp_path / "plan").stat().st_size
+
+
+def test_plans_of_a_gpu_of_integers_torch_nodes_and_structures(tmp_path, stand_in) -> None:
+    torch.manual_seed(0)
+    model, x = random_statistics(mk.create_model("mobilevit_xxs", num_classes=7)), torch.randn(2, 3, 64, 64)
+    quantized = mk.quantize(model, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False)
+    programs = [quantized.program((3, *size)) for size in ((64, 64), (96, 64))]
+    saved(tmp_path / "plan", *programs)
+    loaded = mk.load(tmp_path / "plan")
+    assert torch.equal(loaded(x), quantized(x))
+    both, held = (tmp_path / "plan").stat().st_size, sum(weight.nbytes for node in programs[0] for weight in node.weights.values())
+    assert held < both < 1.9 * held  # sizes share their weights
+
+    plain, x = random_statistics(Plain()), torch.randn(2, 3, 32, 48)
+    (plan,) = saved(tmp_path / "plan", optimize(capture(plain, (3, 32, 48)), device=True))
+    assert any(call.foreign for call in plan.calls)
+    (logits, features), (expected, right) = mk.load(tmp_path / "plan")(x), plan.run(x)
+    assert torch.equal(logits, expected)
+    assert torch.equal(features["features"], right)
+
+
+def test_plans_run_on_the_device_that_they_were_made_for(fast, tmp_path) -> None:
+    fast.save(tmp_path / "cpu")
+    assert mk.load(tmp_path / "cpu", device="cpu").device == torch.device("cpu")
+    with pytest.raises(ValueError, match="load: device: expected the CPU, for which the plans are, got cuda:0"):
+        mk.load(tmp_path / "cpu", device=GPU)
+    with pytest.raises(ValueError, match="load: device: expected a device of torch, got 'gpu'"):
+        mk.load(tmp_path / "cpu", device="gpu")
+    saved(tmp_path / "gpu", optimize(capture(mk.create_model("mobilevit_xxs").eval(), (3, 32, 32)), device=True))
+    for device in ("cpu", torch.device("cpu")):
+        with pytest.raises(ValueError, match="load: device: expected a GPU, for which the plans are, got cpu"):
+            mk.load(tmp_path / "gpu", device=device)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="load: device: expected a GPU, for which the plans are, and no GPU is available"):
+            mk.load(tmp_path / "gpu")
+
+
+def test_damaged_plans_of_a_gpu(tmp_path, stand_in) -> None:
+    path = tmp_path / "plan"
+    saved(path, optimize(capture(mk.create_model("mobilevit_xxs").eval(), (3, 32, 32)), device=True))
+    good = path.read_bytes()
+    length = struct.unpack_from("<Q", good, 16)[0]
+    for place in (20, 41, 40 + length // 2, len(good) // 2, len(good) - 1):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 4]) + good[place + 1 :])
+        with pytest.raises(ValueError, match=f"load: {path}: the file is damaged"):
+            mk.load(path)
 
 
 def test_reports(fast, tmp_path) -> None:

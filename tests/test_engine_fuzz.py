@@ -1,4 +1,6 @@
-"""Random small networks of all kinds of nodes: plans against the interpreter. MVIT_KERNELS_FUZZ=5000 runs as many (`make fuzz`)."""
+"""Random small networks of all kinds of nodes: plans, also those of a GPU with the CPU in its place, against the interpreter.
+
+MVIT_KERNELS_FUZZ=5000 runs as many (`make fuzz`)."""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import torch
 from op_checks import needs_native
 
 from mvit_kernels.engine import lower_integers
+from mvit_kernels.engine.device_plan import DevicePlan
 from mvit_kernels.engine.lower_integers import lower
 from mvit_kernels.engine.plan import Plan, assemble
 from mvit_kernels.graph import Node, Program, optimize, run
@@ -230,10 +233,12 @@ def assert_floats(program: Program, x: Tensor) -> None:
     plan = assemble(lower(rewritten))
     outputs = results(plan, x, 1)
     assert all(torch.equal(a, b) for a, b in zip(outputs, results(plan, x, 2), strict=True))
-    theirs = run(program, x)
-    for y, exact, plain in zip(outputs, right, theirs, strict=True):
+    theirs, on_device = run(program, x), optimize(program, device=True)
+    calls = DevicePlan(on_device, torch.float32, torch.device("cpu")).run(x)
+    for y, called, exact, plain in zip(outputs, calls, right, theirs, strict=True):
         bound = 4 * (plain - exact).abs().max() + 2e-5 * exact.abs().max() + 1e-6
         assert (y - exact).abs().max() <= bound, str(rewritten)
+        assert (called - exact).abs().max() <= bound, str(on_device)
 
 
 def assert_integers(program: Program, x: Tensor, bits: int) -> None:
@@ -247,7 +252,8 @@ def assert_integers(program: Program, x: Tensor, bits: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(outputs, results(plan, x, 2), strict=True))
     floats = {node.kind for node in rewritten} - _PINNED
     exact = not any(node.kind in floats for node in integers)
-    for y, expected in zip(outputs, right, strict=True):
+    calls = DevicePlan(integers, torch.float32, torch.device("cpu")).run(x)
+    for y, expected in zip((*outputs, *calls), (*right, *right), strict=True):
         if exact:
             assert torch.equal(y, expected), str(integers)
         elif expected.abs().max() > 0:  # floats between: a rounding there is a step of a byte elsewhere

@@ -73,6 +73,20 @@ def test_one_scale_a_channel(fmt: str, dtype: torch.dtype, backend: str, poison)
                 assert torch.equal(back, real_oracle(q, s, z, dtype, at))
 
 
+@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_bytes_in_channels_last(fmt: str, dtype: torch.dtype, backend: str, poison) -> None:
+    for size in ((2, 3, 17, 33), (1, 70, 5, 3), (3, 1, 2, 2), (2, 5, 1, 1), (0, 3, 4, 4), (1, 0, 2, 2)):
+        x = values(size).to(dtype).contiguous(memory_format=FORMATS[fmt])
+        scale = torch.rand(size[1]) + 0.01
+        for s, axis in ((0.1, 1), (scale, None), (torch.rand(size[3]) + 0.01, 3)):
+            q = ops.quantize(x, s, 7, axis=axis, channels_last=True, backend=backend)
+            assert torch.equal(q, oracle(x, s, 7, 8, 1 if axis is None else axis))
+            assert q.is_contiguous(memory_format=torch.channels_last)
+    with pytest.raises(ValueError, match=r"channels_last: expected False of x that is no map \(B, C, H, W\), got True and shape \(3,\)"):
+        ops.quantize(torch.ones(3), 0.1, 7, channels_last=True, backend=backend)
+
+
 def test_the_axis_of_what_is_no_map_is_the_last(backend: str) -> None:
     x, scale = torch.randn(4, 5, 6), torch.rand(6) + 0.1
     assert torch.equal(ops.quantize(x, scale, 10, backend=backend), oracle(x, scale, 10, 8, -1))
@@ -193,7 +207,7 @@ def test_opcheck() -> None:
         torch.randn(2, 4, 5)[..., ::2],
     ):
         torch.library.opcheck(torch.ops.mvit_kernels.quantize, (x, scale, zero_point, 1.0, 0, 1 if x.ndim == 4 else 2, 8))
-        torch.library.opcheck(torch.ops.mvit_kernels.quantize, (x, None, None, 0.1, 5, 1, 6))
+        torch.library.opcheck(torch.ops.mvit_kernels.quantize, (x, None, None, 0.1, 5, 1, 6, x.ndim == 4))
         q = ops.quantize(x, 0.1, 128)
         torch.library.opcheck(torch.ops.mvit_kernels.dequantize, (q, None, None, 0.1, 5, 1, torch.bfloat16))
     torch.library.opcheck(torch.ops.mvit_kernels.quantize_rows, (torch.randn(5, 7), 8))

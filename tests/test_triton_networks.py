@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from typing import Any
+
 import pytest
 import test_efficientformers as efficientformers
 import test_mobile_formers as mobile_formers
 import torch
+from marks import slow
 from test_engine_device import device_plan, programs
 from test_engine_integers import quantized
 from test_graph_capture import random_statistics
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from triton_checks import DEVICE
 
 import mvit_kernels as mk
+from mvit_kernels import triton_kernels
 from mvit_kernels.graph import Node, run
 
 Tensor = torch.Tensor
@@ -66,6 +73,50 @@ def test_float_networks_of_other_families(name: str) -> None:
     with mk.use_backend("triton"):
         (y,) = plan.run(x)
     assert (y - right).abs().max() <= 1e-4 * right.abs().max()
+
+
+class Launched(TorchDispatchMode):
+    """What torch runs outside of ops that is more than a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (
+            not op.is_view
+            and op.namespace == "aten"
+            and not op._schema.name.startswith(("aten::new_empty", "aten::empty", "aten::_unsafe_view"))
+        ):
+            self.kernels.append(op._schema.name)
+        return op(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="nothing is computed")
+@pytest.mark.parametrize("integers", [False, slow(True)])
+@pytest.mark.parametrize(("name", "side"), [
+    ("mobilevit_xxs", 256), ("mobilevitv2_050", 256), ("efficientformer_l1", 224), ("efficientformerv2_s0", 224),
+    ("mobile_former_26m", 224),
+])  # fmt: skip
+def test_plans_run_on_kernels_alone(name: str, side: int, integers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the sizes that networks are trained for, by launches that do nothing: an op that no kernel takes raises, as a request that is not
+    met, and between ops torch has nothing to do but to repeat the tokens that Mobile-Former learned for each image."""
+    for module in pkgutil.iter_modules(triton_kernels.__path__, f"{triton_kernels.__name__}."):
+        if hasattr(importlib.import_module(module.name), "launch") and not module.name.endswith(".launch"):
+            monkeypatch.setattr(f"{module.name}.launch", lambda *_, **__: None)
+    model = mk.create_model(name).eval()
+    if integers:
+        config = mk.QuantConfig(method="minmax")
+        plan = device_plan(mk.quantize(model, [torch.randn(1, 3, side, side)], config, progress=False).program())
+    else:
+        plan = device_plan(programs(model, side), torch.float16)
+    x = torch.zeros(2, 3, side, side, dtype=plan.input.dtype)
+    with mk.use_backend("triton"):
+        plan.run(x)  # weights are arranged
+        with Launched() as launched:
+            plan.run(x)
+    assert set(launched.kernels) <= {"aten::clone"}
+    assert len(launched.kernels) <= (3 if name == "mobile_former_26m" else 0)
 
 
 class Small(nn.Module):

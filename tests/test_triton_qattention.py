@@ -44,6 +44,27 @@ def test_many_queries(mixed: str) -> None:
     check(bytes_of(size), size, **parameters(size, mixed), out_scale=0.05)
 
 
+@pytest.mark.parametrize("mixed", ["none", "bias", "scores"])
+@pytest.mark.parametrize("size", [(1, 1, 513, 1, 3, 2), (2, 3, 785, 2, 16, 20), slow((1, 35, 3136, 2, 33, 17))], ids=str)
+def test_many_keys(size, mixed: str) -> None:
+    """In blocks, the last of which has one key; the largest score is in any of them."""
+    held = parameters(size, "all")
+    held = {name: held[name] for name in {"none": (), "bias": ("bias",), "scores": ("bias", "mix_scores")}[mixed]}
+    inputs = bytes_of(size)
+    check(inputs, size, **held, out_scale=0.05)
+    inputs[1][:, :-1] = inputs[1][:, -1:] // 2
+    check(inputs, size, **held, out_bits=6, out_zero_point=30, q_zero_point=0, v_zero_point=255)
+
+
+@pytest.mark.parametrize("extreme", [0, 255])
+def test_extremes_of_many_keys(extreme: int) -> None:
+    size = (1, 2, 1000, 2, 20, 4)
+    inputs = [torch.full_like(x, extreme) for x in bytes_of(size)]
+    inputs[1][0, 700] = 255 - extreme
+    check(inputs, size)
+    check(inputs, size, q_zero_point=255 - extreme, k_zero_point=255 - extreme, v_zero_point=255 - extreme)
+
+
 @pytest.mark.parametrize("extreme", [0, 255])
 @pytest.mark.parametrize("mixed", ["none", "all"])
 def test_extremes(mixed: str, extreme: int) -> None:
@@ -61,6 +82,12 @@ def test_any_strides_and_empty() -> None:
     q, k, v = tokens[..., :8], tokens[:, ::2, 8:16], tokens[:, ::2, 16:]
     check([q, k, v.mT.contiguous().mT], (2, 35, 18, 2, 4, 4))
     check([q[:0], k[:0], v[:0]], (0, 35, 18, 2, 4, 4))
+
+
+def test_many_keys_with_mixed_weights_are_refused() -> None:
+    size = (1, 2, 513, 2, 4, 4)
+    with pytest.raises(ValueError, match="it takes at most 512 keys where their weights are mixed, got 513"):
+        check(bytes_of(size), size, **parameters(size, "weights"))
 
 
 def test_deep_heads_are_refused() -> None:

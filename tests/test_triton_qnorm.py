@@ -37,6 +37,17 @@ def test_rows_and_groups(size) -> None:
             check(x, reference.stream_sums(x, groups), bits=6)
 
 
+@pytest.mark.parametrize("size", [(1, 1), (6, 17), (70, 144), (2, 9000)], ids=str)
+def test_weight_and_bias(size) -> None:
+    """Of each channel, of groups in registers and of larger ones; infinite sums become 0 or the end they are at."""
+    x, (weight, bias) = stream(*size), torch.randn(2, size[1])
+    weight[::5], bias[1::7] = 0, 1e30
+    for groups in {None, 1, size[0]}:
+        check(x, groups=groups, weight=weight, bias=bias)
+        check(x, groups=groups, weight=1e38 * weight, bias=bias, bits=6)
+    check(x, reference.stream_sums(x, 1), weight=weight, bias=bias)
+
+
 @pytest.mark.parametrize("pieces", [1, 5, 300])
 def test_sums_of_pieces(pieces: int) -> None:
     x = stream(6, 40)

@@ -47,6 +47,22 @@ def test_many_scales(fmt: str) -> None:
     check(values(6, 5), scales, zero_points)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [(2, 3, 17, 33), (1, 70, 5, 3), (3, 1, 2, 2), (2, 33, 1, 1), (0, 3, 4, 4)], ids=str)
+def test_bytes_in_channels_last(size, dtype: torch.dtype) -> None:
+    scales, zero_points = torch.rand(size[1], device=DEVICE) + 0.01, torch.randint(-300, 300, (size[1],), device=DEVICE)
+    maps = [values(*size, dtype=dtype, fmt=fmt) if 0 not in size else randn(*size, dtype=dtype) for fmt in FORMATS]
+    for x in (*maps, maps[0].mT):
+        columns = torch.rand(x.shape[3], device=DEVICE) + 0.01
+        for scale, zero_point, axis in ((0.1, 7, 1), (scales, zero_points, 1), (scales[:1], 3, 1), (0.1, zero_points, -3), (columns, 3, 3)):
+            q, expected = (
+                ops.quantize(x, scale, zero_point, bits=6, axis=axis, channels_last=True, backend=backend)
+                for backend in ("triton", "reference")
+            )
+            assert torch.equal(q, expected)
+            assert q.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_any_strides() -> None:
     for x in views(5, 4, 6).values():
         check(x, torch.rand(5, device=DEVICE) + 0.01, 3)

@@ -133,8 +133,19 @@ def integer_calls() -> dict[str, Any]:
     for rows in (16384, 1024):
         product = ops.prepare_qgemm(matrix, bias=torch.zeros(128), **QUANTIZATION, **curved)
         calls[f"curve qgemm {rows}"] = functools.partial(product, ones(rows, 128, dtype=torch.uint8))
+    floats = {**QUANTIZATION, "bias": torch.zeros(96)}
+    product = ops.prepare_qconv2d(ops.pack_weight(torch.zeros(96, 96, 1, 1, dtype=torch.int8)), kernel_size=1, **floats)
+    filters = ops.prepare_qdepthwise_conv2d(torch.zeros(96, 1, 3, 3, dtype=torch.int8), **floats)
+    for name, layer in (("1x1", product), ("depthwise", filters)):
+        fused = ops.prepare_qconv2d_dynamic_relu(layer, out_scale=0.1, out_zero_point=7, backend="triton")
+        for batch in (2, 16):
+            call = functools.partial(fused, image(batch, 96, 28, 28, dtype=torch.uint8), ones(batch, 192))
+            calls[f"qconv2d_dynamic_relu {name} {batch}"] = call
     calls["quantize"] = use(ops.quantize, image(2, 96, 32, 32), 0.1, 3)
     calls["quantize, channels"] = use(ops.quantize, image(2, 96, 32, 32), ones(96), ones(96, dtype=torch.int32))
+    for name, picture, scale in (("one scale", image(2, 3, 64, 64, channels_last=False), 0.1), ("channels", x.float(), ones(96))):
+        call = use(ops.quantize, picture.contiguous(), scale, 3, channels_last=True)
+        calls[f"quantize to channels_last, {name}"] = call
     calls["dequantize"] = use(ops.dequantize, x, 0.1, 3, torch.float16)
     calls["quantize_rows"] = use(ops.quantize_rows, ones(1024, 256, dtype=torch.float16))
     return calls
@@ -158,6 +169,9 @@ def integer_map_calls() -> dict[str, Any]:
     for rows, depth, groups in ((1024, 144, None), (1024, 512, None), (2048, 64, 2), (128, 128, 2), (64, 128, 1)):
         stream = ones(rows, depth, dtype=torch.int16)
         calls[f"qnorm {rows}x{depth} in {groups}"] = use(ops.qnorm, stream, groups=groups, **norm)
+    affine = {"weight": ones(64), "bias": ones(64)}
+    for groups in (None, 2, 1):
+        calls[f"qnorm with weight, {groups}"] = use(ops.qnorm, ones(512, 64, dtype=torch.int16), groups=groups, **affine, **norm)
     calls["qnorm with sums"] = use(ops.qnorm, stream, ones(1, 2, dtype=torch.int64), **norm)
     weight = ops.pack_weight(torch.zeros(64, 128, dtype=torch.int8))
     behind = {"scale": 0.01, "a_scale": 0.05, "a_zero_point": 121, "w_scale": 0.01, "backend": "triton", **BYTES}
@@ -181,6 +195,10 @@ def integer_map_calls() -> dict[str, Any]:
         q, v = ones(batch, 49, 256, dtype=torch.uint8), ones(batch, 49, 8 * width, dtype=torch.uint8)
         call = functools.partial(ops.prepare_qattention(8, **heads, **more), q, q, v)
         calls[f"qattention {batch} {width} {' '.join(more)}"] = call
+    for batch, channels, side in ((1, 192, 28), (64, 24, 56), (1, 512, 28)):  # more keys than registers hold
+        tokens, pixels = (ones(batch, size, channels, dtype=torch.uint8) for size in (6, side * side))
+        call = functools.partial(ops.prepare_qattention(2, **heads), tokens, pixels, pixels)
+        calls[f"qattention {channels} of {side * side} keys"] = call
     mixer = ops.prepare_qpool_mixer(torch.ones(96), a_scale=0.1, a_zero_point=3, backend="triton", **to)
     calls["qpool_mixer"] = functools.partial(mixer, x)
     calls["qseparable_gate"] = use(ops.qseparable_gate, projected[..., 1:], ones(2, 4, 96), v_scale=0.1, v_zero_point=3, **to)
@@ -280,6 +298,12 @@ def relative_calls() -> dict[str, Any]:
         call = use(ops.depthwise_conv2d, x, ones(wide, 1, 3, 3), ones(wide), stride=2)
         calls[f"depthwise_conv2d {channels} times {times} {dtype}"] = call
         calls[f"dynamic_relu {channels} {dtype}"] = use(ops.dynamic_relu, x, ones(2, 2 * channels, dtype=dtype))
+        behind = use(ops.conv2d_dynamic_relu, x, ones(wide, 1, 3, 3), ones(wide), ones(2, 2 * wide, dtype=dtype), stride=2)
+        calls[f"conv2d_dynamic_relu {channels} times {times} {dtype}"] = behind
+        for batch, side in ((2, 28), (64, 56)):
+            pixels, u = image(batch, channels, side, side, dtype=dtype), ones(batch, 2 * wide, dtype=dtype)
+            call = use(ops.conv2d_dynamic_relu, pixels, ones(wide, channels, 1, 1), ones(wide), u)
+            calls[f"conv2d_dynamic_relu {batch} {channels} to {wide} {dtype}"] = call
         calls[f"pool_mixer {channels} {dtype}"] = use(ops.pool_mixer, x, ones(channels))
         calls[f"hard_gate {dtype}"] = use(ops.hard_gate, ones(2, 192, dtype=dtype), ones(2, 192, dtype=dtype))
     return calls

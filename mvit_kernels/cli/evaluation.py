@@ -52,7 +52,7 @@ def load_network(args: argparse.Namespace, *, compiled: bool) -> Network:
     if path is not None and str(path) in checkpoints.SHIPPED:
         path = checkpoints.path(str(path))
     if path is not None and path.is_file() and is_plan(path):
-        plan = mk.load(path)
+        plan = mk.load(path, device="cpu")
         side = size or plan.sizes[0][1]
         published = published_normalization(args.model) if args.model else Normalization()
         return Network("plan", plan, side, None, normalization_of(args, published))

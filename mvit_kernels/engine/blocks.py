@@ -178,6 +178,19 @@ def find_qnormed(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
     return norm, product
 
 
+def find_qdynamic(low: Blocks, product: Node) -> tuple[Node, ...] | None:
+    """A convolution of bytes to floats, the dynamic ReLU that is all that takes these, and bytes of them."""
+    if not (is_qpointwise(product) or product.kind == "qdepthwise_conv2d") or product.settings.get("residual"):
+        return None
+    relu = low.only_user(product.name)
+    if product.settings["out"] != "float32" or "activation" in product.settings or relu is None or relu.kind != "dynamic_relu":
+        return None
+    to_bytes = low.only_user(relu.name)
+    if relu.inputs[0] != product.name or relu.inputs[1] == product.name or to_bytes is None or to_bytes.kind != "quantize":
+        return None
+    return (product, relu, to_bytes) if to_bytes.settings["out"] == "uint8" and "scale" in to_bytes.settings else None
+
+
 def is_qpointwise(node: Node) -> bool:
     """A 1x1 convolution of every pixel of one map of bytes."""
     return node.kind == "qconv2d" and kernel_of(node) == 1 and node.settings["stride"] == 1 and not node.settings.get("second")

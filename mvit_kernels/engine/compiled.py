@@ -39,7 +39,7 @@ class CompiledModel:
     """A network as plans. Call it with images; `compile` and `load` make it. Any number of threads may call it."""
 
     def __init__(
-        self, source: Source | None, plans: Mapping[Size, Plan], num_threads: int | None, device: torch.device = CPU
+        self, source: Source | None, plans: Mapping[Size, Plan | DevicePlan], num_threads: int | None, device: torch.device = CPU
     ) -> None:  # fmt: skip
         self._source, self.num_threads, self.device = source, num_threads, device
         self._plans: dict[Size, Plan | DevicePlan] = dict(plans)
@@ -104,19 +104,15 @@ class CompiledModel:
         return plan.profile(x, repeats)
 
     def save(self, path: str | Path, sizes: Sequence[tuple[int, int]] | None = None) -> None:
-        """Write the plans to a file that `load` reads: those at hand, or those of images of `sizes` (height, width)."""
+        """Write the plans to a file that `load` reads: those at hand, or those of images of `sizes` (height, width). Of plans of a GPU it
+        has the rewritten network, whose graphs are captured where it runs."""
         from .files import save_plans
 
         if sizes is not None and (not sizes or any(len(size) != 2 for size in sizes)):
             raise ValueError(f"CompiledModel: save: sizes: expected one (height, width) or more, got {sizes!r}")
-        if self.device != CPU:
-            raise ValueError(
-                f"CompiledModel: save: expected plans of the CPU, got those of {self.device}, which are made where they run: save the model"
-            )
         channels = next(iter(self._plans))[0]
         wanted = list(self._plans) if sizes is None else [(channels, *size) for size in sizes]
-        plans = {size: plan for size in wanted if isinstance(plan := self.plan(size), Plan)}
-        save_plans(Path(path), plans, self.num_threads)
+        save_plans(Path(path), {size: self.plan(size) for size in wanted}, self.num_threads, self.device)
 
     def _plan_of(self, size: Size | None, what: str) -> Plan | DevicePlan:
         if size is not None and (len(size) != 3 or any(not isinstance(each, int) or each < 1 for each in size)):
@@ -141,8 +137,10 @@ class CompiledModel:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """What pickle and copy ask."""
-        way = "save(path) and mk.load(path)" if self.device == CPU else "mk.compile of the model where it goes"
-        raise TypeError(f"CompiledModel: expected {way}, got pickle or copy: plans hold memory of this process. Threads may share one")
+        raise TypeError(
+            "CompiledModel: expected save(path) and mk.load(path), got pickle or copy: plans hold memory of this process. Threads may share"
+            " one"
+        )
 
     def __repr__(self) -> str:
         where = f"threads={self.threads()}" if self.device == CPU else f"device={self.device}"

@@ -14,10 +14,8 @@ from mvit_kernels.quant import QuantizedModel, carried, carries_quantizers
 
 from .compiled import PLAN_DTYPES, CompiledModel, Size, check_threads, size_of
 from .device_plan import DevicePlan
-from .lower_calls import lower_calls
 from .lower_integers import lower
 from .plan import Plan, assemble
-from .steps import Value
 
 Tensor = torch.Tensor
 
@@ -55,8 +53,7 @@ class QuantizedSource:
 def _plan(program: Program, dtype: torch.dtype, device: torch.device) -> Plan | DevicePlan:
     if device.type == "cpu":
         return assemble(lower(program, dtype))
-    image = Value(program["input"].size, dtype, channels_last=False)
-    return DevicePlan(lower_calls(program, dtype, device), image, program.outputs, program.structure, device)
+    return DevicePlan(program, dtype, device)
 
 
 def compile(

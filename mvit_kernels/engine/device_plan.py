@@ -11,18 +11,20 @@ import threading
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from mvit_kernels.graph import Program
+from mvit_kernels.graph.passes import fuse_dynamic
 from mvit_kernels.ops.backend import requested
 from mvit_kernels.ops.moments import keeping_parts
 from mvit_kernels.ops.packing import holding, recalling
 
 from .device_report import profile_of, report_of
-from .lower_calls import Call
+from .lower_calls import Call, lower_calls
 from .report import PlanReport, Profile
 from .steps import Value
 
@@ -44,11 +46,16 @@ class DevicePlan:
     """For images of one size (C, H, W), any number of them.
 
     Attributes:
+        program: what it was made of, which a file has of it (`described.py`).
         uncaptured: why its calls run one by one and not as a graph, where one of torch's cannot be captured; else None.
     """
 
-    def __init__(self, calls: Sequence[Call], image: Value, outputs: Sequence[str], structure: Any, device: torch.device) -> None:
-        self.calls, self.input, self.outputs, self.structure, self.device = tuple(calls), image, tuple(outputs), structure, device
+    def __init__(self, program: Program, dtype: torch.dtype, device: torch.device) -> None:
+        """Of a float or an integer program; floats are stored as dtype."""
+        self.program, self.device, self.structure = program, device, program.structure
+        program = fuse_dynamic(program)
+        self.calls, self.outputs = tuple(lower_calls(program, dtype, device)), program.outputs
+        self.input = Value(program["input"].size, dtype, channels_last=False)
         self.uncaptured: str | None = None
         last: dict[str, int] = {}
         for i, call in enumerate(self.calls):

@@ -1,53 +1,65 @@
-"""Plans in a file.
+"""Plans in a file: what `described.py` says of them, and their tensors.
 
     | magic, 8 bytes | version | bytes of the text | fingerprint of the text | fingerprint of the weights | text: JSON | weights |
 
-Numbers are 64 bits, little-endian; the weights of each plan begin at multiples of 4096 bytes and are mapped, not read. A file of another
-version of this package is refused: the arguments of kernels may mean something else there.
+Numbers are 64 bits, little-endian; tensors begin at multiples of 64 bytes, those of a page or more at multiples of 4096, and are mapped,
+not read. A file of another version of this package is refused: the arguments of kernels may mean something else there.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
-import operator
 import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils import _pytree as pytree
 
 from mvit_kernels import __version__
 from mvit_kernels.files import replace_file
 from mvit_kernels.ops.backend import NATIVE_REASON, native
 
-from .plan import NativeStep, Plan, Segment
-from .steps import TorchStep, Value
+from .described import describe_device_plan, describe_plan, device_plan_from, plan_from
+from .plan import Plan
 
 if TYPE_CHECKING:
-    from .compiled import CompiledModel
+    from .compiled import CompiledModel, Size
+    from .device_plan import DevicePlan  # with it comes all that captures networks
 
 Tensor = torch.Tensor
-_MAGIC, _VERSION, _PAGE = b"MVITPLAN", 1, 4096
+_MAGIC, _VERSION, _PAGE, _LINE = b"MVITPLAN", 2, 4096, 64
 _HEADER = struct.Struct("<8sQQQQ")
 
 
-def save_plans(path: Path, plans: Mapping[tuple[int, int, int], Plan], num_threads: int | None) -> None:
+def save_plans(path: Path, plans: Mapping[Size, Plan | DevicePlan], num_threads: int | None, device: torch.device) -> None:
+    if native is None:
+        raise ValueError(f"CompiledModel: save: the native kernels are needed ({NATIVE_REASON})")
     blobs: list[Tensor] = []
+    numbers: dict[int, int] = {}  # of tensors that were seen: programs of several sizes share theirs
 
     def hold(x: Tensor) -> dict[str, Any]:
         """A tensor's place among the blobs."""
-        blobs.append(x.detach().cpu().contiguous())
-        return {"blob": len(blobs) - 1, "dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)}
+        if id(x) not in numbers:
+            numbers[id(x)] = len(blobs)
+            blobs.append(x.detach().cpu().contiguous())
+        return {"blob": numbers[id(x)], "dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)}
 
-    entries = [{"size": list(size), **_describe_plan(plan, hold)} for size, plan in plans.items()]
+    entries = [
+        {"size": list(size), **(describe_plan(plan, hold) if isinstance(plan, Plan) else describe_device_plan(plan, hold))}
+        for size, plan in plans.items()
+    ]
     places, at = [], 0
     for x in blobs:
+        at = _aligned(at, _PAGE if x.nbytes >= _PAGE else _LINE)
         places.append(at)
-        at += -(-x.nbytes // _PAGE) * _PAGE
-    text = json.dumps({"package": __version__, "num_threads": num_threads, "blobs": places, "bytes": at, "plans": entries}).encode()
+        at += x.nbytes
+    at = _aligned(at, _PAGE)
+    content = {
+        "package": __version__, "device": device.type, "num_threads": num_threads, "blobs": places, "bytes": at, "plans": entries,
+    }  # fmt: skip
+    text = json.dumps(content).encode()
     memory = torch.zeros(at, dtype=torch.uint8)
     for x, place in zip(blobs, places, strict=True):
         memory[place : place + x.nbytes] = x.reshape(-1).view(torch.uint8)
@@ -69,11 +81,17 @@ def is_plan(path: str | Path) -> bool:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
-def load(path: str | Path, *, num_threads: int | None = None) -> CompiledModel:
-    """What `CompiledModel.save` wrote, ready to run: the same results bit for bit. Weights are mapped into memory, not copied.
+def load(path: str | Path, *, num_threads: int | None = None, device: str | torch.device | None = None) -> CompiledModel:
+    """What `CompiledModel.save` wrote, ready to run: the same results bit for bit, on a GPU of the same kind. Weights are mapped into
+    memory, not copied, but for those that go to a GPU.
 
     Runs images of the saved sizes and no others, as the model is not in the file. Kernels read and write by the numbers in it: load only
     files that you would run as a program.
+
+    Args:
+        path: the file.
+        num_threads: of plans of the CPU; None for those that were saved.
+        device: of plans of a GPU, on which they run; None for the current one.
 
     Raises:
         ValueError: no such file of this version of the package, a damaged one, or wrong arguments.
@@ -116,103 +134,39 @@ def load(path: str | Path, *, num_threads: int | None = None) -> CompiledModel:
             size *= each
         return whole[at : at + size].view(dtype).reshape(place["shape"])
 
-    plans = {tuple(entry["size"]): _plan_from(entry, held) for entry in described["plans"]}
-    return CompiledModel(None, plans, num_threads or described["num_threads"])
+    place = _place(described["device"], device)
+    if described["device"] == "cpu":
+        plans = {tuple(entry["size"]): plan_from(entry, held) for entry in described["plans"]}
+        return CompiledModel(None, plans, num_threads or described["num_threads"])
+    if num_threads is not None:
+        raise ValueError(f"load: num_threads: expected None with plans of a GPU, got {num_threads}")
+    on_device = {tuple(entry["size"]): device_plan_from(entry, held, place) for entry in described["plans"]}
+    return CompiledModel(None, on_device, None, place)
+
+
+def _place(kind: str, device: str | torch.device | None) -> torch.device:
+    """Where plans of that kind of device run, if `device` is wanted."""
+    try:
+        wanted = torch.device(kind if device is None else device)
+    except RuntimeError as error:
+        raise ValueError(f"load: device: expected a device of torch, got {device!r}") from error
+    if wanted.type != kind:
+        raise ValueError(f"load: device: expected {'the CPU' if kind == 'cpu' else 'a GPU'}, for which the plans are, got {wanted}")
+    if kind == "cpu":
+        return wanted
+    if not torch.cuda.is_available():
+        raise ValueError("load: device: expected a GPU, for which the plans are, and no GPU is available")
+    return torch.device(kind, torch.cuda.current_device() if wanted.index is None else wanted.index)
 
 
 def _start(text_bytes: int) -> int:
     """Where the weights begin."""
-    return -(-(_HEADER.size + text_bytes) // _PAGE) * _PAGE
+    return _aligned(_HEADER.size + text_bytes, _PAGE)
+
+
+def _aligned(at: int, to: int) -> int:
+    return -(-at // to) * to
 
 
 def _fingerprint(x: Tensor) -> int:
     return int(native.fingerprint(x.data_ptr(), x.nbytes))
-
-
-# --- plans as JSON ---
-
-
-def _describe_plan(plan: Plan, hold: Any) -> dict[str, Any]:
-    return {
-        "parts": [_describe_part(part, hold) for part in plan.parts],
-        "values": {name: [list(v.size), str(v.dtype).removeprefix("torch."), v.channels_last] for name, v in plan.values.items()},
-        "weights": hold(plan.weights),
-        "outputs": list(plan.outputs),
-        "structure": _describe_structure(plan.structure),
-    }
-
-
-def _describe_structure(structure: Any) -> str | None:
-    try:
-        return None if structure is None else pytree.treespec_dumps(structure)
-    except NotImplementedError as error:
-        raise ValueError(f"CompiledModel: save: expected results in a structure that a file can hold, got {structure}") from error
-
-
-def _plan_from(entry: Mapping[str, Any], held: Any) -> Plan:
-    values = {name: Value(tuple(size), getattr(torch, dtype), last) for name, (size, dtype, last) in entry["values"].items()}
-    structure = None if entry["structure"] is None else pytree.treespec_loads(entry["structure"])
-    return Plan([_part_from(part, held) for part in entry["parts"]], values, held(entry["weights"]), entry["outputs"], structure)
-
-
-def _describe_part(part: Segment | TorchStep, hold: Any) -> dict[str, Any]:
-    if isinstance(part, Segment):
-        steps = [[step.op, list(step.nodes), dict(step.fields), step.result, step.macs, step.bytes] for step in part.steps]
-        return {"steps": steps, "arena_bytes": part.arena_bytes, "inputs": list(part.inputs), "outputs": list(part.outputs)}
-    node = part.node
-    weights = {name: hold(x) for name, x in node.weights.items()}
-    settings = {key: _describe(value) for key, value in node.settings.items()}
-    return {
-        "node": [node.name, node.kind, list(node.inputs), list(node.size)], "settings": settings, "weights": weights, "reason": part.reason,
-        "raw": part.raw,
-    }  # fmt: skip
-
-
-def _part_from(part: Mapping[str, Any], held: Any) -> Segment | TorchStep:
-    if "steps" in part:
-        steps = tuple(
-            NativeStep(op, tuple(nodes), {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}, result, macs, size)
-            for op, nodes, fields, result, macs, size in part["steps"]
-        )
-        return Segment(steps, part["arena_bytes"], tuple(part["inputs"]), tuple(part["outputs"]))
-    from mvit_kernels.graph import Node  # only here: with it comes all that captures networks
-
-    name, kind, inputs, size = part["node"]
-    settings = {key: _described(value) for key, value in part["settings"].items()}
-    weights = {name: held(place) for name, place in part["weights"].items()}
-    return TorchStep(Node(name, kind, tuple(inputs), tuple(size), settings, weights), part["reason"], part["raw"])
-
-
-def _describe(x: Any) -> Any:
-    """Arguments of a torch node: what JSON has no word for is a pair of its kind and itself."""
-    if x is None or isinstance(x, (bool, int, float, str)):
-        return x
-    if isinstance(x, (tuple, list)):
-        return {"tuple" if isinstance(x, tuple) else "list": [_describe(each) for each in x]}
-    if isinstance(x, dict):
-        return {"dict": {key: _describe(value) for key, value in x.items()}}
-    if isinstance(x, torch._ops.OpOverload):
-        return {"op": str(x)}
-    if x is operator.getitem:
-        return {"op": "getitem"}
-    if isinstance(x, (torch.dtype, torch.memory_format, torch.layout)):
-        return {"torch": str(x).removeprefix("torch.")}
-    if isinstance(x, torch.device):
-        return {"device": str(x)}
-    raise ValueError(f"CompiledModel: save: expected arguments of torch ops that a file can hold, got {type(x).__name__}")
-
-
-def _described(x: Any) -> Any:
-    if not isinstance(x, dict):
-        return x
-    (kind, value), *_ = x.items()
-    if kind in ("tuple", "list"):
-        return (tuple if kind == "tuple" else list)(_described(each) for each in value)
-    if kind == "dict":
-        return {key: _described(each) for key, each in value.items()}
-    if kind == "op" and value == "getitem":
-        return operator.getitem
-    if kind == "op":
-        namespace, name, overload = value.split(".")
-        return getattr(getattr(getattr(torch.ops, namespace), name), overload)
-    return getattr(torch, value) if kind == "torch" else torch.device(value)

@@ -17,7 +17,7 @@ from mvit_kernels.ops.backend import Choice
 from mvit_kernels.ops.moments import moments_of
 from mvit_kernels.ops.qnorm import pieces_of_sums
 
-from .blocks import Blocks, activation_of, find_qattention, find_qinverted, find_qmlp, find_qnormed
+from .blocks import Blocks, activation_of, find_qattention, find_qdynamic, find_qinverted, find_qmlp, find_qnormed
 from .steps import Value
 
 Tensor = torch.Tensor
@@ -110,13 +110,15 @@ class _Calls(Blocks):
 
     def add(
         self, op: str, nodes: tuple[Node, ...], inputs: tuple[str, ...], run: Callable[..., Any], reason: str | None = None,
-        dtype: torch.dtype | None = None, collects: bool = False, foreign: bool = False,
+        dtype: torch.dtype | None = None, collects: bool = False, foreign: bool = False, reads: bool = True,
     ) -> None:  # fmt: skip
+        """reads: whether it does, or takes of its inputs how many images there are."""
         last = nodes[-1]
         value = self.values[last.name] = Value(last.size, dtype or self.dtype)
         weights = [weight for node in nodes for weight in node.weights.values()]
         sizes = [x.numel() * (self.dtype.itemsize if x.is_floating_point() else x.element_size()) for x in weights]
-        touched = value.bytes + sum(self.values[name].bytes for name in set(inputs) if name in self.values) + sum(sizes)
+        taken = sum(self.values[name].bytes for name in set(inputs) if name in self.values) if reads else 0
+        touched = value.bytes + taken + sum(sizes)
         names, macs = tuple(node.name for node in nodes), sum(node.macs() for node in nodes)
         self.calls.append(Call(op, names, inputs, run, value, collects, macs, touched, sum(sizes), reason, foreign))
         if collects:
@@ -171,6 +173,10 @@ class _Calls(Blocks):
         self.add("feed_forward", (norm, first, second), self.with_moments(norm), run, collects=collects)
 
     def inverted(self, *nodes: Node) -> None:
+        if any("dynamic" in node.settings for node in nodes):  # which no kernel has inside of the block
+            for node in nodes:
+                (self._depthwise_conv2d if node.kind == "depthwise_conv2d" else self._conv2d)(node)
+            return
         expand, depthwise, reduce = nodes[0] if len(nodes) == 3 else None, nodes[-2], nodes[-1]
         hidden, stride = depthwise.size[0], depthwise.settings["stride"]
         residual, activation = "residual" in reduce.settings, _or_none(activation_of(depthwise))
@@ -224,6 +230,15 @@ class _Calls(Blocks):
             return _map(product(rows, sums), x)
 
         self.add("qnorm_gemm", (norm, node), self.with_moments(norm), run, dtype=torch.uint8)
+
+    def qdynamic(self, product: Node, relu: Node, to_bytes: Node) -> None:
+        settings = to_bytes.settings
+        run = ops.prepare_qconv2d_dynamic_relu(
+            integers.prepared(self.program, product, None).handle, out_scale=settings["scale"], out_zero_point=settings["zero_point"],
+            out_bits=settings["bits"],
+        )  # fmt: skip
+        source = self.unrepeated(product)[0] if product.kind == "qdepthwise_conv2d" else product.inputs[0]
+        self.add("qconv2d_dynamic_relu", (product, relu, to_bytes), (source, relu.inputs[1]), run, dtype=torch.uint8)
 
     def attended(self, node: Node, *behind: Node) -> None:
         """Attention with the sum, and the activation of that, behind it."""
@@ -283,6 +298,8 @@ class _Calls(Blocks):
         norm = self.program[node.inputs[0]]
         if norm.name in self.absorbed:
             return self.product(norm, node)
+        if "dynamic" in node.settings:
+            return self.dynamic(node, node.inputs)
         weight, bias, stride, activation = self.matrix(node), self.optional(node), node.settings["stride"], _or_none(activation_of(node))
         second, residual = "second" in node.settings, "residual" in node.settings
 
@@ -292,10 +309,16 @@ class _Calls(Blocks):
 
         self.add("conv2d", (node,), node.inputs, run)
 
+    def dynamic(self, node: Node, inputs: tuple[str, ...]) -> None:
+        """A convolution with a dynamic ReLU by its last input."""
+        weight, bias, stride = self.matrix(node), self.optional(node), node.settings["stride"]
+        self.add("conv2d_dynamic_relu", (node,), inputs, lambda x, u: ops.conv2d_dynamic_relu(x, weight, bias, u, stride=stride))
+
     def product(self, norm: Node, node: Node) -> None:
         """A 1x1 convolution that does the norm before it while it loads its rows."""
         weight, bias, activation = self.matrix(node).flatten(1), self.optional(node), _or_none(activation_of(node))
         eps, by_pixel, residual = norm.settings["eps"], norm.kind == "layer_norm", "residual" in node.settings
+        dynamic = "dynamic" in node.settings
         source = self.with_moments(norm)
 
         def run(x: Tensor, *more: Tensor) -> Any:
@@ -305,7 +328,7 @@ class _Calls(Blocks):
                 norms = {"moments": more[0] if len(source) == 2 else moments_of(rows, x.shape[0])}
             added = _rows(more[-1]) if residual else None
             y: Any = ops.gemm(rows, weight, bias, **norms, eps=eps, activation=activation, residual=added)
-            return _map(y, x)
+            return ops.dynamic_relu(_map(y, x), more[-1]) if dynamic else _map(y, x)
 
         self.add("gemm", (norm, node), (*source, *node.inputs[1:]), run)
 
@@ -313,12 +336,12 @@ class _Calls(Blocks):
         value, (source,) = self.weight(node.weights["value"], self.dtype), [each.name for each in self.program if each.kind == "input"]
         if all(user and self.program[user].kind == "attention" for user in self.users[node.name]):  # which takes any strides
             value = value.movedim(0, -1).contiguous().movedim(-1, 0)
-            self.add(node.kind, (node,), (source,), lambda x: value.expand(x.shape[0], *node.size), "a view: nothing runs")
+            self.add(node.kind, (node,), (source,), lambda x: value.expand(x.shape[0], *node.size), "a view: nothing runs", reads=False)
             return
         memory = torch.channels_last if value.ndim == 3 else torch.contiguous_format
         self.add(
             node.kind, (node,), (source,),
-            lambda x: value.expand(x.shape[0], *node.size).contiguous(memory_format=memory), f"torch's kernel for {node.kind}",
+            lambda x: value.expand(x.shape[0], *node.size).contiguous(memory_format=memory), _by_torch(node), reads=False,
         )  # fmt: skip
 
     def _linear(self, node: Node) -> None:
@@ -327,9 +350,11 @@ class _Calls(Blocks):
 
     def _depthwise_conv2d(self, node: Node) -> None:
         weight, bias, stride = self.matrix(node), self.optional(node), node.settings["stride"]
-        activation = _or_none(activation_of(node))
+        activation, source = _or_none(activation_of(node)), self.unrepeated(node)
+        if "dynamic" in node.settings:
+            return self.dynamic(node, (source[0], node.inputs[-1]))
         self.add(
-            "depthwise_conv2d", (node,), self.unrepeated(node),
+            "depthwise_conv2d", (node,), source,
             lambda x: ops.depthwise_conv2d(x, weight, bias, stride=stride, activation=activation),
         )  # fmt: skip
 
@@ -348,7 +373,7 @@ class _Calls(Blocks):
             # Channels side by side stay so, and it is one launch.
             self.add(
                 node.kind, (node,), node.inputs, lambda x: _channels_last(x).repeat_interleave(times, dim=-1).movedim(-1, 1),
-                f"torch's kernel for {node.kind}", dtype,
+                _by_torch(node), dtype,
             )  # fmt: skip
 
     def is_repeated_in_place(self, node: Node) -> bool:
@@ -417,8 +442,17 @@ class _Calls(Blocks):
         moved = replace(node, weights=weights)
         target = node.settings.get("target")
         foreign = target is not None
-        name, reason = (str(target), "no kernel for it") if foreign else (node.kind, f"torch's kernel for {node.kind}")
+        name, reason = (str(target), "no kernel for it") if foreign else (node.kind, _by_torch(node))
         self.add(name, (node,), node.inputs, lambda *inputs: evaluate(moved, list(inputs)), reason, foreign=foreign)
+
+
+_ONE_PASS = ("add", "activation", "cat", "constant", "repeat")  # each of which reads and writes once: torch's are at the floor, too
+
+
+def _by_torch(node: Node) -> str:
+    """Why torch's kernels run a node that we know."""
+    floor = ", at its floor" if node.kind in _ONE_PASS and "activation" not in node.settings else ""
+    return f"torch's kernel for {node.kind}{floor}"
 
 
 def _without_kernel(kind: str) -> str | None:
@@ -463,8 +497,8 @@ def _find_pooled(low: Blocks, node: Node) -> tuple[Node, ...] | None:
 
 
 _FINDERS: dict[str, Callable[[Blocks, Node], tuple[Node, ...] | None]] = {
-    "qinverted": find_qinverted, "qattention": find_qattention, "qmlp": find_qmlp, "qnormed": find_qnormed, "attended": _find_attended,
-    "joined": _find_joined, "resized": _find_resized, "pooled": _find_pooled,
+    "qinverted": find_qinverted, "qattention": find_qattention, "qmlp": find_qmlp, "qnormed": find_qnormed, "qdynamic": find_qdynamic,
+    "attended": _find_attended, "joined": _find_joined, "resized": _find_resized, "pooled": _find_pooled,
 }  # fmt: skip
 
 

@@ -11,12 +11,13 @@ from mvit_kernels.graph import Node, Program, integers
 from mvit_kernels.graph.passes import fuse_dynamic
 from mvit_kernels.ops.library import QTYPE_CODES
 from mvit_kernels.ops.pack_weight import PackedWeight
+from mvit_kernels.ops.qchannels import for_bytes
 from mvit_kernels.ops.qconv2d import tiles_pay
 from mvit_kernels.ops.qgemm import SEGMENTS, activation_code
 from mvit_kernels.reference import ATTENTION_TABLE, attention_factors, norm_affine, pool_factors
 from mvit_kernels.reference.quantize import single
 
-from .blocks import is_qpointwise, rows_of
+from .blocks import find_qdynamic, is_qpointwise, rows_of
 from .lower_floats import Lowering
 from .steps import Lowered, Part, Ref, Value
 
@@ -72,14 +73,8 @@ class _Integers(Lowering):
             return None
         if product.settings["out"] == "uint8":
             return _Stage(product)
-        relu = self.only_user(product.name)
-        if product.settings["out"] != "float32" or "activation" in product.settings or relu is None or relu.kind != "dynamic_relu":
-            return None
-        to_bytes = self.only_user(relu.name)
-        if relu.inputs[0] != product.name or relu.inputs[1] == product.name or to_bytes is None or to_bytes.kind != "quantize":
-            return None
-        whole = to_bytes.settings["out"] == "uint8" and "scale" in to_bytes.settings
-        return _Stage(product, relu, to_bytes) if whole else None
+        nodes = find_qdynamic(self, product)
+        return None if nodes is None else _Stage(*nodes)
 
     def find_dynamic(self, product: Node) -> tuple[_Stage, ...] | None:
         stage = self.stage(product)
@@ -134,7 +129,8 @@ class _Integers(Lowering):
         node, settings, columns = stage.product, handle.settings, stage.product.size[0]
         channels, out_dtype = handle.channels, settings.out_dtype
         if stage.relu is not None and stage.to_bytes is not None:
-            channels, out_dtype = _leaving(channels, stage.to_bytes), torch.uint8
+            to_bytes = stage.to_bytes.settings
+            channels, out_dtype = for_bytes(channels, to_bytes["scale"], to_bytes["zero_point"], to_bytes["bits"]), torch.uint8
         row = channels.shape[1] * 4
         code, _ = activation_code(settings.activation)
         fields: dict[str, Any] = {f"channels.{name}": Part(channels, i * row) for i, name in enumerate(_CHANNELS)}
@@ -388,16 +384,6 @@ class _Integers(Lowering):
         channels, pixels = rows_of(node.size)
         fields = {"count": channels * pixels, "table": node.weights["table"], "x": self.ref(node.inputs[0])}
         self.out.add("qlookup", (node,), {**fields, "y": self.value(node, torch.uint8)})
-
-
-def _leaving(channels: Tensor, to_bytes: Node) -> Tensor:
-    """The rows of QChannels of a product for floats, with those of a quantization of these."""
-    scale, zero_point = to_bytes.settings["scale"], to_bytes.settings["zero_point"]
-    byte = _byte(zero_point, to_bytes.settings["bits"])
-    rows = channels.clone()
-    rows[3:6] = torch.tensor([[_inverse(scale)], [byte["low"]], [byte["high"]]], dtype=torch.float32).view(torch.int32)
-    rows[6] = zero_point
-    return rows
 
 
 def _is_product(node: Node) -> bool:

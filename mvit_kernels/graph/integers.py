@@ -88,7 +88,11 @@ def _quantize(node: Node, backend: str | None) -> Prepared:
     if node.settings["out"] == "int16":
         return Prepared(lambda x: ops.quantize_stream(_in_channels_last(x), scale, backend=backend))
     values = _Values(scale, _value(node, "zero_point"))
-    return Prepared(lambda x: ops.quantize(_in_channels_last(x), *values.on(x.device), bits=bits, axis=1, backend=backend))
+
+    def call(x: Tensor) -> Tensor:
+        return ops.quantize(x, *values.on(x.device), bits=bits, axis=1, channels_last=x.ndim == 4, backend=backend)
+
+    return Prepared(call)
 
 
 def _dequantize(node: Node, backend: str | None) -> Prepared:

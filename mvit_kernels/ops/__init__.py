@@ -6,6 +6,7 @@ from .attention import attention
 from .avg_pool import avg_pool
 from .backend import BackendInfo, backends, native, use_backend, warn_of_missing_kernels
 from .conv2d import conv2d
+from .conv2d_dynamic_relu import conv2d_dynamic_relu
 from .depthwise_conv2d import depthwise_conv2d
 from .dynamic_relu import dynamic_relu
 from .feed_forward import feed_forward
@@ -22,6 +23,7 @@ from .qadd import qadd
 from .qattention import QAttention, prepare_qattention, qattention
 from .qavg_pool import qavg_pool
 from .qconv2d import QConv2d, prepare_qconv2d, qconv2d
+from .qconv2d_dynamic_relu import QConv2dDynamicRelu, prepare_qconv2d_dynamic_relu
 from .qdepthwise_conv2d import QDepthwiseConv2d, prepare_qdepthwise_conv2d, qdepthwise_conv2d
 from .qfeed_forward import QFeedForward, prepare_qfeed_forward
 from .qgemm import QGemm, prepare_qgemm, qgemm, qgemm_accumulate
@@ -52,6 +54,7 @@ __all__ = [
     "PackedWeight",
     "QAttention",
     "QConv2d",
+    "QConv2dDynamicRelu",
     "QDepthwiseConv2d",
     "QFeedForward",
     "QGemm",
@@ -66,6 +69,7 @@ __all__ = [
     "avg_pool",
     "backends",
     "conv2d",
+    "conv2d_dynamic_relu",
     "depthwise_conv2d",
     "dequantize",
     "dequantize_stream",
@@ -83,6 +87,7 @@ __all__ = [
     "pool_mixer",
     "prepare_qattention",
     "prepare_qconv2d",
+    "prepare_qconv2d_dynamic_relu",
     "prepare_qdepthwise_conv2d",
     "prepare_qfeed_forward",
     "prepare_qgemm",

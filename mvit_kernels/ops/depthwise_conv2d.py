@@ -99,12 +99,13 @@ def _triton_refuse(x: Tensor, *_: object) -> str | None:
     return triton_support.refuse_rows(x, FLOAT_CODES)
 
 
-def _arrange(weight: Tensor, bias: Optional) -> Any:
+def arrange(weight: Tensor, bias: Optional) -> Any:
+    """As Triton's kernel reads it."""
     return _kernels.arrange(weight, bias)
 
 
 def _triton_forward(x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: str) -> Tensor:
-    taps = packed(_arrange, weight, bias)
+    taps = packed(arrange, weight, bias)
     x = in_format(x, channels_last=True)
     y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
     _kernels.forward(x, taps, y, stride=stride, activation=activation)

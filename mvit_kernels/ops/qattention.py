@@ -193,15 +193,15 @@ def _reference_forward(
 
 
 _DEEPEST_TRITON = 256  # channels of a head: a program has them all in registers
-_MOST_KEYS_TRITON = 512  # a program has the scores of all of them in its registers
+_MOST_MIXED_KEYS_TRITON = 512  # a program has the weights of all of them in its registers
 
 
-def _triton_refuse(q: Tensor, v: Tensor, heads: int) -> str | None:
+def _triton_refuse(q: Tensor, v: Tensor, mix_weights: Optional, heads: int) -> str | None:
     depth = max(q.shape[2], v.shape[2]) // heads
     if depth > _DEEPEST_TRITON:
         return f"it takes heads of at most {_DEEPEST_TRITON} channels, got {depth}"
-    if v.shape[1] > _MOST_KEYS_TRITON:
-        return f"it takes at most {_MOST_KEYS_TRITON} keys, got {v.shape[1]}"
+    if mix_weights is not None and v.shape[1] > _MOST_MIXED_KEYS_TRITON:
+        return f"it takes at most {_MOST_MIXED_KEYS_TRITON} keys where their weights are mixed, got {v.shape[1]}"
     return triton_support.refuse(q, (torch.uint8,))
 
 
@@ -232,7 +232,7 @@ choose = Choice(
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, *settings: Any, backend: str | None = None) -> Tensor:
     _check(q, k, v, *settings)
-    return choose(backend, q, v, settings[4]).forward(q, k, v, *settings)
+    return choose(backend, q, v, settings[2], settings[4]).forward(q, k, v, *settings)
 
 
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *settings: Any, backend: str | None = None) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from mvit_kernels.reference.activation_curve import CURVE_SHIFT, CURVE_SIZE
 from mvit_kernels.reference.qgemm import FLOATS, OVERFLOW, Channels, wrap
+from mvit_kernels.reference.quantize import single
 
 from . import checks, qchecks
 from .pack_weight import QPANEL
@@ -39,6 +40,16 @@ class Quantization(NamedTuple):
 
     channels: Tensor
     settings: Settings
+
+
+def for_bytes(channels: Tensor, out_scale: float, out_zero_point: int, out_bits: int) -> Tensor:
+    """The channels of a layer to floats with a quantization of these, which something may stand in front of."""
+    inverse = float((1.0 / single(out_scale).double()).float())
+    rows = channels.clone()
+    bounds = [[inverse], [float(-out_zero_point)], [float(2**out_bits - 1 - out_zero_point)]]
+    rows[3:6] = torch.tensor(bounds, dtype=torch.float32).view(torch.int32)
+    rows[6] = out_zero_point
+    return rows
 
 
 def unpack_channels(channels: Tensor, columns: int) -> Channels:

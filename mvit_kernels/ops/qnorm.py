@@ -234,20 +234,18 @@ def _reference_forward(
     return reference.qnorm(x, sums, scale, out_scale, out_zero_point, eps, bits, gain, offset)
 
 
-def _triton_refuse(x: Tensor, gain: Optional = None, *_: object) -> str | None:
-    if gain is not None:
-        return "it takes no weight and bias"
+def _triton_refuse(x: Tensor, *_: object) -> str | None:
     return triton_support.refuse_rows(x, (torch.int16,))
 
 
 def _triton_forward(
     x: Tensor, sums: Optional, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, groups: int | None,
-    *_: object,
+    gain: Optional = None, offset: Optional = None,
 ) -> Tensor:  # fmt: skip
     y = x.new_empty(x.shape, dtype=torch.uint8)
     groups = groups if groups is not None else x.shape[0] if sums is None else sums.shape[0]
     x = walkable_rows(x) if sums is None and groups == x.shape[0] else x.contiguous()
-    _kernels.qnorm(x, combined_sums(sums), groups, scale, out_scale, out_zero_point, eps, bits, y)
+    _kernels.qnorm(x, combined_sums(sums), groups, scale, out_scale, out_zero_point, eps, bits, gain, offset, y)
     return y
 
 
@@ -277,7 +275,7 @@ def _forward(
     gain: Optional = None, offset: Optional = None, *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, sums, bits, groups, gain, offset)
-    return choose(backend, x, gain).forward(x, sums, scale, out_scale, out_zero_point, eps, bits, groups, gain, offset)
+    return choose(backend, x).forward(x, sums, scale, out_scale, out_zero_point, eps, bits, groups, gain, offset)
 
 
 def _forward_fake(

@@ -12,7 +12,19 @@ from mvit_kernels import reference
 from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
 from .gemm import walkable_rows
-from .library import FLOAT_CODES, dense_in_own_format, direct, empty_in_own_format, in_format_of, raise_status, register
+from .library import (
+    FLOAT_CODES,
+    dense,
+    dense_in_own_format,
+    direct,
+    empty_in_format,
+    empty_in_own_format,
+    in_format,
+    in_format_of,
+    is_channels_last,
+    raise_status,
+    register,
+)
 
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -20,7 +32,10 @@ FLOATS = tuple(FLOAT_CODES)
 _kernels = triton_support.Kernels("quantize")
 
 
-def quantize(x: Tensor, scale: Any, zero_point: Any, *, bits: int = 8, axis: int | None = None, backend: str | None = None) -> Tensor:
+def quantize(
+    x: Tensor, scale: Any, zero_point: Any, *, bits: int = 8, axis: int | None = None, channels_last: bool = False,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
     """q = min(max(rint(x * float32(1 / scale)) + zero_point, 0), 2^bits - 1), in float32, ties to even.
 
     Args:
@@ -29,10 +44,11 @@ def quantize(x: Tensor, scale: Any, zero_point: Any, *, bits: int = 8, axis: int
         zero_point: an integer likewise, |zero_point| <= 2^20. Values in tensors on a GPU are not checked, as that would wait for it.
         bits: 8 or 6.
         axis: the axis of the channels. None: axis 1 of a 4-D map, whatever its memory format, and the last axis of anything else.
+        channels_last: bytes of a map lie in channels_last memory whatever x does, as convolutions read them.
         backend: None for automatic choice, or the name of one.
 
     Returns:
-        uint8, shape and memory format of x. What lies beyond the range takes its end; NaN becomes 0.
+        uint8, shape and, unless channels_last is set, memory format of x. What lies beyond the range takes its end; NaN becomes 0.
 
     Raises:
         TypeError, ValueError: wrong arguments, or the requested backend cannot take them.
@@ -42,7 +58,8 @@ def quantize(x: Tensor, scale: Any, zero_point: Any, *, bits: int = 8, axis: int
     scales, scale = _split_scale(op, scale)
     zero_points, zero_point = _split_zero_point(op, zero_point, near=True)
     checks.backend(op, backend)
-    return _quantize_call(x, scales, zero_points, scale, zero_point, _axis(op, x, axis), qchecks.bits(op, "bits", bits), backend=backend)
+    bits = qchecks.bits(op, "bits", bits)
+    return _quantize_call(x, scales, zero_points, scale, zero_point, _axis(op, x, axis), bits, channels_last, backend=backend)
 
 
 def dequantize(
@@ -180,12 +197,13 @@ def _run(
 
 
 def _cpu_quantize(
-    x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int
-) -> Tensor:  # fmt: skip
+    x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int, channels_last: bool
+) -> Tensor:
     y = empty_in_own_format(x, torch.uint8)
-    x, channels_last = dense_in_own_format(x)
+    x, is_last = dense_in_own_format(x)
     code = FLOAT_CODES[x.dtype]
-    return _run("quantize", native.quantize, x, y, code, scales, zero_points, scale, zero_point, axis, bits, channels_last)
+    y = _run("quantize", native.quantize, x, y, code, scales, zero_points, scale, zero_point, axis, bits, is_last)
+    return dense(y, channels_last=True) if channels_last else y
 
 
 def _cpu_dequantize(
@@ -205,9 +223,10 @@ def _tensors(
 
 
 def _reference_quantize(
-    x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int
-) -> Tensor:  # fmt: skip
-    return in_format_of(x, reference.quantize(x, *_tensors(x, scales, zero_points, scale, zero_point, axis), bits))
+    x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int, channels_last: bool
+) -> Tensor:
+    y = in_format_of(x, reference.quantize(x, *_tensors(x, scales, zero_points, scale, zero_point, axis), bits))
+    return dense(y, channels_last=True) if channels_last else y
 
 
 def _reference_dequantize(
@@ -221,11 +240,16 @@ def _triton_refuse(x: Tensor, *_: object) -> str | None:
 
 
 def _triton_quantize(
-    x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int
-) -> Tensor:  # fmt: skip
+    x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int, channels_last: bool
+) -> Tensor:
+    values = scales, zero_points, scale, zero_point
+    if channels_last and not is_channels_last(x) and (axis % 4 == 1 or (scales is None and zero_points is None)):
+        x, y = dense(x, channels_last=False), empty_in_format(x, tuple(x.shape), channels_last=True, dtype=torch.uint8)
+        _kernels.quantize_image(x, *values, bits, y)
+        return y
+    x, is_last = dense_in_own_format(in_format(x, channels_last=True) if channels_last else x)
     y = empty_in_own_format(x, torch.uint8)
-    x, channels_last = dense_in_own_format(x)
-    _kernels.quantize(x, scales, zero_points, scale, zero_point, _span(x, axis, channels_last)[1:], bits, y)
+    _kernels.quantize(x, *values, _span(x, axis, is_last)[1:], bits, y)
     return y
 
 
@@ -290,20 +314,29 @@ choose_rows = Choice(
 # --- registration ---
 
 
-def _quantize(
-    x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int, *, backend: str | None = None
-) -> Tensor:
+def _check_quantize(x: Tensor, scales: Optional, zero_points: Optional, axis: int, bits: int, channels_last: bool) -> None:
     _check("quantize", x, "x", FLOATS, scales, zero_points, axis)
     qchecks.bits("quantize", "bits", bits)
+    if channels_last and x.ndim != 4:
+        raise ValueError(f"quantize: channels_last: expected False of x that is no map (B, C, H, W), got True and shape {tuple(x.shape)}")
+
+
+def _quantize(
+    x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int, channels_last: bool = False,
+    *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check_quantize(x, scales, zero_points, axis, bits, channels_last)
     scales, zero_points = _check_values("quantize", scales, zero_points, near=True)
-    return choose_quantize(backend, x).forward(x, scales, zero_points, scale, zero_point, axis, bits)
+    return choose_quantize(backend, x).forward(x, scales, zero_points, scale, zero_point, axis, bits, channels_last)
 
 
 def _quantize_fake(
-    x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int, *, backend: str | None = None
-) -> Tensor:
-    _check("quantize", x, "x", FLOATS, scales, zero_points, axis)
-    qchecks.bits("quantize", "bits", bits)
+    x: Tensor, scales: Optional, zero_points: Optional, scale: float, zero_point: int, axis: int, bits: int, channels_last: bool = False,
+    *, backend: str | None = None,
+) -> Tensor:  # fmt: skip
+    _check_quantize(x, scales, zero_points, axis, bits, channels_last)
+    if channels_last:
+        return empty_in_format(x, tuple(x.shape), channels_last=True, dtype=torch.uint8)
     return empty_in_own_format(x, torch.uint8)
 
 
@@ -339,7 +372,9 @@ def _rows_fake(x: Tensor, bits: int, *, backend: str | None = None) -> tuple[Ten
 
 
 _VALUES = "Tensor? scales, Tensor? zero_points, float scale, int zero_point, int axis"
-_quantize_op = register("quantize", f"(Tensor x, {_VALUES}, int bits, *, str? backend=None) -> Tensor", _quantize, _quantize_fake)
+_quantize_op = register(
+    "quantize", f"(Tensor x, {_VALUES}, int bits, bool channels_last=False, *, str? backend=None) -> Tensor", _quantize, _quantize_fake
+)
 _quantize_call = direct(_quantize_op, _quantize, tensors=3)
 _dequantize_op = register(
     "dequantize", f"(Tensor q, {_VALUES}, ScalarType dtype, *, str? backend=None) -> Tensor", _dequantize, _dequantize_fake

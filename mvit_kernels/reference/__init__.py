@@ -5,6 +5,7 @@ from .activation_curve import CURVE_SHIFT, CURVE_SIZE, CURVES, activation_curve,
 from .attention import Mixtures, attention, attention_backward
 from .avg_pool import avg_pool, avg_pool_backward, avg_pool_norm_backward
 from .conv2d import conv2d, conv2d_backward
+from .conv2d_dynamic_relu import conv2d_dynamic_relu, conv2d_dynamic_relu_backward
 from .depthwise_conv2d import depthwise_conv2d, depthwise_conv2d_backward
 from .dynamic_relu import dynamic_relu, dynamic_relu_backward
 from .feed_forward import channel_norm, channel_norm_backward, feed_forward, feed_forward_backward
@@ -63,6 +64,8 @@ __all__ = [
     "channel_norm_backward",
     "conv2d",
     "conv2d_backward",
+    "conv2d_dynamic_relu",
+    "conv2d_dynamic_relu_backward",
     "curve_shift",
     "depthwise_conv2d",
     "depthwise_conv2d_backward",

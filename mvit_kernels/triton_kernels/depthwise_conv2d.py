@@ -19,6 +19,7 @@ import triton.language as tl
 
 from . import tuning
 from .activation import activate
+from .dynamic_relu import larger, slopes
 from .launch import blocks, far, launch, power_of_two, processors, vector_of, wait_turn
 
 Tensor = torch.Tensor
@@ -58,12 +59,18 @@ def _three_taps(taps, pitch, known):
 
 
 @triton.jit
+def _act(x, a, b, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, dtype: tl.constexpr):
+    return larger(a, b, x) if DYNAMIC else activate(x, ACTIVATION, dtype)
+
+
+@triton.jit
 def depthwise_conv2d_kernel(
-    x, taps, bias, y, channels, height, width, out_height, out_width, x_image, x_row, x_column, pitch,
-    TIMES: tl.constexpr, STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, FAR: tl.constexpr, VECTOR: tl.constexpr,
+    x, taps, bias, u, y, channels, height, width, out_height, out_width, x_image, x_row, x_column, pitch,
+    TIMES: tl.constexpr, STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, FAR: tl.constexpr, VECTOR: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """channels: of y, TIMES of each of x. They and strides of x come divided by VECTOR: so the compiler knows how wide loads may be."""
+    """channels: of y, TIMES of each of x; they and strides of x come divided by VECTOR: so the compiler knows how wide loads may be.
+    DYNAMIC: a dynamic ReLU of u (B, 2 channels) instead of an activation."""
     wait_turn()
     channels, x_image, x_row, x_column = channels * VECTOR, x_image * VECTOR, x_row * VECTOR, x_column * VECTOR
     program = tl.program_id(0)
@@ -83,6 +90,10 @@ def depthwise_conv2d_kernel(
     w3, w4, w5 = _three_taps(taps + 3 * pitch + c, pitch, c < channels)
     w6, w7, w8 = _three_taps(taps + 6 * pitch + c, pitch, c < channels)
     start = tl.load(bias + c, mask=c < channels, other=0.0)[None, :]
+    a, b = start, start
+    if DYNAMIC:
+        a, b = slopes(u + image * 2 * channels, c, channels, c < channels)
+        a, b = a[None, :], b[None, :]
 
     left, middle, right = _row(x, row - 1, column, known, height, width, x_row, x_column)
     total = start + left * w0 + middle * w1 + right * w2
@@ -92,7 +103,7 @@ def depthwise_conv2d_kernel(
         below = start + left * w0 + middle * w1 + right * w2
         for i in tl.static_range(ROWS):
             left, middle, right = _row(x, row + i + 1, column, known, height, width, x_row, x_column)
-            result = activate(total + left * w6 + middle * w7 + right * w8, ACTIVATION, y.dtype.element_ty)
+            result = _act(total + left * w6 + middle * w7 + right * w8, a, b, ACTIVATION, DYNAMIC, y.dtype.element_ty)
             inside = (x_at < tl.where(top + i < out_height, out_width, 0))[:, None] & known
             tl.store(y + tl.cast(i * out_width, tl.int64) * channels, result.to(y.dtype.element_ty), mask=inside)
             total = below + left * w3 + middle * w4 + right * w5
@@ -102,7 +113,7 @@ def depthwise_conv2d_kernel(
             left, middle, right = _row(x, row + 2 * i, column, known, height, width, x_row, x_column)
             total += left * w3 + middle * w4 + right * w5
             left, middle, right = _row(x, row + 2 * i + 1, column, known, height, width, x_row, x_column)
-            result = activate(total + left * w6 + middle * w7 + right * w8, ACTIVATION, y.dtype.element_ty)
+            result = _act(total + left * w6 + middle * w7 + right * w8, a, b, ACTIVATION, DYNAMIC, y.dtype.element_ty)
             inside = (x_at < tl.where(top + i < out_height, out_width, 0))[:, None] & known
             tl.store(y + tl.cast(i * out_width, tl.int64) * channels, result.to(y.dtype.element_ty), mask=inside)
             total = start + left * w0 + middle * w1 + right * w2
@@ -111,8 +122,11 @@ def depthwise_conv2d_kernel(
 # --- what launches it ---
 
 
-def forward(x: Tensor, weight: Weight, y: Tensor, *, stride: int = 1, activation: str = "none") -> None:
-    """y (B, m C, Ho, Wo), dense in channels_last, of x (B, C, H, W), whose channels have stride 1."""
+def forward(
+    x: Tensor, weight: Weight, y: Tensor, *, stride: int = 1, activation: str = "none", u: Tensor | None = None
+) -> None:  # fmt: skip
+    """y (B, m C, Ho, Wo), dense in channels_last, of x (B, C, H, W), whose channels have stride 1; u (B, 2 m C) contiguous: of a dynamic
+    ReLU, instead of an activation."""
     if y.numel() == 0:
         return
     images, channels, out_height, out_width = y.shape
@@ -123,8 +137,9 @@ def forward(x: Tensor, weight: Weight, y: Tensor, *, stride: int = 1, activation
     programs = images * blocks(out_height, tiles["ROWS"]) * blocks(out_width, tiles["BLOCK_W"]) * blocks(channels, tiles["BLOCK_C"])
     launch(
         depthwise_conv2d_kernel, programs,
-        x, weight.taps, weight.bias, y, channels // vector, *x.shape[2:], out_height, out_width, *(each // vector for each in strides),
-        weight.taps.shape[1], TIMES=times, STRIDE=stride, ACTIVATION=activation, FAR=far(x), VECTOR=vector, enable_fp_fusion=True, **tiles,
+        x, weight.taps, weight.bias, y if u is None else u, y, channels // vector, *x.shape[2:], out_height, out_width,
+        *(each // vector for each in strides), weight.taps.shape[1], TIMES=times, STRIDE=stride, ACTIVATION=activation,
+        DYNAMIC=u is not None, FAR=far(x), VECTOR=vector, enable_fp_fusion=True, **tiles,
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ import triton.language as tl
 from . import moments as moments_
 from . import normed_gemm, tuning
 from .activation import activate
+from .dynamic_relu import larger, slopes
 from .launch import blocks, by_warpgroups, far, launch, power_of_two, processors, vector_of, wait_turn
 from .moments import combine_moments, write_part
 from .products import dot
@@ -68,14 +69,19 @@ def gathered(kernel: int, channels: int, second_channels: int) -> bool:
 
 @triton.jit
 def finish(
-    total, m, inside_m, n, columns, bias, residual, residual_row, y, parts, piece,
-    ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, COLLECT: tl.constexpr,
+    total, m, inside_m, n, columns, bias, u, rows_of_group, residual, residual_row, y, parts, piece,
+    ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, RESIDUAL: tl.constexpr, COLLECT: tl.constexpr,
 ):  # fmt: skip
-    """y rows m (those inside), columns n: act(total + bias) + residual; and with COLLECT the part of this tile."""
+    """y rows m (those inside), columns n: act(total + bias) + residual, or with DYNAMIC the dynamic ReLU of u (groups, 2 columns), whose
+    slopes come from L1; and with COLLECT the part of this tile."""
     known = n < columns
     inside = inside_m[:, None] & known[None, :]
     result = activate(total + tl.load(bias + n, mask=known, other=0.0)[None, :], ACTIVATION, y.dtype.element_ty)
     wide = m.to(tl.int64)[:, None]
+    if DYNAMIC:
+        of_group = (m // rows_of_group).to(tl.int64)[:, None] * (2 * columns)
+        a, b = slopes(u + of_group, n[None, :], columns, inside)
+        result = larger(a, b, result)
     if RESIDUAL:
         result += tl.load(residual + wide * residual_row + n[None, :], mask=inside, other=0.0).to(tl.float32)
     result = result.to(y.dtype.element_ty)
@@ -129,11 +135,11 @@ def _products(
 
 @triton.jit
 def gemm_kernel(
-    x, second, weight, bias, moments, residual, y, parts, rows, columns, depth, second_depth, rows_of_group, pieces, eps,
+    x, second, weight, bias, moments, u, residual, y, parts, rows, columns, depth, second_depth, rows_of_group, pieces, eps,
     height, width, out_height, out_width, x_image, x_row, x_column, second_image, second_row, second_column, residual_row, pitch,
     tap, first, KERNEL: tl.constexpr, STRIDE: tl.constexpr, SECOND: tl.constexpr, NORM: tl.constexpr, PIECES: tl.constexpr,
-    ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, COLLECT: tl.constexpr, FAR: tl.constexpr, VECTOR: tl.constexpr,
-    OUT_VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    ACTIVATION: tl.constexpr, DYNAMIC: tl.constexpr, RESIDUAL: tl.constexpr, COLLECT: tl.constexpr, FAR: tl.constexpr,
+    VECTOR: tl.constexpr, OUT_VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """y (rows, columns): a row is an output pixel of x (B, H, W, C) and second, KERNEL x KERNEL taps around it. Depths and strides of the
     inputs come divided by VECTOR, columns and the residual's by OUT_VECTOR: so the compiler knows how wide loads may be. PIECES: moments
@@ -181,7 +187,10 @@ def gemm_kernel(
             total, at, w + first, second_depth, y_at, x_at, height, width, second_row, second_column, mean, inverse, inside_n, tap,
             KERNEL, STRIDE, NORM, BLOCK_K,
         )  # fmt: skip
-    finish(total, m, m < rows, n, columns, bias, residual, residual_row, y, parts, program, ACTIVATION, RESIDUAL, COLLECT)
+    finish(
+        total, m, m < rows, n, columns, bias, u, rows_of_group, residual, residual_row, y, parts, program, ACTIVATION, DYNAMIC, RESIDUAL,
+        COLLECT,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -208,7 +217,7 @@ def gathered_conv2d_kernel(
     a = tl.load(at, mask=inside, other=0.0)
     w = tl.load(weight + n[None, :] * pitch + k[:, None], mask=(n < columns)[None, :] & (k < pitch)[:, None], other=0.0)
     total = dot(a, w, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
-    finish(total, m, m < rows, n, columns, bias, residual, residual_row, y, y, 0, ACTIVATION, RESIDUAL, False)
+    finish(total, m, m < rows, n, columns, bias, y, 1, residual, residual_row, y, y, 0, ACTIVATION, False, RESIDUAL, False)
 
 
 # --- what launches them ---
@@ -236,10 +245,10 @@ def gemm(
 
 def conv2d(
     x: Tensor, weight: Weight, y: Tensor, *, second: Tensor | None = None, stride: int = 1, activation: str = "none",
-    residual: Tensor | None = None,
+    residual: Tensor | None = None, u: Tensor | None = None,
 ) -> None:  # fmt: skip
     """y (B, N, Ho, Wo) of x (B, C, H, W) and second, whose channels have stride 1 (those of a `gathered` image any); y and the residual are
-    dense in channels_last."""
+    dense in channels_last. u (B, 2 N) contiguous: of a dynamic ReLU, of an image that is not `gathered`."""
     if y.numel() == 0:
         return
     columns, size = y.shape[1], tuple(each for map_ in (x, y) for each in map_.shape[2:])
@@ -251,8 +260,8 @@ def conv2d(
     if alone:
         size = (1, 1, 1, 1)
     _launch(
-        x, second, weight, y, _steps(x, alone), _steps(second, alone), size, stride, far(x, second), activation=activation,
-        residual=residual, residual_row=row,
+        x, second, weight, y, _steps(x, alone), _steps(second, alone), size, stride, far(x, second), groups=y.shape[0],
+        activation=activation, residual=residual, residual_row=row, u=u,
     )  # fmt: skip
 
 
@@ -271,14 +280,15 @@ def _steps(x: Tensor | None, alone: bool) -> tuple[int, int, int]:
 def _launch(
     x: Tensor, second: Tensor | None, weight: Weight, y: Tensor, strides: tuple[int, ...], beside: tuple[int, ...], size: tuple[int, ...],
     stride: int, is_far: bool, *, moments: Tensor | None = None, groups: int = 1, norm: str = "none", eps: float = 0.0, activation: str,
-    residual: Tensor | None, residual_row: int, collect: int = 0,
+    residual: Tensor | None, residual_row: int, u: Tensor | None = None, collect: int = 0,
 ) -> Tensor:  # fmt: skip
     data, columns, depths = weight.data, weight.bias.shape[0], weight.depths
     rows = y.numel() // columns
     vector, out_vector = vector_of(*depths, *strides, *beside), vector_of(columns, residual_row)
     of_moments = rows // collect if collect and rows // collect % 16 == 0 else 0
-    sizes = rows, columns, *depths, weight.kernel, stride, norm, of_moments, *(("residual",) if residual is not None else ())
-    guess, others = tile(rows, weight, x, of_moments, residual is not None), functools.partial(candidates, rows, weight, x, of_moments)
+    at_end = tuple(name for name, each in (("residual", residual), ("dynamic", u)) if each is not None)
+    sizes = rows, columns, *depths, weight.kernel, stride, norm, of_moments, *at_end
+    guess, others = tile(rows, weight, x, of_moments, bool(at_end)), functools.partial(candidates, rows, weight, x, of_moments)
     tiles = tuning.choose("gemm", x, sizes, guess, others)
     programs = blocks(rows, tiles["BLOCK_M"]) * blocks(columns, tiles["BLOCK_N"])
     in_tiles = collect > 0 and rows // collect % tiles["BLOCK_M"] == 0
@@ -293,10 +303,10 @@ def _launch(
     launch(
         gemm_kernel, programs,
         x, x if second is None else second, data, weight.bias, weight.bias if moments is None else moments,
-        y if residual is None else residual, y, parts, rows, columns // out_vector, *(each // vector for each in depths), rows // groups,
-        pieces, eps, *size, *(each // vector for each in (*strides, *beside)), residual_row // out_vector, data.stride(0), sum(padded),
-        padded[0], KERNEL=weight.kernel, STRIDE=stride, SECOND=second is not None, NORM=norm,
-        PIECES=power_of_two(pieces) if pieces else 0, ACTIVATION=activation,
+        y if u is None else u, y if residual is None else residual, y, parts, rows, columns // out_vector,
+        *(each // vector for each in depths), rows // groups, pieces, eps, *size, *(each // vector for each in (*strides, *beside)),
+        residual_row // out_vector, data.stride(0), sum(padded), padded[0], KERNEL=weight.kernel, STRIDE=stride,
+        SECOND=second is not None, NORM=norm, PIECES=power_of_two(pieces) if pieces else 0, ACTIVATION=activation, DYNAMIC=u is not None,
         RESIDUAL=residual is not None, COLLECT=in_tiles, FAR=is_far, VECTOR=vector, OUT_VECTOR=out_vector, enable_fp_fusion=True, **tiles,
     )  # fmt: skip
     return moments_.collected(parts) if in_tiles else moments_.collect(y, collect)

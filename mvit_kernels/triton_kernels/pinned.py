@@ -116,6 +116,14 @@ def _byte(x, n, known, channels, stride):
 
 
 @triton.jit
+def floats_to_byte(x, n, columns, channels, stride):
+    """A byte of floats (rows, columns n), as `quantize` makes it: `for_bytes` of mvit_kernels/ops/qchannels.py."""
+    known = n < columns
+    inverse = tl.load(channels + 3 * stride + n, mask=known, other=0).to(tl.float32, bitcast=True)
+    return _byte(x * inverse[None, :], n, known, channels, stride)
+
+
+@triton.jit
 def epilogue(
     sums, n, columns, channels, stride, table, segments, residual, inside, row_scale, residual_scale, residual_zero_point,
     OUT: tl.constexpr, PLAIN: tl.constexpr, ACTIVATION: tl.constexpr, TABLE: tl.constexpr, RESIDUAL: tl.constexpr,
@@ -179,17 +187,23 @@ class Finish(NamedTuple):
     residual: Tensor | None
     residual_scale: float
     residual_zero_point: int
+    u: Tensor | None = None  # (B, 2 columns) float32, of a dynamic ReLU between the floats of convolutions and their bytes
 
     def arguments(self) -> tuple[Any, ...]:
-        """channels, stride, table, segments, residual, residual_scale, residual_zero_point; anything for what is not there."""
+        """channels, stride, table, segments, residual, residual_scale, residual_zero_point, u; anything for what is not there."""
         spare = self.channels
-        table, segments, residual = (spare if x is None else x for x in (self.table, self.segments, self.residual))
-        return self.channels, self.channels.stride(0), table, segments, residual, self.residual_scale, self.residual_zero_point
+        table, segments, residual, u = (spare if x is None else x for x in (self.table, self.segments, self.residual, self.u))
+        return self.channels, self.channels.stride(0), table, segments, residual, self.residual_scale, self.residual_zero_point, u
 
     def settings(self) -> dict[str, Any]:
-        out = {torch.int32: "int32", torch.int16: "stream", torch.uint8: "bytes"}.get(self.out_dtype, "floats")
+        out = (
+            "floats"
+            if self.u is not None
+            else {torch.int32: "int32", torch.int16: "stream", torch.uint8: "bytes"}.get(self.out_dtype, "floats")
+        )
         table = "none" if self.table is None else "bytes" if self.table.dtype == torch.uint8 else "curve"
         activation = self.activation if self.segments is None else "polynomial"
         return {
             "OUT": out, "PLAIN": self.plain, "ACTIVATION": activation, "TABLE": table, "RESIDUAL": self.residual is not None,
+            "DYNAMIC": self.u is not None,
         }  # fmt: skip

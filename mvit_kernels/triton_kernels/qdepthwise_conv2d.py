@@ -6,20 +6,21 @@ import torch
 import triton
 import triton.language as tl
 
+from .dynamic_relu import larger, slopes
 from .launch import blocks, far, launch, power_of_two, wait_turn
-from .pinned import Finish, epilogue
+from .pinned import Finish, epilogue, floats_to_byte
 
 Tensor = torch.Tensor
 
 
 @triton.jit
 def qdepthwise_conv2d_kernel(
-    x, weight, zero_point, channels, channels_stride, table, segments, residual, residual_scale, residual_zero_point, y,
+    x, weight, zero_point, channels, channels_stride, table, segments, residual, residual_scale, residual_zero_point, u, y,
     rows, count, height, width, out_height, out_width, x_image, x_row, x_column,
     TIMES: tl.constexpr, STRIDE: tl.constexpr, OUT: tl.constexpr, PLAIN: tl.constexpr, ACTIVATION: tl.constexpr, TABLE: tl.constexpr,
-    RESIDUAL: tl.constexpr, FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
+    RESIDUAL: tl.constexpr, DYNAMIC: tl.constexpr, FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """count: channels of y, TIMES of each of x."""
+    """count: channels of y, TIMES of each of x. DYNAMIC: a dynamic ReLU of u (B, 2 count) stands between floats and bytes."""
     wait_turn()
     across = tl.cdiv(count, BLOCK_C)
     program = tl.program_id(0)
@@ -44,6 +45,9 @@ def qdepthwise_conv2d_kernel(
         total, c, count, channels, channels_stride, table, segments, residual + at, inside, 0.0, residual_scale, residual_zero_point,
         OUT, PLAIN, ACTIVATION, TABLE, RESIDUAL, False,
     )  # fmt: skip
+    if DYNAMIC:
+        a, b = slopes(u + (image.to(tl.int64) * (2 * count))[:, None], c[None, :], count, inside)
+        result = floats_to_byte(larger(a, b, result), c, count, channels, channels_stride)
     tl.store(y + at, result.to(y.dtype.element_ty), mask=inside)
 
 

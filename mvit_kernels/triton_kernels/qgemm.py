@@ -19,8 +19,9 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from .dynamic_relu import larger, slopes
 from .launch import blocks, launch, power_of_two, wait_turn
-from .pinned import Finish, epilogue
+from .pinned import Finish, epilogue, floats_to_byte
 from .products import signed
 
 Tensor = torch.Tensor
@@ -117,15 +118,16 @@ def _six_bit_products(total, a, weight, depth, inside_n):
 
 @triton.jit
 def qgemm_kernel(
-    x, second, weight, column_sum, channels, channels_stride, table, segments, residual, residual_scale, residual_zero_point, row_scale,
+    x, second, weight, column_sum, channels, channels_stride, table, segments, residual, residual_scale, residual_zero_point, u, row_scale,
     row_zero_point, zero_point, border, border_stride, y, rows, columns, depth, second_depth, height, width, out_height, out_width,
     x_image, x_row, x_column, second_image, second_row, second_column, residual_stride, pitch,
     KERNEL: tl.constexpr, STRIDE: tl.constexpr, TAP: tl.constexpr, FIRST: tl.constexpr, SECOND: tl.constexpr, BORDER: tl.constexpr,
     BITS: tl.constexpr, ROW_ZERO_POINT: tl.constexpr, ROW_SCALE: tl.constexpr,
     OUT: tl.constexpr, PLAIN: tl.constexpr, ACTIVATION: tl.constexpr, TABLE: tl.constexpr, RESIDUAL: tl.constexpr,
-    FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    DYNAMIC: tl.constexpr, FAR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """y (rows, columns): a row is an output pixel of x (B, H, W, C) and second, KERNEL x KERNEL taps around it."""
+    """y (rows, columns): a row is an output pixel of x (B, H, W, C) and second, KERNEL x KERNEL taps around it. DYNAMIC: a dynamic ReLU of
+    u (B, 2 columns) stands between floats and bytes."""
     wait_turn()
     across = tl.cdiv(columns, BLOCK_N)
     program = tl.program_id(0)
@@ -174,6 +176,9 @@ def qgemm_kernel(
         total, n, columns, channels, channels_stride, table, segments, residual, inside, scale_of_rows, residual_scale,
         residual_zero_point, OUT, PLAIN, ACTIVATION, TABLE, RESIDUAL, ROW_SCALE,
     )  # fmt: skip
+    if DYNAMIC:
+        a, b = slopes(u + image[:, None] * (2 * columns), n[None, :], columns, inside)
+        result = floats_to_byte(larger(a, b, result), n, columns, channels, channels_stride)
     tl.store(y + wide * columns + n[None, :], result.to(y.dtype.element_ty), mask=inside)
 
 

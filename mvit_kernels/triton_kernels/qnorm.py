@@ -31,10 +31,18 @@ def _mean_and_factor(s1, s2, count, ratio, square, eps):
 
 
 @triton.jit
+def _affine(t, gain, offset, channel, known, AFFINE: tl.constexpr):
+    if AFFINE:
+        t = t * tl.load(gain + channel, mask=known, other=0.0) + tl.load(offset + channel, mask=known, other=0.0)
+    return t
+
+
+@triton.jit
 def qnorm_rows_kernel(
-    x, y, rows, size, x_row, ratio, square, eps, zero_point, most, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr
+    x, gain, offset, y, rows, size, depth, x_row, ratio, square, eps, zero_point, most,
+    AFFINE: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Each row of `size` values is a group."""
+    """Each row of `size` values is a group, of whole rows of `depth` channels."""
     wait_turn()
     r, k = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
     inside, wide = (r < rows)[:, None] & (k < size)[None, :], r.to(tl.int64)[:, None]
@@ -42,6 +50,7 @@ def qnorm_rows_kernel(
     s1, s2 = tl.sum(value, 1), tl.sum((value * value).to(tl.int64), 1)
     mean, factor = _mean_and_factor(s1, s2, size, ratio, square, eps)
     t = (value.to(tl.float32) - mean[:, None]) * factor[:, None]
+    t = _affine(t, gain, offset, (k % depth)[None, :], (k < size)[None, :], AFFINE)
     tl.store(y + wide * size + k[None, :], to_byte(t, zero_point, most), mask=inside)
 
 
@@ -66,9 +75,10 @@ def stream_sums_kernel(x, parts, size, pieces, piece_size, BLOCK: tl.constexpr):
 
 @triton.jit
 def qnorm_groups_kernel(
-    x, parts, y, size, pieces, across, ratio, square, eps, zero_point, most, PIECES: tl.constexpr, BLOCK: tl.constexpr
+    x, parts, gain, offset, y, size, depth, pieces, across, ratio, square, eps, zero_point, most,
+    AFFINE: tl.constexpr, PIECES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`across` programs have a group of `size` values, whose sums are those of its pieces."""
+    """`across` programs have a group of `size` values, rows of `depth` channels, whose sums are those of its pieces."""
     wait_turn()
     program = tl.program_id(0)
     group = (program // across).to(tl.int64)
@@ -80,28 +90,31 @@ def qnorm_groups_kernel(
     within = (program % across).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     at = group * size + within
     value = tl.load(x + at, mask=within < size, other=0).to(tl.float32)
-    tl.store(y + at, to_byte((value - mean) * factor, zero_point, most), mask=within < size)
+    t = _affine((value - mean) * factor, gain, offset, within % depth, within < size, AFFINE)
+    tl.store(y + at, to_byte(t, zero_point, most), mask=within < size)
 
 
 # --- what launches them ---
 
 
 def qnorm(
-    x: Tensor, sums: Tensor | None, groups: int, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int, y: Tensor
+    x: Tensor, sums: Tensor | None, groups: int, scale: float, out_scale: float, out_zero_point: int, eps: float, bits: int,
+    gain: Tensor | None, offset: Tensor | None, y: Tensor,
 ) -> None:  # fmt: skip
     """y of x (M, K), rows of stride 1, in groups of rows; of more than one row, or with sums (G, 2) or of pieces (G, pieces, 2), which
-    every program adds up, x is contiguous."""
+    every program adds up, x is contiguous. gain, offset (K,) float32, both or neither."""
     if x.numel() == 0:
         return
-    size = x.numel() // groups
+    size, depth = x.numel() // groups, x.shape[1]
+    affine = x if gain is None else gain, x if offset is None else offset
     numbers = (*map(double_bits, (scale / out_scale, scale * scale, eps)), out_zero_point, 2**bits - 1)
     if sums is None and size <= IN_REGISTERS:
         block_k = power_of_two(size, 16)
         block_r = max(1, 2048 // block_k)
         launch(
             qnorm_rows_kernel, blocks(groups, block_r),
-            x, y, groups, size, x.stride(0) if groups == x.shape[0] else size, *numbers, BLOCK_R=block_r, BLOCK_K=block_k,
-            num_warps=4 if block_k <= 2048 else 8 if block_k <= 8192 else 16,
+            x, *affine, y, groups, size, depth, x.stride(0) if groups == x.shape[0] else size, *numbers, AFFINE=gain is not None,
+            BLOCK_R=block_r, BLOCK_K=block_k, num_warps=4 if block_k <= 2048 else 8 if block_k <= 8192 else 16,
         )  # fmt: skip
         return
     x = x.contiguous()
@@ -111,7 +124,8 @@ def qnorm(
     across = blocks(size, PIECE)
     launch(
         qnorm_groups_kernel, groups * across,
-        x, sums, y, size, pieces, across, *numbers, PIECES=power_of_two(pieces), BLOCK=PIECE, num_warps=8,
+        x, sums, *affine, y, size, depth, pieces, across, *numbers, AFFINE=gain is not None, PIECES=power_of_two(pieces), BLOCK=PIECE,
+        num_warps=8,
     )  # fmt: skip
 
 

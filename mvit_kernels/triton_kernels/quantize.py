@@ -36,6 +36,28 @@ def quantize_kernel(
 
 
 @triton.jit
+def quantize_image_kernel(
+    x, inverses, zero_points, y, channels, pixels, inverse, zero_point, most,
+    INVERSES: tl.constexpr, ZERO_POINTS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """y (B, pixels, channels) of x (B, channels, pixels): what lies beside each other in one of them comes or goes together, what does not
+    meets in L1. INVERSES, ZERO_POINTS: none, one, or many of them, one for each channel."""
+    wait_turn()
+    program, across, along = tl.program_id(0), tl.cdiv(channels, BLOCK_C), tl.cdiv(pixels, BLOCK_P)
+    c = (program % across) * BLOCK_C + tl.arange(0, BLOCK_C)
+    p = (program // across % along) * BLOCK_P + tl.arange(0, BLOCK_P)
+    image = (program // across // along).to(tl.int64) * channels * pixels
+    known = (c < channels)[None, :]
+    inside = (p < pixels)[:, None] & known
+    value = tl.load(x + image + c.to(tl.int64)[None, :] * pixels + p[:, None], mask=inside, other=0.0).to(tl.float32)
+    if INVERSES != "none":
+        inverse = tl.load(inverses + _channel(c, channels, 1, INVERSES == "many")[None, :], mask=known, other=0.0)
+    if ZERO_POINTS != "none":
+        zero_point = tl.load(zero_points + _channel(c, channels, 1, ZERO_POINTS == "many")[None, :], mask=known, other=0)
+    tl.store(y + image + p.to(tl.int64)[:, None] * channels + c[None, :], to_byte(value * inverse, zero_point, most), mask=inside)
+
+
+@triton.jit
 def dequantize_kernel(
     q, scales, zero_points, y, size, along, after, scale, zero_point,
     SCALES: tl.constexpr, ZERO_POINTS: tl.constexpr, BLOCK: tl.constexpr,
@@ -82,11 +104,28 @@ def quantize(
     x: Tensor, scales: Tensor | None, zero_points: Tensor | None, scale: float, zero_point: int, span: tuple[int, int], bits: int, y: Tensor
 ) -> None:
     """y of dense x. scales and zero_points: of one or of span[0] channels, span[1] elements from one to the next; None: the number."""
-    inverses = None if scales is None else (1.0 / scales.double()).float()
+    inverses = _inverses(scales)
     launch(
         quantize_kernel, blocks(x.numel(), BLOCK),
         x, x if inverses is None else inverses, x if zero_points is None else zero_points, y, x.numel(), *span, 1.0 / scale, zero_point,
         2**bits - 1, INVERSES=_count(inverses), ZERO_POINTS=_count(zero_points), BLOCK=BLOCK, num_warps=4,
+    )  # fmt: skip
+
+
+def quantize_image(
+    x: Tensor, scales: Tensor | None, zero_points: Tensor | None, scale: float, zero_point: int, bits: int, y: Tensor
+) -> None:
+    """y (B, C, H, W) dense in channels_last of x, contiguous; scales and zero_points as of `quantize`, of its channels."""
+    if x.numel() == 0:
+        return
+    batch, channels, height, width = x.shape
+    inverses, pixels = _inverses(scales), height * width
+    block_c = power_of_two(channels, 1, 32)
+    block_p = power_of_two(pixels, 1, 2048 // block_c)
+    launch(
+        quantize_image_kernel, batch * blocks(channels, block_c) * blocks(pixels, block_p),
+        x, x if inverses is None else inverses, x if zero_points is None else zero_points, y, channels, pixels, 1.0 / scale, zero_point,
+        2**bits - 1, INVERSES=_count(inverses), ZERO_POINTS=_count(zero_points), BLOCK_P=block_p, BLOCK_C=block_c, num_warps=4,
     )  # fmt: skip
 
 
@@ -109,6 +148,10 @@ def quantize_rows(x: Tensor, bits: int, q: Tensor, scale: Tensor, zero_point: Te
         quantize_rows_kernel, blocks(rows, block_r),
         x, q, scale, zero_point, rows, depth, x.stride(0), 1 / (2**bits - 1), 2**bits - 1, BLOCK_R=block_r, BLOCK_K=block_k, num_warps=4,
     )  # fmt: skip
+
+
+def _inverses(scales: Tensor | None) -> Tensor | None:
+    return None if scales is None else (1.0 / scales.double()).float()
 
 
 def _count(values: Tensor | None) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import gc
 import pickle
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -69,9 +70,22 @@ def test_where_and_in_which_dtype_it_runs() -> None:
         on_gpu(images(1))
     with pytest.raises(ValueError, match="num_threads: expected None on cuda:0, got 2"):
         mk.compile(network, images(1), num_threads=2)
-    with pytest.raises(ValueError, match="save: expected plans of the CPU"):
-        on_gpu.save("nowhere.mvit")
     assert "cuda:0" in repr(on_gpu)
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_files(integers: bool, tmp_path: Path) -> None:
+    network = model()
+    if integers:
+        network = mk.quantize(network, [images(4)], mk.QuantConfig(method="minmax"), progress=False)
+    x = images(3).cuda()
+    compiled = mk.compile(network if integers else network.cuda().half(), x)
+    compiled.save(tmp_path / "plan")
+    for device in (None, "cuda", torch.device("cuda", 0)):
+        loaded = mk.load(tmp_path / "plan", device=device)
+        assert loaded.device == torch.device("cuda", 0)
+        assert torch.equal(loaded(x), compiled(x))
+    assert plan_of(loaded).uncaptured is None
 
 
 @pytest.mark.parametrize("integers", [False, True])
@@ -284,7 +298,7 @@ def test_inputs_of_any_strides_and_wrong_ones(compiled) -> None:
     for wrong, error in ((x.double(), TypeError), (x[:, :2], ValueError), (x[0], ValueError), (x.cpu(), ValueError)):
         with pytest.raises(error, match="CompiledModel: x: expected"):
             compiled(wrong)
-    with pytest.raises(TypeError, match=r"expected mk\.compile of the model where it goes, got pickle or copy"):
+    with pytest.raises(TypeError, match=r"expected save\(path\) and mk\.load\(path\), got pickle or copy"):
         pickle.dumps(compiled)
 
 
