@@ -25,11 +25,11 @@ Network = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Variant:
-    """integer: its products are of bytes, so its floor is theirs. channels_last: images come to it in that format."""
+    """products: of what its products are, so that its floor is theirs. channels_last: images come to it in that format."""
 
     prepare: Callable[[Case], Network]
     ours: bool = False
-    integer: bool = False
+    products: torch.dtype = torch.float32
     channels_last: bool = False
 
 
@@ -37,13 +37,25 @@ def eager(case: Case) -> Network:
     return _channels_last(case.model)
 
 
+def eager_bf16(case: Case) -> Network:
+    return _from_bf16(_channels_last(case.model).bfloat16())
+
+
 def inductor(case: Case) -> Network:
     """torch.compile with weights folded and packed as constants, the fastest that it does for inference on a CPU."""
+    return _inductor(_channels_last(case.model), case.example)
+
+
+def inductor_bf16(case: Case) -> Network:
+    return _from_bf16(_inductor(_channels_last(case.model).bfloat16(), case.example.bfloat16()))
+
+
+def _inductor(model: nn.Module, example: Tensor) -> Network:
     torch._dynamo.reset()  # or it would give up on a class of networks that it has compiled too often
     torch._inductor.config.freezing = True
-    compiled = torch.compile(_channels_last(case.model), fullgraph=True, dynamic=False)
+    compiled = torch.compile(model, fullgraph=True, dynamic=False)
     with torch.inference_mode():  # as it will be called: otherwise it would be compiled again
-        compiled(case.example.to(memory_format=torch.channels_last))
+        compiled(example.to(memory_format=torch.channels_last))
     return compiled
 
 
@@ -57,8 +69,8 @@ def onnxruntime_int8(case: Case) -> Network:
     return _onnxruntime(kept / "model.onnx", case.threads)
 
 
-def openvino(case: Case) -> Network:
-    return run_openvino(openvino_file(case), case.threads)
+def openvino(case: Case, precision: str = "f32") -> Network:
+    return run_openvino(openvino_file(case), case.threads, precision)
 
 
 def openvino_int8(case: Case, model_type: str | None = None) -> Network:
@@ -89,8 +101,8 @@ def accelerated(case: Case) -> Network:
     return mk.accelerate(_channels_last(case.model))
 
 
-def compiled(case: Case) -> Network:
-    return mk.compile(copy.deepcopy(case.model), case.example, num_threads=case.threads)
+def compiled(case: Case, dtype: torch.dtype = torch.float32) -> Network:
+    return mk.compile(copy.deepcopy(case.model), case.example, dtype=dtype, num_threads=case.threads)
 
 
 def compiled_integers(case: Case, weight_bits: int = 8) -> Network:
@@ -101,17 +113,26 @@ def compiled_integers(case: Case, weight_bits: int = 8) -> Network:
 
 VARIANTS = {
     "torch": Variant(eager, channels_last=True),
+    "torch-bf16": Variant(eager_bf16, products=torch.bfloat16, channels_last=True),
     "inductor": Variant(inductor, channels_last=True),
+    "inductor-bf16": Variant(inductor_bf16, products=torch.bfloat16, channels_last=True),
     "onnxruntime": Variant(onnxruntime),
-    "onnxruntime-int8": Variant(onnxruntime_int8, integer=True),
+    "onnxruntime-int8": Variant(onnxruntime_int8, products=torch.int8),
     "openvino": Variant(openvino),
-    "openvino-int8": Variant(openvino_int8, integer=True),
-    "openvino-int8-transformer": Variant(functools.partial(openvino_int8, model_type="transformer"), integer=True),
+    "openvino-bf16": Variant(functools.partial(openvino, precision="bf16"), products=torch.bfloat16),
+    "openvino-int8": Variant(openvino_int8, products=torch.int8),
+    "openvino-int8-transformer": Variant(functools.partial(openvino_int8, model_type="transformer"), products=torch.int8),
     "accelerate": Variant(accelerated, ours=True, channels_last=True),
     "compile": Variant(compiled, ours=True),
-    "compile-int8": Variant(compiled_integers, ours=True, integer=True),
-    "compile-int6": Variant(functools.partial(compiled_integers, weight_bits=6), ours=True, integer=True),
+    "compile-bf16": Variant(functools.partial(compiled, dtype=torch.bfloat16), ours=True, products=torch.bfloat16),
+    "compile-int8": Variant(compiled_integers, ours=True, products=torch.int8),
+    "compile-int6": Variant(functools.partial(compiled_integers, weight_bits=6), ours=True, products=torch.int8),
 }
+
+
+def _from_bf16(network: Network) -> Network:
+    """On images of float32, to logits of float32."""
+    return lambda x: network(x.bfloat16()).float()
 
 
 def _channels_last(model: nn.Module) -> nn.Module:
@@ -173,10 +194,10 @@ def openvino_file(case: Case) -> Path:
     return case.kept(f"openvino-{version('openvino')}-torch-{version('torch')}", write) / "model.xml"
 
 
-def run_openvino(path: Path, threads: int) -> Network:
+def run_openvino(path: Path, threads: int, precision: str = "f32") -> Network:
     import openvino as ov
 
-    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+    options = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
     request = ov.Core().compile_model(path, "CPU", options).create_infer_request()
     # What it returns lies in memory of the request, and is overwritten by the next call.
     return lambda x: torch.from_numpy(request.infer([x.numpy()], share_inputs=True, share_outputs=True)[0])

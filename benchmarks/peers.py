@@ -44,6 +44,8 @@ CAPS = ("MVIT_KERNELS_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_EN
 """Environment variables that hold instruction sets down: of this package, oneDNN, ATen and Inductor, MKL."""
 PAUSE, CALLS, BURST = 0.02, 5, 0.25
 """Seconds before a burst; the most calls of it that count; seconds after which no further one is made."""
+CEILINGS = {torch.float32: "fma_gflops", torch.int8: "dot_gops"}
+"""Of products, what registers allow; that of bfloat16 is not measured."""
 TOLERANCE = 1e-3
 """Part of the range of logits that a float variant may be off: more than rounding is another network."""
 
@@ -147,7 +149,7 @@ def _measure(case: Case, variants: Iterable[str], rounds: int, context: Mapping[
                 network = variant.prepare(case)
             inputs = [x.to(memory_format=layout) for x in case.judged]
             with torch.inference_mode():
-                row |= _compare(network, inputs, expected, exact=not variant.integer)
+                row |= _compare(network, inputs, expected, exact=variant.products == torch.float32)
         except Exception as error:  # whatever stands in its way, the others run
             row["reason"] = _reason(error)
             continue
@@ -156,7 +158,8 @@ def _measure(case: Case, variants: Iterable[str], rounds: int, context: Mapping[
         times = bursts(networks, rounds, label)
     for row in rows:
         if "reason" not in row:
-            row |= _times(times[row["variant"]], case, context["dot_gops" if VARIANTS[row["variant"]].integer else "fma_gflops"])
+            ceiling = CEILINGS.get(VARIANTS[row["variant"]].products)
+            row |= _times(times[row["variant"]], case, None if ceiling is None else context[ceiling])
     return rows
 
 
