@@ -56,7 +56,7 @@ def conv2d(
         backend: None for automatic choice, or the name of one.
 
     Returns:
-        (B, N, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last. Arithmetic and sums are float32 (float64 of float64).
+        (B, N, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last. Sums are float32 (float64 of float64).
         Gradients are torch's own, of any backend.
 
     With stride 1, 3x3 and at least 16 channels on either side, the cpu backend multiplies 16 times for 2 x 2 pixels instead of 36 (minimal

@@ -57,7 +57,8 @@ def gemm(
         backend: None for automatic choice, or the name of one.
 
     Returns:
-        y (M, N), dtype of a; with `collect`, (y, moments (collect, 2) float64). Arithmetic and sums are float32 (float64 of float64).
+        y (M, N), dtype of a; with `collect`, (y, moments (collect, 2) float64). Sums are float32 (float64 of float64); of a in
+        bfloat16, x and weight are rounded to it before they are multiplied.
 
     Raises:
         TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.
