@@ -69,7 +69,7 @@ def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, back
     yield Case(
         "separable_attention_block backward",
         {
-            each: functools.partial(backward, dy, x, *parameters[:-1], None, 1e-5, PATCH, each)
+            each: functools.partial(backward, dy, x, *parameters, None, 1e-5, PATCH, each)
             for each in having("separable_attention_block", backends) if each != "cuda"  # whose backward is that of triton
         },
         plain, 3 * element * x.numel(), 10 * pixels * dim * dim, near=0.1, compiled=plain,  # sums over all pixels, most of which cancels
