@@ -10,6 +10,7 @@ from triton_checks import DTYPES, FORMATS, assert_gradients, assert_rule, randn,
 import mvit_kernels as mk
 from mvit_kernels import reference
 from mvit_kernels.triton_kernels.moments import keeping_parts
+from mvit_kernels.triton_kernels.phases import phases_of
 from mvit_kernels.triton_kernels.resident import widths
 
 Tensor = torch.Tensor
@@ -171,6 +172,20 @@ def test_gradients_of_any_strides_and_empty() -> None:
     block(*leaves, patch_size=(2, 2)).sum().backward()
     assert leaves[0].grad.shape == (0, 5, 4, 6)
     assert not any(leaf.grad.any() for leaf in leaves[1:])
+
+
+@pytest.mark.parametrize(("size", "dtype", "in_one"), [
+    ((32, 128, 32, 32), torch.float16, True), ((32, 50, 32, 32), torch.bfloat16, True), ((2, 64, 256, 256), torch.float16, True),
+    ((32, 96, 32, 32), torch.float16, False), ((32, 192, 32, 32), torch.float16, False), ((32, 128, 32, 32), torch.float32, False),
+    ((8, 128, 32, 32), torch.float16, False), ((512, 128, 8, 8), torch.float16, False), ((512, 16, 32, 32), torch.float16, False),
+])  # fmt: skip
+def test_gradients_of_weights_beside_the_values_where_their_sums_fit(monkeypatch: pytest.MonkeyPatch, size, dtype, in_one: bool) -> None:
+    from mvit_kernels.triton_kernels import separable_attention_block_backward as kernels
+
+    x = torch.empty(size, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
+    for warpgroups in (True, False):
+        monkeypatch.setattr(kernels, "by_warpgroups", lambda _, found=warpgroups: found)
+        assert bool(kernels.tile(x, phases_of(x, (2, 2), joining=False))) == (in_one and warpgroups)
 
 
 def test_gradients_find_the_weights_that_the_forward_arranged(monkeypatch: pytest.MonkeyPatch) -> None:
