@@ -64,12 +64,12 @@ def cases(device: str, batch: int, side: int, dim: int, dtype: torch.dtype, back
         "separable_attention_block", call("separable_attention_block", x, *parameters, patch_size=PATCH), plain, 2 * element * x.numel(),
         4 * pixels * dim * dim, compiled=plain,
     )  # fmt: skip
-    backward = torch.ops.mvit_kernels.separable_attention_block_backward
+    backward, moments = torch.ops.mvit_kernels.separable_attention_block_backward, reference.moments_of(x, batch)  # as in a network
     plain = functools.partial(reference.separable_attention_block_backward, dy, x, *parameters[:-1], patch_size=PATCH)
     yield Case(
         "separable_attention_block backward",
         {
-            each: functools.partial(backward, dy, x, *parameters[:-1], None, 1e-5, PATCH, each)
+            each: functools.partial(backward, dy, x, *parameters, moments, 1e-5, PATCH, each)
             for each in having("separable_attention_block", backends) if each != "cuda"  # whose backward is that of triton
         },
         plain, 3 * element * x.numel(), 10 * pixels * dim * dim, near=0.1, compiled=plain,  # sums over all pixels, most of which cancels

@@ -49,6 +49,20 @@ def test_block_without_keys_query_bias_or_norm_pass(ratio: float, patch: tuple[i
     assert_exact(reference.separable_attention_block(x, *weights, patch_size=patch), expected)
 
 
+@pytest.mark.parametrize("ratio", [0.0, 3.0, 100.0])
+@pytest.mark.parametrize(("size", "patch"), [((3, 7, 4, 10), None), ((3, 7, 4, 10), (2, 2)), ((2, 1, 1, 1), None)])
+def test_gradients_of_the_block_without_keys_query_bias_or_norm_pass(ratio: float, size: tuple[int, ...], patch) -> None:
+    dim = size[1]
+    weights = [randn(dim), randn(dim), randn(1 + 2 * dim, dim, 1, 1), randn(1 + 2 * dim), randn(dim, dim, 1, 1), randn(dim)]
+    leaves = [each.requires_grad_() for each in (randn(*size) + ratio, *weights)]
+    dy = randn(*size)
+    expected = torch.autograd.grad(reference.separable_attention_block(*leaves, patch_size=patch), leaves, dy)
+    with torch.no_grad():
+        actual = reference.separable_attention_block_reduced_backward(dy, *leaves[:-1], patch_size=patch)
+    for ours, exact in zip(actual, expected, strict=True):
+        assert_exact(ours, exact)
+
+
 @pytest.mark.parametrize("ratio", [0.0, 3.0, 30.0, 100.0])
 def test_statistics_of_tiles_combine(ratio: float) -> None:
     x = randn(1000) + ratio

@@ -227,7 +227,7 @@ def test_opcheck(fmt: str) -> None:
             for requires_grad in (False, True):
                 leaves = [each.detach().requires_grad_(requires_grad) for each in arguments[:7]]
                 torch.library.opcheck(torch.ops.mvit_kernels.separable_attention_block, (*leaves, *arguments[7:]))
-        backward = (torch.randn_like(x), x, *parameters[:-1], None, 1e-5, patch, None)
+        backward = (torch.randn_like(x), x, *parameters, None, 1e-5, patch, None)
         torch.library.opcheck(torch.ops.mvit_kernels.separable_attention_block_backward, backward)
 
 

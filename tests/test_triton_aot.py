@@ -31,9 +31,10 @@ def records() -> list[dict[str, Any]]:
 
 
 def test_all_are_compiled_for_every_target(records) -> None:
+    """By the same kernels, but for the gradient that fits into registers on sm_90 only."""
     kernels = {target: {(each["call"], each["kernel"]) for each in records if each["target"] == target} for target in (80, 90)}
     assert len(kernels[80]) > 40
-    assert kernels[80] == kernels[90]
+    assert {kernel for _, kernel in kernels[80] ^ kernels[90]} == {"value_out_bwd_kernel", "gated_bwd_kernel", "maps_bwd_kernel"}
 
 
 def test_every_kernel_is_compiled(records) -> None:
@@ -73,6 +74,9 @@ def test_shared_memory_is_there(records) -> None:
     ("patch_attention_bwd_key_kernel", {"HMMA", "HGMMA"}),
     ("value_out_kernel", {"HMMA", "HGMMA"}),
     ("gated_kernel", {"HMMA", "HGMMA"}),
+    ("gated_bwd_kernel", {"HMMA", "HGMMA"}),
+    ("maps_bwd_kernel", {"HMMA", "HGMMA"}),
+    ("mixed_bwd_kernel", {"HMMA", "HGMMA"}),
     ("gemm_kernel", {"HMMA", "HGMMA"}),
     ("gathered_conv2d_kernel", {"HMMA", "HGMMA"}),
     ("feed_forward_kernel", {"HMMA", "HGMMA"}),

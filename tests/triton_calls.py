@@ -206,8 +206,8 @@ def integer_map_calls() -> dict[str, Any]:
 
 
 def separable_attention_block_calls() -> dict[str, Any]:
-    """Large tiles, of many images, and small ones."""
-    calls = {}
+    """Large tiles, of many images, and small ones; gradients, too, of which some are two launches."""
+    calls, backward = {}, torch.ops.mvit_kernels.separable_attention_block_backward
     for batch, dim, side, dtype in (
         (2, 64, 32, torch.float16), (2, 128, 32, torch.bfloat16), (32, 128, 32, torch.float16), (64, 192, 16, torch.float16),
         (256, 256, 8, torch.float16), (64, 256, 32, torch.float16), (64, 384, 16, torch.float16), (2, 512, 8, torch.float16),
@@ -217,9 +217,10 @@ def separable_attention_block_calls() -> dict[str, Any]:
         inputs = [image(batch, dim, side, side, dtype=dtype), *(random_weight(*size, dtype=dtype) for size in sizes)]
         call = use(ops.separable_attention_block, *inputs, patch_size=(2, 2), collect=batch > 2)
         calls[f"separable_attention_block {batch}x{dim}x{side} {dtype}"] = call
-    backward, moments = torch.ops.mvit_kernels.separable_attention_block_backward, ones(inputs[0].shape[0], 2, dtype=torch.float64)
-    settings = moments, 1e-5, (2, 2), "triton"  # what it adds to the gradient of the norm is another kernel than without
-    calls["separable_attention_block backward"] = functools.partial(backward, inputs[0], *inputs[:-1], *settings)
+        moments = None if batch == 2 else ones(batch, 2, dtype=torch.float64)
+        settings = moments, 1e-5, (2, 2), "triton"
+        name = f"separable_attention_block backward {batch}x{dim}x{side} {dtype}"
+        calls[name] = functools.partial(backward, inputs[0], *inputs, *settings)
     return calls
 
 
@@ -323,6 +324,9 @@ def feed_forward_calls() -> dict[str, Any]:
         in_v1 = dim in (144, 192, 240)  # whose norm is of a pixel, not of an image
         settings = {"norm": "layer"} if in_v1 else {"moments": ones(batch, 2, dtype=torch.float64), "collect": True}
         calls[f"feed_forward {tuple(x.shape)} {dtype}"] = use(ops.feed_forward, x, *parameters, **settings)
+    backward = torch.ops.mvit_kernels.feed_forward_backward
+    of_norm = ones(1, 2, dtype=torch.float64), 1e-5, "group", "silu", "triton"  # whose gradient is another kernel with what it adds to that
+    calls["feed_forward backward"] = functools.partial(backward, x, x, *parameters[:-1], *of_norm)
     return calls
 
 

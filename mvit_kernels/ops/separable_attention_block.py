@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +12,6 @@ from mvit_kernels import reference
 from . import checks, counts, cuda_support, triton_support
 from .backend import Choice, Implementation, native
 from .group_norm import choose as choose_group_norm
-from .group_norm import triton_steps
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -22,13 +20,11 @@ from .library import (
     empty_moments,
     is_channels_last,
     is_compiling,
-    narrow,
     raise_status,
     refuse_off_floats,
     register,
     register_autograd,
     single,
-    wide,
     wide_dtype,
     widen,
 )
@@ -39,7 +35,7 @@ from .replay import WeightedReplays
 from .separable_attention import choose as choose_attention
 
 OP = "separable_attention_block"
-_kernels = triton_support.Kernels(OP)
+_kernels, _gradients = triton_support.Kernels(OP), triton_support.Kernels(f"{OP}_backward")
 _WIDEST = 512  # channels of a pixel that the Triton kernels keep in registers
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
@@ -103,11 +99,13 @@ def _check(
     checks.parameter(OP, "out_b", out_b, 1, x, (dim,))
     if moments is not None:
         checks.moments(OP, moments, x, x.shape[0])
-    if patch_size is None:
-        return max(x.shape[2], 1), 1
-    patch = checks.patch_size(OP, patch_size)
-    checks.whole_patches(OP, "x", x.shape[2], x.shape[3], patch)
-    return patch
+    if patch_size is not None:
+        checks.whole_patches(OP, "x", x.shape[2], x.shape[3], checks.patch_size(OP, patch_size))
+    return _patch(x, patch_size)
+
+
+def _patch(x: Tensor, patch_size: list[int] | None) -> tuple[int, int]:
+    return (max(x.shape[2], 1), 1) if patch_size is None else (patch_size[0], patch_size[1])
 
 
 # --- backends ---
@@ -157,23 +155,16 @@ def _cpu_forward(
 
 
 def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    norm = choose_group_norm.implementations["cpu"]
-    return _backward_by("cpu", (norm.forward, norm.backward), widen, dy, x, *parameters)
-
-
-def _backward_by(
-    backend: str, norm: tuple[Any, Any], cast: Callable[..., list[Any]], dy: Tensor, x: Tensor, *parameters: Any
-) -> tuple[Tensor, ...]:  # fmt: skip
-    """With the norm and its gradient, and the kernels that this backend has of attention."""
-    attention = choose_attention.implementations[backend]
+    """With the kernels of the norm and of attention."""
+    norm, attention = choose_group_norm.implementations["cpu"], choose_attention.implementations["cpu"]
+    assert attention.backward is not None
     attention_backward = attention.backward
-    assert attention_backward is not None
 
     def readable(qkv: Tensor, patch: Any) -> Tensor:  # patches of any width only where it is channels_last
         return qkv if attention.refuse(qkv, patch) is None else dense(qkv, channels_last=True)
 
     return _composed_backward(
-        cast, dy, x, *parameters, group_norm=norm[0], group_norm_backward=norm[1],
+        dy, x, *parameters, group_norm=norm.forward, group_norm_backward=norm.backward,
         attention=lambda qkv, patch: attention.forward(readable(qkv, patch), patch),
         attention_backward=lambda dy, qkv, patch: attention_backward(dy, readable(qkv, patch), patch),
     )  # fmt: skip
@@ -283,10 +274,21 @@ def _triton_forward(
     return dense(y, channels_last), collected
 
 
-def _triton_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    """Products are in the dtype of x."""
-    (*_, moments, _, _) = parameters
-    return _backward_by("triton", triton_steps(x, moments), narrow, dy, x, *parameters)
+def _triton_backward(
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional,
+    eps: float, patch_size: list[int] | None,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """Products are in the dtype of x, of the weights that the forward has arranged."""
+    weights = packed(_TritonWeights(x.dtype), norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)
+    channels_last = is_channels_last(x)
+    x, dy = dense(x, True), dense(dy, True)
+    dx = empty_in_format(x, tuple(x.shape), True)
+    of_norm = norm_w.contiguous(), norm_b.contiguous(), qkv_w.flatten(1).contiguous()
+    dnorm_w, dnorm_b, dqkv_w, dqkv_b, dout_w, dout_b = _gradients.backward(
+        dy, x, weights, *of_norm, moments, eps, _patch(x, patch_size), dx
+    )  # fmt: skip
+    dqkv_w, dout_w = dqkv_w.reshape(qkv_w.shape), dout_w.reshape(out_w.shape)
+    return dense(dx, channels_last), dnorm_w, dnorm_b, dqkv_w, dqkv_b, dout_w, dout_b
 
 
 def _reference_forward(
@@ -301,19 +303,17 @@ def _reference_forward(
 
 
 def _reference_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    return _composed_backward(widen, dy, x, *parameters)
+    return _composed_backward(dy, x, *parameters)
 
 
 def _composed_backward(
-    cast: Callable[..., list[Any]], dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor,
-    moments: Optional, eps: float, patch_size: list[int] | None, **steps: Any,
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional,
+    eps: float, patch_size: list[int] | None, **steps: Any,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """cast: `widen` or `narrow`, of all tensors but the norm's, which is in float32. moments: of x, for who takes them."""
-    dy, x, qkv_w, qkv_b, out_w = cast(x, dy, x, qkv_w, qkv_b, out_w)
-    arguments = dy, x, *widen(x, norm_w, norm_b), qkv_w, qkv_b, out_w, eps
-    patch = None if patch_size is None else (patch_size[0], patch_size[1])
+    arguments = [*widen(x, dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w), eps]
+    patch = None if patch_size is None else _patch(x, patch_size)
     dx, *gradients = reference.separable_attention_block_backward(*arguments, patch_size=patch, **steps)
-    return dense(dx.to(x.dtype), is_channels_last(x)), *map(wide, gradients)
+    return dense(dx.to(x.dtype), is_channels_last(x)), *gradients
 
 
 choose = Choice(
@@ -348,20 +348,20 @@ def _forward_fake(
 
 
 def _backward(
-    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, moments: Optional, eps: float,
-    patch_size: list[int] | None, backend: str | None,
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional,
+    eps: float, patch_size: list[int] | None, backend: str | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
     backward = choose(backend, x).backward
     assert backward is not None
-    return backward(dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w, moments, eps, patch_size)
+    return backward(dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, eps, patch_size)
 
 
 def _backward_fake(
-    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, *_: object
+    dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, *_: object
 ) -> tuple[Tensor, ...]:
     dx = empty_in_format(x, tuple(x.shape), is_channels_last(x))
-    return dx, *(x.new_empty(each.shape, dtype=wide_dtype(x)) for each in (norm_w, norm_b, qkv_w, qkv_b, out_w, norm_w))
+    return dx, *(x.new_empty(each.shape, dtype=wide_dtype(x)) for each in (norm_w, norm_b, qkv_w, qkv_b, out_w, out_b))
 
 
 _forward_op = register(
@@ -373,8 +373,8 @@ _forward_op = register(
 )
 _backward_op = register(
     f"{OP}_backward",
-    "(Tensor dy, Tensor x, Tensor norm_w, Tensor norm_b, Tensor qkv_w, Tensor qkv_b, Tensor out_w, Tensor? moments, float eps,"
-    " int[]? patch_size, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor dy, Tensor x, Tensor norm_w, Tensor norm_b, Tensor qkv_w, Tensor qkv_b, Tensor out_w, Tensor out_b, Tensor? moments,"
+    " float eps, int[]? patch_size, str? backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -385,7 +385,7 @@ def _setup(
     moments: Optional = None, eps: float = 1e-5, patch_size: list[int] | None = None, collect: bool = False, *,
     backend: str | None = None,
 ) -> None:  # fmt: skip
-    ctx.save_for_backward(x, norm_w, norm_b, qkv_w, qkv_b, out_w, moments)
+    ctx.save_for_backward(x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments)
     ctx.settings = eps, patch_size
     ctx.dtypes = [each.dtype for each in (x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)]
     ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward

@@ -33,7 +33,12 @@ from .qseparable_attention import exponential_table, qseparable_context, qsepara
 from .quantize import Rows, along, dequantize, quantize, quantize_rows
 from .resize import resize, resize_backward
 from .separable_attention import separable_attention, separable_attention_backward
-from .separable_attention_block import separable_attention_block, separable_attention_block_backward, separable_attention_block_reduced
+from .separable_attention_block import (
+    separable_attention_block,
+    separable_attention_block_backward,
+    separable_attention_block_reduced,
+    separable_attention_block_reduced_backward,
+)
 from .stream import dequantize_stream, quantize_stream
 
 __all__ = [
@@ -132,6 +137,7 @@ __all__ = [
     "separable_attention_block",
     "separable_attention_block_backward",
     "separable_attention_block_reduced",
+    "separable_attention_block_reduced_backward",
     "stream_sums",
     "unfold_patches",
     "wrap",

@@ -68,11 +68,13 @@ def arrange(weight: Tensor, bias: Tensor, out: Tensor, out_bias: Tensor, dtype: 
 
 @triton.jit
 def mixed_kernel(
-    x, query, parts, mixed, softmax, dim, groups, across, length, columns, x_image, x_row, x_column, x_row_step, x_column_step,
-    pieces, eps, splits, share, PIECES: tl.constexpr, FAR: tl.constexpr, SHIFT: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
+    x, query, parts, mixed, spread, softmax, scored, dim, groups, across, length, columns, x_image, x_row, x_column, x_row_step,
+    x_column_step, pieces, eps, splits, share, PIECES: tl.constexpr, FAR: tl.constexpr, SHIFT: tl.constexpr, SPREAD: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """mixed (B, groups, splits, d) and softmax (B, groups, splits, 2), largest score and sum, of `share` pixels of a phase. Each of BLOCK_T
-    sequences of pixels has a running maximum, sum and weighted sum of its own, so that they meet once and not for every tile."""
+    sequences of pixels has a running maximum, sum and weighted sum of its own, so that they meet once and not for every tile. With SPREAD
+    also, as mixed is, the sum of pixels weighted by their scores, too, and all scores (B, groups, length)."""
     wait_turn()
     program = tl.program_id(0)
     split, group, image = program % splits, (program // splits) % groups, (program // splits) // groups
@@ -83,6 +85,8 @@ def mixed_kernel(
     largest = tl.full((BLOCK_T,), float("-inf"), tl.float32)
     totals = tl.zeros((BLOCK_T,), tl.float32)
     results = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
+    if SPREAD:
+        by_score = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     end = tl.minimum((split + 1) * share, length)
     for begin in range(split * share, end, BLOCK_T):
         t = begin + tl.arange(0, BLOCK_T)
@@ -95,6 +99,9 @@ def mixed_kernel(
         weights, shrink = tl.exp(scores - finite), tl.exp(largest - finite)
         totals = totals * shrink + weights
         results = results * shrink[:, None] + weights[:, None] * centred
+        if SPREAD:
+            tl.store(scored + (program // splits).to(tl.int64) * length + t, scores, mask=t < end)
+            by_score = by_score * shrink[:, None] + (weights * tl.where(t < end, scores, 0.0))[:, None] * centred
         largest = now
     most = tl.max(largest, 0)
     shrink = tl.exp(largest - tl.where(most == float("-inf"), 0.0, most))
@@ -102,16 +109,19 @@ def mixed_kernel(
     result = tl.sum(results * shrink[:, None], 0)
     wide = tl.cast(program, tl.int64)
     tl.store(mixed + wide * dim + c, result * inverse, mask=c < dim)
+    if SPREAD:
+        tl.store(spread + wide * dim + c, tl.sum(by_score * shrink[:, None], 0) * inverse, mask=c < dim)
     tl.store(softmax + wide * 2, most)
     tl.store(softmax + wide * 2 + 1, total)
 
 
 @triton.jit
 def context_kernel(
-    mixed, softmax, key, key_bias, context, rows, dim,
-    SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    mixed, spread, softmax, key, key_bias, context, whole, logarithm, rows, dim,
+    SPREAD: tl.constexpr, SPLITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """context (rows, d) = mixed key^T + key_bias."""
+    """context (rows, d) = mixed key^T + key_bias. With SPREAD also whole (2, rows, d), mixed and spread of all splits, and the logarithm
+    (rows,) of the sum of exp(score)."""
     wait_turn()
     across = tl.cdiv(dim, BLOCK_N)
     m = (tl.program_id(0) // across) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -135,7 +145,19 @@ def context_kernel(
         w = tl.load(key + n[None, :] * dim + k[:, None], mask=(n < dim)[None, :] & (k < dim)[:, None], other=0.0)
         total = dot(a, w, total)
     total += tl.load(key_bias + n, mask=n < dim, other=0.0)[None, :]
-    tl.store(context + m.to(tl.int64)[:, None] * dim + n[None, :], total, mask=(m < rows)[:, None] & (n < dim)[None, :])
+    inside, at = (m < rows)[:, None] & (n < dim)[None, :], m.to(tl.int64)[:, None] * dim + n[None, :]
+    tl.store(context + at, total, mask=inside)
+    if SPREAD:
+        of_mixed, of_spread = tl.zeros((BLOCK_M, BLOCK_N), tl.float32), tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        for split in tl.static_range(SPLITS):
+            weight = tl.exp(tl.load(softmax + (first + split) * 2, mask=m < rows, other=0.0) - largest) / weight_of_all
+            from_ = (first + split)[:, None] * dim + n[None, :]
+            of_mixed += weight[:, None] * tl.load(mixed + from_, mask=inside, other=0.0)
+            of_spread += weight[:, None] * tl.load(spread + from_, mask=inside, other=0.0)
+        tl.store(whole + at, of_mixed, mask=inside)
+        tl.store(whole + tl.cast(rows, tl.int64) * dim + at, of_spread, mask=inside)
+        if tl.program_id(0) % across == 0:
+            tl.store(logarithm + m, largest + tl.log(weight_of_all), mask=m < rows)
 
 
 @triton.jit
@@ -194,7 +216,7 @@ def gated_kernel(
 
 
 @triton.jit
-def _tile_pixels(program, groups, length, BLOCK_T: tl.constexpr, PHASES: tl.constexpr):
+def tile_pixels(program, groups, length, BLOCK_T: tl.constexpr, PHASES: tl.constexpr):
     """(image, group, t, inside): of a program, or with several phases in a tile, of each of its pixels. Pixels beyond the last repeat it,
     so that their loads need no mask."""
     if PHASES == 1:
@@ -222,7 +244,7 @@ def value_out_kernel(
     second product."""
     wait_turn()
     program = tl.program_id(0)
-    image, group, t, _ = _tile_pixels(program, groups, length, BLOCK_T, PHASES)
+    image, group, t, _ = tile_pixels(program, groups, length, BLOCK_T, PHASES)
     mean, inverse = combine_moments(parts, image, pieces, eps, PIECES)
     at = (group_start(group, across, x_row, x_column) + pixel_offsets(t, columns, x_row_step, x_column_step, 1, FAR, SHIFT))[:, None]
     from_image = x + image.to(tl.int64) * x_image
@@ -252,7 +274,7 @@ def value_out_kernel(
             total2 = dot(gated, tl.load(from_ + c2[None, :] * depth), total2)
     if C1 + C2 > 128:  # of so many sums, no registers are left for addresses
         program = anew(program)
-    image, group, t, inside = _tile_pixels(program, groups, length, BLOCK_T, PHASES)
+    image, group, t, inside = tile_pixels(program, groups, length, BLOCK_T, PHASES)
     at = (group_start(group, across, x_row, x_column) + pixel_offsets(t, columns, x_row_step, x_column_step, 1, FAR, SHIFT))[:, None]
     y_at = (group_start(group, across, y_row, y_column) + pixel_offsets(t, columns, y_row_step, y_column_step, 1, FAR, SHIFT))[:, None]
     x += image.to(tl.int64) * x_image
@@ -276,20 +298,10 @@ def forward(
     if x.numel() == 0:
         return collect_moments(y, y.shape[0]) if collect else no_moments
     dim, walk = x.shape[1], phases_of(x, patch, y, joining=False)
-    parts, pieces, lanes = parts_or_moments(x, moments)
-    rows, block_c = x.shape[0] * walk.groups, power_of_two(dim, 16)
-    warps = 1 if rows >= 4 * processors(x) else 4  # many programs: what each of them does once is done in one warp
-    block_t = power_of_two(walk.length, 1, 1024 * warps // block_c)
-    splits = _splits(rows, blocks(walk.length, block_t), processors(x))
-    share = blocks(blocks(walk.length, block_t), splits) * block_t
-    mixed, softmax = (x.new_empty(rows, splits, size, dtype=torch.float32) for size in (dim, 2))
+    parts, pieces, lanes = of_moments = parts_or_moments(x, moments)
+    rows, mixed = x.shape[0] * walk.groups, mix(x, weights, walk, of_moments, eps)
     of_image = {"PIECES": lanes, "FAR": far(x, y), "SHIFT": walk.shift, "enable_fp_fusion": True}
-    map_ = (dim, walk.groups, walk.across, walk.length, walk.columns)
-    launch(
-        mixed_kernel, rows * splits,
-        x, weights.query, parts, mixed, softmax, *map_, x.stride(0), *walk.steps(x), pieces, eps, splits, share, BLOCK_C=block_c,
-        BLOCK_T=block_t, num_warps=warps, **of_image,
-    )  # fmt: skip
+    map_ = map_of(x, walk)
     tiles = tuning.choose(
         "separable_attention_block", x, (rows, walk.length, dim), tile(x, walk), functools.partial(candidates, x, walk)
     )  # fmt: skip
@@ -299,14 +311,14 @@ def forward(
         gated = x.new_empty(x.shape[0], *x.shape[2:], dim)
         launch(
             gated_kernel, rows * blocks(walk.length, _FEW) * blocks(dim, _FEW_VALUES),
-            x, parts, mixed, softmax, weights.key, weights.key_bias, weights.value, weights.value_bias, gated, *map_, x.stride(0),
-            *walk.steps(x), pieces, eps, SPLITS=splits, BLOCK_T=_FEW, BLOCK_V=_FEW_VALUES, BLOCK_K=block_c, num_warps=4, **of_channels,
-            **of_image,
+            x, parts, mixed.sums, mixed.softmax, weights.key, weights.key_bias, weights.value, weights.value_bias, gated, *map_,
+            x.stride(0), *walk.steps(x), pieces, eps, SPLITS=mixed.sums.shape[1], BLOCK_T=_FEW, BLOCK_V=_FEW_VALUES,
+            BLOCK_K=power_of_two(dim, 16), num_warps=4, **of_channels, **of_image,
         )  # fmt: skip
         pixels, result = (each.permute(0, 2, 3, 1).flatten(0, 2) for each in (x, y))
         return gemm.gemm(gated.flatten(0, 2), weights.of_out(), result, residual=pixels, collect=x.shape[0] if collect else 0)
-    context = _context(mixed, softmax, weights)
-    programs, phases = _programs(walk, tiles["BLOCK_T"])
+    context = _context(mixed, weights)
+    programs, phases = programs_of(walk, tiles["BLOCK_T"])
     made = empty_parts(x, x.shape[0], programs * (2 if c2 else 1)) if collect else parts
     launch(
         value_out_kernel, x.shape[0] * programs,
@@ -316,26 +328,73 @@ def forward(
     return collected(made) if collect else no_moments
 
 
+class Mixed(NamedTuple):
+    """Of `splits` parts of every phase, float32."""
+
+    sums: Tensor  # (rows, splits, d), of pixels weighted by exp(score - largest)
+    spread: Tensor  # the same, weighted by their scores, too; or anything
+    softmax: Tensor  # (rows, splits, 2): largest score, sum of exp(score - largest)
+    scores: Tensor  # (rows, length); or anything
+
+
+def map_of(x: Tensor, walk: Phases) -> tuple[int, ...]:
+    return x.shape[1], walk.groups, walk.across, walk.length, walk.columns
+
+
+def mix(x: Tensor, weights: Weights, walk: Phases, moments: tuple[Tensor, int, int], eps: float, spread: bool = False) -> Mixed:
+    """moments: as of `parts_or_moments`."""
+    parts, pieces, lanes = moments
+    dim, rows, block_c = x.shape[1], x.shape[0] * walk.groups, power_of_two(x.shape[1], 16)
+    warps = 1 if rows >= 4 * processors(x) else 4  # many programs: what each of them does once is done in one warp
+    block_t = power_of_two(walk.length, 1, 1024 * warps // block_c)
+    splits = _splits(rows, blocks(walk.length, block_t), processors(x))
+    share = blocks(blocks(walk.length, block_t), splits) * block_t
+    sums, softmax = (x.new_empty(rows, splits, size, dtype=torch.float32) for size in (dim, 2))
+    by_score, scores = (torch.empty_like(sums), sums.new_empty(rows, walk.length)) if spread else (sums, sums)
+    launch(
+        mixed_kernel, rows * splits,
+        x, weights.query, parts, sums, by_score, softmax, scores, *map_of(x, walk), x.stride(0), *walk.steps(x), pieces, eps, splits, share,
+        PIECES=lanes, FAR=far(x), SHIFT=walk.shift, SPREAD=spread, BLOCK_C=block_c, BLOCK_T=block_t, num_warps=warps,
+        enable_fp_fusion=True,
+    )  # fmt: skip
+    return Mixed(sums, by_score, softmax, scores)
+
+
 _FEW_ROWS = 64  # phases, of which each reads the keys by itself: from L2, in less time than it takes to begin
 
 
-def _context(mixed: Tensor, softmax: Tensor, weights: Weights) -> Tensor:
+def _context(mixed: Mixed, weights: Weights) -> Tensor:
     """(phases of all images, d)."""
-    rows, splits, dim = mixed.shape
-    context = mixed.new_empty(rows, dim)
-    if rows <= _FEW_ROWS:
-        launch(
-            context_row_kernel, rows * blocks(dim, 8),
-            mixed, softmax, weights.key, weights.key_bias, context, dim, SPLITS=splits, BLOCK_N=8, BLOCK_K=power_of_two(dim, 16),
-            num_warps=4, enable_fp_fusion=True,
-        )  # fmt: skip
-        return context
+    rows, splits, dim = mixed.sums.shape
+    if rows > _FEW_ROWS:
+        return contexts(mixed, weights).context
+    context = mixed.sums.new_empty(rows, dim)
     launch(
-        context_kernel, blocks(rows, 16) * blocks(dim, 32),
-        mixed, softmax, weights.key, weights.key_bias, context, rows, dim, SPLITS=splits, BLOCK_M=16, BLOCK_N=32, BLOCK_K=32, num_warps=4,
-        enable_fp_fusion=True,
+        context_row_kernel, rows * blocks(dim, 8),
+        mixed.sums, mixed.softmax, weights.key, weights.key_bias, context, dim, SPLITS=splits, BLOCK_N=8, BLOCK_K=power_of_two(dim, 16),
+        num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
     return context
+
+
+class Contexts(NamedTuple):
+    """Of all phases, float32."""
+
+    context: Tensor  # (rows, d)
+    whole: Tensor  # (2, rows, d): mixed, and its spread; or anything, as the next
+    logarithm: Tensor  # (rows,): of the sum of exp(score)
+
+
+def contexts(mixed: Mixed, weights: Weights, spread: bool = False) -> Contexts:
+    rows, splits, dim = mixed.sums.shape
+    context = mixed.sums.new_empty(rows, dim)
+    whole, logarithm = (mixed.sums.new_empty(2, rows, dim), mixed.sums.new_empty(rows)) if spread else (context, context)
+    launch(
+        context_kernel, blocks(rows, 16) * blocks(dim, 32),
+        *mixed[:3], weights.key, weights.key_bias, context, whole, logarithm, rows, dim, SPREAD=spread, SPLITS=splits,
+        BLOCK_M=16, BLOCK_N=32, BLOCK_K=32, num_warps=4, enable_fp_fusion=True,
+    )  # fmt: skip
+    return Contexts(context, whole, logarithm)
 
 
 _MOST_SPLITS = 8
@@ -350,7 +409,7 @@ def _splits(rows: int, tiles: int, processors: int) -> int:
 _FEW, _FEW_VALUES = 16, 32  # pixels and channels of a program of which there would be few
 
 
-def _programs(walk: Phases, block_t: int) -> tuple[int, int]:
+def programs_of(walk: Phases, block_t: int) -> tuple[int, int]:
     """(programs of an image, PHASES of a tile) of so many pixels."""
     phases = min(block_t // power_of_two(walk.length), power_of_two(walk.groups))
     return (blocks(walk.groups, phases), phases) if phases > 1 else (walk.groups * blocks(walk.length, block_t), 1)
@@ -369,7 +428,7 @@ def tile(x: Tensor, walk: Phases) -> tuning.Tile:
     block_t = 64 if width <= (256 if warpgroups else 128) else 32
     if warpgroups and width <= 256 and walk.length >= 128:
         block_t = 128
-    while block_t > 16 and (images * _programs(walk, block_t)[0] < processors(x) or block_t >= 2 * walk.groups * walk.length):
+    while block_t > 16 and (images * programs_of(walk, block_t)[0] < processors(x) or block_t >= 2 * walk.groups * walk.length):
         block_t //= 2
     if warpgroups and block_t >= 64:
         return _tile(block_t, 64 if block_t == 128 or width <= 128 else 32, block_t // 16, 2)
