@@ -53,8 +53,8 @@ def poison():
 
 
 def pytest_collection_modifyitems(config, items):
-    """On AMX, which multiplies bytes and bfloat16 and nothing else, only tests of such products and of whole networks run; on what rounds to
-    bfloat16 and multiplies it, those of networks and of that dtype."""
+    """On AMX, which multiplies bytes and bfloat16 and nothing else, only tests of such products and of whole networks run; on AVX512-BF16
+    those of networks and of that dtype."""
     products = "engine", "qattention", "qconv2d", "qgemm", "qinverted_residual", "qpatch_attention", "qstack", "quant_"
     names = tuple(f"test_{each}" for each in products)
 
