@@ -53,18 +53,13 @@ def poison():
 
 
 def pytest_collection_modifyitems(config, items):
-    """On AMX, which multiplies bytes and bfloat16 and nothing else, only tests of such products and of whole networks run; on AVX512-BF16
-    those of networks and of that dtype."""
+    """AMX multiplies bytes and bfloat16, and is AVX512-VNNI otherwise: on it run tests of such products, of that dtype and of networks."""
     products = "engine", "qattention", "qconv2d", "qgemm", "qinverted_residual", "qpatch_attention", "qstack", "quant_"
     names = tuple(f"test_{each}" for each in products)
 
     def repeats(item) -> bool:
-        if not hasattr(item, "callspec") or item.path.stem.startswith("test_engine"):
-            return False
-        settings = {*map(str, item.callspec.params.values())}
-        if "torch.bfloat16" in settings:
-            return False
-        return "avx512bf16" in settings or ("amx" in settings and not item.path.stem.startswith(names))
+        settings = {*map(str, item.callspec.params.values())} if hasattr(item, "callspec") else set()
+        return "amx" in settings and "torch.bfloat16" not in settings and not item.path.stem.startswith(names)
 
     config.hook.pytest_deselected(items=[item for item in items if repeats(item)])
     items[:] = [item for item in items if not repeats(item)]

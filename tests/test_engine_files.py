@@ -190,6 +190,8 @@ def test_plans_run_on_the_device_that_they_were_made_for(fast, tmp_path) -> None
         mk.load(tmp_path / "cpu", device=GPU)
     with pytest.raises(ValueError, match="load: device: expected a device of torch, got 'gpu'"):
         mk.load(tmp_path / "cpu", device="gpu")
+    with pytest.raises(ValueError, match=r"load: device: expected a device of torch, got 3\.5"):
+        mk.load(tmp_path / "cpu", device=3.5)
     saved(tmp_path / "gpu", optimize(capture(mk.create_model("mobilevit_xxs").eval(), (3, 32, 32)), device=True))
     for device in ("cpu", torch.device("cpu")):
         with pytest.raises(ValueError, match="load: device: expected a GPU, for which the plans are, got cpu"):

@@ -126,6 +126,7 @@ TEST(conv2d_by_minimal_filtering) {
                     compare({1, size, 4, channels, 19, columns, 3, 1, Conv2dMethod::winograd, false});
                 }
         compare({1, 16, 18, 40, 24, 72, 3, 1, Conv2dMethod::winograd, true});  // several blocks and ranges
+        compare<bf16>({1, 7, 5, 17, 0, 33, 3, 1, Conv2dMethod::winograd, true});
     });
 }
 

@@ -46,7 +46,7 @@ class DevicePlan:
     """For images of one size (C, H, W), any number of them.
 
     Attributes:
-        program: what it was made of, which a file has of it (`described.py`).
+        program: what it was made of, which a file has of it (`described.py`); its weights stay where the program has them.
         uncaptured: why its calls run one by one and not as a graph, where one of torch's cannot be captured; else None.
     """
 

@@ -37,14 +37,14 @@ def save_plans(path: Path, plans: Mapping[Size, Plan | DevicePlan], num_threads:
     if native is None:
         raise ValueError(f"CompiledModel: save: the native kernels are needed ({NATIVE_REASON})")
     blobs: list[Tensor] = []
-    numbers: dict[int, int] = {}  # of tensors that were seen: programs of several sizes share theirs
+    seen: dict[int, tuple[int, Tensor]] = {}  # by id, while they live: programs of several sizes share theirs
 
     def hold(x: Tensor) -> dict[str, Any]:
         """A tensor's place among the blobs."""
-        if id(x) not in numbers:
-            numbers[id(x)] = len(blobs)
+        if id(x) not in seen:
+            seen[id(x)] = len(blobs), x
             blobs.append(x.detach().cpu().contiguous())
-        return {"blob": numbers[id(x)], "dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)}
+        return {"blob": seen[id(x)][0], "dtype": str(x.dtype).removeprefix("torch."), "shape": list(x.shape)}
 
     entries = [
         {"size": list(size), **(describe_plan(plan, hold) if isinstance(plan, Plan) else describe_device_plan(plan, hold))}
@@ -148,7 +148,7 @@ def _place(kind: str, device: str | torch.device | None) -> torch.device:
     """Where plans of that kind of device run, if `device` is wanted."""
     try:
         wanted = torch.device(kind if device is None else device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(f"load: device: expected a device of torch, got {device!r}") from error
     if wanted.type != kind:
         raise ValueError(f"load: device: expected {'the CPU' if kind == 'cpu' else 'a GPU'}, for which the plans are, got {wanted}")
@@ -156,7 +156,10 @@ def _place(kind: str, device: str | torch.device | None) -> torch.device:
         return wanted
     if not torch.cuda.is_available():
         raise ValueError("load: device: expected a GPU, for which the plans are, and no GPU is available")
-    return torch.device(kind, torch.cuda.current_device() if wanted.index is None else wanted.index)
+    index = torch.cuda.current_device() if wanted.index is None else wanted.index
+    if index >= torch.cuda.device_count():
+        raise ValueError(f"load: device: expected one of {torch.cuda.device_count()} GPUs, got {wanted}")
+    return torch.device(kind, index)
 
 
 def _start(text_bytes: int) -> int:

@@ -56,7 +56,8 @@ def conv2d(
         backend: None for automatic choice, or the name of one.
 
     Returns:
-        (B, N, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last. Sums are float32 (float64 of float64).
+        (B, N, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last. Sums are float32 (float64 of float64);
+        weights of a map of bfloat16 are rounded to it.
         Gradients are torch's own, of any backend.
 
     With stride 1, 3x3 and at least 16 channels on either side, the cpu backend multiplies 16 times for 2 x 2 pixels instead of 36 (minimal
@@ -115,9 +116,9 @@ def _method(x: Tensor, weight: Tensor, second: Optional, stride: int) -> int:
 
 def filtering_pays(channels: int, columns: int, height: int, width: int, dtype: torch.dtype) -> bool:
     """Whether minimal filtering costs less than the definition, of a 3x3 convolution with stride 1: tiles of 2 x 2 pixels cost 16
-    multiplications instead of 36, wherever they end, and transforms that need channels to pay. Its multiplications are of float32: those
-    of bfloat16 cost less than half."""
-    if dtype == torch.bfloat16:
+    multiplications instead of 36, wherever they end, and transforms that need channels to pay. Its multiplications are of float32: with
+    AMX those of bfloat16 cost less than half."""
+    if dtype == torch.bfloat16 and native is not None and native.isa() == "amx":
         return False
     tiles = ((height + 1) // 2) * ((width + 1) // 2)
     return channels >= FEWEST_CHANNELS and columns >= FEWEST_CHANNELS and 16 * tiles <= 7 * height * width

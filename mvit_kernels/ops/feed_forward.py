@@ -59,6 +59,7 @@ def feed_forward(
 
     Returns:
         y, of the shape, dtype and memory format of x; with `collect`, (y, moments (B, 2) float64).
+        Of bfloat16, what products take is rounded to it: weights, normalized and hidden values. Sums are float32.
 
     Raises:
         TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.

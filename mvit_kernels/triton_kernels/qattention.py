@@ -218,6 +218,7 @@ def qattention(
     (batch, queries, channels), keys = q.shape, k.shape[1]
     depth, width = channels // heads, v.shape[2] // heads
     in_blocks = keys > MOST_KEYS
+    assert not (in_blocks and mix_weights is not None), f"mixed weights of {keys} keys"
     block_m = power_of_two(keys, 32)
     if in_blocks:
         block_m = 128 if max(depth, width) <= 64 else 64  # whose bytes the registers hold, too

@@ -3,7 +3,7 @@
 //     dot_bytes<c, a, w>:   c[r, n] += sum of a[r, 4 k + i] w[k, 4 n + i] over k and i < 4    a unsigned, w signed bytes, c int32
 //     dot_bf16<c, a, w>:    c[r, n] += sum of a[r, 2 k + i] w[k, 2 n + i] over k and i < 2    bfloat16, c float32
 //
-// which are 16 rows as they are and 16 blocks of a packed panel (qweight.h, pairs.h) as they are. Of bytes modulo 2^32, as vpdpbusd, at up
+// which are 16 rows as they are and 16 blocks of a packed panel (qweight.h, tile.h) as they are. Of bytes modulo 2^32, as vpdpbusd, at up
 // to 8 times its rate: a product of whole tiles takes 16 cycles. Of bfloat16 rounded to nearest, subnormal numbers taken for 0.
 //
 // As assembly, not intrinsics: those would want the compiler to be told of AMX for whole files, in which it has nothing else to gain.
@@ -11,7 +11,7 @@
 
 #include <cstdint>
 
-#if defined(MVIT_ISA_AVX512VNNI)
+#if defined(MVIT_ISA_AMX)
 
 namespace mvit {
 namespace {

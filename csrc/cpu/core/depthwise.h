@@ -61,9 +61,9 @@ inline void depthwise_vector(const DepthwiseTaps<In>& taps, int64_t from, int64_
 #pragma GCC unroll 4
     for (int i = 0; i < pixels; ++i) {
         if constexpr (activation == Activation::dynamic) {
-            store(Slopes(slopes, channels, c, lanes)(sum[i]), to + i * out_stride + c, lanes);
+            store_normal(Slopes(slopes, channels, c, lanes)(sum[i]), to + i * out_stride + c, lanes);
         } else {
-            store(activate<activation, Out>(sum[i]), to + i * out_stride + c, lanes);
+            store_normal(activate<activation, Out>(sum[i]), to + i * out_stride + c, lanes);
         }
     }
 }

@@ -19,7 +19,7 @@ inline void finish(const float* c, int64_t c_stride, int64_t rows, int columns, 
                 const int lanes = lanes_left(columns, j);
                 F32 x = activate<act, T>(load(c + r * c_stride + j, lanes, 0.0f));
                 if (residual) x = x + load(residual + r * residual_stride + j, lanes, 0.0f);
-                store(x, y + r * y_stride + j, lanes);
+                store_normal(x, y + r * y_stride + j, lanes);
             }
     });
 }
@@ -31,7 +31,7 @@ inline void finish_dynamic(const float* c, int64_t c_stride, int64_t rows, int c
     for (int j = 0; j < columns; j += F32::width) {
         const int lanes = lanes_left(columns, j);
         const Slopes slope(slopes, channels, j, lanes);
-        for (int64_t r = 0; r < rows; ++r) store(slope(load(c + r * c_stride + j, lanes, 0.0f)), y + r * y_stride + j, lanes);
+        for (int64_t r = 0; r < rows; ++r) store_normal(slope(load(c + r * c_stride + j, lanes, 0.0f)), y + r * y_stride + j, lanes);
     }
 }
 
@@ -47,37 +47,21 @@ template <class Done>
 inline void multiply_in_parts(const TileKernels& tiles, const bf16* a, int64_t a_stride, int64_t rows, const bf16* weight, int64_t depth,
                               const float* bias, int64_t begin, int64_t end, float* products, const Done& done) {
     const int64_t pairs = packed_depth<bf16>(depth);
-#if defined(MVIT_ISA_AVX512BF16)
-    if (isa_active() == Isa::amx && depth > 0) {
-        // A part stays in the first cache, and is finished while tiles make the next one: neither waits for the other.
-        constexpr int64_t most = 4 * tile_rows * tile_columns, bytes = sizeof(bf16);
-        alignas(64) float parts[2][most];
-        int64_t row_before = 0, rows_before = 0, column_before = 0;
-        int turn = 0, width_before = 0;
+#if defined(MVIT_ISA_AMX)
+    if (depth > 0) {
+        constexpr int64_t bytes = sizeof(bf16);
         HeldTiles held;
-        const auto stride_of = [](int width) { return round_up(width, tile_columns); };
-        const auto finish_before = [&] {
-            if (rows_before > 0) done(parts[1 - turn], stride_of(width_before), row_before, rows_before, column_before, width_before);
-        };
+        SumsInTurn<OfBf16> sums;
+        const auto finish = [&](const float* c, const TilePlace& at) { done(c, at.stride, at.row, at.rows, at.column, at.width); };
         each_piece(begin, end, most_tile_panels * tile_columns, [&](int64_t first, int width) {
-            const int64_t stride = stride_of(width);
-            const TileOperands<OfBf16> operands{a,
-                                                a_stride * bytes,
-                                                pairs * bytes,
-                                                weight + first * pairs,
-                                                tile_columns * pairs * bytes,
-                                                static_cast<int>(stride / tile_columns),
-                                                bias + first,
-                                                0};
+            const int count = (width + tile_columns - 1) / tile_columns;
+            const TileOperands<OfBf16> operands{
+                a, a_stride * bytes, pairs * bytes, weight + first * pairs, tile_columns * pairs * bytes, count, bias + first, 0};
             TileProduct product(operands, held);
-            product.each_band(0, rows, [&](int64_t row, int64_t some) {
-                product.sum(row, some, parts[turn], stride);
-                finish_before();
-                row_before = row, rows_before = some, column_before = first, width_before = width;
-                turn = 1 - turn;
-            });
+            product.each_band(
+                0, rows, [&](int64_t row, int64_t some) { sums.make(product, {row, some, first, width, count * tile_columns}, finish); });
         });
-        finish_before();
+        sums.end(finish);
         return;
     }
 #endif
@@ -119,7 +103,7 @@ inline void multiply_in_cache(const TileKernels& tiles, const bf16* a, int64_t a
 }
 
 // act(a w + bias) + residual for rows of a and the panels [begin, end) of a packed weight of N columns. products: rows x
-// product_stride(columns of these panels) floats. slopes: as above, and leave no residual.
+// product_floats(columns of these panels) floats. slopes: as above, and leave no residual.
 //
 // Where y is memory, its rows are written and those of the residual read in runs as long as can be: pieces of 128 bytes, a panel, come too
 // late for each other, as no prefetching of the processor sees what they have in common.

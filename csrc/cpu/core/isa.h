@@ -6,10 +6,9 @@
 
 namespace mvit {
 
-// avx512bf16: avx512vnni, and instructions that round to bfloat16 and multiply it. amx: kernels of avx512bf16, whose products of bytes and
-// of bfloat16 go by tiles (amx.h).
-enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2, avx512bf16 = 3, amx = 4 };
-inline constexpr int isa_count = 5;
+// amx: avx512vnni, with an instruction that rounds to bfloat16, and products of bytes and of bfloat16 by tiles (amx.h).
+enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2, amx = 3 };
+inline constexpr int isa_count = 4;
 
 const char* isa_name(Isa isa);
 bool isa_built(Isa isa);      // this library holds kernels compiled with that ISA's flags
@@ -36,18 +35,18 @@ struct IsaTable {
 
 // Inside ops/*.cpp: declares the tables of an op and gathers them.
 #if defined(MVIT_BUILD_X86)
-#define MVIT_ISA_TABLE(Kernels, op)                                                                                           \
-    extern const Kernels op##_scalar;                                                                                         \
-    extern const Kernels op##_avx2;                                                                                           \
-    extern const Kernels op##_avx512vnni;                                                                                     \
-    extern const Kernels op##_avx512bf16;                                                                                     \
-    namespace {                                                                                                               \
-    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, &op##_avx2, &op##_avx512vnni, &op##_avx512bf16, &op##_avx512bf16}}; \
+#define MVIT_ISA_TABLE(Kernels, op)                                                                  \
+    extern const Kernels op##_scalar;                                                                \
+    extern const Kernels op##_avx2;                                                                  \
+    extern const Kernels op##_avx512vnni;                                                            \
+    extern const Kernels op##_amx;                                                                   \
+    namespace {                                                                                      \
+    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, &op##_avx2, &op##_avx512vnni, &op##_amx}}; \
     }
 #else
-#define MVIT_ISA_TABLE(Kernels, op)                                                             \
-    extern const Kernels op##_scalar;                                                           \
-    namespace {                                                                                 \
-    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, nullptr, nullptr, nullptr, nullptr}}; \
+#define MVIT_ISA_TABLE(Kernels, op)                                                    \
+    extern const Kernels op##_scalar;                                                  \
+    namespace {                                                                        \
+    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, nullptr, nullptr, nullptr}}; \
     }
 #endif

@@ -1,11 +1,10 @@
 // Which sums of qtile.h AMX makes. Internal linkage.
 #pragma once
 
-#include "cpu/core/isa.h"
 #include "cpu/core/qtile.h"
 #include "cpu/core/tiles_amx.h"
 
-#if defined(MVIT_ISA_AVX512VNNI)
+#if defined(MVIT_ISA_AMX)
 
 namespace mvit {
 namespace {
@@ -19,8 +18,7 @@ inline constexpr int64_t least_panel_rows = 64;
 // A row's last one to three bytes are nothing that a tile could end at.
 inline bool tiles_take(const QTile& t) {
     if (t.windows.line > 0) return true;  // which were asked about before
-    return isa_active() == Isa::amx && t.depth % 4 == 0 && t.depth >= least_tile_depth && t.rows >= least_tile_rows &&
-           t.rows * t.panels >= least_panel_rows;
+    return t.depth % 4 == 0 && t.depth >= least_tile_depth && t.rows >= least_tile_rows && t.rows * t.panels >= least_panel_rows;
 }
 
 inline TileOperands<OfBytes> tile_operands(const QTile& t) {
@@ -29,8 +27,7 @@ inline TileOperands<OfBytes> tile_operands(const QTile& t) {
 
 // Whether rows can be windows: tiles end where lines do.
 inline bool tiles_take_windows(int64_t line, int64_t run) {
-    return isa_active() == Isa::amx && run % 4 == 0 && run >= least_tile_depth && run % tile_part(run) == 0 &&
-           4 * line >= 3 * round_up(line, tile_rows);
+    return run % 4 == 0 && run >= least_tile_depth && run % tile_part(run) == 0 && 4 * line >= 3 * round_up(line, tile_rows);
 }
 
 }  // namespace

@@ -63,7 +63,7 @@ inline bool shares_sets(int64_t stride) {
 
 // float32 to bfloat16, with zeros up to an even count. `to` may be the same memory.
 inline void narrow_row(const float* from, int64_t n, bf16* to) {
-    each_vector_of(n, [&](int64_t i, int lanes) { store(load(from + i, lanes, 0.0f), to + i, lanes); });
+    each_vector_of(n, [&](int64_t i, int lanes) { store_normal(load(from + i, lanes, 0.0f), to + i, lanes); });
     if (n % 2 != 0) to[n].bits = 0;
 }
 

@@ -9,6 +9,10 @@
 #include "cpu/core/parallel.h"
 #include "cpu/core/types.h"
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace mvit {
 
 class Scratch {
@@ -22,6 +26,13 @@ class Scratch {
             data_ = static_cast<float*>(std::aligned_alloc(64, static_cast<size_t>(bytes)));
             capacity_ = data_ ? count : 0;
         }
+#if defined(__SANITIZE_ADDRESS__)
+        // Who asks for too little is found out even where an earlier call has left more.
+        if (data_) {
+            ASAN_UNPOISON_MEMORY_REGION(data_, static_cast<size_t>(capacity_) * sizeof(float));
+            ASAN_POISON_MEMORY_REGION(data_ + count, static_cast<size_t>(capacity_ - count) * sizeof(float));
+        }
+#endif
         return data_;
     }
 

@@ -16,6 +16,8 @@
 //     pow2(n)                         2^n for integral n in [-126, 127]
 //     times_pow2(x, n)                x * 2^n for integral n in [-126, 127]; beyond, anything between the nearest of these and the true
 //     value
+//     fraction(x)                     x - floor(x), 0 of infinity        } under AVX-512 alone
+//     reciprocal_estimate(x)          1 / x within 2^-14 of it           }
 //     transpose(x)                    of x[width]: lane i of x[j] and lane j of x[i] change places
 //
 // and I32, as many int32 lanes:
@@ -57,6 +59,14 @@ inline void store(F32 x, T* p, int n) {
     } else {
         x.store_n(p, n);
     }
+}
+// The same, but that a subnormal number may become 0 as bfloat16: an instruction where there is one.
+template <class T>
+inline void store_normal(F32 x, T* p, int n) {
+#if defined(MVIT_ISA_AMX)
+    if constexpr (is_bf16<T>) return n == F32::width ? x.store_normal(p) : x.store_normal_n(p, n);
+#endif
+    store(x, p, n);
 }
 template <class T>
 inline I32 load_ints(const T* p, int n) {

@@ -32,6 +32,11 @@ struct F32 {
     void store_n(bf16* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), narrow_bf16()); }
     void store_n(f16* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), narrow_f16()); }
 
+#if defined(MVIT_ISA_AMX)
+    void store_normal(bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded_to_bf16()); }
+    void store_normal_n(bf16* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), rounded_to_bf16()); }
+#endif
+
     template <int s>
     F32 swap_lanes() const {
         if constexpr (s == 8) return {_mm512_shuffle_f32x4(v, v, 0x4E)};
@@ -43,18 +48,17 @@ struct F32 {
   private:
     static __mmask16 first(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
     static F32 widen_bf16(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
-    // Round to nearest even; NaN becomes a quiet NaN, and where the processor does it by itself a subnormal number 0.
+    // Round to nearest even; NaN becomes the quiet NaN 0x7FC0.
     __m256i narrow_bf16() const {
-#if defined(MVIT_ISA_AVX512BF16)
-        return __builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(v));
-#else
         const __m512i bits = _mm512_castps_si512(v);
         const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
         __m512i r = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF))), 16);
         r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC0));
         return _mm512_cvtepi32_epi16(r);
-#endif
     }
+#if defined(MVIT_ISA_AMX)
+    __m256i rounded_to_bf16() const { return __builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(v)); }
+#endif
     __m256i narrow_f16() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 };
 
@@ -70,8 +74,6 @@ inline F32 pow2(F32 n) { return {_mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v)}; }
 inline F32 times_pow2(F32 x, F32 n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 // x - floor(x), and 0 of infinity.
 inline F32 fraction(F32 x) { return {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
-// x 2^floor(n).
-inline F32 times_pow2_floor(F32 x, F32 n) { return times_pow2(x, n); }
 // 1 / x within 2^-14, relative.
 inline F32 reciprocal_estimate(F32 x) { return {_mm512_rcp14_ps(x.v)}; }
 inline F32 where_positive(F32 v, F32 x) { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_NLE_UQ), x.v)}; }

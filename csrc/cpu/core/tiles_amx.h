@@ -1,4 +1,4 @@
-// Products of rows and packed panels by AMX, of bytes (qtile.h) or of bfloat16 (pairs.h): both are 4 bytes of a row times blocks of 64
+// Products of rows and packed panels by AMX, of bytes (qtile.h) or of bfloat16 (tile.h): both are 4 bytes of a row times blocks of 64
 // bytes, 16 columns, to 16 sums of 4 bytes. Internal linkage.
 //
 // Four registers hold sums, of 1 x 4, 1 x 3, 2 x 2 or 4 x 1 bands of 16 rows and panels, and the others what is being multiplied: for 4
@@ -10,7 +10,7 @@
 #include "cpu/core/amx.h"
 #include "cpu/core/windows.h"
 
-#if defined(MVIT_ISA_AVX512VNNI)
+#if defined(MVIT_ISA_AMX)
 
 namespace mvit {
 namespace {
@@ -212,6 +212,40 @@ class TileProduct {
     const TileOperands<Of>& t_;
     HeldTiles& held_;
     int64_t run_, part_, whole_, rest_;  // rest_: only of rows of one piece
+};
+
+// Rows and columns of some sums, and sums from row to row.
+struct TilePlace {
+    int64_t row, rows, column;
+    int width;
+    int64_t stride;
+};
+
+// Sums that stay in the first cache until the next but one are made: what is done to them and tiles do not wait for each other.
+template <class Of>
+class SumsInTurn {
+    using Sum = typename Of::Sum;
+
+  public:
+    // Those of a band of `product`; then done(sums, place) for the ones before.
+    template <class Done>
+    void make(TileProduct<Of>& product, const TilePlace& place, const Done& done) {
+        product.sum(place.row, place.rows, sums_[turn_], place.stride);
+        end(done);
+        place_ = place;
+        turn_ = 1 - turn_;
+    }
+    // done(sums, place) for the last ones.
+    template <class Done>
+    void end(const Done& done) {
+        if (place_.rows > 0) done(static_cast<const Sum*>(sums_[1 - turn_]), place_);
+        place_.rows = 0;
+    }
+
+  private:
+    alignas(64) Sum sums_[2][4 * tile_rows * tile_columns];  // of 4 bands of a panel, or of one of 4
+    int turn_ = 0;
+    TilePlace place_{};
 };
 
 }  // namespace

@@ -6,7 +6,7 @@
 
 namespace mvit {
 
-// 16-bit floats are storage only: every kernel computes in float32.
+// bfloat16 is also what products of its maps multiply (tile.h); otherwise 16-bit floats are storage.
 struct bf16 {
     uint16_t bits;
 };

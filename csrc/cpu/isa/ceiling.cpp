@@ -28,6 +28,7 @@ inline Dots dots_of(float x) { return _mm512_castps_si512(_mm512_set1_ps(x)); }
 inline float value_of(Dots x) { return _mm512_cvtss_f32(_mm512_castsi512_ps(x)); }
 constexpr int64_t products = 64;
 
+#if defined(MVIT_ISA_AMX)
 // Four sums in turn, each of 16 cycles: no latency is longer.
 float tile_dots(int64_t products_of_tiles) {
     TileShapes shapes;
@@ -38,6 +39,7 @@ float tile_dots(int64_t products_of_tiles) {
     release_tiles();
     return 0.0f;
 }
+#endif
 #elif defined(MVIT_ISA_AVX2)
 using Dots = __m256i;
 inline void dot(Dots& sum, Dots x, Dots y) {
@@ -58,10 +60,11 @@ constexpr int64_t products = F32::width;
 constexpr int64_t dots_of_a_round = 10;
 
 float dots(int64_t rounds, float factor, float term) {
-#if defined(MVIT_ISA_AVX512VNNI)
+#if defined(MVIT_ISA_AMX)
     constexpr int64_t of_a_tile = int64_t{tile_rows} * tile_rows * tile_bytes;
-    if (isa_active() == Isa::amx) return tile_dots(rounds * dots_of_a_round * products / of_a_tile);
-#endif
+    static_cast<void>(factor), static_cast<void>(term);
+    return tile_dots(rounds * dots_of_a_round * products / of_a_tile);
+#else
     const Dots x = dots_of(factor), y = dots_of(term);
     Dots a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y;
     for (int64_t round = 0; round < rounds; ++round) {
@@ -70,6 +73,7 @@ float dots(int64_t rounds, float factor, float term) {
     }
     return value_of(a) + value_of(b) + value_of(c) + value_of(d) + value_of(e) + value_of(f) + value_of(g) + value_of(h) + value_of(i) +
            value_of(j);
+#endif
 }
 
 }  // namespace

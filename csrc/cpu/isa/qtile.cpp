@@ -328,6 +328,7 @@ constexpr RequantizeTile requantize_tiles[14][qgroup] = MVIT_ALL_TILES(requantiz
 #undef MVIT_TILES
 #undef MVIT_TILE
 
+#if defined(MVIT_ISA_AMX)
 void accumulate_by_tiles(const QTile& t, int32_t* c, int64_t c_stride, const RowsDone& done) {
     const TileOperands<OfBytes> operands = tile_operands(t);
     HeldTiles held;
@@ -340,8 +341,12 @@ void accumulate_by_tiles(const QTile& t, int32_t* c, int64_t c_stride, const Row
     }
 }
 
+#endif
+
 void accumulate(const QTile& t, int32_t* c, int64_t c_stride, const RowsDone& done) {
+#if defined(MVIT_ISA_AMX)
     if (tiles_take(t)) return accumulate_by_tiles(t, c, c_stride, done);
+#endif
     each_turn(t, [&](const QTile& some, int64_t first) {
         each_tile(some.rows, most_rows[t.panels - 1],
                   [&](int rows, int64_t row) { accumulate_tiles[rows - 1][t.panels - 1](some, row, c, c_stride); });
@@ -349,6 +354,7 @@ void accumulate(const QTile& t, int32_t* c, int64_t c_stride, const RowsDone& do
     });
 }
 
+#if defined(MVIT_ISA_AMX)
 // From memory a row needs no company in registers but of those that it is packed with.
 template <int vectors>
 void finish_rows(const int32_t* c, int64_t c_stride, int64_t rows, const Finish& finish, uint8_t* y, int64_t y_stride) {
@@ -368,33 +374,28 @@ void finish_rows(const int32_t* c, int64_t c_stride, int64_t rows, const Finish&
 using FinishRows = void (*)(const int32_t*, int64_t, int64_t, const Finish&, uint8_t*, int64_t);
 constexpr FinishRows finish_rows_of[qgroup] = {finish_rows<1>, finish_rows<2>, finish_rows<3>, finish_rows<4>};
 
-// Sums of a few rows by AMX, which stay in the first cache, while those of the rows before become bytes: neither waits for the other.
 void requantize_by_tiles(const QTile& t, const Finish& finish, uint8_t* y, int64_t y_stride) {
-    constexpr int64_t most = 64 * qpanel;  // sums of 4 bands of a panel, or of one of 4
-    alignas(64) int32_t sums[2][most];
-    const int64_t stride = t.panels * qpanel;
     const TileOperands<OfBytes> operands = tile_operands(t);
     HeldTiles held;
     TileProduct product(operands, held);
-    const auto finish_some = [&](const int32_t* c, int64_t row, int64_t rows) {
-        finish_rows_of[t.panels - 1](c, stride, rows, finish, y + row * y_stride, y_stride);
+    SumsInTurn<OfBytes> sums;
+    const auto finish_some = [&](const int32_t* c, const TilePlace& at) {
+        finish_rows_of[t.panels - 1](c, at.stride, at.rows, finish, y + at.row * y_stride, y_stride);
     };
-    int64_t before = 0, rows_before = 0;
-    int turn = 0;
     product.each_band(0, t.rows, [&](int64_t row, int64_t rows) {
-        product.sum(row, rows, sums[turn], stride);
-        turn = 1 - turn;
-        finish_some(sums[turn], before, rows_before);
-        before = row, rows_before = rows;
+        sums.make(product, {row, rows, 0, t.panels * qpanel, t.panels * qpanel}, finish_some);
     });
-    finish_some(sums[1 - turn], before, rows_before);
+    sums.end(finish_some);
 }
+#endif
 
 void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride, const int16_t* curve) {
     const int* most = t.depth <= low_depth ? low_rows : most_rows;
     const auto run = [&](bool clamps, const QCurve* by) {
         const Finish finish{channels, by, clamps, columns};
+#if defined(MVIT_ISA_AMX)
         if (tiles_take(t)) return requantize_by_tiles(t, finish, y, y_stride);
+#endif
         each_tile(t.rows, most[t.panels - 1],
                   [&](int rows, int64_t first) { requantize_tiles[rows - 1][t.panels - 1](t, first, finish, y, y_stride); });
     };

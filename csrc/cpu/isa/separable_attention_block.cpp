@@ -161,7 +161,8 @@ void values(const ValueBlock& p) {
         for (int64_t r = 0; r < rows; ++r) {
             const float* by = p.context + phase[row + r] * width + first;
             O* to = gated + (row + r) * gated_stride + first;
-            for (int v = 0; v < columns; v += W) (max(F32::all(0.0f), F32::load(c + r * c_stride + v)) * F32::load(by + v)).store(to + v);
+            for (int v = 0; v < columns; v += W)
+                store_normal(max(F32::all(0.0f), F32::load(c + r * c_stride + v)) * F32::load(by + v), to + v, W);
         }
     };
     const O* weight = static_cast<const O*>(p.value_weight);

@@ -98,72 +98,7 @@ void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, in
 
 // --- bfloat16 ---
 
-#if defined(MVIT_ISA_AVX512BF16)
-
-// As `tile`, of two k at a time, and half panels one behind the other: w_stride values apart.
-template <int rows, int vectors>
-void tile_of_pairs(const bf16* a, int64_t a_stride, const bf16* w, int64_t w_stride, int64_t depth, const float* init, int64_t init_stride,
-                   float* c, int64_t c_stride) {
-    __m512 sum[rows][vectors];
-#pragma GCC unroll 14
-    for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) sum[r][v] = _mm512_loadu_ps(init + r * init_stride + v * half_panel);
-    const auto pairs_at = [](const bf16* p) { return __builtin_bit_cast(__m512bh, _mm512_loadu_si512(p)); };
-    constexpr int groups = (rows + 2) / 3;
-    const char* row[groups];
-#pragma GCC unroll 5
-    for (int g = 0; g < groups; ++g) row[g] = reinterpret_cast<const char*>(a + 3 * g * a_stride);
-    const int64_t stride = a_stride * int64_t{sizeof(bf16)};
-    for (int64_t k = 0; k < depth; k += 2, w += 2 * half_panel) {
-        __m512bh column[vectors];
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) column[v] = pairs_at(w + v * w_stride);
-#pragma GCC unroll 14
-        for (int r = 0; r < rows; ++r) {
-            int pair;
-            __builtin_memcpy(&pair, row[r / 3] + (r % 3) * stride, sizeof pair);
-            const __m512bh x = __builtin_bit_cast(__m512bh, _mm512_set1_epi32(pair));
-#pragma GCC unroll 2
-            for (int v = 0; v < vectors; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], x, column[v]);
-        }
-#pragma GCC unroll 5
-        for (int g = 0; g < groups; ++g) row[g] += 2 * sizeof(bf16);
-    }
-#pragma GCC unroll 14
-    for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) _mm512_storeu_ps(c + r * c_stride + v * half_panel, sum[r][v]);
-}
-
-using TileOfPairs = void (*)(const bf16*, int64_t, const bf16*, int64_t, int64_t, const float*, int64_t, float*, int64_t);
-#define MVIT_TILES(rows) {tile_of_pairs<rows, 1>, tile_of_pairs<rows, 2>}
-constexpr TileOfPairs tiles_of_pairs[14][2] = {MVIT_TILES(1),  MVIT_TILES(2),  MVIT_TILES(3),  MVIT_TILES(4), MVIT_TILES(5),
-                                               MVIT_TILES(6),  MVIT_TILES(7),  MVIT_TILES(8),  MVIT_TILES(9), MVIT_TILES(10),
-                                               MVIT_TILES(11), MVIT_TILES(12), MVIT_TILES(13), MVIT_TILES(14)};
-#undef MVIT_TILES
-
-void multiply_bf16(const bf16* a, int64_t a_stride, int64_t rows, const bf16* b, int64_t depth, int columns, const float* init,
-                   int64_t init_stride, float* c, int64_t c_stride) {
-    const int64_t size = half_panel * packed_depth<bf16>(depth);
-    const int halves = static_cast<int>((columns + half_panel - 1) / half_panel);
-    for (int64_t left = (rows + most_rows - 1) / most_rows; left > 0; --left) {
-        const int64_t height = (rows + left - 1) / left;
-        for (int64_t half = 0; half < halves; half += 2) {
-            const int64_t at = half * half_panel;
-            tiles_of_pairs[height - 1][halves - half > 1 ? 1 : 0](a, a_stride, b + half * size, size, depth, init + at, init_stride, c + at,
-                                                                  c_stride);
-        }
-        rows -= height;
-        a += height * a_stride;
-        init += height * init_stride;
-        c += height * c_stride;
-    }
-}
-
-#else
-
-constexpr int64_t widened = 256;  // values of k at once
+constexpr int64_t widened = 128;  // values of k at once
 
 // The pairs of half a panel, as two of its rows.
 inline void widen_pairs(const bf16* from, float* to) {
@@ -207,8 +142,6 @@ void multiply_bf16(const bf16* a, int64_t a_stride, int64_t rows, const bf16* b,
         }
     }
 }
-
-#endif
 
 }  // namespace
 
