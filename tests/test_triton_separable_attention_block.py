@@ -9,6 +9,7 @@ from triton_checks import DTYPES, FORMATS, assert_gradients, assert_rule, randn,
 
 import mvit_kernels as mk
 from mvit_kernels import reference
+from mvit_kernels.ops import packing
 from mvit_kernels.triton_kernels.moments import keeping_parts
 from mvit_kernels.triton_kernels.phases import phases_of
 from mvit_kernels.triton_kernels.resident import widths
@@ -138,6 +139,33 @@ def test_gradients_of_parts_of_moments() -> None:
         x, parts = block(*inputs, patch_size=(2, 2), collect=True)
     assert parts.ndim == 3
     check_gradients([x, *inputs[1:]], (2, 2), moments=parts)
+
+    check_gradients([x[::2].repeat(2, 1, 1, 1), *inputs[1:]], (2, 2), moments=parts[::2].expand(2, -1, -1))
+
+
+def test_gradients_beyond_the_last_pixel_of_a_constant_image(way) -> None:
+    """Whose norm divides by next to nothing: nothing there may become infinite."""
+    inputs = make(3, 24, 6, 6, torch.float16)
+    inputs[0][1] = 300.0
+    leaves = [each.detach().requires_grad_() for each in inputs]
+    block(*leaves, patch_size=(2, 2)).float().square().mean().backward()
+    assert all(leaf.grad.isfinite().all() for leaf in leaves)
+
+
+@pytest.mark.parametrize("dim", [5, 8])
+def test_gradients_have_memory_of_their_own_and_checks(dim: int) -> None:
+    x, *parameters = make(2, dim, 4, 6)
+    backward = torch.ops.mvit_kernels.separable_attention_block_backward
+    torch.library.opcheck(backward, (torch.randn_like(x), x, *parameters, None, 1e-5, [2, 2], "triton"))
+    with pytest.raises(ValueError, match="multiples of"):
+        backward(x, x, *parameters, None, 1e-5, [3, 2], "triton")
+
+
+def test_gradients_keep_no_weights_that_compiled_code_has_on_its_way() -> None:
+    x, *parameters = make(1, 5, 4, 4)
+    before = len(packing._entries)
+    torch.ops.mvit_kernels.separable_attention_block_backward(x, x, *parameters, None, 1e-5, [2, 2], "triton")
+    assert len(packing._entries) == before
 
 
 def test_gradients_of_phases_in_splits() -> None:

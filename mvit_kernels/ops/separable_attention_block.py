@@ -29,7 +29,7 @@ from .library import (
     widen,
 )
 from .moments import joined, moments_of
-from .packing import Packed, by_dtype, fold_norm, pack_matrix, packed
+from .packing import Packed, by_dtype, fold_norm, pack_matrix, packed, passing_weights
 from .qfragments import tiles
 from .replay import WeightedReplays
 from .separable_attention import choose as choose_attention
@@ -243,7 +243,7 @@ def _cuda_forward(
 
 def _cuda_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
     """There are no kernels for it here: by Triton's, where they take x, or else by plain torch."""
-    backward = _triton_backward if _triton_refuse(x) is None else _reference_backward
+    backward = _triton_backward if _triton_refuse(x) is None else _composed_backward
     return backward(dy, x, *parameters)
 
 
@@ -279,7 +279,7 @@ def _triton_backward(
     dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional,
     eps: float, patch_size: list[int] | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    """Products are in the dtype of x, of the weights that the forward has arranged."""
+    """Products are in the dtype of x. Parameters are found as the forward has arranged them."""
     weights = packed(_TritonWeights(x.dtype), norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)
     channels_last = is_channels_last(x)
     x, dy = dense(x, True), dense(dy, True)
@@ -303,10 +303,6 @@ def _reference_forward(
     return y, collected
 
 
-def _reference_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:
-    return _composed_backward(dy, x, *parameters)
-
-
 def _composed_backward(
     dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional,
     eps: float, patch_size: list[int] | None, **steps: Any,
@@ -324,7 +320,7 @@ choose = Choice(
     cuda=Implementation(_cuda_forward, _cuda_backward, _cuda_refuse),
     triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _cpu_backward, refuse_off_floats),
-    reference=Implementation(_reference_forward, _reference_backward),
+    reference=Implementation(_reference_forward, _composed_backward),
 )
 
 
@@ -352,10 +348,12 @@ def _backward(
     dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional,
     eps: float, patch_size: list[int] | None, backend: str | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
+    _check(x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, patch_size)
     checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
     backward = choose(backend, x).backward
     assert backward is not None
-    return backward(dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, eps, patch_size)
+    with passing_weights():  # compiled code calls this with weights on its way, too
+        return backward(dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, eps, patch_size)
 
 
 def _backward_fake(
@@ -394,7 +392,7 @@ def _setup(
 
 def _gradient(ctx: Any, dy: Tensor, _: object) -> tuple[Optional, ...]:
     if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
-        gradients = _reference_backward(dy, *ctx.saved_tensors, *ctx.settings)
+        gradients = _composed_backward(dy, *ctx.saved_tensors, *ctx.settings)
     else:
         gradients = _backward_op(dy, *ctx.saved_tensors, *ctx.settings, ctx.backend)
     return *(each.to(dtype) for each, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None, None, None

@@ -142,7 +142,7 @@ def empty_parts(x: Tensor, images: int, pieces: int) -> Tensor:
 def join(parts: Tensor) -> Tensor:
     """(B, 2) float64: mean and variance of images of all their parts (B, pieces, 3)."""
     images, pieces = parts.shape[:2]
-    moments = parts.new_empty(images, 2, dtype=torch.float64)
+    parts, moments = parts.contiguous(), parts.new_empty(images, 2, dtype=torch.float64)
     launch(join_moments_kernel, images, parts, moments, pieces, BLOCK=power_of_two(pieces, 32, 256), num_warps=1, enable_fp_fusion=True)
     return moments
 

@@ -170,12 +170,12 @@ def maps_bwd_kernel(
     total = tl.zeros((BLOCK_C, BLOCK_V), tl.float32)
     for tile in range(split * share, tl.minimum((split + 1) * share, tiles)):
         image, t = tile // per_image, (tile % per_image) * BLOCK_T + tl.arange(0, BLOCK_T)
-        at = image.to(tl.int64) * image_step + t.to(tl.int64)[:, None] * dim
-        of_c = tl.load(a + at + c[None, :], mask=(t < pixels)[:, None] & (c < dim)[None, :], other=0.0)
+        at = image.to(tl.int64) * image_step + tl.minimum(t, pixels - 1).to(tl.int64)[:, None] * dim
+        of_c = tl.load(a + at + c[None, :], mask=(c < dim)[None, :], other=0.0)
         of_v = tl.load(b + at + v[None, :], mask=(t < pixels)[:, None] & (v < dim)[None, :], other=0.0)
         mean, inverse = combine_moments(moments, image, 0, eps, 0)
         mean, inverse = tl.where(of_value == 1, mean, 0.0), tl.where(of_value == 1, inverse, 1.0)
-        centred = normal(of_c.to(tl.float32), mean, inverse, c, dim)  # of pixels beyond the last, times 0
+        centred = normal(of_c.to(tl.float32), mean, inverse, c, dim)  # beyond the last pixel that one again, times 0
         total = dot(tl.trans(centred.to(x.dtype.element_ty)), of_v, total)
     parts += (split * 2 + of_value).to(tl.int64) * dim * dim
     tl.store(parts + c[:, None] * dim + v[None, :], total, mask=(c < dim)[:, None] & (v < dim)[None, :])
@@ -419,8 +419,8 @@ def backward(
         parts, dcontext, whole, of_phases, of_tiles, norm_w, norm_b, qkv_w, dqkv_w, dqkv_b, dout_w, of_norm, splits, rows, dim,
         BLOCK_C=_SQUARE, BLOCK_R=_SQUARE, BLOCK_S=8, BLOCK_K=32, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
-    dnorm_w, dnorm_b = of_norm.sum(0).unbind(0)
-    return Gradients(dnorm_w, dnorm_b, dqkv_w, dqkv_b, dout_w, of_tiles[1])
+    # Each result has memory of its own.
+    return Gradients(of_norm[:, 0].sum(0), of_norm[:, 1].sum(0), dqkv_w, dqkv_b, dout_w, of_tiles[1].clone())
 
 
 _COLUMNS = 32  # of dmixed
