@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import struct
 
@@ -38,6 +39,21 @@ def test_the_same_bits(fast, tmp_path) -> None:
     assert str(loaded.report()) == str(fast.report())
     with pytest.raises(ValueError, match=r"CompiledModel: x: expected images of one of the saved sizes .*, got \(3, 32, 32\)"):
         loaded(torch.zeros(1, 3, 32, 32))
+
+
+def test_bfloat16_of_any_instruction_set_runs_on_every_other(isa: str, tmp_path) -> None:
+    """Weights have one form. As near the truth as plain torch in that dtype, twice its error at most."""
+    torch.manual_seed(0)
+    model, x = random_statistics(mk.create_model("mobilevit_xxs", num_classes=7)).eval(), torch.randn(2, 3, 64, 96)
+    ends = {native.isas_supported()[0], native.isas_supported()[-1]}
+    for made_on in ends:
+        assert native.set_isa(made_on)
+        mk.compile(model, x, dtype=torch.bfloat16).save(tmp_path / made_on)
+    exact = copy.deepcopy(model).double()(x.double())
+    error = (copy.deepcopy(model).bfloat16()(x.bfloat16()).double() - exact).norm()
+    assert native.set_isa(isa)
+    for made_on in ends:
+        assert (mk.load(tmp_path / made_on)(x).double() - exact).norm() <= 2 * error
 
 
 def test_torch_nodes_and_structures(tmp_path) -> None:

@@ -92,7 +92,7 @@ class Launched(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="nothing is computed")
+@pytest.mark.skipif(DEVICE != "cpu", reason="its launches do nothing: there is nothing of it for a GPU to run")
 @pytest.mark.parametrize("integers", [False, slow(True)])
 @pytest.mark.parametrize(("name", "side"), [
     ("mobilevit_xxs", 256), ("mobilevitv2_050", 256), ("efficientformer_l1", 224), ("efficientformerv2_s0", 224),

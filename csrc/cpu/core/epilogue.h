@@ -2,7 +2,6 @@
 #pragma once
 
 #include "cpu/core/activation.h"
-#include "cpu/core/isa.h"
 #include "cpu/core/products.h"
 #include "cpu/core/tiles_amx.h"
 
@@ -72,7 +71,7 @@ inline void multiply_in_parts(const TileKernels& tiles, const bf16* a, int64_t a
 }
 
 // act(a w + bias) for rows of a, where y is scratch memory: whole panels fit, and each is finished while it is in the first cache.
-// slopes: [a of all columns | b of all], which make the activation dynamic; or null.
+// slopes: [a of all columns | b of all], which make the activation dynamic; or null. Products need no room of their own.
 inline void multiply_in_cache(const TileKernels& tiles, const float* a, int64_t a_stride, int64_t rows, int64_t depth, const float* weight,
                               const float* bias, int64_t columns, Activation activation, const float* slopes, float* y, int64_t y_stride,
                               float*) {
@@ -106,7 +105,8 @@ inline void multiply_in_cache(const TileKernels& tiles, const bf16* a, int64_t a
 // product_floats(columns of these panels) floats. slopes: as above, and leave no residual.
 //
 // Where y is memory, its rows are written and those of the residual read in runs as long as can be: pieces of 128 bytes, a panel, come too
-// late for each other, as no prefetching of the processor sees what they have in common.
+// late for each other, as no prefetching of the processor sees what they have in common. Of bfloat16 a piece is finished before the next
+// one is there, or what tiles give would leave the first cache.
 template <class T>
 inline void multiply_panels(const TileKernels& tiles, const Operand<T>* a, int64_t a_stride, int64_t rows, int64_t depth,
                             const Operand<T>* weight, const float* bias, int64_t columns, int64_t begin, int64_t end, Activation activation,
