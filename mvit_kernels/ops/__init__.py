@@ -5,6 +5,7 @@ from mvit_kernels.reference import exponential_table
 from .attention import attention
 from .avg_pool import avg_pool
 from .backend import BackendInfo, backends, native, use_backend, warn_of_missing_kernels
+from .compile_cache import tag_caches
 from .conv2d import conv2d
 from .conv2d_dynamic_relu import conv2d_dynamic_relu
 from .depthwise_conv2d import depthwise_conv2d
@@ -123,5 +124,6 @@ __all__ = [
     "use_backend",
 ]
 
+tag_caches()
 if native is None:
     warn_of_missing_kernels()
