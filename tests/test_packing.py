@@ -230,3 +230,43 @@ def test_of_weights_that_compiled_code_has_on_its_way_nothing_is_kept() -> None:
         gemm(A, parameter, backend="cpu")
         mk.ops.gemm(A, parameter, backend="cpu")  # by the dispatcher, too: there is a gradient
     assert len(packing._entries) == before + 1
+
+
+@pytest.fixture
+def packs(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What has been packed, in a CUDA graph that is being captured, for which the CPU stands in."""
+    made, packed = [], packing._made
+    monkeypatch.setattr(packing, "_made", lambda recipe, sources: made.append(recipe) or packed(recipe, sources))
+    monkeypatch.setattr(packing, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    return made
+
+
+def test_a_graph_of_a_step_of_training_packs_at_every_replay(layer: Layer, packs: list[object]) -> None:
+    entries = dict(packing._entries)
+    for _ in range(2):
+        layer().sum().backward()
+    assert len(packs) == 2  # of the forward; this gradient needs nothing packed
+    torch.compile(layer, backend="aot_eager", fullgraph=True)().sum().backward()
+    assert len(packs) == 3
+    with torch.no_grad():
+        torch.ops.mvit_kernels.gemm(A, layer.weight, layer.bias, backend="cpu")  # as compiled code calls it
+    assert len(packs) == 4
+    assert packing._entries == entries
+
+
+def test_a_graph_of_a_gradient_packs_at_every_replay(packs: list[object]) -> None:
+    layer = Layer()
+    with packing.passing_weights():  # in which gradients of ops are found
+        for _ in range(2):
+            packing.packed(packing.pack_matrix, layer.weight, layer.bias)
+    assert len(packs) == 2
+
+
+def test_a_graph_of_evaluation_reads_what_was_packed(layer: Layer, packs: list[object]) -> None:
+    with torch.no_grad():
+        layer()
+    layer.requires_grad_(False)
+    layer(A.clone().requires_grad_()).sum().backward()
+    torch.ops.mvit_kernels.gemm(A, layer.weight, layer.bias, backend="cpu")
+    assert packs == []

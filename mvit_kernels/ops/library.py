@@ -13,7 +13,7 @@ import torch
 from torch.autograd import forward_ad
 
 from .backend import refuse_off_cpu
-from .packing import passing_weights
+from .packing import differentiated, passing_weights
 
 # Whether a call that the dispatcher has came through the public functions. What compiled code calls comes without.
 _ours: contextvars.ContextVar[bool] = contextvars.ContextVar("ours", default=False)
@@ -109,8 +109,12 @@ def register_autograd(
     class Gradient(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, kwargs: dict[str, Any], *args: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                result = op(*args, **kwargs)
+            token = differentiated.set(True)
+            try:
+                with torch._C._AutoDispatchBelowAutograd():
+                    result = op(*args, **kwargs)
+            finally:
+                differentiated.reset(token)
             if isinstance(result, tuple):  # the moments of the result are for the next op, whose gradient contains theirs
                 ctx.mark_non_differentiable(*result[1:])
                 ctx.set_materialize_grads(False)  # nor are zeros made for them

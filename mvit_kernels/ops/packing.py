@@ -13,7 +13,8 @@ weight is packed anew, or new memory might come to lie at its address. What torc
 Calls on any stream and any thread use a copy on a GPU: a stream waits for the one that made it (`cuda_support.Made`), the host for none. It
 is never made inside of a CUDA graph, whose replays alone would fill it. A graph reads the copies that were there at its capture: it
 computes with the weights as they were then, and once they are packed anew or gone, the memory that it reads is no longer theirs, unless
-whoever captures it keeps them (`holding`). Capture it again after a change of weights.
+whoever captures it keeps them (`holding`). Capture it again after a change of weights. Only in a step of training that is captured, and in
+compiled code, are weights that want a gradient packed by the graph itself, at every replay: they change between two.
 """
 
 from __future__ import annotations
@@ -174,6 +175,8 @@ def packed(
     tensors = [x for x in (*sources, *beside) if x is not None]
     if _passing.get() and not all(isinstance(x, torch.nn.Parameter) for x in tensors):
         return _made(recipe, sources)
+    if (differentiated.get() or _passing.get()) and _in_a_graph(tensors):
+        return _made(recipe, sources)
     key = (recipe, *map(id, (*sources, *beside)))
     state = _state(tensors, contents)
     if state is None:
@@ -203,6 +206,14 @@ def packed(
     _entries[key] = _Entry(references, state, memory, value, made)
     return value if _holding.get() is None else _held(Use(value, key, tensors, contents, state))
 
+
+def _in_a_graph(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether weights that a gradient is wanted of are called with inside of a CUDA graph."""
+    return _on_gpu(tensors[0].device) and torch.cuda.is_current_stream_capturing() and any(x.requires_grad for x in tensors)
+
+
+# Whether a call will have a gradient: inside of autograd's functions nothing tells.
+differentiated: contextvars.ContextVar[bool] = contextvars.ContextVar("differentiated", default=False)
 
 _passing: contextvars.ContextVar[bool] = contextvars.ContextVar("passing", default=False)
 

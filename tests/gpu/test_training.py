@@ -91,6 +91,49 @@ def test_the_losses_are_those_of_the_plain_model(name: str, dtype: torch.dtype |
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_a_captured_step_of_training_sees_its_own_weights(name: str) -> None:
+    """A whole step, the optimizer's too, as one CUDA graph: losses of replays are those of the same steps one by one."""
+    plain, fast = pair(name)
+    for module in (*plain.modules(), *fast.modules()):
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # a graph draws other random numbers
+    x, labels = images(), torch.arange(16).cuda() % 10
+    right = losses(plain, x, labels, None)
+    fast.train()
+    start = copy.deepcopy(fast.state_dict())
+    optimizer = torch.optim.AdamW(fast.parameters(), lr=1e-3, capturable=True)
+
+    def step() -> Tensor:
+        loss = F.cross_entropy(fast(x), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=False)
+        return loss.detach()
+
+    side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    with torch.cuda.graph(graph):
+        loss = step()
+    with torch.no_grad():
+        for key, value in fast.state_dict().items():
+            value.copy_(start[key])
+        for state in optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+    ours = []
+    for _ in range(STEPS):
+        graph.replay()
+        ours.append(float(loss))
+    assert right[-1] < right[0]
+    for a, b in zip(ours, right, strict=True):
+        assert abs(a - b) <= 0.02 * max(abs(b), 0.5), (ours, right)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_a_step_of_training_calls_the_ops(name: str, dtype: torch.dtype | None) -> None:
     _, fast = pair(name)
