@@ -59,6 +59,12 @@ std::vector<double> mix(const float* mixture, int64_t heads, int64_t count, cons
     return to;
 }
 
+// Tiles multiply e as bfloat16.
+template <class T>
+double rounding_of_weights() {
+    return isa_active() == Isa::amx ? operand_rounding<T> : 0.0;
+}
+
 template <class T>
 void compare(const Case& c, const Mixed& mixed) {
     Tensors<T> t(c, mixed);
@@ -108,7 +114,8 @@ void compare(const Case& c, const Mixed& mixed) {
                         size += (sizes[at(h, m, c.keys)] + std::fabs(shift)) * std::fabs(x);
                     }
                     T& actual = t.y[b * p.y_stride[0] + n * p.y_stride[1] + h * c.value_depth + i];
-                    CHECK(std::fabs(value(actual) - exact) <= 2e-6 * largest * size + rounding<T> * std::fabs(exact) + 0x1p-25);
+                    const double error = 2e-6 * largest * size + rounding_of_weights<T>() * size;
+                    CHECK(std::fabs(value(actual) - exact) <= error + rounding<T> * std::fabs(exact) + 0x1p-25);
                     from_float(7.0f, &actual);  // so that the gaps can be looked at in the end
                 }
             }
@@ -124,7 +131,10 @@ void compare_all() {
         for (int64_t depth : {1, 3, 7, 8, 9, 15, 16, 17, 33, 36})
             for (int64_t wide : {1, 8, 17, 64}) compare<T>({2, 5, 6, 3, depth, wide, 3}, mixed);
         for (int64_t keys : {127, 128, 129, 257, 300}) compare<T>({1, 6, keys, 2, 6, 5}, mixed);  // blocks of keys
+        for (int64_t keys : {31, 32, 33, 47, 48, 49, 63, 64, 65, 255, 256, 513}) compare<T>({1, 18, keys, 2, 7, 20}, mixed);
+        for (int64_t depth : {31, 32, 33, 65}) compare<T>({1, 17, 40, 2, depth, 65, 1}, mixed);
         compare<T>({1, 49, 49, 8, 32, 128}, mixed);
+        compare<T>({1, 290, 300, 1, 36, 81}, mixed);
         compare<T>({2, 300, 20, 1, 4, 4, 1}, mixed);  // tasks of queries
         compare<T>({1, 4, 5, 1, 512, 512}, mixed);    // rows of a power of two
         compare<T>({1, 20, 40, 2, 4, 5, 0, 100.0f}, mixed);
@@ -142,38 +152,56 @@ TEST(attention_on_every_tail) {
     });
 }
 
-TEST(attention_keeps_nan_to_its_query) {
-    on_every_isa([] {
-        for (const Mixed& mixed : mixtures) {
-            const Case c{1, 40, 20, 2, 3, 4};
-            Tensors<float> t(c, mixed);
-            t.q[6 * 17] = std::nanf("");  // of the first head, which mixtures carry to the other one
-            CHECK(attention(t.p, 1) == Status::ok);
-            for (int64_t i = 0; i < t.y.size(); ++i) {
-                const bool reached = i / 8 == 17 && (i % 8 < 4 || mixed.scores || mixed.weights);
-                CHECK(std::isnan(t.y[i]) == reached);
-            }
+namespace {
+
+template <class T>
+void compare_nan() {
+    for (const Mixed& mixed : mixtures) {
+        const Case c{1, 40, 40, 2, 3, 4};
+        Tensors<T> t(c, mixed);
+        from_float(std::nanf(""), &t.q[6 * 17]);  // of the first head, which mixtures carry to the other one
+        CHECK(attention(t.p, 1) == Status::ok);
+        for (int64_t i = 0; i < t.y.size(); ++i) {
+            const bool reached = i / 8 == 17 && (i % 8 < 4 || mixed.scores || mixed.weights);
+            CHECK(std::isnan(value(t.y[i])) == reached);
         }
-    });
+    }
 }
 
-TEST(attention_of_scores_of_minus_infinity) {
-    on_every_isa([] {
-        for (const Mixed& mixed : {mixtures[1], mixtures[4]}) {
-            const Case c{1, 3, 20, 1, 3, 4};
-            Tensors<float> t(c, mixed);
+template <class T>
+void compare_minus_infinity() {
+    for (const Mixed& mixed : {mixtures[1], mixtures[4]})
+        for (int64_t keys : {20, 40}) {
+            const Case c{1, 3, keys, 1, 3, 4};
+            Tensors<T> t(c, mixed);
             for (int64_t m = 0; m < c.keys; ++m) {
                 if (m != 5) t.bias[m * panel + 1] = -INFINITY;  // query 1 sees key 5 alone,
                 t.bias[m * panel + 2] = -INFINITY;              // query 2 none, and is NaN
             }
             CHECK(attention(t.p, 1) == Status::ok);
             for (int64_t i = 0; i < 4; ++i) {
-                double exact = double{t.v[5 * 4 + i]};
+                double exact = value(t.v[5 * 4 + i]);
                 if (mixed.weights) exact *= double{t.mix_weights[0]};
-                for (int64_t m = 0; mixed.shift && m < c.keys; ++m) exact += double{t.mix_bias[0]} * double{t.v[m * 4 + i]};
-                CHECK(std::isfinite(t.y[i]) && std::fabs(double{t.y[4 + i]} - exact) <= 1e-5 && std::isnan(t.y[8 + i]));
+                for (int64_t m = 0; mixed.shift && m < c.keys; ++m) exact += double{t.mix_bias[0]} * value(t.v[m * 4 + i]);
+                const double error = 1e-5 + rounding<T> * std::fabs(exact);
+                CHECK(std::isfinite(value(t.y[i])) && std::fabs(value(t.y[4 + i]) - exact) <= error && std::isnan(value(t.y[8 + i])));
             }
         }
+}
+
+}  // namespace
+
+TEST(attention_keeps_nan_to_its_query) {
+    on_every_isa([] {
+        compare_nan<float>();
+        compare_nan<bf16>();
+    });
+}
+
+TEST(attention_of_scores_of_minus_infinity) {
+    on_every_isa([] {
+        compare_minus_infinity<float>();
+        compare_minus_infinity<bf16>();
     });
 }
 

@@ -4,7 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tests/check.h"
+#include "tests/floats.h"
 
 using namespace mvit;
 using namespace mvit::tests;
@@ -118,6 +118,31 @@ TEST(patch_attention_on_every_tail) {
         compare({1, 512, 1, 2, 9, 1, 2});                                                        // rows of a power of two
         for (int64_t columns : {127, 128, 129, 257, 300}) compare({1, 5, 1, 1, columns, 1, 1});  // blocks of keys
         compare({1, 6, 1, 20, 30, 1, 1});                                                        // and tasks of queries
+    });
+}
+
+TEST(patch_attention_of_bfloat16) {
+    on_every_isa([] {
+        for (const Case& c :
+             {Case{2, 36, 4, 8, 8, 2, 2, 1}, {1, 48, 2, 3, 11, 2, 1}, {1, 60, 1, 16, 17, 1, 2, 5}, {1, 3, 3, 20, 30, 1, 1}}) {
+            PatchAttentionProblem p{};
+            p.batch = c.batch, p.dim = c.depth * c.heads, p.heads = c.heads;
+            p.height = c.rows * c.patch_h, p.width = c.columns * c.patch_w, p.patch_h = c.patch_h, p.patch_w = c.patch_w;
+            p.scale = 1.0f / std::sqrt(static_cast<float>(c.depth));
+            Guarded<bf16> qkv(set_strides(p, 3 * p.dim, c.gap, p.qkv_stride)), y(set_strides(p, p.dim, c.gap, p.y_stride)), again(y.size());
+            Guarded<float> wide(qkv.size()), exact(y.size());
+            fill(qkv), fill_with(y, 7.0f), fill_with(again, 7.0f), fill_with(exact, 7.0f);
+            for (int64_t i = 0; i < wide.size(); ++i) wide[i] = to_float(qkv[i]);
+            p.dtype = DType::bf16, p.qkv = qkv.data(), p.y = y.data();
+            CHECK(patch_attention(p, 2) == Status::ok);
+            p.y = again.data();
+            CHECK(patch_attention(p, 1) == Status::ok);
+            p.dtype = DType::f32, p.qkv = wide.data(), p.y = exact.data();
+            CHECK(patch_attention(p, 1) == Status::ok);
+            CHECK(y.canary_intact() && same_bits(y, again));
+            for (int64_t i = 0; i < y.size(); ++i)  // |v| is a few at most
+                CHECK(std::fabs(value(y[i]) - double{exact[i]}) <= 2 * rounding<bf16> * std::fmax(1.0, std::fabs(double{exact[i]})));
+        }
     });
 }
 

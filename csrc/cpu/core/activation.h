@@ -42,16 +42,17 @@ inline F32 exp2_quick(F32 x) {
 // x / (1 + e^-x). Division is no bottleneck here: it has a unit of its own beside the multiply-adds of the exponential.
 inline F32 silu(F32 x) { return x / (F32::all(1.0f) + exp_quick(F32::all(0.0f) - x)); }
 
-// For results of bfloat16, within 2^-12: 2^f for 0 <= f < 1 by the minimax fit of degree 3, relative error 2^-13.7. Here times_pow2 takes
-// the floor of n.
+// For results of bfloat16, within 2^-12.
 #if defined(MVIT_ISA_AVX512VNNI)
-inline F32 silu_short(F32 x) {
-    const F32 n = x * F32::all(-1.44269504f), f = fraction(n);
+// 2^x within 2^-13.7, relative: of the fraction of x by the minimax fit of degree 3. Here times_pow2 takes the floor of x.
+inline F32 exp2_short(F32 x) {
+    const F32 f = fraction(x);
     F32 p = fma(F32::all(0.0780245226f), f, F32::all(0.226067155f));
     p = fma(p, f, F32::all(0.69583354f));
     p = fma(p, f, F32::all(0.999925219f));
-    return x * reciprocal_estimate(F32::all(1.0f) + times_pow2(p, n));
+    return times_pow2(p, x);
 }
+inline F32 silu_short(F32 x) { return x * reciprocal_estimate(F32::all(1.0f) + exp2_short(x * F32::all(-1.44269504f))); }
 #else
 inline F32 silu_short(F32 x) { return silu(x); }
 #endif

@@ -38,6 +38,10 @@ static_assert(sizeof(TileShapes) == 64);
 // To be called once done: registers in use slow down every change of threads.
 inline void release_tiles() { asm volatile("tilerelease"); }
 
+template <int tile>
+inline void zero_tile() {
+    asm volatile("tilezero %%tmm%c0" : : "i"(tile));
+}
 // Rows `stride` bytes apart; with a stride of 0, the same row each time.
 template <int tile>
 inline void load_tile(const void* from, int64_t stride) {

@@ -5,6 +5,29 @@ namespace {
 
 constexpr int64_t tasks_wanted = 16;  // few sequences: the queries are cut too
 
+AttentionTileScratch tile_scratch(int64_t depth, int64_t value_depth, int64_t keys, int64_t queries) {
+    constexpr int64_t band = 16, line = 16, halves = 2;  // rows; floats of 64 bytes; bfloat16 in a float
+    const int64_t rows = round_up(queries, band);
+    AttentionTileScratch s{};
+    Places place;
+    s.depth = round_up(depth, line * halves);
+    s.value_columns = round_up(value_depth, line);
+    s.block = round_up(at_most(keys, attention_tile_keys), line * halves);
+    s.score_stride = s.block + line;
+    s.e_stride = s.block + line * halves;
+    s.query = place(band * s.depth / halves);
+    s.keys = place(s.block * s.depth / halves);
+    s.values = place(s.block * s.value_columns / halves);
+    s.scores = place(2 * band * s.score_stride);
+    s.e = place(band * s.e_stride / halves);
+    s.results = place(rows * s.value_columns);
+    s.tops = place(rows);
+    s.sums = place(rows);
+    s.factors = place(band);
+    s.size = place.size;
+    return s;
+}
+
 }  // namespace
 
 int64_t queries_a_task(int64_t sequences, int64_t queries) {
@@ -32,7 +55,8 @@ AttentionScratch attention_scratch(int64_t depth, int64_t value_depth, int64_t k
     s.sums = place(all);
     s.factor = place(panel);
     s.zeros = place(panel);
-    s.size = place.size;
+    s.tiles = tile_scratch(depth, value_depth, keys, queries);
+    s.size = place.size < s.tiles.size ? s.tiles.size : place.size;
     return s;
 }
 
