@@ -7,7 +7,7 @@
 //
 // e are within 2^-13, their sums of what was not rounded. Keys are taken in blocks as there.
 //
-// Floor: 16 queries and 32 keys take 16 cycles for every 16 channels of K and of V, and 16 exponentials about 8, on units of their own.
+// Floor: 16 queries and 32 keys take 16 cycles for every 16 channels of K and of V, and 16 exponentials about 6, on the same ports.
 #pragma once
 
 #include "cpu/core/attention_parts.h"

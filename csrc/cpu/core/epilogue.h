@@ -13,13 +13,19 @@ template <class T>
 inline void finish(const float* c, int64_t c_stride, int64_t rows, int columns, Activation activation, const T* residual,
                    int64_t residual_stride, T* y, int64_t y_stride) {
     with_activation(activation, [&]<Activation act>() {
-        for (int64_t r = 0; r < rows; ++r)
-            for (int j = 0; j < columns; j += F32::width) {
-                const int lanes = lanes_left(columns, j);
-                F32 x = activate<act, T>(load(c + r * c_stride + j, lanes, 0.0f));
-                if (residual) x = x + load(residual + r * residual_stride + j, lanes, 0.0f);
-                store_normal(x, y + r * y_stride + j, lanes);
-            }
+        for (int64_t r = 0; r < rows; ++r) {
+            const float* const from = c + r * c_stride;
+            const T* const beside = residual ? residual + r * residual_stride : nullptr;
+            T* const to = y + r * y_stride;
+            const auto some = [&](int j, int lanes) {
+                F32 x = activate<act, T>(load(from + j, lanes, 0.0f));
+                if (beside) x = x + load(beside + j, lanes, 0.0f);
+                store_normal(x, to + j, lanes);
+            };
+            int j = 0;
+            for (; j + F32::width <= columns; j += F32::width) some(j, F32::width);
+            if (j < columns) some(j, columns - j);
+        }
     });
 }
 
