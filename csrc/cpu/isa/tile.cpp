@@ -13,6 +13,7 @@ namespace {
 
 constexpr int W = F32::width;
 constexpr int64_t chunk = 256;
+constexpr int line = 16;  // of a cache
 
 #if defined(MVIT_ISA_AVX512VNNI)
 constexpr int most_rows = 14;
@@ -39,10 +40,14 @@ void tile(const float* a, int64_t a_stride, const float* b, int64_t depth, const
     for (int g = 0; g < groups; ++g) row[g] = reinterpret_cast<const char*>(a + 3 * g * a_stride);
     const int64_t stride = a_stride * int64_t{sizeof(float)};
 
+    const int64_t ahead = depth * panel;  // what is multiplied next
     for (int64_t k = 0; k < depth; ++k) {
         F32 column[vectors];
 #pragma GCC unroll 2
-        for (int v = 0; v < vectors; ++v) column[v] = F32::load(b + v * W);
+        for (int v = 0; v < vectors; ++v) {
+            column[v] = F32::load(b + v * W);
+            if (v * W % line == 0) fetch_later(b + v * W + ahead);
+        }
 #pragma GCC unroll 14
         for (int r = 0; r < rows; ++r) {
             const F32 x = F32::all(*reinterpret_cast<const float*>(row[r / 3] + (r % 3) * stride));
