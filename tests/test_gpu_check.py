@@ -302,12 +302,19 @@ def test_a_gpu_that_computes_nothing_more(records: Any, monkeypatch: pytest.Monk
 
 
 @needs_native
-def test_every_case_is_computed_by_the_backends_that_have_it(gpu_stages: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])  # the latter is what a GPU is given
+def test_every_case_is_right_by_the_backends_that_have_it(gpu_stages: Any, dtype: torch.dtype) -> None:
     import gpu_cases
 
-    for case in gpu_cases.cases("cpu", 1, 4, 8, torch.float32, ("cpu", "reference")):
+    for case in gpu_cases.cases("cpu", 1, 4, 8, dtype, ("cpu", "reference")):
         assert list(case.ours) == (["reference"] if case.name == "avg_pool norm" else ["cpu", "reference"])
-        assert gpu_cases.wrong(case) == {}
+        assert gpu_cases.wrong(case) == {}, case.name
+
+
+@needs_native
+def test_cases_of_both_backends_of_a_gpu(gpu_stages: Any) -> None:
+    import gpu_cases
+
     both = {
         case.name for case in gpu_cases.cases("cpu", 1, 4, 8, torch.float32, ("cuda", "triton")) if list(case.ours) == ["cuda", "triton"]
     }
