@@ -43,6 +43,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(triton_support, "interpreted", lambda: False)
     monkeypatch.setattr(triton_support, "too_old", lambda _: None)
     monkeypatch.setattr(cuda_support, "processors", lambda _: 132)
+    monkeypatch.setattr(cuda_support, "native", None)  # whose `refuse` asks a GPU that is there, if torch is built with CUDA
+    monkeypatch.setattr(cuda_support, "REASON", "this GPU has Triton's kernels")
     monkeypatch.setattr(weights, "packed", lambda recipe, *sources, **_: recipe(*sources))
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
