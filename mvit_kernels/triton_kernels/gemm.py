@@ -100,11 +100,11 @@ def _row_moments(a, depth, eps, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr):
         known = (k < depth)[None, :]
         value = tl.load(a + k[None, :], mask=known, other=0.0).to(tl.float32)
         n = tl.minimum(depth - begin, BLOCK_K).to(tl.float32)
-        mean_here = tl.sum(value, 1) / n
+        mean_here = tl.div_rn(tl.sum(value, 1), tl.zeros((BLOCK_M,), tl.float32) + n)  # as in moments.py
         distance = tl.where(known, value - mean_here[:, None], 0.0)
         before = tl.cast(begin, tl.float32)
         step = mean_here - mean
-        mean += step * (n / (before + n))
+        mean += step * tl.div_rn(n, before + n)
         m2 += tl.sum(distance * distance, 1) + step * step * (before * n / (before + n))
     return mean, 1.0 / tl.sqrt(m2 / depth + eps)
 

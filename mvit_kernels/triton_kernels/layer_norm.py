@@ -18,7 +18,8 @@ def _normal(x, rows, channels, eps, r, c):
     inside = (r < rows)[:, None] & (c < channels)[None, :]
     offsets = r.to(tl.int64)[:, None] * channels + c[None, :]
     value = tl.load(x + offsets, mask=inside, other=0.0).to(tl.float32)
-    mean = tl.sum(value, 1) / channels
+    total = tl.sum(value, 1)
+    mean = tl.div_rn(total, tl.zeros_like(total) + channels)  # as in moments.py
     distance = tl.where(inside, value - mean[:, None], 0.0)
     variance = tl.sum(distance * distance, 1) / channels
     inverse = 1.0 / tl.sqrt_rn(variance + eps)

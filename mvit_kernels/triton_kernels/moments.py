@@ -41,11 +41,12 @@ def moments_kernel(x, parts, size, pieces, piece_size, BLOCK: tl.constexpr):
         inside = at < count
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         n = tl.minimum(count - start, BLOCK).to(tl.float32)
-        mean_here = tl.sum(value, 0) / n
+        # Rounded once: a GPU's own division is off by more, and not 1 of equal numbers, of a mean that may be far from 0.
+        mean_here = tl.div_rn(tl.sum(value, 0), n)
         distance = tl.where(inside, value - mean_here, 0.0)
         before = tl.cast(start, tl.float32)
         step = mean_here - mean
-        mean += step * (n / (before + n))
+        mean += step * tl.div_rn(n, before + n)
         m2 += tl.sum(distance * distance, 0) + step * step * (before * n / (before + n))
     at = parts + tl.cast(program, tl.int64) * 3
     tl.store(at, count.to(tl.float32))
