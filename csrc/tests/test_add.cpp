@@ -19,7 +19,8 @@ void compare(int64_t count, Activation activation, bool both) {
         const double sum = value(a[i]) + (both ? value(b[i]) : 0.0), exact = activate_exactly(activation, sum);
         // Roundings in float32, of the result, and of a subnormal float16.
         const double few = activation == Activation::none || activation == Activation::relu ? 1 : 8;
-        CHECK(std::fabs(value(y[i]) - exact) <= few * 0x1p-24 * std::fabs(sum) + rounding<T> * std::fabs(exact) + 0x1p-25);
+        const double doubt = few * 0x1p-24 * std::fabs(sum) + activation_error<T>(activation, exact);
+        CHECK(std::fabs(value(y[i]) - exact) <= doubt + rounding<T> * std::fabs(exact) + 0x1p-25);
     }
     p.y = a.data();
     CHECK(add(p, 1) == Status::ok);

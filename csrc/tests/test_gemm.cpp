@@ -83,7 +83,7 @@ void compare(const Case& c) {
             const double added = c.residual ? residual.at(r, n) : 0.0, activated = activate_exactly(c.activation, sum);
             double doubt = 2e-6 * (1 + size + std::fabs(added)) + rounding<T> * std::fabs(activated + added);
             if (c.moments || c.layer_norm) doubt += 1.2 * operand_rounding<T> * size;  // the steepest activation has a slope of 1.13
-            if (is_bf16<T>) doubt += 0x1p-12 * std::fabs(activated);
+            doubt += activation_error<T>(c.activation, activated);
             CHECK(std::fabs(y.at(r, n) - (activated + added)) < doubt);
         }
         for (int64_t j = c.columns; j < y.stride && r + 1 < rows; ++j) CHECK(std::isnan(y.at(r, j)));
@@ -212,36 +212,52 @@ TEST(gemm_on_several_threads) {
     });
 }
 
+namespace {
+
+template <class T>
+void compare_numbers_of_every_size() {
+    using O = Operand<T>;
+    const float numbers[] = {0.0f,    1e-30f, -1e-30f, 1.0f, -1.0f, 20.0f, -20.0f, 88.0f, -88.0f, 100.0f,
+                             -100.0f, 1e4f,   -1e4f,   1e9f, -1e9f, 1e14f, -1e14f, 1e30f, -1e30f};
+    const int64_t count = std::size(numbers), depth = packed_depth<O>(1);
+    Guarded<T> x(count * depth), y(count);
+    fill_with(x, 0.0f);
+    for (int64_t i = 0; i < count; ++i) from_float(numbers[i], &x[i * depth]);
+    Guarded<O> weight(panel * depth);
+    Guarded<float> bias(panel);
+    fill_with(weight, 0.0f);
+    fill_with(bias, 0.0f);
+    from_float(1.0f, &weight[packed_index<O>(0, 0, 1)]);
+    GemmProblem p{};
+    p.dtype = dtype_of<T>;
+    p.groups = 1, p.rows = count, p.depth = 1, p.columns = 1;
+    p.a = x.data(), p.a_stride = depth;
+    p.weight = weight.data(), p.bias = bias.data();
+    p.y = y.data(), p.y_stride = 1;
+    for (Activation activation : activations) {
+        p.activation = activation;
+        CHECK(gemm(p, 1) == Status::ok);
+        for (int64_t i = 0; i < count; ++i) {
+            const double exact = activate_exactly(activation, value(x[i * depth]));
+            const double doubt = (1e-6 + (is_bf16<T> ? rounding<T> : 0.0)) * std::fabs(exact) + activation_error<T>(activation, exact);
+            CHECK(std::fabs(value(y[i]) - exact) <= doubt + 1e-28);
+        }
+    }
+    for (Activation activation : activations) {
+        p.activation = activation;
+        from_float(std::nanf(""), &x[0]);
+        from_float(INFINITY, &x[depth]);
+        CHECK(gemm(p, 1) == Status::ok);
+        CHECK(std::isnan(value(y[0])) && value(y[1]) == activate_exactly(activation, double{INFINITY}));
+    }
+}
+
+}  // namespace
+
 TEST(activations_of_numbers_of_every_size) {
     on_every_isa([] {
-        const float inf = INFINITY;
-        Guarded<float> x(19), y(19);
-        const float numbers[] = {0.0f,    1e-30f, -1e-30f, 1.0f, -1.0f, 20.0f, -20.0f, 88.0f, -88.0f, 100.0f,
-                                 -100.0f, 1e4f,   -1e4f,   1e9f, -1e9f, 1e14f, -1e14f, 1e30f, -1e30f};
-        std::memcpy(x.data(), numbers, sizeof numbers);
-        Guarded<float> weight(panel), bias(panel);
-        fill_with(weight, 1.0f);
-        fill_with(bias, 0.0f);
-        GemmProblem p{};
-        p.groups = 1, p.rows = x.size(), p.depth = 1, p.columns = 1;
-        p.a = x.data(), p.a_stride = 1;
-        p.weight = weight.data(), p.bias = bias.data();
-        p.y = y.data(), p.y_stride = 1;
-        for (Activation activation : activations) {
-            p.activation = activation;
-            CHECK(gemm(p, 1) == Status::ok);
-            for (int64_t i = 0; i < x.size(); ++i) {
-                const double expected = activate_exactly(activation, double{x[i]});
-                CHECK(std::fabs(double{y[i]} - expected) <= 1e-6 * std::fabs(expected) + 1e-28);
-            }
-        }
-        for (Activation activation : activations) {
-            p.activation = activation;
-            x[0] = NAN;
-            x[1] = inf;
-            CHECK(gemm(p, 1) == Status::ok);
-            CHECK(std::isnan(y[0]) && y[1] == static_cast<float>(activate_exactly(activation, double{inf})));
-        }
+        compare_numbers_of_every_size<float>();
+        compare_numbers_of_every_size<bf16>();
     });
 }
 

@@ -52,7 +52,9 @@ inline F32 exp2_short(F32 x) {
     p = fma(p, f, F32::all(0.999925219f));
     return times_pow2(p, x);
 }
-inline F32 silu_short(F32 x) { return x * reciprocal_estimate(F32::all(1.0f) + exp2_short(x * F32::all(-1.44269504f))); }
+// x / (1 + 2^n)
+inline F32 gated(F32 x, F32 n) { return x * reciprocal_estimate(F32::all(1.0f) + exp2_short(n)); }
+inline F32 silu_short(F32 x) { return gated(x, x * F32::all(-1.44269504f)); }
 #else
 inline F32 silu_short(F32 x) { return silu(x); }
 #endif
@@ -73,6 +75,21 @@ inline F32 gelu(F32 x) {
     return max(zero, x) - where_positive(F32::all(5.6f) - size, tail);
 }
 
+// For results of bfloat16, within 2^-11.8 down to x = -3 and 1.2e-6 below: Phi(x) = 1 / (1 + 2^(x P(x^2))), P the minimax fit of -log2 of
+// what Phi(x) is to Phi(-x), over x. Half the time of the above, which divides.
+#if defined(MVIT_ISA_AVX512VNNI)
+inline F32 gelu_short(F32 x) {
+    const F32 u = x * x;
+    F32 p = fma(F32::all(-1.0954194e-6f), u, F32::all(3.2253014e-5f));
+    p = fma(p, u, F32::all(0.0008261625f));
+    p = fma(p, u, F32::all(-0.10659499f));
+    p = fma(p, u, F32::all(-2.3010147f));
+    return gated(x, x * p);
+}
+#else
+inline F32 gelu_short(F32 x) { return gelu(x); }
+#endif
+
 // min(max(x + 3, 0), 6) / 6 (MobileNetV3, arXiv 1905.02244, section 5.2), each operation rounded once; NaN stays NaN.
 inline F32 hard_sigmoid(F32 x) { return min(F32::all(6.0f), max(F32::all(0.0f), x + F32::all(3.0f))) / F32::all(6.0f); }
 
@@ -91,7 +108,7 @@ template <Activation activation, class T>
 inline F32 activate(F32 x) {
     if constexpr (activation == Activation::relu) return max(F32::all(0.0f), x);  // the second argument where x is NaN
     if constexpr (activation == Activation::silu) return is_bf16<T> ? silu_short(x) : silu(x);
-    if constexpr (activation == Activation::gelu) return gelu(x);
+    if constexpr (activation == Activation::gelu) return is_bf16<T> ? gelu_short(x) : gelu(x);
     if constexpr (activation == Activation::relu6) return min(F32::all(6.0f), max(F32::all(0.0f), x));
     if constexpr (activation == Activation::hard_swish) return x * hard_sigmoid(x);
     return x;
