@@ -2,6 +2,7 @@
 #include "cpu/ops/attention.h"
 
 #include <algorithm>
+#include <cfenv>
 #include <numbers>
 
 #include "tests/attention.h"
@@ -189,6 +190,20 @@ void compare_minus_infinity() {
         }
 }
 
+// Denormal numbers are slow.
+template <class T>
+void compare_denormal(bool masked) {
+    for (int64_t keys : {40, 49, 300}) {
+        const Case c{1, 20, keys, 1, 32, 32};
+        Tensors<T> t(c, mixtures[masked ? 1 : 0]);
+        for (int64_t m = 0; masked && m < keys; m += 2)
+            for (int64_t n = 0; n < c.queries; ++n) t.bias[m * panel + n] = -INFINITY;
+        std::feclearexcept(FE_UNDERFLOW);
+        CHECK(attention(t.p, 1) == Status::ok);
+        CHECK(!std::fetestexcept(FE_UNDERFLOW));
+    }
+}
+
 }  // namespace
 
 TEST(attention_keeps_nan_to_its_query) {
@@ -229,4 +244,13 @@ TEST(attention_refuses_what_it_cannot_do) {
     gives(Status::ok, [&](AttentionProblem& p) { p.mix_weights = p.mix_bias = some, p.bias = some, p.bias_stride = panel; });
     gives(Status::ok, [](AttentionProblem& p) { p.heads = most_mixed_heads + 1; });
     gives(Status::ok, [](AttentionProblem& p) { p.batch = 1, p.keys = p.queries = 0; });
+}
+
+TEST(attention_makes_no_denormal_numbers) {
+    on_every_isa([] {
+        for (bool masked : {false, true}) {
+            compare_denormal<float>(masked);
+            compare_denormal<bf16>(masked);
+        }
+    });
 }

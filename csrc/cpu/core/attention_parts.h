@@ -130,9 +130,13 @@ void unpack_rows(const Pixels& pixels, int64_t begin, int64_t end, int64_t depth
 // 1 / sum of e. A query all of whose scores are -infinity has no softmax: NaN, as top - top is then.
 inline F32 inverse(F32 sum, F32 top) { return F32::all(1.0f) / sum + (top - top); }
 
-// 2^-126 stands for what is smaller: beside the largest term, 1, it is nothing, and it is no denormal number. It also keeps -infinity from
-// the exponential. NaN stays NaN.
-inline F32 weight(F32 below_top) { return exp2_quick(max(F32::all(-126.0f), below_top)); }
+// 2^-100 stands for what is smaller, and for keys that are masked or none: beside the largest term, 1, it is nothing, and neither it nor
+// its product with a value is a denormal number, any of which takes longer than all else of its key. It also keeps -infinity from the
+// exponential.
+constexpr float least_exponent = -100.0f;
+
+// NaN stays NaN.
+inline F32 weight(F32 below_top) { return exp2_quick(max(F32::all(least_exponent), below_top)); }
 
 constexpr int chains = 4;  // of max: to hide its latency
 

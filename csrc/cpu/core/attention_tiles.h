@@ -158,7 +158,7 @@ inline F32 largest_of_rows(const float* scores, int64_t stride, int64_t keys) {
 
 // e of 32 keys, 2^(scale score - shift) for the shift of each row; adds them to its sums.
 inline void exponentials(const float* scores, int64_t stride, float scale, const float* shift, bf16* e, int64_t e_stride, F32 (&sums)[W]) {
-    const F32 factor = F32::all(scale), least = F32::all(-126.0f);
+    const F32 factor = F32::all(scale), least = F32::all(least_exponent);
 #pragma GCC unroll 2
     for (int i = 0; i < W; ++i, scores += stride, e += e_stride) {
         const F32 top = F32::all(-shift[i]);
