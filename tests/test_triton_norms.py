@@ -101,10 +101,13 @@ def test_means_are_divided_exactly(towards: float, monkeypatch: pytest.MonkeyPat
         return [
             mk.ops.group_norm(x, *parameters[:2], backend="triton"), mk.ops.layer_norm(rows, *parameters[2:], backend="triton"),
             mk.ops.gemm(rows, torch.eye(30), layer_norm=True, backend="triton"),
+            torch.ops.mvit_kernels.gemm(rows, torch.eye(30), collect=1, backend="triton")[1],
+            mk.ops.feed_forward(maps, *parameters[2:], *layers, norm="layer", backend="triton") / 100,
         ]  # fmt: skip
 
     x, parameters = randn(1, 8, 20, 30) + 100, [torch.ones(8), torch.zeros(8), torch.ones(30), torch.zeros(30)]
     rows = x.flatten(0, 2)
+    maps, layers = rows.T.reshape(1, 30, 8, 20).contiguous(), [torch.eye(30), torch.zeros(30), 100 * torch.eye(30), torch.zeros(30)]
     exact = normed()
     monkeypatch.setattr(InterpreterBuilder, "create_fdiv", lambda self, a, b: self.binary_op(a, b, divide))
     for ours, right in zip(normed(), exact, strict=True):

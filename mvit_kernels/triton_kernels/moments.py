@@ -58,7 +58,7 @@ def moments_kernel(x, parts, size, pieces, piece_size, BLOCK: tl.constexpr):
 def write_part(parts, program, value, inside, count):
     """The part of a program that has made a whole piece: value (rows, columns) as it is in memory, `count` elements inside."""
     value = tl.where(inside, value.to(tl.float32), 0.0)
-    mean = tl.sum(tl.sum(value, 1), 0) / count
+    mean = tl.div_rn(tl.sum(tl.sum(value, 1), 0), count)  # as above
     distance = tl.where(inside, value - mean, 0.0)
     at = parts + tl.cast(program, tl.int64) * 3
     tl.store(at, count)

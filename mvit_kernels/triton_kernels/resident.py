@@ -45,7 +45,7 @@ def row_moments(value1, value2, c1, c2, dim, eps, C2: tl.constexpr):
     mean = tl.sum(value1, 1)
     if C2 > 0:
         mean += tl.sum(value2, 1)
-    mean = (mean / dim)[:, None]
+    mean = tl.div_rn(mean, tl.zeros_like(mean) + dim)[:, None]  # as in moments.py
     variance = _squares(value1, mean, c1, dim)
     if C2 > 0:
         variance += _squares(value2, mean, c2, dim)
