@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -270,3 +271,33 @@ def test_a_graph_of_evaluation_reads_what_was_packed(layer: Layer, packs: list[o
     layer(A.clone().requires_grad_()).sum().backward()
     torch.ops.mvit_kernels.gemm(A, layer.weight, layer.bias, backend="cpu")
     assert packs == []
+
+
+class Made:
+    """Stands in for that of a GPU."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def take(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("first", [True, False])  # what is before it wants no gradient
+def test_a_graph_of_training_keeps_what_it_reads_of_frozen_weights(first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, a = Layer().requires_grad_(False), A.clone().requires_grad_(not first)
+    monkeypatch.setattr(packing, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(packing.cuda_support, "Made", Made)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    layer(a)
+    (entry,) = [each for each in packing._entries.values() if each.sources[0]() is layer.weight]
+    copy = weakref.ref(entry.value.weight)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    layer(a)
+    del entry
+    packing.forget_all()  # as the step of the optimizer does, at its capture
+    gc.collect()
+    assert copy() is not None
+    del layer
+    gc.collect()
+    assert copy() is None

@@ -7,14 +7,15 @@ weight is packed anew, or new memory might come to lie at its address. What torc
 - What fused optimizers do: after a step of any optimizer, everything is packed anew (but in a graph of somebody else's: `recalling`).
 - Changes of tensors made in inference mode, and what batch_norm does to its statistics: a fingerprint of all they hold stands in for the
   count.
-- In-place changes of `tensor.data`, through numpy, by collectives of torch.distributed or by another process: nobody can see them.
-  `forget_all` (and so `mk.accelerate`, called again) makes everything anew.
+- In-place changes of `tensor.data`, through numpy, by collectives of torch.distributed, by replays of a CUDA graph or by another process:
+  nobody can see them. `forget_all` (and so `mk.accelerate`, called again) makes everything anew.
 
 Calls on any stream and any thread use a copy on a GPU: a stream waits for the one that made it (`cuda_support.Made`), the host for none. It
 is never made inside of a CUDA graph, whose replays alone would fill it. A graph reads the copies that were there at its capture: it
 computes with the weights as they were then, and once they are packed anew or gone, the memory that it reads is no longer theirs, unless
 whoever captures it keeps them (`holding`). Capture it again after a change of weights. Only in a step of training that is captured, and in
-compiled code, are weights that want a gradient packed by the graph itself, at every replay: they change between two.
+compiled code, are weights that want a gradient packed by the graph itself, at every replay: they change between two. Of its frozen ones it
+reads copies, which stay there with the weights: every step of an optimizer forgets them, that which is captured first.
 """
 
 from __future__ import annotations
@@ -189,6 +190,8 @@ def packed(
         else:
             if entry.made is not None:
                 entry.made.take()
+                if _trains() and torch.cuda.is_current_stream_capturing():
+                    weakref.finalize(tensors[0], id, entry.value).atexit = False  # holds it as long
             return entry.value if _holding.get() is None else _held(Use(entry.value, key, tensors, contents, state))
     recalled = _recalled.get({}).get(key)
     if recalled is not None and recalled.state == state:
@@ -210,6 +213,11 @@ def packed(
 def _in_a_graph(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether weights that a gradient is wanted of are called with inside of a CUDA graph."""
     return _on_gpu(tensors[0].device) and torch.cuda.is_current_stream_capturing() and any(x.requires_grad for x in tensors)
+
+
+def _trains() -> bool:
+    """Whether a call may be part of a step of training."""
+    return torch.is_grad_enabled() or differentiated.get() or _passing.get()
 
 
 # Whether a call will have a gradient: inside of autograd's functions nothing tells.
