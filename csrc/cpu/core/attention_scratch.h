@@ -26,7 +26,7 @@ inline constexpr int64_t at_most(int64_t n, int64_t most) { return n < most ? n 
 inline constexpr int64_t key_row_stride(int64_t channels) { return channels % 512 == 0 ? channels + 16 : channels; }
 
 // By tiles of AMX (core/attention_tiles.h), which bfloat16 is multiplied on where there are any.
-inline constexpr int64_t attention_tile_keys = 256;       // of a block
+inline constexpr int64_t attention_tile_keys = 256;        // of a block
 inline constexpr int64_t attention_fewest_tile_keys = 32;  // for fewer, tiles are too empty
 
 struct AttentionTileScratch {
