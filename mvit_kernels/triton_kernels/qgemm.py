@@ -217,7 +217,7 @@ def _launch(
         return
     rows, data, residual = y.numel() // columns, weight.data, finish.residual
     residual_stride = 0 if residual is None else residual.stride(0) if residual.ndim == 2 else columns
-    block_m, block_n, block_k, warps, stages = tile(rows, columns, weight)
+    block_m, block_n, block_k, warps, stages = tile(rows, columns, weight, finish.segments is not None)
     spare = finish.channels
     tap = data.shape[2] if data.ndim == 3 else 0
     launch(
@@ -238,8 +238,8 @@ def _far(strides: tuple[int, ...], second_strides: tuple[int, ...], size: tuple[
     return any(each[1] * (height + 1) + each[2] * (width + 1) >= 2**31 for each in (strides, second_strides))
 
 
-def tile(rows: int, columns: int, weight: Weight) -> tuple[int, int, int, int, int]:
-    """(rows, columns and depth of a tile, warps, stages of the pipeline)."""
+def tile(rows: int, columns: int, weight: Weight, polynomial: bool) -> tuple[int, int, int, int, int]:
+    """(rows, columns and depth of a tile, warps, stages of the pipeline). polynomial: results are those of an activation by segments."""
     depth = max(weight.depths)
     block_k = min(128, power_of_two(depth, 32))
     while block_k > 32 and -depth % block_k >= max(block_k // 2, 1):  # no half of it beyond the last
@@ -247,4 +247,7 @@ def tile(rows: int, columns: int, weight: Weight) -> tuple[int, int, int, int, i
     # At most 32 sums a thread: the epilogue needs several registers for each.
     block_n = 64 if columns > 32 and rows >= 512 else 32
     block_m = 128 if rows >= 8192 else 64 if rows >= 512 else power_of_two(rows, 16, 32)
-    return block_m, block_n, block_k, 8 if block_m == 128 else 4, 3
+    # A polynomial needs addresses of its coefficients, too: of 32 sums a thread Triton 3.6 spills some. Twice the warps have half the
+    # registers each, so that twice as many run. Not of six bits, which each warp unpacks for itself.
+    of_16 = polynomial and weight.bits == 8 and block_m * block_n == 64 * 64
+    return block_m, block_n, block_k, 8 if block_m == 128 or of_16 else 4, 3
