@@ -41,7 +41,7 @@ def moments_kernel(x, parts, size, pieces, piece_size, BLOCK: tl.constexpr):
         inside = at < count
         value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
         n = tl.minimum(count - start, BLOCK).to(tl.float32)
-        # Rounded once: a GPU's own division is off by more, and not 1 of equal numbers, of a mean that may be far from 0.
+        # Rounded once: a GPU's own division is off by more, also where it should give 1, and the mean may be far from 0.
         mean_here = tl.div_rn(tl.sum(value, 0), n)
         distance = tl.where(inside, value - mean_here, 0.0)
         before = tl.cast(start, tl.float32)

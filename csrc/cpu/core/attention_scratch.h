@@ -33,9 +33,9 @@ struct AttentionTileScratch {
     int64_t depth, value_columns;          // of a head, to whole tiles
     int64_t block;                         // keys, to whole tiles
     int64_t query, keys, values;           // a band of Q, K^T and V of a block: bfloat16
-    int64_t scores, score_stride;          // of two bands for a block: a q.k + bias
+    int64_t scores, score_stride;          // of two bands for a block: q.k, or a q.k + bias where there is one
     int64_t e, e_stride;                   // of a band for a block: bfloat16
-    int64_t results, tops, sums, factors;  // y before the division, t and the sum of e of every query; 2^(t before - t) of a band
+    int64_t results, tops, sums, factors;  // y before the division, t and the sum of e of every query; a number for each row of a band
     int64_t size;
 };
 

@@ -157,7 +157,8 @@ inline F32 largest_of_rows(const float* scores, int64_t stride, int64_t keys) {
 }
 
 // e of 32 keys, 2^(scale score - shift) for the shift of each row; adds them to its sums.
-inline void exponentials(const float* scores, int64_t stride, float scale, const float* shift, bf16* e, int64_t e_stride, F32 (&sums)[W]) {
+inline void exponentials_of_rows(const float* scores, int64_t stride, float scale, const float* shift, bf16* e, int64_t e_stride,
+                                 F32 (&sums)[W]) {
     const F32 factor = F32::all(scale), least = F32::all(least_exponent);
 #pragma GCC unroll 2
     for (int i = 0; i < W; ++i, scores += stride, e += e_stride) {
@@ -212,7 +213,7 @@ void attend_block(const Attending& s, int64_t key, int64_t block) {
         for (int64_t m = 0; m < whole; m += tile_values) {
             if (m > 0) value(m - tile_values);
             if (!last) score(m);
-            exponentials(scores + m, stride, scale, factors, e + m, at.e_stride, sum);
+            exponentials_of_rows(scores + m, stride, scale, factors, e + m, at.e_stride, sum);
         }
         value(whole - tile_values);
         store_results<panels>(result, columns);

@@ -45,7 +45,7 @@ namespace mvit {
 namespace {
 
 // Asks for the line at p, to the second cache: a network has more weights than the caches that are near hold, and what hardware fetches
-// by itself is late. p may be beyond what there is. (Loads of tiles are 16 lines at once, and only slower for it.)
+// by itself is late. p may be beyond what there is. Not for tiles of AMX: they load 16 lines at once, and were slower with it.
 inline void fetch_later(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 // A vector of a row of n elements from position i on has this many lanes. With load and store below, full vectors take the plain
