@@ -779,6 +779,7 @@ def test_packed_weights_of_a_gpu_are_taken_before_every_call_but_the_first(monke
 
     monkeypatch.setattr(cuda_support, "Made", Made)
     monkeypatch.setattr(packing, "_on_gpu", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
 
     def recipe(x: Tensor) -> tuple[Tensor, tuple[Tensor, int]]:
         told.append("packed")
