@@ -76,7 +76,7 @@ inline F32 gelu(F32 x) {
 }
 
 // For results of bfloat16, within 2^-11.8 down to x = -3 and 1.2e-6 below: Phi(x) = 1 / (1 + 2^(x P(x^2))), P the minimax fit of -log2 of
-// what Phi(x) is to Phi(-x), over x. Half the time of the above, which divides.
+// what Phi(x) is to Phi(-x), over x. Unlike the above it does not divide.
 #if defined(MVIT_ISA_AVX512VNNI)
 inline F32 gelu_short(F32 x) {
     const F32 u = x * x;
