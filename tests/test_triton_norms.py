@@ -84,7 +84,7 @@ def test_means_far_from_zero(mean: float) -> None:
     assert_rule(mk.ops.layer_norm(rows, weight, bias, backend="triton"), reference.layer_norm(rows, weight, bias), exact)
 
 
-@pytest.mark.skipif(DEVICE != "cpu", reason="the interpreter's division is made as bad as a GPU's; on one, test_means_far_from_zero meets its own")
+@pytest.mark.skipif(DEVICE != "cpu", reason="of the interpreter; a GPU's own division is met by test_means_far_from_zero")
 @pytest.mark.parametrize("towards", [float("-inf"), float("inf")])
 def test_means_are_divided_exactly(towards: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other divisions of a GPU are off by two units of the last place, if not by powers of two (PTX ISA, div.full): of a mean far from
