@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import copy
 import gc
+import threading
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -301,3 +305,27 @@ def test_a_graph_of_training_keeps_what_it_reads_of_frozen_weights(first: bool, 
     del layer
     gc.collect()
     assert copy() is None
+
+
+@pytest.mark.parametrize("stream", [0, 7])  # the default one; that on which torch.compile runs code before it captures it
+def test_what_stays_is_made_by_another_thread_where_memory_may_be_a_pool_s(stream: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
+    entered = []
+
+    @contextlib.contextmanager
+    def enter(on: int) -> Iterator[None]:
+        entered.append((on, threading.get_ident()))
+        yield
+
+    monkeypatch.setattr(packing.cuda_support, "_current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+    monkeypatch.setattr(torch.cuda, "stream", enter)
+    variable.set(3)
+    device, here = torch.device("cuda", 0), threading.get_ident()
+    thread, value = packing.cuda_support.made_to_stay(lambda: (threading.get_ident(), variable.get()), device)
+    assert value == 3
+    assert (thread == here) == (stream == 0)
+    assert entered == ([] if stream == 0 else [(7, thread)])
+    with pytest.raises(ZeroDivisionError):
+        packing.cuda_support.made_to_stay(lambda: 1 // 0, device)
+    assert packing.cuda_support.made_to_stay(threading.get_ident, torch.device("cpu")) == here

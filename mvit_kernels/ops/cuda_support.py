@@ -7,14 +7,17 @@ capture. The graph holds what was made before, the weights as they were at its c
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import importlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 
 Tensor = torch.Tensor
+T = TypeVar("T")
 
 native: Any  # the extension, or None
 try:
@@ -101,6 +104,26 @@ def once(what: str, device: torch.device) -> None:
             f"{what}: expected to be on {device} before a CUDA graph is captured, got a first call inside of the capture: call the op once"
             " before, and capture again after a change of weights, which the graph holds as they were"
         )
+
+
+def made_to_stay(make: Callable[[], T], device: torch.device) -> T:
+    """make(), whose result outlives the call, in memory that is nobody's pool.
+
+    Before torch.compile captures a CUDA graph (mode="reduce-overhead", "max-autotune"), it runs the code once on a stream of its own. All that
+    its thread allocates there comes from the graph's pool, in which nothing but results may stay ("in the cudagraph pool but not accounted
+    for as an output"), so on a stream that is not the default one another thread makes it. On the default stream, where training packs
+    weights at every step, there is no such pool, and no thread to pay for.
+    """
+    if device.type != "cuda" or _current_stream(torch.cuda.current_device() if device.index is None else device.index) == 0:
+        return make()
+    stream, context = torch.cuda.current_stream(device), contextvars.copy_context()
+
+    def on_the_stream() -> T:
+        with torch.cuda.stream(stream):
+            return make()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(context.run, on_the_stream).result()
 
 
 def unprepared(op: str, x: Tensor) -> None:

@@ -202,7 +202,7 @@ def packed(
 
     device = tensors[0].device
     cuda_support.once("packed weights", device)  # which calls on other streams and threads take, too, and graphs
-    value = _made(recipe, sources)
+    value = cuda_support.made_to_stay(lambda: _made(recipe, sources), device)
     made = cuda_support.Made(device, tensors_in(value)) if _on_gpu(device) else None
     references = tuple(weakref.ref(x, forget) for x in tensors)
     memory = tuple(x.untyped_storage() for x in tensors)

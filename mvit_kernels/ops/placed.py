@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .cuda_support import once
+from .cuda_support import made_to_stay, once
 
 Optional = torch.Tensor | None
 
@@ -20,8 +20,10 @@ class Placed:
         copies = self._copies.get(device)
         if copies is None:
             once("prepared tensors", device)
-            # Normal tensors in whatever mode the caller is: other calls use them too.
-            with torch.inference_mode(False), torch.no_grad():
-                copies = tuple(None if x is None else x.to(device) for x in self._tensors)
-            self._copies[device] = copies
+            copies = self._copies[device] = made_to_stay(lambda: self._copied(device), device)
         return copies
+
+    def _copied(self, device: torch.device) -> tuple[Optional, ...]:
+        # Normal tensors in whatever mode the caller is: other calls use them too.
+        with torch.inference_mode(False), torch.no_grad():
+            return tuple(None if x is None else x.to(device) for x in self._tensors)

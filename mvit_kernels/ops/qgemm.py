@@ -401,9 +401,12 @@ class TritonWeight:
 
 @functools.cache
 def segments_on(activation: str, device: torch.device) -> Tensor:
+    def copied() -> Tensor:
+        with torch.inference_mode(False):
+            return SEGMENTS[activation].to(device)
+
     cuda_support.once("activation", device)
-    with torch.inference_mode(False):
-        return SEGMENTS[activation].to(device)
+    return cuda_support.made_to_stay(copied, device)
 
 
 def triton_finish(

@@ -134,6 +134,46 @@ def test_a_captured_step_of_training_sees_its_own_weights(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_graphs_of_torch_compile_see_new_weights(name: str) -> None:
+    """mode="reduce-overhead" runs a model, captures it, and replays it from then on: steps of training with evaluation between them."""
+    plain, fast = pair(name)
+    for module in (*plain.modules(), *fast.modules()):
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # Inductor draws other random numbers
+    torch.compiler.reset()
+    replayed, x, labels = torch.compile(fast, mode="reduce-overhead"), images(), torch.arange(16).cuda() % 10
+    optimizers = [torch.optim.AdamW(each.parameters(), lr=1e-3) for each in (plain, fast)]
+    for _ in range(5):
+        seen = []
+        for model, called, optimizer in zip((plain, fast), (plain, replayed), optimizers, strict=True):
+            model.train()
+            torch.compiler.cudagraph_mark_step_begin()
+            loss = F.cross_entropy(called(x), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            model.eval()
+            torch.compiler.cudagraph_mark_step_begin()
+            with torch.no_grad():
+                seen += [float(loss), float(F.cross_entropy(called(x), labels))]
+        for a, b in zip(seen[2:], seen[:2], strict=True):
+            assert abs(a - b) <= 0.02 * max(abs(b), 0.5), seen
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@torch.no_grad()
+def test_graphs_of_torch_compile_pack_nothing_into_their_memory(frozen: bool) -> None:
+    """Weights that are packed in the run before the capture outlive it, and the graph's memory is its results' alone."""
+    plain, fast = (each.eval() for each in pair("mobilevitv2_050"))
+    x = images()
+    expected = plain(x)
+    torch.compiler.reset()
+    replayed = torch.compile(fast.requires_grad_(not frozen), mode="reduce-overhead")
+    for _ in range(4):
+        assert (replayed(x) - expected).abs().max() <= 5e-3 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", [None, torch.float16])
 def test_a_step_of_training_calls_the_ops(name: str, dtype: torch.dtype | None) -> None:
     _, fast = pair(name)
