@@ -109,10 +109,10 @@ def once(what: str, device: torch.device) -> None:
 def made_to_stay(make: Callable[[], T], device: torch.device) -> T:
     """make(), whose result outlives the call, in memory that is nobody's pool.
 
-    Before torch.compile captures a CUDA graph (mode="reduce-overhead", "max-autotune"), it runs the code once on a stream of its own. All that
-    its thread allocates there comes from the graph's pool, in which nothing but results may stay ("in the cudagraph pool but not accounted
-    for as an output"), so on a stream that is not the default one another thread makes it. On the default stream, where training packs
-    weights at every step, there is no such pool, and no thread to pay for.
+    Before torch.compile captures a CUDA graph (mode="reduce-overhead", "max-autotune"), it runs the code once on a stream of its own. All
+    that its thread allocates there comes from the graph's pool, in which nothing but results may stay ("in the cudagraph pool but not
+    accounted for as an output"), so on a stream that is not the default one another thread makes it. On the default stream, where training
+    packs weights at every step, there is no such pool, and no thread to pay for.
     """
     if device.type != "cuda" or _current_stream(torch.cuda.current_device() if device.index is None else device.index) == 0:
         return make()
