@@ -114,6 +114,19 @@ def test_backend_is_asked_of_every_op_or_left_to_use_backend():
             network(x)
 
 
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050"])
+def test_transforms_of_functions(name):
+    """Forward-mode derivatives and vmap, as torch.func takes them of the model as it was."""
+    plain = mk.create_model(name, num_classes=5).eval()
+    swapped = mk.accelerate(copy.deepcopy(plain))
+    x, tangent = torch.randn(2, 1, 3, 32, 32)
+    expected, actual = torch.func.jvp(plain, (x,), (tangent,)), torch.func.jvp(swapped, (x,), (tangent,))
+    both = torch.stack([x, tangent])
+    expected, actual = (*expected, torch.vmap(plain)(both)), (*actual, torch.vmap(swapped)(both))
+    for y, right in zip(actual, expected, strict=True):
+        assert (y - right).abs().max() <= 1e-4 * right.abs().max()
+
+
 def test_bad_arguments():
     for function in (mk.accelerate, mk.restore, mk.report):
         with pytest.raises(TypeError, match=f"{function.__name__}: model: expected a torch.nn.Module, got dict"):
