@@ -327,7 +327,7 @@ def test_bad_calls() -> None:
     with pytest.raises(TypeError, match="quantize: loss: expected a function of two results or None, got 'mse'"):
         mk.quantize(model, [x], MINMAX, loss="mse")
     with pytest.raises(ValueError, match=r"quantize: model: expected weights in memory, got .* on the meta device"):
-        mk.quantize(plain().to("meta"), [x], MINMAX)
+        mk.quantize(Plain().eval().to("meta"), [x], MINMAX)
     q = mk.quantize(model, [x], MINMAX, progress=False)
     with pytest.raises(TypeError, match="quantize: model: expected a float model, got one that is quantized already"):
         mk.quantize(q, [x], MINMAX)
