@@ -108,6 +108,14 @@ def test_models_that_are_refused() -> None:
         torch.compile(model.train(), backend="mvit_kernels")(x)
 
 
+@torch.no_grad()
+def test_a_graph_of_one_image_alone() -> None:
+    """Of a function there is no model to compile in the graph's place."""
+    model = mk.create_model("mobilevit_xxs", num_classes=7).eval()
+    with pytest.raises(RuntimeError, match="expected a graph of any number of images, got one that Dynamo made for 1 alone"):
+        torch.compile(lambda x: 2 * model(x), backend="mvit_kernels")(torch.randn(1, 3, 32, 32))
+
+
 def test_no_gradients() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU()).eval()
     with pytest.raises(RuntimeError, match=r"expected inference, under torch\.no_grad"):

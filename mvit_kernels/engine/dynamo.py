@@ -79,7 +79,15 @@ class _Runner:
             compiled = compile(self.model, x)
             if _agree(compiled, x, expected):
                 return compiled
-        compiled = compile(_Graph(self.graph, inputs, self.place).eval(), x)
+        try:
+            compiled = compile(_Graph(self.graph, inputs, self.place).eval(), x)
+        except RuntimeError as error:
+            if any(isinstance(each, int) for each in inputs):  # the number of images: the graph is of any
+                raise
+            raise RuntimeError(
+                f"torch.compile: backend mvit_kernels: expected a graph of any number of images, got one that Dynamo made for {x.shape[0]}"
+                " alone; compile the model itself"
+            ) from error
         if not _agree(compiled, x, expected):
             raise RuntimeError("torch.compile: backend mvit_kernels: the plan's results differ from those of the graph")
         return compiled
