@@ -63,19 +63,6 @@ def test_gradients_of_the_block_without_keys_query_bias_or_norm_pass(ratio: floa
         assert_exact(ours, exact)
 
 
-@pytest.mark.parametrize("ratio", [0.0, 3.0, 30.0, 100.0])
-def test_statistics_of_tiles_combine(ratio: float) -> None:
-    x = randn(1000) + ratio
-    parts = x.split([1, 7, 300, 92, 600])
-    count = torch.tensor([len(p) for p in parts], dtype=torch.float64)
-    mean = torch.stack([p.mean() for p in parts])
-    m2 = torch.stack([(p - p.mean()).square().sum() for p in parts])
-    total, centre, spread = folding.combine_statistics(count, mean, m2)
-    assert_exact(total, torch.tensor(1000.0, dtype=torch.float64))
-    assert_exact(centre, x.mean())
-    assert_exact(spread / total, x.var(correction=0))
-
-
 def test_norm_folds_into_the_next_weights_and_epilogue() -> None:
     x, weight, bias, gamma, beta = 30 + randn(2, 8, 5, 7), randn(6, 8, 1, 1), randn(6), randn(8), randn(8)
     expected = F.conv2d(F.group_norm(x, 1, gamma, beta, 1e-5), weight, bias)
@@ -120,24 +107,6 @@ def test_pooling_moves_before_the_last_projection_which_joins_the_classifier() -
     expected = F.linear(F.conv2d(x, project, b1).mean(dim=(2, 3)), classify, b2)
     weight, bias = folding.merge_linear(project.flatten(1), b1, classify, b2)
     assert_exact(F.linear(x.mean(dim=(2, 3)), weight, bias), expected)
-
-
-def test_key_and_value_biases_of_softmax_attention_leave() -> None:
-    batch, tokens, dim, heads = 2, 5, 8, 2
-    x, qkv_w, qkv_b, out_w, out_b = randn(batch, tokens, dim), randn(3 * dim, dim), randn(3 * dim), randn(dim, dim), randn(dim)
-
-    def attention(qkv_bias: torch.Tensor, out_bias: torch.Tensor) -> torch.Tensor:
-        q, k, v = F.linear(x, qkv_w, qkv_bias).reshape(batch, tokens, 3, heads, dim // heads).permute(2, 0, 3, 1, 4)
-        mixed = ((q @ k.mT) * (dim // heads) ** -0.5).softmax(dim=-1) @ v
-        return F.linear(mixed.transpose(1, 2).reshape(batch, tokens, dim), out_w, out_bias)
-
-    assert_exact(attention(*folding.move_value_bias(qkv_b, out_w, out_b)), attention(qkv_b, out_b))
-
-
-def test_concat_is_a_split_sum() -> None:
-    x, y, weight = randn(2, 3, 5, 5), randn(2, 4, 5, 5), randn(6, 7, 3, 3)
-    w1, w2 = folding.split_input(weight, 3)
-    assert_exact(F.conv2d(x, w1, padding=1) + F.conv2d(y, w2, padding=1), F.conv2d(torch.cat([x, y], dim=1), weight, padding=1))
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -428,6 +428,11 @@ def test_other_models_are_refused(tmp_path):
         load_checkpoint(other, path)
     with pytest.raises(ValueError, match=r"model: expected one of mk.list_models\(\)"):
         save_checkpoint(other, path)
+    for function in (load_checkpoint, save_checkpoint):
+        with pytest.raises(TypeError, match=f"{function.__name__}: model: expected a torch.nn.Module, got dict"):
+            function({}, path)
+        with pytest.raises(ValueError, match=f"{function.__name__}: model: expected weights in memory, got stem.* on the meta device"):
+            function(create_model("mobilevitv2_050").to("meta"), path)
     with pytest.raises(ValueError, match=r"model: expected a MobileViT, got one whose state_dict has 0\.stem"):
         save_checkpoint(nn.Sequential(create_model("mobilevitv2_050")), path)
 

@@ -193,6 +193,12 @@ def test_run_without_a_checkpoint_warns(capsys, photograph):
     assert "UNTRAINED" in err
 
 
+def test_run_takes_a_shipped_checkpoint_by_its_name(capsys, photograph):
+    document = _json(capsys, "run", photograph[0], "--checkpoint", "mobilevit_xxs")
+    assert document["trained"] is True
+    assert document["images"][0]["predictions"][0]["name"]
+
+
 def test_run_complains(capsys, tmp_path, photograph, checkpoint):
     picture, text = photograph[0], tmp_path / "text.png"
     text.write_text("not an image")
@@ -208,7 +214,7 @@ def test_run_complains(capsys, tmp_path, photograph, checkpoint):
     assert "--topk: expected a positive" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--topk", 0)
     assert "'gpu'" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--backend", "gpu")
     assert str(damaged) in _complaint(capsys, "run", picture, "--checkpoint", damaged)
-    assert str(nowhere) in _complaint(capsys, "run", picture, "--checkpoint", nowhere)
+    assert f"shipped mobilevit_xxs, mobilevitv2_050: {nowhere}" in _complaint(capsys, "run", picture, "--checkpoint", nowhere)
     assert "1000" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--num-classes", 1000)
     assert "does not fit" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--model", "mobilevitv2_100")
 

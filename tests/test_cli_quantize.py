@@ -298,6 +298,7 @@ def test_eval_by_two_processes(capsys, quantized, pictures):
 def test_eval_refuses(capsys, weights, quantized, pictures, tmp_path):
     assert "expected one of" in _complaint(capsys, "eval", "--data", pictures)
     assert "no such file" in _complaint(capsys, "eval", tmp_path / "no", "--data", pictures)
+    assert "expected weights in floats" in _complaint(capsys, "run", "picture", "--checkpoint", quantized)
     odd = tmp_path / "odd"
     for name in ("n01", "n09"):
         (odd / name).mkdir(parents=True)

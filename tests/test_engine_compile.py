@@ -238,7 +238,38 @@ def largest_first(x: Tensor) -> Tensor:
     return x * x.max(1, keepdim=True)[0]
 
 
+def without_autocast(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.autocast("cpu", enabled=False):
+        return m.second(m.first(x).float())
+
+
+def with_gradients(m: nn.Module, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        x = m.first(x)
+    return m.second(x).detach()
+
+
+def written_through_a_view(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.first(x).clone()
+    x[:, 1:3] = 0.5
+    return m.second(x)
+
+
+def written_behind_a_view(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.second(m.first(x)).tanh()
+    flat = x.flatten(2)
+    x.clamp_(min=0)
+    return m.last(flat.transpose(1, 2))
+
+
 ODD = {
+    "parts without autocast": without_autocast,
+    "parts with gradients": with_gradients,
+    "written through a view": written_through_a_view,
+    "written behind a view": written_behind_a_view,
+    "views by the number of images": lambda m, x: m.flat(m.first(x).view(x.size(0), -1)),
+    "views of all but the images": lambda m, x: m.flat(m.first(x).view(-1, 8 * 64)),
+    "views of as many rows as images and channels": lambda m, x: m.first(x).view(x.shape[0] * 8, 64).tanh().view(x.shape[0], 8, 8, 8),
     "rows of all images": lambda m, x: m.last(torch.tanh(rows(m.first(x)))),
     "images become more": lambda m, x: m.second(torch.cat([m.first(x), 2 * m.first(x)], 0)),
     "a mean over images": lambda m, x: m.first(x) + m.second(m.first(x)).mean(0, keepdim=True),
@@ -317,17 +348,56 @@ def test_transformers(version: str, task: str, tmp_path) -> None:
     assert torch.equal(mk.load(tmp_path / "plan")(x).logits, actual.logits)
 
 
+class Writing(nn.Module):
+    """To a buffer at each call, or to its images."""
+
+    def __init__(self, to_buffer: bool) -> None:
+        super().__init__()
+        self.conv, self.to_buffer = nn.Conv2d(3, 8, 1), to_buffer
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.to_buffer:
+            self.calls.add_(1)
+        return self.conv(x.mul_(2))
+
+
+def test_what_a_model_writes_to() -> None:
+    x = torch.randn(2, 3, 4, 4)
+    before, model = x.clone(), Writing(False).eval()
+    fast = mk.compile(model, x)
+    for _ in range(2):
+        assert torch.allclose(fast(x), model.conv(2 * before), atol=1e-5)
+    assert torch.equal(x, before)
+    with pytest.raises(ValueError, match="capture: model: expected one that keeps nothing of a call, got one that writes to calls"):
+        mk.compile(Writing(True).eval(), x)
+
+
+def test_random_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"capture: randn: expected the same results for the same images, got random numbers"):
+        mk.compile(Parts(lambda m, x: m.first(x) + torch.randn(8, 1, 1)).eval(), torch.zeros(1, 3, 8, 8))
+
+
 def test_bad_input(network) -> None:
     model, fast = network
     x = torch.zeros(1, 3, 64, 64)
-    with pytest.raises(ValueError, match="CompiledModel: repeats: expected at least 1, got 0"):
-        fast.profile(x, repeats=0)
+    for repeats in (0, "3"):
+        with pytest.raises(ValueError, match=f"CompiledModel: repeats: expected at least 1, got {repeats!r}"):
+            fast.profile(x, repeats=repeats)
+    with pytest.raises(ValueError, match="CompiledModel: x: expected at least one image to time, got none"):
+        fast.profile(x[:0])
+    with pytest.raises(ValueError, match=r"CompiledModel: report: expected a size \(channels, height, width\), got 64"):
+        fast.report(64)
+    for sizes in (64, (64, 64), [(0, 64)], [(3, 64, 64)], [("a", "b")], []):
+        with pytest.raises(ValueError, match=r"CompiledModel: save: sizes: expected one \(height, width\) or more, got"):
+            fast.save("unused.plan", sizes=sizes)
     for bad, error, text in (
         (x[0], ValueError, r"x: expected shape \(B, 3, H, W\), got \(3, 64, 64\)"),
         (x[:, :2], ValueError, r"x: expected shape \(B, 3, H, W\), got \(1, 2, 64, 64\)"),
         (x[..., :0], ValueError, r"x: expected shape \(B, 3, H, W\), got \(1, 3, 64, 0\)"),
         (x.long(), TypeError, r"x: expected one of torch.float32, torch.bfloat16, torch.float16, got torch.int64"),
         (x.to("meta"), ValueError, r"x: expected a tensor on cpu, got one on meta"),
+        (x.to_sparse(), ValueError, r"x: expected a dense tensor, got layout torch.sparse_coo"),
         ("x", TypeError, r"x: expected a torch.Tensor, got str"),
     ):
         with pytest.raises(error, match=f"CompiledModel: {text}"):
@@ -336,6 +406,8 @@ def test_bad_input(network) -> None:
         ((3, x), TypeError, r"model: expected a torch.nn.Module, got int"),
         ((copy.deepcopy(model).train(), x), ValueError, r"model: expected a model in evaluation"),
         ((model, x[0]), ValueError, r"example_inputs: expected one batch of images \(B, C, H, W\), got shape \(3, 64, 64\)"),
+        ((model, x[..., :0]), ValueError, r"example_inputs: expected one batch of images \(B, C, H, W\), got shape \(1, 3, 64, 0\)"),
+        ((copy.deepcopy(model).to("meta"), x), ValueError, r"model: expected weights in memory, got .* on the meta device"),
         ((model, [x, x]), ValueError, r"example_inputs: expected one batch of images \(B, C, H, W\), got list"),
     ):
         with pytest.raises(error, match=f"compile: {text}"):

@@ -88,6 +88,34 @@ def test_first_images_of_all_kinds(case: str) -> None:
         assert torch.allclose(actual, expected, rtol=0, atol=0.02 if x.dtype != torch.float32 else 1e-5, equal_nan=True)
 
 
+@torch.no_grad()
+def test_no_images_after_others() -> None:
+    """Dynamo compiles anew for them, and the graph's sizes say 0."""
+    model, x = random_statistics(mk.create_model("mobilevit_xxs", num_classes=7)), torch.randn(2, 3, 32, 32)
+    fast = torch.compile(model, backend="mvit_kernels")
+    for batch in (2, 1, 0, 2):
+        assert torch.allclose(fast(x[:batch]), model(x[:batch]), atol=1e-5)
+
+
+@torch.no_grad()
+def test_models_that_are_refused() -> None:
+    x = torch.randn(2, 3, 32, 32)
+    model = mk.create_model("mobilevit_xxs", num_classes=7).eval()
+    quantized = mk.quantize(model, [x], mk.QuantConfig(method="minmax"), progress=False)
+    with pytest.raises(RuntimeError, match=r"expected a float model, got a quantized one; mk.compile takes it"):
+        torch.compile(quantized, backend="mvit_kernels")(x)
+    with pytest.raises(RuntimeError, match=r"expected a model in evaluation \(call model.eval\(\)\), got one in training"):
+        torch.compile(model.train(), backend="mvit_kernels")(x)
+
+
+@torch.no_grad()
+def test_a_graph_of_one_image_alone() -> None:
+    """Of a function there is no model to compile in the graph's place."""
+    model = mk.create_model("mobilevit_xxs", num_classes=7).eval()
+    with pytest.raises(RuntimeError, match="expected a graph of any number of images, got one that Dynamo made for 1 alone"):
+        torch.compile(lambda x: 2 * model(x), backend="mvit_kernels")(torch.randn(1, 3, 32, 32))
+
+
 def test_no_gradients() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU()).eval()
     with pytest.raises(RuntimeError, match=r"expected inference, under torch\.no_grad"):

@@ -175,6 +175,8 @@ def test_bad_input():
         capture(3, (3, 64, 64))
     with pytest.raises(ValueError, match=r"capture: size: expected \(channels, height, width\), got \(3, 64\)"):
         capture(model.eval(), (3, 64))
+    with pytest.raises(ValueError, match=r"capture: size: expected \(channels, height, width\), got 64"):
+        capture(model, 64)
 
 
 def test_products_of_attention_count():

@@ -279,6 +279,13 @@ def test_bad_options_are_named(name, options, message):
         create_model(name, **options)
 
 
+def test_bad_names_are_refused():
+    with pytest.raises(TypeError, match="create_model: name: expected the name of a model, got int"):
+        create_model(5)
+    with pytest.raises(ValueError, match="MobileViTv2Config: expected width > 0 and finite, got 'wide'"):
+        create_model("mobilevitv2", width="wide")
+
+
 def test_bad_images_are_refused():
     model = create_model("mobilevit_xxs")
     for shape in [(3, 64, 64), (1, 1, 64, 64)]:

@@ -203,6 +203,10 @@ def test_refusals(tmp_path: Path) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.b(self.pool(self.a(x)))
 
+    q = mk.quantize(small(), [images(2, 16)], mk.QuantConfig(method="minmax"), progress=False)
+    for size in (64, (3, 64, 64)):
+        with pytest.raises(ValueError, match=r"export_onnx: size: expected \(height, width\) or None, got"):
+            mk.export_onnx(q, tmp_path / "q.onnx", size)  # type: ignore[arg-type]
     q = mk.quantize(Pooled().eval(), [images(2, 16)], mk.QuantConfig(method="minmax"), progress=False)
     with pytest.raises(ValueError, match=r"export_onnx: model: expected nodes of quantize, .*, got .*, which is torch's aten.max_pool2d"):
         mk.export_onnx(q, tmp_path / "q.onnx")

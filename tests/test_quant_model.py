@@ -324,8 +324,14 @@ def test_bad_calls() -> None:
     ):
         with pytest.raises(error, match=f"quantize: calibration: expected .*got {got}"):
             mk.quantize(model, calibration, MINMAX, progress=False)
+    with pytest.raises(TypeError, match="quantize: loss: expected a function of two results or None, got 'mse'"):
+        mk.quantize(model, [x], MINMAX, loss="mse")
+    with pytest.raises(ValueError, match=r"quantize: model: expected weights in memory, got .* on the meta device"):
+        mk.quantize(Plain().eval().to("meta"), [x], MINMAX)
     q = mk.quantize(model, [x], MINMAX, progress=False)
-    for bad in (x[0], x.int(), x[:, :2], "image"):
+    with pytest.raises(TypeError, match="quantize: model: expected a float model, got one that is quantized already"):
+        mk.quantize(q, [x], MINMAX)
+    for bad in (x[0], x.int(), x[:, :2], x[..., :0], "image"):
         with pytest.raises(ValueError, match=r"QuantizedModel: x: expected float images \(B, 3, H, W\), got"):
             q(bad)
     for function, name in ((mk.convert, "convert"), (functools.partial(mk.save_quantized, path="x"), "save_quantized")):

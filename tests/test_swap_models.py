@@ -15,6 +15,7 @@ import torch
 from marks import slow
 from swap_checks import OPTIONS, SETTINGS, V1_SETTINGS, lively, outputs, reason, replaced
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import mvit_kernels as mk
 from mvit_kernels.models import MobileViTBlock, MobileViTv2Block, SeparableAttention, create_model
@@ -112,6 +113,20 @@ def test_backend_is_asked_of_every_op_or_left_to_use_backend():
         mk.accelerate(network, backend="reference", **options)
         with torch.no_grad(), mk.use_backend("cuda"):
             network(x)
+
+
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050"])
+def test_transforms_of_functions(name):
+    """Forward-mode derivatives and vmap, as torch.func takes them of the model as it was."""
+    plain = mk.create_model(name, num_classes=5).eval()
+    swapped = mk.accelerate(copy.deepcopy(plain))
+    x, tangent = torch.randn(2, 1, 3, 32, 32)
+    with sdpa_kernel(SDPBackend.MATH):  # torch's other attentions have no forward-mode derivative
+        expected, actual = torch.func.jvp(plain, (x,), (tangent,)), torch.func.jvp(swapped, (x,), (tangent,))
+    both = torch.stack([x, tangent])
+    expected, actual = (*expected, torch.vmap(plain)(both)), (*actual, torch.vmap(swapped)(both))
+    for y, right in zip(actual, expected, strict=True):
+        assert (y - right).abs().max() <= 1e-4 * right.abs().max()
 
 
 def test_bad_arguments():

@@ -20,7 +20,6 @@ from typing import Any
 from sass import lengths, waits_first
 
 TARGETS = (80, 90)
-TENSOR_CORES = {"mma.sync": "HMMA|IMMA", "wgmma": "HGMMA|IGMMA"}
 
 
 class Driver:

@@ -112,7 +112,7 @@ def _judge(
         classes = len(images.class_names)
         if logits.ndim != 2 or logits.shape[1] < classes or (whole and logits.shape[1] != classes):
             known = "" if not whole else ", as no file says which of them these are"
-            raise ValueError(f"--data: expected the {tuple(logits.shape)[1:]} classes of the network{known}, got {classes}")
+            raise ValueError(f"--data: expected the {logits.shape[-1]} classes of the network{known}, got {classes}")
         if labels is not None:
             y = torch.tensor(labels)[y]
         first = logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]

@@ -49,14 +49,13 @@ def load_network(args: argparse.Namespace, *, compiled: bool) -> Network:
     Raises ValueError, OSError for files that are none of these.
     """
     path, size = args.network, args.size
-    if path is not None and str(path) in checkpoints.SHIPPED:
-        path = checkpoints.path(str(path))
+    shipped = path is not None and str(path) in checkpoints.SHIPPED
     if path is not None and path.is_file() and is_plan(path):
         plan = mk.load(path, device="cpu")
         side = size or plan.sizes[0][1]
         published = published_normalization(args.model) if args.model else Normalization()
         return Network("plan", plan, side, None, normalization_of(args, published))
-    about = about_of(path) if path is not None else None
+    about = None if path is None or shipped else about_of(path)
     if path is not None and about is not None:
         quantized = mk.load_quantized(float_model(about, path), path)
         side = size or quantized.size[1]

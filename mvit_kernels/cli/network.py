@@ -12,7 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import mvit_kernels as mk
+from mvit_kernels import checkpoints
 from mvit_kernels.models import Normalization, published_normalization
+from mvit_kernels.quant import about
 
 from .arguments import NUMBERS, is_normalization
 
@@ -35,13 +37,15 @@ class Classifier:
 
 
 def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int | None = None) -> Classifier:
-    """Model `name` with the weights of a checkpoint file, or with random ones (seed 0).
+    """Model `name` with the weights of a checkpoint file (or of a shipped one, by its name), or with random ones (seed 0).
 
     What is None, is as the metadata of a safetensors file say (`mvit-kernels train` writes them), else 1000 classes; so is the
     size, else the model's own or 256. Images are normalized as the metadata say; not at all if `mvit-kernels train` wrote them and they
     don't; else as for the published weights of the model.
     Raises FileNotFoundError; ValueError for a file that is damaged, doesn't fit or has metadata that make no sense.
     """
+    if checkpoint is not None and str(checkpoint) in checkpoints.SHIPPED:
+        checkpoint = checkpoints.path(str(checkpoint))
     metadata = {} if checkpoint is None else _metadata(checkpoint)
     options = parse_options(checkpoint, metadata.get("options", "{}")) if name in (None, metadata.get("model")) else {}
     name = name or metadata.get("model")
@@ -101,10 +105,12 @@ def parse_normalization(checkpoint: Path | None, metadata: Mapping[str, str], ot
 
 def _metadata(path: Path) -> dict[str, str]:
     if not path.is_file():
-        raise FileNotFoundError(2, "no such checkpoint", str(path))
+        raise FileNotFoundError(2, f"no such checkpoint, nor one of the shipped {', '.join(checkpoints.SHIPPED)}", str(path))
     with path.open("rb") as file:
         if file.read(9)[8:] != b"{":  # a torch file, which says nothing about itself
             return {}
+    if about(path) is not None:
+        raise ValueError(f"{path}: expected weights in floats, got a network of mvit-kernels quantize, which mvit-kernels eval takes")
     try:
         with safe_open(path, "pt") as tensors:
             return tensors.metadata() or {}

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 import mvit_kernels as mk
-from mvit_kernels import checkpoints
 from mvit_kernels.files import write_text
 from mvit_kernels.machine import conditions
 from mvit_kernels.quant.config import METHODS
@@ -60,8 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Every process of torchrun takes a share of the images; the first one writes."""
     for flag in ("output", "report", "plot"):  # before the work
         require_writable(f"--{flag}", getattr(args, flag))
-    path = checkpoints.path(str(args.checkpoint)) if str(args.checkpoint) in checkpoints.SHIPPED else args.checkpoint
-    classifier = load_classifier(args.model, path, args.num_classes)
+    classifier = load_classifier(args.model, args.checkpoint, args.num_classes)
     size = args.size or classifier.size
     normalization = normalization_of(args, classifier.normalization)
     bits = None if args.activation_bits == "none" else int(args.activation_bits)

@@ -20,7 +20,11 @@ from .output import print_table, warn
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="a file that Pillow reads")
     parser.add_argument("--model", help="a name that mvit-kernels info lists (default: the one that the checkpoint names)")
-    parser.add_argument("--checkpoint", type=Path, help="weights of timm, transformers, ml-cvnets or mvit-kernels train")
+    parser.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="weights of timm, transformers, ml-cvnets or mvit-kernels train, or the name of a shipped checkpoint",
+    )
     parser.add_argument("--num-classes", type=positive_int, help="classes of the checkpoint (default: what it says, else 1000)")
     parser.add_argument("--topk", type=positive_int, default=5, help="predictions an image (default: %(default)s)")
     parser.add_argument("--backend", default="auto", help="auto, cpu or reference (default: %(default)s)")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
@@ -96,26 +96,30 @@ class CompiledModel:
     def profile(self, x: Tensor, *, repeats: int = 20) -> Profile:
         """`report` with the time of each step on images x, the median of `repeats` runs, against what the processor could do."""
         self._check(x)
-        if repeats < 1:
-            raise ValueError(f"CompiledModel: repeats: expected at least 1, got {repeats}")
+        if not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(f"CompiledModel: repeats: expected at least 1, got {repeats!r}")
+        if not x.shape[0]:
+            raise ValueError("CompiledModel: x: expected at least one image to time, got none")
         plan = self.plan(size_of(x))
         if isinstance(plan, Plan):
             return profile_of(plan, self._prepared(x, plan), self.threads(), repeats)
         return plan.profile(x, repeats)
 
-    def save(self, path: str | Path, sizes: Sequence[tuple[int, int]] | None = None) -> None:
+    def save(self, path: str | Path, sizes: Iterable[tuple[int, int]] | None = None) -> None:
         """Write the plans to a file that `load` reads: those at hand, or those of images of `sizes` (height, width). Of plans of a GPU it
         has the rewritten network, whose graphs are captured where it runs."""
         from .files import save_plans
 
-        if sizes is not None and (not sizes or any(len(size) != 2 for size in sizes)):
-            raise ValueError(f"CompiledModel: save: sizes: expected one (height, width) or more, got {sizes!r}")
+        if sizes is not None:
+            sizes = list(sizes) if isinstance(sizes, Iterable) else [sizes]
+            if not sizes or not all(_is_size(each, 2) for each in sizes):
+                raise ValueError(f"CompiledModel: save: sizes: expected one (height, width) or more, got {sizes!r}")
         channels = next(iter(self._plans))[0]
         wanted = list(self._plans) if sizes is None else [(channels, *size) for size in sizes]
         save_plans(Path(path), {size: self.plan(size) for size in wanted}, self.num_threads, self.device)
 
     def _plan_of(self, size: Size | None, what: str) -> Plan | DevicePlan:
-        if size is not None and (len(size) != 3 or any(not isinstance(each, int) or each < 1 for each in size)):
+        if size is not None and not _is_size(size, 3):
             raise ValueError(f"CompiledModel: {what}: expected a size (channels, height, width), got {size!r}")
         return next(iter(self._plans.values())) if size is None else self.plan(size)
 
@@ -129,6 +133,8 @@ class CompiledModel:
             raise TypeError(f"CompiledModel: x: expected one of {', '.join(map(str, PLAN_DTYPES))}, got {x.dtype}")
         if x.device != self.device:
             raise ValueError(f"CompiledModel: x: expected a tensor on {self.device}, got one on {x.device}")
+        if x.layout != torch.strided:
+            raise ValueError(f"CompiledModel: x: expected a dense tensor, got layout {x.layout}")
 
     def _prepared(self, x: Tensor, plan: Plan | DevicePlan) -> Tensor:
         if not isinstance(plan, Plan):
@@ -145,6 +151,10 @@ class CompiledModel:
     def __repr__(self) -> str:
         where = f"threads={self.threads()}" if self.device == CPU else f"device={self.device}"
         return f"CompiledModel(sizes={list(self._plans)}, {where})"
+
+
+def _is_size(size: Any, length: int) -> bool:
+    return isinstance(size, (tuple, list)) and len(size) == length and all(isinstance(each, int) and each > 0 for each in size)
 
 
 def size_of(x: Tensor) -> Size:

@@ -86,7 +86,7 @@ def compile(
     if isinstance(x, (list, tuple)) and len(x) == 1:
         x = x[0]
     check_model("compile", model)
-    if not isinstance(x, Tensor) or x.ndim != 4:
+    if not isinstance(x, Tensor) or x.ndim != 4 or 0 in x.shape[1:]:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(example_inputs).__name__
         raise ValueError(f"compile: example_inputs: expected one batch of images (B, C, H, W), got {got}")
     device = _device(backend, model, x)

@@ -14,6 +14,8 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from mvit_kernels.quant import QuantizedModel
+
 from .compiled import CompiledModel
 from .compiling import compile
 
@@ -26,7 +28,7 @@ def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Seque
 
     Raises:
         RuntimeError: gradients are on and something wants one.
-        ValueError: the graph takes anything but one batch of images and weights.
+        ValueError: the graph takes anything but one batch of images and weights, or is of a model in training or a quantized one.
     """
     if torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
         raise RuntimeError(
@@ -34,13 +36,17 @@ def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Seque
             " gradients on; to train, use mk.accelerate"
         )
     model = _calling_module()
+    if isinstance(model, QuantizedModel):
+        raise ValueError("torch.compile: backend mvit_kernels: expected a float model, got a quantized one; mk.compile takes it")
+    if model is not None and model.training:
+        raise ValueError("torch.compile: backend mvit_kernels: expected a model in evaluation (call model.eval()), got one in training")
     weights = [] if model is None else [*model.parameters(), *model.buffers()]
     known = {id(x) for x in weights}
     places = [i for i, x in enumerate(inputs) if isinstance(x, Tensor) and not isinstance(x, nn.Parameter) and id(x) not in known]
     images = [i for i in places if inputs[i].ndim == 4]
     if len(images) != 1:
         raise ValueError(f"torch.compile: backend mvit_kernels: expected one batch of images (B, C, H, W), got {len(images)}")
-    whole = model is not None and not model.training and {id(x) for x in inputs} >= {id(x) for x in model.parameters()}
+    whole = model is not None and {id(x) for x in inputs} >= {id(x) for x in model.parameters()}
     return _Runner(graph, images[0], model if whole else None)
 
 
@@ -54,6 +60,8 @@ class _Runner:
         self.lock = threading.Lock()
 
     def __call__(self, *inputs: Any) -> Sequence[Tensor]:
+        if not inputs[self.place].shape[0]:  # of no images: Dynamo made a graph for these alone, whose sizes say 0
+            return list(self.graph(*inputs))
         versions = [x._version for i, x in enumerate(inputs) if i != self.place and isinstance(x, Tensor) and not x.is_inference()]
         made = self.compiled
         if made is None or made[0] != versions:
@@ -71,7 +79,15 @@ class _Runner:
             compiled = compile(self.model, x)
             if _agree(compiled, x, expected):
                 return compiled
-        compiled = compile(_Graph(self.graph, inputs, self.place).eval(), x)
+        try:
+            compiled = compile(_Graph(self.graph, inputs, self.place).eval(), x)
+        except RuntimeError as error:
+            if any(isinstance(each, int) for each in inputs):  # the number of images: the graph is of any
+                raise
+            raise RuntimeError(
+                f"torch.compile: backend mvit_kernels: expected a graph of any number of images, got one that Dynamo made for {x.shape[0]}"
+                " alone; compile the model itself"
+            ) from error
         if not _agree(compiled, x, expected):
             raise RuntimeError("torch.compile: backend mvit_kernels: the plan's results differ from those of the graph")
         return compiled

@@ -20,10 +20,12 @@ from mvit_kernels.swap import accelerate
 
 from . import quantizers
 from .expand import RULES, Builder, Floats, Map, Moments, Opaque, Value, Vector
+from .functional import functional, results
 from .program import Program
 
 Tensor = torch.Tensor
 _exporting = threading.Lock()  # torch.export keeps what it is at in one place for all threads
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default)
 
 
 def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:
@@ -35,23 +37,26 @@ def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:
         TypeError, ValueError: model is no module, is in training, or takes anything but one batch of images.
     """
     check_model("capture", model)
-    if len(size) != 3 or any(not isinstance(each, int) or each < 1 for each in size):
+    if not isinstance(size, (tuple, list)) or len(size) != 3 or any(not isinstance(each, int) or each < 1 for each in size):
         raise ValueError(f"capture: size: expected (channels, height, width), got {size!r}")
     model = accelerate(copy.deepcopy(model).cpu().float(), backend="reference")
     batch = torch.export.Dim("batch", min=1)
     with _exporting, torch.no_grad(), torch.autocast("cpu", enabled=False):
         x = torch.zeros(2, *size, dtype=torch.float32)
         exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},), strict=False)
-    return _Translator(exported, size).program()
+        return _Translator(functional(exported), size).program()
 
 
 def check_model(what: str, model: Any) -> None:
-    """Raises TypeError, ValueError if it is no module or one in training."""
+    """Raises TypeError, ValueError if it is no module, one in training or one without values."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{what}: model: expected a torch.nn.Module, got {type(model).__name__}")
     training = _exported_in_training(model) if isinstance(model, fx.GraphModule) else None
     if model.training if training is None else training:
         raise ValueError(f"{what}: model: expected a model in evaluation (call model.eval()), got one in training")
+    empty = next((name for name, each in (*model.named_parameters(), *model.named_buffers()) if each.is_meta), None)
+    if empty is not None:
+        raise ValueError(f"{what}: model: expected weights in memory, got {empty} on the meta device")
 
 
 def _exported_in_training(model: fx.GraphModule) -> bool | None:
@@ -63,7 +68,7 @@ def _exported_in_training(model: fx.GraphModule) -> bool | None:
 
 class _Translator:
     def __init__(self, exported: torch.export.ExportedProgram, size: tuple[int, int, int]) -> None:
-        self.graph = exported.graph
+        self.graph, self.results = exported.graph, results(exported)
         self.build = Builder()
         signature = exported.graph_signature
         names: dict[str, str] = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
@@ -84,16 +89,13 @@ class _Translator:
         self.spec = exported.call_spec.out_spec
 
     def program(self) -> Program:
-        outputs: Any = None
         for node in self.graph.nodes:
             if node.op == "call_function":
                 self.values[node] = self.call(node)
-            elif node.op == "output":
-                outputs = node.args[0]
-        for each in outputs:
+        for each in self.results:
             if not isinstance(each, fx.Node) or not self.moves(self.values[each]):
                 raise ValueError(f"capture: model: expected results that depend on the image, got {each}")
-        leaves = [self.build.plain(self.values[each]) for each in outputs]
+        leaves = [self.build.plain(self.values[each]) for each in self.results]
         single = self.spec is None or (len(leaves) == 1 and self.spec.is_leaf())
         return Program(self.build.nodes, leaves, None if single else self.spec)
 
@@ -113,6 +115,8 @@ class _Translator:
             scales = quantizers.scales_of(_name_of(node.target), self.named(node)) if _name_of(node.target) else None
             if scales is not None:
                 self.scales[node] = scales
+            if self.draws(node):
+                raise ValueError(f"capture: {node.name}: expected the same results for the same images, got random numbers")
             args, kwargs = self.arguments(node)
             return node.target(*args, **kwargs)  # type: ignore[operator]
         if node.target is torch.ops.aten.sym_size.int:
@@ -172,14 +176,25 @@ class _Translator:
                 raise ValueError(f"capture: {node.name}: expected no arithmetic on the size of the batch, got {node.format_node()}")
             return value
 
-        arguments = fx.node.map_arg((node.args, node.kwargs), hold)
         size = _size_of(node)
-        settings = {"target": node.target, "arguments": arguments}
+        target, args = node.target, node.args
+        if target in _VIEWS and -1 not in size:  # results of ours lie in an order of their own, which has no such view
+            target, args = torch.ops.aten.reshape.default, (args[0], [self.first_of(args[1]), *size])
+        arguments = fx.node.map_arg((args, node.kwargs), hold)
+        settings = {"target": target, "arguments": arguments}
         name = self.build.add("torch", tuple(inputs), size, self.name_of(node) + "." + node.name, settings, weights)
         if not self.of_images(node.meta.get("val")):
             return Opaque(name)
         kind: type[Value] = {1: Vector, 3: Map}.get(len(size), Floats)
         return kind(name)
+
+    def draws(self, node: fx.Node) -> bool:
+        """Whether an op gives random numbers, as dropout does in training only."""
+        return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and self.named(node).get("train") is not False
+
+    def first_of(self, shape: Any) -> int:
+        first = shape[0]
+        return -1 if isinstance(first, fx.Node) and isinstance(self.values[first], _Batch) else first
 
     def of_images(self, result: Any) -> bool:
         """Floats of each image, one image after another."""

@@ -45,7 +45,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     Raises FileNotFoundError; ValueError if the file is damaged, holds no model that is known here or doesn't fit the model.
     """
     path = Path(path)
-    state = model.state_dict()
+    state = _state_of("load_checkpoint", model)
     family = family_of(state)
     file = _read(path)
     if file.format not in STEMS[family]:
@@ -104,7 +104,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: Form
     replaced at once or not at all. The first convolution of MobileViT v1 becomes that of the format (see `load_checkpoint`).
     """
     path = Path(path)
-    state = model.state_dict()
+    state = _state_of("save_checkpoint", model)
     family = family_of(state)
     format = own_format(family) if format is None else format
     if format not in STEMS[family]:
@@ -125,6 +125,17 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: Form
         replace_file(path, lambda draft: draft.write_bytes(safetensors.torch.save(tensors, metadata)))
     else:
         replace_file(path, lambda draft: torch.save(tensors, draft))
+
+
+def _state_of(function: str, model: nn.Module) -> dict[str, torch.Tensor]:
+    """Raises TypeError, ValueError if it is no module or one without values."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: model: expected a torch.nn.Module, got {type(model).__name__}")
+    state = model.state_dict()
+    empty = next((name for name, value in state.items() if value.is_meta), None)
+    if empty is not None:
+        raise ValueError(f"{function}: model: expected weights in memory, got {empty} on the meta device")
+    return state
 
 
 def _renamed(state: Mapping[str, torch.Tensor], format: Format) -> dict[str, torch.Tensor]:

@@ -41,8 +41,9 @@ class MobileViTv2Config:
     def __post_init__(self) -> None:
         check_sizes(self, blocks=2, depths=3)
         for name in ("width", "depth_ir", "depth_vit"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"MobileViTv2Config: expected {name} > 0 and finite, got {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+                raise ValueError(f"MobileViTv2Config: expected {name} > 0 and finite, got {value!r}")
         if not isinstance(self.resolution, int) or self.resolution < 1:
             raise ValueError(f"MobileViTv2Config: expected resolution to be a positive integer, got {self.resolution!r}")
         if self.odd_maps not in get_args(OddMaps):

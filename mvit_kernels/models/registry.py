@@ -55,6 +55,8 @@ def _known(caller: str, name: str) -> tuple[Kind, Any]:
     """The family of a model, and its config."""
     configs = {each: (kind, base) for kind in KINDS.values() for each, base in kind.variants.items()}
     configs |= {family: (kind, kind.factors) for family, kind in KINDS.items() if kind.factors is not None}
+    if not isinstance(name, str):
+        raise TypeError(f"{caller}: name: expected the name of a model, got {type(name).__name__}")
     if name not in configs:
         nearest = difflib.get_close_matches(name, list_models(), cutoff=0.5) or list_models()
         raise ValueError(f"{caller}: expected the name of a model, such as {', '.join(nearest)}; got {name!r}")

@@ -159,6 +159,8 @@ def _reference_fold(p: torch.Tensor, output_size: Sequence[int], patch: tuple[in
 
 def _copy_of(result: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     """The result in the memory format of its source; an op may not return a view, which plain torch does where nothing moves."""
+    if torch._C._are_functorch_transforms_active():  # tensors without memory of their own
+        return result.clone()
     result = dense(result, is_channels_last(source))
     return result.clone() if result.untyped_storage().data_ptr() == source.untyped_storage().data_ptr() else result
 

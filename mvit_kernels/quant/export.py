@@ -51,6 +51,8 @@ def export_onnx(model: QuantizedModel, path: str | os.PathLike[str], size: tuple
         import onnx
     except ImportError as error:
         raise ImportError("export_onnx needs onnx: pip install 'mvit_kernels[export]'") from error
+    if size is not None and (not isinstance(size, (tuple, list)) or len(size) != 2):
+        raise ValueError(f"export_onnx: size: expected (height, width) or None, got {size!r}")
     sizes = None if size is None else (model.size[0], *size)
     model.require_kernels("export_onnx", sizes)
     program = model.program(sizes)

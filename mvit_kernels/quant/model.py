@@ -76,7 +76,7 @@ class QuantizedModel(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor) -> Any:
-        if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or x.shape[1] != self.size[0]:
+        if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point() or x.shape[1] != self.size[0] or 0 in x.shape[2:]:
             got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"QuantizedModel: x: expected float images (B, {self.size[0]}, H, W), got {got}")
         if not x.is_cpu:
@@ -191,7 +191,7 @@ def quantize(
         OSError: the state cannot be read or written.
     """
     config = QuantConfig() if config is None else config
-    _check(model, config)
+    _check(model, config, loss)
     batches = record(model, calibration)
     own = copy.deepcopy(model)
     size = (batches[0].shape[1], batches[0].shape[2], batches[0].shape[3])
@@ -245,7 +245,11 @@ def _check_program(program: Program, config: QuantConfig) -> None:
             raise ValueError(f"quantize: model: expected finite weights, got others at {node.name}")
 
 
-def _check(model: Any, config: Any) -> None:
+def _check(model: Any, config: Any, loss: Any) -> None:
     if not isinstance(config, QuantConfig):
         raise TypeError(f"quantize: config: expected a QuantConfig, got {type(config).__name__}")
+    if isinstance(model, QuantizedModel):
+        raise TypeError("quantize: model: expected a float model, got one that is quantized already")
+    if loss is not None and not callable(loss):
+        raise TypeError(f"quantize: loss: expected a function of two results or None, got {loss!r}")
     check_model("quantize", model)

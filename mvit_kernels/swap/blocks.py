@@ -14,7 +14,7 @@ from torch.autograd import forward_ad
 
 from mvit_kernels.ops import avg_pool, fold_patches, gemm, group_norm, separable_attention, unfold_patches
 from mvit_kernels.ops.backend import native
-from mvit_kernels.ops.library import is_channels_last
+from mvit_kernels.ops.library import dense, is_channels_last
 from mvit_kernels.ops.replay import Replays
 
 from . import devices, fused
@@ -322,7 +322,7 @@ class V1Block(Block):
     def _on_tokens(self, x: torch.Tensor, inner: Inner) -> torch.Tensor:
         """Unfold, `inner` on tokens (B * P, N, C), fold. x: (B, C, H, W) of whole patches."""
         # From channels_last memory, patches are dense as (B, P, N, C), and tokens a view of them.
-        patches = unfold_patches(x.contiguous(memory_format=torch.channels_last), self._patch_size(), backend=self._backend)
+        patches = unfold_patches(dense(x, True), self._patch_size(), backend=self._backend)
         batch, channels, phases, length = patches.shape
         tokens = inner(patches.permute(0, 2, 3, 1).reshape(batch * phases, length, channels))
         patches = tokens.reshape(batch, phases, length, channels).permute(0, 3, 1, 2)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mvit_kernels import ops
-from mvit_kernels.ops.library import is_channels_last
+from mvit_kernels.ops.library import dense, is_channels_last
 
 from . import devices, weights
 from .weights import Convolution
@@ -81,7 +81,7 @@ def given_back(y: Tensor, x: Tensor) -> Tensor:
     """y in the memory format that what made it of x gives. On a GPU as it is: a convolution there takes channels_last maps without a copy,
     whatever its weights are in, and gives them on."""
     last = is_channels_last(x) or devices.off_cpu(x)
-    return y.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return dense(y, last)
 
 
 def rows(x: Tensor) -> Tensor:
