@@ -27,6 +27,7 @@ struct QInvertedResidualProblem {
     int64_t batch;
     int height, width, channels, hidden, columns;
     int stride;
+    uint32_t padding;                            // the zero-point of the hidden map, four times
     const uint8_t* x;                            // (B, H, W, C), dense
     const uint8_t* slices;                       // aligned to 16 bytes
     const int16_t *expand_curve, *filter_curve;  // as mvit_kernels/ops/qcurve.py makes them, with steps
