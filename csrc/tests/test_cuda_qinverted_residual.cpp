@@ -16,6 +16,12 @@ struct Case {
     bool residual = false;
 };
 
+// Of cuda::ResidualSlices.
+struct Stages {
+    int lag, count;
+};
+constexpr Stages all_stages[] = {{0, 1}, {0, 2}, {1, 2}};
+
 int byte_of(Curve& curve, int64_t sum, float scale) {
     return curve_byte(curve.data(), static_cast<float>(static_cast<int32_t>(sum)) * scale);
 }
@@ -53,7 +59,7 @@ class Slices {
 };
 
 template <class Tile>
-void compare(const Case& t, int lag, const BlockOrder& order) {
+void compare(const Case& t, const Stages& stages, const BlockOrder& order) {
     const int out_height = (t.height - 1) / t.stride + 1, out_width = (t.width - 1) / t.stride + 1;
     const int64_t pixels = int64_t{t.height} * t.width, out_pixels = int64_t{out_height} * out_width;
     Guarded<uint8_t> x(t.batch * pixels * t.channels), y(t.batch * out_pixels * t.columns);
@@ -100,7 +106,7 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
     if (t.residual) e.residual = residual.data(), e.residual_type = QType::u8, e.residual_stride = t.columns;
     e.residual_scale = 0.5f, e.residual_zero_point = 7;
     std::memset(y.data(), 0x5A, static_cast<size_t>(y.size()));
-    const cuda::QResidualShared<Tile> at(t.channels, t.hidden, t.columns, lag);
+    const cuda::QResidualShared<Tile> at(t.channels, t.hidden, t.columns, stages.lag, stages.count);
     Guarded<uint8_t> shared(at.bytes);
     const int alignment = cuda::alignment_of(x.data(), p.channels);
     using Place = cuda::ResidualPlace<Tile>;
@@ -142,36 +148,36 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
     }
 }
 
-void compare(const Case& t, int lag, const BlockOrder& order) {
-    cuda::with_residual_tile(t.columns, t.stride, [&]<class Tile>() { compare<Tile>(t, lag, order); });
+void compare(const Case& t, const Stages& stages, const BlockOrder& order) {
+    cuda::with_residual_tile(t.columns, t.stride, [&]<class Tile>() { compare<Tile>(t, stages, order); });
 }
 
 }  // namespace
 
 TEST(cuda_qinverted_residual) {
-    for (int lag : {0, 1}) {
+    for (const Stages& stages : all_stages) {
         for (const BlockOrder& order : block_orders) {
-            compare({1, 9, 17, 24, 40, 24, 1, true}, lag, order);  // tails of tiles, channels and slices
-            compare({1, 18, 7, 16, 72, 41, 2}, lag, order);
+            compare({1, 9, 17, 24, 40, 24, 1, true}, stages, order);  // tails of tiles, channels and slices
+            compare({1, 18, 7, 16, 72, 41, 2}, stages, order);
         }
         const BlockOrder& order = block_orders[0];
-        compare({2, 1, 1, 3, 5, 2, 1, true}, lag, order);
-        compare({2, 1, 1, 3, 5, 2, 2}, lag, order);
-        compare({1, 8, 16, 33, 32, 130, 2}, lag, order);
-        compare({2, 7, 5, 64, 32, 64, 1}, lag, order);
-        compare({1, 8, 16, 80, 32, 72, 1}, lag, order);  // more columns than the narrow tiles have
-        compare({1, 4, 5, 16, 32, 128, 1}, lag, order);
-        compare({1, 4, 5, 16, 32, 256, 2}, lag, order);
+        compare({2, 1, 1, 3, 5, 2, 1, true}, stages, order);
+        compare({2, 1, 1, 3, 5, 2, 2}, stages, order);
+        compare({1, 8, 16, 33, 32, 130, 2}, stages, order);
+        compare({2, 7, 5, 64, 32, 64, 1}, stages, order);
+        compare({1, 8, 16, 80, 32, 72, 1}, stages, order);  // more columns than the narrow tiles have
+        compare({1, 4, 5, 16, 32, 128, 1}, stages, order);
+        compare({1, 4, 5, 16, 32, 256, 2}, stages, order);
     }
 }
 
 // So many slices that each place of shared memory is taken again, and whatever the order of warps is.
 TEST(cuda_qinverted_residual_slice_by_slice) {
-    for (int lag : {0, 1}) {
+    for (const Stages& stages : all_stages) {
         for (auto turns : {BlockOrder::forward, BlockOrder::backward, BlockOrder::shuffled}) {
             for (bool late_copies : {false, true}) {
-                compare({1, 8, 12, 8, 344, 16, 1}, lag, {turns, late_copies});
-                compare({1, 9, 9, 8, 264, 8, 2}, lag, {turns, late_copies});
+                compare({1, 8, 12, 8, 344, 16, 1}, stages, {turns, late_copies});
+                compare({1, 9, 9, 8, 264, 8, 2}, stages, {turns, late_copies});
             }
         }
     }

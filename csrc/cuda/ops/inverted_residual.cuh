@@ -62,7 +62,8 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
                                 .filter_begin = 4 * float_slice,
                                 .filter_end = 4 * slice_floats,
                                 .reduce_at = 4 * slice_floats + at.expand,
-                                .lag = at.lag};
+                                .lag = at.lag,
+                                .stage_count = 2};
     const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
     using Warp = ResidualWarp<T, Tile>;
     uint8_t* const map = shared + at.map;

@@ -18,8 +18,8 @@ inline constexpr int slice_bytes = slice_rows * byte_slice * 4;
 // Where things lie in shared memory, and how large they are, in bytes. A parameter of the kernel, as constants take no registers.
 template <class Tile>
 struct QResidualShared {
-    int lag, slices;     // what ResidualSlices calls so; of the hidden channels
-    int depth, columns;  // tiles of the expansion's depth and of the reduction's columns
+    int lag, stage_count, slices;  // what ResidualSlices calls so; of the hidden channels
+    int depth, columns;            // tiles of the expansion's depth and of the reduction's columns
     int row, expand, reduce, slice;
     int hidden, filtered, stages, curves, own;
     int hidden_bytes, filtered_bytes;  // of a slice; with a lag there are two of each
@@ -32,8 +32,9 @@ struct QResidualShared {
 
     MVIT_BOTH int sums_bytes() const { return Tile::pixels * sums_stride * 4; }
 
-    QResidualShared(int channels, int hidden_channels, int out_columns, int lag_)
+    QResidualShared(int channels, int hidden_channels, int out_columns, int lag_, int stage_count_)
         : lag(lag_),
+          stage_count(stage_count_),
           slices((hidden_channels + byte_slice - 1) / byte_slice),
           depth((channels + tile_depth - 1) / tile_depth),
           columns((out_columns + tile_columns - 1) / tile_columns),
@@ -44,7 +45,7 @@ struct QResidualShared {
           hidden(Tile::seen_blocks * 16 * row),
           filtered(hidden + (1 + lag) * Tile::seen_blocks * 16 * slice_row),
           stages(filtered + (1 + lag) * Tile::pixels * slice_row),
-          curves(stages + 2 * slice),
+          curves(stages + stage_count * slice),
           own(curves + 2 * SharedCurve::bytes),
           hidden_bytes(Tile::seen_blocks * 16 * slice_row),
           filtered_bytes(Tile::pixels * slice_row),
@@ -78,7 +79,8 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, cons
                                 .filter_begin = slice_taps * byte_slice * 4,
                                 .filter_end = slice_bytes,
                                 .reduce_at = slice_bytes + at.expand,
-                                .lag = at.lag};
+                                .lag = at.lag,
+                                .stage_count = at.stage_count};
     const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
     using Warp = ResidualWarp<uint8_t, Tile>;
     const auto hidden = [&](int slot) { return shared + at.hidden + slot * at.hidden_bytes; };

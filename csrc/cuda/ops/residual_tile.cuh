@@ -268,6 +268,9 @@ struct ResidualWarp {
 //               lag 0: filter(s) writes it in step s, reduce(s) reads it in step s + 1, filter(s + 1) writes behind its inner barrier.
 //   stages      step s loads what step s + 1 needs, into the stage that step s - 1 read. Each thread waits for its own copies before the
 //               barrier that begins step s + 1, and so all see those of all.
+//   one stage   with lag 0 alone. In the beginning of step s come numbers of the filter, which filter(s - 1) has read in step s - 1 and
+//               filter(s) reads behind the inner barrier, before which each thread waits for them. Behind it comes the rest of what step
+//               s + 1 needs: expand(s) and reduce(s - 1) have read theirs.
 //
 // Between any two of these, in this order, lies a barrier. A last one is for those who write where the slices were.
 struct ResidualSlices {
@@ -275,19 +278,10 @@ struct ResidualSlices {
     uint8_t* stages;
     int bytes, count;                         // of a slice; slices: all of them within 2^31 bytes
     int filter_begin, filter_end, reduce_at;  // which bytes are the filter's, and where those of the reduction begin; the rest expands
-    int lag;
+    int lag, stage_count;
 
     // What a step needs: of each part those of its slice; where there is none, of the nearest one, as that is less than a branch each time.
-    MVIT_DEVICE void load(int step) const {
-        const int expand = offset(step), filter = offset(step - lag), reduce = offset(step - lag - 1);
-        uint8_t* const to = stage(step);
-        const auto filter_bytes = static_cast<uint32_t>(filter_end - filter_begin);
-        MVIT_ROLLED
-        for (int i = 16 * thread_index(); i < bytes; i += 16 * residual_threads) {
-            const int begin = i >= reduce_at ? reduce : static_cast<uint32_t>(i - filter_begin) < filter_bytes ? filter : expand;
-            cp_async16(to + i, from + static_cast<uint32_t>(begin + i), 16);
-        }
-    }
+    MVIT_DEVICE void load(int step) const { load(step, 0, bytes); }
 
     // With the weights, the slot and the number of each slice: expand, filter and reduce. What the first step needs is on its way.
     template <class Expand, class Filter, class Reduce>
@@ -296,7 +290,7 @@ struct ResidualSlices {
         for (int step = 0; step <= count + lag; ++step) {
             cp_async_wait<0>();
             block_barrier();
-            if (step < count + lag) load(step + 1);
+            if (step < count + lag) stage_count == 2 ? load(step + 1) : load(step, filter_begin, filter_end);
             cp_async_commit();
             MVIT_ROLLED
             for (int part = 0; part < 2; ++part) {
@@ -307,7 +301,13 @@ struct ResidualSlices {
                 } else {
                     if (step < count) expand(stage(step), slot(step), step);
                     if (step > lag) reduce(stage(step), slot(step - lag - 1), step - lag - 1);
-                    if (lag == 0) block_barrier();
+                    if (lag > 0) continue;
+                    if (stage_count == 1) cp_async_wait<0>();
+                    block_barrier();
+                    if (stage_count == 1 && step < count) {
+                        load(step + 1, 0, filter_begin), load(step + 1, filter_end, bytes);
+                        cp_async_commit();
+                    }
                 }
             }
         }
@@ -316,8 +316,18 @@ struct ResidualSlices {
     }
 
   private:
+    MVIT_DEVICE void load(int step, int first, int end) const {
+        const int expand = offset(step), filter = offset(step - lag), reduce = offset(step - lag - 1);
+        uint8_t* const to = stage(step);
+        const auto filter_bytes = static_cast<uint32_t>(filter_end - filter_begin);
+        MVIT_ROLLED
+        for (int i = first + 16 * thread_index(); i < end; i += 16 * residual_threads) {
+            const int begin = i >= reduce_at ? reduce : static_cast<uint32_t>(i - filter_begin) < filter_bytes ? filter : expand;
+            cp_async16(to + i, from + static_cast<uint32_t>(begin + i), 16);
+        }
+    }
     MVIT_DEVICE int offset(int slice) const { return (slice < 0 ? 0 : slice < count ? slice : count - 1) * bytes; }
-    MVIT_DEVICE uint8_t* stage(int step) const { return stages + (step & 1) * bytes; }
+    MVIT_DEVICE uint8_t* stage(int step) const { return stages + (step & (stage_count - 1)) * bytes; }
     MVIT_DEVICE int slot(int slice) const { return slice & lag; }
 };
 
