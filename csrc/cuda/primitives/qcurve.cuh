@@ -38,9 +38,9 @@ class CurveSteps {
     CurveSteps() = default;
     // shared: of `SharedCurve::load`.
     MVIT_DEVICE explicit CurveSteps(const uint8_t* shared) {
-        const auto& head = *reinterpret_cast<const CurveHead*>(shared);
-        low_ = head.low, high_ = head.high, coarse_ = head.coarse;
-        entries_ = SharedAddress(shared + sizeof(CurveHead), head.address);
+        const Sixteen head = *reinterpret_cast<const Sixteen*>(shared);  // at once
+        low_ = float_of_bits(head.words[0]), high_ = float_of_bits(head.words[1]), coarse_ = float_of_bits(head.words[2]);
+        entries_ = SharedAddress(shared + sizeof(CurveHead), head.words[3]);
     }
 
     // Bytes of `count` floats, two or four, from the lowest byte on; of two, both halves of the word hold them.
