@@ -125,6 +125,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, cons
             }
         }
     }
+
     // A lane has, of each tile of 16 columns, channels 4 t .. 4 t + 3: its columns 2 t, 2 t + 1 of both products of eight
     // (ops/qinverted_residual.h).
     const auto expand = [&](const uint8_t* weights, int slot, int slice) {
