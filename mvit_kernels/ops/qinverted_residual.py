@@ -193,7 +193,7 @@ def _is_one_launch(x: Tensor, columns: int, stride: int, *tables: Optional) -> b
 
 
 def _padding(zero_point: Tensor) -> int | None:
-    """What the hidden map has outside, which is 0 as real values are, as a byte of all channels; None where it is none."""
+    """What the hidden map is padded with, the byte that stands for 0 in all channels; None where it is no byte, or not one of all."""
     low, high = (int(end) for end in zero_point.aminmax()) if zero_point.numel() else (0, 0)
     return low if low == high and 0 <= low <= 255 else None
 
