@@ -127,13 +127,23 @@ void inverted_residual(int device, uintptr_t stream, int dtype, const Sizes& siz
 }
 
 // size: (B, C, H, W), of x.
-void integer_inverted_residual(int device, uintptr_t stream, const Sizes& size, int hidden, int columns, int stride, uintptr_t x,
-                               uintptr_t slices, uintptr_t expand_curve, uintptr_t filter_curve, const Epilogue& e) {
+void integer_inverted_residual(int device, uintptr_t stream, const Sizes& size, int hidden, int columns, int stride, int padding,
+                               uintptr_t x, uintptr_t slices, uintptr_t expand_curve, uintptr_t filter_curve, const Epilogue& e) {
     const auto small = [](int64_t value) { return static_cast<int>(value); };
     const auto curve = [](uintptr_t address) { return static_cast<const int16_t*>(pointer(address)); };
-    const cuda::QInvertedResidualProblem p{
-        size[0],  small(size[2]), small(size[3]),      small(size[1]),      hidden,        columns, stride,
-        bytes(x), bytes(slices),  curve(expand_curve), curve(filter_curve), epilogue_of(e)};
+    const cuda::QInvertedResidualProblem p{size[0],
+                                           small(size[2]),
+                                           small(size[3]),
+                                           small(size[1]),
+                                           hidden,
+                                           columns,
+                                           stride,
+                                           static_cast<uint32_t>(padding) * 0x01010101u,
+                                           bytes(x),
+                                           bytes(slices),
+                                           curve(expand_curve),
+                                           curve(filter_curve),
+                                           epilogue_of(e)};
     launch([&] { return cuda::qinverted_residual(p, device, pointer(stream)); });
 }
 

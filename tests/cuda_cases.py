@@ -165,9 +165,10 @@ def qdepthwise_conv2d_cases() -> dict[str, Case]:
 
 def inverted_residual_layers(
     channels: int, hidden: int, columns: int, stride: int, *, bits: int = 8, curve: str | None = "silu", zero_point: int = 20,
-    scale: float = 0.1, settings: dict[str, Any] | None = None, backend: str | None = None,
+    scale: float = 0.1, settings: dict[str, Any] | None = None, backend: str | None = None, padding: Any = None,
 ) -> tuple[ops.QConv2d, ops.QDepthwiseConv2d, ops.QConv2d]:  # fmt: skip
-    """expand, depthwise and reduce; hidden bytes of one scale, by a curve or without an activation."""
+    """expand, depthwise and reduce; hidden bytes of one scale, by a curve or without an activation. padding: what depthwise takes as their
+    zero-point, where it is another one."""
     out = {"out_dtype": torch.uint8, "out_scale": scale, "out_zero_point": zero_point}
     if curve is not None:
         out["table"] = reference.activation_curve(curve, scale, zero_point)
@@ -176,8 +177,8 @@ def inverted_residual_layers(
         expand_weight, 0.05, 300, torch.rand(hidden) * 0.01 + 1e-3, torch.randn(hidden), kernel_size=1, backend=backend, **out
     )
     depthwise = ops.prepare_qdepthwise_conv2d(
-        random_weight(hidden, 1, 3, 3), stride=stride, a_scale=scale, a_zero_point=zero_point, w_scale=torch.rand(hidden) * 0.01 + 1e-3,
-        bias=torch.randn(hidden), backend=backend, **out,
+        random_weight(hidden, 1, 3, 3), stride=stride, a_scale=scale, a_zero_point=zero_point if padding is None else padding,
+        w_scale=torch.rand(hidden) * 0.01 + 1e-3, bias=torch.randn(hidden), backend=backend, **out,
     )  # fmt: skip
     reduce = ops.prepare_qconv2d(
         ops.pack_weight(random_weight(columns, hidden, bits=bits), bits=bits), scale, zero_point, 0.01, torch.randn(columns), kernel_size=1,
@@ -209,6 +210,8 @@ def qinverted_residual_cases() -> dict[str, Case]:
                     (2, channels, 10, 19), hidden, columns, stride, bits=bits
                 )
     cases["wide_zero_point"] = inverted((1, 16, 9, 17), 32, 16, 1, curve="gelu", zero_point=255)
+    for name, padding in (("zero", 0), ("negative", -1), ("no_byte", 256), ("of_channels", torch.arange(32))):
+        cases[f"padding_{name}"] = inverted((1, 16, 9, 17), 32, 16, 1, padding=padding)
     cases["without_curves"] = inverted((1, 16, 9, 17), 32, 16, 1, curve=None, zero_point=-300)
     cases["curves_without_steps"] = inverted((1, 16, 9, 17), 32, 16, 1, scale=0.001)
     cases["many_columns"] = inverted((1, 16, 9, 17), 32, 200, 2)

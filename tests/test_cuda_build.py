@@ -113,6 +113,7 @@ def test_products_are_of_tensor_cores(arch: str) -> None:
     for body in of_bytes:
         assert re.search(r"IMMA\.16832\.U8\.S8", body)
         assert re.search(r"IDP\.4A\.U8\.S8", body)
+        assert "VABSDIFF" in body  # a distance and its sum with the entry of a curve
         assert "LDGSTS" in body
     normed = [body for name, body in functions.items() if "17qnorm_gemm_kernel" in name]
     assert len(normed) == 16  # of 32 channels, 64, .. 512

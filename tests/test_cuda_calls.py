@@ -23,13 +23,14 @@ from cuda_cases import (
     attention_block,
     attention_blocks,
     attention_layers,
+    inverted_residual_layers,
     phases,
     residual_block,
     residual_blocks,
     stream_map,
 )
 from op_checks import needs_native
-from q_checks import random_packed_weight, random_weight
+from q_checks import byte_map, random_packed_weight, random_weight
 from tolerance import assert_float_rule
 
 from mvit_kernels import ops, reference
@@ -219,21 +220,22 @@ class StandIn:
         return 1000
 
     def qinverted_residual(
-        self, device: int, stream: int, size: Any, hidden: int, columns: int, stride: int, x: int, slices: int, expand_curve: int,
-        filter_curve: int, epilogue: tuple[Any, ...],
+        self, device: int, stream: int, size: Any, hidden: int, columns: int, stride: int, padding: int, x: int, slices: int,
+        expand_curve: int, filter_curve: int, epilogue: tuple[Any, ...],
     ) -> None:  # fmt: skip
         """The first two layers in plain torch, of what lies at the addresses; the last as a product."""
         batch, channels, height, width = size
         if batch == 0:
             return
-        expand_bytes, reduce_bytes, numbers_bytes = 1024 * -(-channels // 32), 512 * -(-columns // 16), 4 * 22 * 32
+        expand_bytes, reduce_bytes, numbers_bytes = 2048 * -(-channels // 32), 1024 * -(-columns // 16), 4 * 7 * 64
         numbers, expand, reduce = [], [], []
-        for slice_ in range(-(-hidden // 32)):
+        for slice_ in range(-(-hidden // 64)):
             at = slices + slice_ * (numbers_bytes + expand_bytes + reduce_bytes)
-            numbers.append(torch.from_numpy(memory(at, 22 * 32, np.int32).copy()).reshape(22, 32))
-            expand.append(matrix_of(at + numbers_bytes, 32, channels, 8, (32, 32)))
-            reduce.append(matrix_of(at + numbers_bytes + expand_bytes, columns, 32, 8, (16, 32)))
-        init, scale, *taps_and_border, filter_scale = torch.cat(numbers, dim=1)[:, :hidden]
+            numbers.append(torch.from_numpy(memory(at, 7 * 64, np.int32).copy()).reshape(7, 64))
+            places = matrix_of(at + numbers_bytes, 64, channels, 8, (64, 32))
+            expand.append(places.reshape(4, 2, 4, 2, channels).transpose(1, 2).flatten(0, 3))  # of products of eight, to channels
+            reduce.append(matrix_of(at + numbers_bytes + expand_bytes, columns, 64, 8, (16, 64)))
+        init, scale, *taps_of_columns, filter_init, filter_scale = torch.cat(numbers, dim=1)[:, :hidden]
         curves = [torch.from_numpy(memory(each, 196, np.int16).copy()) for each in (expand_curve, filter_curve)]
         raw = torch.from_numpy(memory(x, batch * channels * height * width, np.uint8).copy())
         image = raw.reshape(batch, height, width, channels).permute(0, 3, 1, 2).to(torch.int64)
@@ -243,17 +245,11 @@ class StandIn:
             return reference.apply_curve(real, curve).to(torch.int64)
 
         sums = torch.einsum("bchw,ec->behw", image, torch.cat(expand)[:hidden].to(torch.int64)) + init[:, None, None]
-        wide = torch.nn.functional.pad(finished(sums, scale, curves[0]), (1, 1, 1, 1))
-        taps, border = torch.stack(taps_and_border[:3]).view(torch.int8).reshape(3, hidden, 4), torch.stack(taps_and_border[3:])
+        wide = torch.nn.functional.pad(finished(sums, scale, curves[0]), (1, 1, 1, 1), value=padding)
+        taps = torch.stack(taps_of_columns).view(torch.int8).reshape(3, hidden, 4)
         assert not taps[:, :, 3].any()
         out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
-
-        def ends(count: int, size: int) -> Tensor:
-            first = torch.arange(count) * stride - 1
-            return (first < 0).to(torch.int64) + 2 * (first + 2 >= size).to(torch.int64)
-
-        classes = 4 * ends(out_height, height)[:, None] + ends(out_width, width)
-        sums = border[classes].permute(2, 0, 1)[None].repeat(batch, 1, 1, 1).to(torch.int64)
+        sums = filter_init.to(torch.int64)[:, None, None].repeat(batch, 1, out_height, out_width)
         for ky in range(3):
             for kx in range(3):
                 seen = wide[:, :, ky : ky + stride * (out_height - 1) + 1 : stride, kx : kx + stride * (out_width - 1) + 1 : stride]
@@ -426,6 +422,16 @@ def test_attention_halves_of_bytes_that_are_three_launches(size: tuple[int, ...]
     monkeypatch.setattr(op, "_by_cuda_kernels", lambda *arguments: asked.append(1) or by_kernels(*arguments))
     ops.prepare_qseparable_attention_block(*attention_layers(size[1]), backend="cuda")(stream_map(*size))
     assert bool(asked) is not are
+
+
+@pytest.mark.usefixtures("stand_in", "one_thread")
+@pytest.mark.parametrize(("padding", "is_one"), [(0, True), (255, True), (-1, False), (256, False), (torch.arange(32), False)], ids=str)
+def test_inverted_residuals_of_bytes_that_are_three_launches(padding: Any, is_one: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    op, asked = importlib.import_module("mvit_kernels.ops.qinverted_residual"), []
+    by_kernels = op._by_cuda_kernels
+    monkeypatch.setattr(op, "_by_cuda_kernels", lambda *arguments: asked.append(1) or by_kernels(*arguments))
+    ops.prepare_qinverted_residual(*inverted_residual_layers(16, 32, 16, 1, padding=padding), backend="cuda")(byte_map(1, 16, 4, 4))
+    assert bool(asked) is not is_one
 
 
 @pytest.mark.usefixtures("stand_in", "one_thread")

@@ -19,16 +19,16 @@ SCALES = (0.012, 0.021, 0.03, 0.047, 0.05, 0.08, 0.1, 0.2, 0.7, 3.0)
 def look_up(steps: StepCurve, x: Tensor) -> Tensor:
     """By the instructions of csrc/cuda/primitives/qcurve.cuh."""
     raw = steps.numbers.numpy()
-    low, high, coarse = raw[200:206].view(np.float32)
-    address, count = (int(each) for each in raw[206:210].view(np.uint32))
+    low, high = raw[200:204].view(np.float32)
+    turn, address, count, shift = (int(each) for each in raw[204:212].view(np.uint32))
     entries = raw[216 : 216 + count].view(np.uint16).astype(np.uint32)
     inside = np.minimum(np.maximum(x.numpy(), low), high)
-    buckets, whole = ((inside + each).view(np.uint32) for each in (coarse, np.float32(1.5 * 2**23)))
-    places = 2 * buckets + np.uint32(address)
+    bits = (inside + np.float32(1.5 * 2**23)).view(np.uint32)
+    places = 2 * (bits >> shift) + np.uint32(address)
     assert not (places % 2).any()
     assert (places // 2 < count).all()
-    bytes_ = (whole + entries[places // 2]) >> 8 & 255
-    return torch.from_numpy(np.where(buckets >> 15 & 1, 255 - bytes_, bytes_).astype(np.uint8))
+    distance = np.abs(bits.astype(np.int64) - turn).astype(np.uint32)
+    return torch.from_numpy((distance + entries[places // 2] >> 8 & 255).astype(np.uint8))
 
 
 @pytest.mark.parametrize("bits", [8, 6])

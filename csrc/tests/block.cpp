@@ -321,14 +321,7 @@ uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) {
     for (int i = 0; i < 4; ++i) result |= static_cast<uint32_t>(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
     return result;
 }
-uint32_t permute_signs(uint32_t a, uint32_t b, uint32_t selector) {
-    uint32_t result = permute(a, b, selector);
-    for (int i = 0; i < 4; ++i) {
-        const uint32_t byte = uint32_t{255} << (8 * i), sign = uint32_t{128} << (8 * i);
-        if (selector >> (4 * i) & 8) result = (result & ~byte) | (result & sign ? byte : 0);
-    }
-    return result;
-}
+uint32_t add_distance(uint32_t a, uint32_t b, uint32_t c) { return (a > b ? a - b : b - a) + c; }
 
 uint32_t saturated_halves(int32_t low, int32_t high) {
     const auto half = [](int32_t x) { return static_cast<uint16_t>(x < INT16_MIN ? INT16_MIN : x > INT16_MAX ? INT16_MAX : x); };

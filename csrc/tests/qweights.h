@@ -164,29 +164,28 @@ class Curve {
         int low = -32768, high = 32767;
         while (low < high && at(low + 1) == at(low)) ++low;
         while (high > low && at(high - 1) == at(high)) --high;
-        const int width = 1 << shift, first = (low + (1 << 16) - width / 2 + width - 1) / width - (1 << 16) / width;
-        const int last = (high + (1 << 16) + width / 2) / width - (1 << 16) / width;
-        if (last - first >= most_entries) return;
+        const int width = 1 << shift, first = (low + (1 << 16)) / width * width - (1 << 16), count = (high - first) / width + 1;
+        if (count > most_entries) return;
         int turn = first;  // buckets below fall
-        for (int bucket = first; bucket <= last; ++bucket)
-            for (int i = 0; i < width; ++i)
-                if (at(bucket * width - width / 2 + i + 1) < at(bucket * width - width / 2 + i)) turn = bucket + 1;
-        for (int bucket = first; bucket <= last; ++bucket) {
-            const int begin = bucket * width - width / 2, sign = bucket < turn ? -1 : 1, start = at(begin);
+        for (int begin = first; begin <= high; begin += width)
+            for (int i = 1; i < width; ++i)
+                if (at(begin + i) < at(begin + i - 1)) turn = begin + width;
+        for (int bucket = 0; bucket < count; ++bucket) {
+            const int begin = first + bucket * width, way = begin < turn ? -1 : 1, nearest = way > 0 ? begin : begin + width - 1;
             int before = 256;
-            for (int i = 1; i <= width; ++i) {
-                const int up = sign * (at(begin + i) - start);
+            for (int i = 1; i < width; ++i) {
+                const int up = at(nearest + way * i) - at(nearest);
                 if (up < 0 || up > 1 || (before < i && up == 0)) return;
                 if (up == 1 && before == 256) before = i;
             }
-            const int entry = 256 * (sign < 0 ? 255 - start : start) + 256 - before - begin;
-            numbers_[curve_entries + bucket - first] = static_cast<int16_t>(static_cast<uint16_t>(entry));
+            const int entry = 256 * at(nearest) + 256 - before - std::abs(nearest - turn);
+            numbers_[curve_entries + bucket] = static_cast<int16_t>(static_cast<uint16_t>(entry));
         }
-        entries_ = last - first + 1;
-        const auto exponent = static_cast<uint32_t>(150 + shift) << 23 | 1u << 22;  // the bits of 1.5 * 2^(23 + shift)
-        const uint32_t coarse = exponent - static_cast<uint32_t>(turn), address = 0u - 2 * (coarse + static_cast<uint32_t>(first));
+        entries_ = count;
+        const uint32_t whole = 0x4B400000;  // the bits of 1.5 * 2^23
         const float ends[2] = {static_cast<float>(low), static_cast<float>(high)};
-        const uint32_t rest[3] = {coarse, address, static_cast<uint32_t>(entries_)};
+        const uint32_t rest[4] = {whole + static_cast<uint32_t>(turn), 0u - 2 * (whole + static_cast<uint32_t>(first) >> shift),
+                                  static_cast<uint32_t>(count), static_cast<uint32_t>(shift)};
         std::memcpy(numbers_.data() + curve_head, ends, sizeof ends), std::memcpy(numbers_.data() + curve_head + 4, rest, sizeof rest);
     }
 

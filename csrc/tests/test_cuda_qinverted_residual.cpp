@@ -16,6 +16,12 @@ struct Case {
     bool residual = false;
 };
 
+// Of cuda::ResidualSlices.
+struct Stages {
+    int lag, count;
+};
+constexpr Stages all_stages[] = {{0, 1}, {0, 2}, {1, 2}};
+
 int byte_of(Curve& curve, int64_t sum, float scale) {
     return curve_byte(curve.data(), static_cast<float>(static_cast<int32_t>(sum)) * scale);
 }
@@ -25,17 +31,20 @@ class Slices {
   public:
     Slices(int channels, int hidden, int columns)
         : depth_(round_up(channels, 32) / 32),
-          expand_(22 * 32 * 4),
-          reduce_(expand_ + 1024 * depth_),
-          slice_(reduce_ + 512 * (round_up(columns, 16) / 16)),
-          data_(round_up(hidden, 32) / 32 * slice_) {
+          expand_(7 * 64 * 4),
+          reduce_(expand_ + 2048 * depth_),
+          slice_(reduce_ + 1024 * (round_up(columns, 16) / 16)),
+          data_(round_up(hidden, 64) / 64 * slice_) {
         std::memset(data_.data(), 0, static_cast<size_t>(data_.size()));
     }
-    void put_expand(int64_t e, int64_t c, int value) { put(e / 32 * slice_ + expand_, depth_, e % 32, c, value); }
-    void put_reduce(int64_t n, int64_t e, int value) { put(e / 32 * slice_ + reduce_, 1, n, e % 32, value); }
+    void put_expand(int64_t e, int64_t c, int value) {
+        const int64_t place = e % 4 / 2 * 8 + e % 16 / 4 * 2 + e % 2;  // of four neighbours, two are columns of each product of eight
+        put(e / 64 * slice_ + expand_, depth_, e % 64 / 16 * 16 + place, c, value);
+    }
+    void put_reduce(int64_t n, int64_t e, int value) { put(e / 64 * slice_ + reduce_, 2, n, e % 64, value); }
     template <class T>
     void put_number(int64_t row, int64_t e, T value) {
-        std::memcpy(data_.data() + e / 32 * slice_ + (row * 32 + e % 32) * 4, &value, 4);
+        std::memcpy(data_.data() + e / 64 * slice_ + (row * 64 + e % 64) * 4, &value, 4);
     }
     const uint8_t* data() { return data_.data(); }
 
@@ -50,7 +59,7 @@ class Slices {
 };
 
 template <class Tile>
-void compare(const Case& t, int lag, const BlockOrder& order) {
+void compare(const Case& t, const Stages& stages, const BlockOrder& order) {
     const int out_height = (t.height - 1) / t.stride + 1, out_width = (t.width - 1) / t.stride + 1;
     const int64_t pixels = int64_t{t.height} * t.width, out_pixels = int64_t{out_height} * out_width;
     Guarded<uint8_t> x(t.batch * pixels * t.channels), y(t.batch * out_pixels * t.columns);
@@ -65,7 +74,7 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
     std::vector<int> expand(size(t.hidden, t.channels)), taps(size(t.hidden, 9)), reduce(size(t.columns, t.hidden));
     for (auto* each : {&expand, &taps, &reduce})
         for (int& value : *each) value = random_int(-127, 127);
-    std::vector<int64_t> init(size(t.hidden, 1)), border(size(t.hidden, 16));
+    std::vector<int64_t> init(size(t.hidden, 1)), filter_init(init.size());
     std::vector<float> scale(init.size()), filter_scale(init.size());
     for (int64_t e = 0; e < t.hidden; ++e) {
         const auto at = static_cast<size_t>(e);
@@ -80,17 +89,16 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
                 word |= uint32_t{static_cast<uint8_t>(taps[9 * at + static_cast<size_t>(3 * ky + kx)])} << (8 * ky);
             slices.put_number(2 + kx, e, word);
         }
-        for (size_t i = 0; i < 16; ++i) {
-            border[16 * at + i] = random_int(-100000, 100000);
-            slices.put_number(5 + static_cast<int64_t>(i), e, static_cast<int32_t>(border[16 * at + i]));
-        }
-        slices.put_number(21, e, filter_scale[at]);
+        filter_init[at] = random_int(-100000, 100000);
+        slices.put_number(5, e, static_cast<int32_t>(filter_init[at])), slices.put_number(6, e, filter_scale[at]);
     }
     RandomChannels channels(t.columns, 0.001f);
 
     cuda::QInvertedResidualProblem p{};
     p.batch = t.batch, p.height = t.height, p.width = t.width, p.channels = t.channels, p.hidden = t.hidden, p.columns = t.columns,
     p.stride = t.stride;
+    const auto padding = static_cast<uint8_t>(random_int(0, 255));
+    p.padding = padding * 0x01010101u;
     p.x = x.data();
     p.slices = slices.data(), p.expand_curve = expand_curve.data(), p.filter_curve = filter_curve.data();
     QEpilogue& e = p.reduce;
@@ -98,7 +106,7 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
     if (t.residual) e.residual = residual.data(), e.residual_type = QType::u8, e.residual_stride = t.columns;
     e.residual_scale = 0.5f, e.residual_zero_point = 7;
     std::memset(y.data(), 0x5A, static_cast<size_t>(y.size()));
-    const cuda::QResidualShared<Tile> at(t.channels, t.hidden, t.columns, lag);
+    const cuda::QResidualShared<Tile> at(t.channels, t.hidden, t.columns, stages.lag, stages.count);
     Guarded<uint8_t> shared(at.bytes);
     const int alignment = cuda::alignment_of(x.data(), p.channels);
     using Place = cuda::ResidualPlace<Tile>;
@@ -120,14 +128,13 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
             }
         for (int64_t i = 0; i < out_pixels; ++i) {
             const int64_t top = i / out_width * t.stride - 1, left = i % out_width * t.stride - 1;
-            const int rows = (top < 0 ? 1 : 0) + (top + 2 >= t.height ? 2 : 0), sides = (left < 0 ? 1 : 0) + (left + 2 >= t.width ? 2 : 0);
             for (int64_t h = 0; h < t.hidden; ++h) {
                 const auto at = static_cast<size_t>(h);
-                int64_t sum = border[16 * at + static_cast<size_t>(4 * rows + sides)];
+                int64_t sum = filter_init[at];
                 for (int64_t tap = 0; tap < 9; ++tap) {
                     const int64_t v = top + tap / 3, u = left + tap % 3;
-                    if (v >= 0 && v < t.height && u >= 0 && u < t.width)
-                        sum += taps[9 * at + static_cast<size_t>(tap)] * wide[size(v * t.width + u, t.hidden) + at];
+                    const bool there = v >= 0 && v < t.height && u >= 0 && u < t.width;
+                    sum += taps[9 * at + static_cast<size_t>(tap)] * (there ? wide[size(v * t.width + u, t.hidden) + at] : padding);
                 }
                 filtered[at] = byte_of(filter_curve, sum, filter_scale[at]);
             }
@@ -141,36 +148,36 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
     }
 }
 
-void compare(const Case& t, int lag, const BlockOrder& order) {
-    cuda::with_residual_tile(t.columns, t.stride, [&]<class Tile>() { compare<Tile>(t, lag, order); });
+void compare(const Case& t, const Stages& stages, const BlockOrder& order) {
+    cuda::with_residual_tile(t.columns, t.stride, [&]<class Tile>() { compare<Tile>(t, stages, order); });
 }
 
 }  // namespace
 
 TEST(cuda_qinverted_residual) {
-    for (int lag : {0, 1}) {
+    for (const Stages& stages : all_stages) {
         for (const BlockOrder& order : block_orders) {
-            compare({1, 9, 17, 24, 40, 24, 1, true}, lag, order);  // tails of tiles, channels and slices
-            compare({1, 18, 7, 16, 72, 41, 2}, lag, order);
+            compare({1, 9, 17, 24, 40, 24, 1, true}, stages, order);  // tails of tiles, channels and slices
+            compare({1, 18, 7, 16, 72, 41, 2}, stages, order);
         }
         const BlockOrder& order = block_orders[0];
-        compare({2, 1, 1, 3, 5, 2, 1, true}, lag, order);
-        compare({2, 1, 1, 3, 5, 2, 2}, lag, order);
-        compare({1, 8, 16, 33, 32, 130, 2}, lag, order);
-        compare({2, 7, 5, 64, 32, 64, 1}, lag, order);
-        compare({1, 8, 16, 80, 32, 72, 1}, lag, order);  // more columns than the narrow tiles have
-        compare({1, 4, 5, 16, 32, 128, 1}, lag, order);
-        compare({1, 4, 5, 16, 32, 256, 2}, lag, order);
+        compare({2, 1, 1, 3, 5, 2, 1, true}, stages, order);
+        compare({2, 1, 1, 3, 5, 2, 2}, stages, order);
+        compare({1, 8, 16, 33, 32, 130, 2}, stages, order);
+        compare({2, 7, 5, 64, 32, 64, 1}, stages, order);
+        compare({1, 8, 16, 80, 32, 72, 1}, stages, order);  // more columns than the narrow tiles have
+        compare({1, 4, 5, 16, 32, 128, 1}, stages, order);
+        compare({1, 4, 5, 16, 32, 256, 2}, stages, order);
     }
 }
 
 // So many slices that each place of shared memory is taken again, and whatever the order of warps is.
 TEST(cuda_qinverted_residual_slice_by_slice) {
-    for (int lag : {0, 1}) {
+    for (const Stages& stages : all_stages) {
         for (auto turns : {BlockOrder::forward, BlockOrder::backward, BlockOrder::shuffled}) {
             for (bool late_copies : {false, true}) {
-                compare({1, 8, 12, 8, 168, 16, 1}, lag, {turns, late_copies});
-                compare({1, 9, 9, 8, 136, 8, 2}, lag, {turns, late_copies});
+                compare({1, 8, 12, 8, 344, 16, 1}, stages, {turns, late_copies});
+                compare({1, 9, 9, 8, 264, 8, 2}, stages, {turns, late_copies});
             }
         }
     }

@@ -12,6 +12,7 @@ from mvit_kernels import reference
 
 Tensor = torch.Tensor
 _HEAD, _HEAD_SIZE, _MOST = 200, 16, 2048  # int16 numbers before the head and of it; entries
+_WHOLE = 0x4B400000  # bits of 1.5 * 2^23
 
 
 class StepCurve(NamedTuple):
@@ -35,28 +36,24 @@ def _steps(y: Tensor) -> tuple[bytes, Tensor]:
     changes = (y.diff() != 0).nonzero().flatten() - 2**15
     low, high = (int(changes[0]), int(changes[-1]) + 1) if len(changes) else (0, 0)
     for shift in range(7, 0, -1):
-        width, half = 2**shift, 2 ** (shift - 1)
+        width = 2**shift
         # Of every bucket that a number from low to high is in.
-        first, last = -(-(low - half) // width), (high + half) // width
-        if last - first >= _MOST:
+        first = low // width * width
+        count = (high - first) // width + 1
+        if count > _MOST:
             break
-        begin = torch.arange(first, last + 1) * width - half
-        inside = y[(begin[:, None] + torch.arange(width + 1) + 2**15).clamp(0, 2**16 - 1)]
+        begin = torch.arange(count) * width  # behind first
+        inside = y[(first + begin[:, None] + torch.arange(width) + 2**15).clamp(0, 2**16 - 1)]
         steps = inside.diff(dim=1)
         falls, rises = (steps < 0).any(1), (steps > 0).any(1)
         turn = int(falls.nonzero().max()) + 1 if falls.any() else 0  # the first bucket that does not fall any more
         if bool((steps.abs().sum(1) > 1).any()) or bool(rises[:turn].any()):
             continue
-        start = inside[:, 0].clone()
-        start[:turn] = 255 - start[:turn]
-        before = torch.where(falls | rises, 1 + (steps != 0).long().argmax(1), 256)
-        entries = (256 * start + 256 - before - begin + 2**15) % 2**16 - 2**15
-        coarse = 1.5 * 2.0 ** (23 + shift) - (first + turn) * width
-        address = -2 * (_float_bits(coarse) + first) % 2**32
-        return struct.pack("<3fIi12x", low, high, coarse, address, len(entries)), entries.to(torch.int16)
+        inside[:turn] = inside[:turn].flip(1)
+        nearest = torch.where(begin < turn * width, turn * width - begin - width + 1, begin - turn * width)
+        before = torch.where(falls | rises, (inside == inside[:, :1]).sum(1), 256)
+        entries = (256 * inside[:, 0] + 256 - before - nearest + 2**15) % 2**16 - 2**15
+        address = -2 * (_WHOLE + first >> shift) % 2**32
+        head = struct.pack("<2fIIii8x", low, high, _WHOLE + first + turn * width, address, count, shift)
+        return head, entries.to(torch.int16)
     return bytes(2 * _HEAD_SIZE), torch.empty(0, dtype=torch.int16)
-
-
-def _float_bits(x: float) -> int:
-    bits: int = struct.unpack("<I", struct.pack("<f", x))[0]
-    return bits

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -64,7 +64,9 @@ class QInvertedResidual:
         if not x.is_cuda:
             return True
         columns, stride = self.reduce.weight.columns, self.depthwise.stride
-        if cuda_support.refuse(x) is not None or not _is_one_launch(x, columns, stride, self.expand.table, self.depthwise.table):
+        if cuda_support.refuse(x) is not None or _padding(self.depthwise.zero_point) is None:
+            return False
+        if not _is_one_launch(x, columns, stride, self.expand.table, self.depthwise.table):
             return False
         return one_launch_pays(x, self.expand.weight.columns, columns, stride, MAP_RATE)
 
@@ -73,8 +75,8 @@ def prepare_qinverted_residual(
     expand: QConv2d, depthwise: QDepthwiseConv2d, reduce: QConv2d, *, backend: str | None = None
 ) -> QInvertedResidual:
     """reduce(depthwise(expand(x)), residual), bit for bit; on a GPU in one launch, in which what lies between the layers stays on the
-    multiprocessors, where both of the first two end in a curve (`table` of `prepare_qconv2d`) that can be looked up, as nearly all can, and
-    reduce has up to 128 channels, with stride 2 up to 256.
+    multiprocessors, where both of the first two end in a curve (`table` of `prepare_qconv2d`) that can be looked up, as nearly all can,
+    a_zero_point of depthwise is one byte, and reduce has up to 128 channels, with stride 2 up to 256.
 
     Args:
         expand, reduce: 1x1 convolutions of stride 1 and one input, of `prepare_qconv2d`; expand to uint8.
@@ -174,7 +176,7 @@ def _one_by_one(backend: str) -> Callable[..., Tensor]:
     return forward
 
 
-_SLICE, _TILE, _DEPTH = 32, 16, 32  # of csrc/cuda/ops/qinverted_residual.h: hidden channels at once, columns and depth of a tile
+_SLICE, _TILE, _DEPTH = 64, 16, 32  # of csrc/cuda/ops/qinverted_residual.h: hidden channels at once, columns and depth of a tile
 
 
 def _cuda_refuse(x: Tensor, expand_form: list[int], reduce_form: list[int]) -> str | None:
@@ -190,9 +192,20 @@ def _is_one_launch(x: Tensor, columns: int, stride: int, *tables: Optional) -> b
     return needed > 0 and cuda_support.refuse_shared(x, needed) is None
 
 
+def _padding(zero_point: Tensor) -> int | None:
+    """What the hidden map is padded with, the byte that stands for 0 in all channels; None where it is no byte, or not one of all."""
+    low, high = (int(end) for end in zero_point.aminmax()) if zero_point.numel() else (0, 0)
+    return low if low == high and 0 <= low <= 255 else None
+
+
+class _Slices(NamedTuple):
+    slices: Tensor
+    padding: int | None
+
+
 @dataclass(frozen=True)
 class _PackSlices:
-    """Slices of 32 hidden channels: csrc/cuda/ops/qinverted_residual.h."""
+    """Slices of 64 hidden channels: csrc/cuda/ops/qinverted_residual.h."""
 
     expand_form: tuple[int, ...]
     reduce_form: tuple[int, ...]
@@ -200,17 +213,23 @@ class _PackSlices:
     def __call__(
         self, expand_weight: Tensor, expand_channels: Tensor, filter_weight: Tensor, zero_point: Tensor, filter_channels: Tensor,
         reduce_weight: Tensor,
-    ) -> Tensor:  # fmt: skip
+    ) -> _Slices:  # fmt: skip
         hidden, columns = self.expand_form[0], self.reduce_form[0]
         slices = -(-hidden // _SLICE)
-        expand = tiles(unpack_bytes(expand_weight.cpu(), *self.expand_form), 8, (_SLICE, _DEPTH))
+        expand = tiles(self._in_order(unpack_bytes(expand_weight.cpu(), *self.expand_form)), 8, (_SLICE, _DEPTH))
         reduce = tiles(unpack_bytes(reduce_weight.cpu(), *self.reduce_form), 8, (_TILE, _SLICE))
         taps, border = (each.cpu() for each in pack_taps(filter_weight, zero_point, filter_channels))
-        rows = (*expand_channels.cpu()[:2], *taps.view(torch.int32).squeeze(2), *border, filter_channels.cpu()[1])
+        rows = (*expand_channels.cpu()[:2], *taps.view(torch.int32).squeeze(2), border[0], filter_channels.cpu()[1])
         numbers = F.pad(torch.stack([row[:hidden] for row in rows]), (0, -hidden % _SLICE)).unflatten(1, (slices, _SLICE))
         reduce = reduce.unflatten(0, (-(-columns // _TILE), slices, -1)).transpose(0, 1)
         parts = numbers.transpose(0, 1).contiguous().view(torch.uint8), expand, reduce
-        return torch.cat([part.reshape(slices, -1) for part in parts], dim=1).to(expand_weight.device)
+        joined = torch.cat([part.reshape(slices, -1) for part in parts], dim=1)
+        return _Slices(joined.to(expand_weight.device), _padding(zero_point.cpu()))
+
+    def _in_order(self, matrix: Tensor) -> Tensor:
+        """Columns n of (N, K) in the places that they have in tiles: of four neighbours two in each product of eight."""
+        padded = F.pad(matrix, (0, 0, 0, -matrix.shape[0] % _TILE))
+        return padded.reshape(-1, 4, 2, 2, matrix.shape[1]).transpose(1, 2).flatten(0, 3)
 
 
 _by_cuda_kernels = _one_by_one("cuda")
@@ -224,7 +243,13 @@ def _cuda_forward(
     residual_scale: float, residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
     columns = reduce_form[0]
-    if not _is_one_launch(x, columns, stride, expand_table, filter_table):
+    weights: _Slices | None = None
+    if _is_one_launch(x, columns, stride, expand_table, filter_table):
+        weights = packed(
+            _PackSlices(tuple(expand_form), tuple(reduce_form)), expand_weight, expand_channels, filter_weight, zero_point,
+            filter_channels, reduce_weight,
+        )  # fmt: skip
+    if weights is None or weights.padding is None:
         return _by_cuda_kernels(
             x, residual, expand_weight, expand_channels, expand_table, filter_weight, zero_point, blocks, filter_channels, filter_table,
             reduce_weight, reduce_channels, reduce_table, expand_form, reduce_form, stride, narrow, expand_activation, expand_plain,
@@ -234,16 +259,12 @@ def _cuda_forward(
     if residual is not None:
         residual = dense(residual, channels_last=True)
     y = _empty(x, columns, stride, out_dtype)
-    slices = packed(
-        _PackSlices(tuple(expand_form), tuple(reduce_form)), expand_weight, expand_channels, filter_weight, zero_point, filter_channels,
-        reduce_weight,
-    )  # fmt: skip
     epilogue = cuda_epilogue(
         OP, reduce_channels, out_dtype, plain, activation, reduce_table, residual, columns, residual_scale, residual_zero_point, y, columns
     )  # fmt: skip
     curves = [packed(step_curve, table).numbers for table in (expand_table, filter_table)]
     cuda_support.native.qinverted_residual(
-        *cuda_support.place(x), x.shape, expand_form[0], columns, stride, x.data_ptr(), slices.data_ptr(),
+        *cuda_support.place(x), x.shape, expand_form[0], columns, stride, weights.padding, x.data_ptr(), weights.slices.data_ptr(),
         *(curve.data_ptr() for curve in curves), epilogue,
     )  # fmt: skip
     return y

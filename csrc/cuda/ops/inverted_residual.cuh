@@ -9,7 +9,7 @@
 
 namespace mvit::cuda {
 
-inline constexpr int slice_floats = 11 * residual_slice;
+inline constexpr int float_slice = residual_slice<f16>, slice_floats = 11 * float_slice;
 inline constexpr int tile_values = 16;  // columns, and depth, of a tile of 16-bit weights
 
 MVIT_BOTH constexpr int value_tiles(int count) { return (count + tile_values - 1) / tile_values; }
@@ -32,12 +32,12 @@ struct ResidualShared {
 
     ResidualShared(int channels, int hidden_channels, int out_columns, int lag_)
         : lag(lag_),
-          slices((hidden_channels + residual_slice - 1) / residual_slice),
+          slices((hidden_channels + float_slice - 1) / float_slice),
           depth(value_tiles(channels)),
           columns(value_tiles(out_columns)),
           row(depth * tile_depth + residual_gap),
-          expand(residual_slice / tile_values * depth * tile_bytes(8)),
-          reduce(columns * (residual_slice / tile_values) * tile_bytes(8)),
+          expand(float_slice / tile_values * depth * tile_bytes(8)),
+          reduce(columns * (float_slice / tile_values) * tile_bytes(8)),
           slice(4 * slice_floats + expand + reduce),
           hidden(map + Tile::seen_blocks * 16 * row),
           filtered(hidden + (1 + lag) * Tile::seen_blocks * 16 * slice_row),
@@ -59,10 +59,11 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
                                 .stages = shared + at.stages,
                                 .bytes = at.slice,
                                 .count = at.slices,
-                                .filter_begin = 4 * residual_slice,
+                                .filter_begin = 4 * float_slice,
                                 .filter_end = 4 * slice_floats,
                                 .reduce_at = 4 * slice_floats + at.expand,
-                                .lag = at.lag};
+                                .lag = at.lag,
+                                .stage_count = 2};
     const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
     using Warp = ResidualWarp<T, Tile>;
     uint8_t* const map = shared + at.map;
@@ -86,7 +87,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
 
     auto* of_map = reinterpret_cast<uint32_t*>(shared) + thread;
     *of_map = Warp(thread).of_map(seen);
-    const auto expand = [&](const uint8_t* weights, int slot) {
+    const auto expand = [&](const uint8_t* weights, int slot, int) {
         const Warp warp(anew(thread));
         const auto* bias = reinterpret_cast<const float*>(weights) + warp.expand_tile * tile_values;
         float start[warp.parts][2], sums[warp.rounds][warp.parts][4];
@@ -115,16 +116,16 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
 
     // A thread has two channels of two columns of `length` pixels: with stride 1 that reads and converts 24 pixels for 8 results, and one
     // column of 8 would 30. Columns of the two strips of a warp are four apart: so they lie in different banks.
-    constexpr int length = Tile::pixels / (residual_threads / (residual_slice / 2)) / 2;
-    const auto filter = [&](const uint8_t* weights, int slot) {
-        const uint32_t own = anew(thread), pair = own % (residual_slice / 2), strip = own / (residual_slice / 2);
+    constexpr int length = Tile::pixels / (residual_threads / (float_slice / 2)) / 2;
+    const auto filter = [&](const uint8_t* weights, int slot, int) {
+        const uint32_t own = anew(thread), pair = own % (float_slice / 2), strip = own / (float_slice / 2);
         const uint32_t strip_x = strip % 2 * 4 + strip / 2 % 2 * 2 + strip / 4 * 8 % Tile::width;
         const uint32_t strip_y = strip / (Tile::width / 2) * length;
         struct alignas(8) Two {
             float v[2];
         };
-        const auto* floats = reinterpret_cast<const float*>(weights) + residual_slice + 2 * pair;
-        const auto both = [&](int row) { return *reinterpret_cast<const Two*>(floats + row * residual_slice); };
+        const auto* floats = reinterpret_cast<const float*>(weights) + float_slice + 2 * pair;
+        const auto both = [&](int row) { return *reinterpret_cast<const Two*>(floats + row * float_slice); };
         Two taps[9];
         MVIT_UNROLL
         for (int i = 0; i < 9; ++i) taps[i] = both(i);
@@ -165,7 +166,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
 
     typename Warp::Reduced sums;
     Warp(thread).begin(sums, at.columns, [&](int column) { return p.bias[column]; });
-    slices.each(thread, expand, filter, [&](const uint8_t* weights, int slot) {
+    slices.each(thread, expand, filter, [&](const uint8_t* weights, int slot, int) {
         Warp(anew(thread)).reduce(filtered(slot), weights + 4 * slice_floats + at.expand, at.columns, sums);
     });
 

@@ -38,8 +38,8 @@ MVIT_DEVICE void qfeed_forward_block(const QFeedForwardProblem& p, uint8_t* shar
     }
     slices.each([&](const uint8_t* slice) {
         if (!there) return;
-        const CurveSteps curve(shared + At::curve);
         const auto between = [&](const typename Warp::Hidden& hidden, uint32_t (&to)[Shape::rounds][4]) {
+            const CurveSteps curve(shared + At::curve);  // here, as registers are rare while a product is made
             MVIT_UNROLL
             for (int pair = 0; pair < 2; ++pair) {
                 const auto scale = warp.template hidden_quad<float>(slice, feed_forward_scale, pair);

@@ -8,8 +8,8 @@
 // Floor, of P pixels with d channels and E hidden ones: 4 P d bytes of the stream, read and written, and half as much again from the second
 // cache as the residual; 4 P d E operations of the tensor cores.
 //
-// What binds instead, by the machine code for sm_90a: a hidden value takes 14 instructions of a thread with d = 128 (a curve 9, products
-// 2), 17 with 192 and 19 with 256, where a warp has 16 rows; a value of the stream takes 26 beside. A tile that a warp reads takes shared
+// What binds instead, by the machine code for sm_90a: a hidden value takes 13 instructions of a thread with d = 128 (a curve 8, products
+// 2), 16 with 192 and 18 with 256, where a warp has 16 rows; a value of the stream takes 26 beside. A tile that a warp reads takes shared
 // memory 4 cycles, and 32 values of a curve some 3, as they are scattered over the banks: for 32 hidden values 6 cycles with d = 128, 10
 // with 192 and 13 with 256, in which four schedulers issue 24, 40 and 52 instructions. So instructions bind up to d = 128, shared memory
 // beyond.

@@ -22,10 +22,11 @@ Launched launch(const QInvertedResidualProblem& p, int device, void* stream) {
     if (blocks == 0) return {cudaSuccess, kernel};
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     using Shared = QResidualShared<Tile>;
-    const Shared ahead(p.channels, p.hidden, p.columns, 1), plain(p.channels, p.hidden, p.columns, 0);
-    if (int64_t{plain.slices} * plain.slice > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
-    // As many blocks on a multiprocessor as there are registers for are worth more than what a lag gains.
-    const Shared at = ahead.bytes <= shared_of_each(Tile::blocks_of_bytes, device) ? ahead : plain;
+    const auto shared = [&](int lag, int stages) { return Shared(p.channels, p.hidden, p.columns, lag, stages); };
+    // As many blocks on a multiprocessor as there are registers for are worth more than what a lag gains, or a second stage.
+    const int most = shared_of_each(Tile::blocks_of_bytes, device);
+    const Shared ahead = shared(1, 2), plain = shared(0, 2), at = ahead.bytes <= most ? ahead : plain.bytes <= most ? plain : shared(0, 1);
+    if (int64_t{at.slices} * at.slice > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     static SharedLimit limit;
     return launched(kernel, device, [&] {
         const int alignment = alignment_of(p.x, p.channels);
@@ -38,7 +39,7 @@ Launched launch(const QInvertedResidualProblem& p, int device, void* stream) {
 
 int qinverted_residual_shared(int channels, int columns, int stride) {
     int bytes = 0;
-    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = QResidualShared<Tile>(channels, 0, columns, 0).bytes; });
+    with_residual_tile(columns, stride, [&]<class Tile>() { bytes = QResidualShared<Tile>(channels, 0, columns, 0, 1).bytes; });
     return bytes;
 }
 

@@ -11,7 +11,9 @@
 
 namespace mvit::cuda {
 
-inline constexpr int residual_slice = 32;  // hidden channels
+// Hidden channels of a slice: 64 bytes of a pixel.
+template <class T>
+inline constexpr int residual_slice = 64 / static_cast<int>(sizeof(T));
 inline constexpr int residual_threads = 256, residual_warps = residual_threads / warp_size;
 inline constexpr int residual_gap = 16;  // bytes behind a row of shared memory: eight rows begin in different banks
 
@@ -25,10 +27,7 @@ struct ResidualTile {
     static constexpr int seen_height = (height - 1) * stride + 3, seen_width = (width - 1) * stride + 3, seen = seen_height * seen_width;
     static constexpr int seen_blocks = (seen + 15) / 16;  // of 16 rows of a product
 
-    // How warps share a product: of the expansion each has one or both tiles of columns and every expand_warps-th block of rows, of the
-    // reduction two blocks of rows and every reduce_step-th tile of columns. Both tiles: rows are read once, but fewer blocks are to share.
-    static constexpr int expand_tiles = stride, expand_step = residual_slice / tile_columns / expand_tiles;
-    static constexpr int expand_warps = residual_warps / expand_step, expand_rounds = (seen_blocks + expand_warps - 1) / expand_warps;
+    // How warps share the reduction: each has two blocks of rows and every reduce_step-th tile of columns.
     static constexpr int reduce_warps = pixels / 32, reduce_step = residual_warps / reduce_warps;
     static constexpr int reduce_rounds = most_columns / tile_columns / reduce_step;
 
@@ -98,40 +97,52 @@ struct ChunkWalk {
 template <class T, class Tile>
 struct ResidualWarp {
     using Sum = std::conditional_t<sizeof(T) == 1, int32_t, float>;
-    static constexpr int rounds = Tile::expand_rounds, parts = 2 * Tile::expand_tiles;  // parts: of 8 columns
-    static constexpr int slice_tiles = residual_slice * static_cast<int>(sizeof(T)) / tile_depth;
+    // How warps share the expansion: each has one or two tiles of columns and every expand_warps-th block of rows. Two tiles: rows are read
+    // half as often, but fewer blocks are to share, and registers must hold twice as many sums beside those of the reduction. More than
+    // three blocks come in turns.
+    static constexpr bool has_room = Tile::blocks_of_bytes == 1 || Tile::reduce_rounds <= 2;
+    static constexpr int expand_tiles = sizeof(T) == 1 ? (has_room ? 2 : 1) : Tile::stride,
+                         parts = 2 * expand_tiles;  // parts: of 8 columns
+    static constexpr int expand_step = residual_slice<T> / tile_columns / expand_tiles, expand_warps = residual_warps / expand_step;
+    static constexpr int all_rounds = (Tile::seen_blocks + expand_warps - 1) / expand_warps;
+    static constexpr int rounds = all_rounds < 3 ? all_rounds : 3, turns = (all_rounds + rounds - 1) / rounds;
+    static constexpr int least = Tile::seen_blocks / expand_warps - (turns - 1) * rounds;  // rounds that each warp has in the last turn
+    static constexpr int slice_tiles = residual_slice<T> * static_cast<int>(sizeof(T)) / tile_depth;
     static constexpr int slice_row = slice_tiles * tile_depth + residual_gap;  // bytes of a pixel of a slice
 
     int lane, expand_block, expand_tile, reduce_row, reduce_tile;
 
     MVIT_DEVICE explicit ResidualWarp(uint32_t thread)
         : lane(static_cast<int>(thread % warp_size)),
-          expand_block(static_cast<int>(thread / warp_size / Tile::expand_step)),
-          expand_tile(static_cast<int>(thread / warp_size % Tile::expand_step)),
+          expand_block(static_cast<int>(thread / warp_size / expand_step)),
+          expand_tile(static_cast<int>(thread / warp_size % expand_step) * expand_tiles),
           reduce_row(static_cast<int>(thread / warp_size % Tile::reduce_warps * 32)),
           reduce_tile(static_cast<int>(thread / warp_size / Tile::reduce_warps)) {}
 
-    // The first row of a round of the expansion, and whether there is one.
-    MVIT_DEVICE int first(int round) const { return 16 * (expand_block + round * Tile::expand_warps); }
+    // The first row of a round of the expansion, of all_rounds, and whether there is one.
+    MVIT_DEVICE int first(int round) const { return 16 * (expand_block + round * expand_warps); }
     MVIT_DEVICE bool has(int round) const {
-        return (round + 1) * Tile::expand_warps <= Tile::seen_blocks || first(round) < 16 * Tile::seen_blocks;
+        return (round + 1) * expand_warps <= Tile::seen_blocks || first(round) < 16 * Tile::seen_blocks;
     }
+    // Whether a turn has a round.
+    MVIT_DEVICE bool has(int turn, int round) const { return round < least || has(turn * rounds + round); }
     MVIT_DEVICE int expanded(int round, int half) const { return first(round) + c_row(lane, 2 * half); }
 
     // Which rows of this thread's results of the expansion are pixels of the map: bit 2 round + half.
     MVIT_DEVICE uint32_t of_map(const int32_t* seen) const {
         uint32_t bits = 0;
         MVIT_UNROLL
-        for (int i = 0; i < 2 * rounds; ++i)
+        for (int i = 0; i < 2 * all_rounds; ++i)
             if (has(i / 2) && seen[expanded(i / 2, i % 2)] >= 0) bits |= uint32_t{1} << i;
         return bits;
     }
 
-    // sums = what they begin with, of every row, plus pixels of x, `row` bytes apart, times the tiles of a slice, of each column `depth`.
+    // sums = what they begin with, of every row, plus pixels of x, `row` bytes apart, times the tiles of a slice, of each column `depth`;
+    // of the rounds of a turn.
     MVIT_DEVICE void expand(const uint8_t* x, int row, const uint8_t* tiles, int depth, const Sum (&start)[parts][2],
-                            Sum (&sums)[rounds][parts][4]) const {
+                            Sum (&sums)[rounds][parts][4], int turn = 0) const {
         tiles += expand_tile * depth * tile_bytes(8) + 16 * lane;
-        x += (first(0) + ldmatrix_row(lane)) * row + 16 * ldmatrix_chunk(lane);
+        x += (first(turn * rounds) + ldmatrix_row(lane)) * row + 16 * ldmatrix_chunk(lane);
         MVIT_UNROLL
         for (int i = 0; i < rounds; ++i) {
             MVIT_UNROLL
@@ -141,10 +152,12 @@ struct ResidualWarp {
             }
         }
         // Apart, so that there is no branch on the way.
-        if (has(rounds - 1)) {
+        if (has(turn, rounds - 1)) {
             expand_rounds<rounds>(x, row, tiles, depth, sums);
-        } else {
+        } else if (has(turn, rounds - 2)) {
             expand_rounds<rounds - 1>(x, row, tiles, depth, sums);
+        } else {
+            expand_rounds<least>(x, row, tiles, depth, sums);
         }
     }
 
@@ -212,24 +225,25 @@ struct ResidualWarp {
     template <int count>
     MVIT_DEVICE void expand_rounds(const uint8_t* x, int row, const uint8_t* tiles, int depth, Sum (&sums)[rounds][parts][4]) const {
         const auto step = [&](int k) {
-            Sixteen b[Tile::expand_tiles];
+            Sixteen b[expand_tiles];
             MVIT_UNROLL
-            for (int j = 0; j < Tile::expand_tiles; ++j) b[j] = *reinterpret_cast<const Sixteen*>(tiles + (j * depth + k) * tile_bytes(8));
+            for (int j = 0; j < expand_tiles; ++j) b[j] = *reinterpret_cast<const Sixteen*>(tiles + (j * depth + k) * tile_bytes(8));
             MVIT_UNROLL
             for (int i = 0; i < count; ++i) {
                 uint32_t a[4];
-                ldmatrix_x4(a, x + i * 16 * Tile::expand_warps * row + k * tile_depth);
+                ldmatrix_x4(a, x + i * 16 * expand_warps * row + k * tile_depth);
                 MVIT_UNROLL
                 for (int j = 0; j < parts; ++j) mma(sums[i][j], a, b[j / 2].words[j % 2 * 2], b[j / 2].words[j % 2 * 2 + 1], T{});
             }
         };
-        if constexpr (sizeof(T) == 1 && parts > 2) {  // curves leave no registers for more
+        // The first one apart: so tensor cores read what sums begin with where it is. Then two at a time, but where curves leave no
+        // registers.
+        step(0);
+        int k = 1;
+        if constexpr (sizeof(T) == 1 && parts > 2) {
             MVIT_ROLLED
-            for (int k = 0; k < depth; ++k) step(k);
+            for (; k < depth; ++k) step(k);
         } else {
-            // The first one apart: so tensor cores read what sums begin with where it is. Then two at a time.
-            step(0);
-            int k = 1;
             MVIT_ROLLED
             for (; k + 1 < depth; k += 2) step(k), step(k + 1);
             if (k < depth) step(k);
@@ -254,6 +268,9 @@ struct ResidualWarp {
 //               lag 0: filter(s) writes it in step s, reduce(s) reads it in step s + 1, filter(s + 1) writes behind its inner barrier.
 //   stages      step s loads what step s + 1 needs, into the stage that step s - 1 read. Each thread waits for its own copies before the
 //               barrier that begins step s + 1, and so all see those of all.
+//   one stage   with lag 0 alone. In the beginning of step s come numbers of the filter, which filter(s - 1) has read in step s - 1 and
+//               filter(s) reads behind the inner barrier, before which each thread waits for them. Behind it comes the rest of what step
+//               s + 1 needs: expand(s) and reduce(s - 1) have read theirs.
 //
 // Between any two of these, in this order, lies a barrier. A last one is for those who write where the slices were.
 struct ResidualSlices {
@@ -261,40 +278,36 @@ struct ResidualSlices {
     uint8_t* stages;
     int bytes, count;                         // of a slice; slices: all of them within 2^31 bytes
     int filter_begin, filter_end, reduce_at;  // which bytes are the filter's, and where those of the reduction begin; the rest expands
-    int lag;
+    int lag, stage_count;
 
     // What a step needs: of each part those of its slice; where there is none, of the nearest one, as that is less than a branch each time.
-    MVIT_DEVICE void load(int step) const {
-        const int expand = offset(step), filter = offset(step - lag), reduce = offset(step - lag - 1);
-        uint8_t* const to = stage(step);
-        const auto filter_bytes = static_cast<uint32_t>(filter_end - filter_begin);
-        MVIT_ROLLED
-        for (int i = 16 * thread_index(); i < bytes; i += 16 * residual_threads) {
-            const int begin = i >= reduce_at ? reduce : static_cast<uint32_t>(i - filter_begin) < filter_bytes ? filter : expand;
-            cp_async16(to + i, from + static_cast<uint32_t>(begin + i), 16);
-        }
-    }
+    MVIT_DEVICE void load(int step) const { load(step, 0, bytes); }
 
-    // With the weights, and the slots, of each slice: expand(weights, to), filter(weights, slot), reduce(weights, slot). What the first
-    // step needs is on its way.
+    // With the weights, the slot and the number of each slice: expand, filter and reduce. What the first step needs is on its way.
     template <class Expand, class Filter, class Reduce>
     MVIT_DEVICE void each(uint32_t thread, const Expand& expand, const Filter& filter, const Reduce& reduce) const {
         MVIT_ROLLED
         for (int step = 0; step <= count + lag; ++step) {
             cp_async_wait<0>();
             block_barrier();
-            if (step < count + lag) load(step + 1);
+            if (step < count + lag) stage_count == 2 ? load(step + 1) : load(step, filter_begin, filter_end);
             cp_async_commit();
             MVIT_ROLLED
             for (int part = 0; part < 2; ++part) {
                 const bool filters_first = lag > 0 && anew(thread) >= residual_threads / 2;
                 if (part == (filters_first ? 0 : 1)) {
                     const int slice = step - lag;
-                    if (slice >= 0 && slice < count) filter(stage(step), slot(slice));
+                    if (slice >= 0 && slice < count) filter(stage(step), slot(slice), slice);
                 } else {
-                    if (step < count) expand(stage(step), slot(step));
-                    if (step > lag) reduce(stage(step), slot(step - lag - 1));
-                    if (lag == 0) block_barrier();
+                    if (step < count) expand(stage(step), slot(step), step);
+                    if (step > lag) reduce(stage(step), slot(step - lag - 1), step - lag - 1);
+                    if (lag > 0) continue;
+                    if (stage_count == 1) cp_async_wait<0>();
+                    block_barrier();
+                    if (stage_count == 1 && step < count) {
+                        load(step + 1, 0, filter_begin), load(step + 1, filter_end, bytes);
+                        cp_async_commit();
+                    }
                 }
             }
         }
@@ -303,8 +316,18 @@ struct ResidualSlices {
     }
 
   private:
+    MVIT_DEVICE void load(int step, int first, int end) const {
+        const int expand = offset(step), filter = offset(step - lag), reduce = offset(step - lag - 1);
+        uint8_t* const to = stage(step);
+        const auto filter_bytes = static_cast<uint32_t>(filter_end - filter_begin);
+        MVIT_ROLLED
+        for (int i = first + 16 * thread_index(); i < end; i += 16 * residual_threads) {
+            const int begin = i >= reduce_at ? reduce : static_cast<uint32_t>(i - filter_begin) < filter_bytes ? filter : expand;
+            cp_async16(to + i, from + static_cast<uint32_t>(begin + i), 16);
+        }
+    }
     MVIT_DEVICE int offset(int slice) const { return (slice < 0 ? 0 : slice < count ? slice : count - 1) * bytes; }
-    MVIT_DEVICE uint8_t* stage(int step) const { return stages + (step & 1) * bytes; }
+    MVIT_DEVICE uint8_t* stage(int step) const { return stages + (step & (stage_count - 1)) * bytes; }
     MVIT_DEVICE int slot(int slice) const { return slice & lag; }
 };
 

@@ -1,4 +1,5 @@
-// Four products of bytes added to a sum, bytes picked from two words, and two numbers as int16 in one: one instruction each.
+// Four products of bytes added to a sum, bytes picked from two words, two numbers as int16 in one, and a distance added: one instruction
+// each.
 #pragma once
 
 #include "cuda/primitives/device.cuh"
@@ -21,12 +22,8 @@ MVIT_DEVICE int32_t dot4_signed(uint32_t a, uint32_t b, int32_t c) { return __dp
 // Byte i of the result is byte (selector >> 4 i) % 8 of the eight of a (first) and b.
 MVIT_DEVICE uint32_t permute(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
 
-// The same, but where bit 3 of a byte's selector is set, eight times the highest bit of the byte that it selects.
-MVIT_DEVICE uint32_t permute_signs(uint32_t a, uint32_t b, uint32_t selector) {
-    uint32_t word;
-    asm("prmt.b32 %0, %1, %2, %3;" : "=r"(word) : "r"(a), "r"(b), "r"(selector));
-    return word;
-}
+// |a - b| + c, modulo 2^32.
+MVIT_DEVICE uint32_t add_distance(uint32_t a, uint32_t b, uint32_t c) { return __usad(a, b, c); }
 
 // Both as int16, saturated; the first in the low half.
 MVIT_DEVICE uint32_t saturated_halves(int32_t low, int32_t high) {
@@ -41,7 +38,7 @@ int32_t dot4(uint32_t a, uint32_t b, int32_t c);
 uint32_t dot4_unsigned(uint32_t a, uint32_t b, uint32_t c);
 int32_t dot4_signed(uint32_t a, uint32_t b, int32_t c);
 uint32_t permute(uint32_t a, uint32_t b, uint32_t selector);
-uint32_t permute_signs(uint32_t a, uint32_t b, uint32_t selector);
+uint32_t add_distance(uint32_t a, uint32_t b, uint32_t c);
 uint32_t saturated_halves(int32_t low, int32_t high);
 
 #endif

@@ -1,18 +1,19 @@
 // SiLU and GELU on int16 numbers, as cpu/core/qcurve.h derives and defines them: looked up, or computed where that cannot be looked up.
 //
-// Of x, y is a byte that goes up and down in steps of one. With 2^f steps of x to one of y and slopes of at most 1.1, 2^k + 1 neighbouring
-// x hold one step at most, where k < f: an entry of 16 bits says the byte that they begin with, and where the step is. Falling y are kept
-// as 255 - y, so that steps only go up: all buckets below one number fall or stay, all others rise or stay. Where rounding lets y go to and
-// fro there are no such buckets, nor where f is so small that they would be too many: of scales that networks have, some curves of a
-// hundred. mvit_kernels/ops/qcurve.py looks for them, with every x.
+// Of x, y is a byte that goes up and down in steps of one. With 2^f steps of x to one of y and slopes of at most 1.1, 2^k neighbouring x
+// hold one step at most, where k < f: an entry of 16 bits says the byte that they begin with, and where the step is. Below one number y
+// falls or stays, from there on it rises or stays; by their distance from that number, steps of both sides go up. Where rounding lets y go
+// to and fro there is no such number, nor tables where f is so small that they would be too large: of scales that networks have, some
+// curves of a hundred. mvit_kernels/ops/qcurve.py looks for them, with every x.
 //
-//     bucket B: x from B 2^k - 2^(k-1) to B 2^k + 2^(k-1)           an x between two of them is in both
-//     entry:    256 first + 256 - t - (first x)  modulo 2^16         t: how many x there are before the step, or 256
-//     y = (x + entry) / 256  modulo 2^8                              carries from the t-th x on, and no second time, as 2^k < 256
+//     bucket B: x from B 2^k to (B + 1) 2^k - 1      turn, from which on y rises, is the first one of a bucket
+//     entry:    256 y + 256 - t - w  modulo 2^16     y, w = |x - turn|: of the x of the bucket that is nearest to turn; t: how many x there
+//                                                    are before the step, on the way from there, or 256
+//     y = (|x - turn| + entry) / 256  modulo 2^8     carries from the t-th x on, and no second time, as 2^k < 256
 //
-// x comes as a float and is rounded to the nearest integer, ties to even, and to a bucket, by sums whose last places are 1 and 2^k: low
-// bits of the first are x, those of the second the bucket, counted from the first that does not fall, so that bit 15 says which do. Of the
-// 9 instructions a value four are sums and products, which other pipes do beside minima and permutations.
+// x comes as a float, is held between the ends, beyond which y stays what it is, and rounded to the nearest integer, ties to even, by a sum
+// whose last place is 1: low bits of it are x. The bucket is what a shift leaves; the distance and its sum with the entry are one
+// instruction. A value takes 8.
 #pragma once
 
 #include "cuda/primitives/dot4.cuh"
@@ -24,11 +25,12 @@ namespace mvit::cuda {
 // Behind the numbers of a curve in memory, which is aligned to 16 bytes, from int16 `curve_head` on; then entries, and zeros up to 16
 // bytes.
 struct CurveHead {
-    float low, high;   // what x is held between: beyond, y stays what it is
-    float coarse;      // added to x, whose bucket then is in the low bits
-    uint32_t address;  // added to twice these bits: where the entry is, behind the first one
+    float low, high;   // what x is held between
+    uint32_t turn;     // with the bits of 0x1.8p23
+    uint32_t address;  // added to twice the bits of x + 0x1.8p23, shifted by k: where the entry is, behind the first one
     int32_t entries;   // or 0: no steps
-    int32_t unused[3];
+    int32_t shift;     // k
+    int32_t unused[2];
 };
 inline constexpr int curve_head = 200, curve_entries = curve_head + static_cast<int>(sizeof(CurveHead)) / 2, most_curve_entries = 2048;
 
@@ -38,33 +40,32 @@ class CurveSteps {
     CurveSteps() = default;
     // shared: of `SharedCurve::load`.
     MVIT_DEVICE explicit CurveSteps(const uint8_t* shared) {
-        const auto& head = *reinterpret_cast<const CurveHead*>(shared);
-        low_ = head.low, high_ = head.high, coarse_ = head.coarse;
-        entries_ = SharedAddress(shared + sizeof(CurveHead), head.address);
+        const auto* head = reinterpret_cast<const Sixteen*>(shared);  // whose parts are read at once
+        const Sixteen first = head[0], second = head[1];
+        low_ = float_of_bits(first.words[0]), high_ = float_of_bits(first.words[1]), turn_ = first.words[2];
+        entries_ = SharedAddress(shared + sizeof(CurveHead), first.words[3]);
+        shift_ = second.words[1];
     }
 
     // Bytes of `count` floats, two or four, from the lowest byte on; of two, both halves of the word hold them.
     template <int count>
     MVIT_DEVICE uint32_t operator()(const float (&x)[count]) const {
         static_assert(count == 2 || count == 4);
-        uint32_t sums[count], buckets[count];
+        uint32_t sums[count];
         MVIT_UNROLL
         for (int i = 0; i < count; ++i) {
-            const float inside = fminf(fmaxf(x[i], low_), high_);
-            buckets[i] = float_bits(inside + coarse_);
-            sums[i] = float_bits(inside + 0x1.8p23f) + entries_.load_u16(2 * buckets[i]);
+            const uint32_t place = float_bits(fminf(fmaxf(x[i], low_), high_) + 0x1.8p23f);
+            sums[i] = add_distance(place, turn_, entries_.load_u16(2 * (place >> shift_)));
         }
-        uint32_t bytes = permute(sums[0], sums[1], 0x5151), falling = permute_signs(buckets[0], buckets[1], 0xD9D9);
-        if constexpr (count == 4) {
-            bytes = permute(bytes, permute(sums[2], sums[3], 0x5151), 0x5410);
-            falling = permute(falling, permute_signs(buckets[2], buckets[3], 0xD9D9), 0x5410);
-        }
-        return bytes ^ falling;
+        const uint32_t bytes = permute(sums[0], sums[1], 0x5151);
+        if constexpr (count == 2) return bytes;
+        return permute(bytes, permute(sums[count - 2], sums[count - 1], 0x5151), 0x5410);
     }
 
   private:
-    float low_, high_, coarse_;
+    float low_, high_;
     SharedAddress entries_;
+    uint32_t turn_, shift_;
 };
 
 // A curve in shared memory: its steps, or the polynomials.

@@ -1,4 +1,4 @@
-// Addresses in shared memory of 32 bits, to which a kernel's own sums of 32 bits are added, modulo 2^32.
+// Addresses in shared memory of 32 bits, to which a kernel's own sums of 32 bits are added, modulo 2^32; and a store that may not happen.
 #pragma once
 
 #include "cuda/primitives/device.cuh"
@@ -37,6 +37,13 @@ class SharedAddress {
     uint32_t at_;
 };
 
+// Where `where` is not 0; without a branch, around which the compiler would also take what the word is computed of.
+MVIT_DEVICE void store_shared(uint32_t word, void* shared, uint32_t where) {
+    const auto address = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %2, 0;\n\t@p st.shared.u32 [%0], %1;\n\t}" ::"r"(address), "r"(word), "r"(where)
+                 : "memory");
+}
+
 #else
 
 class SharedAddress {
@@ -62,6 +69,10 @@ class SharedAddress {
     const uint8_t* at_ = nullptr;
     uint32_t offset_ = 0;
 };
+
+inline void store_shared(uint32_t word, void* shared, uint32_t where) {
+    if (where) *static_cast<uint32_t*>(shared) = word;
+}
 
 #endif
 
