@@ -89,7 +89,8 @@ class CompiledModel:
         return self.num_threads or torch.get_num_threads()
 
     def report(self, size: Size | None = None) -> PlanReport:
-        """The steps of a plan (of the first one, if no size is given), with what torch runs and why, and the memory it takes."""
+        """The steps of a plan (of the first one, if no size is given), with what torch runs and why, and the memory it takes. On a GPU
+        one image runs for it: which kernels take a step is for its ops to say, for another number of images by `profile`."""
         plan = self._plan_of(size, "report")
         return report_of(plan, self.threads()) if isinstance(plan, Plan) else plan.report()
 

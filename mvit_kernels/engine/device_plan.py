@@ -171,7 +171,10 @@ class DevicePlan:
         return _Graph(graph, static, outputs, weights)
 
     def report(self) -> PlanReport:
-        return report_of(self)
+        if self.device.type != "cuda":
+            return report_of(self)
+        with torch.cuda.device(self.device), _capturing:  # it compiles kernels and arranges weights, as a first call does
+            return report_of(self)
 
     def profile(self, x: Tensor, repeats: int) -> Profile:
         with torch.cuda.device(self.device), self._lock, _capturing:

@@ -13,7 +13,6 @@ import torch
 
 from mvit_kernels import ops
 from mvit_kernels.graph import Node, Program, evaluate, integers
-from mvit_kernels.ops.backend import Choice
 from mvit_kernels.ops.moments import moments_of
 from mvit_kernels.ops.qnorm import pieces_of_sums
 
@@ -37,7 +36,7 @@ class Call:
     macs: int = 0  # for one image, as the bytes
     bytes: int = 0  # read and written at least, weights included
     weight_bytes: int = 0
-    reason: str | None = None  # why torch's kernels run it, where ours do not
+    reason: str | None = None  # why torch's kernels run it, where it is no op of ours
     foreign: bool = False  # an op of which nobody knows here whether a graph can hold it
 
     @property
@@ -430,7 +429,7 @@ class _Calls(Blocks):
 
     def integers(self, node: Node, inputs: tuple[str, ...] | None = None) -> None:
         run = integers.prepared(self.program, node, None)
-        self.add(node.kind, (node,), inputs or node.inputs, run, _without_kernel(node.kind), _dtype_of(node))
+        self.add(node.kind, (node,), inputs or node.inputs, run, dtype=_dtype_of(node))
 
     def _pixel(self, node: Node) -> None:
         index, dtype = node.settings["index"], self.values[node.inputs[0]].dtype
@@ -455,19 +454,9 @@ def _by_torch(node: Node) -> str:
     return f"torch's kernel for {node.kind}{floor}"
 
 
-def _without_kernel(kind: str) -> str | None:
-    """Why an integer node runs in plain torch on a GPU."""
-    op = _OPS.get(kind, kind)
-    (implementations,) = (each.implementations for each in Choice.every if each.op == op)
-    return None if {"cuda", "triton"} & set(implementations) else "no kernel for GPUs: plain torch"
-
-
 def _dtype_of(node: Node) -> torch.dtype:
     """Of the result of an integer node."""
     return integers.DTYPES[node.settings.get("out", "float32" if node.kind == "dequantize" else "uint8")]
-
-
-_OPS = {"qlinear": "qgemm"}  # of kinds that are called otherwise
 
 
 def _find_attended(low: Blocks, node: Node) -> tuple[Node, ...] | None:
