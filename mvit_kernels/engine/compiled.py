@@ -106,7 +106,7 @@ class CompiledModel:
 
     def save(self, path: str | Path, sizes: Sequence[tuple[int, int]] | None = None) -> None:
         """Write the plans to a file that `load` reads: those at hand, or those of images of `sizes` (height, width). Of plans of a GPU it
-        has the rewritten network, whose graphs are captured where it runs."""
+        has the rewritten network, made once more of a float model, whose graphs are captured where it runs."""
         from .files import save_plans
 
         if sizes is not None and (not sizes or any(len(size) != 2 for size in sizes)):

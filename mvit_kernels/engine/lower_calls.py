@@ -332,15 +332,16 @@ class _Calls(Blocks):
         self.add("gemm", (norm, node), (*source, *node.inputs[1:]), run)
 
     def _constant(self, node: Node) -> None:
-        value, (source,) = self.weight(node.weights["value"], self.dtype), [each.name for each in self.program if each.kind == "input"]
+        value, size = self.weight(node.weights["value"], self.dtype), node.size
+        (source,) = (each.name for each in self.program if each.kind == "input")
         if all(user and self.program[user].kind == "attention" for user in self.users[node.name]):  # which takes any strides
             value = value.movedim(0, -1).contiguous().movedim(-1, 0)
-            self.add(node.kind, (node,), (source,), lambda x: value.expand(x.shape[0], *node.size), "a view: nothing runs", reads=False)
+            self.add(node.kind, (node,), (source,), lambda x: value.expand(x.shape[0], *size), "a view: nothing runs", reads=False)
             return
         memory = torch.channels_last if value.ndim == 3 else torch.contiguous_format
         self.add(
             node.kind, (node,), (source,),
-            lambda x: value.expand(x.shape[0], *node.size).contiguous(memory_format=memory), _by_torch(node), reads=False,
+            lambda x: value.expand(x.shape[0], *size).contiguous(memory_format=memory), _by_torch(node), reads=False,
         )  # fmt: skip
 
     def _linear(self, node: Node) -> None:
