@@ -456,7 +456,7 @@ def _fits(x: Tensor) -> bool:
 
 
 def candidates(x: Tensor, walk: Phases) -> list[tuning.Tile]:
-    found = ((128, 64, 8, 1), (128, 32, 8, 1), (64, 64, 8, 1), (64, 32, 8, 1)) if _fits(x) else ()
+    found = ((128, 64, 8, 1), (128, 32, 8, 1), (64, 32, 8, 1)) if _fits(x) else ()
     return [tuning.IN_TWO, *_small(x, found)] if found else []
 
 
@@ -469,7 +469,7 @@ def gated_tile(x: Tensor, walk: Phases) -> tuning.Tile:
 
 
 def gated_candidates(x: Tensor, walk: Phases) -> list[tuning.Tile]:
-    found = (16, 64, 4, 3), (32, 32, 4, 3), (32, 64, 4, 3), (64, 32, 4, 3), (64, 64, 4, 3), (64, 64, 8, 3), (128, 32, 4, 3), (128, 64, 8, 2)
+    found = (16, 64, 4, 3), (32, 32, 4, 3), (32, 64, 4, 3), (64, 32, 4, 3), (64, 64, 8, 3), (128, 64, 8, 2)
     return _small(x, found, BLOCK_K=64)
 
 
