@@ -1,5 +1,6 @@
-"""Which tiles the Triton kernels run with, found on a GPU: the candidates of every kernel are timed on the calls of two networks, inside of
-CUDA graphs, and `mvit_kernels/triton_kernels/tuned.json` gets the fastest of each, where it is not the kernel's own choice.
+"""Which tiles the Triton kernels run with, found on a GPU: the candidates of every kernel are timed on the calls of two networks, and on
+the gradients of those whose gradients have kernels, inside of CUDA graphs, and `mvit_kernels/triton_kernels/tuned.json` gets the fastest of
+each, where it is not the kernel's own choice.
 
 Compilers take most of the time: they run beside each other, as many as there are processors, into Triton's cache on disk, before anything
 is timed. What is not done in `--seconds` keeps the kernel's own choice, and so does what is less than 3 % slower with it.
@@ -11,6 +12,7 @@ is timed. What is not done in `--seconds` keeps the kernel's own choice, and so 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import multiprocessing
@@ -24,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import mvit_kernels as mk
 from mvit_kernels.files import write_text
@@ -32,6 +35,8 @@ from mvit_kernels.triton_kernels import tuning
 from mvit_kernels.triton_kernels.moments import keeping_parts
 
 MODELS, BATCHES, SIZE = ("mobilevitv2_100", "mobilevit_s"), (1, 256), 256
+# Whose gradients have kernels.
+TRAINED = ("feed_forward", "group_norm", "layer_norm", "patch_attention", "separable_attention", "separable_attention_block")
 LEAST_GAIN = 0.03
 COMPILING = 0.6  # of the seconds
 COPIES, REPEATS = 10, 5  # of a call in the graph that times it, and of the graph
@@ -44,14 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
     parser.add_argument("--models", nargs="+", default=MODELS, choices=mk.list_models(), metavar="NAME")
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="IMAGES")
-    parser.add_argument("--seconds", type=float, default=90, help="for all of it")
+    parser.add_argument("--seconds", type=float, default=150, help="for all of it")
     parser.add_argument("--output", type=Path, default=tuning.TABLE, metavar="FILE")
     args = parser.parse_args(arguments)
     if not torch.cuda.is_available():
         print(f"gpu_tune: expected a machine with a GPU, torch {torch.__version__} finds none", file=sys.stderr)
         return 2
     started = time.time()
-    networks = [(model, batch) for model in args.models for batch in args.batches]
+    networks = [(model, batch, gradients) for gradients in (False, True) for model in args.models for batch in args.batches]
     shares = max(1, min(16, usable_cores()) // len(networks))
     # What these do not compile is compiled when it is timed, and what fails there fails here, too.
     tasks = [(*network, share, shares) for network in networks for share in range(shares)]
@@ -59,9 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"compiled until {time.time() - started:.0f} s", flush=True)
     found: dict[tuning.Key, Times] = {}
     failed = 0
-    for model, batch in networks:
+    for network in networks:
         try:
-            failed += time_choices(model, batch, found, started + args.seconds)
+            failed += time_choices(*network, found, started + args.seconds)
         except Exception:  # of one network; what it has found is written, and the others are tried
             traceback.print_exc()
             failed += 1
@@ -92,9 +97,9 @@ def plan_of(model: str) -> Any:
     return mk.compile(mk.create_model(model).cuda().half().eval(), torch.empty(1, *size, device="cuda")).plan(size)
 
 
-def walk(plan: Any, batch: int, visit: Visit, wanted: Callable[[str], bool] = lambda _: True) -> None:
-    """Show every choice of a tile that the (wanted) calls of a plan make: the kernel's own and its candidates, and what runs the op with
-    one of them. Calls get random numbers, each by itself, and those of one size are one."""
+def walk(plan: Any, batch: int, gradients: bool, visit: Visit, wanted: Callable[[str], bool] = lambda _: True) -> None:
+    """Show every choice of a tile that the (wanted) calls of a plan make, or their gradients: the kernel's own and its candidates, and what
+    runs the op with one of them. Calls get random numbers, each by itself, and those of one size are one."""
     values = {"input": plan.input} | {call.name: call.result for call in plan.calls}
     collecting = {f"{call.name}.moments": call for call in plan.calls if call.collects}
 
@@ -108,15 +113,40 @@ def walk(plan: Any, batch: int, visit: Visit, wanted: Callable[[str], bool] = la
     for call in plan.calls:
         sizes = [str(values.get(name, "moments")) for name in call.inputs]
         name = " ".join([call.op, *sizes, str(call.result), str(call.weight_bytes)])
-        if call.reason is not None or name in alike or not wanted(name):
+        if call.reason is not None or (gradients and call.op not in TRAINED) or name in alike or not wanted(name):
             continue
         alike.add(name)
-        with keeping_parts():  # as plans run them
-            run = functools.partial(call.run, *map(given, call.inputs))
+        with contextlib.nullcontext() if gradients else keeping_parts():  # as plans run them
+            run = gradient_of(call, given(call.inputs[0])) if gradients else functools.partial(call.run, *map(given, call.inputs))
             for key, tiles in choices(run).items():
                 if key not in seen:
                     seen.add(key)
                     visit(key, tiles, functools.partial(run_with, key, run))
+
+
+class Gradients(TorchDispatchMode):
+    """Finds the calls of ops that compute gradients: by themselves they run on any stream, without autograd and the forward. Of parameters,
+    as in training, what kernels read is arranged once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs: list[Callable[[], object]] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(op).startswith("mvit_kernels.") and str(op).endswith("_backward.default"):
+            given = [torch.nn.Parameter(x.detach(), requires_grad=False) if isinstance(x, torch.Tensor) else x for x in args]
+            self.runs.append(functools.partial(op, *given))
+        return op(*args, **(kwargs or {}))
+
+
+def gradient_of(call: Any, x: torch.Tensor) -> Callable[[], object]:
+    """What runs the gradient of a call, whose norm is told nothing of its map."""
+    with torch.enable_grad(), Gradients() as found:
+        y = call.run(x.requires_grad_())
+        y = y[0] if call.collects else y
+        y.backward(torch.randn_like(y))
+    (run,) = found.runs
+    return run
 
 
 def tensor(value: Any, batch: int, device: torch.device) -> torch.Tensor:
@@ -143,18 +173,18 @@ def run_with(key: tuning.Key, run: Callable[[], object], tile: tuning.Tile) -> o
         return run()
 
 
-def compile_share(model: str, batch: int, share: int, shares: int) -> None:
-    """Compile what every `shares`th of the calls of a network may choose."""
+def compile_share(model: str, batch: int, gradients: bool, share: int, shares: int) -> None:
+    """Compile what every `shares`th of the calls of a network, or their gradients, may choose."""
     torch.set_num_threads(1)
 
     def compiled(key: tuning.Key, tiles: list[tuning.Tile], run: Callable[[tuning.Tile], object]) -> None:
         for tile in tiles:
             tried(key, tile, run, lambda _: True)
 
-    walk(plan_of(model), batch, compiled, lambda name: zlib.crc32(name.encode()) % shares == share)
+    walk(plan_of(model), batch, gradients, compiled, lambda name: zlib.crc32(name.encode()) % shares == share)
 
 
-def time_choices(model: str, batch: int, found: dict[tuning.Key, Times], end: float) -> int:
+def time_choices(model: str, batch: int, gradients: bool, found: dict[tuning.Key, Times], end: float) -> int:
     """Time what is not in `found` and put it there; how many failed."""
     failed = 0
 
@@ -166,7 +196,7 @@ def time_choices(model: str, batch: int, found: dict[tuning.Key, Times], end: fl
             if times[0][0] is not None:  # the kernel's own choice
                 found[key] = [(each, tile) for each, tile in times if each is not None]
 
-    walk(plan_of(model), batch, timed)
+    walk(plan_of(model), batch, gradients, timed)
     return failed
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mvit_kernels.ops import cuda_support
-from mvit_kernels.ops.backend import Choice, Implementation
+from mvit_kernels.ops.backend import Choice, Chosen, Implementation, hearing, use_backend
 from mvit_kernels.ops.inverted_residual import _order, one_launch_pays
 from mvit_kernels.ops.qinverted_residual import MAP_RATE
 
@@ -55,3 +55,36 @@ def test_the_order_is_asked_on_gpus_alone() -> None:
         assert choose(None, torch.empty(1, device="meta"), "triton").forward() == "cuda"  # as on devices of others: all by turns
     finally:
         Choice.every.pop()
+
+
+def test_who_hears_learns_what_runs_and_why_plain_torch_does() -> None:
+    def of(name: str) -> Implementation:
+        return Implementation(lambda *_: name, None, lambda x, takers: None if name in takers else f"{name} is not asked for")
+
+    on_gpu: Any = SimpleNamespace(is_cpu=False, is_cuda=True)
+    on_cpu = torch.empty(1)
+    heard: list[Chosen] = []
+    try:
+        choose = Choice("op", **{name: of(name) for name in ("cuda", "triton", "cpu", "reference")})
+        alone = Choice("alone", reference=of("reference"))
+        with hearing(heard.append):
+            choose(None, on_gpu, ("triton", "cpu", "reference"))
+            choose(None, on_gpu, ("reference",))
+            choose(None, on_cpu, ("cuda", "reference"))
+            choose("cuda", on_gpu, ("cuda", "reference"))
+            with use_backend("reference"):
+                choose(None, on_gpu, ("cuda", "reference"))
+            alone(None, on_gpu, ("reference",))
+            alone(None, on_cpu, ("reference",))
+        choose(None, on_gpu, ("cuda",))
+    finally:
+        del Choice.every[-2:]
+    assert heard == [
+        ("op", "triton", None),
+        ("op", "reference", "cuda: cuda is not asked for; triton: triton is not asked for"),
+        ("op", "reference", "cpu: cpu is not asked for"),
+        ("op", "cuda", None),
+        ("op", "reference", "requested"),
+        ("alone", "reference", "no kernel for GPUs"),
+        ("alone", "reference", "no kernel for the CPU"),
+    ]

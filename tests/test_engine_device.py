@@ -11,16 +11,20 @@ from typing import Any
 
 import pytest
 import torch
+from op_checks import needs_native
 from torch import nn
 from torch.utils import _pytree as pytree
 
 import mvit_kernels as mk
 from mvit_kernels import reference
+from mvit_kernels.engine import device_report
 from mvit_kernels.engine.blocks import Blocks, find_qattention
 from mvit_kernels.engine.device_plan import DevicePlan
 from mvit_kernels.engine.lower_calls import Call
 from mvit_kernels.graph import Node, Program, capture, optimize, run
 from mvit_kernels.ops import packing
+from mvit_kernels.ops.qavg_pool import choose as choose_qavg_pool
+from mvit_kernels.ops.qdepthwise_conv2d import choose as choose_qdepthwise_conv2d
 from mvit_kernels.ops.qfeed_forward import QFeedForward
 from mvit_kernels.ops.qinverted_residual import QInvertedResidual
 from mvit_kernels.ops.qseparable_attention_block import QSeparableAttentionBlock
@@ -72,9 +76,73 @@ def test_blocks_are_single_calls(v2_plan) -> None:
     assert [call.op for call in plan.calls if call.reason] == []
     report = plan.report()
     assert sum(row.macs for row in report.rows) == sum(call.macs for call in plan.calls) > 1e7
-    assert report.fallbacks == ()
+    assert {row.op for row in report.fallbacks} <= {"avg_pool"}  # of a norm, for which the CPU has no kernel
     assert "GPU" not in str(report.machine)
     assert plan.arena_bytes >= max(call.result.bytes for call in plan.calls)
+
+
+def no_kernel(op: str, why: str) -> tuple[str, str, str]:
+    """Kind, backend and reason of a row of an op that no kernel of the CPU takes."""
+    return "torch", "torch", f"{op} in plain torch ({why})"
+
+
+@needs_native
+def test_reports_say_whose_kernels_run_a_call_and_why_torch_does(v2) -> None:
+    """The CPU's, which stand for a GPU's."""
+    plan = device_plan(programs(v2, 64))
+    report = plan.report()
+    of_norms = no_kernel("avg_pool", "cpu: it has no kernel for the mean of a norm")
+    whose = {row.op: (row.kind, row.backend, row.reason) for row in report.rows}
+    assert whose == {**dict.fromkeys(whose, ("float", "cpu", None)), "avg_pool": of_norms}
+    assert [row.op for row in report.fallbacks] == ["avg_pool"]
+    assert " backend " in str(report)
+    assert of_norms[2] in str(report)
+    assert report.to_dict()["rows"][0]["backend"] == "cpu"
+    assert "backend" not in str(mk.compile(v2, torch.zeros(1, 3, 64, 64)).report())
+
+    with mk.use_backend("reference"):
+        plain = plan.report()
+    refused = device_plan(programs(v2, 64), torch.float64).report()
+    for rows, why in ((plain, "requested"), (refused, "cpu: it has no kernel for torch.float64")):
+        assert rows.fallbacks == rows.rows
+        assert {row.op: (row.kind, row.backend, row.reason) for row in rows.rows} == {op: no_kernel(op, why) for op in whose}
+
+
+@needs_native
+def test_calls_that_are_refused_in_part_are_named(v2, monkeypatch) -> None:
+    """A call of several ops, and one op whose kernels refuse a size."""
+    program = mk.quantize(v2, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False).program()
+    monkeypatch.setattr(QInvertedResidual, "pays", lambda *_: False)
+    for choose in (choose_qdepthwise_conv2d, choose_qavg_pool):
+        of_cpu = replace(choose.implementations["cpu"], refuse=lambda *_: "it is too large")
+        implementations = {**choose.implementations, "cpu": of_cpu}
+        monkeypatch.setattr(choose, "implementations", implementations)
+        monkeypatch.setattr(choose, "_on_cpu", (of_cpu, implementations["reference"]))
+    report = device_plan(program).report()
+    whose = {row.op: (row.kind, row.backend, row.reason) for row in report.rows}
+    too_large = "cpu: it is too large"
+    assert whose["qinverted_residual"] == ("torch", "cpu+torch", no_kernel("qdepthwise_conv2d", too_large)[2])
+    assert whose["qavg_pool"] == no_kernel("qavg_pool", too_large)
+    assert whose["qfeed_forward"] == ("integer", "cpu", None)
+    assert {row.op for row in report.fallbacks} == {"qinverted_residual", "qdepthwise_conv2d", "qavg_pool"}
+
+
+@needs_native
+def test_profiles_are_of_the_images_that_they_are_asked_for(v2, monkeypatch) -> None:
+    """All but the clock, which needs a GPU."""
+    plan, batches = device_plan(programs(v2, 64)), []
+
+    def seconds(call: Call, inputs: list[torch.Tensor], repeats: int) -> float:
+        batches.append(inputs[0].shape[0])
+        return 0.5
+
+    monkeypatch.setattr(device_report, "_seconds", seconds)
+    monkeypatch.setattr(device_report, "_ceilings", lambda device, dtype: {"float": 1.0, "integer": 1.0})
+    profile, report = device_report.profile_of(plan, torch.randn(5, 3, 64, 64), 1), plan.report()
+    assert set(batches) == {5}
+    assert (profile.batch, profile.seconds) == (5, pytest.approx(0.1 * len(plan.calls)))
+    assert [replace(row, seconds=None, share=None) for row in profile.rows] == list(report.rows)
+    assert (profile.weight_bytes, profile.arena_bytes) == (report.weight_bytes, report.arena_bytes)
 
 
 def test_what_nobody_knows_is_told_apart_from_what_torch_does_well() -> None:

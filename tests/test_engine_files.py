@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import struct
+import weakref
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +16,7 @@ from test_graph_capture import Plain, random_statistics
 from torch import nn
 
 import mvit_kernels as mk
-from mvit_kernels.engine import files
+from mvit_kernels.engine import compiling, files
 from mvit_kernels.engine.device_plan import DevicePlan
 from mvit_kernels.graph import Program, capture, optimize
 from mvit_kernels.ops.backend import native
@@ -178,6 +181,33 @@ def test_plans_of_a_gpu_have_the_same_bits(dtype: torch.dtype, tmp_path, stand_i
         mk.load(tmp_path / "plan", num_threads=2)
     loaded.save(tmp_path / "again")
     assert (tmp_path / "again").stat().st_size == (tmp_path / "plan").stat().st_size
+
+
+def test_plans_of_a_gpu_keep_no_weights_on_the_host(tmp_path, stand_in, monkeypatch) -> None:
+    """Where their model can make them again, for a file that has the same bits. Of float16, whose copies for the device are others."""
+    programs: list[Program] = []
+
+    def on_cpu(program: Program, dtype: torch.dtype, device: torch.device, again: Callable[[], Program]) -> DevicePlan:
+        programs.append(program)
+        return DevicePlan(program, dtype, torch.device("cpu"), again)
+
+    monkeypatch.setattr(compiling, "DevicePlan", on_cpu)
+    torch.manual_seed(0)
+    model, x = random_statistics(mk.create_model("mobile_former_26m", num_classes=7)), torch.randn(2, 3, 64, 64)
+    source = compiling.FloatSource(model, torch.float16, GPU)
+    plan = source.plan((3, 64, 64))
+    given = {id(weight): weight for weight in source.model.parameters()}  # the model keeps them for other sizes
+    weights = [weight for node in programs.pop() for weight in node.weights.values() if id(weight) not in given]
+    matrices = [weakref.ref(weight) for weight in weights if weight.ndim > 1 and weight.dtype == torch.float32]
+    assert len(matrices) > 50
+    del weights
+    gc.collect()
+    assert [each() for each in matrices if each() is not None] == []
+
+    mk.engine.CompiledModel(source, {(3, 64, 64): plan}, None, GPU).save(tmp_path / "plan", sizes=[(64, 64), (96, 64)])
+    loaded = mk.load(tmp_path / "plan")
+    assert torch.equal(loaded(x), plan.run(x)[0].float())
+    assert loaded.sizes == [(3, 64, 64), (3, 96, 64)]
 
 
 def test_plans_of_a_gpu_of_integers_torch_nodes_and_structures(tmp_path, stand_in) -> None:

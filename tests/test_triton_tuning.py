@@ -97,7 +97,7 @@ def test_norms_get_the_parts_that_their_producers_collect(gpu_tune: Any, monkeyp
     make = lambda x: (x, torch.ones(x.shape[0], 5, 3))  # noqa: E731
     value = Value((8, 5, 6), torch.float16)
     calls = [Call("conv2d", ("a",), ("input",), make, value, collects=True), Call("gemm", ("b",), ("a", "a.moments"), take, value)]
-    gpu_tune.walk(SimpleNamespace(calls=calls, input=value, device=torch.device(DEVICE)), 2, lambda *_: None)
+    gpu_tune.walk(SimpleNamespace(calls=calls, input=value, device=torch.device(DEVICE)), 2, False, lambda *_: None)
     assert taken == [(2, 5, 3)]
 
 
@@ -128,20 +128,96 @@ def test_the_search_sees_every_choice_once_and_makes_it(gpu_tune: Any, monkeypat
 
     result = Value((16, 5, 6), torch.float16)
     calls = [Call("inverted_residual", (name,), (source,), run, result) for name, source in (("first", "input"), ("again", "input"))]
-    gpu_tune.walk(SimpleNamespace(calls=calls, input=Value((8, 5, 6), torch.float16), device=torch.device(DEVICE)), 1, visit)
+    gpu_tune.walk(SimpleNamespace(calls=calls, input=Value((8, 5, 6), torch.float16), device=torch.device(DEVICE)), 1, False, visit)
     assert seen == ["gemm", "depthwise_conv2d", "gemm"]
 
 
-FLOAT_OPS = {
+def test_the_search_sees_the_choices_of_gradients(gpu_tune: Any) -> None:
+    """Of calls that have kernels for them; each runs by itself, and gives what it gave."""
+    x, qkv = Value((16, 4, 6), torch.float32), Value((24, 4, 6), torch.float32)
+    weights = [randn(*size) / 4 for size in ((16,), (16,), (33, 16), (33,), (16, 16), (16,))]
+
+    def attention(x: torch.Tensor) -> Any:
+        return mk.ops.separable_attention_block(x, *weights, patch_size=(2, 2), collect=True, backend="triton")
+
+    calls = [
+        Call("gemm", ("a",), ("input",), lambda x: x, x), Call("conv2d", ("b",), ("input",), lambda x: x, qkv),
+        Call("separable_attention_block", ("c",), ("input",), attention, x, collects=True),
+        Call("separable_attention_block", ("d",), ("a",), attention, x, collects=True),
+        Call("group_norm", ("e",), ("a",), lambda x: mk.ops.group_norm(x, *weights[:2], backend="triton"), x),
+        Call("patch_attention", ("f",), ("b",), lambda x: mk.ops.patch_attention(x, 2, backend="triton"), Value((8, 4, 6), torch.float32)),
+    ]  # fmt: skip
+    seen: dict[str, list[Any]] = {}
+
+    def visit(key: tuple[str, ...], tiles: list[Any], with_tile: Callable[[Any], Any]) -> None:
+        assert key[1] not in seen
+        seen[key[1]] = tiles
+        results = [with_tile(tile) for tile in tiles[:2]]
+        for one, other in zip(*results, strict=True) if len(results) == 2 else ():
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+    gpu_tune.walk(SimpleNamespace(calls=calls, input=x, device=torch.device(DEVICE)), 2, True, visit)
+    assert set(seen) == {
+        "value_out_bwd", "gated_bwd", "maps_bwd", "mixed_bwd", "group_norm_bwd", "patch_attention_bwd_query", "patch_attention_bwd_key",
+    }  # fmt: skip
+    assert len(seen["group_norm_bwd"]) > 1
+
+
+def norm_and_weights(dim: int) -> list[torch.Tensor]:
+    return [randn(*size) / (dim**0.5 if len(size) > 1 else 1) for size in ((dim,), (dim,), (1 + 2 * dim, dim), (1 + 2 * dim,), (dim, dim))]
+
+
+def half(*size: int) -> torch.Tensor:
+    return randn(*size, dtype=torch.float16, fmt="nhwc")
+
+
+# Function, its arguments, and the settings of a call that names its backend.
+FLOAT_OPS: dict[str, Callable[[], tuple[Any, list[Any], dict[str, Any]]]] = {
     "gemm": lambda: (mk.ops.gemm, [randn(70, 40, dtype=torch.float16), randn(48, 40) / 6], {"activation": "silu"}),
-    "depthwise_conv2d": lambda: (mk.ops.depthwise_conv2d, [randn(1, 40, 9, 11, dtype=torch.float16, fmt="nhwc"), randn(40, 1, 3, 3)], {}),
+    "depthwise_conv2d": lambda: (mk.ops.depthwise_conv2d, [half(1, 40, 9, 11), randn(40, 1, 3, 3)], {}),
     "feed_forward": lambda: (
-        mk.ops.feed_forward,
-        [randn(1, 40, 5, 9, dtype=torch.float16, fmt="nhwc"), randn(40), randn(40), randn(80, 40) / 6, randn(80), randn(40, 80) / 9,
-         randn(40)],
+        mk.ops.feed_forward, [half(1, 40, 5, 9), randn(40), randn(40), randn(80, 40) / 6, randn(80), randn(40, 80) / 9, randn(40)],
         {"norm": "layer"},
     ),
 }  # fmt: skip
+BACKWARD = torch.ops.mvit_kernels
+GRADIENTS: dict[str, Callable[[], tuple[Any, list[Any]]]] = {
+    "separable_attention_bwd": lambda: (BACKWARD.separable_attention_backward, [half(1, 40, 16, 18), half(1, 81, 16, 18), (2, 2)]),
+    "separable_attention_bwd nchw": lambda: (
+        BACKWARD.separable_attention_backward, [half(1, 40, 16, 18).contiguous(), half(1, 81, 16, 18).contiguous(), (2, 2)],
+    ),
+    "patch_attention_bwd_query": lambda: (BACKWARD.patch_attention_backward, [half(1, 24, 14, 14), half(1, 72, 14, 14), 2, (2, 2), None]),
+    "group_norm_bwd": lambda: (BACKWARD.group_norm_backward, [half(2, 40, 17, 31), half(2, 40, 17, 31), randn(40), 1e-5]),
+    "group_norm_bwd nchw": lambda: (
+        BACKWARD.group_norm_backward, [half(2, 40, 17, 31).contiguous(), half(2, 40, 17, 31).contiguous(), randn(40), 1e-5],
+    ),
+    "layer_norm_bwd": lambda: (BACKWARD.layer_norm_backward, [half(2, 40, 5, 9).movedim(1, -1)] * 2 + [randn(40), 1e-5]),
+    "gated_bwd": lambda: (
+        BACKWARD.separable_attention_block_backward,
+        [half(1, 60, 10, 12), half(1, 60, 10, 12), *norm_and_weights(60), randn(60), None, 1e-5, (2, 2)],
+    ),
+}  # fmt: skip
+
+
+def check_candidates(run: Callable[[str], Any], kernel: str) -> None:
+    """run: with a backend."""
+    plain = run("reference")
+    found: dict[Any, list[Any]] = {}
+
+    def look(key: Any, guess: Any, candidates: Any) -> Any:
+        found[key] = candidates()
+        assert len(found[key]) <= 8
+        return guess
+
+    with tuning_.watched(look):
+        run("triton")
+    for key, tiles in found.items():
+        for tile in tiles:
+            with tuning_.watched(lambda each, guess, _, key=key, tile=tile: tile if each == key else guess):
+                results = run("triton")
+            for y, right in zip(*((each,) if isinstance(each, torch.Tensor) else each for each in (results, plain)), strict=True):
+                assert (y - right).abs().max() <= 4e-3 * right.abs().max() + 1e-6, (key, tile)
+    assert len(found[next(each for each in found if each[1] == kernel)]) > 3
 
 
 @pytest.mark.slow
@@ -152,25 +228,20 @@ def test_every_candidate_computes_the_same(op: str, busy: bool, monkeypatch: pyt
     for kernels in ("gemm", "depthwise_conv2d", "feed_forward"):
         monkeypatch.setattr(f"mvit_kernels.triton_kernels.{kernels}.processors", lambda x: 0 if busy else 132)
     function, inputs, settings = FLOAT_OPS[op]()
-    plain = function(*inputs, **settings, backend="reference")
-    found: dict[Any, list[Any]] = {}
+    check_candidates(lambda backend: function(*inputs, **settings, backend=backend), op)
 
-    def look(key: Any, guess: Any, candidates: Any) -> Any:
-        found[key] = candidates()
-        return guess
 
-    with tuning_.watched(look):
-        function(*inputs, **settings, backend="triton")
-    for key, tiles in found.items():
-        for tile in tiles:
-            with tuning_.watched(lambda each, guess, _, key=key, tile=tile: tile if each == key else guess):
-                y = function(*inputs, **settings, backend="triton")
-            assert (y - plain).abs().max() <= 4e-3 * plain.abs().max(), tile
-    assert len(found[next(each for each in found if each[1] == op)]) > 3
+@pytest.mark.slow
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_every_candidate_computes_the_same_gradient(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of tensor cores of sm_90, too."""
+    monkeypatch.setattr("mvit_kernels.triton_kernels.separable_attention_block_backward.by_warpgroups", lambda x: True)
+    function, inputs = GRADIENTS[name]()
+    check_candidates(lambda backend: function(*inputs, backend), name.split()[0])
 
 
 def test_a_network_that_fails_costs_no_other(gpu_tune: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def time_choices(model: str, batch: int, found: dict[Any, Any], end: float) -> int:
+    def time_choices(model: str, batch: int, gradients: bool, found: dict[Any, Any], end: float) -> int:
         found["sm_90", "gemm", f"float16 {batch}"] = [(1.0, OWN), (0.5, OTHER)]
         if batch == 1:
             raise MemoryError("too large")
@@ -183,7 +254,7 @@ def test_a_network_that_fails_costs_no_other(gpu_tune: Any, monkeypatch: pytest.
     table = tmp_path / "tuned.json"
     assert gpu_tune.main(["--models", "mobilevit_s", "--batches", "1", "2", "--output", str(table)]) == 1
     assert {call for _, _, call in tuning_.read(table)} == {"float16 1", "float16 2"}
-    assert {task[:2] for task in shared} == {("mobilevit_s", 1), ("mobilevit_s", 2)}
+    assert {task[:3] for task in shared} == {("mobilevit_s", batch, gradients) for batch in (1, 2) for gradients in (False, True)}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -89,7 +89,8 @@ class CompiledModel:
         return self.num_threads or torch.get_num_threads()
 
     def report(self, size: Size | None = None) -> PlanReport:
-        """The steps of a plan (of the first one, if no size is given), with what torch runs and why, and the memory it takes."""
+        """The steps of a plan (of the first one, if no size is given), with what torch runs and why, and the memory it takes. On a GPU
+        one image runs for it: which kernels take a step is for its ops to say, for another number of images by `profile`."""
         plan = self._plan_of(size, "report")
         return report_of(plan, self.threads()) if isinstance(plan, Plan) else plan.report()
 
@@ -107,7 +108,7 @@ class CompiledModel:
 
     def save(self, path: str | Path, sizes: Iterable[tuple[int, int]] | None = None) -> None:
         """Write the plans to a file that `load` reads: those at hand, or those of images of `sizes` (height, width). Of plans of a GPU it
-        has the rewritten network, whose graphs are captured where it runs."""
+        has the rewritten network, made once more of a float model, whose graphs are captured where it runs."""
         from .files import save_plans
 
         if sizes is not None:

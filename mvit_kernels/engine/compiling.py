@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -36,7 +37,8 @@ class FloatSource:
         return carried(program)
 
     def plan(self, size: Size) -> Plan | DevicePlan:
-        return _plan(self.program(size), self.dtype, self.device)
+        # Rewritten weights are copies of the model's, of each size anew: a plan of a GPU needs none of them on the host.
+        return _plan(self.program(size), self.dtype, self.device, functools.partial(self.program, size))
 
 
 class QuantizedSource:
@@ -50,10 +52,10 @@ class QuantizedSource:
         return _plan(self.model.program(size), torch.float32, self.device)
 
 
-def _plan(program: Program, dtype: torch.dtype, device: torch.device) -> Plan | DevicePlan:
+def _plan(program: Program, dtype: torch.dtype, device: torch.device, again: Callable[[], Program] | None = None) -> Plan | DevicePlan:
     if device.type == "cpu":
         return assemble(lower(program, dtype))
-    return DevicePlan(program, dtype, device)
+    return DevicePlan(program, dtype, device, again)
 
 
 def compile(

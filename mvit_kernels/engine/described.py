@@ -63,7 +63,7 @@ def _part_from(part: Mapping[str, Any], held: Held) -> Segment | TorchStep:
 
 
 def describe_device_plan(plan: DevicePlan, hold: Hold) -> dict[str, Any]:
-    program: Program = plan.program
+    program: Program = plan.program()
     return {
         "nodes": [_describe_node(node, hold) for node in program], "outputs": list(program.outputs),
         "structure": _describe_structure(program.structure), "dtype": _describe(plan.input.dtype),

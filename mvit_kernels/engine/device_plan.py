@@ -46,15 +46,16 @@ class DevicePlan:
     """For images of one size (C, H, W), any number of them.
 
     Attributes:
-        program: what it was made of, which a file has of it (`described.py`); its weights stay where the program has them.
+        program: gives what it was made of, which a file has of it (`described.py`).
         uncaptured: why its calls run one by one and not as a graph, where one of torch's cannot be captured; else None.
     """
 
-    def __init__(self, program: Program, dtype: torch.dtype, device: torch.device) -> None:
-        """Of a float or an integer program; floats are stored as dtype."""
-        self.program, self.device, self.structure = program, device, program.structure
-        program = fuse_dynamic(program)
-        self.calls, self.outputs = tuple(lower_calls(program, dtype, device)), program.outputs
+    def __init__(self, program: Program, dtype: torch.dtype, device: torch.device, again: Callable[[], Program] | None = None) -> None:
+        """Of a float or an integer program; floats are stored as dtype. again: makes the program once more, for a file; without it the plan
+        keeps the program, with weights on the host that the device has copies of."""
+        self.program = again or (lambda: program)
+        self.device, self.structure, self.outputs = device, program.structure, program.outputs
+        self.calls = tuple(lower_calls(fuse_dynamic(program), dtype, device))
         self.input = Value(program["input"].size, dtype, channels_last=False)
         self.uncaptured: str | None = None
         last: dict[str, int] = {}
@@ -171,7 +172,10 @@ class DevicePlan:
         return _Graph(graph, static, outputs, weights)
 
     def report(self) -> PlanReport:
-        return report_of(self)
+        if self.device.type != "cuda":
+            return report_of(self)
+        with torch.cuda.device(self.device), _capturing:  # it compiles kernels and arranges weights, as a first call does
+            return report_of(self)
 
     def profile(self, x: Tensor, repeats: int) -> Profile:
         with torch.cuda.device(self.device), self._lock, _capturing:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from mvit_kernels.ops.backend import Chosen, hearing
 from mvit_kernels.ops.packing import holding
 
 from .lower_calls import Call
@@ -23,30 +24,39 @@ _MATRIX = 8192  # rows and columns of the product that shows the ceiling
 
 
 def report_of(plan: DevicePlan) -> PlanReport:
-    rows = _rows(plan)
-    weights = sum(call.weight_bytes for call in plan.calls)
-    return PlanReport(rows, 0, _name(plan.device), plan.arena_bytes, weights, boundaries(rows))
+    """One image of zeros says which kernels take which call."""
+    return _report(plan, _rows(plan, torch.zeros(1, *plan.input.size, dtype=plan.input.dtype, device=plan.device)))
 
 
 def profile_of(plan: DevicePlan, x: Tensor, repeats: int) -> Profile:
     """Each call by itself: the median of `repeats` replays of a graph that holds it a few times."""
     times: list[float] = []
-    plan.call_all(x)
+    plain = _rows(plan, x)
     plan.call_all(x, lambda call, inputs: times.append(_seconds(call, inputs, repeats)))
     batch, ceilings = max(x.shape[0], 1), _ceilings(plan.device, plan.input.dtype)
-    rows = tuple(timed(row, seconds / batch, ceilings) for row, seconds in zip(_rows(plan), times, strict=True))
-    plain = report_of(plan)
-    return Profile(rows, 0, plain.isa, plain.arena_bytes, plain.weight_bytes, plain.boundaries, x.shape[0], ceilings)
+    rows = tuple(timed(row, seconds / batch, ceilings) for row, seconds in zip(plain, times, strict=True))
+    return Profile(**{**vars(_report(plan, plain)), "rows": rows}, batch=x.shape[0], ceilings=ceilings)
 
 
-def _rows(plan: DevicePlan) -> tuple[Row, ...]:
-    return tuple(
-        Row(
-            call.op, call.name, len(call.nodes), str(call.result), kind_of(call.op) if call.reason is None else "torch", call.macs,
-            call.bytes, call.reason,
-        )
-        for call in plan.calls
-    )  # fmt: skip
+def _report(plan: DevicePlan, rows: tuple[Row, ...]) -> PlanReport:
+    weights = sum(call.weight_bytes for call in plan.calls)
+    return PlanReport(rows, 0, _name(plan.device), plan.arena_bytes, weights, boundaries(rows))
+
+
+def _rows(plan: DevicePlan, x: Tensor) -> tuple[Row, ...]:
+    """Of a run of x, call by call: what ops choose depends on sizes, dtypes and the device, and is said nowhere else."""
+    choices: list[list[Chosen]] = []
+    with hearing(lambda chosen: choices[-1].append(chosen)):
+        plan.call_all(x, lambda *_: choices.append([]))
+    return tuple(_row(call, chosen) for call, chosen in zip(plan.calls, choices, strict=True))
+
+
+def _row(call: Call, choices: Sequence[Chosen]) -> Row:
+    backends = dict.fromkeys("torch" if each.backend == "reference" else each.backend for each in choices)
+    by_torch = dict.fromkeys(f"{each.op} in plain torch ({each.reason})" for each in choices if each.reason is not None)
+    reason = call.reason or "; ".join(by_torch) or None
+    kind, backend = kind_of(call.op) if reason is None else "torch", "torch" if call.reason else "+".join(backends) or None
+    return Row(call.op, call.name, len(call.nodes), str(call.result), kind, call.macs, call.bytes, reason, backend=backend)
 
 
 def _name(device: torch.device) -> str:

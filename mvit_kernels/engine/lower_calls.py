@@ -13,7 +13,6 @@ import torch
 
 from mvit_kernels import ops
 from mvit_kernels.graph import Node, Program, evaluate, integers
-from mvit_kernels.ops.backend import Choice
 from mvit_kernels.ops.moments import moments_of
 from mvit_kernels.ops.qnorm import pieces_of_sums
 
@@ -37,7 +36,7 @@ class Call:
     macs: int = 0  # for one image, as the bytes
     bytes: int = 0  # read and written at least, weights included
     weight_bytes: int = 0
-    reason: str | None = None  # why torch's kernels run it, where ours do not
+    reason: str | None = None  # why torch's kernels run it, where it is no op of ours
     foreign: bool = False  # an op of which nobody knows here whether a graph can hold it
 
     @property
@@ -333,15 +332,16 @@ class _Calls(Blocks):
         self.add("gemm", (norm, node), (*source, *node.inputs[1:]), run)
 
     def _constant(self, node: Node) -> None:
-        value, (source,) = self.weight(node.weights["value"], self.dtype), [each.name for each in self.program if each.kind == "input"]
+        value, size = self.weight(node.weights["value"], self.dtype), node.size
+        (source,) = (each.name for each in self.program if each.kind == "input")
         if all(user and self.program[user].kind == "attention" for user in self.users[node.name]):  # which takes any strides
             value = value.movedim(0, -1).contiguous().movedim(-1, 0)
-            self.add(node.kind, (node,), (source,), lambda x: value.expand(x.shape[0], *node.size), "a view: nothing runs", reads=False)
+            self.add(node.kind, (node,), (source,), lambda x: value.expand(x.shape[0], *size), "a view: nothing runs", reads=False)
             return
         memory = torch.channels_last if value.ndim == 3 else torch.contiguous_format
         self.add(
             node.kind, (node,), (source,),
-            lambda x: value.expand(x.shape[0], *node.size).contiguous(memory_format=memory), _by_torch(node), reads=False,
+            lambda x: value.expand(x.shape[0], *size).contiguous(memory_format=memory), _by_torch(node), reads=False,
         )  # fmt: skip
 
     def _linear(self, node: Node) -> None:
@@ -430,7 +430,7 @@ class _Calls(Blocks):
 
     def integers(self, node: Node, inputs: tuple[str, ...] | None = None) -> None:
         run = integers.prepared(self.program, node, None)
-        self.add(node.kind, (node,), inputs or node.inputs, run, _without_kernel(node.kind), _dtype_of(node))
+        self.add(node.kind, (node,), inputs or node.inputs, run, dtype=_dtype_of(node))
 
     def _pixel(self, node: Node) -> None:
         index, dtype = node.settings["index"], self.values[node.inputs[0]].dtype
@@ -455,19 +455,9 @@ def _by_torch(node: Node) -> str:
     return f"torch's kernel for {node.kind}{floor}"
 
 
-def _without_kernel(kind: str) -> str | None:
-    """Why an integer node runs in plain torch on a GPU."""
-    op = _OPS.get(kind, kind)
-    (implementations,) = (each.implementations for each in Choice.every if each.op == op)
-    return None if {"cuda", "triton"} & set(implementations) else "no kernel for GPUs: plain torch"
-
-
 def _dtype_of(node: Node) -> torch.dtype:
     """Of the result of an integer node."""
     return integers.DTYPES[node.settings.get("out", "float32" if node.kind == "dequantize" else "uint8")]
-
-
-_OPS = {"qlinear": "qgemm"}  # of kinds that are called otherwise
 
 
 def _find_attended(low: Blocks, node: Node) -> tuple[Node, ...] | None:

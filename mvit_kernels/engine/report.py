@@ -36,6 +36,7 @@ class Row:
     reason: str | None  # why torch runs it
     seconds: float | None = None  # of one image, in a profile
     share: float | None = None  # of the arithmetic ceiling, in a profile
+    backend: str | None = None  # on a GPU, whose kernels run it: "cuda", "triton", "torch" or, in several parts, "cuda+torch"
 
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if value is not None}
@@ -101,10 +102,12 @@ class Profile(PlanReport):
 
 
 def _table(rows: Sequence[Row]) -> str:
-    timed = any(row.seconds is not None for row in rows)
-    lines = [("op", "kind", "node", "result", "MMAC", "KiB", *(("us", "GOP/s", "GB/s", "ceiling") if timed else ()), "")]
+    timed, of_gpu = any(row.seconds is not None for row in rows), any(row.backend is not None for row in rows)
+    times = ("us", "GOP/s", "GB/s", "ceiling") if timed else ()
+    lines = [("op", "kind", *(("backend",) if of_gpu else ()), "node", "result", "MMAC", "KiB", *times, "")]
     for row in rows:
-        line = [row.op, row.kind, row.node, row.result, f"{row.macs / 1e6:.2f}", f"{row.bytes / 1024:.0f}"]
+        line = [row.op, row.kind, *((row.backend or "",) if of_gpu else ())]
+        line += [row.node, row.result, f"{row.macs / 1e6:.2f}", f"{row.bytes / 1024:.0f}"]
         if timed:
             seconds = row.seconds or 0.0
             line += [f"{seconds * 1e6:.1f}", *(f"{each / seconds / 1e9:.0f}" if seconds else "" for each in (2 * row.macs, row.bytes))]

@@ -14,7 +14,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
@@ -129,6 +129,27 @@ def refuse_off_cpu(x: torch.Tensor, *_: object) -> str | None:
     return None if x.is_cpu else f"the tensor is on {x.device}"
 
 
+class Chosen(NamedTuple):
+    """What a call of an op runs on."""
+
+    op: str
+    backend: str
+    reason: str | None  # why plain torch runs it, if it does
+
+
+_hearing: contextvars.ContextVar[Callable[[Chosen], None] | None] = contextvars.ContextVar("hearing", default=None)
+
+
+@contextlib.contextmanager
+def hearing(hear: Callable[[Chosen], None]) -> Iterator[None]:
+    """Inside of it `hear` gets what every op that this thread calls chooses. What is run again at once (`replay.py`) chooses nothing."""
+    token = _hearing.set(hear)
+    try:
+        yield
+    finally:
+        _hearing.reset(token)
+
+
 class Choice:
     """The implementations of one op by backend, and the choice among them.
 
@@ -154,7 +175,7 @@ class Choice:
             return self._wanted(wanted, args)
         for implementation in self._on_cpu if args[0].is_cpu else self._on_device(args):
             if implementation.refuse(*args) is None:
-                return implementation
+                return implementation if _hearing.get() is None else self._told(implementation, wanted, args)
         reasons = "; ".join(f"{name}: {each.refuse(*args)}" for name, each in self.implementations.items())
         raise ValueError(f"{self.op}: no backend takes this call ({reasons})")
 
@@ -169,12 +190,30 @@ class Choice:
         reason = "it has no kernel for this op" if implementation is None else implementation.refuse(*args)
         if implementation is None or reason is not None:
             raise ValueError(f"{self.op}: backend {wanted!r} was requested and cannot take this call: {reason}")
-        return implementation
+        return self._told(implementation, wanted, args)
 
     def backend(self, wanted: str | None, *args: object) -> str:
         """The name of the backend whose implementation a forward with `args` takes."""
-        chosen = self(wanted, *args)
-        return next(name for name, implementation in self.implementations.items() if implementation is chosen)
+        return self._name(self(wanted, *args))
+
+    def _name(self, implementation: Implementation) -> str:
+        return next(name for name, each in self.implementations.items() if each is implementation)
+
+    def _told(self, implementation: Implementation, wanted: str, args: tuple[Any, ...]) -> Implementation:
+        """The implementation, of which whoever is `hearing` gets to know."""
+        hear = _hearing.get()
+        if hear is not None:
+            name = self._name(implementation)
+            reason = None if name != "reference" else "requested" if wanted != "auto" else self._refusals(args)
+            hear(Chosen(self.op, name, reason))
+        return implementation
+
+    def _refusals(self, args: tuple[Any, ...]) -> str:
+        """Why no kernels of the device of a call take it."""
+        on_cpu = args[0].is_cpu
+        kernels = {name: each for name, each in self.implementations.items() if name != "reference" and (name == "cpu") == on_cpu}
+        reasons = [f"{name}: {each.refuse(*args)}" for name, each in kernels.items()]
+        return "; ".join(reasons) or f"no kernel for {'the CPU' if on_cpu else 'GPUs'}"
 
 
 def warn_of_missing_kernels() -> None:

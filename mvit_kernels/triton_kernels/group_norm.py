@@ -6,17 +6,19 @@ another way. Moments that are known spare a pass of either."""
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
+from . import tuning
 from .launch import blocks, launch, power_of_two, wait_turn
 from .moments import combine_moments, parts_of, parts_or_moments
 
 __all__ = ["backward", "forward", "parts_of"]
 
 Tensor = torch.Tensor
-PIXELS = 1024  # whose sums a program has
 
 
 @triton.jit
@@ -125,11 +127,10 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor, chan
     if x.numel() == 0:
         return
     parts, pieces, lanes = parts_or_moments(x, moments)
-    channels, pixels, block_c, block_p = _sizes(x, channels_last)
+    channels, pixels, tiles = x.shape[1], x.shape[2] * x.shape[3], tile(x, channels_last)
     launch(
-        group_norm_fwd_kernel, x.shape[0] * blocks(channels, block_c) * blocks(pixels, block_p),
-        x, weight, bias, parts, y, channels, pixels, pieces, eps, CHANNELS_LAST=channels_last, PIECES=lanes,
-        BLOCK_C=block_c, BLOCK_P=block_p, num_warps=4, enable_fp_fusion=True,
+        group_norm_fwd_kernel, x.shape[0] * blocks(channels, tiles["BLOCK_C"]) * blocks(pixels, tiles["BLOCK_P"]),
+        x, weight, bias, parts, y, channels, pixels, pieces, eps, CHANNELS_LAST=channels_last, PIECES=lanes, enable_fp_fusion=True, **tiles,
     )  # fmt: skip
 
 
@@ -139,19 +140,20 @@ def backward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(dweight, dbias) (C,) float32, and dx, to which `residual` is added; all maps are dense in the same format. moments: as of
     `forward`."""
-    channels, pixels, block_c, block_p = _sizes(x, channels_last)
+    channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
     if x.numel() == 0:
         return weight.new_zeros(channels, dtype=torch.float32), weight.new_zeros(channels, dtype=torch.float32)
     parts, pieces, lanes = parts_or_moments(x, moments)
-    along = blocks(pixels, PIXELS)
+    sizes = x.shape[0], pixels, channels, "nhwc" if channels_last else "nchw"
+    guess = tile(x, channels_last) | {"PIXELS": 1024}
+    tiles = dict(tuning.choose("group_norm_bwd", x, sizes, guess, functools.partial(candidates, x, channels_last)))
+    of_sums = tiles.pop("PIXELS")
+    along, across = blocks(pixels, of_sums), blocks(channels, tiles["BLOCK_C"])
     sums = x.new_empty(x.shape[0], along, 2, channels, dtype=torch.float32)
-    settings = {
-        "CHANNELS_LAST": channels_last, "PIECES": lanes, "BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": 4,
-        "enable_fp_fusion": True,
-    }  # fmt: skip
+    settings = {"CHANNELS_LAST": channels_last, "PIECES": lanes, "enable_fp_fusion": True, **tiles}
     launch(
-        group_norm_bwd_sums_kernel, x.shape[0] * along * blocks(channels, block_c),
-        dy, x, parts, sums, channels, pixels, pieces, eps, PIXELS=PIXELS, **settings,
+        group_norm_bwd_sums_kernel, x.shape[0] * along * across,
+        dy, x, parts, sums, channels, pixels, pieces, eps, PIXELS=of_sums, **settings,
     )  # fmt: skip
     means = x.new_empty(2, x.shape[0], dtype=torch.float32)
     launch(
@@ -160,7 +162,7 @@ def backward(
         enable_fp_fusion=True,
     )  # fmt: skip
     launch(
-        group_norm_bwd_kernel, x.shape[0] * blocks(channels, block_c) * blocks(pixels, block_p),
+        group_norm_bwd_kernel, x.shape[0] * across * blocks(pixels, tiles["BLOCK_P"]),
         dy, x, weight, parts, means, dy if residual is None else residual, dx, channels, pixels, pieces, eps,
         RESIDUAL=residual is not None, **settings,
     )  # fmt: skip
@@ -168,11 +170,22 @@ def backward(
     return dweight, dbias
 
 
-def _sizes(x: Tensor, channels_last: bool) -> tuple[int, int, int, int]:
-    """(channels, pixels, and the sides of a tile of 2048 elements, the longer one along memory)."""
-    channels, pixels = x.shape[1], x.shape[2] * x.shape[3]
+def tile(x: Tensor, channels_last: bool, elements: int = 2048, warps: int = 4) -> tuning.Tile:
+    """The longer side along memory."""
     if channels_last:
-        block_c = power_of_two(channels, 8, 128)
-        return channels, pixels, block_c, 2048 // block_c
-    block_p = power_of_two(pixels, 16, 128)
-    return channels, pixels, 2048 // block_p, block_p
+        block_c = power_of_two(x.shape[1], 8, 128)
+        block_p = elements // block_c
+    else:
+        block_p = power_of_two(x.shape[2] * x.shape[3], 16, 128)
+        block_c = elements // block_p
+    return {"BLOCK_C": block_c, "BLOCK_P": block_p, "num_warps": warps}
+
+
+def candidates(x: Tensor, channels_last: bool) -> list[tuning.Tile]:
+    """Of the backward. PIXELS: whose sums a program has, of few images fewer; whole tiles."""
+    pixels = power_of_two(x.shape[2] * x.shape[3])
+    found = [(1024, 4), (2048, 4), (2048, 8), (4096, 8)]
+    tiles = [
+        tile(x, channels_last, *each) | {"PIXELS": of_sums} for of_sums in (256, 1024) for each in found if of_sums <= max(pixels, 256)
+    ]
+    return [each for each in tiles if each["BLOCK_P"] <= each["PIXELS"]]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
+from . import tuning
 from .launch import blocks, launch, power_of_two, wait_turn
 
 Tensor = torch.Tensor
-_PROGRAMS = 256  # whose sums of dweight and dbias are added at the end
 
 
 @triton.jit
@@ -71,25 +73,38 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, y: Tensor) -> N
     """y of x (..., C), both contiguous."""
     if x.numel() == 0:
         return
-    channels, rows, block_r, settings = _sizes(x)
-    launch(layer_norm_fwd_kernel, blocks(rows, block_r), x, weight, bias, y, rows, channels, eps, BLOCK_R=block_r, **settings)
+    channels, tiles = x.shape[-1], _tile(x.shape[-1])
+    rows = x.numel() // channels
+    launch(
+        layer_norm_fwd_kernel, blocks(rows, tiles["BLOCK_R"]),
+        x, weight, bias, y, rows, channels, eps, BLOCK_C=power_of_two(channels, 16), enable_fp_fusion=True, **tiles,
+    )  # fmt: skip
 
 
 def backward(dy: Tensor, x: Tensor, weight: Tensor, eps: float, dx: Tensor) -> tuple[Tensor, Tensor]:
     """(dweight, dbias) (C,) float32, and dx; all contiguous."""
     if x.numel() == 0:
         return torch.zeros_like(weight, dtype=torch.float32), torch.zeros_like(weight, dtype=torch.float32)
-    channels, rows, block_r, settings = _sizes(x)
-    programs = min(_PROGRAMS, blocks(rows, block_r))
+    channels = x.shape[-1]
+    rows, guess = x.numel() // channels, _tile(channels) | {"PROGRAMS": 256}
+    tiles = dict(tuning.choose("layer_norm_bwd", x, (rows, channels), guess, functools.partial(_candidates, channels)))
+    programs = min(tiles.pop("PROGRAMS"), blocks(rows, tiles["BLOCK_R"]))
     sums = x.new_empty(programs, 2, channels, dtype=torch.float32)
-    launch(layer_norm_bwd_kernel, programs, dy, x, weight, dx, sums, rows, channels, eps, BLOCK_R=block_r, **settings)
+    launch(
+        layer_norm_bwd_kernel, programs,
+        dy, x, weight, dx, sums, rows, channels, eps, BLOCK_C=power_of_two(channels, 16), enable_fp_fusion=True, **tiles,
+    )  # fmt: skip
     dweight, dbias = sums.sum(0).unbind(0)
     return dweight.contiguous(), dbias.contiguous()
 
 
-def _sizes(x: Tensor) -> tuple[int, int, int, dict[str, object]]:
-    channels = x.shape[-1]
+def _tile(channels: int, elements: int = 2048, warps: int = 4) -> tuning.Tile:
+    """Whole rows: more warps where one of them is longer than that."""
     block_c = power_of_two(channels, 16)
-    warps = 4 if block_c <= 2048 else 8 if block_c <= 8192 else 16
-    block_r = max(1, 2048 // block_c)
-    return channels, x.numel() // channels, block_r, {"BLOCK_C": block_c, "num_warps": warps, "enable_fp_fusion": True}
+    return {"BLOCK_R": max(1, elements // block_c), "num_warps": warps if block_c <= 2048 else 8 if block_c <= 8192 else 16}
+
+
+def _candidates(channels: int) -> list[tuning.Tile]:
+    """Of the backward. PROGRAMS: the most there are, whose sums of dweight and dbias are added at the end."""
+    sizes = (1024, 2), (1024, 4), (2048, 4), (2048, 8)
+    return [_tile(channels, *each) | {"PROGRAMS": programs} for programs in (256, 1024) for each in sizes]

@@ -8,6 +8,7 @@ cores for 16-bit floats, and exact float32 ones for float32."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -219,9 +220,14 @@ def backward(dy: Tensor, qkv: Tensor, heads: int, patch: tuple[int, int], scale:
     length = sizes[2]
     statistics = qkv.new_empty(programs, 2, length, dtype=torch.float32)
     arguments = (qkv, dy, dqkv, statistics, *sizes, *patch, scale, *qkv.stride(), *dy.stride(), *dqkv.stride())
-    settings |= {"FAR": far(qkv, dy, dqkv), "num_stages": 1, "num_warps": 4}
-    launch(patch_attention_bwd_query_kernel, programs * blocks(length, settings["BLOCK_M"]), *arguments, **settings)
-    launch(patch_attention_bwd_key_kernel, programs * blocks(length, settings["BLOCK_N"]), *arguments, **settings)
+    guess = {"BLOCK_M": settings["BLOCK_M"], "BLOCK_N": settings["BLOCK_N"], "num_warps": 4, "num_stages": 1}
+    settings |= {"FAR": far(qkv, dy, dqkv)}
+    found = functools.partial(_backward_candidates, length, settings["BLOCK_D"], dy.dtype)
+    of_call = programs, length, dy.shape[1] // heads
+    of_query = settings | tuning.choose("patch_attention_bwd_query", dy, of_call, guess, found)
+    launch(patch_attention_bwd_query_kernel, programs * blocks(length, of_query["BLOCK_M"]), *arguments, **of_query)
+    of_key = settings | tuning.choose("patch_attention_bwd_key", dy, of_call, guess, found)
+    launch(patch_attention_bwd_key_kernel, programs * blocks(length, of_key["BLOCK_N"]), *arguments, **of_key)
 
 
 def _sizes(y: Tensor, heads: int, patch: tuple[int, int], most: int) -> tuple[int, tuple[int, int, int, int], dict]:
@@ -255,6 +261,17 @@ def _candidates(length: int, dtype: torch.dtype) -> list[tuning.Tile]:
     if dtype == torch.float32:
         return []
     tiles = (16, 64, 4, 2), (32, 64, 4, 2), (64, 32, 4, 3), (64, 64, 4, 3), (64, 64, 8, 2), (64, 64, 4, 1), (64, 128, 4, 2), (128, 64, 8, 1)
+    return _tiles(length, tiles)
+
+
+def _backward_candidates(length: int, block_d: int, dtype: torch.dtype) -> list[tuning.Tile]:
+    """Of either kernel, which walks as many pixels at once as it keeps."""
+    if dtype == torch.float32 or block_d > 64:
+        return []
+    return _tiles(length, ((16, 16, 2, 1), (16, 16, 4, 1), (32, 32, 2, 1), (32, 32, 4, 2), (32, 32, 8, 1), (64, 64, 4, 1), (64, 64, 8, 1)))
+
+
+def _tiles(length: int, tiles: Sequence[tuple[int, int, int, int]]) -> list[tuning.Tile]:
     return [
         {"BLOCK_M": m, "BLOCK_N": n, "num_warps": warps, "num_stages": stages}
         for m, n, warps, stages in tiles

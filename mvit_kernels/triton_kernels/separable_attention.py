@@ -6,12 +6,15 @@ writes y once. Scores are divided by their sum before they meet k, so that large
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
 
+from . import tuning
 from .launch import blocks, far, launch, power_of_two, wait_turn
-from .phases import group_start, phases_of, pixel_offsets
+from .phases import Phases, group_start, phases_of, pixel_offsets
 
 Tensor = torch.Tensor
 
@@ -200,12 +203,11 @@ def forward(qkv: Tensor, y: Tensor, patch: tuple[int, int] | None) -> None:
     dim, walk = y.shape[1], phases_of(qkv, patch, y)
     if y.numel() == 0:
         return
-    block_t, block_c, warps = _tile(walk.length, walk.joint, dim, channels_last=qkv.stride(1) == 1)
+    tiles = _tile(walk, dim, channels_last=qkv.stride(1) == 1)
     launch(
-        separable_attention_fwd_kernel, y.shape[0] * walk.groups * blocks(dim, block_c),
+        separable_attention_fwd_kernel, y.shape[0] * walk.groups * blocks(dim, tiles["BLOCK_C"]),
         qkv, y, dim, walk.groups, walk.across, walk.length, walk.columns, *qkv.stride()[:2], *walk.steps(qkv), *y.stride()[:2],
-        *walk.steps(y), JOINT=walk.joint, VECTOR=walk.vector, FAR=far(qkv, y), BLOCK_T=block_t, BLOCK_C=block_c, num_warps=warps,
-        enable_fp_fusion=True,
+        *walk.steps(y), JOINT=walk.joint, VECTOR=walk.vector, FAR=far(qkv, y), enable_fp_fusion=True, **tiles,
     )  # fmt: skip
 
 
@@ -214,24 +216,38 @@ def backward(dy: Tensor, qkv: Tensor, dqkv: Tensor, patch: tuple[int, int] | Non
     dim, walk = dy.shape[1], phases_of(qkv, patch, dy, dqkv)
     if qkv.numel() == 0:
         return
-    block_t, block_c, warps = _tile(walk.length, walk.joint, dim, channels_last=qkv.stride(1) == 1, elements=2048)
-    parts, groups = blocks(dim, block_c), qkv.shape[0] * walk.groups
+    channels_last = qkv.stride(1) == 1
+    sizes = qkv.shape[0] * walk.groups, walk.length, walk.joint, dim, "nhwc" if channels_last else "nchw"
+    others = functools.partial(_candidates, walk, dim, channels_last)
+    tiles = tuning.choose("separable_attention_bwd", qkv, sizes, _tile(walk, dim, channels_last, 2048), others)
+    parts, groups = blocks(dim, tiles["BLOCK_C"]), qkv.shape[0] * walk.groups
     partial = qkv.new_empty(groups * parts * walk.length, dtype=torch.float32)
-    settings = {"JOINT": walk.joint, "VECTOR": walk.vector, "FAR": far(qkv, dy, dqkv), "BLOCK_T": block_t, "enable_fp_fusion": True}
+    settings = {"JOINT": walk.joint, "VECTOR": walk.vector, "FAR": far(qkv, dy, dqkv), "enable_fp_fusion": True}
     launch(
         separable_attention_bwd_kernel, groups * parts,
         qkv, dy, dqkv, partial, dim, walk.groups, walk.across, walk.length, walk.columns, *qkv.stride()[:2], *walk.steps(qkv),
-        *dy.stride()[:2], *walk.steps(dy), *dqkv.stride()[:2], *walk.steps(dqkv), BLOCK_C=block_c, num_warps=warps, **settings,
+        *dy.stride()[:2], *walk.steps(dy), *dqkv.stride()[:2], *walk.steps(dqkv), **tiles, **settings,
     )  # fmt: skip
     launch(
         separable_attention_bwd_query_kernel, groups,
         qkv, partial, dqkv, parts, walk.groups, walk.across, walk.length, walk.columns, qkv.stride(0), *walk.steps(qkv), dqkv.stride(0),
-        *walk.steps(dqkv), num_warps=2, **settings,
+        *walk.steps(dqkv), BLOCK_T=tiles["BLOCK_T"], num_warps=2, **settings,
     )  # fmt: skip
 
 
-def _tile(length: int, joint: int, dim: int, channels_last: bool, elements: int = 4096) -> tuple[int, int, int]:
-    """(pixels, channels, warps) of a tile: 32 elements a thread, 16 in the backward, longest where memory is contiguous."""
+def _tile(walk: Phases, dim: int, channels_last: bool, elements: int = 4096) -> tuning.Tile:
+    """32 elements a thread, 16 in the backward, longest where memory is contiguous."""
     longest = power_of_two(dim, 16, 128) if channels_last else power_of_two(dim, 16, 32)
-    block_t = power_of_two(length, max(16, joint), elements // longest)
-    return block_t, min(power_of_two(dim, 16), elements // block_t), 4
+    block_t = power_of_two(walk.length, max(16, walk.joint), elements // longest)
+    return {"BLOCK_T": block_t, "BLOCK_C": min(power_of_two(dim, 16), elements // block_t), "num_warps": 4}
+
+
+def _candidates(walk: Phases, dim: int, channels_last: bool) -> list[tuning.Tile]:
+    """Of the backward: of few images tiles of few channels, which are programs of their own."""
+    found: tuple[tuple[int, int, int], ...]
+    if channels_last:
+        found = (16, 128, 2), (32, 32, 2), (32, 64, 4), (32, 128, 8), (64, 16, 2), (64, 32, 4), (64, 64, 8), (128, 16, 4)
+    else:
+        found = (32, 32, 4), (64, 16, 2), (64, 16, 4), (128, 16, 4), (128, 32, 8)
+    longest, widest = power_of_two(walk.length, max(16, walk.joint)), power_of_two(dim, 16)
+    return [{"BLOCK_T": t, "BLOCK_C": c, "num_warps": warps} for t, c, warps in found if t <= longest and c <= widest]

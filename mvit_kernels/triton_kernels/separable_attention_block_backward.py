@@ -22,7 +22,8 @@ bits of sums in float32. So 16-bit pixels go from memory to tensor cores through
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -367,8 +368,9 @@ def backward(
     map_ = (*map_of(x, walk), x.stride(0), *walk.steps(x), eps)
     of_map = {"FAR": far(x), "SHIFT": walk.shift, "enable_fp_fusion": True}
 
-    tiles = tile(x, walk)
-    in_one, tiles = tiles != tuning.IN_TWO, tiles or gated_tile(x, walk)
+    choose = functools.partial(_choose, x, walk)
+    tiles = choose("value_out_bwd", tile, candidates)
+    in_one, tiles = tiles != tuning.IN_TWO, tiles or choose("gated_bwd", gated_tile, gated_candidates)
     programs, phases = programs_of(walk, tiles["BLOCK_T"])
     along, slices = programs // walk.groups if phases == 1 else 1, blocks(dim, tiles["BLOCK_V"])
     dvalue, sums = torch.empty_like(x), empty(rows * along, 2, dim)
@@ -386,7 +388,7 @@ def backward(
             gated_bwd_kernel, images * programs * slices,
             *of_values, gated, dvalue, sums, *map_, c1 + c2, SLICE=SLICE, PHASES=phases, **tiles, **of_map,
         )  # fmt: skip
-        tiles, pixels = maps_tile(x), x.shape[2] * x.shape[3]
+        tiles, pixels = choose("maps_bwd", maps_tile, maps_candidates), x.shape[2] * x.shape[3]
         of_parts, of_images = blocks(dim, tiles["BLOCK_C"]) * blocks(dim, tiles["BLOCK_V"]) * 2, images * blocks(pixels, tiles["BLOCK_T"])
         splits, share = _splits(of_images, of_parts, x)
         parts = empty(splits, 2, dim, dim)
@@ -402,7 +404,7 @@ def backward(
         sums, whole, spread, context, weights.query, weights.key, value_sums, weights.value_bias, dcontext, dmixed, means, rows, along, dim,
         BLOCK_M=16, BLOCK_N=_COLUMNS, BLOCK_K=32, num_warps=4, enable_fp_fusion=True,
     )  # fmt: skip
-    tiles = input_tile(x, walk)
+    tiles = choose("mixed_bwd", input_tile, input_candidates)
     programs, phases = programs_of(walk, tiles["BLOCK_T"])
     of_tiles = empty(images * programs, 2, dim)
     launch(
@@ -433,36 +435,73 @@ def _splits(tiles: int, programs: int, x: Tensor) -> tuple[int, int]:
     return blocks(tiles, share), share
 
 
+Of = Callable[[Tensor, Phases], Any]
+
+
+def _choose(x: Tensor, walk: Phases, kernel: str, guess: Of, others: Of) -> tuning.Tile:
+    sizes = x.shape[0] * walk.groups, walk.length, x.shape[1]
+    return tuning.choose(kernel, x, sizes, guess(x, walk), functools.partial(others, x, walk))
+
+
 def tile(x: Tensor, walk: Phases) -> tuning.Tile:
-    """Both gradients of weights beside the values, where their sums fit into registers: of 64 or 128 channels, on tensor cores that read
-    what they multiply from shared memory. Tiles are as large as eight warps take, so there must be pixels enough."""
+    """Both gradients of weights beside the values, where their sums fit into registers. Tiles are as large as eight warps take, so there
+    must be pixels enough."""
     few = walk.groups * walk.length <= 64 or x.shape[0] * programs_of(walk, 128)[0] < processors(x)
-    if x.dtype == torch.float32 or not by_warpgroups(x) or widths(x.shape[1]) not in ((64, 0), (128, 0)) or few:
-        return tuning.IN_TWO
-    return _tile(128, 64, 8, 1)
+    return tuning.IN_TWO if few or not _fits(x) else _tile(128, 64, 8, 1)
+
+
+def _fits(x: Tensor) -> bool:
+    """Of 64 or 128 channels, on tensor cores that read what they multiply from shared memory."""
+    return x.dtype != torch.float32 and by_warpgroups(x) and widths(x.shape[1]) in ((64, 0), (128, 0))
+
+
+def candidates(x: Tensor, walk: Phases) -> list[tuning.Tile]:
+    found = ((128, 64, 8, 1), (128, 32, 8, 1), (64, 32, 8, 1)) if _fits(x) else ()
+    return [tuning.IN_TWO, *_small(x, found)] if found else []
 
 
 def gated_tile(x: Tensor, walk: Phases) -> tuning.Tile:
     if x.dtype == torch.float32:  # on no tensor cores
-        return _tile(_pixels(x, walk, 32), 32, 4, 1) | {"BLOCK_K": 16}
+        return _tile(_pixels(x, walk, 32), 32, 4, 1, BLOCK_K=16)
     most = 128 if by_warpgroups(x) else 64
     block_t = _pixels(x, walk, most)
-    return _tile(block_t, 64, 8 if block_t == most else 4, 3) | {"BLOCK_K": 64}
+    return _tile(block_t, 64, 8 if block_t == most else 4, 3, BLOCK_K=64)
 
 
-def maps_tile(x: Tensor) -> tuning.Tile:
+def gated_candidates(x: Tensor, walk: Phases) -> list[tuning.Tile]:
+    found = (16, 64, 4, 3), (32, 32, 4, 3), (32, 64, 4, 3), (64, 32, 4, 3), (64, 64, 8, 3), (128, 64, 8, 2)
+    return _small(x, found, BLOCK_K=64)
+
+
+def maps_tile(x: Tensor, walk: Phases) -> tuning.Tile:
     pixels = x.shape[2] * x.shape[3]
     if x.dtype == torch.float32:
-        return _tile(power_of_two(pixels, 16, 32), 32, 4, 1) | {"BLOCK_C": 32}
+        return _tile(power_of_two(pixels, 16, 32), 32, 4, 1, BLOCK_C=32)
     most = power_of_two(x.shape[1], 16, 128)
-    return _tile(power_of_two(pixels, 16, 64), most, 8 if most == 128 else 4, 3) | {"BLOCK_C": most}
+    return _tile(power_of_two(pixels, 16, 64), most, 8 if most == 128 else 4, 3, BLOCK_C=most)
+
+
+def maps_candidates(x: Tensor, walk: Phases) -> list[tuning.Tile]:
+    widest = power_of_two(x.shape[1], 16, 128)
+    found = (32, 64, 4, 3), (32, 128, 8, 3), (64, 32, 4, 3), (64, 64, 4, 3), (64, 128, 8, 2), (128, 64, 4, 2), (128, 128, 8, 2)
+    return [each | {"BLOCK_C": each["BLOCK_V"]} for each in _small(x, found) if each["BLOCK_V"] <= widest]
 
 
 def input_tile(x: Tensor, walk: Phases) -> tuning.Tile:
     if x.dtype == torch.float32:
-        return _tile(_pixels(x, walk, 32), 32, 4, 1) | {"BLOCK_K": 16}
+        return _tile(_pixels(x, walk, 32), 32, 4, 1, BLOCK_K=16)
     block_t = _pixels(x, walk, 64)
-    return _tile(block_t, 64 if block_t == 64 else 32, 8 if block_t == 64 else 4, 3) | {"BLOCK_K": 64}
+    return _tile(block_t, 64 if block_t == 64 else 32, 8 if block_t == 64 else 4, 3, BLOCK_K=64)
+
+
+def input_candidates(x: Tensor, walk: Phases) -> list[tuning.Tile]:
+    found = (16, 32, 4, 3), (32, 32, 4, 3), (32, 64, 4, 3), (64, 32, 4, 3), (64, 64, 8, 2), (64, 64, 8, 3), (128, 32, 8, 3)
+    return _small(x, found, BLOCK_K=64)
+
+
+def _small(x: Tensor, found: Sequence[tuple[int, ...]], **more: int) -> list[tuning.Tile]:
+    """Tiles that are not much larger than an image."""
+    return [] if x.dtype == torch.float32 else [_tile(*each, **more) for each in found if each[0] < 2 * x.shape[2] * x.shape[3]]
 
 
 def _pixels(x: Tensor, walk: Phases, most: int) -> int:
@@ -472,5 +511,5 @@ def _pixels(x: Tensor, walk: Phases, most: int) -> int:
     return most
 
 
-def _tile(block_t: int, block_v: int, warps: int, stages: int) -> tuning.Tile:
-    return {"BLOCK_T": block_t, "BLOCK_V": block_v, "num_warps": warps, "num_stages": stages}
+def _tile(block_t: int, block_v: int, warps: int, stages: int, **more: int) -> tuning.Tile:
+    return {"BLOCK_T": block_t, "BLOCK_V": block_v, "num_warps": warps, "num_stages": stages, **more}

@@ -319,6 +319,9 @@ def test_integers_have_the_bits_of_the_cpu(name: str, bits: int) -> None:
 def test_report_and_profile(compiled) -> None:
     report = compiled.report()
     assert report.fallbacks == ()
+    assert {name for row in report.rows for name in row.backend.split("+")} <= {"cuda", "triton"}
+    with mk.use_backend("reference"):
+        assert {row.backend for row in compiled.report().rows} == {"torch"}
     assert torch.cuda.get_device_name() in str(report)
     profile = compiled.profile(images(4).cuda(), repeats=3)
     assert len(profile.rows) == len(report.rows)
