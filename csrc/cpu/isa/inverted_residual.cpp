@@ -55,25 +55,22 @@ void band(const InvertedResidualBand& p) {
     float* rest = after + p.step * out_width * scratch_stride(p.hidden);
     float* products = rest + product_rows * scratch_stride(p.channels);
 
-    int64_t from = 0, to = 0;  // the input rows that `expanded` holds
+    // `expanded` is a ring: input row r, while it is needed, is row r % held of it.
+    const int64_t held = p.stride * (p.step - 1) + 3;
+    int64_t next = larger(p.begin * p.stride - 1, 0);  // the input row that is expanded next
     for (int64_t begin = p.begin; begin < p.end; begin += p.step) {
-        const int64_t end = smaller(begin + p.step, p.end);
-        const int64_t first = larger(begin * p.stride - 1, 0), last = smaller((end - 1) * p.stride + 2, p.height);
-        if (p.expand_weight) {
-            const int64_t kept = larger(to - first, 0);
-            if (kept > 0)
-                __builtin_memmove(expanded, expanded + (first - from) * row_size, static_cast<size_t>(kept * row_size) * sizeof(O));
-            const int64_t next = first + kept;
-            expand(p, x + next * p.width * p.channels, (last - next) * p.width, expanded + kept * row_size, hidden_stride, rest, products);
-            from = first;
-            to = last;
+        const int64_t end = smaller(begin + p.step, p.end), last = smaller((end - 1) * p.stride + 2, p.height);
+        while (p.expand_weight && next < last) {
+            const int64_t place = next % held, rows = smaller(last - next, held - place);
+            expand(p, x + next * p.width * p.channels, rows * p.width, expanded + place * row_size, hidden_stride, rest, products);
+            next += rows;
         }
         for (int64_t row = begin; row < end; ++row) {
             O* out = filtered + (row - begin) * out_width * hidden_stride;
             const auto inside = [&](int64_t ky) { return row * p.stride + ky >= 1 && row * p.stride + ky <= p.height; };
             if (p.expand_weight) {
                 const O* rows[3];
-                for (int64_t ky = 0; ky < 3; ++ky) rows[ky] = inside(ky) ? expanded + (row * p.stride + ky - 1 - from) * row_size : nullptr;
+                for (int64_t ky = 0; ky < 3; ++ky) rows[ky] = inside(ky) ? expanded + (row * p.stride + ky - 1) % held * row_size : nullptr;
                 filter(p, rows, hidden_stride, out, hidden_stride);
             } else {
                 const T* rows[3];
