@@ -70,7 +70,7 @@ void compare(const Case& c) {
                     }
                 }
                 filtered[static_cast<size_t>(e)] = activate_exactly(c.activation, sum);
-                doubt[static_cast<size_t>(e)] = operand_rounding<T> * (1.2 * size + std::fabs(filtered[static_cast<size_t>(e)]));
+                doubt[static_cast<size_t>(e)] = operand_rounding<T> * (0.15 * size + 1.1 * std::fabs(filtered[static_cast<size_t>(e)]));
             }
             for (int64_t n = 0; n < c.columns; ++n) {
                 double sum = reduce.bias(n) + (c.residual ? at(place, n) : 0.0), size = std::fabs(sum), doubts = 0;

@@ -8,15 +8,15 @@
 namespace mvit {
 namespace {
 
-// y[r, j] = act(c[r, j]) + residual[r, j]; y may be c.
-template <class T>
+// y[r, j] = act(c[r, j]) + residual[r, j], act as exact as results of T need it; y may be c.
+template <class T, class Y>
 inline void finish(const float* c, int64_t c_stride, int64_t rows, int columns, Activation activation, const T* residual,
-                   int64_t residual_stride, T* y, int64_t y_stride) {
+                   int64_t residual_stride, Y* y, int64_t y_stride) {
     with_activation(activation, [&]<Activation act>() {
         for (int64_t r = 0; r < rows; ++r) {
             const float* const from = c + r * c_stride;
             const T* const beside = residual ? residual + r * residual_stride : nullptr;
-            T* const to = y + r * y_stride;
+            Y* const to = y + r * y_stride;
             const auto some = [&](int j, int lanes) {
                 F32 x = activate<act, T>(load(from + j, lanes, 0.0f));
                 if (beside) x = x + load(beside + j, lanes, 0.0f);
@@ -91,20 +91,24 @@ inline void multiply_in_cache(const TileKernels& tiles, const float* a, int64_t 
     });
 }
 
-// The same of bfloat16, with a zero behind an odd last column: the next product reads it. products: rows x piece_stride floats.
+// The same of bfloat16. Where y is bfloat16, too, with a zero behind an odd last column: the next product reads it.
+// products: rows x piece_stride floats.
+template <class Y>
 inline void multiply_in_cache(const TileKernels& tiles, const bf16* a, int64_t a_stride, int64_t rows, int64_t depth, const bf16* weight,
-                              const float* bias, int64_t columns, Activation activation, const float* slopes, bf16* y, int64_t y_stride,
+                              const float* bias, int64_t columns, Activation activation, const float* slopes, Y* y, int64_t y_stride,
                               float* products) {
     multiply_in_parts(tiles, a, a_stride, rows, weight, depth, bias, 0, columns, products,
                       [&](const float* c, int64_t c_stride, int64_t row, int64_t some, int64_t first, int width) {
-                          bf16* const to = y + row * y_stride + first;
+                          Y* const to = y + row * y_stride + first;
                           if (slopes) {
                               finish_dynamic(c, c_stride, some, width, slopes + first, columns, to, y_stride);
                           } else {
                               finish(c, c_stride, some, width, activation, static_cast<const bf16*>(nullptr), 0, to, y_stride);
                           }
                       });
-    for (int64_t r = 0; columns % 2 != 0 && r < rows; ++r) y[r * y_stride + columns] = bf16{};
+    if constexpr (is_bf16<Y>) {
+        for (int64_t r = 0; columns % 2 != 0 && r < rows; ++r) y[r * y_stride + columns] = Y{};
+    }
 }
 
 // act(a w + bias) + residual for rows of a and the panels [begin, end) of a packed weight of N columns. products: rows x

@@ -17,7 +17,7 @@ inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // act(W_e x + b_e) of `count` pixels.
 template <class T>
-void expand(const InvertedResidualBand& p, const T* x, int64_t count, Operand<T>* to, int64_t stride, float* scratch, float* products) {
+void expand(const InvertedResidualBand& p, const T* x, int64_t count, float* to, int64_t stride, float* scratch, float* products) {
     using O = Operand<T>;
     RowSource source{};
     source.stride = source.depth = p.channels;
@@ -48,33 +48,31 @@ void band(const InvertedResidualBand& p) {
     const T* x = static_cast<const T*>(p.x);
     T* y = static_cast<T*>(p.y);
     using O = Operand<T>;
-    const int64_t out_width = (p.width - 1) / p.stride + 1, hidden_stride = scratch_stride<O>(p.hidden), row_size = p.width * hidden_stride;
-    O* expanded = reinterpret_cast<O*>(p.scratch);
+    const int64_t out_width = (p.width - 1) / p.stride + 1, hidden_stride = scratch_stride<O>(p.hidden);
+    const int64_t wide_stride = scratch_stride(p.hidden), row_size = p.width * wide_stride;
+    float* expanded = p.scratch;
     float* after = p.scratch + expanded_floats(p.width, p.hidden, p.stride, p.step);
     O* filtered = reinterpret_cast<O*>(after);
     float* rest = after + p.step * out_width * scratch_stride(p.hidden);
     float* products = rest + product_rows * scratch_stride(p.channels);
 
-    int64_t from = 0, to = 0;  // the input rows that `expanded` holds
+    // `expanded` is a ring: input row r, while it is needed, is row r % held of it.
+    const int64_t held = p.stride * (p.step - 1) + 3;
+    int64_t next = larger(p.begin * p.stride - 1, 0);  // the input row that is expanded next
     for (int64_t begin = p.begin; begin < p.end; begin += p.step) {
-        const int64_t end = smaller(begin + p.step, p.end);
-        const int64_t first = larger(begin * p.stride - 1, 0), last = smaller((end - 1) * p.stride + 2, p.height);
-        if (p.expand_weight) {
-            const int64_t kept = larger(to - first, 0);
-            if (kept > 0)
-                __builtin_memmove(expanded, expanded + (first - from) * row_size, static_cast<size_t>(kept * row_size) * sizeof(O));
-            const int64_t next = first + kept;
-            expand(p, x + next * p.width * p.channels, (last - next) * p.width, expanded + kept * row_size, hidden_stride, rest, products);
-            from = first;
-            to = last;
+        const int64_t end = smaller(begin + p.step, p.end), last = smaller((end - 1) * p.stride + 2, p.height);
+        while (p.expand_weight && next < last) {
+            const int64_t place = next % held, rows = smaller(last - next, held - place);
+            expand(p, x + next * p.width * p.channels, rows * p.width, expanded + place * row_size, wide_stride, rest, products);
+            next += rows;
         }
         for (int64_t row = begin; row < end; ++row) {
             O* out = filtered + (row - begin) * out_width * hidden_stride;
             const auto inside = [&](int64_t ky) { return row * p.stride + ky >= 1 && row * p.stride + ky <= p.height; };
             if (p.expand_weight) {
-                const O* rows[3];
-                for (int64_t ky = 0; ky < 3; ++ky) rows[ky] = inside(ky) ? expanded + (row * p.stride + ky - 1 - from) * row_size : nullptr;
-                filter(p, rows, hidden_stride, out, hidden_stride);
+                const float* rows[3];
+                for (int64_t ky = 0; ky < 3; ++ky) rows[ky] = inside(ky) ? expanded + (row * p.stride + ky - 1) % held * row_size : nullptr;
+                filter(p, rows, wide_stride, out, hidden_stride);
             } else {
                 const T* rows[3];
                 for (int64_t ky = 0; ky < 3; ++ky) rows[ky] = inside(ky) ? x + (row * p.stride + ky - 1) * p.width * p.channels : nullptr;

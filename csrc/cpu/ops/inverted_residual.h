@@ -6,7 +6,9 @@
 // MobileViTv2 block).
 //
 // A task is a band of output rows, walked a few rows a step: the expanded rows that a step needs and the filtered ones live in the second
-// cache, and the last rows of a step stay for the next. Only at the borders between bands are a row or two expanded twice.
+// cache, and the last rows of a step stay where they are for the next. Only at the borders between bands are a row or two expanded twice.
+// Expanded rows are float32 also where maps are not: the filter loads each value 4.5 times, with stride 2 1.7 times (core/depthwise.h), and
+// would widen it as often. Without W_e it reads the map itself: to widen rows of that into scratch first was slower.
 //
 // Floor: 2 P (C E + 9 E / s^2 + E N / s^2) operations for P input pixels and stride s; x read and y written once.
 #pragma once
