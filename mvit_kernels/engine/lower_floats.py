@@ -23,6 +23,9 @@ from .steps import Lowered, Ref, TorchStep, Value
 
 Tensor = torch.Tensor
 _GATHERED, _PLANES, _WINOGRAD = range(3)
+# Of both products of a feed-forward layer: more than that is not at hand anymore for the next block of rows, and each product by itself
+# reads its weight once.
+_LARGE_WEIGHTS = 2 << 20
 
 
 class Lowering(Blocks):
@@ -136,6 +139,9 @@ class Lowering(Blocks):
     def mlp(self, norm: Node, first: Node, second: Node) -> None:
         x, (dim, rows), layer_norm = norm.inputs[0], rows_of(norm.size), norm.kind == "layer_norm"
         one, two = self.packed(first), self.packed(second)
+        if one.weight.nbytes + two.weight.nbytes > _LARGE_WEIGHTS:
+            self.product(first, norm)
+            return self.product(second)
         fields = {
             **self.code(), "groups": 1, "rows": rows, "dim": dim, "hidden": first.size[0], "weight1": one.weight, "bias1": one.bias,
             "weight2": two.weight, "bias2": two.bias, "layer_norm": layer_norm, "eps": norm.settings["eps"],

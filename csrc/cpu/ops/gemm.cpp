@@ -32,7 +32,7 @@ void run(const GemmProblem& p, int threads) {
     const int64_t depth = p.depth + p.second_depth;
     const Cut cut = cut_rows(p.groups, p.rows, 1);  // 64 rows, whatever the threads: the columns give them work where rows are few
     const int64_t bytes = panels(p.columns) * panel * depth * (p.dtype == DType::bf16 ? 2 : 4);
-    const bool large = bytes > large_weight && cut.tasks() > 1 && !p.layer_norm && !p.moments;  // rows are normalised anew for each part
+    const bool large = bytes > large_weight && cut.tasks() > 1;
     const int64_t fewest = large ? (bytes + large_part - 1) / large_part : 1, few = (tasks_wanted + cut.tasks() - 1) / cut.tasks();
     const int64_t pieces = few > fewest ? few : fewest, width = (panels(p.columns) + pieces - 1) / pieces;
     const int64_t ranges = (panels(p.columns) + width - 1) / width;
