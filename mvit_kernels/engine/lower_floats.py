@@ -18,7 +18,7 @@ from mvit_kernels.ops.conv2d import MOST_PLANES, filtering_pays
 from mvit_kernels.ops.library import FLOAT_CODES
 from mvit_kernels.ops.packing import Packed, pack_convolution, pack_convolution_by_planes, pack_depthwise, pack_matrix, pack_winograd
 
-from .blocks import Blocks, activation_of, is_pointwise, kernel_of, rows_of
+from .blocks import Blocks, activation_of, adds, is_pointwise, kernel_of, rows_of
 from .steps import Lowered, Ref, TorchStep, Value
 
 Tensor = torch.Tensor
@@ -26,6 +26,7 @@ _GATHERED, _PLANES, _WINOGRAD = range(3)
 # Of both products of a feed-forward layer: more than that is not at hand anymore for the next block of rows, and each product by itself
 # reads its weight once.
 _LARGE_WEIGHTS = 2 << 20
+_LARGE_MAP, _SMALL_WEIGHTS = 1 << 19, 1 << 19
 
 
 class Lowering(Blocks):
@@ -37,6 +38,10 @@ class Lowering(Blocks):
         self.out = Lowered(outputs=program.outputs, structure=program.structure)
         self.constants: dict[str, Tensor] = {}
         self.normed = {node.inputs[0] for node in program if node.kind == "group_norm"}
+        for node in program:
+            nodes = None if node.name in self.grouped else self.find_pair(node)
+            if nodes is not None:
+                self.group("pair", nodes)
 
     def lowered(self) -> Lowered:
         for node in self.program:
@@ -150,6 +155,28 @@ class Lowering(Blocks):
         if not layer_norm:
             fields["moments"] = self.moments(x)
         self.out.add("feed_forward", (norm, first, second), fields, _count(fields))
+
+    def find_pair(self, first: Node) -> tuple[Node, ...] | None:
+        """A feed-forward layer without a norm, whose hidden map no cache that is near would hold, but its weights."""
+        if not is_pointwise(first) or first.inputs[0] in self.absorbed or first.settings.keys() & {"residual", "dynamic"}:
+            return None
+        second = self.only_user(first.name)
+        if second is None or not adds(second, first, first.inputs[0]):
+            return None
+        hidden, pixels = rows_of(first.size)
+        size = self.dtype.itemsize
+        pays = hidden * pixels * size >= _LARGE_MAP and 2 * hidden * second.size[0] * size <= _SMALL_WEIGHTS
+        return (first, second) if pays else None
+
+    def pair(self, first: Node, second: Node) -> None:
+        dim, rows = rows_of(second.size)
+        one, two = self.packed(first), self.packed(second)
+        fields = {
+            **self.code(), "groups": 1, "rows": rows, "dim": dim, "hidden": first.size[0], "weight1": one.weight, "bias1": one.bias,
+            "weight2": two.weight, "bias2": two.bias, "as_it_is": True, "activation": _activation(first),
+            "x": self.ref(first.inputs[0]), "y": self.value(second), **self.collected(second),
+        }  # fmt: skip
+        self.out.add("feed_forward", (first, second), fields, _count(fields))
 
     def inverted(self, *nodes: Node) -> None:
         first, depthwise, reduce = nodes[0], nodes[-2], nodes[-1]
