@@ -203,7 +203,8 @@ Status mvit::run_again(Replay& replay, void* const* inputs, void* result, void* 
 void mvit::bind_engine(py::module_& m) {
     py::class_<Plan>(m, "Plan")
         .def(py::init(&make_plan), py::arg("steps"), py::arg("arena_bytes"), py::arg("weight_bytes"), py::arg("inputs"), py::arg("outputs"),
-             py::arg("counts") = std::vector<std::string>(), py::arg("first") = INT64_MAX, py::arg("side_by_side") = std::vector<std::pair<int64_t, int64_t>>())
+             py::arg("counts") = std::vector<std::string>(), py::arg("first") = INT64_MAX,
+             py::arg("side_by_side") = std::vector<std::pair<int64_t, int64_t>>())
         .def("run", run)
         .def("profile", profile);
     py::class_<Recording>(m, "Recording")

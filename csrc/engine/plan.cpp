@@ -133,7 +133,8 @@ Status Plan::run(const char* weights, void* const* inputs, void* const* outputs,
     const auto some = [&](int64_t task) {
         const int64_t begin = whole * task / tasks, count = whole * (task + 1) / tasks - begin;
         auto arena = take(count);
-        const Status status = arena ? run_steps({weights, arena->data(), inputs, outputs, begin, count}, 1, nullptr) : Status::out_of_memory;
+        const Status status =
+            arena ? run_steps({weights, arena->data(), inputs, outputs, begin, count}, 1, nullptr) : Status::out_of_memory;
         if (status != Status::ok) worst.store(static_cast<int>(status));
         if (arena) give(std::move(arena));
     };

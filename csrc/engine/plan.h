@@ -5,8 +5,9 @@
 // threads may run it; each run takes an arena from a pool.
 //
 // Of one image, all threads share each step (core/crew.h). Of several, each thread takes whole images: no thread waits for another one, and
-// an image's values stay in the caches of one core. Where weights are larger than what they are multiplied by, as in the last layers of most
-// networks, a thread takes some images through each step at once, and reads its weights once. Either way the results are the same bits.
+// an image's values stay in the caches of one core. Where weights are larger than what they are multiplied by, as in the last layers of
+// most networks, a thread takes some images through each step at once, and reads its weights once. Either way the results are the same
+// bits.
 #pragma once
 
 #include <cstdint>

@@ -299,8 +299,8 @@ class Lowering(Blocks):
         fields = {
             **self.code(), "batch": 1, "height": height, "width": width, "channels": node.size[0], "stride": node.settings["stride"],
             "multiplier": multiplier, "x": self.ref(source), "image_stride": height * width * channels, "row_stride": width * channels,
-            "pixel_stride": channels, "weight": packed.weight, "bias": packed.bias, "weight_stride": packed.weight.shape[1], "activation": _activation(node),
-            **self.slopes(node), "y": self.value(node),
+            "pixel_stride": channels, "weight": packed.weight, "bias": packed.bias, "weight_stride": packed.weight.shape[1],
+            "activation": _activation(node), **self.slopes(node), "y": self.value(node),
         }  # fmt: skip
         self.out.add("depthwise_conv2d", (node,), fields, "batch")
 
@@ -321,8 +321,8 @@ class Lowering(Blocks):
         fields = {
             **self.code(), "batch": 1, "heads": heads, "queries": queries, "keys": keys, "depth": channels // heads,
             "value_depth": values // heads, "scale": node.settings["scale"], "q": q, "k": k, "v": v, "q_stride[1]": channels,
-            "k_stride[1]": channels, "v_stride[1]": values, "y": self.value(node), "y_stride[1]": values,
-            "q_stride[0]": queries * channels, "k_stride[0]": keys * channels, "v_stride[0]": keys * values, "y_stride[0]": queries * values,
+            "k_stride[1]": channels, "v_stride[1]": values, "q_stride[0]": queries * channels, "k_stride[0]": keys * channels,
+            "v_stride[0]": keys * values, "y": self.value(node), "y_stride[0]": queries * values, "y_stride[1]": values,
         }  # fmt: skip
         if "bias" in node.weights:
             bias = pack_bias(node.weights["bias"])

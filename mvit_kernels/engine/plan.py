@@ -48,6 +48,11 @@ class Segment:
     first: int  # the steps from here on take several images at once
     side_by_side: tuple[tuple[int, int], ...]  # offset and bytes of what these read and write
 
+    @property
+    def image_bytes(self) -> int:
+        """What one image takes beside the results."""
+        return self.arena_bytes + max((offset + size for offset, size in self.side_by_side), default=0)
+
 
 class Plan:
     """Segments and nodes of torch in order. `values` are those that pass between them, images and results of the network included."""
@@ -78,7 +83,7 @@ class Plan:
     @property
     def arena_bytes(self) -> int:
         """Of the largest segment: what one image takes beside the results."""
-        return max((part.arena_bytes for part in self.parts if isinstance(part, Segment)), default=0)
+        return max((part.image_bytes for part in self.parts if isinstance(part, Segment)), default=0)
 
     def run(self, x: Tensor, threads: int, timing: Callable[[Segment | TorchStep, Any], None] | None = None) -> list[Tensor]:
         """x (B, C, H, W), contiguous, of the dtype of the plan's input."""
@@ -164,7 +169,7 @@ def _segment(
             last[name] = i
     inputs = tuple(name for name in first if made[name] != index)
     outputs = tuple(name for name in first if made[name] == index and name in crossing)
-    start = _first_together(steps, values)
+    start = _first_together(steps)
     inside = {name: Lifetime(first[name], last[name], values[name].bytes) for name in first if name not in inputs + outputs}
     offsets, arena_bytes = place({name: life for name, life in inside.items() if life.last < start})
     together = {name: life for name, life in inside.items() if life.last >= start}
@@ -193,7 +198,7 @@ def _segment(
     return Segment(native_steps, arena_bytes, inputs, outputs, start, tuple((beside[name], together[name].bytes) for name in together))
 
 
-def _first_together(steps: Sequence[Step], values: Mapping[str, Value]) -> int:
+def _first_together(steps: Sequence[Step]) -> int:
     """The step from which on several images at once save the most: each but one of them saves to read the weights again, and has its own
     values no longer at hand that the step before left in a cache. The end, where that is little."""
     start, best, saved = len(steps), _WORTH_TOGETHER, 0
