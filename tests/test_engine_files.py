@@ -127,7 +127,7 @@ def test_damaged_and_foreign_files(fast, tmp_path) -> None:
         with pytest.raises(ValueError, match=r"load: .*plan: (expected a file written by|the file is damaged)"):
             mk.load(path)
     path.write_bytes(good[:8] + struct.pack("<Q", 99) + good[16:])
-    with pytest.raises(ValueError, match="expected version 2 of plan files, got 99"):
+    with pytest.raises(ValueError, match="expected version 3 of plan files, got 99"):
         mk.load(path)
     with pytest.raises(FileNotFoundError):
         mk.load(tmp_path / "nothing")
