@@ -61,7 +61,7 @@ PlanStep read_step(const Entry& entry) {
 
 // How many bytes there are where a place is, or -1.
 int64_t bytes_at(const Place& place, int64_t arena_bytes, int64_t weight_bytes, const std::vector<int64_t>& inputs,
-                 const std::vector<int64_t>& outputs) {
+                 const std::vector<int64_t>& outputs, const std::vector<int64_t>& side_by_side) {
     const auto one_of = [&](const std::vector<int64_t>& sizes) {
         const bool known = place.index >= 0 && place.index < static_cast<int64_t>(sizes.size());
         return known ? sizes[static_cast<size_t>(place.index)] : -1;
@@ -75,24 +75,42 @@ int64_t bytes_at(const Place& place, int64_t arena_bytes, int64_t weight_bytes, 
             return one_of(inputs);
         case Space::output:
             return one_of(outputs);
+        case Space::side_by_side:
+            return one_of(side_by_side);
         default:
             return -1;
     }
 }
 
 std::unique_ptr<Plan> make_plan(const std::vector<Entry>& entries, int64_t arena_bytes, int64_t weight_bytes,
-                                const std::vector<int64_t>& inputs, const std::vector<int64_t>& outputs) {
+                                const std::vector<int64_t>& inputs, const std::vector<int64_t>& outputs,
+                                const std::vector<std::string>& counts, int64_t first,
+                                const std::vector<std::pair<int64_t, int64_t>>& side_by_side) {
     if (arena_bytes < 0) throw py::value_error("Plan: arena_bytes: expected at least 0, got " + std::to_string(arena_bytes));
+    if (first < 0) throw py::value_error("Plan: first: expected at least 0, got " + std::to_string(first));
+    std::vector<SideBySide> values;
+    std::vector<int64_t> value_bytes;
+    for (const auto& [offset, bytes] : side_by_side) {
+        if (offset < 0 || bytes < 0) throw py::value_error("Plan: side_by_side: expected offsets and bytes of at least 0");
+        values.push_back({offset, bytes});
+        value_bytes.push_back(bytes);
+    }
     std::vector<PlanStep> steps;
     for (const Entry& entry : entries) {
         steps.push_back(read_step(entry));
+        if (const size_t i = steps.size() - 1; i < counts.size() && !counts[i].empty()) {
+            const Field* field = steps.back().kind->find(counts[i].c_str());
+            if (!field || field->type != FieldType::i64)
+                throw py::value_error("Plan: counts: expected a number of " + entry.first + ", got '" + counts[i] + "'");
+            steps.back().count_at = field->offset;
+        }
         for (const auto& [at, place] : steps.back().pointers)
-            if (place.offset < 0 || place.offset > bytes_at(place, arena_bytes, weight_bytes, inputs, outputs))
+            if (place.offset < 0 || place.offset > bytes_at(place, arena_bytes, weight_bytes, inputs, outputs, value_bytes))
                 throw py::value_error("Plan: steps: expected places in the memory of a plan, got (" +
                                       std::to_string(static_cast<int>(place.space)) + ", " + std::to_string(place.index) + ", " +
                                       std::to_string(place.offset) + ") in " + entry.first);
     }
-    return std::make_unique<Plan>(std::move(steps), arena_bytes, inputs, outputs);
+    return std::make_unique<Plan>(std::move(steps), arena_bytes, inputs, outputs, first, std::move(values));
 }
 
 // Of each recorded call: where in its arguments pointers are (or -1), and what to. `places`: those that the plan has another place for.
@@ -183,7 +201,12 @@ Status mvit::run_again(Replay& replay, void* const* inputs, void* result, void* 
 }
 
 void mvit::bind_engine(py::module_& m) {
-    py::class_<Plan>(m, "Plan").def(py::init(&make_plan)).def("run", run).def("profile", profile);
+    py::class_<Plan>(m, "Plan")
+        .def(py::init(&make_plan), py::arg("steps"), py::arg("arena_bytes"), py::arg("weight_bytes"), py::arg("inputs"), py::arg("outputs"),
+             py::arg("counts") = std::vector<std::string>(), py::arg("first") = INT64_MAX,
+             py::arg("side_by_side") = std::vector<std::pair<int64_t, int64_t>>())
+        .def("run", run)
+        .def("profile", profile);
     py::class_<Recording>(m, "Recording")
         .def(py::init<>())
         .def("begin", [](Recording& recording) { Recording::set_current(&recording); })

@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import mvit_kernels as mk
+from mvit_kernels.engine import plan
 
 pytestmark = needs_native
 Tensor = torch.Tensor
@@ -75,6 +76,37 @@ def test_the_same_bits_with_any_threads_and_batch(network, threads) -> None:
         threads(count)
         assert torch.equal(fast(x), expected)
         assert torch.equal(torch.cat([fast(image[None]) for image in x]), expected)
+
+
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformerv2_s0", "mobile_former_26m", "mobilevit_xxs", "mobilevitv2_050"])
+def test_several_images_at_once(name: str, form: str, threads, monkeypatch) -> None:
+    """All steps that can take them, to the same bits."""
+    torch.manual_seed(0)
+    sizes = {"image_size": 64} if name.startswith("efficientformer") else {}
+    model: nn.Module = random_statistics(mk.create_model(name, num_classes=7, **sizes))
+    x = torch.randn(5, 3, 64, 64)
+    if form == "int8":
+        model = mk.quantize(model, [x], mk.QuantConfig(method="minmax"))
+    dtype = torch.bfloat16 if form == "bfloat16" else None
+    single = mk.compile(model, x, dtype=dtype)
+    expected = torch.cat([single(image[None]) for image in x])
+    assert torch.equal(single(x), expected)
+    monkeypatch.setattr(plan, "_first_together", lambda steps: 0)
+    together = mk.compile(model, x, dtype=dtype)
+    for count in (1, 2):
+        threads(count)
+        assert torch.equal(together(x), expected)
+
+
+def test_weights_that_are_larger_than_maps_are_read_once() -> None:
+    """The last stage of EfficientFormer-L1, but not the whole of a network whose weights are few."""
+    large = mk.compile(mk.create_model("efficientformer_l1").eval(), torch.zeros(1, 3, 224, 224))
+    (segment,) = large.plan((3, 224, 224)).parts
+    assert segment.steps[segment.first].nodes[-1] == "stages.3.downsample.conv"
+    small = mk.compile(mk.create_model("mobilevitv2_050").eval(), torch.zeros(1, 3, 256, 256), dtype=torch.bfloat16)
+    (segment,) = small.plan((3, 256, 256)).parts
+    assert segment.first == len(segment.steps)
 
 
 def test_several_threads_share_a_model(network) -> None:

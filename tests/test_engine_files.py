@@ -99,6 +99,19 @@ def test_places_outside_of_a_plan(place) -> None:
         native.Plan([("add", {"count": 1, "a": place})], 64, 128, [32], [32])
 
 
+@pytest.mark.parametrize("place", [(5, 1, 0), (5, -1, 0), (5, 0, 33)], ids=str)
+def test_places_beside_those_of_other_images(place) -> None:
+    native.Plan([("add", {"count": 1, "a": (5, 0, 32)})], 64, 128, [32], [32], ["count"], 0, [(64, 32)])
+    with pytest.raises(ValueError, match=r"Plan: steps: expected places in the memory of a plan, got \(.*\) in add"):
+        native.Plan([("add", {"count": 1, "a": place})], 64, 128, [32], [32], ["count"], 0, [(64, 32)])
+
+
+@pytest.mark.parametrize("arguments", [(["dtype"], 0, []), (["nothing"], 0, []), ([""], -1, []), ([""], 0, [(-1, 4)])], ids=str)
+def test_images_at_once_that_a_plan_cannot_take(arguments) -> None:
+    with pytest.raises(ValueError, match=r"Plan: (counts|first|side_by_side): expected "):
+        native.Plan([("add", {"count": 1})], 64, 128, [32], [32], *arguments)
+
+
 def test_damaged_and_foreign_files(fast, tmp_path) -> None:
     path = tmp_path / "plan"
     fast.save(path)
@@ -117,7 +130,7 @@ def test_damaged_and_foreign_files(fast, tmp_path) -> None:
         with pytest.raises(ValueError, match=r"load: .*plan: (expected a file written by|the file is damaged)"):
             mk.load(path)
     path.write_bytes(good[:8] + struct.pack("<Q", 99) + good[16:])
-    with pytest.raises(ValueError, match="expected version 2 of plan files, got 99"):
+    with pytest.raises(ValueError, match="expected version 3 of plan files, got 99"):
         mk.load(path)
     with pytest.raises(FileNotFoundError):
         mk.load(tmp_path / "nothing")

@@ -88,9 +88,9 @@ constexpr Field fields[] = {
 namespace feed_forward_step {
 using Arguments = FeedForwardProblem;
 constexpr Field fields[] = {
-    MVIT_FIELD(dtype),      MVIT_FIELD(groups),  MVIT_FIELD(rows),  MVIT_FIELD(dim),        MVIT_FIELD(hidden),  MVIT_FIELD(weight1),
-    MVIT_FIELD(bias1),      MVIT_FIELD(weight2), MVIT_FIELD(bias2), MVIT_FIELD(layer_norm), MVIT_FIELD(moments), MVIT_FIELD(eps),
-    MVIT_FIELD(activation), MVIT_FIELD(x),       MVIT_FIELD(y),     MVIT_FIELD(collected),
+    MVIT_FIELD(dtype),      MVIT_FIELD(groups),  MVIT_FIELD(rows),  MVIT_FIELD(dim),        MVIT_FIELD(hidden),   MVIT_FIELD(weight1),
+    MVIT_FIELD(bias1),      MVIT_FIELD(weight2), MVIT_FIELD(bias2), MVIT_FIELD(layer_norm), MVIT_FIELD(moments),  MVIT_FIELD(eps),
+    MVIT_FIELD(activation), MVIT_FIELD(x),       MVIT_FIELD(y),     MVIT_FIELD(collected),  MVIT_FIELD(as_it_is),
 };
 }  // namespace feed_forward_step
 

@@ -7,7 +7,7 @@ using namespace mvit::tests;
 
 namespace {
 
-enum class Norm { computed, given, layer };
+enum class Norm { computed, given, layer, none };
 
 struct Case {
     int64_t groups, rows, dim, hidden;
@@ -32,6 +32,7 @@ void compare(const Case& c) {
     p.weight1 = first.data(), p.bias1 = first.bias_data();
     p.weight2 = second.data(), p.bias2 = second.bias_data();
     p.layer_norm = c.norm == Norm::layer;
+    p.as_it_is = c.norm == Norm::none;
     p.moments = c.norm == Norm::given ? moments.data() : nullptr;
     p.eps = 1e-3f;
     p.activation = c.activation;
@@ -51,7 +52,8 @@ void compare(const Case& c) {
     for (int64_t r = 0; r < rows; ++r) {
         const auto at = [&](int64_t k) { return value(x[r * c.dim + k]); };
         const Moments norm = p.layer_norm ? exact_moments(c.dim, at) : moments[r / c.rows];
-        for (int64_t k = 0; k < c.dim; ++k) normal[static_cast<size_t>(k)] = (at(k) - norm.mean) / std::sqrt(norm.variance + double{p.eps});
+        for (int64_t k = 0; k < c.dim; ++k)
+            normal[static_cast<size_t>(k)] = p.as_it_is ? at(k) : (at(k) - norm.mean) / std::sqrt(norm.variance + double{p.eps});
         for (int64_t n = 0; n < c.hidden; ++n) {
             double sum = first.bias(n), size = 0;
             for (int64_t k = 0; k < c.dim; ++k) {
@@ -75,8 +77,9 @@ void compare(const Case& c) {
 
 template <class T>
 void compare_every_part() {
-    for (Norm norm : {Norm::computed, Norm::given, Norm::layer}) {
+    for (Norm norm : {Norm::computed, Norm::given, Norm::layer, Norm::none}) {
         for (Activation activation : activations) compare<T>({2, 18, 24, 37, norm, activation});
+        if (norm == Norm::none) continue;  // values as large as that are no use of it
         for (float mean : {3.0f, 30.0f, 100.0f}) compare<T>({2, 21, 24, 16, norm, Activation::gelu, mean});
     }
 }
@@ -85,7 +88,7 @@ void compare_every_part() {
 
 TEST(feed_forward_on_every_tail) {
     on_every_isa([] {
-        for (Norm norm : {Norm::computed, Norm::layer}) {
+        for (Norm norm : {Norm::computed, Norm::layer, Norm::none}) {
             for (int64_t rows : {1, 2, 15, 16, 17, 63, 64, 65, 130})
                 for (int64_t dim : {3, 16, 33}) compare<float>({2, rows, dim, 20, norm});
             for (int64_t dim : {1, 2, 7, 15, 16, 17, 31, 32, 48, 257})
@@ -105,7 +108,7 @@ TEST(feed_forward_with_every_part_of_its_formula) {
 
 TEST(feed_forward_on_several_threads) {
     on_every_isa([] {
-        for (Norm norm : {Norm::computed, Norm::given, Norm::layer}) compare<float>({3, 150, 48, 96, norm});
+        for (Norm norm : {Norm::computed, Norm::given, Norm::layer, Norm::none}) compare<float>({3, 150, 48, 96, norm});
         compare<f16>({1, 300, 64, 128});
     });
 }
@@ -125,4 +128,6 @@ TEST(feed_forward_refuses_what_it_cannot_do) {
     CHECK(status([](FeedForwardProblem& p) { p.hidden = -1; }) == Status::bad_shape);
     CHECK(status([](FeedForwardProblem& p) { p.dtype = static_cast<DType>(-1); }) == Status::bad_dtype);
     CHECK(status([&](FeedForwardProblem& p) { p.layer_norm = true, p.moments = &moments; }) == Status::bad_shape);
+    CHECK(status([&](FeedForwardProblem& p) { p.as_it_is = true, p.moments = &moments; }) == Status::bad_shape);
+    CHECK(status([](FeedForwardProblem& p) { p.as_it_is = p.layer_norm = true; }) == Status::bad_shape);
 }

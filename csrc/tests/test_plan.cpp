@@ -60,6 +60,35 @@ TEST(a_plan_runs_any_number_of_images) {
         }
 }
 
+// Steps of one image, of several at once, and of one at a time between these; with values of both kinds, and one behind another.
+TEST(a_plan_takes_several_images_at_once) {
+    constexpr int64_t count = 37, bytes = count * 4;
+    const Place x{Space::input, 0, 0}, w{Space::weights, 0, 0}, h{Space::arena, 0, 64}, y{Space::output, 0, 0};
+    const Place a{Space::side_by_side, 0, 0}, b{Space::side_by_side, 1, 0}, c{Space::side_by_side, 2, 0};
+    std::vector<PlanStep> steps{sum(count, x, w, h), sum(count, h, x, a), sum(count, a, a, b), sum(count, b, w, c), sum(count, c, a, y)};
+    for (size_t i : {2, 4}) steps[i].count_at = steps[i].kind->find("count")->offset;
+    Plan plan(std::move(steps), 64 + bytes, {bytes}, {bytes}, 2, {{0, bytes}, {192, bytes}, {384, bytes}});
+    std::vector<float> weights(count);
+    for (float& value : weights) value = random_float();
+    for (int64_t batch : {9, 0, 1, 2, 3, 4, 5, 8, 17})  // an arena for many, then for few
+        for (int threads : {1, 2, 3}) {
+            Guarded<float> in(batch * count), out(batch * count);
+            for (int64_t i = 0; i < in.size(); ++i) in[i] = random_float();
+            void* inputs[] = {in.data()};
+            void* outputs[] = {out.data()};
+            double seconds[5] = {};
+            for (double* times : {static_cast<double*>(nullptr), seconds}) {
+                std::fill_n(out.data(), out.size(), 0.0f);
+                CHECK(plan.run(reinterpret_cast<const char*>(weights.data()), inputs, outputs, batch, threads, times) == Status::ok);
+                for (int64_t i = 0; i < in.size(); ++i) {
+                    const float weight = weights[static_cast<size_t>(i % count)], first = (in[i] + weight) + in[i];
+                    CHECK(out[i] == ((first + first) + weight) + first);
+                }
+            }
+            CHECK(in.canary_intact() && out.canary_intact());
+        }
+}
+
 TEST(a_plan_stops_at_what_cannot_run) {
     const Place x{Space::input, 0, 0}, y{Space::output, 0, 0};
     Plan plan({sum(-1, x, x, y)}, 0, {4}, {4});

@@ -71,7 +71,7 @@ def rows_of(size: tuple[int, ...]) -> tuple[int, int]:
 
 def _find_attention(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
     nodes = None if norm.kind != "group_norm" or norm.weights else _attention_behind(low, norm, "separable", _is_plain_pointwise)
-    return nodes if nodes is not None and _adds(nodes[-1], nodes[-2], norm.inputs[0]) else None
+    return nodes if nodes is not None and adds(nodes[-1], nodes[-2], norm.inputs[0]) else None
 
 
 def find_qattention(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
@@ -121,7 +121,7 @@ def _find_mlp(low: Blocks, norm: Node) -> tuple[Node, ...] | None:
     if first is None or not is_pointwise(first) or "residual" in first.settings or "dynamic" in first.settings:
         return None
     second = low.only_user(first.name)
-    return (norm, first, second) if second is not None and _adds(second, first, norm.inputs[0]) else None
+    return (norm, first, second) if second is not None and adds(second, first, norm.inputs[0]) else None
 
 
 def _find_inverted(low: Blocks, first: Node) -> tuple[Node, ...] | None:
@@ -200,7 +200,7 @@ def _is_plain_qpointwise(node: Node) -> bool:
     return is_qpointwise(node) and not node.settings.get("residual") and "activation" not in node.settings and "table" not in node.weights
 
 
-def _adds(node: Node, product_of: Node, residual: str) -> bool:
+def adds(node: Node, product_of: Node, residual: str) -> bool:
     """A 1x1 convolution of one node's result to which that of another is added."""
     plain = is_pointwise(node) and not _acts(node)
     return plain and "residual" in node.settings and node.inputs == (product_of.name, residual)

@@ -44,18 +44,22 @@ def plan_from(entry: Mapping[str, Any], held: Held) -> Plan:
 
 def _describe_part(part: Segment | TorchStep, hold: Hold) -> dict[str, Any]:
     if isinstance(part, Segment):
-        steps = [[step.op, list(step.nodes), dict(step.fields), step.result, step.macs, step.bytes] for step in part.steps]
-        return {"steps": steps, "arena_bytes": part.arena_bytes, "inputs": list(part.inputs), "outputs": list(part.outputs)}
+        steps = [[step.op, list(step.nodes), dict(step.fields), step.result, step.macs, step.bytes, step.count] for step in part.steps]
+        return {
+            "steps": steps, "arena_bytes": part.arena_bytes, "inputs": list(part.inputs), "outputs": list(part.outputs),
+            "first": part.first, "side_by_side": [list(each) for each in part.side_by_side],
+        }  # fmt: skip
     return {**_describe_node(part.node, hold), "reason": part.reason, "raw": part.raw}
 
 
 def _part_from(part: Mapping[str, Any], held: Held) -> Segment | TorchStep:
     if "steps" in part:
         steps = tuple(
-            NativeStep(op, tuple(nodes), {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}, result, macs, size)
-            for op, nodes, fields, result, macs, size in part["steps"]
+            NativeStep(op, tuple(nodes), {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}, result, macs, size, count)
+            for op, nodes, fields, result, macs, size, count in part["steps"]
         )
-        return Segment(steps, part["arena_bytes"], tuple(part["inputs"]), tuple(part["outputs"]))
+        side_by_side = tuple((offset, size) for offset, size in part["side_by_side"])
+        return Segment(steps, part["arena_bytes"], tuple(part["inputs"]), tuple(part["outputs"]), part["first"], side_by_side)
     return TorchStep(_node_from(part, held), part["reason"], part["raw"])
 
 

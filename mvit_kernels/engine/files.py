@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .device_plan import DevicePlan  # with it comes all that captures networks
 
 Tensor = torch.Tensor
-_MAGIC, _VERSION, _PAGE, _LINE = b"MVITPLAN", 2, 4096, 64
+_MAGIC, _VERSION, _PAGE, _LINE = b"MVITPLAN", 3, 4096, 64
 _HEADER = struct.Struct("<8sQQQQ")
 
 

@@ -18,11 +18,15 @@ from mvit_kernels.ops.conv2d import MOST_PLANES, filtering_pays
 from mvit_kernels.ops.library import FLOAT_CODES
 from mvit_kernels.ops.packing import Packed, pack_convolution, pack_convolution_by_planes, pack_depthwise, pack_matrix, pack_winograd
 
-from .blocks import Blocks, activation_of, is_pointwise, kernel_of, rows_of
+from .blocks import Blocks, activation_of, adds, is_pointwise, kernel_of, rows_of
 from .steps import Lowered, Ref, TorchStep, Value
 
 Tensor = torch.Tensor
 _GATHERED, _PLANES, _WINOGRAD = range(3)
+# Of both products of a feed-forward layer: more than that is not at hand anymore for the next block of rows, and each product by itself
+# reads its weight once.
+_LARGE_WEIGHTS = 2 << 20
+_LARGE_MAP, _SMALL_WEIGHTS = 1 << 19, 1 << 19
 
 
 class Lowering(Blocks):
@@ -34,6 +38,10 @@ class Lowering(Blocks):
         self.out = Lowered(outputs=program.outputs, structure=program.structure)
         self.constants: dict[str, Tensor] = {}
         self.normed = {node.inputs[0] for node in program if node.kind == "group_norm"}
+        for node in program:
+            nodes = None if node.name in self.grouped else self.find_pair(node)
+            if nodes is not None:
+                self.group("pair", nodes)
 
     def lowered(self) -> Lowered:
         for node in self.program:
@@ -131,11 +139,14 @@ class Lowering(Blocks):
             "value_bias": values.bias, "out_weight": outs.weight, "out_bias": outs.bias, "moments": self.moments(x),
             "eps": norm.settings["eps"], "x": self.ref(x), "y": self.value(out), **self.collected(out),
         }  # fmt: skip
-        self.out.add("separable_attention_block", (norm, conv, context, key, gate, out), fields)
+        self.out.add("separable_attention_block", (norm, conv, context, key, gate, out), fields, "batch")
 
     def mlp(self, norm: Node, first: Node, second: Node) -> None:
         x, (dim, rows), layer_norm = norm.inputs[0], rows_of(norm.size), norm.kind == "layer_norm"
         one, two = self.packed(first), self.packed(second)
+        if one.weight.nbytes + two.weight.nbytes > _LARGE_WEIGHTS:
+            self.product(first, norm)
+            return self.product(second)
         fields = {
             **self.code(), "groups": 1, "rows": rows, "dim": dim, "hidden": first.size[0], "weight1": one.weight, "bias1": one.bias,
             "weight2": two.weight, "bias2": two.bias, "layer_norm": layer_norm, "eps": norm.settings["eps"],
@@ -143,7 +154,29 @@ class Lowering(Blocks):
         }  # fmt: skip
         if not layer_norm:
             fields["moments"] = self.moments(x)
-        self.out.add("feed_forward", (norm, first, second), fields)
+        self.out.add("feed_forward", (norm, first, second), fields, _count(fields))
+
+    def find_pair(self, first: Node) -> tuple[Node, ...] | None:
+        """A feed-forward layer without a norm, whose hidden map no cache that is near would hold, but its weights."""
+        if not is_pointwise(first) or first.inputs[0] in self.absorbed or first.settings.keys() & {"residual", "dynamic"}:
+            return None
+        second = self.only_user(first.name)
+        if second is None or not adds(second, first, first.inputs[0]):
+            return None
+        hidden, pixels = rows_of(first.size)
+        size = self.dtype.itemsize
+        pays = hidden * pixels * size >= _LARGE_MAP and 2 * hidden * second.size[0] * size <= _SMALL_WEIGHTS
+        return (first, second) if pays else None
+
+    def pair(self, first: Node, second: Node) -> None:
+        dim, rows = rows_of(second.size)
+        one, two = self.packed(first), self.packed(second)
+        fields = {
+            **self.code(), "groups": 1, "rows": rows, "dim": dim, "hidden": first.size[0], "weight1": one.weight, "bias1": one.bias,
+            "weight2": two.weight, "bias2": two.bias, "as_it_is": True, "activation": _activation(first),
+            "x": self.ref(first.inputs[0]), "y": self.value(second), **self.collected(second),
+        }  # fmt: skip
+        self.out.add("feed_forward", (first, second), fields, _count(fields))
 
     def inverted(self, *nodes: Node) -> None:
         first, depthwise, reduce = nodes[0], nodes[-2], nodes[-1]
@@ -160,7 +193,7 @@ class Lowering(Blocks):
         if len(nodes) == 3:
             expand = self.packed(first)
             fields |= {"expand_weight": expand.weight, "expand_bias": expand.bias, **self.slopes(first, "expand_slopes")}
-        self.out.add("inverted_residual", nodes, fields)
+        self.out.add("inverted_residual", nodes, fields, "batch")
 
     # --- single nodes ---
 
@@ -221,10 +254,11 @@ class Lowering(Blocks):
                 (_WINOGRAD, pack_winograd(weight, bias)) if filtered else (_GATHERED, pack_convolution(weight, bias, self.dtype))
             )
             x = {"x.data": self.ref(node.inputs[0]), "x.channel": 1, "x.row": width * channels, "x.pixel": channels}
+        x["x.image"] = height * width * channels
         if second is not None:
             size = self.program[second].size[0]
             x |= {"second.data": self.ref(second), "second.channels": size, "second.channel": 1}
-            x |= {"second.row": width * size, "second.pixel": size}
+            x |= {"second.row": width * size, "second.pixel": size, "second.image": height * width * size}
         if "residual" in node.settings:
             x["residual"] = self.ref(node.inputs[-1])
         fields = {
@@ -232,7 +266,7 @@ class Lowering(Blocks):
             "method": method, "x.channels": channels, **x, "weight": packed.weight, "bias": packed.bias,
             "activation": _activation(node), "y": self.value(node),
         }  # fmt: skip
-        self.out.add("conv2d", (node,), fields)
+        self.out.add("conv2d", (node,), fields, "batch")
 
     def product(self, node: Node, norm: Node | None = None) -> None:
         """A 1x1 convolution or a linear map, by way of a norm."""
@@ -253,7 +287,7 @@ class Lowering(Blocks):
             fields |= {"residual": self.ref(node.inputs[-1]), "residual_stride": columns}
         fields |= self.slopes(node)
         fields |= {"y": self.value(node), "y_stride": columns, **self.collected(node)}
-        self.out.add("gemm", (node,) if norm is None else (norm, node), fields)
+        self.out.add("gemm", (node,) if norm is None else (norm, node), fields, _count(fields))
 
     def _linear(self, node: Node) -> None:
         self.product(node)
@@ -264,21 +298,21 @@ class Lowering(Blocks):
         packed = pack_depthwise(node.weights["weight"], node.weights.get("bias"))
         fields = {
             **self.code(), "batch": 1, "height": height, "width": width, "channels": node.size[0], "stride": node.settings["stride"],
-            "multiplier": multiplier, "x": self.ref(source), "row_stride": width * channels, "pixel_stride": channels,
-            "weight": packed.weight, "bias": packed.bias, "weight_stride": packed.weight.shape[1], "activation": _activation(node),
-            **self.slopes(node), "y": self.value(node),
+            "multiplier": multiplier, "x": self.ref(source), "image_stride": height * width * channels, "row_stride": width * channels,
+            "pixel_stride": channels, "weight": packed.weight, "bias": packed.bias, "weight_stride": packed.weight.shape[1],
+            "activation": _activation(node), **self.slopes(node), "y": self.value(node),
         }  # fmt: skip
-        self.out.add("depthwise_conv2d", (node,), fields)
+        self.out.add("depthwise_conv2d", (node,), fields, "batch")
 
     def _patch_attention(self, node: Node) -> None:
         (dim, height, width), (patch_h, patch_w) = node.size, node.settings["patch"]
         fields = {
             **self.code(), "batch": 1, "dim": dim, "heads": node.settings["heads"], "height": height, "width": width,
             "patch_h": patch_h, "patch_w": patch_w, "scale": node.settings["scale"], "qkv": self.ref(node.inputs[0]),
-            "qkv_stride[1]": 3 * dim * width, "qkv_stride[2]": 3 * dim, "y": self.value(node), "y_stride[1]": dim * width,
-            "y_stride[2]": dim,
+            "qkv_stride[0]": 3 * dim * width * height, "qkv_stride[1]": 3 * dim * width, "qkv_stride[2]": 3 * dim, "y": self.value(node),
+            "y_stride[0]": dim * width * height, "y_stride[1]": dim * width, "y_stride[2]": dim,
         }  # fmt: skip
-        self.out.add("patch_attention", (node,), fields)
+        self.out.add("patch_attention", (node,), fields, "batch")
 
     def _attention(self, node: Node) -> None:
         heads, sources = node.settings["heads"], node.inputs
@@ -287,7 +321,8 @@ class Lowering(Blocks):
         fields = {
             **self.code(), "batch": 1, "heads": heads, "queries": queries, "keys": keys, "depth": channels // heads,
             "value_depth": values // heads, "scale": node.settings["scale"], "q": q, "k": k, "v": v, "q_stride[1]": channels,
-            "k_stride[1]": channels, "v_stride[1]": values, "y": self.value(node), "y_stride[1]": values,
+            "k_stride[1]": channels, "v_stride[1]": values, "q_stride[0]": queries * channels, "k_stride[0]": keys * channels,
+            "v_stride[0]": keys * values, "y": self.value(node), "y_stride[0]": queries * values, "y_stride[1]": values,
         }  # fmt: skip
         if "bias" in node.weights:
             bias = pack_bias(node.weights["bias"])
@@ -296,7 +331,7 @@ class Lowering(Blocks):
         for name, value in zip(("mix_scores", "mix_weights", "mix_bias"), mixtures, strict=True):
             if value is not None:
                 fields[name] = value
-        self.out.add("attention", (node,), fields)
+        self.out.add("attention", (node,), fields, "batch")
 
     def _pool_mixer(self, node: Node) -> None:
         channels, height, width = node.size
@@ -304,7 +339,7 @@ class Lowering(Blocks):
             **self.code(), "batch": 1, "height": height, "width": width, "channels": channels, "x": self.ref(node.inputs[0]),
             "scale": node.weights["scale"].float().contiguous(), "y": self.value(node),
         }  # fmt: skip
-        self.out.add("pool_mixer", (node,), fields)
+        self.out.add("pool_mixer", (node,), fields, "batch")
 
     def _dynamic_relu(self, node: Node) -> None:
         channels, pixels = rows_of(node.size)
@@ -343,12 +378,12 @@ class Lowering(Blocks):
             **self.code(), "rows": rows, "channels": channels, "eps": node.settings["eps"], "weight": weight, "bias": bias,
             "x": self.ref(node.inputs[0]), "y": self.value(node),
         }  # fmt: skip
-        self.out.add("layer_norm", (node,), fields)
+        self.out.add("layer_norm", (node,), fields, "rows")
 
     def _avg_pool(self, node: Node) -> None:
         channels, pixels = rows_of(self.program[node.inputs[0]].size)
         fields = {**self.code(), "batch": 1, "pixels": pixels, "channels": channels, "x": self.ref(node.inputs[0]), "y": self.value(node)}
-        self.out.add("avg_pool", (node,), fields)
+        self.out.add("avg_pool", (node,), fields, "batch")
 
     def _resize(self, node: Node) -> None:
         channels, height, width = self.program[node.inputs[0]].size
@@ -363,13 +398,13 @@ class Lowering(Blocks):
         a, b = map(self.ref, node.inputs)
         channels, rows = rows_of(node.size)
         fields = {**self.code(), "count": channels * rows, "activation": _activation(node), "a": a, "b": b, "y": self.value(node)}
-        self.out.add("add", (node,), fields)
+        self.out.add("add", (node,), fields, "count")
 
     def _activation(self, node: Node) -> None:
         channels, rows = rows_of(node.size)
         code = reference.ACTIVATIONS.index(node.settings["function"])
         fields = {**self.code(), "count": channels * rows, "activation": code, "a": self.ref(node.inputs[0]), "y": self.value(node)}
-        self.out.add("add", (node,), fields)
+        self.out.add("add", (node,), fields, "count")
 
     def _cat(self, node: Node) -> None:
         (a, rows), (b, _) = (rows_of(self.program[name].size) for name in node.inputs)
@@ -384,6 +419,11 @@ class Lowering(Blocks):
 
 def _activation(node: Node) -> int:
     return reference.ACTIVATIONS.index(activation_of(node))
+
+
+def _count(fields: Mapping[str, Any]) -> str:
+    """What several images are more of: groups, where each has moments or slopes of its own, else rows."""
+    return "groups" if fields.keys() & {"moments", "collected", "slopes"} else "rows"
 
 
 def _packed(node: Node, dtype: torch.dtype = torch.float32) -> Packed:

@@ -182,7 +182,9 @@ class _Integers(Lowering):
         node = stage.product
         handle = self.handle(node)
         fields = {**self.operand(node, "product."), **_packed(handle.weight), **self.epilogue("product.", stage, handle)}
-        self.out.add("qgemm", (*self.norm_before(node), *stage.nodes), fields | self.sums_of(node, "product."))
+        fields |= self.sums_of(node, "product.")
+        alone = any(name.endswith((".sums", ".collected", ".slopes")) for name in fields)  # sums and slopes are of an image
+        self.out.add("qgemm", (*self.norm_before(node), *stage.nodes), fields, "" if alone else "product.rows")
 
     def dynamic(self, *nodes: Node) -> None:
         (stage,) = self.stages[nodes[-1].name]

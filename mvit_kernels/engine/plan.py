@@ -18,8 +18,10 @@ from mvit_kernels.ops.library import raise_status
 from .steps import Lowered, Part, Ref, Step, TorchStep, Value
 
 Tensor = torch.Tensor
-_ARENA, _WEIGHTS, _INPUT, _OUTPUT = 1, 2, 3, 4  # Space of csrc/engine/plan.h
+_ARENA, _WEIGHTS, _INPUT, _OUTPUT, _SIDE_BY_SIDE = 1, 2, 3, 4, 5  # Space of csrc/engine/plan.h
 _ALIGNMENT = 64
+# What several images at once must save in reading weights, for each of them: less than that stays in the second cache anyway.
+_WORTH_TOGETHER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class NativeStep:
     result: str
     macs: int
     bytes: int
+    count: str = ""  # the field that several images are so many times as much of; "" where it takes one at a time
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,13 @@ class Segment:
     arena_bytes: int
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    first: int  # the steps from here on take several images at once
+    side_by_side: tuple[tuple[int, int], ...]  # offset and bytes of what these read and write
+
+    @property
+    def image_bytes(self) -> int:
+        """What one image takes beside the results."""
+        return self.arena_bytes + max((offset + size for offset, size in self.side_by_side), default=0)
 
 
 class Plan:
@@ -56,6 +66,7 @@ class Plan:
             id(part): native.Plan(
                 [(step.op, dict(step.fields)) for step in part.steps], part.arena_bytes, weights.nbytes,
                 [values[name].bytes for name in part.inputs], [values[name].bytes for name in part.outputs],
+                [step.count for step in part.steps], part.first, part.side_by_side,
             )
             for part in self.parts if isinstance(part, Segment)
         }  # fmt: skip
@@ -72,7 +83,7 @@ class Plan:
     @property
     def arena_bytes(self) -> int:
         """Of the largest segment: what one image takes beside the results."""
-        return max((part.arena_bytes for part in self.parts if isinstance(part, Segment)), default=0)
+        return max((part.image_bytes for part in self.parts if isinstance(part, Segment)), default=0)
 
     def run(self, x: Tensor, threads: int, timing: Callable[[Segment | TorchStep, Any], None] | None = None) -> list[Tensor]:
         """x (B, C, H, W), contiguous, of the dtype of the plan's input."""
@@ -158,8 +169,12 @@ def _segment(
             last[name] = i
     inputs = tuple(name for name in first if made[name] != index)
     outputs = tuple(name for name in first if made[name] == index and name in crossing)
+    start = _first_together(steps)
     inside = {name: Lifetime(first[name], last[name], values[name].bytes) for name in first if name not in inputs + outputs}
-    offsets, arena_bytes = place(inside)
+    offsets, arena_bytes = place({name: life for name, life in inside.items() if life.last < start})
+    together = {name: life for name, life in inside.items() if life.last >= start}
+    beside, _ = place(together)
+    indices = {name: i for i, name in enumerate(together)}
 
     def located(x: Any) -> Any:
         if isinstance(x, Tensor):
@@ -170,13 +185,28 @@ def _segment(
             return x
         if x.value in offsets:
             return (_ARENA, 0, offsets[x.value] + x.offset)
+        if x.value in indices:
+            return (_SIDE_BY_SIDE, indices[x.value], x.offset)
         return (_INPUT, inputs.index(x.value), x.offset) if x.value in inputs else (_OUTPUT, outputs.index(x.value), x.offset)
 
     native_steps = tuple(
-        NativeStep(step.op, step.nodes, {key: located(value) for key, value in step.fields.items()}, step.result, step.macs, step.bytes)
+        NativeStep(
+            step.op, step.nodes, {key: located(value) for key, value in step.fields.items()}, step.result, step.macs, step.bytes, step.count
+        )
         for step in steps
-    )
-    return Segment(native_steps, arena_bytes, inputs, outputs)
+    )  # fmt: skip
+    return Segment(native_steps, arena_bytes, inputs, outputs, start, tuple((beside[name], together[name].bytes) for name in together))
+
+
+def _first_together(steps: Sequence[Step]) -> int:
+    """The step from which on several images at once save the most: each but one of them saves to read the weights again, and has its own
+    values no longer at hand that the step before left in a cache. The end, where that is little."""
+    start, best, saved = len(steps), _WORTH_TOGETHER, 0
+    for i in reversed(range(len(steps))):
+        saved += 2 * steps[i].weight_bytes - steps[i].bytes
+        if saved > best:
+            start, best = i, saved
+    return start
 
 
 class _Blob:

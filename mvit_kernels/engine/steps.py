@@ -59,6 +59,8 @@ class Step:
     result: str = ""  # size and dtype of what the last node gives
     macs: int = 0
     bytes: int = 0  # that it reads and writes at least, for one image, weights included
+    weight_bytes: int = 0  # of these
+    count: str = ""  # the field that several images, side by side, are so many times as much of; "" where it takes one at a time
 
     def values(self) -> list[str]:
         return [each.value for each in self.fields.values() if isinstance(each, Ref)]
@@ -90,11 +92,15 @@ class Lowered:
     outputs: tuple[str, ...] = ()
     structure: Any = None
 
-    def add(self, op: str, nodes: tuple[Node, ...], fields: Mapping[str, Any]) -> None:
-        """`bytes` of a step: its values, and the weights among its fields."""
+    def add(self, op: str, nodes: tuple[Node, ...], fields: Mapping[str, Any], count: str = "") -> None:
+        """`bytes` of a step: its values, and the weights among its fields. count: as of a Step, where all that it takes are values."""
         touched = {each.value for each in fields.values() if isinstance(each, Ref)}
         tensors = [each.weight if isinstance(each, Part) else each for each in fields.values()]
         weights = {id(each): each.nbytes for each in tensors if isinstance(each, Tensor)}
-        size = sum(self.values[name].bytes for name in touched) + sum(weights.values())
+        own = sum(weights.values())
+        size = sum(self.values[name].bytes for name in touched) + own
         names = tuple(node.name for node in nodes)
-        self.steps.append(Step(op, names, fields, str(self.values[names[-1]]), sum(node.macs() for node in nodes), size))
+        # Constants are of all images, and a pixel of one image is not followed by that of the next.
+        if any(name not in self.values and name not in names for node in nodes for name in node.inputs):
+            count = ""
+        self.steps.append(Step(op, names, fields, str(self.values[names[-1]]), sum(node.macs() for node in nodes), size, own, count))

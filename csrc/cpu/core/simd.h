@@ -16,8 +16,9 @@
 //     pow2(n)                         2^n for integral n in [-126, 127]
 //     times_pow2(x, n)                x * 2^n for integral n in [-126, 127]; beyond, anything between the nearest of these and the true
 //     value
-//     fraction(x)                     x - floor(x), 0 of infinity        } under AVX-512 alone
-//     reciprocal_estimate(x)          1 / x within 2^-14 of it           }
+//     fraction(x)                     x - floor(x), 0 of infinity        }
+//     reciprocal_estimate(x)          1 / x within 2^-14 of it           } under AVX-512 alone
+//     minus_size(x, most)             -min(|x|, |most|), -|most| of NaN  }
 //     transpose(x)                    of x[width]: lane i of x[j] and lane j of x[i] change places
 //
 // and I32, as many int32 lanes:

@@ -74,6 +74,8 @@ inline F32 pow2(F32 n) { return {_mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v)}; }
 inline F32 times_pow2(F32 x, F32 n) { return {_mm512_scalef_ps(x.v, n.v)}; }
 // x - floor(x), and 0 of infinity.
 inline F32 fraction(F32 x) { return {_mm512_reduce_ps(x.v, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC)}; }
+// -min(|x|, |most|), -|most| of NaN.
+inline F32 minus_size(F32 x, F32 most) { return {_mm512_range_ps(x.v, most.v, 0xE)}; }
 // 1 / x within 2^-14, relative.
 inline F32 reciprocal_estimate(F32 x) { return {_mm512_rcp14_ps(x.v)}; }
 inline F32 where_positive(F32 v, F32 x) { return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(v.v, _mm512_setzero_ps(), _CMP_NLE_UQ), x.v)}; }

@@ -16,7 +16,8 @@ namespace {
 Status check(const FeedForwardProblem& p) {
     if (p.groups < 0 || p.rows < 0 || p.dim < 0 || p.hidden < 0) return Status::bad_shape;
     if (!known(p.dtype)) return Status::bad_dtype;
-    if (p.layer_norm && p.moments) return Status::bad_shape;
+    if ((p.layer_norm || p.as_it_is) && p.moments) return Status::bad_shape;
+    if (p.layer_norm && p.as_it_is) return Status::bad_shape;
     return Status::ok;
 }
 
@@ -24,7 +25,7 @@ void run(const FeedForwardProblem& p, int threads) {
     const FeedForwardKernels& kernels = feed_forward_table.active();
     const Cut cut = cut_rows(p.groups, p.rows, threads);
     const int64_t row_bytes = p.dim * element_size(p.dtype);
-    const bool computes = !p.layer_norm && !p.moments;
+    const bool computes = !p.layer_norm && !p.as_it_is && !p.moments;
     const Borrowed<Moments> own(computes ? p.groups : 0);
     const Moments* moments = p.moments;
     if (computes) {

@@ -2,8 +2,8 @@
 //
 //     y = x + W2 act(W1 norm(x) + b1) + b2
 //
-// norm is GroupNorm with one group (moments of each image) or LayerNorm (each row by itself); gamma and beta are folded into W1 and b1. A
-// block of rows goes through both products: the hidden rows live in the second cache and no norm is ever written.
+// norm is GroupNorm with one group (moments of each image), LayerNorm (each row by itself) or none; gamma and beta are folded into W1 and
+// b1. A block of rows goes through both products: the hidden rows live in the second cache and no norm is ever written.
 //
 // Floor: 4 M d h operations; x read and y written once, the weights once a block.
 #pragma once
@@ -21,6 +21,7 @@ struct FeedForwardProblem {
     const float* bias1;
     const void* weight2;  // packed: dim columns, depth hidden
     const float* bias2;
+    bool as_it_is;           // no norm
     bool layer_norm;         // else GroupNorm
     const Moments* moments;  // of x, one a group, or null: GroupNorm computes them then
     float eps;

@@ -13,6 +13,8 @@ MVIT_ISA_TABLE(GemmKernels, gemm)
 namespace {
 
 constexpr int64_t tasks_wanted = 8;  // few rows: the columns are cut too
+// Weights that leave no room in the second cache for anything else are taken a part at a time, each by all rows.
+constexpr int64_t large_weight = 1 << 20, large_part = 1 << 19;  // bytes
 
 Status check(const GemmProblem& p) {
     if (p.groups < 0 || p.rows < 0 || p.depth < 0 || p.second_depth < 0 || p.columns < 0) return Status::bad_shape;
@@ -29,7 +31,10 @@ void run(const GemmProblem& p, int threads) {
     const int code = static_cast<int>(p.dtype);
     const int64_t depth = p.depth + p.second_depth;
     const Cut cut = cut_rows(p.groups, p.rows, 1);  // 64 rows, whatever the threads: the columns give them work where rows are few
-    const int64_t pieces = (tasks_wanted + cut.tasks() - 1) / cut.tasks(), width = (panels(p.columns) + pieces - 1) / pieces;
+    const int64_t bytes = panels(p.columns) * panel * depth * (p.dtype == DType::bf16 ? 2 : 4);
+    const bool large = bytes > large_weight && cut.tasks() > 1;
+    const int64_t fewest = large ? (bytes + large_part - 1) / large_part : 1, few = (tasks_wanted + cut.tasks() - 1) / cut.tasks();
+    const int64_t pieces = few > fewest ? few : fewest, width = (panels(p.columns) + pieces - 1) / pieces;
     const int64_t ranges = (panels(p.columns) + width - 1) / width;
     const auto at = [&](const void* data, int64_t offset) {
         return data ? const_cast<char*>(static_cast<const char*>(data)) + offset * element_size(p.dtype) : nullptr;
@@ -41,7 +46,7 @@ void run(const GemmProblem& p, int threads) {
     // Of few rows what takes time is reading the weight.
     const int64_t rows = p.groups * p.rows, work = (rows > 8 ? rows : 8) * depth * p.columns / 8;
     parallel_tasks(cut.tasks() * ranges, work, gemm_scratch(cut.height, depth, width * panel), threads, [&](int64_t task, float* scratch) {
-        const int64_t block = task / ranges, begin = task % ranges * width;
+        const int64_t block = large ? task % cut.tasks() : task / ranges, begin = (large ? task / cut.tasks() : task % ranges) * width;
         const int64_t end = begin + width < panels(p.columns) ? begin + width : panels(p.columns);
         const int64_t group = cut.group(block), row = group * p.rows + cut.first(block);
         RowSource source = row_source(at(p.a, row * p.a_stride), p.a_stride, p.depth, p.moments ? p.moments + group : nullptr, p.eps);
