@@ -3,6 +3,7 @@ writes to what the caller or the model keeps, and graphs inside of the graph, of
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ def functional(exported: torch.export.ExportedProgram) -> torch.export.ExportedP
 
     Raises ValueError for a model that writes to a buffer: a plan keeps nothing of a call.
     """
-    if _is_plain(exported.graph):
+    if _is_plain(exported.graph, exported.graph_signature.user_inputs):
         return exported
     exported = exported.run_decompositions({})
     kept = exported.graph_signature.buffers_to_mutate
@@ -31,15 +32,19 @@ def results(exported: torch.export.ExportedProgram) -> list[Any]:
     return [each for each, kind in zip(output.args[0], kinds, strict=True) if kind == OutputKind.USER_OUTPUT]
 
 
-def _is_plain(graph: fx.Graph) -> bool:
+def _is_plain(graph: fx.Graph, images: Container[str]) -> bool:
     order = {node: i for i, node in enumerate(graph.nodes)}
     memory = {node: _memory(node) for node in order}
-    for writer in order:
-        if writer.op == "get_attr":
+    moving: set[fx.Node] = set()  # what depends on the images; all else is computed as torch does it, views and writes included
+    for node in order:
+        if node.op == "get_attr":
             return False
-        for written in _written(writer):
-            others = [node for node in order if order[node] < order[writer] and memory[node] == memory[written]]
-            if any(node.op == "placeholder" or any(order[user] > order[writer] for user in node.users) for node in others):
+        if node.name in images or any(each in moving for each in node.all_input_nodes):
+            moving.add(node)
+        for written in _written(node):
+            others = [each for each in order if order[each] < order[node] and memory[each] == memory[written]]
+            seen = node in moving and any(order[user] > order[node] for each in others for user in each.users)
+            if seen or any(each.op == "placeholder" for each in others):
                 return False
     return True
 
