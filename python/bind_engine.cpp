@@ -59,6 +59,8 @@ PlanStep read_step(const Entry& entry) {
     return step;
 }
 
+constexpr int64_t most_bytes = int64_t{1} << 46;  // of an arena: of several images they are still a number
+
 // How many bytes there are where a place is, or -1.
 int64_t bytes_at(const Place& place, int64_t arena_bytes, int64_t weight_bytes, const std::vector<int64_t>& inputs,
                  const std::vector<int64_t>& outputs, const std::vector<int64_t>& side_by_side) {
@@ -86,26 +88,29 @@ std::unique_ptr<Plan> make_plan(const std::vector<Entry>& entries, int64_t arena
                                 const std::vector<int64_t>& inputs, const std::vector<int64_t>& outputs,
                                 const std::vector<std::string>& counts, int64_t first,
                                 const std::vector<std::pair<int64_t, int64_t>>& side_by_side) {
-    if (arena_bytes < 0) throw py::value_error("Plan: arena_bytes: expected at least 0, got " + std::to_string(arena_bytes));
+    const auto fits = [](int64_t size) { return size >= 0 && size <= most_bytes; };
+    if (!fits(arena_bytes)) throw py::value_error("Plan: arena_bytes: expected 0 to 2^46, got " + std::to_string(arena_bytes));
     if (first < 0) throw py::value_error("Plan: first: expected at least 0, got " + std::to_string(first));
     std::vector<SideBySide> values;
     std::vector<int64_t> value_bytes;
     for (const auto& [offset, bytes] : side_by_side) {
-        if (offset < 0 || bytes < 0) throw py::value_error("Plan: side_by_side: expected offsets and bytes of at least 0");
+        if (!fits(offset) || !fits(bytes)) throw py::value_error("Plan: side_by_side: expected offsets and bytes from 0 to 2^46");
         values.push_back({offset, bytes});
         value_bytes.push_back(bytes);
     }
     std::vector<PlanStep> steps;
     for (const Entry& entry : entries) {
         steps.push_back(read_step(entry));
-        if (const size_t i = steps.size() - 1; i < counts.size() && !counts[i].empty()) {
+        const size_t i = steps.size() - 1;
+        if (i < counts.size() && !counts[i].empty()) {
             const Field* field = steps.back().kind->find(counts[i].c_str());
             if (!field || field->type != FieldType::i64)
                 throw py::value_error("Plan: counts: expected a number of " + entry.first + ", got '" + counts[i] + "'");
             steps.back().count_at = field->offset;
         }
         for (const auto& [at, place] : steps.back().pointers)
-            if (place.offset < 0 || place.offset > bytes_at(place, arena_bytes, weight_bytes, inputs, outputs, value_bytes))
+            if (place.offset < 0 || place.offset > bytes_at(place, arena_bytes, weight_bytes, inputs, outputs, value_bytes) ||
+                (place.space == Space::arena && i >= static_cast<size_t>(first)))  // which has room for one image
                 throw py::value_error("Plan: steps: expected places in the memory of a plan, got (" +
                                       std::to_string(static_cast<int>(place.space)) + ", " + std::to_string(place.index) + ", " +
                                       std::to_string(place.offset) + ") in " + entry.first);

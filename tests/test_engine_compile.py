@@ -294,9 +294,45 @@ def written_behind_a_view(m: nn.Module, x: Tensor) -> Tensor:
     return m.last(flat.transpose(1, 2))
 
 
+def written_copy(m: nn.Module, x: Tensor) -> Tensor:
+    x = m.first(x)
+    return x + x.clone().tanh_()
+
+
+def written_in_another_order(m: nn.Module, x: Tensor) -> Tensor:
+    """Copies here, but views of maps whose channels are last."""
+    x = m.first(x)
+    pixels = x.permute(0, 2, 3, 1).contiguous().clamp_(min=0)
+    last = nn.functional.leaky_relu(x.contiguous(memory_format=torch.channels_last), 0.5, inplace=True)
+    return m.second(x) + pixels.permute(0, 3, 1, 2) + last
+
+
+def written_constant(m: nn.Module, x: Tensor) -> Tensor:
+    constant = torch.zeros(8, 1, 1)
+    x = torch.tanh(m.first(x)) + constant
+    constant.add_(1)
+    return m.second(x) + constant
+
+
+def written_number(m: nn.Module, x: Tensor) -> Tensor:
+    number = torch.tensor([0.5, 2.0])
+    number[1] = 3
+    return m.second(m.first(x) * number[0]) + number[1]
+
+
 ODD = {
     "parts without autocast": without_autocast,
     "parts with gradients": with_gradients,
+    "a copy that is written": written_copy,
+    "a copy that is written in another order": written_in_another_order,
+    "a constant that is written between its uses": written_constant,
+    "a number that is written": written_number,
+    "floats that are written by a comparison": lambda m, x: m.second(m.first(x).clone().gt_(0.0)),
+    "a factor in place": lambda m, x: m.second(m.first(x).mul_(2).add_(x.mean((1, 2, 3)).view(-1, 1, 1, 1))),
+    "a view of one number": lambda m, x: m.first(x) * x.mean().view(()),
+    "several copies that are written": lambda m, x: (lambda y: [torch._foreach_add_([y], 1.0), m.second(y)][1])(m.first(x).clone()),
+    "slopes of training": lambda m, x: nn.functional.rrelu(m.first(x), training=False),
+    "attention of torch": lambda m, x: (lambda y: nn.functional.scaled_dot_product_attention(y, y, y))(m.first(x)),
     "written through a view": written_through_a_view,
     "written behind a view": written_behind_a_view,
     "views by the number of images": lambda m, x: m.flat(m.first(x).view(x.size(0), -1)),
@@ -381,33 +417,44 @@ def test_transformers(version: str, task: str, tmp_path) -> None:
 
 
 class Writing(nn.Module):
-    """To a buffer at each call, or to its images."""
+    """To a buffer or a parameter at each call, or to its images."""
 
-    def __init__(self, to_buffer: bool) -> None:
+    def __init__(self, to: str) -> None:
         super().__init__()
-        self.conv, self.to_buffer = nn.Conv2d(3, 8, 1), to_buffer
+        self.conv, self.to = nn.Conv2d(3, 8, 1), to
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.to_buffer:
+        if self.to == "calls":
             self.calls.add_(1)
+        if self.to == "conv.weight":
+            self.conv.weight.detach().mul_(0.5)
         return self.conv(x.mul_(2))
 
 
 def test_what_a_model_writes_to() -> None:
     x = torch.randn(2, 3, 4, 4)
-    before, model = x.clone(), Writing(False).eval()
+    before, model = x.clone(), Writing("images").eval()
     fast = mk.compile(model, x)
     for _ in range(2):
         assert torch.allclose(fast(x), model.conv(2 * before), atol=1e-5)
     assert torch.equal(x, before)
-    with pytest.raises(ValueError, match="capture: model: expected one that keeps nothing of a call, got one that writes to calls"):
-        mk.compile(Writing(True).eval(), x)
+    for to in ("calls", "conv.weight"):
+        with pytest.raises(ValueError, match=f"capture: model: expected one that keeps nothing of a call, got one that writes to {to}"):
+            mk.compile(Writing(to).eval(), x)
 
 
-def test_random_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"capture: randn: expected the same results for the same images, got random numbers"):
-        mk.compile(Parts(lambda m, x: m.first(x) + torch.randn(8, 1, 1)).eval(), torch.zeros(1, 3, 8, 8))
+@pytest.mark.parametrize(
+    ("name", "function"),
+    [
+        ("randn", lambda m, x: m.first(x) + torch.randn(8, 1, 1)),
+        ("rand_like", lambda m, x: m.first(x) + torch.rand_like(m.first(x))),
+        ("dropout", lambda m, x: nn.functional.dropout(m.first(x), 0.5, True)),
+    ],
+)
+def test_random_numbers_are_refused(name: str, function) -> None:
+    with pytest.raises(ValueError, match=f"capture: {name}: expected the same results for the same images, got random numbers"):
+        mk.compile(Parts(function).eval(), torch.zeros(1, 3, 8, 8))
 
 
 def test_bad_input(network) -> None:

@@ -106,7 +106,21 @@ def test_places_beside_those_of_other_images(place) -> None:
         native.Plan([("add", {"count": 1, "a": place})], 64, 128, [32], [32], ["count"], 0, [(64, 32)])
 
 
-@pytest.mark.parametrize("arguments", [(["dtype"], 0, []), (["nothing"], 0, []), ([""], -1, []), ([""], 0, [(-1, 4)])], ids=str)
+def test_places_of_one_image_in_steps_of_several() -> None:
+    native.Plan([("add", {"count": 1, "a": (1, 0, 32)})], 64, 128, [32], [32], ["count"], 1)
+    with pytest.raises(ValueError, match=r"Plan: steps: expected places in the memory of a plan, got \(1, 0, 32\) in add"):
+        native.Plan([("add", {"count": 1, "a": (1, 0, 32)})], 64, 128, [32], [32], ["count"], 0)
+
+
+def test_arenas_beyond_any_memory() -> None:
+    with pytest.raises(ValueError, match=r"Plan: arena_bytes: expected 0 to 2\^46, got 9223372036854775807"):
+        native.Plan([("add", {"count": 1})], 2**63 - 1, 128, [32], [32])
+
+
+_TOO_FAR = [(["dtype"], 0, []), (["nothing"], 0, []), ([""], -1, []), ([""], 0, [(-1, 4)]), ([""], 0, [(2**62, 2**62)])]
+
+
+@pytest.mark.parametrize("arguments", _TOO_FAR, ids=str)
 def test_images_at_once_that_a_plan_cannot_take(arguments) -> None:
     with pytest.raises(ValueError, match=r"Plan: (counts|first|side_by_side): expected "):
         native.Plan([("add", {"count": 1})], 64, 128, [32], [32], *arguments)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from op_checks import needs_native
 
-from mvit_kernels.engine import lower_integers
+from mvit_kernels.engine import lower_floats, lower_integers, plan
 from mvit_kernels.engine.device_plan import DevicePlan
 from mvit_kernels.engine.lower_integers import lower
 from mvit_kernels.engine.plan import Plan, assemble
@@ -223,16 +223,18 @@ class Draw:
         self.put("linear", (pooled,), (5,), {}, weights)
 
 
-def results(plan: Plan, x: Tensor, threads: int) -> list[Tensor]:
-    return plan.run(x, threads)
+def results(plan: Plan, x: Tensor) -> list[Tensor]:
+    """Of one thread, which may take both images at once, and of two the same."""
+    outputs = plan.run(x, 1)
+    assert all(torch.equal(a, b) for a, b in zip(outputs, plan.run(x, 2), strict=True))
+    return outputs
 
 
 def assert_floats(program: Program, x: Tensor) -> None:
     right = run(program, x.double())
     rewritten = optimize(program)
-    plan = assemble(lower(rewritten))
-    outputs = results(plan, x, 1)
-    assert all(torch.equal(a, b) for a, b in zip(outputs, results(plan, x, 2), strict=True))
+    outputs = results(assemble(lower(rewritten)), x)
+    results(assemble(lower(rewritten, torch.bfloat16)), x.bfloat16())
     theirs, on_device = run(program, x), optimize(program, device=True)
     calls = DevicePlan(on_device, torch.float32, torch.device("cpu")).run(x)
     for y, called, exact, plain in zip(outputs, calls, right, theirs, strict=True):
@@ -247,9 +249,7 @@ def assert_integers(program: Program, x: Tensor, bits: int) -> None:
     found = representations(layout, ranges(rewritten, [x], False), config) if layout.needed() else {}
     integers = integer_program(rewritten, found, config)
     right = run(integers, x, backend="reference")
-    plan = assemble(lower(integers))
-    outputs = results(plan, x, 1)
-    assert all(torch.equal(a, b) for a, b in zip(outputs, results(plan, x, 2), strict=True))
+    outputs = results(assemble(lower(integers)), x)
     floats = {node.kind for node in rewritten} - _PINNED
     exact = not any(node.kind in floats for node in integers)
     calls = DevicePlan(integers, torch.float32, torch.device("cpu")).run(x)
@@ -263,10 +263,15 @@ def assert_integers(program: Program, x: Tensor, bits: int) -> None:
 def check(seed: int) -> None:
     program = Draw(seed).program
     x = torch.randn(2, *program["input"].size)
-    assert_floats(program, x)
     with pytest.MonkeyPatch.context() as patch:
-        if seed % 2:
-            patch.setattr(lower_integers, "_WORTH_BANDS", 1)  # small maps are not, but as good to see whether they are right
+        if seed % 2:  # what pays for large maps and weights alone, but is as good to see on small ones whether it is right
+            patch.setattr(lower_integers, "_WORTH_BANDS", 1)
+            patch.setattr(lower_floats, "_LARGE_MAP", 1)
+        if seed % 5 == 0:
+            patch.setattr(lower_floats, "_LARGE_WEIGHTS", 1)
+        if seed % 3:  # of one thread, both images at once
+            patch.setattr(plan, "_first_together", lambda steps: seed % (len(steps) + 1))
+        assert_floats(program, x)
         assert_integers(program, x, 8 if seed % 3 else 6)
 
 

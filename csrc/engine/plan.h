@@ -20,7 +20,7 @@
 
 namespace mvit {
 
-// side_by_side: a value that steps leave which take several images at once, or that is for such steps.
+// side_by_side: a value of steps that take several images at once, of each image behind that of the one before.
 enum class Space : int { none = 0, arena = 1, weights = 2, input = 3, output = 4, side_by_side = 5 };
 
 // Where a pointer of a step points to.
@@ -30,7 +30,7 @@ struct Place {
     int64_t offset;  // bytes
 };
 
-// Where a value lies that several images have side by side, if there is one of them; of n, at n times that.
+// Where such a value lies behind the arena of one image; of n images, at n times that offset.
 struct SideBySide {
     int64_t offset, bytes;  // bytes: of an image
 };

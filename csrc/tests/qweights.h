@@ -184,7 +184,7 @@ class Curve {
         entries_ = count;
         const uint32_t whole = 0x4B400000;  // the bits of 1.5 * 2^23
         const float ends[2] = {static_cast<float>(low), static_cast<float>(high)};
-        const uint32_t rest[4] = {whole + static_cast<uint32_t>(turn), 0u - 2 * (whole + static_cast<uint32_t>(first) >> shift),
+        const uint32_t rest[4] = {whole + static_cast<uint32_t>(turn), 0u - 2 * ((whole + static_cast<uint32_t>(first)) >> shift),
                                   static_cast<uint32_t>(count), static_cast<uint32_t>(shift)};
         std::memcpy(numbers_.data() + curve_head, ends, sizeof ends), std::memcpy(numbers_.data() + curve_head + 4, rest, sizeof rest);
     }

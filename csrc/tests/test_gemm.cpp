@@ -198,6 +198,13 @@ TEST(gemm_of_more_columns_than_are_finished_at_once) {
     });
 }
 
+TEST(gemm_of_a_weight_that_is_taken_in_parts) {
+    on_every_isa([] {
+        compare<float>({.groups = 2, .rows = 70, .depth = 600, .columns = 450, .moments = true, .residual = true, .collect = true});
+        compare<bf16>({.groups = 1, .rows = 130, .depth = 901, .columns = 637, .layer_norm = true, .activation = Activation::silu});
+    });
+}
+
 TEST(gemm_on_several_threads) {
     on_every_isa([] {
         compare<float>({.groups = 3,

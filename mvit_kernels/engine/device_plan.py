@@ -54,8 +54,9 @@ class DevicePlan:
         """Of a float or an integer program; floats are stored as dtype. again: makes the program once more, for a file; without it the plan
         keeps the program, with weights on the host that the device has copies of."""
         self.program = again or (lambda: program)
-        self.device, self.structure, self.outputs = device, program.structure, program.outputs
-        self.calls = tuple(lower_calls(fuse_dynamic(program), dtype, device))
+        fused = fuse_dynamic(program)
+        self.device, self.structure, self.outputs = device, program.structure, fused.outputs
+        self.calls = tuple(lower_calls(fused, dtype, device))
         self.input = Value(program["input"].size, dtype, channels_last=False)
         self.uncaptured: str | None = None
         last: dict[str, int] = {}

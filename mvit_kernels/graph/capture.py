@@ -115,8 +115,7 @@ class _Translator:
             scales = quantizers.scales_of(_name_of(node.target), self.named(node)) if _name_of(node.target) else None
             if scales is not None:
                 self.scales[node] = scales
-            if self.draws(node):
-                raise ValueError(f"capture: {node.name}: expected the same results for the same images, got random numbers")
+            self.refuse_random_numbers(node)
             args, kwargs = self.arguments(node)
             return node.target(*args, **kwargs)  # type: ignore[operator]
         if node.target is torch.ops.aten.sym_size.int:
@@ -161,6 +160,7 @@ class _Translator:
 
     def as_torch(self, node: fx.Node) -> Any:
         """A node that torch runs."""
+        self.refuse_random_numbers(node)
         inputs: list[str] = []
         weights: dict[str, Tensor] = {}
 
@@ -178,7 +178,7 @@ class _Translator:
 
         size = _size_of(node)
         target, args = node.target, node.args
-        if target in _VIEWS and -1 not in size:  # results of ours lie in an order of their own, which has no such view
+        if target in _VIEWS and args[1] and -1 not in size:  # results of ours lie in an order of their own, which has no such view
             target, args = torch.ops.aten.reshape.default, (args[0], [self.first_of(args[1]), *size])
         arguments = fx.node.map_arg((args, node.kwargs), hold)
         settings = {"target": target, "arguments": arguments}
@@ -188,9 +188,13 @@ class _Translator:
         kind: type[Value] = {1: Vector, 3: Map}.get(len(size), Floats)
         return kind(name)
 
-    def draws(self, node: fx.Node) -> bool:
-        """Whether an op gives random numbers, as dropout does in training only."""
-        return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()) and self.named(node).get("train") is not False
+    def refuse_random_numbers(self, node: fx.Node) -> None:
+        """Of ops that give some: dropout does in training only."""
+        if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+            return
+        named = self.named(node)
+        if named.get("train", named.get("training")) is not False and named.get("dropout_p") != 0:
+            raise ValueError(f"capture: {node.name}: expected the same results for the same images, got random numbers")
 
     def first_of(self, shape: Any) -> int:
         first = shape[0]

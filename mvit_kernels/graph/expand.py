@@ -590,7 +590,7 @@ def _aten_linear(build: Builder, named: Named, path: str) -> Any:
 
 
 def _aten_dropout(build: Builder, named: Named, path: str) -> Any:
-    return None if named["train"] else named["input" if "input" in named else "self"]
+    return None if named["train"] else named["input"]
 
 
 _ours, _aten = torch.ops.mvit_kernels, torch.ops.aten
@@ -624,22 +624,17 @@ RULES: dict[Any, Callable[[Builder, Named, str], Any]] = {
     _aten.clone.default: _same,
     _aten.flatten.using_ints: _flatten,
     _aten.dropout.default: _aten_dropout,
-    _aten.dropout_.default: _aten_dropout,
     _aten.batch_norm.default: _aten_batch_norm,
     _aten.adaptive_avg_pool2d.default: _aten_adaptive_avg_pool,
     _aten.upsample_bilinear2d.vec: _aten_upsample,
     _aten.conv2d.default: _aten_conv2d,
     _aten.conv2d.padding: _aten_conv2d,
     _aten.silu.default: _aten_activation("silu"),
-    _aten.silu_.default: _aten_activation("silu"),
     _aten.relu.default: _aten_activation("relu"),
-    _aten.relu_.default: _aten_activation("relu"),
     _aten.gelu.default: _aten_activation("gelu"),
     _aten.relu6.default: _aten_activation("relu6"),
     _aten.hardswish.default: _aten_activation("hard_swish"),
-    _aten.hardswish_.default: _aten_activation("hard_swish"),
     _aten.add.Tensor: _aten_add,
-    _aten.add_.Tensor: _aten_add,
     _aten.mul.Tensor: _aten_factor,
     _aten.div.Tensor: _aten_divide,
     _aten.cat.default: _aten_cat,

@@ -59,7 +59,7 @@ void run(const GemmProblem& p, int threads) {
         if (p.collected && ranges == 1) gather_statistics(p.dtype, rows_of_y(block), cut, block, p.columns, tiles.data());
     });
     if (!p.collected) return;
-    for (int64_t block = 0; ranges > 1 && block < cut.tasks(); ++block)  // few rows: not worth another parallel region
+    for (int64_t block = 0; ranges > 1 && block < cut.tasks(); ++block)  // few beside the columns: not worth another parallel region
         gather_statistics(p.dtype, rows_of_y(block), cut, block, p.columns, tiles.data());
     combine_groups(tiles.data(), cut, p.collected);
 }
