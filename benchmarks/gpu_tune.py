@@ -31,6 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mvit_kernels as mk
 from mvit_kernels.files import write_text
 from mvit_kernels.machine import usable_cores
+from mvit_kernels.ops.packing import holding
 from mvit_kernels.triton_kernels import tuning
 from mvit_kernels.triton_kernels.moments import keeping_parts
 
@@ -92,6 +93,7 @@ def beside_each_other(function: Callable[..., object], tasks: Iterable[tuple[Any
         each.join(5)
 
 
+@functools.cache
 def plan_of(model: str) -> Any:
     size = (3, SIZE, SIZE)
     return mk.compile(mk.create_model(model).cuda().half().eval(), torch.empty(1, *size, device="cuda")).plan(size)
@@ -196,7 +198,7 @@ def time_choices(model: str, batch: int, gradients: bool, found: dict[tuning.Key
             if times[0][0] is not None:  # the kernel's own choice
                 found[key] = [(each, tile) for each, tile in times if each is not None]
 
-    walk(plan_of(model), batch, gradients, timed)
+    walk(plan_of(model), batch, gradients, timed, lambda _: time.time() < end)
     return failed
 
 
@@ -218,7 +220,7 @@ def seconds(run: Callable[[], object], copies: int = COPIES, repeats: int = REPE
     """Of one call, the median of graphs that hold several. Captured without torch's tidying up, which takes longer than all of it."""
     graph, times = torch.cuda.CUDAGraph(), []
     torch.cuda.synchronize()
-    with torch.cuda.stream(_stream()):
+    with torch.cuda.stream(_stream()), holding():  # reads what is packed before, as nobody changes it
         run()  # what libraries make once for a stream
         torch.cuda.synchronize()
         graph.capture_begin()

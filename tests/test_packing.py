@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import contextvars
 import copy
 import gc
 import threading
 import weakref
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -268,12 +266,38 @@ def test_a_graph_of_a_gradient_packs_at_every_replay(packs: list[object]) -> Non
     assert len(packs) == 2
 
 
+def test_a_graph_of_training_packs_frozen_weights_that_were_forgotten(packs: list[object]) -> None:
+    """By a step of an optimizer, as the last one of a warm-up."""
+    layer, entries = Layer().requires_grad_(False), dict(packing._entries)
+    for a in (A, A.clone().requires_grad_()):
+        for _ in range(2):
+            layer(a)
+    assert len(packs) == 4
+    assert packing._entries == entries
+
+
+def test_a_graph_of_compiled_code_packs_frozen_weights_at_every_replay(layer: Layer, packs: list[object]) -> None:
+    """They may change, and nobody captures it again. Who keeps what a graph reads knows when to."""
+    layer.requires_grad_(False)
+
+    def call() -> None:
+        torch.ops.mvit_kernels.gemm(A, layer.weight, layer.bias, backend="cpu")
+
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            call()
+    assert len(packs) == 2
+    with packing.holding() as held:
+        call()
+    assert len(packs) == 2
+    assert len(held) == 1
+
+
 def test_a_graph_of_evaluation_reads_what_was_packed(layer: Layer, packs: list[object]) -> None:
     with torch.no_grad():
         layer()
     layer.requires_grad_(False)
     layer(A.clone().requires_grad_()).sum().backward()
-    torch.ops.mvit_kernels.gemm(A, layer.weight, layer.bias, backend="cpu")
     assert packs == []
 
 
@@ -311,15 +335,9 @@ def test_a_graph_of_training_keeps_what_it_reads_of_frozen_weights(first: bool, 
 def test_what_stays_is_made_by_another_thread_where_memory_may_be_a_pool_s(stream: int, monkeypatch: pytest.MonkeyPatch) -> None:
     variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
     entered = []
-
-    @contextlib.contextmanager
-    def enter(on: int) -> Iterator[None]:
-        entered.append((on, threading.get_ident()))
-        yield
-
     monkeypatch.setattr(packing.cuda_support, "_current_stream", lambda _: stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
-    monkeypatch.setattr(torch.cuda, "stream", enter)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda on: entered.append((on, threading.get_ident())))
     variable.set(3)
     device, here = torch.device("cuda", 0), threading.get_ident()
     thread, value = packing.cuda_support.made_to_stay(lambda: (threading.get_ident(), variable.get()), device)

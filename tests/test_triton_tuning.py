@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -238,6 +239,19 @@ def test_every_candidate_computes_the_same_gradient(name: str, monkeypatch: pyte
     monkeypatch.setattr("mvit_kernels.triton_kernels.separable_attention_block_backward.by_warpgroups", lambda x: True)
     function, inputs = GRADIENTS[name]()
     check_candidates(lambda backend: function(*inputs, backend), name.split()[0])
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_when_the_time_is_over_no_call_is_run(gradients: bool, gpu_tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even for its choices: what it launches may not be compiled yet."""
+    ran: list[int] = []
+    value = Value((8, 5, 6), torch.float32)
+    call = Call("group_norm", ("a",), ("input",), lambda x: ran.append(1) or mk.ops.group_norm(x, *randn(2, 8)), value)
+    plan = SimpleNamespace(calls=[call], input=value, device=torch.device(DEVICE))
+    monkeypatch.setattr(gpu_tune, "plan_of", lambda _: plan)
+    found: dict[Any, Any] = {}
+    assert gpu_tune.time_choices("of any name", 1, gradients, found, time.time() - 1) == 0
+    assert (ran, found) == ([], {})
 
 
 def test_a_network_that_fails_costs_no_other(gpu_tune: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -119,8 +119,9 @@ def made_to_stay(make: Callable[[], T], device: torch.device) -> T:
     stream, context = torch.cuda.current_stream(device), contextvars.copy_context()
 
     def on_the_stream() -> T:
-        with torch.cuda.stream(stream):
-            return make()
+        # For good: to go back, as `torch.cuda.stream` does, would take a context, and its memory, on device 0, where the thread began.
+        torch.cuda.set_stream(stream)
+        return make()
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(context.run, on_the_stream).result()

@@ -13,9 +13,10 @@ weight is packed anew, or new memory might come to lie at its address. What torc
 Calls on any stream and any thread use a copy on a GPU: a stream waits for the one that made it (`cuda_support.Made`), the host for none. It
 is never made inside of a CUDA graph, whose replays alone would fill it. A graph reads the copies that were there at its capture: it
 computes with the weights as they were then, and once they are packed anew or gone, the memory that it reads is no longer theirs, unless
-whoever captures it keeps them (`holding`). Capture it again after a change of weights. Only in a step of training that is captured, and in
-compiled code, are weights that want a gradient packed by the graph itself, at every replay: they change between two. Of its frozen ones it
-reads copies, which stay there with the weights: every step of an optimizer forgets them, that which is captured first.
+whoever captures it keeps them (`holding`). Capture it again after a change of weights. Two kinds of graphs pack weights themselves, at
+every replay, as they change between two. A step of training that is captured packs those that want a gradient. Of its frozen ones it reads
+copies, which stay there with the weights: every step of an optimizer forgets them, that which is captured first; where that of a warm-up
+has done so before, it packs these, too. What torch.compile captures packs all of them, as nobody would capture it again.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def packed(
     tensors = [x for x in (*sources, *beside) if x is not None]
     if _passing.get() and not all(isinstance(x, torch.nn.Parameter) for x in tensors):
         return _made(recipe, sources)
-    if (differentiated.get() or _passing.get()) and _in_a_graph(tensors):
+    if _by_the_graph(tensors):
         return _made(recipe, sources)
     key = (recipe, *map(id, (*sources, *beside)))
     state = _state(tensors, contents)
@@ -201,6 +202,8 @@ def packed(
         entries.pop(key, None)
 
     device = tensors[0].device
+    if _trains() and _is_capturing(device) and any(isinstance(x, torch.nn.Parameter) for x in tensors):
+        return _made(recipe, sources)  # frozen ones that a step of an optimizer has forgotten
     cuda_support.once("packed weights", device)  # which calls on other streams and threads take, too, and graphs
     value = cuda_support.made_to_stay(lambda: _made(recipe, sources), device)
     made = cuda_support.Made(device, tensors_in(value)) if _on_gpu(device) else None
@@ -210,9 +213,17 @@ def packed(
     return value if _holding.get() is None else _held(Use(value, key, tensors, contents, state))
 
 
-def _in_a_graph(tensors: Sequence[torch.Tensor]) -> bool:
-    """Whether weights that a gradient is wanted of are called with inside of a CUDA graph."""
-    return _on_gpu(tensors[0].device) and torch.cuda.is_current_stream_capturing() and any(x.requires_grad for x in tensors)
+def _by_the_graph(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether a CUDA graph that is being captured packs them at every replay: those that a gradient is wanted of, and in compiled code all,
+    but where someone keeps what it reads."""
+    passing = _passing.get()
+    if not (passing or differentiated.get()) or not _is_capturing(tensors[0].device):
+        return False
+    return any(x.requires_grad for x in tensors) or (passing and _holding.get() is None)
+
+
+def _is_capturing(device: torch.device) -> bool:
+    return _on_gpu(device) and torch.cuda.is_current_stream_capturing()
 
 
 def _trains() -> bool:
