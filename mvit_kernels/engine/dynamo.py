@@ -6,6 +6,7 @@ graph is all of it; its first results are compared with those of the graph. Any 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,7 +73,9 @@ class _Runner:
         return _tensors(made[1](inputs[self.place]))
 
     def make(self, inputs: Sequence[Any]) -> CompiledModel:
-        x, expected = inputs[self.place].detach(), list(self.graph(*inputs))
+        x = inputs[self.place].detach()
+        with _exact_convolutions(x.device):
+            expected = list(self.graph(*inputs))
         # Numbers that would show if the model were not what the graph is of.
         telling = all(y.is_floating_point() and bool(y.isfinite().any()) for y in expected)
         if self.model is not None and telling:
@@ -123,6 +126,14 @@ def _calling_module() -> nn.Module | None:
         return None
     module = frame.get("self")
     return module if isinstance(module, nn.Module) else None
+
+
+def _exact_convolutions(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Torch's convolutions of float32 on a GPU drop 13 bits of their factors (TF32), which would show as another model's results."""
+    cudnn = torch.backends.cudnn
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return cudnn.flags(enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False)
 
 
 def _agree(compiled: CompiledModel, x: Tensor, expected: Sequence[Tensor]) -> bool:

@@ -137,7 +137,7 @@ class _Merged:
 
 def _kept(recipe: Any, sources: Sequence[torch.Tensor | None], *parts: Convolution) -> Any:
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in sources)):
-        return recipe(*sources)
+        return recipe.__call__(*sources)  # by name: to call an object, Dynamo of torch 2.11 asks for its hash before it has its fields
     # Torch does not count what batch_norm in training does to its statistics: on the CPU what they hold is compared, elsewhere, where that
     # cannot be read, the number of batches tells, which torch counts up beside them.
     norms = [part.norm for part in parts if part.norm is not None]

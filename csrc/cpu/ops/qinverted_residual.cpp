@@ -1,6 +1,7 @@
 #include "cpu/ops/qinverted_residual.h"
 
 #include <atomic>
+#include <initializer_list>
 
 #include "cpu/core/isa.h"
 #include "cpu/core/scratch.h"
