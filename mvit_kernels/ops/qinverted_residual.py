@@ -27,8 +27,8 @@ from .qfragments import pack_taps, tiles
 from .qgemm import check_residual, cuda_epilogue, triton_refuse
 
 OP = "qinverted_residual"
-# Bytes a second of three launches, of which one takes as long for 32 channels of bytes as of 16 bits: an H200 (benchmarks/results/gpu), where
-# three took 0.73 to 0.98 of one for the inverted residuals of mobilevitv2_100 with 128 images.
+# Bytes a second of three launches, of which one takes as long for 32 channels of bytes as of 16 bits: on an H200 (benchmarks/results/gpu)
+# three took 0.73 to 0.98 of one, for the inverted residuals of mobilevitv2_100 with 128 images.
 MAP_RATE = 1.8e12
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
