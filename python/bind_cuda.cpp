@@ -106,44 +106,31 @@ void attention_block(int device, uintptr_t stream, int dtype, const Sizes& size,
     launch([&] { return cuda::separable_attention_block(p, device, pointer(stream)); });
 }
 
-// size: (B, C, H, W), of x.
+// What both inverted residuals are given alike. size: (B, C, H, W), of x.
+template <class Problem>
+Problem residual_problem(const Sizes& size, int hidden, int columns, int stride) {
+    Problem p{};
+    p.batch = size[0], p.channels = static_cast<int>(size[1]);
+    p.height = static_cast<int>(size[2]), p.width = static_cast<int>(size[3]);
+    p.hidden = hidden, p.columns = columns, p.stride = stride;
+    return p;
+}
+
 void inverted_residual(int device, uintptr_t stream, int dtype, const Sizes& size, int hidden, int columns, int stride, bool residual,
                        uintptr_t x, uintptr_t y, uintptr_t slices, uintptr_t bias) {
-    const auto small = [](int64_t value) { return static_cast<int>(value); };
-    const cuda::InvertedResidualProblem p{static_cast<DType>(dtype),
-                                          size[0],
-                                          small(size[2]),
-                                          small(size[3]),
-                                          small(size[1]),
-                                          hidden,
-                                          columns,
-                                          stride,
-                                          residual,
-                                          pointer(x),
-                                          pointer(y),
-                                          bytes(slices),
-                                          floats(bias)};
+    auto p = residual_problem<cuda::InvertedResidualProblem>(size, hidden, columns, stride);
+    p.dtype = static_cast<DType>(dtype), p.residual = residual;
+    p.x = pointer(x), p.y = pointer(y), p.slices = bytes(slices), p.bias = floats(bias);
     launch([&] { return cuda::inverted_residual(p, device, pointer(stream)); });
 }
 
-// size: (B, C, H, W), of x.
 void integer_inverted_residual(int device, uintptr_t stream, const Sizes& size, int hidden, int columns, int stride, int padding,
                                uintptr_t x, uintptr_t slices, uintptr_t expand_curve, uintptr_t filter_curve, const Epilogue& e) {
-    const auto small = [](int64_t value) { return static_cast<int>(value); };
     const auto curve = [](uintptr_t address) { return static_cast<const int16_t*>(pointer(address)); };
-    const cuda::QInvertedResidualProblem p{size[0],
-                                           small(size[2]),
-                                           small(size[3]),
-                                           small(size[1]),
-                                           hidden,
-                                           columns,
-                                           stride,
-                                           static_cast<uint32_t>(padding) * 0x01010101u,
-                                           bytes(x),
-                                           bytes(slices),
-                                           curve(expand_curve),
-                                           curve(filter_curve),
-                                           epilogue_of(e)};
+    auto p = residual_problem<cuda::QInvertedResidualProblem>(size, hidden, columns, stride);
+    p.padding = static_cast<uint32_t>(padding) * 0x01010101u;
+    p.x = bytes(x), p.slices = bytes(slices), p.expand_curve = curve(expand_curve), p.filter_curve = curve(filter_curve);
+    p.reduce = epilogue_of(e);
     launch([&] { return cuda::qinverted_residual(p, device, pointer(stream)); });
 }
 

@@ -163,6 +163,7 @@ class DevicePlan:
                 foreign = [call.name for call in self.calls if call.foreign]
                 if not foreign:
                     raise
+                _give_back_random_numbers()
                 self.uncaptured = f"{type(error).__name__}: {str(error).splitlines()[0]}"
                 warnings.warn(
                     f"mvit_kernels: the network runs call by call, not as a CUDA graph: torch runs {', '.join(foreign)}, and something"
@@ -192,6 +193,12 @@ class DevicePlan:
             most = max(most, now)
             now -= sum(sizes.get(name, 0) for name in done)
         return most
+
+
+def _give_back_random_numbers() -> None:
+    """A capture that fails keeps the state of the device's generator, which then refuses whatever else draws numbers: a dropout, randn."""
+    generator = torch.cuda.default_generators[torch.cuda.current_device()]
+    generator.graphsafe_set_state(generator.clone_state())
 
 
 def _wait(event: torch.cuda.Event) -> None:

@@ -107,6 +107,7 @@ struct ResidualWarp {
     static constexpr int all_rounds = (Tile::seen_blocks + expand_warps - 1) / expand_warps;
     static constexpr int rounds = all_rounds < 3 ? all_rounds : 3, turns = (all_rounds + rounds - 1) / rounds;
     static constexpr int least = Tile::seen_blocks / expand_warps - (turns - 1) * rounds;  // rounds that each warp has in the last turn
+    static_assert(Tile::seen_blocks % expand_warps == 0 || least + 2 >= rounds);           // `expand` tries rounds, rounds - 1 and least
     static constexpr int slice_tiles = residual_slice<T> * static_cast<int>(sizeof(T)) / tile_depth;
     static constexpr int slice_row = slice_tiles * tile_depth + residual_gap;  // bytes of a pixel of a slice
 
