@@ -15,6 +15,7 @@ struct Case {
     int rows, channels, columns;
     int pieces = 0;  // that sums of the groups come in; 0: each row by its own
     bool curve = false;
+    int together = 1000;  // slices of a block
 };
 
 template <class Shape>
@@ -55,9 +56,11 @@ void compare(const Case& t, const BlockOrder& order) {
     if (t.curve) e.curve = curve->data();
     Guarded<uint8_t> shared(Shape::shared_bytes);
     for (int64_t block = 0; block * Shape::warps < t.groups * cuda::QPairPixels<Shape>::pieces(t.rows); ++block) {
-        for (int64_t i = 0; i < shared.size(); ++i) shared[i] = static_cast<uint8_t>(random_int(0, 255));
-        run_block(Shape::threads, block, 0, order, [&] { cuda::qnorm_gemm_block<Shape>(p, shared.data()); });
-        CHECK(shared.canary_intact());
+        for (int share = 0; share * t.together < cuda::norm_gemm_slices(p.columns); ++share) {
+            for (int64_t i = 0; i < shared.size(); ++i) shared[i] = static_cast<uint8_t>(random_int(0, 255));
+            run_block(Shape::threads, block, share, order, [&] { cuda::qnorm_gemm_block<Shape>(p, t.together, shared.data()); });
+            CHECK(shared.canary_intact());
+        }
     }
     CHECK(y.canary_intact());
 
@@ -92,6 +95,7 @@ TEST(cuda_qnorm_gemm) {
     for (const BlockOrder& order : block_orders) {
         compare({.groups = 2, .rows = 70, .channels = 40, .columns = 72, .pieces = 3}, order);
         compare({.groups = 1, .rows = 50, .channels = 70, .columns = 208, .curve = true}, order);  // more slices than stages
+        for (int together : {1, 2, 3}) compare({.groups = 1, .rows = 33, .channels = 70, .columns = 200, .together = together}, order);
     }
     int i = 0;
     for (int channels : {1, 31, 32, 64, 80, 96, 128, 144, 192, 220, 256, 300, 512}) {
@@ -99,4 +103,20 @@ TEST(cuda_qnorm_gemm) {
         compare({.groups = 1, .rows = 35, .channels = channels, .columns = 3 * channels, .pieces = channels % 3}, order);
         compare({.groups = 3, .rows = 1, .channels = channels, .columns = 1 + i++, .curve = i % 2 == 0}, order);
     }
+}
+
+// All slices are somebody's, blocks of all shares run at once where those of one do, and as many do as there is room for.
+TEST(cuda_qnorm_gemm_shares) {
+    for (int slices : {1, 7, 16, 24, 48}) {
+        for (int64_t blocks : {1, 4, 8, 128, 397, 100000}) {
+            const int64_t at_once = 396, together = cuda::norm_gemm_together(slices, blocks, at_once);
+            const int64_t shares = (slices + together - 1) / together;
+            CHECK(together >= 1 && together <= slices);
+            CHECK(shares == 1 || shares * blocks <= at_once);
+            if (together > 1) CHECK((slices + together - 2) / (together - 1) * blocks > at_once);
+        }
+    }
+    CHECK(cuda::norm_gemm_together(24, 4, 396) == 1);    // one image of 16 x 16
+    CHECK(cuda::norm_gemm_together(24, 128, 396) == 8);  // 128 of 8 x 8
+    CHECK(cuda::norm_gemm_together(12, 1024, 528) == 12);
 }

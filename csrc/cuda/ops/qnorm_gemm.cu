@@ -6,10 +6,10 @@ namespace mvit::cuda {
 namespace {
 
 template <class Shape>
-__global__ void __launch_bounds__(Shape::threads, Shape::blocks) qnorm_gemm_kernel(QNormGemmProblem problem) {
+__global__ void __launch_bounds__(Shape::threads, Shape::blocks) qnorm_gemm_kernel(QNormGemmProblem problem, int together) {
     wait_turn();
     extern __shared__ __align__(16) uint8_t shared[];
-    qnorm_gemm_block<Shape>(problem, shared);
+    qnorm_gemm_block<Shape>(problem, together, shared);
 }
 
 template <class Shape>
@@ -18,10 +18,13 @@ Launched launch(const QNormGemmProblem& p, int device, void* stream) {
     const int64_t blocks = ceil_divide(p.groups * QPairPixels<Shape>::pieces(p.rows), Shape::warps);
     if (blocks == 0 || p.columns == 0) return {cudaSuccess, kernel};
     if (blocks * Shape::warps > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
+    const int slices = norm_gemm_slices(p.columns);
+    const int together = norm_gemm_together(slices, blocks, int64_t{processors(device)} * Shape::blocks);
+    const dim3 grid(static_cast<unsigned>(blocks), static_cast<unsigned>(ceil_divide(slices, together)));
     static SharedLimit limit;
     return launched(kernel, device, [&] {
         if (!limit.raise(qnorm_gemm_kernel<Shape>, Shape::shared_bytes, device)) return;
-        launch_early(qnorm_gemm_kernel<Shape>, static_cast<unsigned>(blocks), Shape::threads, Shape::shared_bytes, stream, p);
+        launch_early(qnorm_gemm_kernel<Shape>, grid, Shape::threads, Shape::shared_bytes, stream, p, together);
     });
 }
 

@@ -16,12 +16,13 @@ struct QNormGemmShape {
     static constexpr int shared_bytes = curve + SharedCurve::bytes;
 };
 
-// shared: Shape::shared_bytes, aligned to 16.
+// together: slices of a block, of which block_y is the place. shared: Shape::shared_bytes, aligned to 16.
 template <class Shape>
-MVIT_DEVICE void qnorm_gemm_block(const QNormGemmProblem& p, uint8_t* shared) {
+MVIT_DEVICE void qnorm_gemm_block(const QNormGemmProblem& p, int together, uint8_t* shared) {
     using Place = QPairPixels<Shape>;
     using Warp = QPairWarp<Shape>;
-    const QPairSlices<Shape> slices{p.slices, shared, Shape::slice, (p.columns + pair_slice - 1) / pair_slice};
+    const int first = block_y() * together, left = norm_gemm_slices(p.columns) - first;
+    const QPairSlices<Shape> slices{p.slices + int64_t{first} * Shape::slice, shared, Shape::slice, left < together ? left : together};
     slices.begin();
     const QEpilogue& e = p.epilogue;
     if (e.curve) SharedCurve::load(e.curve, shared + Shape::curve, Shape::threads);
@@ -39,7 +40,7 @@ MVIT_DEVICE void qnorm_gemm_block(const QNormGemmProblem& p, uint8_t* shared) {
     }
     auto* const y = static_cast<uint8_t*>(e.y);
     const bool aligned = p.columns % eight == 0 && reinterpret_cast<uintptr_t>(y) % eight == 0;
-    int column = eight * (lane % 4);  // of a slice, the first of the eight that are this thread's
+    int column = first * pair_slice + eight * (lane % 4);  // of a slice, the first of the eight that are this thread's
     const auto each_slice = [&]<class Of>(Of*) {
         slices.each([&](const uint8_t* slice) {
             if (!there) return;
