@@ -6,12 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import pytest
 import torch
 from op_checks import FORMATS
 from q_checks import byte_map, random_bytes, random_packed_weight, random_weight
 from tolerance import assert_float_rule
 
 from mvit_kernels import ops, reference
+from mvit_kernels.ops import qpair
 
 Tensor = torch.Tensor
 Case = Callable[[torch.device, str], Tensor]  # the device and the backend to compute on
@@ -539,6 +541,12 @@ CASES = {
     "qpatch_attention": qpatch_attention_cases,
     "qseparable_attention_block": qseparable_attention_block_cases,
 }
+HALVES = "qfeed_forward", "qseparable_attention_block"
+
+
+def choose_halves(monkeypatch: pytest.MonkeyPatch, in_parts: bool) -> None:
+    """Halves of layers all go in parts, or all that have kernels by these, whatever pays."""
+    monkeypatch.setattr(qpair, "PRODUCT_SECONDS", -1.0 if in_parts else 1.0)
 
 
 def assert_equal_bits(case: Case, device: torch.device) -> None:

@@ -12,6 +12,7 @@ from mvit_kernels.ops import cuda_support
 from mvit_kernels.ops.backend import Choice, Chosen, Implementation, hearing, use_backend
 from mvit_kernels.ops.inverted_residual import _order, one_launch_pays
 from mvit_kernels.ops.qinverted_residual import MAP_RATE
+from mvit_kernels.ops.qpair import attention_pays, feed_forward_pays
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +43,24 @@ def test_so_are_those_of_bytes(size: tuple[int, ...], pays: bool) -> None:
     batch, side, hidden, columns, stride = size
     x = torch.empty(batch, 32, side, side, dtype=torch.uint8, device="meta")
     assert one_launch_pays(x, hidden, columns, stride, MAP_RATE) is pays
+
+
+@pytest.mark.parametrize(("channels", "side"), [(128, 32), (192, 16), (256, 8)])
+def test_halves_of_a_layer_in_integers_go_in_parts_where_those_were_faster(channels: int, side: int) -> None:
+    """With one image; with 128 the kernels were, and near both either will do."""
+    for images, in_parts in ((0, False), (1, True), (128, False), (1024, False)):
+        x = torch.empty(images, channels, side, side, dtype=torch.int16, device="meta")
+        for collect in (False, True):
+            assert feed_forward_pays(x, 2 * channels, collect) is not in_parts
+            assert attention_pays(x, 4, collect) is not in_parts
+
+
+@pytest.mark.parametrize(("channels", "side", "most"), [(128, 32, 8), (192, 16, 16), (256, 8, 64)])
+def test_more_images_change_that_once(channels: int, side: int, most: int) -> None:
+    for pays in (lambda x: feed_forward_pays(x, 2 * channels, True), lambda x: attention_pays(x, 4, True)):
+        ways = [pays(torch.empty(images, channels, side, side, dtype=torch.int16, device="meta")) for images in range(1, 130)]
+        assert ways == sorted(ways)
+        assert 1 < ways.index(True) <= most
 
 
 def test_the_order_is_asked_on_gpus_alone() -> None:

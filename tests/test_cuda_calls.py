@@ -17,12 +17,14 @@ import pytest
 import torch
 from cuda_cases import (
     CASES,
+    HALVES,
     assert_attention_block,
     assert_equal_bits,
     assert_residual_block,
     attention_block,
     attention_blocks,
     attention_layers,
+    choose_halves,
     inverted_residual_layers,
     phases,
     residual_block,
@@ -398,6 +400,7 @@ class StandIn:
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_support, "native", StandIn())
     monkeypatch.setattr(cuda_support, "place", lambda x: (0, 0))
+    monkeypatch.setattr(cuda_support, "processors", lambda device: 132)
     for choice in backend.Choice.every:
         if "cuda" in choice.implementations:
             taking_all = dataclasses.replace(choice.implementations["cuda"], refuse=lambda *_: None)
@@ -407,9 +410,24 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
 @needs_native
 @pytest.mark.usefixtures("stand_in", "one_thread")
 @pytest.mark.parametrize("op", CASES)
-def test_kernels_are_given_what_the_ops_compute_with(op: str) -> None:
+def test_kernels_are_given_what_the_ops_compute_with(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_halves(monkeypatch, in_parts=False)
     for case in CASES[op]().values():
         assert_equal_bits(case, CPU)
+
+
+@needs_native
+@pytest.mark.usefixtures("stand_in", "one_thread")
+@pytest.mark.parametrize("op", HALVES)
+def test_halves_of_layers_are_the_same_in_parts(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, asked = importlib.import_module(f"mvit_kernels.ops.{op}"), []
+    by_kernels = module._by_cuda_kernels
+    monkeypatch.setattr(module, "_by_cuda_kernels", lambda *arguments: asked.append(1) or by_kernels(*arguments))
+    choose_halves(monkeypatch, in_parts=True)
+    cases = CASES[op]()
+    for case in cases.values():
+        assert_equal_bits(case, CPU)
+    assert len(asked) == len(cases)
 
 
 @pytest.mark.usefixtures("stand_in")
@@ -418,6 +436,7 @@ def test_kernels_are_given_what_the_ops_compute_with(op: str) -> None:
 )
 def test_attention_halves_of_bytes_that_are_three_launches(size: tuple[int, ...], are: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     op, asked = importlib.import_module("mvit_kernels.ops.qseparable_attention_block"), []
+    choose_halves(monkeypatch, in_parts=False)
     by_kernels = op._by_cuda_kernels
     monkeypatch.setattr(op, "_by_cuda_kernels", lambda *arguments: asked.append(1) or by_kernels(*arguments))
     ops.prepare_qseparable_attention_block(*attention_layers(size[1]), backend="cuda")(stream_map(*size))
@@ -714,10 +733,12 @@ def test_what_halves_of_layers_need_is_counted_beyond_32_bits(monkeypatch: pytes
     assert native.qattention_pieces(8, 3, 2**40) == 3 * 2**35
     assert native.qfeed_forward_pieces(8, 2**31 - 1) == 2**26
     monkeypatch.setattr(cuda_support, "_shared_of_block", lambda index: 101376)
+    monkeypatch.setattr(cuda_support, "processors", lambda device: 132)
+    choose_halves(monkeypatch, in_parts=False)
     are_three = importlib.import_module("mvit_kernels.ops.qseparable_attention_block")._is_three_launches
     line = torch.zeros(1, dtype=torch.int16).expand(1, 8, 1, points)
-    assert are_three(line[..., :1000], (1, 1))
-    assert not are_three(line, (1, 1))
+    assert are_three(line[..., :1000], (1, 1), False)
+    assert not are_three(line, (1, 1), False)
     norm, nothing = (0, 1, 1.0, 1.0, 0, 1e-5, 8), 0
     with pytest.raises(RuntimeError, match="qattention_context: the CUDA kernel was not launched: cudaErrorInvalidConfiguration"):
         native.qattention_context(

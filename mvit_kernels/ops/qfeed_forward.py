@@ -20,7 +20,7 @@ from .qcurve import step_curve
 from .qgemm import cuda_epilogue, refuse_depth
 from .qnorm import NORMS, QNorm, check_known, combined_sums, cuda_norm, pieces_of_sums
 from .qnorm_gemm import choose as choose_qnorm_gemm
-from .qpair import PackPair, check_images, no_sums, pointwise, rows_of
+from .qpair import PackPair, check_images, feed_forward_pays, no_sums, pointwise, rows_of
 
 OP = "qfeed_forward"
 Tensor = torch.Tensor
@@ -53,7 +53,8 @@ class QFeedForward:
 
 def prepare_qfeed_forward(norm: QNorm, first: QConv2d, second: QConv2d, *, backend: str | None = None) -> QFeedForward:
     """second(first(norm(x)), residual=x), bit for bit; on a GPU in one launch, in which what lies between stays in registers, where first
-    ends in a curve (`table` of `prepare_qconv2d`) that can be looked up, as nearly all can, and x has up to 256 channels; else in two.
+    ends in a curve (`table` of `prepare_qconv2d`) that can be looked up, as nearly all can, and x has up to 256 channels and more than a
+    few pixels; else in two.
 
     Args:
         norm: of `prepare_qnorm`, without weight and bias, which belong in `first`.
@@ -142,13 +143,11 @@ def _cuda_refuse(x: Tensor, first_form: list[int], second_form: list[int]) -> st
     return cuda_support.refuse_deep_int6(*first_form[1:]) or cuda_support.refuse_deep_int6(*second_form[1:])
 
 
-def _is_one_launch(x: Tensor, table: Optional) -> bool:
-    """Whether there is a kernel, which pays then even where few tiles leave multiprocessors idle while each goes through all weights by
-    itself: by a count of instructions, not measured, 8 to 16 slices of 300 to 450 of each warp take less than 10 us with what comes
-    before and after, and the three launches 19 us with one image on an H100 (benchmarks/results/gpu)."""
+def _is_one_launch(x: Tensor, table: Optional, hidden: int, collect: bool) -> bool:
+    """Whether there is a kernel, and it pays."""
     if table is None or table.dtype != torch.int16 or packed(step_curve, table).entries == 0:
         return False
-    return cuda_support.native.qfeed_forward_pieces(x.shape[1], 1) > 0
+    return cuda_support.native.qfeed_forward_pieces(x.shape[1], 1) > 0 and feed_forward_pays(x, hidden, collect)
 
 
 _by_cuda_kernels = _one_by_one("cuda")
@@ -159,7 +158,7 @@ def _cuda_forward(
     second_channels: Tensor, first_form: list[int], second_form: list[int], norm: str, scale: float, out_scale: float, out_zero_point: int,
     eps: float, bits: int, activation: str, plain: bool, collect: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    if first_table is None or not _is_one_launch(x, first_table):
+    if first_table is None or not _is_one_launch(x, first_table, first_form[0], collect):
         return _by_cuda_kernels(
             x, sums, first_weight, first_channels, first_table, second_weight, second_channels, first_form, second_form, norm, scale,
             out_scale, out_zero_point, eps, bits, activation, plain, collect,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from . import cuda_support
 from .pack_weight import unpack_bytes
 from .qfragments import product_order, stream_order, tiles
 from .qnorm import LARGEST_GROUP, check_maps
@@ -43,6 +44,51 @@ def pointwise(
     """A 1x1 convolution without an activation, by the forward of a backend of `qconv2d`."""
     unused, plain = channels.new_empty(form[1]), dtype != torch.float32  # zero-points, which are for what is padded
     return product(x, None, residual, weight, channels, unused, None, None, None, *form, 1, 1, 0, dtype, "none", plain, 0.0, 0)
+
+
+# What halves of a layer take on a GPU, in seconds: mobilevitv2_100 with one image on an H100, each call by itself in a graph, less the
+# 2.5 us that such a graph adds to each of its calls (those of a network in parts took 656 us one by one and 381 in a row, 101 of them).
+#
+# Two products in one launch: a warp, with few beside it, waits for most of what it asks for. 8 slices of 32 hidden channels took 15.5 us,
+# 12 took 17.7 and 16 took 21.8. The context of a phase by one block, with all launches 26, 22 and 25.5 us: what the values and the key
+# leave of that, for 256, 64 and 16 points.
+#
+# In parts: 1x1 convolutions took 3 to 6 us, norms 3, contexts, gates and sums 0.5 to 2. Many pixels: 131072 x 256 bytes by 128 of a
+# product took 114 us, and passes over memory go with the products; in one launch waves of blocks come one after the other.
+START_SECONDS, SLICE_SECONDS = 9e-6, 0.8e-6
+CONTEXT_SECONDS, POINT_SECONDS = 5e-6, 0.02e-6
+PRODUCT_SECONDS, PASS_SECONDS = 4e-6, 2e-6
+RESULT_RATE = 2.5e11  # a second, of products
+_AT_ONCE = ((96, 384), (128, 256), (192, 192), (256, 128))  # of QPairShape: up to so many channels, pixels on a multiprocessor at once
+_CONTEXTS_AT_ONCE = 5  # phases on a multiprocessor
+
+
+def feed_forward_pays(x: Tensor, hidden: int, collect: bool) -> bool:
+    """Whether the feed-forward half takes less in one launch than in parts: the norm with its product, the other product, and sums."""
+    return _pair_seconds(x, hidden) < _parts_seconds(2, int(collect), _pixels(x) * (hidden + x.shape[1]))
+
+
+def attention_pays(x: Tensor, phases: int, collect: bool) -> bool:
+    """The same of the attention half, in three launches or as norm, queries and values, context, key, gate, output, and sums; the key is a
+    launch of both. Norm, context and gate go over as many values as there are results of a product, and take as long as one together."""
+    points = x.shape[2] * x.shape[3] // phases
+    waves = -(-x.shape[0] * phases // (_CONTEXTS_AT_ONCE * cuda_support.processors(x.device)))
+    context = waves * (CONTEXT_SECONDS + POINT_SECONDS * points)
+    return context + _pair_seconds(x, x.shape[1]) < _parts_seconds(2, 3 + int(collect), 3 * x.numel())
+
+
+def _pair_seconds(x: Tensor, hidden: int) -> float:
+    at_once = next(pixels for most, pixels in _AT_ONCE if x.shape[1] <= most) * cuda_support.processors(x.device)
+    waves = -(-_pixels(x) // at_once)
+    return waves * (START_SECONDS + SLICE_SECONDS * -(-hidden // _SLICE))
+
+
+def _pixels(x: Tensor) -> int:
+    return x.shape[0] * x.shape[2] * x.shape[3]
+
+
+def _parts_seconds(products: int, passes: int, results: int) -> float:
+    return products * PRODUCT_SECONDS + passes * PASS_SECONDS + results / RESULT_RATE
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .qconv2d import choose as choose_qconv2d
 from .qgemm import cuda_epilogue, refuse_depth
 from .qnorm import QNorm, combined_sums, cuda_norm, pieces_of_sums
 from .qnorm import choose as choose_qnorm
-from .qpair import PackPair, check_images, no_sums, pointwise, rows_of
+from .qpair import PackPair, attention_pays, check_images, no_sums, pointwise, rows_of
 from .qseparable_attention import QSeparableContext, QSeparableGate, choose_context, choose_gate
 
 OP = "qseparable_attention_block"
@@ -60,8 +60,8 @@ def prepare_qseparable_attention_block(
     norm: QNorm, qkv: QConv2d, context: QSeparableContext, key: QConv2d, gate: QSeparableGate, out: QConv2d, *, backend: str | None = None
 ) -> QSeparableAttentionBlock:  # fmt: skip
     """out(gate(v, key(context(q, n))), residual=x) with n = norm(x) and (q, v) = qkv(n), bit for bit; on a GPU in three launches, between
-    which only the contexts and what key makes of them lie in memory, where x has up to 256 channels, a multiple of eight, and a phase of
-    an image fits in shared memory.
+    which only the contexts and what key makes of them lie in memory, where x has up to 256 channels, a multiple of eight, more than a few
+    pixels, and a phase of an image fits in shared memory.
 
     Args:
         norm: of `prepare_qnorm`, of images and without weight and bias, which belong in qkv and key.
@@ -196,14 +196,15 @@ def _cuda_refuse(x: Tensor, dim: int, bits: list[int]) -> str | None:
     return cuda_support.refuse(x) or counts.refuse(counts.rows(x)) or next((reason for reason in reasons if reason is not None), None)
 
 
-def _is_three_launches(x: Tensor, patch: tuple[int, int]) -> bool:
-    """Whether there are kernels, which pay then even where few phases and tiles leave multiprocessors idle: by a count of instructions, not
-    measured, the first and the third take some 5 us each with one image, and the six ops 32 us on an H100 (benchmarks/results/gpu)."""
+def _is_three_launches(x: Tensor, patch: tuple[int, int], collect: bool) -> bool:
+    """Whether there are kernels, and they pay."""
     channels, points = x.shape[1], x.shape[2] * x.shape[3] // (patch[0] * patch[1])
     native = cuda_support.native
     if channels % _CHANNELS or native.qattention_pieces(channels, 1, points) == 0:
         return False
-    return cuda_support.refuse_shared(x, native.qattention_context_shared(channels, points)) is None
+    if cuda_support.refuse_shared(x, native.qattention_context_shared(channels, points)) is not None:
+        return False
+    return attention_pays(x, patch[0] * patch[1], collect)
 
 
 @dataclass(frozen=True)
@@ -223,7 +224,7 @@ def _cuda_forward(
     norm_zero_point: int, eps: float, norm_bits: int, context_scale: float, context_zero_point: int, context_bits: int, v_scale: float,
     v_zero_point: int, gate_scale: float, gate_zero_point: int, gate_bits: int, v_bits: int, collect: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    if not _is_three_launches(x, patch):
+    if not _is_three_launches(x, patch, collect):
         return _by_cuda_kernels(
             x, sums, qkv_weight, qkv_channels, table, key_weight, key_channels, out_weight, out_channels, dim, bits, patch, scale,
             norm_scale, norm_zero_point, eps, norm_bits, context_scale, context_zero_point, context_bits, v_scale, v_zero_point, gate_scale,

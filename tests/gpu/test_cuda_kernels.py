@@ -8,6 +8,7 @@ import pytest
 import torch
 from cuda_cases import (
     CASES,
+    HALVES,
     assert_attention_block,
     assert_equal_bits,
     assert_residual_block,
@@ -15,6 +16,7 @@ from cuda_cases import (
     attention_blocks,
     attention_layers,
     bytes_out,
+    choose_halves,
     feed_forward_layers,
     inverted_residual_layers,
     placed,
@@ -81,9 +83,15 @@ def residual_call(device: torch.device, stride: int) -> tuple[Callable[[Tensor],
     return lambda x: ops.inverted_residual(x, *weights, **keywords, backend="cuda"), x
 
 
+@pytest.fixture(params=[False, True], ids=["halves as kernels", "halves in parts"])
+def halves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_halves(monkeypatch, request.param)
+
+
 @pytest.mark.usefixtures("poison")
-@pytest.mark.parametrize("op", CASES)
-def test_bits_are_those_of_plain_torch(op: str) -> None:
+@pytest.mark.parametrize(("op", "in_parts"), [*((op, False) for op in CASES), *((op, True) for op in HALVES)])
+def test_bits_are_those_of_plain_torch(op: str, in_parts: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    choose_halves(monkeypatch, in_parts)
     for name, case in CASES[op]().items():
         assert_equal_bits(case, DEVICE)
         print(name)  # the last one before a failure
@@ -131,6 +139,7 @@ def test_they_are_chosen_where_nothing_else_is_asked_for() -> None:
     assert choose.backend(None, random_bytes(3, 4).to(DEVICE), 4, 8) == "cuda"
 
 
+@pytest.mark.usefixtures("halves")
 def test_side_streams() -> None:
     """A kernel waits for what its stream has before it, and for nothing else."""
     for _, call, x in calls(DEVICE):
@@ -146,6 +155,7 @@ def test_side_streams() -> None:
         assert torch.equal(y, expected)
 
 
+@pytest.mark.usefixtures("halves")
 def test_cuda_graphs() -> None:
     for op, call, x in calls(DEVICE):
         if op == "qgemm_accumulate":  # checks its zero-points, which are numbers of the host
