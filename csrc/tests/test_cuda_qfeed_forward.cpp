@@ -112,7 +112,10 @@ void compare(const Case& t, const BlockOrder& order) {
 
 void compare(const Case& t, const BlockOrder& order) {
     bool found = false;
-    cuda::with_pair_shape(t.channels, [&]<class Shape>() { compare<Shape>(t, order), found = true; });
+    cuda::with_pair_shape(t.channels, [&]<class Shape>() {
+        compare<Shape>(t, order), found = true;
+        if constexpr (cuda::has_few<Shape>) compare<typename Shape::Few>(t, order);
+    });
     CHECK(found);
 }
 

@@ -116,7 +116,7 @@ TEST(cuda_qnorm_gemm_shares) {
             if (together > 1) CHECK((slices + together - 2) / (together - 1) * blocks > at_once);
         }
     }
-    CHECK(cuda::norm_gemm_together(24, 4, 396) == 1);    // one image of 16 x 16
-    CHECK(cuda::norm_gemm_together(24, 128, 396) == 8);  // 128 of 8 x 8
+    CHECK(cuda::norm_gemm_together(24, 2, 396) == 1);   // one image of 16 x 16
+    CHECK(cuda::norm_gemm_together(24, 64, 396) == 4);  // 128 of 8 x 8
     CHECK(cuda::norm_gemm_together(12, 1024, 528) == 12);
 }

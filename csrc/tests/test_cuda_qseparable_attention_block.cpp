@@ -196,7 +196,10 @@ void compare_values(const Case& t, const BlockOrder& order) {
 
 void compare_values(const Case& t, const BlockOrder& order) {
     bool found = false;
-    cuda::with_pair_shape(t.channels, [&]<class Shape>() { compare_values<Shape>(t, order), found = true; });
+    cuda::with_pair_shape(t.channels, [&]<class Shape>() {
+        compare_values<Shape>(t, order), found = true;
+        if constexpr (cuda::has_few<Shape>) compare_values<typename Shape::Few>(t, order);
+    });
     CHECK(found);
 }
 

@@ -16,6 +16,9 @@ template <class Shape>
 Launched launch(const QFeedForwardProblem& p, int device, void* stream) {
     constexpr const char* kernel = "qfeed_forward";
     const int64_t blocks = ceil_divide(p.batch * QPairPixels<Shape>::pieces(p.pixels), Shape::warps);
+    if constexpr (has_few<Shape>) {
+        if (blocks < processors(device)) return launch<typename Shape::Few>(p, device, stream);
+    }
     if (blocks == 0) return {cudaSuccess, kernel};
     if (blocks * Shape::warps > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     constexpr int bytes = QFeedForwardShared<Shape>::bytes;

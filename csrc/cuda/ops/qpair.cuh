@@ -37,10 +37,14 @@ namespace mvit::cuda {
 inline constexpr int pair_together = 2;   // slices of a step
 inline constexpr int pair_init_rows = 2;  // of numbers
 
+template <int depth>
+struct QPairFewShape;
+
 // Tiles of 32 channels; what a warp has, and a block. Registers: 16 `depth` for the sums, 4 `depth` for the operand, 16 for the sums of a
 // slice, each times `rounds`, and some 45.
 template <int depth_>
 struct QPairShape {
+    using Few = QPairFewShape<depth_>;
     static constexpr int depth = depth_, rounds = depth <= 4 ? 2 : 1;  // rounds: of 16 rows
     static constexpr int pixels = 16 * rounds;
     static constexpr int warps = depth <= 4 ? 4 : depth <= 6 ? 6 : 8, threads = warps * warp_size;
@@ -50,6 +54,16 @@ struct QPairShape {
     MVIT_BOTH static constexpr int slice_bytes(int numbers) { return numbers * pair_slice * 4 + 4 * depth * tile_bytes(8); }
     MVIT_BOTH static constexpr int stages_bytes(int numbers) { return 2 * pair_together * slice_bytes(numbers); }
 };
+
+// The same in blocks of four warps, more of which are on a multiprocessor: where wider ones would leave multiprocessors idle.
+template <int depth_>
+struct QPairFewShape : QPairShape<depth_> {
+    static constexpr int warps = 4, threads = warps * warp_size;
+    static constexpr int blocks = QPairShape<depth_>::warps * QPairShape<depth_>::blocks / warps;
+};
+
+template <class Shape>
+inline constexpr bool has_few = Shape::warps > Shape::Few::warps;
 
 // body<Of<depth>>() with the least depth that has so many channels; not at all where none has.
 template <template <int> class Of = QPairShape, int most = pair_channels, int depth = 1, class Body>

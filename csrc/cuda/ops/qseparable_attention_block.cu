@@ -27,6 +27,9 @@ template <class Shape>
 Launched launch(const QAttentionValuesProblem& p, int device, void* stream) {
     const AttentionPhases phases(p.map);
     const int64_t blocks = ceil_divide(p.map.batch * QAttentionPlace<Shape>::pieces(phases), Shape::warps);
+    if constexpr (has_few<Shape>) {
+        if (blocks < processors(device)) return launch<typename Shape::Few>(p, device, stream);
+    }
     if (blocks == 0) return {cudaSuccess, values_name};
     if (blocks * Shape::warps > INT32_MAX) return {cudaErrorInvalidConfiguration, values_name};
     constexpr int bytes = QAttentionShared<Shape>::bytes;
