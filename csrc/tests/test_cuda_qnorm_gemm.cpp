@@ -86,7 +86,10 @@ void compare(const Case& t, const BlockOrder& order) {
 }
 
 void compare(const Case& t, const BlockOrder& order) {
-    cuda::with_pair_shape<cuda::QNormGemmShape, cuda::norm_gemm_channels>(t.channels, [&]<class Shape>() { compare<Shape>(t, order); });
+    cuda::with_pair_shape<cuda::QNormGemmShape, cuda::norm_gemm_channels>(t.channels, [&]<class Shape>() {
+        compare<Shape>(t, order);
+        if constexpr (Shape::rounds > 1) compare<typename Shape::Few>(t, order);
+    });
 }
 
 }  // namespace
@@ -116,7 +119,7 @@ TEST(cuda_qnorm_gemm_shares) {
             if (together > 1) CHECK((slices + together - 2) / (together - 1) * blocks > at_once);
         }
     }
-    CHECK(cuda::norm_gemm_together(24, 2, 396) == 1);   // one image of 16 x 16
-    CHECK(cuda::norm_gemm_together(24, 64, 396) == 4);  // 128 of 8 x 8
+    CHECK(cuda::norm_gemm_together(24, 4, 396) == 1);    // one image of 16 x 16
+    CHECK(cuda::norm_gemm_together(24, 128, 396) == 8);  // 128 of 8 x 8
     CHECK(cuda::norm_gemm_together(12, 1024, 528) == 12);
 }

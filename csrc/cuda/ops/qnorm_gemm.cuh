@@ -6,14 +6,24 @@
 
 namespace mvit::cuda {
 
+template <int depth>
+struct QNormGemmFewShape;
+
 // As QPairShape, of a warp that keeps no sums from slice to slice.
 template <int depth_>
 struct QNormGemmShape {
+    using Few = QNormGemmFewShape<depth_>;
     static constexpr int depth = depth_, rounds = depth <= 8 ? 2 : 1, pixels = 16 * rounds;
     static constexpr int warps = 4, threads = warps * warp_size;
     static constexpr int blocks = depth <= 4 ? 4 : 3;
     static constexpr int slice = pair_init_rows * pair_slice * 4 + 2 * depth * tile_bytes(8), curve = 2 * pair_together * slice;
     static constexpr int shared_bytes = curve + SharedCurve::bytes;
+};
+
+// The same of warps with 16 rows: for few.
+template <int depth_>
+struct QNormGemmFewShape : QNormGemmShape<depth_> {
+    static constexpr int rounds = 1, pixels = 16;
 };
 
 // together: slices of a block, of which block_y is the place. shared: Shape::shared_bytes, aligned to 16.

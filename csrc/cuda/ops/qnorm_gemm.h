@@ -8,7 +8,8 @@
 //
 // A warp goes through its slices one after the other and waits for most of what it asks for, where few are beside it: on H100s a slice
 // took 1.2 us with 2, 8 and 64 blocks on all multiprocessors, 1.5 us with two on each and 2.4 us with four. So blocks share the slices of a
-// weight, as long as all of them run at once; each normalises the rows again, in the instructions of some three slices.
+// weight, as long as all of them run at once; each normalises the rows again, in the instructions of some three slices. Their warps have
+// 16 rows where all blocks of such run at once, half of what a slice and the norm then take; else 32, which halve the reads of weights.
 //
 // Floor, of P rows with K values and N columns: 2 K + N bytes a row and 2 P K N operations of the tensor cores. Instructions: some 10 for a
 // value of the stream, and of each byte of y about 8, beside K / 128 products. With N = 3 K, as of queries, keys and values, memory binds
