@@ -306,6 +306,7 @@ def qfeed_forward_cases() -> dict[str, Case]:
             cases[f"{kind}_{size}"] = feed_forward(size, 32, kind, collect=size[0] == 0)
     for pieces in (0, 1, 5, 40, 256, 257):
         cases[f"sums_{pieces}"] = feed_forward((3, 32, 5, 5), 64, pieces=pieces)
+    cases["many_pixels"] = feed_forward((1, 136, 114, 114), 33)  # blocks of all their warps, of 132 multiprocessors
     return cases
 
 
@@ -368,6 +369,7 @@ def qseparable_attention_block_cases() -> dict[str, Case]:
         cases[f"{size}"] = integer_attention_block(size, patch=(1, 1), collect=size[0] == 0)
     for pieces in (0, 1, 5, 40):
         cases[f"sums_{pieces}"] = integer_attention_block((3, 32, 6, 6), pieces=pieces)
+    cases["many_pixels"] = integer_attention_block((6, 136, 48, 48))  # as above
     return cases
 
 
@@ -402,6 +404,7 @@ def qnorm_gemm_cases() -> dict[str, Case]:
         cases[f"curve_{groups}"] = normed_product(12, 40, 72, groups, settings=curved)
     for pieces in (1, 7, 256, 257):
         cases[f"pieces_{pieces}"] = normed_product(12, 40, 72, 2, pieces=pieces)
+    cases["many_rows"] = normed_product(26000, 136, 40, 5)  # 32 of them a warp, on 132 multiprocessors
     cases["empty"] = normed_product(0, 40, 72)
     cases["no_groups"] = normed_product(0, 40, 72, 0)
     return cases
