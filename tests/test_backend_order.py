@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from mvit_kernels.ops import cuda_support
+from mvit_kernels.ops import cuda_support, triton_support
 from mvit_kernels.ops.backend import Choice, Chosen, Implementation, hearing, use_backend
 from mvit_kernels.ops.inverted_residual import _order, one_launch_pays
 from mvit_kernels.ops.qinverted_residual import MAP_RATE
@@ -61,6 +61,15 @@ def test_more_images_change_that_once(channels: int, side: int, most: int) -> No
         ways = [pays(torch.empty(images, channels, side, side, dtype=torch.int16, device="meta")) for images in range(1, 130)]
         assert ways == sorted(ways)
         assert 1 < ways.index(True) <= most
+
+
+def test_halves_in_parts_need_the_kernels_of_all_parts(monkeypatch) -> None:
+    size = torch.Size((1, 192, 16, 16))
+    x: Any = SimpleNamespace(shape=size, numel=size.numel, dtype=torch.int16, device=torch.device("cuda", 0), is_cuda=True, is_cpu=False)
+    for reason, collect, in_one, in_three in ((None, True, False, False), ("none", True, True, True), ("none", False, False, True)):
+        monkeypatch.setattr(triton_support, "refuse_gpu", lambda device, reason=reason: reason)
+        assert feed_forward_pays(x, 384, collect) is in_one
+        assert attention_pays(x, 4, collect) is in_three
 
 
 def test_the_order_is_asked_on_gpus_alone() -> None:

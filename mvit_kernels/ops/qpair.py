@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from . import cuda_support
+from . import cuda_support, triton_support
 from .pack_weight import unpack_bytes
 from .qfragments import product_order, stream_order, tiles
 from .qnorm import LARGEST_GROUP, check_maps
@@ -65,16 +65,25 @@ _CONTEXTS_AT_ONCE = 5  # phases on a multiprocessor
 
 def feed_forward_pays(x: Tensor, hidden: int, collect: bool) -> bool:
     """Whether the feed-forward half takes less in one launch than in parts: the norm with its product, the other product, and sums."""
+    if collect and not _has_passes(x):
+        return True
     return _pair_seconds(x, hidden) < _parts_seconds(2, int(collect), _pixels(x) * (hidden + x.shape[1]))
 
 
 def attention_pays(x: Tensor, phases: int, collect: bool) -> bool:
     """The same of the attention half, in three launches or as norm, queries and values, context, key, gate, output, and sums; the key is a
     launch of both. Norm, context and gate go over as many values as there are results of a product, and take as long as one together."""
+    if not _has_passes(x):
+        return True
     points = x.shape[2] * x.shape[3] // phases
     waves = -(-x.shape[0] * phases // (_CONTEXTS_AT_ONCE * cuda_support.processors(x.device)))
     context = waves * (CONTEXT_SECONDS + POINT_SECONDS * points)
     return context + _pair_seconds(x, x.shape[1]) < _parts_seconds(2, 3 + int(collect), 3 * x.numel())
+
+
+def _has_passes(x: Tensor) -> bool:
+    """Whether what parts have beside products, norms, contexts, gates and sums, has kernels, which on a GPU are Triton's."""
+    return not x.is_cuda or triton_support.refuse(x, (torch.int16,)) is None
 
 
 def _pair_seconds(x: Tensor, hidden: int) -> float:
