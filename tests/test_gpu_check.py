@@ -528,10 +528,9 @@ def test_a_variant_that_takes_too_long_costs_no_other_its_time(monkeypatch: pyte
     def broken() -> None:
         raise RuntimeError("no such kernel")
 
-    monkeypatch.setattr(gpu_peers, "LIMIT", 0.2)
     monkeypatch.setattr(gpu_peers, "_in_turn", lambda ready: {label: [3.0, 1.0, 2.0] for label in ready})
     x = torch.ones(1, 4)
-    first, last = gpu_peers.compared({"eager": torch.nn.Identity, "broken": broken, gpu_peers.SLOWEST: endless}, x, x)
+    first, last = gpu_peers.compared({"eager": torch.nn.Identity, "broken": broken, gpu_peers.SLOWEST: endless}, x, x, 0.2)
     timed = {"variant": "eager", "prepare_s": 0.0, "off": 0.0, "median_ms": 2.0, "min_ms": 1.0}
     assert first == [timed, {"variant": "broken", "error": "RuntimeError: no such kernel"}]
     assert last == [*first, {"variant": gpu_peers.SLOWEST, "error": "TimeoutError: not ready when 0.2 s were over"}]
