@@ -21,9 +21,9 @@ PRODUCTS = ("qgemm_kernel", "qconv2d_kernel")
 # (registers, bytes of shared memory), at most: what two blocks of 128 threads and more on a multiprocessor leave for each; of products as
 # many as csrc/cuda/ops/qproduct_launch.cuh says.
 MOST = {
-    "qgemm_kernel": (96, 40992),
-    "qconv2d_kernel": (128, 40992),
-    "qdepthwise_conv2d_kernel": (128, 4128),
+    "qgemm_kernel": (96, 45088),
+    "qconv2d_kernel": (128, 45088),
+    "qdepthwise_conv2d_kernel": (128, 8224),
     "separable_attention_scores_kernel": (64, 64),
     "separable_attention_context_kernel": (64, 12288),
     "separable_attention_values_kernel": (80, 0),
