@@ -13,6 +13,7 @@ from mvit_kernels.ops.backend import Choice, use_backend
 
 Tensor = torch.Tensor
 PATCH = (2, 2)
+SILU: dict[str, Any] = {"out_scale": 0.02, "out_zero_point": 14}  # of bytes behind it
 # The inverted residuals of MobileViTv2-1.0 at 256 x 256: side of x, its channels, hidden channels, channels of y, stride.
 RESIDUALS = ((128, 32, 64, 64, 1), (128, 64, 128, 128, 2), (64, 128, 256, 128, 1), (64, 128, 256, 256, 2), (32, 256, 512, 384, 2))
 
@@ -171,20 +172,24 @@ def _relatives(x: Tensor, call: Callable[..., dict[str, Callable[[], Any]]]) -> 
 
 
 def _integers(device: str, rows: int, dim: int, backends: tuple[str, ...]) -> Iterator[Case]:
+    """Products with SiLU: by a curve, as compiled networks have it, and by the segments of the public activation."""
     a = torch.randint(0, 256, (rows, dim), dtype=torch.uint8, device=device)
-    for bits in (8, 6):
-        most = 127 if bits == 8 else 31
+    curve = {"table": reference.activation_curve("silu", SILU["out_scale"], SILU["out_zero_point"])}
+    for name, bits, silu in (("qgemm int8", 8, curve), ("qgemm int6", 6, curve), ("qgemm int8 segments", 8, {"activation": "silu"})):
+        most = 2 ** (bits - 1) - 1
         matrix = torch.randint(-most, most + 1, (2 * dim, dim), dtype=torch.int8)
-        scales = {"a_scale": 0.02, "a_zero_point": 113, "w_scale": 0.01, "bias": torch.randn(2 * dim)}
-        narrow = {"activation": "silu", "out_dtype": torch.uint8, "out_scale": 0.02 * dim**0.5, "out_zero_point": 20}
+        scales = {"a_scale": 0.02, "a_zero_point": 113, "w_scale": 1.25 / (most * dim**0.5), "bias": torch.randn(2 * dim)}
         packed = ops.pack_weight(matrix, bits=bits)
         ours, plain = (
-            {each: functools.partial(ops.prepare_qgemm(packed, **scales, **narrow, backend=each), a) for each in names}
+            {
+                each: functools.partial(ops.prepare_qgemm(packed, **scales, **silu, **SILU, out_dtype=torch.uint8, backend=each), a)
+                for each in names
+            }
             for names in (having("qgemm", backends), ["reference"])
         )
         yield Case(
-            f"qgemm int{bits}", ours, plain["reference"], a.numel() + 2 * rows * dim + matrix.numel(), 4 * rows * dim * dim, exact=True,
-            compiled=_int_mm(device, rows, dim) if bits == 8 else None, peer=False,
+            name, ours, plain["reference"], a.numel() + 2 * rows * dim + matrix.numel(), 4 * rows * dim * dim, exact=True,
+            compiled=int_mm(a, matrix, **scales) if bits == 8 else None, peer=False,
         )  # fmt: skip
 
 
@@ -368,16 +373,17 @@ def having(op: str, backends: tuple[str, ...]) -> list[str]:
     return [each for each in backends if each in choice.implementations]
 
 
-def _int_mm(device: str, rows: int, dim: int) -> Callable[[], Tensor]:
-    """torch's own product of bytes with the same bias, SiLU and bytes at its end, without a zero-point of a."""
-    a, w = (torch.randint(-127, 128, size, dtype=torch.int8, device=device) for size in ((rows, dim), (2 * dim, dim)))
-    bias, scale = torch.randn(2 * dim, device=device), 0.02 * dim**0.5
+def int_mm(a: Tensor, matrix: Tensor, *, a_scale: float, a_zero_point: int, w_scale: float, bias: Tensor) -> Callable[[], Tensor]:
+    """torch's own product of bytes, with the same bias, SiLU and bytes at its end. It takes int8: 128 is subtracted from a, and what that
+    and the zero-point leave is in the bias."""
+    left, factor = matrix.sum(1, dtype=torch.int64) * (128 - a_zero_point), a_scale * w_scale
+    columns, w = (bias + left * factor).to(a.device), matrix.to(a.device)
 
     def product(a: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-        y = torch.nn.functional.silu(torch._int_mm(a, w.T).float() * 2e-4 + bias)
-        return (y / scale).round().add(20).clamp(0, 255).to(torch.uint8)
+        y = torch.nn.functional.silu(torch._int_mm(a, w.T).float() * factor + bias)
+        return (y / SILU["out_scale"]).round().add(SILU["out_zero_point"]).clamp(0, 255).to(torch.uint8)
 
-    return functools.partial(product, a, w, bias)
+    return functools.partial(product, (a ^ 128).view(torch.int8), w, columns)
 
 
 def _copied(function: Callable[..., Tensor], x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-LIMIT = 480  # seconds, after which no variant is made ready any more
+SECONDS = 480  # after which no variant is made ready any more
 ROUNDS, CALLS = 20, 5
 SLOWEST = "compile, max-autotune"  # to prepare
 COLUMNS = {
@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
     parser.add_argument("--variants", nargs="+", metavar="NAME", help="of those in `variants`; all by default")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="after which no variant is made ready any more")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", metavar="FOLDER")
     args = parser.parse_args(arguments)
     import torch
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         "model": args.model, "batch": args.batch, "size": args.size, "dtype": args.dtype,
     }  # fmt: skip
     args.results.mkdir(parents=True, exist_ok=True)
-    for rows in measure(args.model, args.batch, args.size, getattr(torch, args.dtype), args.variants):
+    for rows in measure(args.model, args.batch, args.size, getattr(torch, args.dtype), args.variants, args.seconds):
         path = args.results / f"gpu-peers-{args.model}-{args.batch}.json"
         write_text(path, json_text({"conditions": context, "results": rows}))
         cells = [[str(row.get(key, "")) for key in COLUMNS] for row in rows]
@@ -105,7 +106,9 @@ def judged(variant: str, off: float) -> dict[str, Any]:
     return row if off <= most else {**row, "error": f"logits are off by {off:g} of the largest, expected {most} at most"}
 
 
-def measure(name: str, batch: int, size: int, dtype: Any, names: list[str] | None = None) -> Iterator[list[dict[str, Any]]]:
+def measure(
+    name: str, batch: int, size: int, dtype: Any, names: list[str] | None = None, limit: float = SECONDS
+) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
     import torch
 
     import mvit_kernels as mk
@@ -123,21 +126,23 @@ def measure(name: str, batch: int, size: int, dtype: Any, names: list[str] | Non
         raise ValueError(f"gpu_peers: variants: expected some of {', '.join(made)}, got {', '.join(sorted(unknown))}")
     x = torch.randn(batch, 3, size, size, device="cuda", dtype=dtype).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        yield from compared({label: make for label, make in made.items() if not names or label in names}, x, model()(x))
+        yield from compared({label: make for label, make in made.items() if not names or label in names}, x, model()(x), limit)
 
 
-def compared(made: dict[str, Callable[[], Callable[[Any], Any]]], x: Any, right: Any) -> Iterator[list[dict[str, Any]]]:
-    """Rows of the variants: those before SLOWEST, and at last all. right: what eager gives for x."""
+def compared(
+    made: dict[str, Callable[[], Callable[[Any], Any]]], x: Any, right: Any, limit: float = SECONDS
+) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
+    """Rows of the variants: those before SLOWEST, and at last all. right: what eager gives for x; limit: seconds to make them ready."""
     rows: list[dict[str, Any]] = []
     ready: dict[str, Callable[[], Any]] = {}
-    until = time.monotonic() + LIMIT
+    until = time.monotonic() + limit
     for label, make in made.items():
         if label == SLOWEST and rows:
             rows = _timed(rows, ready)
             yield list(rows)
         begin = time.monotonic()
         try:
-            with _no_longer_than(until - begin):
+            with _no_longer_than(until - begin, limit):
                 network = make()
                 for _ in range(3):
                     y = network(x)
@@ -151,11 +156,11 @@ def compared(made: dict[str, Callable[[], Callable[[Any], Any]]], x: Any, right:
 
 
 @contextlib.contextmanager
-def _no_longer_than(seconds: float) -> Iterator[None]:
+def _no_longer_than(seconds: float, limit: float) -> Iterator[None]:
     """Inside, TimeoutError is raised after so many seconds, and again as long as what tries choices takes it for one that failed."""
 
     def over(*_: object) -> None:
-        raise TimeoutError(f"not ready when {LIMIT} s were over")
+        raise TimeoutError(f"not ready when {limit:g} s were over")
 
     before = signal.signal(signal.SIGALRM, over)
     signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)

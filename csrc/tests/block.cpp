@@ -339,6 +339,10 @@ float float_of_bits(uint32_t bits) {
     return x;
 }
 float multiply_saturated(float a, float b) { return std::fmin(std::fmax(a * b, 0.0f), 1.0f); }
+float multiply_toward_zero(float a, float b) {
+    const float product = a * b;
+    return std::fabs(double{product}) > std::fabs(double{a} * double{b}) ? std::nextafter(product, 0.0f) : product;
+}
 float to_float(float x) { return x; }
 float to_float(bf16 x) { return mvit::to_float(x); }
 float to_float(f16 x) { return mvit::to_float(x); }

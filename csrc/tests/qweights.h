@@ -129,7 +129,7 @@ class Curve {
     int entries() const { return entries_; }
 
   private:
-    static constexpr int curve_head = 200, curve_entries = 216, most_entries = 2048;
+    static constexpr int curve_head = 200, curve_entries = 216, most_entries = 4096;
 
     void fill_random(bool extreme) {
         for (int i = 0; i < 192; ++i)

@@ -1,8 +1,11 @@
 // The CUDA kernel of qgemm on the processor, block by block (block.h): the cases of the CPU's kernels, exact.
 #include "cuda/ops/qgemm.h"
 
+#include <limits>
+
 #include "cuda/ops/qproduct.cuh"
 #include "cuda/primitives/alignment.h"
+#include "cuda/primitives/qsegments.cuh"
 #include "tests/block.h"
 #include "tests/fragments.h"
 #include "tests/qgemm_case.h"
@@ -105,6 +108,29 @@ TEST(cuda_int6_comes_back) {
         }
 }
 
+TEST(cuda_segments_are_found_by_their_bits) {
+    float table[96];
+    for (float& each : table) each = random_float();
+    Guarded<uint8_t> shared(cuda::SharedSegments::bytes);
+    run_block(32, 0, 0, block_orders[0], [&] { cuda::SharedSegments::load(table, shared.data(), 32); });
+    CHECK(shared.canary_intact());
+    const cuda::SharedSegments segments(shared.data());
+    constexpr float infinity = std::numeric_limits<float>::infinity();
+    const auto is_right = [&](float x) {
+        for (float each : {x, -x}) {
+            const float right = cuda::activate_segments(each, table), found = segments(each);
+            CHECK(found == right || (std::isnan(found) && std::isnan(right)));
+        }
+    };
+    for (float x : {0.0f, 0x1p-149f, 0x1p-126f, 1e-20f, 33.0f, 1e6f, 3e38f, infinity, std::numeric_limits<float>::quiet_NaN()}) is_right(x);
+    for (int i = 0; i <= 72; ++i) {  // where segments begin, beside, and between
+        const auto x = static_cast<float>(i) / 4;
+        const float before = std::nextafter(x, 0.0f);
+        for (float each : {x, std::nextafter(x, infinity), before, std::nextafter(before, 0.0f), x + 0.1f, x + 0.2f}) is_right(each);
+    }
+    for (int i = 0; i < 100000; ++i) is_right(5.0f * random_float());
+}
+
 TEST(cuda_qgemm_on_every_tail) {
     for (int bits : {8, 6}) {
         for (int64_t rows : {1, 31, 33, 129})
@@ -155,6 +181,15 @@ TEST(cuda_qgemm_with_every_epilogue) {
                     .plain = false,
                     .activation = QActivation::segments,
                     .residual = QType::f32});
+    for (int bits : {8, 6})
+        for (int64_t depth : {0, 21, 200})
+            compare<uint8_t>({.rows = 130,
+                              .columns = 70,
+                              .depth = depth,
+                              .bits = bits,
+                              .plain = false,
+                              .activation = QActivation::segments,
+                              .gap = depth == 21 ? 3 : 16 - 70 % 16});
     compare<int16_t>({.rows = 9, .columns = 37, .depth = 21, .type = QType::i16});
     compare<int16_t>({.rows = 9, .columns = 40, .depth = 21, .bits = 6, .type = QType::i16, .residual = QType::i16, .gap = 2});
     compare<uint8_t>({.rows = 9, .columns = 70, .depth = 21, .type = QType::u8, .table = true});

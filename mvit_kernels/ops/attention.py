@@ -298,4 +298,4 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Optional, ...]:
     return (*(None if each is None else next(found) for each in tensors), None, None, None)
 
 
-_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=8)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=8, inputs=(0, 1, 2, 7))

@@ -146,4 +146,4 @@ _op = register(
     _forward,
     _forward_fake,
 )
-_call = register_autograd(_op, _forward, _setup, lambda ctx, dy: (_gradient(ctx, dy), None, None, None), tensors=2)
+_call = register_autograd(_op, _forward, _setup, lambda ctx, dy: (_gradient(ctx, dy), None, None, None), tensors=2, inputs=(0, 1))

@@ -142,12 +142,17 @@ _hearing: contextvars.ContextVar[Callable[[Chosen], None] | None] = contextvars.
 
 @contextlib.contextmanager
 def hearing(hear: Callable[[Chosen], None]) -> Iterator[None]:
-    """Inside of it `hear` gets what every op that this thread calls chooses. What is run again at once (`replay.py`) chooses nothing."""
+    """Inside of it `hear` gets what every op that this thread calls chooses. What the CPU runs again (`replay.py`) chooses nothing."""
     token = _hearing.set(hear)
     try:
         yield
     finally:
         _hearing.reset(token)
+
+
+def undisturbed() -> bool:
+    """Whether nobody hears what calls of this thread choose."""
+    return _hearing.get() is None
 
 
 class Choice:

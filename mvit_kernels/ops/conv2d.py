@@ -273,4 +273,4 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Optional, ...]:
     )  # fmt: skip
 
 
-_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=5)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=5, inputs=(0, 3, 4))

@@ -198,4 +198,4 @@ def _gradient(ctx: Any, dy: Tensor) -> tuple[Optional, ...]:
     return dx, dweight, None if ctx.bias_dtype is None else dbias.to(ctx.bias_dtype), du, None
 
 
-_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=4)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=4, inputs=(0, 3))

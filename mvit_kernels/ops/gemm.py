@@ -287,4 +287,4 @@ def _gradient(ctx: Any, dy: Tensor, _: object) -> tuple[Optional, ...]:
     )  # fmt: skip
 
 
-_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=6)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=6, inputs=(0, 3, 4, 5))

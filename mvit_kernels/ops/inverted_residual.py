@@ -239,9 +239,9 @@ def _cuda_forward(
     weights: _CudaWeights = packed(_PackCuda(x.dtype), expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b)
     x = cuda_support.aligned_copy(dense(x, channels_last=True))
     y = empty_in_format(x, _out_size(x, reduce_w, stride), channels_last=True)
-    cuda_support.native.inverted_residual(
-        *cuda_support.place(x), FLOAT_CODES[x.dtype], x.shape, depthwise_w.shape[0], reduce_w.shape[0], stride, residual, x.data_ptr(),
-        y.data_ptr(), weights.slices.data_ptr(), weights.bias.data_ptr(),
+    cuda_support.launch(
+        cuda_support.native.inverted_residual, *cuda_support.place(x), FLOAT_CODES[x.dtype], x.shape, depthwise_w.shape[0],
+        reduce_w.shape[0], stride, residual, x.data_ptr(), y.data_ptr(), weights.slices.data_ptr(), weights.bias.data_ptr(),
     )  # fmt: skip
     collected = moments_of(y, y.shape[0]) if collect else y.new_empty(0, 2, dtype=torch.float64)
     return y, collected

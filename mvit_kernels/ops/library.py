@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import contextvars
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch.autograd import forward_ad
 
 from .backend import refuse_off_cpu
+from .launches import Launches
 from .packing import differentiated, passing_weights
 
 # Whether a call that the dispatcher has came through the public functions. What compiled code calls comes without.
@@ -95,16 +96,18 @@ def direct(op: Any, run: Callable[..., Any], tensors: int = 1) -> Callable[..., 
 
 
 def register_autograd(
-    op: Any, run: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any], tensors: int = 1
-) -> Callable[..., Any]:
+    op: Any, run: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any], tensors: int = 1,
+    inputs: Sequence[int] = (0,),
+) -> Callable[..., Any]:  # fmt: skip
     """Give `op` a gradient: `setup(ctx, *args, **kwargs)` after the forward, `backward(ctx, grad)` a gradient for each positional argument.
-    The first `tensors` positional arguments are its tensors, or None. Returns how to call `op` with arguments of the types of its schema.
+    The first `tensors` positional arguments are its tensors, or None; inputs: which of these are no weights. Returns how to call `op` with
+    arguments of the types of its schema.
 
     What `torch.library.register_autograd` does, and 4 us a call faster where nothing needs a gradient: `run` is then called at once,
     unless something between here and the kernel wants to see the call: a dispatch mode, a subclass, a lazy conjugate, ... The function
     returned spares the dispatcher too, another 4 us, and looks out for those who watch that: tracers, profilers, function modes.
     """
-    name = op._schema.name.removeprefix("mvit_kernels::")
+    name, launches = op._schema.name.removeprefix("mvit_kernels::"), Launches(run, tensors, inputs)
 
     class Gradient(torch.autograd.Function):
         @staticmethod
@@ -157,13 +160,17 @@ def register_autograd(
     def call(*args: Any, **kwargs: Any) -> Any:
         if watched():
             return op(*args, **kwargs) if is_compiling() else by_dispatcher(*args, **kwargs)
-        grad = _grad_enabled()
+        grad, on_cpu = _grad_enabled(), True
         for x in args[:tensors]:
             if x is None:
                 continue
-            if type(x) not in PLAIN or not x.is_cpu or (grad and x.requires_grad) or x.is_neg() or x.is_conj() or x._is_zerotensor():
+            if type(x) not in PLAIN or (grad and x.requires_grad) or x.is_neg() or x.is_conj() or x._is_zerotensor():
                 return by_dispatcher(*args, **kwargs)
-        return run(*args, **kwargs)
+            on_cpu = on_cpu and x.is_cpu
+        if on_cpu:
+            return run(*args, **kwargs)
+        result = launches.again(args, kwargs) if args[0].is_cuda else None
+        return by_dispatcher(*args, **kwargs) if result is None else result
 
     def by_dispatcher(*args: Any, **kwargs: Any) -> Any:
         token = _ours.set(True)

@@ -303,6 +303,11 @@ def holding(held: list[Use] | None = None) -> Iterator[list[Use]]:
         _holding.reset(token)
 
 
+def unkept() -> bool:
+    """Whether nobody keeps what calls take from here, and no gradient will be wanted."""
+    return _holding.get() is None and not _passing.get() and not differentiated.get()
+
+
 def _held(use: Use) -> Any:
     held = _holding.get()
     assert held is not None

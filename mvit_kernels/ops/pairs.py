@@ -56,4 +56,4 @@ def register_pair(
             return plain(dy, x, second)
         return backward_op(dy, x, second, ctx.backend)
 
-    return register_autograd(forward_op, forward, setup, gradient, tensors=2)
+    return register_autograd(forward_op, forward, setup, gradient, tensors=2, inputs=(0, 1))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from mvit_kernels import reference
 
 Tensor = torch.Tensor
-_HEAD, _HEAD_SIZE, _MOST = 200, 16, 2048  # int16 numbers before the head and of it; entries
+_HEAD, _HEAD_SIZE, _MOST = 200, 16, 4096  # int16 numbers before the head and of it; entries
 _WHOLE = 0x4B400000  # bits of 1.5 * 2^23
 
 

@@ -398,7 +398,7 @@ def _gradient(ctx: Any, dy: Tensor, _: object) -> tuple[Optional, ...]:
     return *(each.to(dtype) for each, dtype in zip(gradients, ctx.dtypes, strict=True)), None, None, None, None
 
 
-_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=8)
+_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=8, inputs=(0, 7))
 
 
 def _one(x: Tensor, moments: Optional, *arguments: Any) -> Tensor:

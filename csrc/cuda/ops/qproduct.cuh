@@ -5,7 +5,7 @@
 //
 // A warp has 32 columns of 32 rows, in low blocks of 16. Depth goes by in stages of 64 bytes of each row, through a ring in shared memory:
 // while one is multiplied the next are on their way. A stage has block_rows x 64 bytes of a (swizzle.cuh) and the tiles of the weight
-// (qfragments.h) as they lie in memory.
+// (qfragments.h) of bytes: those of 6 bits go through registers, where each is unpacked by one thread, not by all warps that multiply it.
 //
 // Columns lie in tiles in an order of their own, `product_column`, by which the four products of 8 columns of a warp give a thread eight
 // neighbouring columns of each row. It finishes these where they are (qeight.cuh): four lanes write 32 bytes of a row, or 64 of int16.
@@ -51,30 +51,95 @@ struct QProductShape {
     static constexpr int warp_rows = block_rows < 64 ? 16 : 32, stages = block_rows < 64 ? 4 : 3;
     static constexpr int threads = block_rows / warp_rows * (block_columns / warp_columns) * warp_size;
     static_assert((threads & (threads - 1)) == 0);
-    static constexpr int a_bytes = block_rows * depth, b_bytes = block_columns / tile_columns * (depth / tile_depth) * tile_bytes(bits);
+    static constexpr int b_tiles = block_columns / tile_columns * (depth / tile_depth);
+    static constexpr int a_bytes = block_rows * depth, b_bytes = b_tiles * tile_bytes(8);
     static constexpr int stage_bytes = a_bytes + b_bytes;
     // Rows of sums four banks further on than the last: the quads that a quarter of a warp writes at once do not meet.
     static constexpr int sums_stride = block_columns + 4;
     static constexpr int sums_bytes = block_rows * sums_stride * 4, ring_bytes = stages * stage_bytes;
-    static constexpr int curve = sums_bytes > ring_bytes ? sums_bytes : ring_bytes;  // where it lies
-    static constexpr int shared_bytes = curve + SharedCurve::bytes;
+    static constexpr int tables = sums_bytes > ring_bytes ? sums_bytes : ring_bytes;  // where those of load_tables lie
+    static constexpr int shared_bytes = tables + SharedCurve::bytes;
     static_assert(shared_bytes <= 48 * 1024);  // what a kernel gets without asking
 };
 
 // The four words of a lane of one tile in shared memory.
-template <int bits>
 MVIT_DEVICE void load_tile(const uint8_t* tile, int lane, uint32_t (&words)[4]) {
-    if constexpr (bits == 8) {
-        const auto q = *reinterpret_cast<const Quad<uint32_t>*>(tile + lane * 16);
-        MVIT_UNROLL
-        for (int i = 0; i < 4; ++i) words[i] = q.v[i];
-    } else {
-        uint32_t planes[3];
-        MVIT_UNROLL
-        for (int i = 0; i < 3; ++i) planes[i] = *reinterpret_cast<const uint32_t*>(tile + (i * warp_size + lane) * 4);
-        unpack_int6(planes, words);
-    }
+    const auto q = *reinterpret_cast<const Quad<uint32_t>*>(tile + lane * 16);
+    MVIT_UNROLL
+    for (int i = 0; i < 4; ++i) words[i] = q.v[i];
 }
+
+// The weight of a stage on its way to shared memory: a thread copies chunks of it.
+template <class Shape, int bits>
+class WeightStages {
+  public:
+    MVIT_DEVICE WeightStages(const QFragments& w, int64_t first_column, int stages, int thread) : thread_(thread) {
+        constexpr int run_chunks = run_bytes / chunk_bytes;
+        MVIT_UNROLL
+        for (int i = 0; i < count; ++i) {
+            const int c = i * Shape::threads + thread;
+            from_[i] = w.tiles + (first_column / tile_columns + c / run_chunks) * stages * run_bytes + c % run_chunks * chunk_bytes;
+        }
+    }
+    MVIT_DEVICE void copy(uint8_t* to) {
+        MVIT_UNROLL
+        for (int i = 0; i < count; ++i) {
+            const int c = i * Shape::threads + thread_;
+            if (chunks % Shape::threads == 0 || c < chunks) cp_async16(to + c * chunk_bytes, from_[i], chunk_bytes);
+            from_[i] += run_bytes;
+        }
+    }
+
+  private:
+    // A run: of a stage, of 16 columns, side by side in memory.
+    static constexpr int run_bytes = Shape::depth / tile_depth * tile_bytes(bits), chunks = Shape::b_bytes / chunk_bytes;
+    static constexpr int count = (chunks + Shape::threads - 1) / Shape::threads;
+    const uint8_t* from_[count];
+    int thread_;
+};
+
+// Of 6 bits it takes what a lane has of a tile, in registers between `fetch` and `put`, which are a stage's products apart.
+template <class Shape>
+class WeightStages<Shape, 6> {
+  public:
+    static constexpr int count = Shape::b_tiles * warp_size / Shape::threads;
+    static_assert(count * Shape::threads == Shape::b_tiles * warp_size);
+    struct Planes {
+        uint32_t words[count][3];
+    };
+
+    MVIT_DEVICE WeightStages(const QFragments& w, int64_t first_column, int stages, int thread) : thread_(thread) {
+        constexpr int run_tiles = Shape::depth / tile_depth;
+        MVIT_UNROLL
+        for (int i = 0; i < count; ++i) {
+            const int c = (i * Shape::threads + thread) / warp_size;
+            const int64_t tile = (first_column / tile_columns + c / run_tiles) * stages * run_tiles + c % run_tiles;
+            from_[i] = w.tiles + tile * tile_bytes(6) + thread % warp_size * 4;
+        }
+    }
+    MVIT_DEVICE Planes fetch() {
+        Planes planes;
+        MVIT_UNROLL
+        for (int i = 0; i < count; ++i) {
+            MVIT_UNROLL
+            for (int p = 0; p < 3; ++p) planes.words[i][p] = *reinterpret_cast<const uint32_t*>(from_[i] + p * warp_size * 4);
+            from_[i] += Shape::depth / tile_depth * tile_bytes(6);
+        }
+        return planes;
+    }
+    MVIT_DEVICE void put(uint8_t* to, const Planes& planes) const {
+        MVIT_UNROLL
+        for (int i = 0; i < count; ++i) {
+            Quad<uint32_t> words;
+            unpack_int6(planes.words[i], words.v);
+            *reinterpret_cast<Quad<uint32_t>*>(to + (i * Shape::threads + thread_) * chunk_bytes) = words;
+        }
+    }
+
+  private:
+    const uint8_t* from_[count];
+    int thread_;
+};
 
 // 16 bytes in shared memory, with zeros behind those that there are.
 MVIT_DEVICE void load_chunk(uint8_t* to, const Chunk& chunk, int alignment) {
@@ -147,15 +212,7 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
     MVIT_UNROLL
     for (int i = 0; i < thread_rows; ++i) own[i] = source.row(first_row + own_row + i * row_step, own_chunk);
 
-    constexpr int run_bytes = Shape::depth / tile_depth * tile_bytes(bits);  // of a stage, of 16 columns: side by side in memory
-    constexpr int run_chunks = run_bytes / chunk_bytes, b_chunks = Shape::b_bytes / chunk_bytes;
-    constexpr int thread_chunks = (b_chunks + Shape::threads - 1) / Shape::threads;
-    const uint8_t* b_from[thread_chunks];
-    MVIT_UNROLL
-    for (int i = 0; i < thread_chunks; ++i) {
-        const int c = i * Shape::threads + thread;
-        b_from[i] = w.tiles + (first_column / tile_columns + c / run_chunks) * stages * run_bytes + c % run_chunks * chunk_bytes;
-    }
+    WeightStages<Shape, bits> weight(w, first_column, stages, thread);
 
     // The next stage, and its place in the ring.
     int loaded = 0, load_place = 0;
@@ -164,29 +221,30 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
         MVIT_UNROLL
         for (int i = 0; i < thread_rows; ++i)
             source.copy(to + swizzled(own_row, own_chunk) + i * row_step * row_bytes, own[i], loaded * row_chunks + own_chunk);
-        MVIT_UNROLL
-        for (int i = 0; i < thread_chunks; ++i) {
-            const int c = i * Shape::threads + thread;
-            if (b_chunks % Shape::threads == 0 || c < b_chunks) cp_async16(to + Shape::a_bytes + c * chunk_bytes, b_from[i], chunk_bytes);
-            b_from[i] += run_bytes;
-        }
+        if constexpr (bits == 8) weight.copy(to + Shape::a_bytes);
         ++loaded;
         load_place = load_place + Shape::stage_bytes == Shape::ring_bytes ? 0 : load_place + Shape::stage_bytes;
     };
     static_assert(row_step % 8 == 0);  // rows of the same place in the order of swizzle.cuh
-    // A group is committed in every turn, an empty one past the end, so that the same number is always under way.
-    if constexpr (Source::one_stage) {
-        load_stage();
-        cp_async_commit();
-    } else {
-        MVIT_ROLLED
-        for (int stage = 0; stage < Shape::stages - 1; ++stage) {
-            if (loaded < stages) load_stage();
-            cp_async_commit();
-        }
+    constexpr int ahead = Source::one_stage ? 1 : Shape::stages - 1;
+    if constexpr (bits == 6) {
+        // All that comes first is asked for before the first of it is needed.
+        typename WeightStages<Shape, 6>::Planes planes[ahead];
+        MVIT_UNROLL
+        for (int stage = 0; stage < ahead; ++stage)
+            if (stage < stages) planes[stage] = weight.fetch();
+        MVIT_UNROLL
+        for (int stage = 0; stage < ahead; ++stage)
+            if (stage < stages) weight.put(shared + stage * Shape::stage_bytes + Shape::a_bytes, planes[stage]);
     }
-    uint8_t* const curve = shared + Shape::curve;
-    if (e.curve) SharedCurve::load(e.curve, curve, Shape::threads);
+    // A group is committed in every turn, an empty one past the end, so that the same number is always under way.
+    MVIT_ROLLED
+    for (int stage = 0; stage < ahead; ++stage) {
+        if (Source::one_stage || loaded < stages) load_stage();
+        cp_async_commit();
+    }
+    uint8_t* const tables = shared + Shape::tables;
+    load_tables(e, tables, Shape::threads);
 
     const int warp_row = warp / column_warps * Shape::warp_rows, warp_column = warp % column_warps * warp_columns;
     // What this thread has of sums: columns `column` .. `column` + 7 of rows `row` + 16 i + 8 half of the block.
@@ -194,8 +252,8 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
     const int row = warp_row + lane / 4;
     const bool in_eight = ends_in_eight(e);
     int32_t sums[rounds][2 * warp_tiles][4] = {};
-    const auto add_init = [&] {
-        if (!in_eight || column >= columns) return;
+    // shift: of sums that are too large by it.
+    const auto add_init = [&]<int shift>() {
         const Quad<int32_t> channels[2] = {load_quad(e.channels.init + column, four, true),
                                            load_quad(e.channels.init + column + four, four, true)};
         MVIT_UNROLL
@@ -208,22 +266,24 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
             MVIT_UNROLL
             for (int c = 0; c < eight; ++c) {
                 int32_t& sum = sums[i / 2][c / 2][i % 2 * 2 + c % 2];
-                sum = add(sum, init[c / four].v[c % four]);
+                sum = add(sum >> shift, init[c / four].v[c % four]);
             }
         }
     };
-    if constexpr (bits == 8) add_init();
+    const bool inits = in_eight && column < columns;
+    if (bits == 8 && inits) add_init.template operator()<0>();
 
     // The two halves of a stage's depth are two chunks apart, which the swizzle keeps; rows 16 further on lie as these do.
     const int a_place = swizzled(warp_row + ldmatrix_row(lane), ldmatrix_chunk(lane));
     const bool warp_has = static_cast<int>(first_column) + warp_column < columns;
     const auto multiply_stage = [&](const uint8_t* a) {
+        constexpr int run_bytes = Shape::depth / tile_depth * tile_bytes(8);
         const uint8_t* b = a + Shape::a_bytes + warp_column / tile_columns * run_bytes;
         MVIT_UNROLL
         for (int k = 0; k < Shape::depth / tile_depth; ++k) {
             uint32_t words[warp_tiles][4];
             MVIT_UNROLL
-            for (int j = 0; j < warp_tiles; ++j) load_tile<bits>(b + j * run_bytes + k * tile_bytes(bits), lane, words[j]);
+            for (int j = 0; j < warp_tiles; ++j) load_tile(b + j * run_bytes + k * tile_bytes(8), lane, words[j]);
             MVIT_UNROLL
             for (int i = 0; i < rounds; ++i) {
                 uint32_t fragment[4];
@@ -241,12 +301,29 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
     for (int stage = 0; stage < stages; ++stage) {
         cp_async_wait<Source::one_stage ? 0 : Shape::stages - 2>();
         block_barrier();  // all have what all copied; and nobody reads the stage before any more, whose place the next copies take
-        if constexpr (!Source::one_stage) {
+        if constexpr (Source::one_stage) {
+            if (warp_has) multiply_stage(shared + place);
+        } else if constexpr (bits == 8) {
             if (loaded < stages) load_stage();
             cp_async_commit();
+            if (warp_has) multiply_stage(shared + place);
+        } else {
+            const bool more = loaded < stages;
+            uint8_t* const to = shared + load_place + Shape::a_bytes;
+            typename WeightStages<Shape, 6>::Planes planes;
+            if (more) planes = weight.fetch(), load_stage();
+            cp_async_commit();
+            if (warp_has) multiply_stage(shared + place);
+            if (more) weight.put(to, planes);
         }
-        if (warp_has) multiply_stage(shared + place);
         place = place + Shape::stage_bytes == Shape::ring_bytes ? 0 : place + Shape::stage_bytes;
+    }
+    if (in_eight) {
+        if (stages == 0) block_barrier();  // before the tables are read
+        if (column >= columns) return;
+        if constexpr (bits == 6) add_init.template operator()<int6_shift>();
+        finish_eight(sums, e, columns, column, first_row + row, rows, tables);
+        return;
     }
     if constexpr (bits == 6) {
         MVIT_UNROLL
@@ -254,12 +331,6 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
             int32_t& sum = sums[i / (2 * warp_tiles * 4)][i / 4 % (2 * warp_tiles)][i % 4];
             sum >>= int6_shift;
         }
-        add_init();
-    }
-    if (in_eight) {
-        if (stages == 0) block_barrier();  // before the curve is read
-        if (column < columns) finish_eight(sums, e, columns, column, first_row + row, rows, curve);
-        return;
     }
 
     block_barrier();
@@ -277,7 +348,7 @@ MVIT_DEVICE void qproduct(const Source& source, const QFragments& w, const QEpil
     constexpr int row_threads = block_columns / four;
     const int quad = thread % row_threads * four;
     if (first_column + quad >= w.columns) return;
-    const Finish finish(e, w.columns, first_column + quad, curve);
+    const Finish finish(e, w.columns, first_column + quad, tables);
     MVIT_ROLLED
     for (int i = thread / row_threads; i < block_rows && first_row + i < rows; i += Shape::threads / row_threads) {
         const auto sum = *reinterpret_cast<const Quad<int32_t>*>(staged + i * Shape::sums_stride + quad);

@@ -25,6 +25,9 @@ MVIT_DEVICE float multiply_saturated(float a, float b) {
     return x;
 }
 
+// Rounded toward zero.
+MVIT_DEVICE float multiply_toward_zero(float a, float b) { return __fmul_rz(a, b); }
+
 MVIT_DEVICE float to_float(float x) { return x; }
 MVIT_DEVICE float to_float(bf16 x) { return __bfloat162float(__ushort_as_bfloat16(x.bits)); }
 MVIT_DEVICE float to_float(f16 x) { return __half2float(__ushort_as_half(x.bits)); }
@@ -49,6 +52,7 @@ MVIT_DEVICE uint32_t from_floats(float low, float high, f16) {
 uint32_t float_bits(float x);
 float float_of_bits(uint32_t bits);
 float multiply_saturated(float a, float b);
+float multiply_toward_zero(float a, float b);
 float to_float(float x);
 float to_float(bf16 x);
 float to_float(f16 x);

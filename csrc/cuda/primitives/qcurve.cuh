@@ -3,8 +3,8 @@
 // Of x, y is a byte that goes up and down in steps of one. With 2^f steps of x to one of y and slopes of at most 1.1, 2^k neighbouring x
 // hold one step at most, where k < f: an entry of 16 bits says the byte that they begin with, and where the step is. Below one number y
 // falls or stays, from there on it rises or stays; by their distance from that number, steps of both sides go up. Where rounding lets y go
-// to and fro there is no such number, nor tables where f is so small that they would be too large: of scales that networks have, some
-// curves of a hundred. mvit_kernels/ops/qcurve.py looks for them, with every x.
+// to and fro there is no such number, nor tables where f is so small that they would be too large: in trained networks, whose scales are
+// from 0.007 on, none; of random weights, whose maps are small, an eighth. mvit_kernels/ops/qcurve.py looks for them, with every x.
 //
 //     bucket B: x from B 2^k to (B + 1) 2^k - 1      turn, from which on y rises, is the first one of a bucket
 //     entry:    256 y + 256 - t - w  modulo 2^16     y, w = |x - turn|: of the x of the bucket that is nearest to turn; t: how many x there
@@ -32,7 +32,7 @@ struct CurveHead {
     int32_t shift;     // k
     int32_t unused[2];
 };
-inline constexpr int curve_head = 200, curve_entries = curve_head + static_cast<int>(sizeof(CurveHead)) / 2, most_curve_entries = 2048;
+inline constexpr int curve_head = 200, curve_entries = curve_head + static_cast<int>(sizeof(CurveHead)) / 2, most_curve_entries = 4096;
 
 // A curve that has steps, in shared memory.
 class CurveSteps {

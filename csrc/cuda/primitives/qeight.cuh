@@ -1,6 +1,6 @@
 // What most products of a network end in, of eight neighbouring columns of a few rows, which is what a thread of ops/qproduct.cuh has: the
-// sequences of qepilogue.cuh, with the same bits, for bytes that are plain or of a curve and for int16 streams. Nothing goes through shared
-// memory, and nothing is decided in between.
+// sequences of qepilogue.cuh, with the same bits, for bytes that are plain, of a curve or of segments and for int16 streams. Nothing goes
+// through shared memory, and nothing is decided in between.
 //
 // Rounding is one addition, `rint_bits`: the limits of bytes (zero-points are within 2^20) and of streams are within its range. A byte is
 // the low one of these bits plus the zero-point, and int16 the low half.
@@ -10,6 +10,7 @@
 
 #include "cuda/primitives/dot4.cuh"
 #include "cuda/primitives/qepilogue.cuh"
+#include "cuda/primitives/qsegments.cuh"
 
 namespace mvit::cuda {
 
@@ -22,8 +23,15 @@ MVIT_DEVICE uint32_t low_bytes(const Quad<int32_t>& q) {
 }
 MVIT_DEVICE uint32_t low_halves(int32_t a, int32_t b) { return permute(static_cast<uint32_t>(a), static_cast<uint32_t>(b), 0x5410); }
 
+// Whether bytes are of segments, and of nothing else.
+MVIT_DEVICE bool ends_in_segments(const QEpilogue& e) {
+    const bool more = e.plain || e.table || e.residual || e.row_scale || e.row_zero_point;
+    return e.type == QType::u8 && e.activation == QActivation::segments && !more;
+}
+
 MVIT_DEVICE bool ends_in_eight(const QEpilogue& e) {
-    return finish_form(e) != FinishForm::any || (e.type == QType::u8 && e.plain && e.table && !e.row_scale && !e.row_zero_point);
+    return finish_form(e) != FinishForm::any || ends_in_segments(e) ||
+           (e.type == QType::u8 && e.plain && e.table && !e.row_scale && !e.row_zero_point);
 }
 
 // Each of these has four columns and makes `words` words of their scaled sums; of what the words hold before where `adds`.
@@ -52,6 +60,25 @@ struct PlainBytes {
     const uint8_t* table;
     Quad<float> low, high;
     Quad<int32_t> zero_point;
+};
+
+struct SegmentBytes {
+    using Element = uint8_t;
+    static constexpr int words = 1;
+    static constexpr bool adds = false;
+
+    MVIT_DEVICE SegmentBytes(const QEpilogue& e, int64_t column, const uint8_t* shared)
+        : activate(shared), plain(e, column, shared), inverse(load_quad(e.channels.inverse + column, four, true)) {}
+    MVIT_DEVICE void operator()(const Quad<float>& x, uint32_t* word) const {
+        Quad<float> y;
+        MVIT_UNROLL
+        for (int i = 0; i < four; ++i) y.v[i] = activate(x.v[i]) * inverse.v[i];
+        plain(y, word);
+    }
+
+    SharedSegments activate;
+    PlainBytes<false> plain;
+    Quad<float> inverse;
 };
 
 // Curve: CurveSteps, or SharedCurve of one that has none.
@@ -143,10 +170,17 @@ MVIT_DEVICE void store_eight(const Words<words>& w, T* p, int lanes, bool aligne
         if (i < lanes) p[i] = static_cast<T>(w.v[i / each] >> (bits * (i % each)));
 }
 
+// What finish_eight looks up in shared memory, of all threads, before a barrier; shared: SharedCurve::bytes, aligned to 16.
+MVIT_DEVICE void load_tables(const QEpilogue& e, uint8_t* shared, int threads) {
+    static_assert(SharedSegments::bytes <= SharedCurve::bytes);
+    if (e.curve) return SharedCurve::load(e.curve, shared, threads);
+    if (ends_in_segments(e)) SharedSegments::load(e.segments, shared, threads);
+}
+
 // Sums with what they begin with, of rows `row` + 16 i + 8 half below `rows`: sums[i][c / 2][2 half + c % 2] is column `column` + c.
 template <class Of, int rounds>
 MVIT_DEVICE void finish_eight(const int32_t (&sums)[rounds][4][4], const QEpilogue& e, int columns, int column, int64_t row, int64_t rows,
-                              const uint8_t* curve) {
+                              const uint8_t* tables) {
     using T = typename Of::Element;
     constexpr int words = 2 * Of::words;
     const auto are_aligned = [&](const void* p, int64_t stride) {
@@ -164,7 +198,7 @@ MVIT_DEVICE void finish_eight(const int32_t (&sums)[rounds][4][4], const QEpilog
     }
     MVIT_UNROLL
     for (int quad = 0; quad < 2; ++quad) {
-        const Of of(e, column + four * quad, curve);
+        const Of of(e, column + four * quad, tables);
         const Quad<float> scale = load_quad(e.channels.scale + column + four * quad, four, true);
         MVIT_UNROLL
         for (int i = 0; i < rounds; ++i) {
@@ -185,17 +219,18 @@ MVIT_DEVICE void finish_eight(const int32_t (&sums)[rounds][4][4], const QEpilog
 // Of what ends_in_eight.
 template <int rounds>
 MVIT_DEVICE void finish_eight(const int32_t (&sums)[rounds][4][4], const QEpilogue& e, int columns, int column, int64_t row, int64_t rows,
-                              const uint8_t* curve) {
+                              const uint8_t* tables) {
     if (e.type == QType::i16) {
-        if (e.residual) return finish_eight<Stream<true>>(sums, e, columns, column, row, rows, curve);
-        return finish_eight<Stream<false>>(sums, e, columns, column, row, rows, curve);
+        if (e.residual) return finish_eight<Stream<true>>(sums, e, columns, column, row, rows, tables);
+        return finish_eight<Stream<false>>(sums, e, columns, column, row, rows, tables);
     }
     if (e.curve) {
-        if (SharedCurve::has_steps(curve)) return finish_eight<CurveBytes<CurveSteps>>(sums, e, columns, column, row, rows, curve);
-        return finish_eight<CurveBytes<SharedCurve>>(sums, e, columns, column, row, rows, curve);
+        if (SharedCurve::has_steps(tables)) return finish_eight<CurveBytes<CurveSteps>>(sums, e, columns, column, row, rows, tables);
+        return finish_eight<CurveBytes<SharedCurve>>(sums, e, columns, column, row, rows, tables);
     }
-    if (e.table) return finish_eight<PlainBytes<true>>(sums, e, columns, column, row, rows, curve);
-    finish_eight<PlainBytes<false>>(sums, e, columns, column, row, rows, curve);
+    if (!e.plain) return finish_eight<SegmentBytes>(sums, e, columns, column, row, rows, tables);
+    if (e.table) return finish_eight<PlainBytes<true>>(sums, e, columns, column, row, rows, tables);
+    finish_eight<PlainBytes<false>>(sums, e, columns, column, row, rows, tables);
 }
 
 }  // namespace mvit::cuda

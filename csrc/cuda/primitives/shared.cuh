@@ -27,9 +27,10 @@ class SharedAddress {
         asm("ld.shared.u16 %0, [%1 + %2];" : "=h"(value) : "r"(at_ + offset), "n"(at));
         return value;
     }
+    template <int at = 0>
     MVIT_DEVICE uint32_t load_u32(uint32_t offset) const {
         uint32_t value;
-        asm("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(at_ + offset));
+        asm("ld.shared.u32 %0, [%1 + %2];" : "=r"(value) : "r"(at_ + offset), "n"(at));
         return value;
     }
 
@@ -58,7 +59,10 @@ class SharedAddress {
     uint32_t load_u16(uint32_t offset) const {
         return load<uint16_t>(offset + at);
     }
-    uint32_t load_u32(uint32_t offset) const { return load<uint32_t>(offset); }
+    template <int at = 0>
+    uint32_t load_u32(uint32_t offset) const {
+        return load<uint32_t>(offset + at);
+    }
 
   private:
     template <class T>
