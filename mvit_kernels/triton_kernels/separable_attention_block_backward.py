@@ -364,7 +364,7 @@ def backward(
     moments = join(moments) if moments.ndim == 3 else moments.contiguous()
     mixed = mix(x, weights, walk, (moments, 0, 0), eps, spread=True)
     context, (whole, spread), logarithm = contexts(mixed, weights, spread=True)
-    rows, value_sums = context.shape[0], weights.value.sum(1, dtype=torch.float32)
+    rows, value_sums = context.shape[0], weights.value_sums
     map_ = (*map_of(x, walk), x.stride(0), *walk.steps(x), eps)
     of_map = {"FAR": far(x), "SHIFT": walk.shift, "enable_fp_fusion": True}
 
