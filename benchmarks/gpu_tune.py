@@ -7,6 +7,7 @@ is timed. What is not done in `--seconds` keeps the kernel's own choice, and so 
 
     python benchmarks/gpu_tune.py
     python benchmarks/gpu_tune.py --models mobilevit_xs --batches 1 8 64    # adds to what is in the table
+    python benchmarks/gpu_tune.py --models mobilevitv2_100 --batches 256 --ops separable_attention_block feed_forward --no-gradients
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import argparse
 import contextlib
 import functools
 import json
+import math
 import multiprocessing
 import statistics
 import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n\n")[0])
     parser.add_argument("--models", nargs="+", default=MODELS, choices=mk.list_models(), metavar="NAME")
     parser.add_argument("--batches", nargs="+", type=int, default=BATCHES, metavar="IMAGES")
+    parser.add_argument("--ops", nargs="+", metavar="OP", help="only the calls of these")
+    parser.add_argument("--gradients", action=argparse.BooleanOptionalAction, default=True, help="of ops whose gradients have kernels, too")
     parser.add_argument("--seconds", type=float, default=150, help="for all of it")
     parser.add_argument("--output", type=Path, default=tuning.TABLE, metavar="FILE")
     args = parser.parse_args(arguments)
@@ -57,17 +61,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gpu_tune: expected a machine with a GPU, torch {torch.__version__} finds none", file=sys.stderr)
         return 2
     started = time.time()
-    networks = [(model, batch, gradients) for gradients in (False, True) for model in args.models for batch in args.batches]
+    ways = (False, True) if args.gradients else (False,)
+    networks = [(model, batch, gradients) for gradients in ways for model in args.models for batch in args.batches]
     shares = max(1, min(16, usable_cores()) // len(networks))
     # What these do not compile is compiled when it is timed, and what fails there fails here, too.
-    tasks = [(*network, share, shares) for network in networks for share in range(shares)]
+    tasks = [(*network, args.ops, share, shares) for network in networks for share in range(shares)]
     beside_each_other(compile_share, tasks, started + COMPILING * args.seconds)
     print(f"compiled until {time.time() - started:.0f} s", flush=True)
     found: dict[tuning.Key, Times] = {}
     failed = 0
     for network in networks:
         try:
-            failed += time_choices(*network, found, started + args.seconds)
+            failed += time_choices(*network, args.ops, found, started + args.seconds)
         except Exception:  # of one network; what it has found is written, and the others are tried
             traceback.print_exc()
             failed += 1
@@ -76,7 +81,9 @@ def main(arguments: list[str] | None = None) -> int:
         (own, _), (least, tile) = times[0], min(times, key=lambda each: each[0])
         print(f"{' '.join(key):80} {1e6 * own:9.2f} us own {1e6 * least:9.2f} us least {list(tile.values())}")
     print(f"{len(found)} calls in {args.output} after {time.time() - started:.0f} s, {failed} failures")
-    return int(failed > 0)
+    if args.ops and not found:
+        print(f"gpu_tune: no call of {', '.join(args.ops)} was timed", file=sys.stderr)
+    return int(failed > 0 or bool(args.ops and not found))
 
 
 def beside_each_other(function: Callable[..., object], tasks: Iterable[tuple[Any, ...]], end: float) -> None:
@@ -99,9 +106,12 @@ def plan_of(model: str) -> Any:
     return mk.compile(mk.create_model(model).cuda().half().eval(), torch.empty(1, *size, device="cuda")).plan(size)
 
 
-def walk(plan: Any, batch: int, gradients: bool, visit: Visit, wanted: Callable[[str], bool] = lambda _: True) -> None:
-    """Show every choice of a tile that the (wanted) calls of a plan make, or their gradients: the kernel's own and its candidates, and what
-    runs the op with one of them. Calls get random numbers, each by itself, and those of one size are one."""
+def walk(
+    plan: Any, batch: int, gradients: bool, visit: Visit, ops: Sequence[str] | None = None, begin: float = 0.0, end: float = math.inf
+) -> None:
+    """Show every choice of a tile that the calls of a plan make, or of some ops, or their gradients: the kernel's own and its candidates,
+    and what runs the op with one of them. Calls get random numbers, each by itself, and those of one size are one. begin: which of them is
+    the first, as a part of all; end: when there is no time for another."""
     values = {"input": plan.input} | {call.name: call.result for call in plan.calls}
     collecting = {f"{call.name}.moments": call for call in plan.calls if call.collects}
 
@@ -112,11 +122,14 @@ def walk(plan: Any, batch: int, gradients: bool, visit: Visit, wanted: Callable[
         return tensor(values[name], batch, plan.device)
 
     alike, seen = set(), set()
-    for call in plan.calls:
+    first = int(begin * len(plan.calls))
+    for call in (*plan.calls[first:], *plan.calls[:first]):
         sizes = [str(values.get(name, "moments")) for name in call.inputs]
         name = " ".join([call.op, *sizes, str(call.result), str(call.weight_bytes)])
-        if call.reason is not None or (gradients and call.op not in TRAINED) or name in alike or not wanted(name):
+        if call.reason is not None or (gradients and call.op not in TRAINED) or name in alike or (ops and call.op not in ops):
             continue
+        if time.time() >= end:
+            break
         alike.add(name)
         with contextlib.nullcontext() if gradients else keeping_parts():  # as plans run them
             run = gradient_of(call, given(call.inputs[0])) if gradients else functools.partial(call.run, *map(given, call.inputs))
@@ -175,18 +188,27 @@ def run_with(key: tuning.Key, run: Callable[[], object], tile: tuning.Tile) -> o
         return run()
 
 
-def compile_share(model: str, batch: int, gradients: bool, share: int, shares: int) -> None:
-    """Compile what every `shares`th of the calls of a network, or their gradients, may choose."""
+def compile_share(model: str, batch: int, gradients: bool, ops: Sequence[str] | None, share: int, shares: int) -> None:
+    """Compile every `shares`th tile that the calls of a network, or their gradients, may choose. Whoever looks for choices runs all calls
+    with kernels' own tiles: each process begins with another call, and finds most of what the others have made on disk."""
     torch.set_num_threads(1)
 
     def compiled(key: tuning.Key, tiles: list[tuning.Tile], run: Callable[[tuning.Tile], object]) -> None:
-        for tile in tiles:
-            tried(key, tile, run, lambda _: True)
+        for tile in tiles[1:]:
+            if share_of(key, tile, shares) == share:
+                tried(key, tile, run, lambda _: True)
 
-    walk(plan_of(model), batch, gradients, compiled, lambda name: zlib.crc32(name.encode()) % shares == share)
+    walk(plan_of(model), batch, gradients, compiled, ops, share / shares)
 
 
-def time_choices(model: str, batch: int, gradients: bool, found: dict[tuning.Key, Times], end: float) -> int:
+def share_of(key: tuning.Key, tile: tuning.Tile, shares: int) -> int:
+    """The same in every process."""
+    return zlib.crc32(f"{key} {sorted(tile.items())}".encode()) % shares
+
+
+def time_choices(
+    model: str, batch: int, gradients: bool, ops: Sequence[str] | None, found: dict[tuning.Key, Times], end: float
+) -> int:  # fmt: skip
     """Time what is not in `found` and put it there; how many failed."""
     failed = 0
 
@@ -198,7 +220,7 @@ def time_choices(model: str, batch: int, gradients: bool, found: dict[tuning.Key
             if times[0][0] is not None:  # the kernel's own choice
                 found[key] = [(each, tile) for each, tile in times if each is not None]
 
-    walk(plan_of(model), batch, gradients, timed, lambda _: time.time() < end)
+    walk(plan_of(model), batch, gradients, timed, ops, end=end)
     return failed
 
 

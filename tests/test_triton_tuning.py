@@ -250,12 +250,12 @@ def test_when_the_time_is_over_no_call_is_run(gradients: bool, gpu_tune: Any, mo
     plan = SimpleNamespace(calls=[call], input=value, device=torch.device(DEVICE))
     monkeypatch.setattr(gpu_tune, "plan_of", lambda _: plan)
     found: dict[Any, Any] = {}
-    assert gpu_tune.time_choices("of any name", 1, gradients, found, time.time() - 1) == 0
+    assert gpu_tune.time_choices("of any name", 1, gradients, None, found, time.time() - 1) == 0
     assert (ran, found) == ([], {})
 
 
 def test_a_network_that_fails_costs_no_other(gpu_tune: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def time_choices(model: str, batch: int, gradients: bool, found: dict[Any, Any], end: float) -> int:
+    def time_choices(model: str, batch: int, gradients: bool, ops: Any, found: dict[Any, Any], end: float) -> int:
         found["sm_90", "gemm", f"float16 {batch}"] = [(1.0, OWN), (0.5, OTHER)]
         if batch == 1:
             raise MemoryError("too large")
@@ -268,7 +268,55 @@ def test_a_network_that_fails_costs_no_other(gpu_tune: Any, monkeypatch: pytest.
     table = tmp_path / "tuned.json"
     assert gpu_tune.main(["--models", "mobilevit_s", "--batches", "1", "2", "--output", str(table)]) == 1
     assert {call for _, _, call in tuning_.read(table)} == {"float16 1", "float16 2"}
-    assert {task[:3] for task in shared} == {("mobilevit_s", batch, gradients) for batch in (1, 2) for gradients in (False, True)}
+    assert {task[:4] for task in shared} == {("mobilevit_s", batch, gradients, None) for batch in (1, 2) for gradients in (False, True)}
+
+
+def test_a_search_of_some_ops_without_gradients(
+    gpu_tune: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_tune, "usable_cores", lambda: 6)
+    monkeypatch.setattr(gpu_tune, "time_choices", lambda *network: asked.append(network[:4]) or 0)
+    shared: list[Any] = []
+    monkeypatch.setattr(gpu_tune, "beside_each_other", lambda function, tasks, end: shared.extend(tasks))
+    given = ["--models", "mobilevit_s", "--batches", "2", "--ops", "gemm", "feed_forwrd", "--no-gradients"]
+    assert gpu_tune.main([*given, "--output", str(tmp_path / "tuned.json")]) == 1  # nothing was timed
+    assert "no call of gemm, feed_forwrd was timed" in capsys.readouterr().err
+    network = "mobilevit_s", 2, False, ["gemm", "feed_forwrd"]
+    assert asked == [network]
+    assert shared == [(*network, share, 6) for share in range(6)]
+
+
+def test_only_calls_of_wanted_ops_are_run(gpu_tune: Any) -> None:
+    ran: list[str] = []
+    value = Value((8, 5, 6), torch.float16)
+    calls = [Call(op, (op,), ("input",), lambda x, op=op: ran.append(op) or x, value) for op in ("gemm", "conv2d", "feed_forward")]
+    plan = SimpleNamespace(calls=calls, input=value, device=torch.device(DEVICE))
+    gpu_tune.walk(plan, 2, False, lambda *_: None, ["gemm", "feed_forward"])
+    gpu_tune.walk(plan, 2, False, lambda *_: None, begin=0.5)
+    assert ran == ["gemm", "feed_forward", "conv2d", "feed_forward", "gemm"]
+
+
+def test_processes_compile_every_candidate_once(gpu_tune: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel's own choice is run by all of them, on the way to the others."""
+    parameters = [randn(*size, dtype=torch.float16) for size in ((24, 8, 1, 1), (24,), (24, 1, 3, 3), (24,), (16, 24, 1, 1), (16,))]
+    run, value = (lambda x: mk.ops.inverted_residual(x, *parameters, backend="triton")), Value((8, 5, 6), torch.float16)
+    call = Call("inverted_residual", ("a",), ("input",), run, Value((16, 5, 6), torch.float16))
+    plan = SimpleNamespace(calls=[call], input=value, device=torch.device(DEVICE))
+    compiled: list[Any] = []
+    monkeypatch.setattr(gpu_tune, "plan_of", lambda _: plan)
+    monkeypatch.setattr(gpu_tune, "tried", lambda key, tile, run, measure: compiled.append((key, sorted(tile.items()))))
+    wanted: list[Any] = []
+    gpu_tune.walk(plan, 1, False, lambda key, tiles, run: wanted.extend((key, sorted(tile.items())) for tile in tiles[1:]))
+    by_share = []
+    for share in range(3):
+        before = len(compiled)
+        gpu_tune.compile_share("of any name", 1, False, None, share, 3)
+        by_share.append(len(compiled) - before)
+    assert len(wanted) > 3
+    assert sorted(map(str, compiled)) == sorted(map(str, wanted))
+    assert all(by_share)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -118,6 +118,11 @@ def by_warpgroups(x: Tensor) -> bool:
     return 90 <= capability(x) < 120
 
 
+def registers_of(warps: int, resident: int) -> dict[str, int]:
+    """The setting of a launch that leaves so many blocks of so many warps room on a multiprocessor; 0: registers are not limited."""
+    return {"maxnreg": 65536 // (32 * warps * resident) // 8 * 8} if resident else {}
+
+
 @functools.cache
 def _processors(device: int) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count

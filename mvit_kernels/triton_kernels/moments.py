@@ -56,14 +56,15 @@ def moments_kernel(x, parts, size, pieces, piece_size, BLOCK: tl.constexpr):
 
 @triton.jit
 def write_part(parts, program, value, inside, count):
-    """The part of a program that has made a whole piece: value (rows, columns) as it is in memory, `count` elements inside."""
+    """The part of a program that has made a whole piece: value (rows, columns) as it is in memory, `count` elements inside. Sums are of all
+    elements at once: each thread adds its own before threads meet, where sums of rows would have them meet for each row."""
     value = tl.where(inside, value.to(tl.float32), 0.0)
-    mean = tl.div_rn(tl.sum(tl.sum(value, 1), 0), count)  # as above
+    mean = tl.div_rn(tl.sum(value), count)  # as above
     distance = tl.where(inside, value - mean, 0.0)
     at = parts + tl.cast(program, tl.int64) * 3
     tl.store(at, count)
     tl.store(at + 1, mean)
-    tl.store(at + 2, tl.sum(tl.sum(distance * distance, 1), 0))
+    tl.store(at + 2, tl.sum(distance * distance))
 
 
 @triton.jit

@@ -1,5 +1,5 @@
-"""Pixels whose channels stay in registers while a product goes over its columns. Channels are two powers of two, C1 + C2, of which nearly
-all widths of MobileViT are sums: 144 = 128 + 16, 192 = 128 + 64, 384 = 256 + 128. So is 256 = 128 + 128: the halves of the sums are
+"""Pixels whose channels stay on a multiprocessor while a product goes over its columns. Channels are two powers of two, C1 + C2, of which
+nearly all widths of MobileViT are sums: 144 = 128 + 16, 192 = 128 + 64, 384 = 256 + 128. So is 256 = 128 + 128: the halves of the sums are
 finished one after the other, in fewer registers."""
 
 from __future__ import annotations
@@ -62,11 +62,28 @@ def normal(value, mean, inverse, c, dim):
 
 
 @triton.jit
-def add_and_store(total, bias, x, at, y, y_at, c, dim, inside_t, parts, piece, COLLECT: tl.constexpr):
-    """Channels c of y = total + bias + x, of the pixels inside; with COLLECT the part of these. bias has no end that a mask would mind."""
+def normalised(sums, mean, inverse, bias, weight_sums, RAW: tl.constexpr):
+    """W ((x - mean) / sigma) + bias, of sums = W x with RAW, W 1 = weight_sums; else sums are those of normalised pixels already.
+
+    So 16-bit pixels reach tensor cores through no register: those that stay there over a loop leave room for one block of threads a
+    multiprocessor, which waits for every load by itself. What a mean far from 0 costs are the last bits of float32 times |mean| / sigma,
+    at most 316 |mean| with eps 1e-5, below the last bit of the 16-bit pixel that the result is added to. Pixels in float32 have no such
+    room."""
+    if RAW:
+        shift = tl.load(bias)[None, :] - mean * inverse * tl.load(weight_sums)[None, :]
+        result = sums * inverse + shift
+    else:
+        result = sums + tl.load(bias)[None, :]
+    return result
+
+
+@triton.jit
+def add_and_store(total, bias, x, at, y, y_at, c, dim, inside_t, parts, piece, FIRST: tl.constexpr, COLLECT: tl.constexpr):
+    """Channels c, from FIRST on, of y = total + bias + x, of the pixels inside; with COLLECT the part of these. bias has no end that a mask
+    would mind."""
     inside = inside_t[:, None] & (c < dim)[None, :]
     result = (total + tl.load(bias + c)[None, :] + load_pixels(x, at, c, dim)).to(y.dtype.element_ty)
     tl.store(y + y_at + c[None, :], result, mask=inside)
     if COLLECT:
-        count = tl.sum(tl.where(inside_t, 1.0, 0.0), 0) * tl.sum(tl.where(c < dim, 1.0, 0.0), 0)
+        count = tl.sum(tl.where(inside_t, 1.0, 0.0), 0) * tl.minimum(dim - FIRST, c.shape[0]).to(tl.float32)
         write_part(parts, piece, result, inside, count)

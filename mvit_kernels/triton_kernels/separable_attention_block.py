@@ -10,7 +10,8 @@ tensor, no normalised copy, no unfolded copy. With xc = x - mean and r = 1 / sig
 Of few pixels, each program of 4 would wait for all weights by itself, and most of a GPU for nothing: there the gated values go through
 memory (L2), programs share the columns of both products, and those of the first one do 3 for their columns.
 
-x is normalised before it is rounded to 16 bits for the tensor cores, so a large mean costs no accuracy.
+In two launches x is normalised before it is rounded to 16 bits for the tensor cores; in one, pixels are multiplied as they are. Neither way
+does a large mean cost accuracy that the result has: `normalised` of resident.py.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ import triton
 import triton.language as tl
 
 from . import gemm, tuning
-from .launch import anew, blocks, by_warpgroups, far, launch, power_of_two, processors, wait_turn
+from .launch import anew, blocks, by_warpgroups, far, launch, power_of_two, processors, registers_of, wait_turn
 from .moments import collect as collect_moments
 from .moments import collected, combine_moments, empty_parts, parts_or_moments
 from .phases import Phases, group_start, phases_of, pixel_offsets
 from .products import dot
-from .resident import add_and_store, load_pixels, normal, padded, widths
+from .resident import add_and_store, load_pixels, normal, normalised, padded, widths
 
 Tensor = torch.Tensor
 
@@ -45,6 +46,7 @@ class Weights(NamedTuple):
     key_bias: Tensor  # (d,)
     value: Tensor
     value_bias: Tensor
+    value_sums: Tensor  # (d,), of the rows of `value` as it is stored
     out: Tensor
     out_bias: Tensor
 
@@ -59,11 +61,22 @@ def arrange(weight: Tensor, bias: Tensor, out: Tensor, out_bias: Tensor, dtype: 
     query, key, value = weight.split([1, dim, dim])
     _, key_bias, value_bias = bias.split([1, dim, dim])  # the query's cancels
     beyond, outside = -dim % SLICE, sum(widths(dim)) - dim
+    matrix = padded(value, dtype, 0, outside, 0, beyond)
     return Weights(
         query.float().flatten().contiguous(), key.float().contiguous(), key_bias.float().contiguous(),
-        padded(value, dtype, 0, outside, 0, beyond), padded(value_bias, torch.float32, 0, beyond),
+        matrix, padded(value_bias, torch.float32, 0, beyond), matrix.sum(1, dtype=torch.float32),
         padded(out, dtype, 0, beyond, 0, outside), padded(out_bias, torch.float32, 0, outside),
     )  # fmt: skip
+
+
+@triton.jit
+def _pixels_of_turn(
+    x, begin, end, c, dim, columns, row_step, column_step, FAR: tl.constexpr, SHIFT: tl.constexpr, BLOCK_T: tl.constexpr
+):  # fmt: skip
+    """Zeros from pixel `end` on."""
+    t = begin + tl.arange(0, BLOCK_T)
+    at = pixel_offsets(t, columns, row_step, column_step, 1, FAR, SHIFT)
+    return tl.load(x + at[:, None] + c[None, :], mask=(t < end)[:, None] & (c < dim)[None, :], other=0.0)
 
 
 @triton.jit
@@ -87,11 +100,12 @@ def mixed_kernel(
     results = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
     if SPREAD:
         by_score = tl.zeros((BLOCK_T, BLOCK_C), tl.float32)
-    end = tl.minimum((split + 1) * share, length)
-    for begin in range(split * share, end, BLOCK_T):
+    start, end = split * share, tl.minimum((split + 1) * share, length)
+    # Pixels of the next turn are on their way while those of one are added.
+    value = _pixels_of_turn(x, start, end, c, dim, columns, x_row_step, x_column_step, FAR, SHIFT, BLOCK_T)
+    for begin in range(start, end, BLOCK_T):
         t = begin + tl.arange(0, BLOCK_T)
-        at = pixel_offsets(t, columns, x_row_step, x_column_step, 1, FAR, SHIFT)
-        value = tl.load(x + at[:, None] + c[None, :], mask=(t < end)[:, None] & (c < dim)[None, :], other=0.0)
+        following = _pixels_of_turn(x, begin + BLOCK_T, end, c, dim, columns, x_row_step, x_column_step, FAR, SHIFT, BLOCK_T)
         centred = value.to(tl.float32) - mean
         scores = tl.where(t < end, tl.sum(centred * w[None, :], 1), float("-inf"))
         now = tl.maximum(largest, scores)
@@ -102,7 +116,7 @@ def mixed_kernel(
         if SPREAD:
             tl.store(scored + (program // splits).to(tl.int64) * length + t, scores, mask=t < end)
             by_score = by_score * shrink[:, None] + (weights * tl.where(t < end, scores, 0.0))[:, None] * centred
-        largest = now
+        largest, value = now, following
     most = tl.max(largest, 0)
     shrink = tl.exp(largest - tl.where(most == float("-inf"), 0.0, most))
     total = tl.sum(totals * shrink, 0)
@@ -235,13 +249,13 @@ def tile_pixels(program, groups, length, BLOCK_T: tl.constexpr, PHASES: tl.const
 
 @triton.jit
 def value_out_kernel(
-    x, parts, context, value, value_bias, out, out_bias, y, made, dim, groups, across, length, columns,
+    x, parts, context, value, value_bias, value_sums, out, out_bias, y, made, dim, groups, across, length, columns,
     x_image, x_row, x_column, x_row_step, x_column_step, y_image, y_row, y_column, y_row_step, y_column_step,
     pieces, eps, PIECES: tl.constexpr, FAR: tl.constexpr, SHIFT: tl.constexpr, COLLECT: tl.constexpr, SLICE: tl.constexpr,
     C1: tl.constexpr, C2: tl.constexpr, PHASES: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
 ):  # fmt: skip
-    """A tile of pixels of a phase, or of PHASES short ones, normalised once, and slices of the values: each is gated and the depth of a
-    second product."""
+    """A tile of pixels of a phase, or of PHASES short ones, and slices of the values: each is gated and the depth of a second product.
+    16-bit pixels are multiplied as they are: `normalised` of resident.py."""
     wait_turn()
     program = tl.program_id(0)
     image, group, t, _ = tile_pixels(program, groups, length, BLOCK_T, PHASES)
@@ -250,20 +264,25 @@ def value_out_kernel(
     from_image = x + image.to(tl.int64) * x_image
     context += image.to(tl.int64) * groups * dim
     c1 = tl.arange(0, C1)
-    normal1 = normal(load_pixels(from_image, at, c1, dim), mean, inverse, c1, dim).to(x.dtype.element_ty)
+    pixels1 = tl.load(from_image + at + c1[None, :], mask=(c1 < dim)[None, :], other=0.0)
     total1 = tl.zeros((BLOCK_T, C1), tl.float32)
     if C2 > 0:
         c2 = C1 + tl.arange(0, C2)
-        normal2 = normal(load_pixels(from_image, at, c2, dim), mean, inverse, c2, dim).to(x.dtype.element_ty)
+        pixels2 = tl.load(from_image + at + c2[None, :], mask=(c2 < dim)[None, :], other=0.0)
         total2 = tl.zeros((BLOCK_T, C2), tl.float32)
+    RAW: tl.constexpr = x.dtype.element_ty != tl.float32
+    if not RAW:
+        pixels1 = normal(pixels1, mean, inverse, c1, dim)
+        if C2 > 0:
+            pixels2 = normal(pixels2, mean, inverse, c2, dim)
     depth = tl.cdiv(dim, SLICE) * SLICE
     for first in range(0, dim, BLOCK_V):
         v = first + tl.arange(0, BLOCK_V)
         into, from_ = value + v[None, :] * (C1 + C2), out + v[:, None]
-        values = dot(normal1, tl.load(into + c1[:, None]), tl.zeros((BLOCK_T, BLOCK_V), tl.float32))
+        values = dot(pixels1, tl.load(into + c1[:, None]), tl.zeros((BLOCK_T, BLOCK_V), tl.float32))
         if C2 > 0:
-            values = dot(normal2, tl.load(into + c2[:, None]), values)
-        values += tl.load(value_bias + v)[None, :]
+            values = dot(pixels2, tl.load(into + c2[:, None]), values)
+        values = normalised(values, mean, inverse, value_bias + v, value_sums + v, RAW)
         if PHASES == 1:
             gate = tl.load(context + group * dim + v, mask=v < dim, other=0.0)[None, :]
         else:
@@ -272,18 +291,17 @@ def value_out_kernel(
         total1 = dot(gated, tl.load(from_ + c1[None, :] * depth), total1)
         if C2 > 0:
             total2 = dot(gated, tl.load(from_ + c2[None, :] * depth), total2)
-    if C1 + C2 > 128:  # of so many sums, no registers are left for addresses
-        program = anew(program)
+    program = anew(program)  # or pixels and their addresses stay in registers for the sum
     image, group, t, inside = tile_pixels(program, groups, length, BLOCK_T, PHASES)
     at = (group_start(group, across, x_row, x_column) + pixel_offsets(t, columns, x_row_step, x_column_step, 1, FAR, SHIFT))[:, None]
     y_at = (group_start(group, across, y_row, y_column) + pixel_offsets(t, columns, y_row_step, y_column_step, 1, FAR, SHIFT))[:, None]
     x += image.to(tl.int64) * x_image
     y += image.to(tl.int64) * y_image
-    if C2 > 0:
-        add_and_store(total1, out_bias, x, at, y, y_at, c1, dim, inside, made, program * 2, COLLECT)
-        add_and_store(total2, out_bias, x, at, y, y_at, c2, dim, inside, made, program * 2 + 1, COLLECT)
+    if C2 > 0:  # the fewer channels first, beside the sums of the others
+        add_and_store(total2, out_bias, x, at, y, y_at, c2, dim, inside, made, program * 2 + 1, C1, COLLECT)
+        add_and_store(total1, out_bias, x, at, y, y_at, c1, dim, inside, made, program * 2, 0, COLLECT)
     else:
-        add_and_store(total1, out_bias, x, at, y, y_at, c1, dim, inside, made, program, COLLECT)
+        add_and_store(total1, out_bias, x, at, y, y_at, c1, dim, inside, made, program, 0, COLLECT)
 
 
 # --- what launches them ---
@@ -322,8 +340,9 @@ def forward(
     made = empty_parts(x, x.shape[0], programs * (2 if c2 else 1)) if collect else parts
     launch(
         value_out_kernel, x.shape[0] * programs,
-        x, parts, context, weights.value, weights.value_bias, weights.out, weights.out_bias, y, made, *map_, x.stride(0), *walk.steps(x),
-        y.stride(0), *walk.steps(y), pieces, eps, COLLECT=collect, SLICE=SLICE, PHASES=phases, **of_channels, **tiles, **of_image,
+        x, parts, context, weights.value, weights.value_bias, weights.value_sums, weights.out, weights.out_bias, y, made, *map_,
+        x.stride(0), *walk.steps(x), y.stride(0), *walk.steps(y), pieces, eps, COLLECT=collect, SLICE=SLICE, PHASES=phases, **of_channels,
+        **tiles, **of_image,
     )  # fmt: skip
     return collected(made) if collect else no_moments
 
@@ -345,7 +364,9 @@ def mix(x: Tensor, weights: Weights, walk: Phases, moments: tuple[Tensor, int, i
     """moments: as of `parts_or_moments`."""
     parts, pieces, lanes = moments
     dim, rows, block_c = x.shape[1], x.shape[0] * walk.groups, power_of_two(x.shape[1], 16)
-    warps = 1 if rows >= 4 * processors(x) else 4  # many programs: what each of them does once is done in one warp
+    # As many as are on a multiprocessor at once, about 20, have enough of memory on its way; of more programs, what each of them does once
+    # is done in one warp.
+    warps = 4 if rows <= 5 * processors(x) else 2 if rows <= 10 * processors(x) else 1
     block_t = power_of_two(walk.length, 1, 1024 * warps // block_c)
     splits = _splits(rows, blocks(walk.length, block_t), processors(x))
     share = blocks(blocks(walk.length, block_t), splits) * block_t
@@ -416,9 +437,8 @@ def programs_of(walk: Phases, block_t: int) -> tuple[int, int]:
 
 
 def tile(x: Tensor, walk: Phases) -> tuning.Tile:
-    """Sums of all channels of a tile of pixels are in registers, beside the pixels themselves. Tensor cores of sm_90 take 64 pixels of four
-    warps at once: with eight warps for them, as many instructions do half of the work. Of few images tiles are smaller, as small as tensor
-    cores take, until there is one for each processor; where there is none even so, products are in two launches."""
+    """As of feed_forward.py. Of few images tiles are smaller, as small as tensor cores take, until there is one for each processor; where
+    there is none even so, products are in two launches."""
     images, width = x.shape[0], sum(widths(x.shape[1]))
     if x.dtype == torch.float32:  # on no tensor cores
         return _tile(16, 16, 8, 1)
@@ -426,12 +446,16 @@ def tile(x: Tensor, walk: Phases) -> tuning.Tile:
         return tuning.IN_TWO
     warpgroups = by_warpgroups(x)
     block_t = 64 if width <= (256 if warpgroups else 128) else 32
-    if warpgroups and width <= 256 and walk.length >= 128:
+    if warpgroups and (width <= 128 or 192 < width <= 256) and walk.length >= 128:
         block_t = 128
     while block_t > 16 and (images * programs_of(walk, block_t)[0] < processors(x) or block_t >= 2 * walk.groups * walk.length):
         block_t //= 2
-    if warpgroups and block_t >= 64:
-        return _tile(block_t, 64 if block_t == 128 or width <= 128 else 32, block_t // 16, 2)
+    if warpgroups and block_t == 128:
+        return _tile(block_t, 32, 8, 2, 2) if 64 < width <= 128 else _tile(block_t, 64, 8, 2, 2 if width <= 64 else 0)
+    if warpgroups and block_t == 64:
+        if images * programs_of(walk, block_t)[0] <= 2 * processors(x):
+            return _tile(block_t, 64 if width <= 128 else 32, 4, 2)
+        return _tile(block_t, 32, 4, 2, 3 if width <= 192 else 0)
     return _tile(block_t, 64 if width <= 192 else 32, 8 if block_t * width > 4096 else 4, 2)
 
 
@@ -440,14 +464,18 @@ def candidates(x: Tensor, walk: Phases) -> list[tuning.Tile]:
     if x.dtype == torch.float32:
         return []
     pixels = walk.groups * walk.length
+    found: list[tuple[int, ...]]
     if images * pixels <= 64 * processors(x):
         found = [(16, 32, 4, 2), (16, 64, 4, 2), (32, 32, 8, 2)]
         return [tuning.IN_TWO, *(_tile(*each) for each in found if each[0] < 2 * pixels)]
-    found = [(32, 32, 8, 2), (32, 64, 8, 2)] if width <= 192 else [(16, 32, 4, 2), (16, 64, 8, 2)]
-    found += [(64, 32, 8, 2), (32, 32, 4, 2), (64, 64, 4, 2)] if width <= 128 else [(64, 32, 4, 2)]
-    found += [(128, 64, 8, 2)] if width <= 256 else []
+    if width <= 192:
+        found = [(32, 64, 8, 2), (64, 32, 8, 2, 2), (64, 32, 4, 2, 3), (128, 64, 8, 2)]
+    else:
+        found = [(16, 32, 4, 2), (16, 64, 8, 2), (64, 32, 4, 2)]
+        found += [(64, 32, 8, 2), (128, 64, 8, 2)] if width <= 256 else [(32, 32, 4, 2)]
+    found += [(64, 64, 4, 2), (128, 32, 8, 2, 2)] if width <= 128 else []
     return [_tile(*each) for each in found if each[0] < 2 * pixels]
 
 
-def _tile(block_t: int, block_v: int, warps: int, stages: int) -> tuning.Tile:
-    return {"BLOCK_T": block_t, "BLOCK_V": block_v, "num_warps": warps, "num_stages": stages}
+def _tile(block_t: int, block_v: int, warps: int, stages: int, resident: int = 0) -> tuning.Tile:
+    return {"BLOCK_T": block_t, "BLOCK_V": block_v, "num_warps": warps, "num_stages": stages, **registers_of(warps, resident)}

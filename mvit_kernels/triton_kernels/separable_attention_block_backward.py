@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 
 from . import tuning
-from .launch import blocks, by_warpgroups, far, launch, power_of_two, processors, wait_turn
+from .launch import blocks, by_warpgroups, far, launch, power_of_two, processors, registers_of, wait_turn
 from .moments import collect as collect_moments
 from .moments import combine_moments, join
 from .phases import Phases, group_start, phases_of, pixel_offsets
@@ -364,7 +364,7 @@ def backward(
     moments = join(moments) if moments.ndim == 3 else moments.contiguous()
     mixed = mix(x, weights, walk, (moments, 0, 0), eps, spread=True)
     context, (whole, spread), logarithm = contexts(mixed, weights, spread=True)
-    rows, value_sums = context.shape[0], weights.value.sum(1, dtype=torch.float32)
+    rows, value_sums = context.shape[0], weights.value_sums
     map_ = (*map_of(x, walk), x.stride(0), *walk.steps(x), eps)
     of_map = {"FAR": far(x), "SHIFT": walk.shift, "enable_fp_fusion": True}
 
@@ -491,12 +491,14 @@ def input_tile(x: Tensor, walk: Phases) -> tuning.Tile:
     if x.dtype == torch.float32:
         return _tile(_pixels(x, walk, 32), 32, 4, 1, BLOCK_K=16)
     block_t = _pixels(x, walk, 64)
+    if block_t == 64 and by_warpgroups(x) and x.shape[0] * programs_of(walk, block_t)[0] > processors(x):
+        return _tile(block_t, 32, 4, 3, BLOCK_K=64, **registers_of(4, 3))  # eight warps would be the only block of a multiprocessor
     return _tile(block_t, 64 if block_t == 64 else 32, 8 if block_t == 64 else 4, 3, BLOCK_K=64)
 
 
 def input_candidates(x: Tensor, walk: Phases) -> list[tuning.Tile]:
     found = (16, 32, 4, 3), (32, 32, 4, 3), (32, 64, 4, 3), (64, 32, 4, 3), (64, 64, 8, 2), (64, 64, 8, 3), (128, 32, 8, 3)
-    return _small(x, found, BLOCK_K=64)
+    return [*_small(x, found, BLOCK_K=64), *_small(x, [(64, 32, 8, 3)], BLOCK_K=64, **registers_of(8, 2))]
 
 
 def _small(x: Tensor, found: Sequence[tuple[int, ...]], **more: int) -> list[tuning.Tile]:
