@@ -88,15 +88,37 @@ def variants(model: Callable[[], Any], size: int) -> dict[str, Callable[[], Call
     }
 
 
-def quantized(model: Any, size: int, bits: int = 8) -> Any:
-    """With the ranges of a few random images: what it takes to time it, not what makes it accurate."""
+def settled(name: str, size: int) -> Any:
+    """A network of random weights whose BatchNorms have the statistics of a few random images, as those of trained ones have of theirs.
+    Without, maps shrink from layer to layer, and curves have finer scales than those of any trained network."""
     import torch
 
     import mvit_kernels as mk
 
-    images = torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+    model = mk.create_model(name)
+    norms = [each for each in model.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+    momenta = [each.momentum for each in norms]
+    for each in norms:
+        each.momentum = 1.0
+    with torch.no_grad():
+        model.train()(_images(size))
+    for each, momentum in zip(norms, momenta, strict=True):
+        each.momentum = momentum
+    return model.eval()
+
+
+def _images(size: int) -> Any:
+    import torch
+
+    return torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def quantized(model: Any, size: int, bits: int = 8) -> Any:
+    """With the ranges of a few random images: what it takes to time it, not what makes it accurate."""
+    import mvit_kernels as mk
+
     config = mk.QuantConfig(method="minmax", weight_bits=bits, activation_bits=bits)
-    return mk.quantize(model.cpu().float(), [images], config)
+    return mk.quantize(model.cpu().float(), [_images(size)], config)
 
 
 def judged(variant: str, off: float) -> dict[str, Any]:
@@ -114,7 +136,7 @@ def measure(
     import mvit_kernels as mk
 
     torch.manual_seed(0)
-    state = mk.create_model(name).state_dict()
+    state = settled(name, size).state_dict()
 
     def model() -> Any:
         network = mk.create_model(name)

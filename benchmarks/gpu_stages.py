@@ -22,7 +22,7 @@ from pathlib import Path
 import gpu_records as records
 import torch
 from gpu_cases import RESIDUALS, Case, cases, integer_residual, residual, wrong
-from gpu_peers import judged, quantized
+from gpu_peers import judged, quantized, settled
 from gpu_tune import beside_each_other, seconds
 
 import mvit_kernels as mk
@@ -98,7 +98,7 @@ def _network_times(name: str, batch: int, variant: str) -> Record:
 def _network(name: str, variant: str) -> Callable[[torch.Tensor], torch.Tensor]:
     torch.manual_seed(0)  # all variants have the same weights
     with torch.inference_mode(False):
-        model = mk.create_model(name).eval()
+        model = settled(name, SIZE)
         image = torch.empty(1, 3, SIZE, SIZE, device=DEVICE)
         if variant == "compile, int8":
             return mk.compile(quantized(model, SIZE), image)

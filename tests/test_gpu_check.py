@@ -587,3 +587,20 @@ def test_a_comparison_without_times_is_a_failure(
     pytest.importorskip("triton")
     assert gpu_peers.main(["--results", str(tmp_path)]) == code
     assert json.loads((tmp_path / "gpu-peers-mobilevitv2_100-1.json").read_text())["results"] == rows
+
+
+def test_networks_of_random_weights_keep_the_size_of_their_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu_peers
+
+    model = gpu_peers.settled("mobilevitv2_050", 64)
+    norms = [each for each in model.modules() if isinstance(each, torch.nn.BatchNorm2d)]
+    assert norms
+    assert not any(each.training for each in norms)
+    assert {each.momentum for each in norms} == {0.1}
+    seen: list[float] = []
+    for each in norms:
+        each.register_forward_hook(lambda _, __, y: seen.append(float(y.std())))
+    with torch.no_grad():
+        model(gpu_peers._images(64))
+    assert 0.5 < min(seen) <= max(seen) < 2

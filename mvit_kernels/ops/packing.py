@@ -326,8 +326,8 @@ class Watch:
         self._strided = [not x.is_contiguous() for x in tensors]
         uncounted = {id(x): x.untyped_storage() for x in (*contents, *(x for x in tensors if x.is_inference()))}
         self._memory = [x.untyped_storage() for x in tensors], list(uncounted.values())
-        self._fingerprint = native.Fingerprint([(each.data_ptr(), each.nbytes()) for each in uncounted.values()])
-        self._state, self._content = self._state_of(tensors), self._fingerprint.value()
+        self._fingerprint = native.Fingerprint([(each.data_ptr(), each.nbytes()) for each in uncounted.values()]) if uncounted else None
+        self._state, self._content = self._state_of(tensors), self._fingerprint.value() if self._fingerprint else None
 
     def _state_of(self, tensors: Sequence[torch.Tensor]) -> tuple[Any, ...]:
         # What has another shape, or other strides, has another size or is contiguous no longer, except what was not contiguous before.
@@ -340,7 +340,9 @@ class Watch:
     def holds(self, tensors: Sequence[torch.Tensor]) -> bool:
         """tensors: the same objects as before."""
         # In this order: what lies where it lay can be read.
-        return self._state_of(tensors) == self._state and self._fingerprint.value() == self._content
+        if self._state_of(tensors) != self._state:
+            return False
+        return self._fingerprint is None or self._fingerprint.value() == self._content
 
 
 def _content(x: torch.Tensor) -> int:
