@@ -76,7 +76,9 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
     using Place = cuda::ResidualPlace<Tile>;
     for (int64_t block = 0; block < t.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width); ++block) {
         std::memset(shared.data(), 0xFF, static_cast<size_t>(shared.size()));  // NaN
-        run_block(cuda::residual_threads, block, 0, order, [&] { cuda::inverted_residual_tile<T, Tile>(p, at, shared.data()); });
+        cuda::with_known_depth(at.depth, [&]<int depth>() {
+            run_block(cuda::residual_threads, block, 0, order, [&] { cuda::inverted_residual_tile<T, Tile, depth>(p, at, shared.data()); });
+        });
         CHECK(shared.canary_intact());
     }
     CHECK(y.canary_intact());
@@ -132,6 +134,10 @@ TEST(cuda_inverted_residual) {
         compare<f16>({2, 1, 1, 8, 8, 8, 1, true}, lag, order);
         compare<f16>({2, 1, 1, 8, 8, 8, 2}, lag, order);
         compare<bf16>({1, 8, 16, 40, 32, 136, 2}, lag, order);
+        for (int channels : {56, 64, 120, 128}) {  // depths that kernels know
+            compare<f16>({1, 5, 7, channels, 40, 72, 1}, lag, order);
+            compare<bf16>({1, 5, 7, channels, 40, 72, 2}, lag, order);
+        }
         compare<f16>({1, 8, 16, 72, 32, 72, 1, true}, lag, order);  // more columns than the narrow tiles have
         compare<f16>({1, 4, 5, 16, 32, 128, 1}, lag, order);
         compare<f16>({1, 4, 5, 16, 32, 256, 2}, lag, order);

@@ -5,12 +5,17 @@
 namespace mvit::cuda {
 namespace {
 
-template <class T, class Tile>
+template <class T, class Tile, int depth>
 __global__ void __launch_bounds__(residual_threads, Tile::blocks)
     inverted_residual_kernel(InvertedResidualProblem problem, ResidualShared<Tile> at) {
     wait_turn();
     extern __shared__ __align__(16) uint8_t shared[];
-    inverted_residual_tile<T, Tile>(problem, at, shared);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    constexpr int known = Tile::blocks > 2 ? 0 : depth;  // what three blocks leave of registers is two words too few
+#else
+    constexpr int known = depth;
+#endif
+    inverted_residual_tile<T, Tile, known>(problem, at, shared);
 }
 
 template <class T, class Tile>
@@ -25,11 +30,15 @@ Launched launch(const InvertedResidualProblem& p, int device, void* stream) {
     if (int64_t{plain.slices} * plain.slice > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     // As many blocks on a multiprocessor as there are registers for are worth more than what a lag gains.
     const Shared at = ahead.bytes <= shared_of_each(Tile::blocks, device) ? ahead : plain;
-    static SharedLimit limit;
-    return launched(kernel, device, [&] {
-        if (!limit.raise(inverted_residual_kernel<T, Tile>, shared_of_block(device), device)) return;
-        launch_early(inverted_residual_kernel<T, Tile>, static_cast<unsigned>(blocks), residual_threads, at.bytes, stream, p, at);
-    });
+    const auto with = [&]<int depth>() {
+        static SharedLimit limit;
+        return launched(kernel, device, [&] {
+            if (!limit.raise(inverted_residual_kernel<T, Tile, depth>, shared_of_block(device), device)) return;
+            launch_early(inverted_residual_kernel<T, Tile, depth>, static_cast<unsigned>(blocks), residual_threads, at.bytes, stream, p,
+                         at);
+        });
+    };
+    return with_known_depth(at.depth, with);
 }
 
 }  // namespace

@@ -51,8 +51,24 @@ struct ResidualShared {
     }
 };
 
-// shared: ResidualShared::bytes, aligned to 16.
-template <class T, class Tile>
+// body<depth>() of those that kernels know, the widths of networks' first stages, whose maps are the largest: a tenth of all instructions
+// less. Of others, body<0>().
+template <class Body>
+auto with_known_depth(int depth, const Body& body) {
+    switch (depth) {
+        case 2:
+            return body.template operator()<2>();
+        case 4:
+            return body.template operator()<4>();
+        case 8:
+            return body.template operator()<8>();
+        default:
+            return body.template operator()<0>();
+    }
+}
+
+// shared: ResidualShared::bytes, aligned to 16. depth: tiles of the expansion's, if it is known.
+template <class T, class Tile, int depth>
 MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const ResidualShared<Tile>& at, uint8_t* shared) {
     const ResidualPlace<Tile> place(p.height, p.width);
     const ResidualSlices slices{.from = p.slices,
@@ -96,7 +112,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
             MVIT_UNROLL
             for (int k = 0; k < 2; ++k) start[j][k] = bias[8 * j + c_column(warp.lane, k)];
         }
-        warp.expand(map, at.row, weights + 4 * slice_floats, at.depth, start, sums);
+        warp.template expand<depth>(map, at.row, weights + 4 * slice_floats, at.depth, start, sums);
         const uint32_t exist = *of_map;
         MVIT_UNROLL
         for (int i = 0; i < warp.rounds; ++i) {

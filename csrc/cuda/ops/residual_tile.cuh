@@ -139,7 +139,8 @@ struct ResidualWarp {
     }
 
     // sums = what they begin with, of every row, plus pixels of x, `row` bytes apart, times the tiles of a slice, of each column `depth`;
-    // of the rounds of a turn.
+    // of the rounds of a turn. known: the depth, if it is; then nothing is a loop, around which the compiler would move half of the sums.
+    template <int known = 0>
     MVIT_DEVICE void expand(const uint8_t* x, int row, const uint8_t* tiles, int depth, const Sum (&start)[parts][2],
                             Sum (&sums)[rounds][parts][4], int turn = 0) const {
         tiles += expand_tile * depth * tile_bytes(8) + 16 * lane;
@@ -154,11 +155,11 @@ struct ResidualWarp {
         }
         // Apart, so that there is no branch on the way.
         if (has(turn, rounds - 1)) {
-            expand_rounds<rounds>(x, row, tiles, depth, sums);
+            expand_rounds<rounds, known>(x, row, tiles, depth, sums);
         } else if (has(turn, rounds - 2)) {
-            expand_rounds<rounds - 1>(x, row, tiles, depth, sums);
+            expand_rounds<rounds - 1, known>(x, row, tiles, depth, sums);
         } else {
-            expand_rounds<least>(x, row, tiles, depth, sums);
+            expand_rounds<least, known>(x, row, tiles, depth, sums);
         }
     }
 
@@ -223,7 +224,7 @@ struct ResidualWarp {
 
   private:
     // x, tiles: of this lane.
-    template <int count>
+    template <int count, int known>
     MVIT_DEVICE void expand_rounds(const uint8_t* x, int row, const uint8_t* tiles, int depth, Sum (&sums)[rounds][parts][4]) const {
         const auto step = [&](int k) {
             Sixteen b[expand_tiles];
@@ -241,7 +242,10 @@ struct ResidualWarp {
         // registers.
         step(0);
         int k = 1;
-        if constexpr (sizeof(T) == 1 && parts > 2) {
+        if constexpr (known > 0) {
+            MVIT_UNROLL
+            for (int i = 1; i < known; ++i) step(i);
+        } else if constexpr (sizeof(T) == 1 && parts > 2) {
             MVIT_ROLLED
             for (; k < depth; ++k) step(k);
         } else {
