@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import importlib
 
 import pytest
 import torch
 from op_checks import needs_native
+from torch.utils._python_dispatch import _disable_current_modes
 from triton_checks import DEVICE, randn
 
 from mvit_kernels.ops import backend, launches, packing
@@ -135,6 +137,33 @@ def test_bits_are_those_of_the_call(name: str, poison) -> None:
         for _ in range(2):
             args = renewed(args, inputs)
             same(calls_.again(tuple(args), TRITON), run(*args, **TRITON))
+
+
+def test_kernels_of_cuda_beside_those_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one of them writes the other reads; none is left out."""
+    from test_cuda_calls import StandIn
+
+    from mvit_kernels.ops import cuda_support, moments
+
+    class Unseen(StandIn):
+        def separable_attention_block(self, *arguments):
+            with _disable_current_modes():  # as of a kernel, nobody sees what it does
+                super().separable_attention_block(*arguments)
+
+    op = importlib.import_module("mvit_kernels.ops.separable_attention_block")
+    monkeypatch.setattr(cuda_support, "native", Unseen())
+    monkeypatch.setattr(cuda_support, "place", lambda _: (0, 0))
+    monkeypatch.setattr(moments, "_on_gpu", lambda _: True)
+    monkeypatch.setitem(op.choose.implementations, "cuda", dataclasses.replace(op.choose.implementations["cuda"], refuse=lambda *_: None))
+    calls_, run, inputs, args = made("block")
+    args[-1], cuda = True, {"backend": "cuda"}
+    with torch.no_grad():
+        assert calls_.again(tuple(args), cuda) is None
+        for _ in range(3):
+            args = renewed(args, inputs)
+            same(calls_.again(tuple(args), cuda), run(*args, **cuda))
+        (kept,) = calls_._kept.values()
+        assert [type(each) for each in kept.by_form.values()] == [launches._Again]
 
 
 def test_results_are_new_tensors() -> None:
