@@ -208,6 +208,20 @@ def test_inputs_of_other_forms() -> None:
             assert calls_.again((unaligned, *args[1:]), TRITON) is None
 
 
+def test_another_device_has_launches_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its stream has the same number, as the default one has on all."""
+    calls_, _, _, args = made("attention")  # no weight tells them apart
+    recorded(calls_, args)
+    (kept,) = calls_._kept.values()
+    monkeypatch.setattr(launches, "_device", lambda: 1)
+    monkeypatch.setattr(Tensor, "get_device", lambda _: 1)
+    monkeypatch.setattr(launches._Again, "__call__", lambda again, addresses: pytest.fail(f"on {again._device}"))
+    with torch.no_grad():
+        assert calls_.again(tuple(args), TRITON) is None
+        assert calls_.again(tuple(args), TRITON) is not None
+    assert len(kept.by_form) == 2
+
+
 def test_inputs_that_are_the_same_tensor_and_then_are_not() -> None:
     calls_, run, _, args = made("attention")
     recorded(calls_, args)

@@ -1,9 +1,10 @@
 """Calls on a GPU that launch at once what they launched before: to check, choose, look up and bind takes the host longer than a small map
 takes the GPU.
 
-The second call of an op with inputs of some form (dtype, sizes, strides, stream, the backend that is asked for), on the same weights, runs
-as the first one, while what it launches and what it allocates are written down. The calls that follow allocate the results, and in one
-piece what lies between, and launch the same with the addresses of today, as long as the weights stay what they were (`packing.Watch`).
+The second call of an op with inputs of some form (dtype, sizes, strides, device, stream, the backend that is asked for), on the same
+weights, runs as the first one, while what it launches and what it allocates are written down. The calls that follow allocate the results,
+and in one piece what lies between, and launch the same with the addresses of today, as long as the weights stay what they were
+(`packing.Watch`).
 
 A call can be made again only where every address is known: of an input, of what was allocated on the way, or of the weights or what was
 packed of them. Where torch computes something in between, or something that is no view of known memory comes out, such a call is made as
@@ -77,7 +78,7 @@ class Launches(Keeper):
             kept = self._kept.get(key := (*map(id, weights), *there, *settings, *kwargs.items()))
         except TypeError:  # settings that the op itself converts, or refuses
             return None
-        form: list[Any] = [requested(), _stream(device)]
+        form: list[Any] = [requested(), device, _stream(device)]
         addresses: list[int] = []
         for x in inputs:
             if x.layout is not torch.strided or x.get_device() != device or (address := x.data_ptr()) % _ALIGNMENT:
