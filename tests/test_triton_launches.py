@@ -243,13 +243,17 @@ def test_what_torch_computes_in_between_is_never_left_out() -> None:
             assert calls_.again(tuple(args), TRITON) is None
 
 
-@pytest.mark.parametrize("who", ["hears", "keeps", "keeps parts", "captures"])
+@pytest.mark.parametrize("who", ["hears", "keeps", "keeps parts", "captures", "chooses tiles"])
 def test_somebody_who_wants_to_see_calls_sees_them(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mvit_kernels.triton_kernels import tuning
     from mvit_kernels.triton_kernels.moments import keeping_parts
 
     calls_, _, _, args = made("feed-forward")
     recorded(calls_, args)
-    watching = {"hears": lambda: backend.hearing(lambda _: None), "keeps": packing.holding, "keeps parts": keeping_parts}
+    watching = {
+        "hears": lambda: backend.hearing(lambda _: None), "keeps": packing.holding, "keeps parts": keeping_parts,
+        "chooses tiles": lambda: tuning.watched(lambda key, guess, candidates: guess),
+    }  # fmt: skip
     if who == "captures":
         monkeypatch.setattr(launches, "_is_capturing", lambda: True)
     with torch.no_grad(), watching.get(who, contextlib.nullcontext)():

@@ -35,7 +35,7 @@ _NEVER = object()  # cannot be made again
 # Of a torch that is built with CUDA.
 _stream, _device = (getattr(torch._C, name, lambda *_: None) for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"))
 _is_capturing = torch.cuda.is_current_stream_capturing
-_of_launches, _of_moments = triton_support.Kernels("launch"), triton_support.Kernels("moments")
+_of_launches, _of_moments, _of_tiles = map(triton_support.Kernels, ("launch", "moments", "tuning"))
 _ALLOCATIONS = frozenset(
     (
         torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default, torch.ops.aten.empty_like.default,
@@ -68,7 +68,7 @@ class Launches(Keeper):
     def again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a call without a gradient; None, where it is to be made as the others."""
         count, device = len(args), args[0].get_device()
-        if native is None or device != _device() or not (undisturbed() and unkept()) or _is_capturing() or _keeps_parts():
+        if native is None or device != _device() or not (undisturbed() and unkept()) or _is_capturing() or _of_its_own():
             return None
         inputs = [args[i] for i in self._inputs if i < count and args[i] is not None]
         weights = [args[i] for i in self._weights if i < count and args[i] is not None]
@@ -111,9 +111,9 @@ class Launches(Keeper):
 _ONCE = object()  # was seen once
 
 
-def _keeps_parts() -> bool:
-    """Whether results have another form than elsewhere (`ops.moments.keeping_parts`)."""
-    return triton_support.installed() is None and bool(_of_moments.keeps_parts())
+def _of_its_own() -> bool:
+    """Whether results have another form than elsewhere (`ops.moments.keeping_parts`), or somebody chooses the tiles."""
+    return triton_support.installed() is None and bool(_of_moments.keeps_parts() or _of_tiles.is_watched())
 
 
 # --- to make it again ---
