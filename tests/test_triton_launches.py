@@ -196,6 +196,16 @@ def test_weights_that_go() -> None:
     assert not calls_._kept
 
 
+def test_settings_without_end_take_no_memory_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launches, "_MOST_CALLS", 3)
+    calls_, run, _, args = made("layer norm")
+    with torch.no_grad():
+        for i in range(10):
+            calls_.again((*args[:3], 1e-5 * (i + 1)), TRITON)
+            assert len(calls_._kept) <= 3
+        same([calls_.again(tuple(args), TRITON) for _ in range(3)][-1], run(*args, **TRITON))
+
+
 def test_inputs_of_other_forms() -> None:
     calls_, run, _, args = made("gemm")
     recorded(calls_, args)

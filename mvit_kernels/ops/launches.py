@@ -29,7 +29,8 @@ from .packing import Keeper, Watch, holding, tensors_in, times_forgotten, unkept
 
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
-_MOST_FORMS = 16
+_MOST_FORMS = 16  # of inputs
+_MOST_CALLS = 4096  # of an op: weights and settings; sizes that images are brought to are settings, too
 _ALIGNMENT = 16  # bytes: kernels are compiled for aligned addresses, or for others
 _NEVER = object()  # cannot be made again
 # Of a torch that is built with CUDA.
@@ -86,6 +87,8 @@ class Launches(Keeper):
             form += x.dtype, x.shape, x.stride(), addresses.index(address) if address in addresses else None  # keys that are values, too
             addresses.append(address)
         if kept is None:
+            if len(self._kept) >= _MOST_CALLS:
+                self._kept.clear()
             kept = self._kept[key] = _Kept({}, [weakref.ref(each, self._dropping(key)) for each in weights])
         found = kept.by_form.get(seen := tuple(form))
         if type(found) is _Again:
