@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import gc
 import importlib
 
 import pytest
 import torch
 from op_checks import needs_native
+from torch.utils._python_dispatch import _disable_current_modes
 from triton_checks import DEVICE, randn
 
 from mvit_kernels.ops import backend, launches, packing
@@ -137,6 +139,33 @@ def test_bits_are_those_of_the_call(name: str, poison) -> None:
             same(calls_.again(tuple(args), TRITON), run(*args, **TRITON))
 
 
+def test_kernels_of_cuda_beside_those_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one of them writes the other reads; none is left out."""
+    from test_cuda_calls import StandIn
+
+    from mvit_kernels.ops import cuda_support, moments
+
+    class Unseen(StandIn):
+        def separable_attention_block(self, *arguments):
+            with _disable_current_modes():  # as of a kernel, nobody sees what it does
+                super().separable_attention_block(*arguments)
+
+    op = importlib.import_module("mvit_kernels.ops.separable_attention_block")
+    monkeypatch.setattr(cuda_support, "native", Unseen())
+    monkeypatch.setattr(cuda_support, "place", lambda _: (0, 0))
+    monkeypatch.setattr(moments, "_on_gpu", lambda _: True)
+    monkeypatch.setitem(op.choose.implementations, "cuda", dataclasses.replace(op.choose.implementations["cuda"], refuse=lambda *_: None))
+    calls_, run, inputs, args = made("block")
+    args[-1], cuda = True, {"backend": "cuda"}
+    with torch.no_grad():
+        assert calls_.again(tuple(args), cuda) is None
+        for _ in range(3):
+            args = renewed(args, inputs)
+            same(calls_.again(tuple(args), cuda), run(*args, **cuda))
+        (kept,) = calls_._kept.values()
+        assert [type(each) for each in kept.by_form.values()] == [launches._Again]
+
+
 def test_results_are_new_tensors() -> None:
     calls_, _, _, args = made("block")
     recorded(calls_, args)
@@ -167,6 +196,16 @@ def test_weights_that_go() -> None:
     assert not calls_._kept
 
 
+def test_settings_without_end_take_no_memory_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launches, "_MOST_CALLS", 3)
+    calls_, run, _, args = made("layer norm")
+    with torch.no_grad():
+        for i in range(10):
+            calls_.again((*args[:3], 1e-5 * (i + 1)), TRITON)
+            assert len(calls_._kept) <= 3
+        same([calls_.again(tuple(args), TRITON) for _ in range(3)][-1], run(*args, **TRITON))
+
+
 def test_inputs_of_other_forms() -> None:
     calls_, run, _, args = made("gemm")
     recorded(calls_, args)
@@ -177,6 +216,20 @@ def test_inputs_of_other_forms() -> None:
         unaligned = randn(24 * 16 + 1).half()[1:].view(24, 16)
         for _ in range(3):
             assert calls_.again((unaligned, *args[1:]), TRITON) is None
+
+
+def test_another_device_has_launches_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though its stream has the same number, as the default one has on all."""
+    calls_, _, _, args = made("attention")  # no weight tells them apart
+    recorded(calls_, args)
+    (kept,) = calls_._kept.values()
+    monkeypatch.setattr(launches, "_device", lambda: 1)
+    monkeypatch.setattr(Tensor, "get_device", lambda _: 1)
+    monkeypatch.setattr(launches._Again, "__call__", lambda again, addresses: pytest.fail(f"on {again._device}"))
+    with torch.no_grad():
+        assert calls_.again(tuple(args), TRITON) is None
+        assert calls_.again(tuple(args), TRITON) is not None
+    assert len(kept.by_form) == 2
 
 
 def test_inputs_that_are_the_same_tensor_and_then_are_not() -> None:
@@ -200,13 +253,17 @@ def test_what_torch_computes_in_between_is_never_left_out() -> None:
             assert calls_.again(tuple(args), TRITON) is None
 
 
-@pytest.mark.parametrize("who", ["hears", "keeps", "keeps parts", "captures"])
+@pytest.mark.parametrize("who", ["hears", "keeps", "keeps parts", "captures", "chooses tiles"])
 def test_somebody_who_wants_to_see_calls_sees_them(who: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mvit_kernels.triton_kernels import tuning
     from mvit_kernels.triton_kernels.moments import keeping_parts
 
     calls_, _, _, args = made("feed-forward")
     recorded(calls_, args)
-    watching = {"hears": lambda: backend.hearing(lambda _: None), "keeps": packing.holding, "keeps parts": keeping_parts}
+    watching = {
+        "hears": lambda: backend.hearing(lambda _: None), "keeps": packing.holding, "keeps parts": keeping_parts,
+        "chooses tiles": lambda: tuning.watched(lambda key, guess, candidates: guess),
+    }  # fmt: skip
     if who == "captures":
         monkeypatch.setattr(launches, "_is_capturing", lambda: True)
     with torch.no_grad(), watching.get(who, contextlib.nullcontext)():

@@ -1,9 +1,10 @@
 """Calls on a GPU that launch at once what they launched before: to check, choose, look up and bind takes the host longer than a small map
 takes the GPU.
 
-The second call of an op with inputs of some form (dtype, sizes, strides, stream, the backend that is asked for), on the same weights, runs
-as the first one, while what it launches and what it allocates are written down. The calls that follow allocate the results, and in one
-piece what lies between, and launch the same with the addresses of today, as long as the weights stay what they were (`packing.Watch`).
+The second call of an op with inputs of some form (dtype, sizes, strides, device, stream, the backend that is asked for), on the same
+weights, runs as the first one, while what it launches and what it allocates are written down. The calls that follow allocate the results,
+and in one piece what lies between, and launch the same with the addresses of today, as long as the weights stay what they were
+(`packing.Watch`).
 
 A call can be made again only where every address is known: of an input, of what was allocated on the way, or of the weights or what was
 packed of them. Where torch computes something in between, or something that is no view of known memory comes out, such a call is made as
@@ -28,13 +29,14 @@ from .packing import Keeper, Watch, holding, tensors_in, times_forgotten, unkept
 
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
-_MOST_FORMS = 16
+_MOST_FORMS = 16  # of inputs
+_MOST_CALLS = 4096  # of an op: weights and settings; sizes that images are brought to are settings, too
 _ALIGNMENT = 16  # bytes: kernels are compiled for aligned addresses, or for others
 _NEVER = object()  # cannot be made again
 # Of a torch that is built with CUDA.
 _stream, _device = (getattr(torch._C, name, lambda *_: None) for name in ("_cuda_getCurrentRawStream", "_cuda_getDevice"))
 _is_capturing = torch.cuda.is_current_stream_capturing
-_of_launches, _of_moments = triton_support.Kernels("launch"), triton_support.Kernels("moments")
+_of_launches, _of_moments, _of_tiles = map(triton_support.Kernels, ("launch", "moments", "tuning"))
 _ALLOCATIONS = frozenset(
     (
         torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default, torch.ops.aten.empty_like.default,
@@ -67,7 +69,7 @@ class Launches(Keeper):
     def again(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The result of a call without a gradient; None, where it is to be made as the others."""
         count, device = len(args), args[0].get_device()
-        if native is None or device != _device() or not (undisturbed() and unkept()) or _is_capturing() or _keeps_parts():
+        if native is None or device != _device() or not (undisturbed() and unkept()) or _is_capturing() or _of_its_own():
             return None
         inputs = [args[i] for i in self._inputs if i < count and args[i] is not None]
         weights = [args[i] for i in self._weights if i < count and args[i] is not None]
@@ -77,7 +79,7 @@ class Launches(Keeper):
             kept = self._kept.get(key := (*map(id, weights), *there, *settings, *kwargs.items()))
         except TypeError:  # settings that the op itself converts, or refuses
             return None
-        form: list[Any] = [requested(), _stream(device)]
+        form: list[Any] = [requested(), device, _stream(device)]
         addresses: list[int] = []
         for x in inputs:
             if x.layout is not torch.strided or x.get_device() != device or (address := x.data_ptr()) % _ALIGNMENT:
@@ -85,6 +87,8 @@ class Launches(Keeper):
             form += x.dtype, x.shape, x.stride(), addresses.index(address) if address in addresses else None  # keys that are values, too
             addresses.append(address)
         if kept is None:
+            if len(self._kept) >= _MOST_CALLS:
+                self._kept.clear()
             kept = self._kept[key] = _Kept({}, [weakref.ref(each, self._dropping(key)) for each in weights])
         found = kept.by_form.get(seen := tuple(form))
         if type(found) is _Again:
@@ -110,9 +114,9 @@ class Launches(Keeper):
 _ONCE = object()  # was seen once
 
 
-def _keeps_parts() -> bool:
-    """Whether results have another form than elsewhere (`ops.moments.keeping_parts`)."""
-    return triton_support.installed() is None and bool(_of_moments.keeps_parts())
+def _of_its_own() -> bool:
+    """Whether results have another form than elsewhere (`ops.moments.keeping_parts`), or somebody chooses the tiles."""
+    return triton_support.installed() is None and bool(_of_moments.keeps_parts() or _of_tiles.is_watched())
 
 
 # --- to make it again ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -232,13 +233,20 @@ def _cuda_forward(
     moments = joined(moments)
     if moments is not None:
         moments = moments.contiguous()
-    cuda_support.native.separable_attention_block(
-        *cuda_support.place(x), FLOAT_CODES[x.dtype], x.shape, patch, eps, x.data_ptr(), y.data_ptr(),
-        [each.data_ptr() for each in weights], 0 if moments is None else moments.data_ptr(),
-        [each.data_ptr() for each in (scores, parts, context, normal)],
+    cuda_support.launch(
+        _cuda_kernels, *cuda_support.place(x), FLOAT_CODES[x.dtype], x.shape, patch, eps, x.data_ptr(), y.data_ptr(),
+        0 if moments is None else moments.data_ptr(), *(each.data_ptr() for each in (*weights, scores, parts, context, normal)),
     )  # fmt: skip
     collected = moments_of(y, batch) if collect else y.new_empty(0, 2, dtype=torch.float64)
     return dense(y, channels_last), collected
+
+
+def _cuda_kernels(
+    device: int, stream: int, dtype: int, size: Sequence[int], patch: Sequence[int], eps: float, x: int, y: int, moments: int, *others: int
+) -> None:  # fmt: skip
+    """others: addresses of the weights, then of scratch memory."""
+    weights, scratch = others[: len(_CudaWeights._fields)], others[len(_CudaWeights._fields) :]
+    cuda_support.native.separable_attention_block(device, stream, dtype, size, patch, eps, x, y, list(weights), moments, list(scratch))
 
 
 def _cuda_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]:

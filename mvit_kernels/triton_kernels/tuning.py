@@ -64,3 +64,7 @@ def watched(watch: Watch) -> Iterator[None]:
         yield
     finally:
         _watch = None
+
+
+def is_watched() -> bool:
+    return _watch is not None
