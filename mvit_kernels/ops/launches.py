@@ -202,9 +202,10 @@ class _Log(TorchDispatchMode):
         for x in tensors_in(result):
             if func in _ALLOCATIONS or x.numel() == 0:
                 self.made.append((x, len(self.launches)))
-            elif func._schema.is_mutable or not any(_share(x, each) for each in args if isinstance(each, Tensor)):
+            elif not any(_share(x, each) for each in args if isinstance(each, Tensor)):
                 self.whole = False
-        self.whole = self.whole and isinstance(result, Tensor | tuple | list)  # numbers would have come from the GPU
+        if func._schema.is_mutable or not isinstance(result, Tensor | tuple | list):  # numbers would have come from the GPU
+            self.whole = False
         return result
 
 
