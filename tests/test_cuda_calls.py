@@ -10,6 +10,8 @@ import ctypes
 import dataclasses
 import functools
 import importlib
+import inspect
+import re
 from typing import Any
 
 import numpy as np
@@ -843,3 +845,16 @@ def test_prepared_tensors_follow_the_input() -> None:
     assert layer(torch.empty(2, 1, 4, 4, dtype=torch.uint8, device="meta")).device.type == "meta"
     thin = ops.prepare_qdepthwise_conv2d(random_weight(2, 1, 3, 3), a_scale=0.1, a_zero_point=3)
     assert thin(torch.empty(2, 2, 4, 4, dtype=torch.uint8, device="meta")).device.type == "meta"
+
+
+def test_kernels_of_ops_with_gradients_are_heard() -> None:
+    """What is launched past `cuda_support.launch` would be missing where a call is made again (ops/launches.py)."""
+    launching = 0
+    for choice in backend.Choice.every:
+        if "cuda" not in choice.implementations:
+            continue
+        source = inspect.getsource(inspect.getmodule(choice.implementations["cuda"].forward))
+        if "register_autograd(" in source:
+            launching += "cuda_support.launch(" in source
+            assert not re.search(r"\bnative\.\w+\(\s*\*cuda_support\.place", source), choice.op
+    assert launching == 2
