@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sass import lengths, spills_in_loops, waits_first
+from sass import lengths, waits_first
 
 TARGETS = (80, 90)
 
@@ -53,7 +53,7 @@ def resources(cubin: bytes) -> dict[str, int]:
     instructions, loop = lengths(sass)
     return {
         "registers": int(values["REG"]), "stack": int(values["STACK"]), "local": int(values["LOCAL"]), "tensor_cores": tensor,
-        "instructions": instructions, "loop": loop, "spills_in_loops": spills_in_loops(sass), "waits": waits_first(sass),
+        "instructions": instructions, "loop": loop, "waits": waits_first(sass),
     }  # fmt: skip
 
 
@@ -80,7 +80,7 @@ def compile_calls(calls: dict[str, Any]) -> list[dict[str, Any]]:
         kernel = run(self, *arguments, grid=grid, warmup=True, **settings)
         records.append(
             {"call": called[0], "kernel": self.__name__, "target": stand_in.target, "warps": kernel.metadata.num_warps,
-             "shared": kernel.metadata.shared, "limited": kernel.metadata.maxnreg is not None, **resources(kernel.asm["cubin"])}
+             "shared": kernel.metadata.shared, **resources(kernel.asm["cubin"])}
         )  # fmt: skip
         return kernel
 

@@ -76,7 +76,7 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
     using Place = cuda::ResidualPlace<Tile>;
     for (int64_t block = 0; block < t.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width); ++block) {
         std::memset(shared.data(), 0xFF, static_cast<size_t>(shared.size()));  // NaN
-        cuda::with_known_depth(at.depth, [&]<int depth>() {
+        cuda::with_known_depth<Tile>(at.depth, [&]<int depth>() {
             run_block(cuda::residual_threads, block, 0, order, [&] { cuda::inverted_residual_tile<T, Tile, depth>(p, at, shared.data()); });
         });
         CHECK(shared.canary_intact());

@@ -69,15 +69,16 @@ def feed_forward_kernel(
     dim = dim * VECTOR
     per_image = tl.cdiv(pixels, BLOCK_T)
     program = tl.program_id(0)
-    image = program // per_image
-    t = (program % per_image) * BLOCK_T + tl.arange(0, BLOCK_T)
-    # Pixels beyond the last repeat it, so that their loads need no mask.
-    rows = (image.to(tl.int64) * pixels + tl.minimum(t, pixels - 1))[:, None] * dim
+    image, begin = program // per_image, (program % per_image) * BLOCK_T
+    t = begin + tl.arange(0, BLOCK_T)
+    # Of a tile, offsets are small. Pixels beyond the last repeat it, so that their loads need no mask.
+    first_row = (image.to(tl.int64) * pixels + begin) * dim
+    rows = (tl.minimum(t, pixels - 1) - begin)[:, None] * dim
     c1 = tl.arange(0, C1)
-    pixels1 = tl.load(x + rows + c1[None, :], mask=(c1 < dim)[None, :], other=0.0)
+    pixels1 = tl.load(x + first_row + rows + c1[None, :], mask=(c1 < dim)[None, :], other=0.0)
     if C2 > 0:
         c2 = C1 + tl.arange(0, C2)
-        pixels2 = tl.load(x + rows + c2[None, :], mask=(c2 < dim)[None, :], other=0.0)
+        pixels2 = tl.load(x + first_row + rows + c2[None, :], mask=(c2 < dim)[None, :], other=0.0)
     else:
         c2, pixels2 = c1, pixels1
     if LAYER:
@@ -90,8 +91,8 @@ def feed_forward_kernel(
     total1 = tl.zeros((BLOCK_T, C1), tl.float32)
     if C2 > 0:
         total2 = tl.zeros((BLOCK_T, C2), tl.float32)
-    for begin in range(0, hidden, BLOCK_H):
-        h = begin + tl.arange(0, BLOCK_H)
+    for first_hidden in range(0, hidden, BLOCK_H):
+        h = first_hidden + tl.arange(0, BLOCK_H)
         into, out = first + h[None, :] * (C1 + C2), second + h[:, None]
         value = dot(pixels1, tl.load(into + c1[:, None]), tl.zeros((BLOCK_T, BLOCK_H), tl.float32))
         if C2 > 0:
@@ -102,9 +103,12 @@ def feed_forward_kernel(
         if C2 > 0:
             total2 = dot(value, tl.load(out + c2[None, :] * hidden), total2)
     program = anew(program)  # or pixels and their addresses stay in registers for the sum
-    image = program // per_image
-    t = (program % per_image) * BLOCK_T + tl.arange(0, BLOCK_T)
-    rows = (image.to(tl.int64) * pixels + tl.minimum(t, pixels - 1))[:, None] * dim
+    image, begin = program // per_image, (program % per_image) * BLOCK_T
+    t = begin + tl.arange(0, BLOCK_T)
+    first_row = (image.to(tl.int64) * pixels + begin) * dim
+    rows = (tl.minimum(t, pixels - 1) - begin)[:, None] * dim
+    x += first_row
+    y += first_row
     inside = t < pixels
     if C2 > 0:  # the fewer channels first, beside the sums of the others
         add_and_store(total2, second_bias, x, rows, y, rows, c2, dim, inside, parts, program * 2 + 1, C1, COLLECT)

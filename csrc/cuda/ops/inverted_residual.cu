@@ -38,7 +38,7 @@ Launched launch(const InvertedResidualProblem& p, int device, void* stream) {
                          at);
         });
     };
-    return with_known_depth(at.depth, with);
+    return with_known_depth<Tile>(at.depth, with);
 }
 
 }  // namespace

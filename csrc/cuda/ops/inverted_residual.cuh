@@ -52,19 +52,20 @@ struct ResidualShared {
 };
 
 // body<depth>() of those that kernels know, the widths of networks' first stages, whose maps are the largest: a tenth of all instructions
-// less. Of others, body<0>().
-template <class Body>
+// less. Of others, and of tiles of which a multiprocessor has one, body<0>().
+template <class Tile, class Body>
 auto with_known_depth(int depth, const Body& body) {
-    switch (depth) {
-        case 2:
-            return body.template operator()<2>();
-        case 4:
-            return body.template operator()<4>();
-        case 8:
-            return body.template operator()<8>();
-        default:
-            return body.template operator()<0>();
+    if constexpr (Tile::blocks > 1) {
+        switch (depth) {
+            case 2:
+                return body.template operator()<2>();
+            case 4:
+                return body.template operator()<4>();
+            case 8:
+                return body.template operator()<8>();
+        }
     }
+    return body.template operator()<0>();
 }
 
 // shared: ResidualShared::bytes, aligned to 16. depth: tiles of the expansion's, if it is known.
