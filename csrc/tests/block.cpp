@@ -276,6 +276,24 @@ void mma_of(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     }
 }
 
+// mma.m16n8k8: element i of A in row group or, from i = 2 on, group + 8, column 2 inside + i % 2; of B the other way round.
+template <class T>
+void half_of(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+    const auto* all = offer(8, {a0, a1, b});
+    const auto value = [](uint64_t word, int i) { return to_float(T{static_cast<uint16_t>(word >> (16 * i))}); };
+    float matrix_a[16][8], matrix_b[8][8];
+    for (int lane = 0; lane < warp_size; ++lane) {
+        const int group = lane >> 2, inside = lane % 4;
+        for (int i = 0; i < 4; ++i) matrix_a[i < 2 ? group : group + 8][inside * 2 + (i & 1)] = value(all[lane][i / 2], i % 2);
+        for (int i = 0; i < 2; ++i) matrix_b[inside * 2 + i][group] = value(all[lane][2], i);
+    }
+    const int lane = thread_index() % warp_size;
+    for (int i = 0; i < 4; ++i) {
+        const int row = i < 2 ? lane >> 2 : (lane >> 2) + 8, column = lane % 4 * 2 + (i & 1);
+        for (int k = 0; k < 8; ++k) c[i] += matrix_a[row][k] * matrix_b[k][column];
+    }
+}
+
 template <class T, class Bits>
 T shuffled(T x, int mask) {
     Bits bits;
@@ -288,13 +306,24 @@ T shuffled(T x, int mask) {
 
 }  // namespace
 
-void mma_u8s8(int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma_of_bytes<int8_t>(2, c, a, b0, b1); }
+void mma_u8s8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t (&c)[4]) {
+    std::copy_n(c, 4, d);
+    mma_of_bytes<int8_t>(2, d, a, b0, b1);
+}
 void mma_u8u8(int32_t (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const int32_t (&c)[4]) {
-    for (int i = 0; i < 4; ++i) d[i] = c[i];
+    std::copy_n(c, 4, d);
     mma_of_bytes<uint8_t>(6, d, a, b0, b1);
 }
-void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, f16) { mma_of<f16>(c, a, b0, b1); }
-void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, bf16) { mma_of<bf16>(c, a, b0, b1); }
+void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4], f16) {
+    std::copy_n(c, 4, d);
+    mma_of<f16>(d, a, b0, b1);
+}
+void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, const float (&c)[4], bf16) {
+    std::copy_n(c, 4, d);
+    mma_of<bf16>(d, a, b0, b1);
+}
+void mma_half(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b, f16) { half_of<f16>(c, a0, a1, b); }
+void mma_half(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b, bf16) { half_of<bf16>(c, a0, a1, b); }
 float shuffle_xor(float x, int mask) { return shuffled<float, uint32_t>(x, mask); }
 double shuffle_xor(double x, int mask) { return shuffled<double, uint64_t>(x, mask); }
 int32_t shuffle_xor(int32_t x, int mask) { return shuffled<int32_t, uint32_t>(x, mask); }

@@ -21,10 +21,10 @@ struct Case {
 template <class T>
 class Slices {
   public:
-    Slices(const Case& t, Guarded<T>& expand, Guarded<float>& expand_bias, Guarded<float>& taps, Guarded<float>& taps_bias,
+    Slices(const Case& t, Guarded<T>& expand, Guarded<float>& expand_bias, Guarded<T>& taps, Guarded<float>& taps_bias,
            Guarded<T>& reduce)
         : depth_(round_up(t.channels, 16) / 16),
-          slice_(1024 * depth_ + 1024 * (round_up(t.columns, 16) / 16) + 4 * 11 * 32),
+          slice_(tiles + 1024 * depth_ + 1024 * (round_up(t.columns, 16) / 16)),
           data_(round_up(t.hidden, 32) / 32 * slice_) {
         std::memset(data_.data(), 0, static_cast<size_t>(data_.size()));
         for (int64_t e = 0; e < t.hidden; ++e) {
@@ -32,13 +32,19 @@ class Slices {
             for (int64_t c = 0; c < t.channels; ++c) {
                 T half;
                 from_float(0.5f * to_float(expand[e * t.channels + c]), &half);
-                put(slice + 4 * 11 * 32, depth_, e % 32, c, half);
+                put(slice + tiles, depth_, e % 32, c, half);
             }
-            for (int64_t n = 0; n < t.columns; ++n) put(slice + 4 * 11 * 32 + 1024 * depth_, 2, n, e % 32, reduce[n * t.hidden + e]);
-            auto* floats = reinterpret_cast<float*>(slice) + e % 32;
-            floats[0] = 0.5f * expand_bias[e];
-            for (int64_t tap = 0; tap < 9; ++tap) floats[32 * (1 + tap)] = 0.5f * taps[tap * t.hidden + e];
-            floats[32 * 10] = 0.5f * taps_bias[e];
+            for (int64_t n = 0; n < t.columns; ++n) {
+                const int64_t place = n % 4 / 2 * 8 + n % 16 / 4 * 2 + n % 2;  // of four neighbours, two are columns of each product of eight
+                put(slice + tiles + 1024 * depth_, 2, n / 16 * 16 + place, e % 32, reduce[n * t.hidden + e]);
+            }
+            const auto put_float = [&](int64_t row, float value) { std::memcpy(slice + 128 * row + e % 32 * 4, &value, 4); };
+            put_float(0, 0.5f * expand_bias[e]), put_float(1, 0.5f * taps_bias[e]);
+            for (int64_t word = 0; word < 10; ++word) {
+                T half;
+                from_float(0.5f * to_float(taps[cuda::tap_of_word[word] * t.hidden + e]), &half);
+                std::memcpy(slice + 256 + e % 32 * 48 + 4 * word + e % 2 * 2, &half, 2);
+            }
         }
     }
     const uint8_t* data() { return data_.data(); }
@@ -50,6 +56,8 @@ class Slices {
         std::memcpy(tiles + (n / 16 * depth + k / 16) * 512 + lane * 16 + word * 4 + k % 2 * 2, &value, 2);
     }
 
+    static constexpr int64_t tiles = 256 + 33 * 48;  // behind the biases and the taps, whose last channel are zeros
+
     int64_t depth_, slice_;
     Guarded<uint8_t> data_;
 };
@@ -60,7 +68,8 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
     const int64_t pixels = int64_t{t.height} * t.width, out_pixels = out_height * out_width;
     Guarded<T> x(t.batch * pixels * t.channels), y(t.batch * out_pixels * t.columns);
     Guarded<T> expand(int64_t{t.hidden} * t.channels), reduce(int64_t{t.columns} * t.hidden);
-    Guarded<float> expand_bias(t.hidden), taps(int64_t{9} * t.hidden), taps_bias(t.hidden), bias(round_up(t.columns, 16));
+    Guarded<T> taps(int64_t{9} * t.hidden);
+    Guarded<float> expand_bias(t.hidden), taps_bias(t.hidden), bias(round_up(t.columns, 16));
     fill(x), fill(expand, 0.0f, 1.0f / std::sqrt(static_cast<float>(t.channels)));
     fill(reduce, 0.0f, 1.0f / std::sqrt(static_cast<float>(t.hidden)));
     fill(expand_bias), fill(taps, 0.0f, 0.4f), fill(taps_bias), fill(bias);
@@ -100,7 +109,7 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
                 for (int64_t tap = 0; tap < 9; ++tap) {
                     const int64_t row = place / out_width * t.stride + tap / 3 - 1, column = place % out_width * t.stride + tap % 3 - 1;
                     if (row >= 0 && row < t.height && column >= 0 && column < t.width)
-                        sum += double{taps[tap * t.hidden + e]} * wide[static_cast<size_t>((row * t.width + column) * t.hidden + e)];
+                        sum += value(taps[tap * t.hidden + e]) * wide[static_cast<size_t>((row * t.width + column) * t.hidden + e)];
                 }
                 filtered[static_cast<size_t>(e)] = silu(sum);
             }

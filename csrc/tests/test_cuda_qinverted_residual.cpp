@@ -38,10 +38,9 @@ class Slices {
         std::memset(data_.data(), 0, static_cast<size_t>(data_.size()));
     }
     void put_expand(int64_t e, int64_t c, int value) {
-        const int64_t place = e % 4 / 2 * 8 + e % 16 / 4 * 2 + e % 2;  // of four neighbours, two are columns of each product of eight
-        put(e / 64 * slice_ + expand_, depth_, e % 64 / 16 * 16 + place, c, value);
+        put(e / 64 * slice_ + expand_, depth_, place(e % 64), c, value);
     }
-    void put_reduce(int64_t n, int64_t e, int value) { put(e / 64 * slice_ + reduce_, 2, n, e % 64, value); }
+    void put_reduce(int64_t n, int64_t e, int value) { put(e / 64 * slice_ + reduce_, 2, place(n), e % 64, value); }
     template <class T>
     void put_number(int64_t row, int64_t e, T value) {
         std::memcpy(data_.data() + e / 64 * slice_ + (row * 64 + e % 64) * 4, &value, 4);
@@ -49,6 +48,8 @@ class Slices {
     const uint8_t* data() { return data_.data(); }
 
   private:
+    // Of four neighbours, two are columns of each product of eight.
+    static int64_t place(int64_t n) { return n / 16 * 16 + n % 4 / 2 * 8 + n % 16 / 4 * 2 + n % 2; }
     void put(int64_t at, int64_t depth, int64_t n, int64_t k, int value) {
         const int64_t lane = n % 8 * 4 + k % 16 / 4, word = n % 16 / 8 * 2 + k % 32 / 16;
         data_[at + (n / 16 * depth + k / 32) * 512 + lane * 16 + word * 4 + k % 4] = static_cast<uint8_t>(value);

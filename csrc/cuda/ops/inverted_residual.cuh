@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cuda/ops/inverted_residual.h"
+#include "cuda/ops/residual_filter.cuh"
 #include "cuda/ops/residual_tile.cuh"
 #include "cuda/primitives/activation.cuh"
 #include "cuda/primitives/cp_async.cuh"
@@ -9,7 +10,10 @@
 
 namespace mvit::cuda {
 
-inline constexpr int float_slice = residual_slice<f16>, slice_floats = 11 * float_slice;
+inline constexpr int float_slice = residual_slice<f16>;
+// Where the bias of the filter, its taps and the tiles of a slice begin; first comes the bias of the expansion.
+inline constexpr int slice_filter_bias = 4 * float_slice, slice_filter_taps = 2 * slice_filter_bias,
+                     slice_tiles = slice_filter_taps + slice_taps_bytes;
 inline constexpr int tile_values = 16;  // columns, and depth, of a tile of 16-bit weights
 
 MVIT_BOTH constexpr int value_tiles(int count) { return (count + tile_values - 1) / tile_values; }
@@ -22,7 +26,7 @@ struct ResidualShared {
     int row, expand, reduce, slice;
     int hidden, filtered, stages;
     int hidden_bytes, filtered_bytes;  // of a slice; with a lag there are two of each
-    int out_row, bytes;
+    int bytes;
 
     static constexpr int slice_row = ResidualWarp<f16, Tile>::slice_row;
     // In the beginning lies what would take registers in vain while slices go by: a word of every thread, and the place. Then the pixels of
@@ -38,17 +42,13 @@ struct ResidualShared {
           row(depth * tile_depth + residual_gap),
           expand(float_slice / tile_values * depth * tile_bytes(8)),
           reduce(columns * (float_slice / tile_values) * tile_bytes(8)),
-          slice(4 * slice_floats + expand + reduce),
+          slice(slice_tiles + expand + reduce),
           hidden(map + Tile::seen_blocks * 16 * row),
           filtered(hidden + (1 + lag) * Tile::seen_blocks * 16 * slice_row),
           stages(filtered + (1 + lag) * Tile::pixels * slice_row),
           hidden_bytes(Tile::seen_blocks * 16 * slice_row),
           filtered_bytes(Tile::pixels * slice_row),
-          out_row(columns * tile_values * 2 + residual_gap),
-          bytes(stages + 2 * slice) {
-        // y on its way out lies where the slices were.
-        if (bytes < hidden + Tile::pixels * out_row) bytes = hidden + Tile::pixels * out_row;
-    }
+          bytes(stages + 2 * slice) {}
 };
 
 // body<depth>() of those that kernels know, the widths of networks' first stages, whose maps are the largest: a tenth of all instructions
@@ -76,9 +76,9 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
                                 .stages = shared + at.stages,
                                 .bytes = at.slice,
                                 .count = at.slices,
-                                .filter_begin = 4 * float_slice,
-                                .filter_end = 4 * slice_floats,
-                                .reduce_at = 4 * slice_floats + at.expand,
+                                .filter_begin = slice_filter_bias,
+                                .filter_end = slice_tiles,
+                                .reduce_at = slice_tiles + at.expand,
                                 .lag = at.lag,
                                 .stage_count = 2};
     const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
@@ -113,7 +113,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
             MVIT_UNROLL
             for (int k = 0; k < 2; ++k) start[j][k] = bias[8 * j + c_column(warp.lane, k)];
         }
-        warp.template expand<depth>(map, at.row, weights + 4 * slice_floats, at.depth, start, sums);
+        warp.template expand<depth>(map, at.row, weights + slice_tiles, at.depth, start, sums);
         const uint32_t exist = *of_map;
         MVIT_UNROLL
         for (int i = 0; i < warp.rounds; ++i) {
@@ -131,84 +131,54 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
         }
     };
 
-    // A thread has two channels of two columns of `length` pixels: with stride 1 that reads and converts 24 pixels for 8 results, and one
-    // column of 8 would 30. Columns of the two strips of a warp are four apart: so they lie in different banks.
-    constexpr int length = Tile::pixels / (residual_threads / (float_slice / 2)) / 2;
     const auto filter = [&](const uint8_t* weights, int slot, int) {
-        const uint32_t own = anew(thread), pair = own % (float_slice / 2), strip = own / (float_slice / 2);
-        const uint32_t strip_x = strip % 2 * 4 + strip / 2 % 2 * 2 + strip / 4 * 8 % Tile::width;
-        const uint32_t strip_y = strip / (Tile::width / 2) * length;
+        const ResidualFilter<T, Tile> warp(anew(thread));
         struct alignas(8) Two {
             float v[2];
         };
-        const auto* floats = reinterpret_cast<const float*>(weights) + float_slice + 2 * pair;
-        const auto both = [&](int row) { return *reinterpret_cast<const Two*>(floats + row * float_slice); };
-        Two taps[9];
-        MVIT_UNROLL
-        for (int i = 0; i < 9; ++i) taps[i] = both(i);
-        const Two bias = both(9);
-        const uint8_t* from = hidden(slot) + (strip_y * Tile::stride * Tile::seen_width + strip_x) * at.slice_row + 4 * pair;
-        Two sums[length][2];
-        MVIT_UNROLL
-        for (int i = 0; i < length; ++i) sums[i][0] = sums[i][1] = bias;
-        MVIT_UNROLL
-        for (int row = 0; row < (length - 1) * Tile::stride + 3; ++row) {
-            MVIT_UNROLL
-            for (int column = 0; column < Tile::stride + 3; ++column) {
-                // With stride 2, columns 2 x, 2 x + 1, .. of a row.
-                const Unpacked<T> seen(*reinterpret_cast<const uint32_t*>(from + Tile::place(row, column) * at.slice_row));
+        const Two bias = *reinterpret_cast<const Two*>(weights + slice_filter_bias + 4 * warp.channel());
+        warp.template each<ResidualShared<Tile>::slice_row>(
+            hidden(slot), weights + slice_filter_taps, bias.v, [&](int block, const float (&sums)[4]) {
                 MVIT_UNROLL
-                for (int ky = 0; ky < 3; ++ky) {
-                    const int y = (row - ky) / Tile::stride;
-                    if (row < ky || (row - ky) % Tile::stride != 0 || y >= length) continue;
-                    MVIT_UNROLL
-                    for (int x = 0; x < 2; ++x) {
-                        const int kx = column - x * Tile::stride;
-                        if (kx < 0 || kx >= 3) continue;
-                        sums[y][x].v[0] = fmaf(seen.low, taps[3 * ky + kx].v[0], sums[y][x].v[0]);
-                        sums[y][x].v[1] = fmaf(seen.high, taps[3 * ky + kx].v[1], sums[y][x].v[1]);
-                    }
+                for (int half = 0; half < 2; ++half) {
+                    const float low = silu_of_double(sums[2 * half]), high = silu_of_double(sums[2 * half + 1]);
+                    uint8_t* const to = filtered(slot) + warp.pixel(block, half) * at.slice_row + 2 * warp.channel();
+                    *reinterpret_cast<uint32_t*>(to) = from_floats(low, high, T{});
                 }
-            }
-        }
-        uint8_t* const to = filtered(slot) + (strip_y * Tile::width + strip_x) * at.slice_row + 4 * pair;
-        MVIT_UNROLL
-        for (int y = 0; y < length; ++y) {
-            MVIT_UNROLL
-            for (int x = 0; x < 2; ++x)
-                *reinterpret_cast<uint32_t*>(to + (y * Tile::width + x) * at.slice_row) =
-                    from_floats(silu_of_double(sums[y][x].v[0]), silu_of_double(sums[y][x].v[1]), T{});
-        }
+            });
     };
 
     typename Warp::Reduced sums;
     Warp(thread).begin(sums, at.columns, [&](int column) { return p.bias[column]; });
     slices.each(thread, expand, filter, [&](const uint8_t* weights, int slot, int) {
-        Warp(anew(thread)).reduce(filtered(slot), weights + 4 * slice_floats + at.expand, at.columns, sums);
+        Warp(anew(thread)).reduce(filtered(slot), weights + slice_tiles + at.expand, at.columns, sums);
     });
 
-    // Out of the order of tensor cores, into rows.
-    uint8_t* const out = hidden(0);
-    Warp(anew(thread)).each_reduced(sums, at.columns, [&](int pixel, int column, float low, float high) {
-        if (p.residual) {
-            const int seen = Tile::place(pixel / Tile::width + 1, pixel % Tile::width + 1);
-            const Unpacked<T> x(*reinterpret_cast<const uint32_t*>(map + seen * at.row + 2 * column));
-            low += x.low, high += x.high;
-        }
-        *reinterpret_cast<uint32_t*>(out + pixel * at.out_row + 2 * column) = from_floats(low, high, T{});
-    });
-    block_barrier();
+    // Four columns of a pixel, of each tile of columns; those of four lanes are a sector of y.
+    struct alignas(8) Eight {
+        uint32_t words[2];
+    };
     const auto kept = *reinterpret_cast<const ResidualPlace<Tile>*>(shared + at.place);
-    const int rows_left = kept.out_height - kept.y, columns_left = kept.out_width - kept.x;
     uint8_t* const tile =
         static_cast<uint8_t*>(p.y) + ((int64_t{kept.image} * kept.out_height + kept.y) * kept.out_width + kept.x) * p.columns * 2;
-    MVIT_ROLLED
-    for (ChunkWalk walk(p.columns / 8); walk.row < Tile::pixels; walk.next()) {
-        const int y = static_cast<int>(walk.row / Tile::width), x = static_cast<int>(walk.row % Tile::width);
-        if (y >= rows_left || x >= columns_left) continue;
-        uint8_t* to = tile + int64_t{y * kept.out_width + x} * (2 * p.columns) + 16 * walk.chunk;
-        *reinterpret_cast<Sixteen*>(to) = *reinterpret_cast<const Sixteen*>(out + walk.row * at.out_row + 16 * walk.chunk);
-    }
+    Warp(anew(thread)).each_pixel(sums, at.columns, [&](int pixel, const auto& each_four) {
+        const int y = pixel / Tile::width, x = pixel % Tile::width;
+        if (y >= kept.out_height - kept.y || x >= kept.out_width - kept.x) return;
+        uint8_t* const to = tile + int64_t{y * kept.out_width + x} * (2 * p.columns);
+        const uint8_t* const from = map + Tile::place(y + 1, x + 1) * at.row;
+        each_four([&](int column, float (&v)[4]) {
+            if (column >= p.columns) return;
+            if (p.residual) {
+                const Eight seen = *reinterpret_cast<const Eight*>(from + 2 * column);
+                MVIT_UNROLL
+                for (int k = 0; k < 4; k += 2) {
+                    const Unpacked<T> two(seen.words[k / 2]);
+                    v[k] += two.low, v[k + 1] += two.high;
+                }
+            }
+            *reinterpret_cast<Eight*>(to + 2 * column) = {{from_floats(v[0], v[1], T{}), from_floats(v[2], v[3], T{})}};
+        });
+    });
 }
 
 }  // namespace mvit::cuda

@@ -23,7 +23,7 @@ struct QResidualShared {
     int row, expand, reduce, slice;
     int hidden, filtered, stages, curves, own;
     int hidden_bytes, filtered_bytes;  // of a slice; with a lag there are two of each
-    int sums_stride, bytes;            // the stride in words: the pairs that a quarter of a warp writes at once do not meet
+    int sums_stride, bytes;            // the stride in words: two rows that a quarter of a warp writes at once do not meet
 
     static constexpr int slice_row = ResidualWarp<uint8_t, Tile>::slice_row;
     // Behind a word of every thread; both would take registers in vain while slices go by.
@@ -49,7 +49,7 @@ struct QResidualShared {
           own(curves + 2 * SharedCurve::bytes),
           hidden_bytes(Tile::seen_blocks * 16 * slice_row),
           filtered_bytes(Tile::pixels * slice_row),
-          sums_stride(columns * tile_columns + 8),
+          sums_stride((columns | 1) * tile_columns),
           bytes(own + own_bytes) {
         // In the end there is nothing else but the curve of the last layer, in front of the place.
         const int end = sums_bytes() + SharedCurve::bytes;
@@ -221,11 +221,10 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, cons
     auto* staged = reinterpret_cast<int32_t*>(shared);
     uint8_t* const curve = shared + at.sums_bytes();
     if (p.reduce.curve) SharedCurve::load(p.reduce.curve, curve, residual_threads);
-    struct alignas(8) Pair {
-        int32_t v[2];
-    };
-    Warp(anew(thread)).each_reduced(sums, at.columns, [&](int pixel, int column, int32_t low, int32_t high) {
-        *reinterpret_cast<Pair*>(staged + pixel * at.sums_stride + column) = {low, high};
+    Warp(anew(thread)).each_pixel(sums, at.columns, [&](int pixel, const auto& each_four) {
+        each_four([&](int column, const int32_t (&v)[4]) {
+            *reinterpret_cast<Quad<int32_t>*>(staged + pixel * at.sums_stride + column) = {{v[0], v[1], v[2], v[3]}};
+        });
     });
     block_barrier();
     const int quads = (p.columns + four - 1) / four, rows_at_once = residual_threads / quads, first = thread_index() / quads;

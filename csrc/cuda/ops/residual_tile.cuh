@@ -145,21 +145,19 @@ struct ResidualWarp {
                             Sum (&sums)[rounds][parts][4], int turn = 0) const {
         tiles += expand_tile * depth * tile_bytes(8) + 16 * lane;
         x += (first(turn * rounds) + ldmatrix_row(lane)) * row + 16 * ldmatrix_chunk(lane);
+        Sum first_sums[parts][4];
         MVIT_UNROLL
-        for (int i = 0; i < rounds; ++i) {
+        for (int j = 0; j < parts; ++j) {
             MVIT_UNROLL
-            for (int j = 0; j < parts; ++j) {
-                MVIT_UNROLL
-                for (int k = 0; k < 4; ++k) sums[i][j][k] = start[j][k % 2];
-            }
+            for (int k = 0; k < 4; ++k) first_sums[j][k] = start[j][k % 2];
         }
         // Apart, so that there is no branch on the way.
         if (has(turn, rounds - 1)) {
-            expand_rounds<rounds, known>(x, row, tiles, depth, sums);
+            expand_rounds<rounds, known>(x, row, tiles, depth, first_sums, sums);
         } else if (has(turn, rounds - 2)) {
-            expand_rounds<rounds - 1, known>(x, row, tiles, depth, sums);
+            expand_rounds<rounds - 1, known>(x, row, tiles, depth, first_sums, sums);
         } else {
-            expand_rounds<least, known>(x, row, tiles, depth, sums);
+            expand_rounds<least, known>(x, row, tiles, depth, first_sums, sums);
         }
     }
 
@@ -187,6 +185,9 @@ struct ResidualWarp {
         }
     }
 
+    // The first of the four columns that this lane has of a tile of the reduction, of its rounds.
+    MVIT_DEVICE int column(int round) const { return tile_columns * (reduce_tile + round * Tile::reduce_step) + 4 * (lane % 4); }
+
     // What the sums begin with: `first(column)`, of every row.
     template <class First>
     MVIT_DEVICE void begin(Reduced& sums, int columns, const First& first) const {
@@ -194,39 +195,40 @@ struct ResidualWarp {
         for (int j = 0; j < Tile::reduce_rounds; ++j) {
             MVIT_UNROLL
             for (int k = 0; k < 4; ++k) {
-                const int tile = reduce_tile + j * Tile::reduce_step;
-                const Sum value = tile < columns ? first(tile_columns * tile + 8 * (k / 2) + c_column(lane, k % 2)) : Sum{};
+                const Sum value = reduce_tile + j * Tile::reduce_step < columns ? first(column(j) + k) : Sum{};
                 MVIT_UNROLL
                 for (int i = 0; i < 4; ++i) sums[i / 2][j][k / 2][i % 2 * 2 + k % 2] = value;
             }
         }
     }
 
-    // body(pixel, column, low, high) of each two neighbours of the sums.
+    // body(pixel, each_four) of this lane's pixels; each_four(body) calls body(column, sums of it and the next three).
     template <class Body>
-    MVIT_DEVICE void each_reduced(const Reduced& sums, int columns, const Body& body) const {
+    MVIT_DEVICE void each_pixel(const Reduced& sums, int columns, const Body& body) const {
         MVIT_UNROLL
         for (int i = 0; i < 2; ++i) {
             MVIT_UNROLL
-            for (int j = 0; j < Tile::reduce_rounds; ++j) {
-                const int tile = reduce_tile + j * Tile::reduce_step;
-                if (tile >= columns) continue;
-                MVIT_UNROLL
-                for (int half = 0; half < 4; half += 2) {
+            for (int half = 0; half < 4; half += 2) {
+                body(reduce_row + 16 * i + c_row(lane, half), [&](const auto& each) {
                     MVIT_UNROLL
-                    for (int k = 0; k < 2; ++k)
-                        body(reduce_row + 16 * i + c_row(lane, half), tile_columns * tile + 8 * k + c_column(lane, half),
-                             sums[i][j][k][half], sums[i][j][k][half + 1]);
-                }
+                    for (int j = 0; j < Tile::reduce_rounds; ++j) {
+                        if (reduce_tile + j * Tile::reduce_step >= columns) continue;
+                        Sum four_sums[4];
+                        MVIT_UNROLL
+                        for (int k = 0; k < 4; ++k) four_sums[k] = sums[i][j][k / 2][half + k % 2];
+                        each(column(j), four_sums);
+                    }
+                });
             }
         }
     }
 
   private:
-    // x, tiles: of this lane.
+    // x, tiles: of this lane. start: of all rows.
     template <int count, int known>
-    MVIT_DEVICE void expand_rounds(const uint8_t* x, int row, const uint8_t* tiles, int depth, Sum (&sums)[rounds][parts][4]) const {
-        const auto step = [&](int k) {
+    MVIT_DEVICE void expand_rounds(const uint8_t* x, int row, const uint8_t* tiles, int depth, const Sum (&start)[parts][4],
+                                   Sum (&sums)[rounds][parts][4]) const {
+        const auto step = [&](int k, bool is_first = false) {
             Sixteen b[expand_tiles];
             MVIT_UNROLL
             for (int j = 0; j < expand_tiles; ++j) b[j] = *reinterpret_cast<const Sixteen*>(tiles + (j * depth + k) * tile_bytes(8));
@@ -235,12 +237,18 @@ struct ResidualWarp {
                 uint32_t a[4];
                 ldmatrix_x4(a, x + i * 16 * expand_warps * row + k * tile_depth);
                 MVIT_UNROLL
-                for (int j = 0; j < parts; ++j) mma(sums[i][j], a, b[j / 2].words[j % 2 * 2], b[j / 2].words[j % 2 * 2 + 1], T{});
+                for (int j = 0; j < parts; ++j) {
+                    const uint32_t low = b[j / 2].words[j % 2 * 2], high = b[j / 2].words[j % 2 * 2 + 1];
+                    if (is_first) {
+                        mma(sums[i][j], a, low, high, start[j], T{});
+                    } else {
+                        mma(sums[i][j], a, low, high, T{});
+                    }
+                }
             }
         };
-        // The first one apart: so tensor cores read what sums begin with where it is. Then two at a time, but where curves leave no
-        // registers.
-        step(0);
+        // Two at a time, but where curves leave no registers.
+        step(0, true);
         int k = 1;
         if constexpr (known > 0) {
             MVIT_UNROLL
