@@ -38,12 +38,12 @@ class Slices {
                 const int64_t place = n % 4 / 2 * 8 + n % 16 / 4 * 2 + n % 2;  // of four neighbours, two are columns of each product of eight
                 put(slice + tiles + 1024 * depth_, 2, n / 16 * 16 + place, e % 32, reduce[n * t.hidden + e]);
             }
-            const auto put_float = [&](int64_t row, float value) { std::memcpy(slice + 128 * row + e % 32 * 4, &value, 4); };
-            put_float(0, 0.5f * expand_bias[e]), put_float(1, 0.5f * taps_bias[e]);
+            const auto put_float = [&](int64_t at, float value) { std::memcpy(slice + at + e % 32 * 4, &value, 4); };
+            put_float(0, 0.5f * taps_bias[e]), put_float(tiles - 128, 0.5f * expand_bias[e]);
             for (int64_t word = 0; word < 10; ++word) {
                 T half;
                 from_float(0.5f * to_float(taps[cuda::tap_of_word[word] * t.hidden + e]), &half);
-                std::memcpy(slice + 256 + e % 32 * 48 + 4 * word + e % 2 * 2, &half, 2);
+                std::memcpy(slice + 128 + e % 32 * 48 + 4 * word + e % 2 * 2, &half, 2);
             }
         }
     }
@@ -56,7 +56,7 @@ class Slices {
         std::memcpy(tiles + (n / 16 * depth + k / 16) * 512 + lane * 16 + word * 4 + k % 2 * 2, &value, 2);
     }
 
-    static constexpr int64_t tiles = 256 + 33 * 48;  // behind the biases and the taps, whose last channel are zeros
+    static constexpr int64_t tiles = 256 + 33 * 48;  // behind both biases and the taps between them, whose last channel are zeros
 
     int64_t depth_, slice_;
     Guarded<uint8_t> data_;
@@ -82,11 +82,12 @@ void compare(const Case& t, int lag, const BlockOrder& order) {
     std::memset(y.data(), 0xFF, static_cast<size_t>(y.size()) * sizeof(T));
     const cuda::ResidualShared<Tile> at(t.channels, t.hidden, t.columns, lag);
     Guarded<uint8_t> shared(at.bytes);
-    using Place = cuda::ResidualPlace<Tile>;
-    for (int64_t block = 0; block < t.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width); ++block) {
+    const cuda::ResidualTiles<Tile> tiles(t.height, t.width);
+    for (int64_t block = 0; block < t.batch * tiles.count(); ++block) {
         std::memset(shared.data(), 0xFF, static_cast<size_t>(shared.size()));  // NaN
         cuda::with_known_depth<Tile>(at.depth, [&]<int depth>() {
-            run_block(cuda::residual_threads, block, 0, order, [&] { cuda::inverted_residual_tile<T, Tile, depth>(p, at, shared.data()); });
+            run_block(cuda::residual_threads, block, 0, order,
+                      [&] { cuda::inverted_residual_tile<T, Tile, depth>(p, tiles, at, shared.data()); });
         });
         CHECK(shared.canary_intact());
     }

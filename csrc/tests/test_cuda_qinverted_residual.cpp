@@ -83,15 +83,15 @@ void compare(const Case& t, const Stages& stages, const BlockOrder& order) {
         scale[at] = std::fabs(random_float()), filter_scale[at] = std::fabs(random_float());
         for (int64_t c = 0; c < t.channels; ++c) slices.put_expand(e, c, expand[size(e, t.channels) + static_cast<size_t>(c)]);
         for (int64_t n = 0; n < t.columns; ++n) slices.put_reduce(n, e, reduce[size(n, t.hidden) + at]);
-        slices.put_number(0, e, static_cast<int32_t>(init[at])), slices.put_number(1, e, scale[at]);
+        slices.put_number(5, e, static_cast<int32_t>(init[at])), slices.put_number(6, e, scale[at]);
         for (int kx = 0; kx < 3; ++kx) {
             uint32_t word = 0;
             for (int ky = 0; ky < 3; ++ky)
                 word |= uint32_t{static_cast<uint8_t>(taps[9 * at + static_cast<size_t>(3 * ky + kx)])} << (8 * ky);
-            slices.put_number(2 + kx, e, word);
+            slices.put_number(kx, e, word);
         }
         filter_init[at] = random_int(-100000, 100000);
-        slices.put_number(5, e, static_cast<int32_t>(filter_init[at])), slices.put_number(6, e, filter_scale[at]);
+        slices.put_number(3, e, static_cast<int32_t>(filter_init[at])), slices.put_number(4, e, filter_scale[at]);
     }
     RandomChannels channels(t.columns, 0.001f);
 
@@ -110,10 +110,11 @@ void compare(const Case& t, const Stages& stages, const BlockOrder& order) {
     const cuda::QResidualShared<Tile> at(t.channels, t.hidden, t.columns, stages.lag, stages.count);
     Guarded<uint8_t> shared(at.bytes);
     const int alignment = cuda::alignment_of(x.data(), p.channels);
-    using Place = cuda::ResidualPlace<Tile>;
-    for (int64_t block = 0; block < t.batch * Place::tiles_down(t.height) * Place::tiles_across(t.width); ++block) {
+    const cuda::ResidualTiles<Tile> tiles(t.height, t.width);
+    for (int64_t block = 0; block < t.batch * tiles.count(); ++block) {
         for (int64_t i = 0; i < shared.size(); ++i) shared[i] = static_cast<uint8_t>(random_int(0, 255));
-        run_block(cuda::residual_threads, block, 0, order, [&] { cuda::qinverted_residual_tile<Tile>(p, at, alignment, shared.data()); });
+        run_block(cuda::residual_threads, block, 0, order,
+                  [&] { cuda::qinverted_residual_tile<Tile>(p, tiles, at, alignment, shared.data()); });
         CHECK(shared.canary_intact());
     }
     CHECK(y.canary_intact());

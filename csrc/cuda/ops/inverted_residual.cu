@@ -7,7 +7,7 @@ namespace {
 
 template <class T, class Tile, int depth>
 __global__ void __launch_bounds__(residual_threads, Tile::blocks)
-    inverted_residual_kernel(InvertedResidualProblem problem, ResidualShared<Tile> at) {
+    inverted_residual_kernel(InvertedResidualProblem problem, ResidualTiles<Tile> tiles, ResidualShared<Tile> at) {
     wait_turn();
     extern __shared__ __align__(16) uint8_t shared[];
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
@@ -15,14 +15,14 @@ __global__ void __launch_bounds__(residual_threads, Tile::blocks)
 #else
     constexpr int known = depth;
 #endif
-    inverted_residual_tile<T, Tile, known>(problem, at, shared);
+    inverted_residual_tile<T, Tile, known>(problem, tiles, at, shared);
 }
 
 template <class T, class Tile>
 Launched launch(const InvertedResidualProblem& p, int device, void* stream) {
     constexpr const char* kernel = "inverted_residual";
-    using Place = ResidualPlace<Tile>;
-    const int64_t blocks = p.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width);
+    const ResidualTiles<Tile> tiles(p.height, p.width);
+    const int64_t blocks = p.batch * tiles.count();
     if (blocks == 0) return {cudaSuccess, kernel};
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     using Shared = ResidualShared<Tile>;
@@ -35,7 +35,7 @@ Launched launch(const InvertedResidualProblem& p, int device, void* stream) {
         return launched(kernel, device, [&] {
             if (!limit.raise(inverted_residual_kernel<T, Tile, depth>, shared_of_block(device), device)) return;
             launch_early(inverted_residual_kernel<T, Tile, depth>, static_cast<unsigned>(blocks), residual_threads, at.bytes, stream, p,
-                         at);
+                         tiles, at);
         });
     };
     return with_known_depth<Tile>(at.depth, with);

@@ -11,9 +11,9 @@
 namespace mvit::cuda {
 
 inline constexpr int float_slice = residual_slice<f16>;
-// Where the bias of the filter, its taps and the tiles of a slice begin; first comes the bias of the expansion.
-inline constexpr int slice_filter_bias = 4 * float_slice, slice_filter_taps = 2 * slice_filter_bias,
-                     slice_tiles = slice_filter_taps + slice_taps_bytes;
+// Where what filters, what expands and its tiles begin in a slice: first comes the bias of the filter.
+inline constexpr int slice_taps = 4 * float_slice, slice_expand = slice_taps + slice_taps_bytes,
+                     slice_tiles = slice_expand + 4 * float_slice;
 inline constexpr int tile_values = 16;  // columns, and depth, of a tile of 16-bit weights
 
 MVIT_BOTH constexpr int value_tiles(int count) { return (count + tile_values - 1) / tile_values; }
@@ -70,15 +70,17 @@ auto with_known_depth(int depth, const Body& body) {
 
 // shared: ResidualShared::bytes, aligned to 16. depth: tiles of the expansion's, if it is known.
 template <class T, class Tile, int depth>
-MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const ResidualShared<Tile>& at, uint8_t* shared) {
-    const ResidualPlace<Tile> place(p.height, p.width);
-    const ResidualSlices slices{.from = p.slices,
+MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const ResidualTiles<Tile>& tiles, const ResidualShared<Tile>& at,
+                                        uint8_t* shared) {
+    const ResidualPlace<Tile> place(tiles, p.height, p.width);
+    constexpr int most_expand = depth > 0 ? slice_tiles - slice_expand + float_slice / tile_values * depth * tile_bytes(8) : 0;
+    constexpr int most_reduce = Tile::most_columns / tile_values * (float_slice / tile_values) * tile_bytes(8);
+    const ResidualSlices<most_expand, most_reduce> slices{.from = p.slices,
                                 .stages = shared + at.stages,
                                 .bytes = at.slice,
                                 .count = at.slices,
-                                .filter_begin = slice_filter_bias,
-                                .filter_end = slice_tiles,
-                                .reduce_at = slice_tiles + at.expand,
+                                .expand = slice_expand,
+                                .reduce = slice_tiles + at.expand,
                                 .lag = at.lag,
                                 .stage_count = 2};
     const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
@@ -93,12 +95,24 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
     auto* seen = reinterpret_cast<int32_t*>(hidden(0));
     place.find_seen(seen);
     const auto* image = static_cast<const uint8_t*>(p.x) + int64_t{place.image} * p.height * p.width * p.channels * 2;
+    const int map_row = depth > 0 ? depth * tile_depth + residual_gap : at.row;
     const auto chunks = static_cast<uint32_t>(p.channels) / 8;
-    MVIT_ROLLED
-    for (ChunkWalk walk(2 * at.depth); walk.row < 16 * Tile::seen_blocks; walk.next()) {
-        const int pixel = walk.chunk < chunks ? seen[walk.row] : -1;
-        const uint8_t* from = image + int64_t{pixel > 0 ? pixel : 0} * (2 * p.channels) + 16 * walk.chunk;
-        cp_async16(map + walk.row * at.row + 16 * walk.chunk, from, pixel >= 0 ? 16 : 0);
+    const auto copy = [&](uint32_t row, uint32_t chunk, const uint8_t* chunks_of_image) {
+        const int pixel = chunk < chunks ? seen[row] : -1;
+        const uint8_t* from = chunks_of_image + uint64_t{static_cast<uint32_t>(pixel > 0 ? pixel : 0)} * (16 * chunks);
+        cp_async16(map + row * map_row + 16 * chunk, from, pixel >= 0 ? 16 : 0);
+    };
+    constexpr uint32_t rows = 16 * Tile::seen_blocks;
+    if constexpr (depth > 0) {  // a thread has the same chunk of all rows
+        constexpr uint32_t rows_at_once = residual_threads / (2 * depth);
+        static_assert(residual_threads % (2 * depth) == 0);
+        const uint32_t first = thread / (2 * depth), chunk = thread % (2 * depth);
+        MVIT_UNROLL
+        for (uint32_t i = 0; i < rows; i += rows_at_once)
+            if (i + rows_at_once <= rows || first + i < rows) copy(first + i, chunk, image + 16 * chunk);
+    } else {
+        MVIT_ROLLED
+        for (ChunkWalk walk(2 * at.depth); walk.row < rows; walk.next()) copy(walk.row, walk.chunk, image + 16 * walk.chunk);
     }
     cp_async_commit();
 
@@ -106,14 +120,14 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
     *of_map = Warp(thread).of_map(seen);
     const auto expand = [&](const uint8_t* weights, int slot, int) {
         const Warp warp(anew(thread));
-        const auto* bias = reinterpret_cast<const float*>(weights) + warp.expand_tile * tile_values;
+        const auto* bias = reinterpret_cast<const float*>(weights + slice_expand) + warp.expand_tile * tile_values;
         float start[warp.parts][2], sums[warp.rounds][warp.parts][4];
         MVIT_UNROLL
         for (int j = 0; j < warp.parts; ++j) {
             MVIT_UNROLL
             for (int k = 0; k < 2; ++k) start[j][k] = bias[8 * j + c_column(warp.lane, k)];
         }
-        warp.template expand<depth>(map, at.row, weights + slice_tiles, at.depth, start, sums);
+        warp.template expand<depth>(map, map_row, weights + slice_tiles, at.depth, start, sums);
         const uint32_t exist = *of_map;
         MVIT_UNROLL
         for (int i = 0; i < warp.rounds; ++i) {
@@ -136,9 +150,9 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
         struct alignas(8) Two {
             float v[2];
         };
-        const Two bias = *reinterpret_cast<const Two*>(weights + slice_filter_bias + 4 * warp.channel());
+        const Two bias = *reinterpret_cast<const Two*>(weights + 4 * warp.channel());
         warp.template each<ResidualShared<Tile>::slice_row>(
-            hidden(slot), weights + slice_filter_taps, bias.v, [&](int block, const float (&sums)[4]) {
+            hidden(slot), weights + slice_taps, bias.v, [&](int block, const float (&sums)[4]) {
                 MVIT_UNROLL
                 for (int half = 0; half < 2; ++half) {
                     const float low = silu_of_double(sums[2 * half]), high = silu_of_double(sums[2 * half + 1]);
@@ -149,7 +163,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
     };
 
     typename Warp::Reduced sums;
-    Warp(thread).begin(sums, at.columns, [&](int column) { return p.bias[column]; });
+    Warp(thread).begin(sums, at.columns, [&](int column) { return *reinterpret_cast<const typename Warp::Four*>(p.bias + column); });
     slices.each(thread, expand, filter, [&](const uint8_t* weights, int slot, int) {
         Warp(anew(thread)).reduce(filtered(slot), weights + slice_tiles + at.expand, at.columns, sums);
     });
@@ -159,13 +173,15 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
         uint32_t words[2];
     };
     const auto kept = *reinterpret_cast<const ResidualPlace<Tile>*>(shared + at.place);
+    const int rows_left = kept.out_height - kept.y, columns_left = kept.out_width - kept.x;
+    const auto pixel_bytes = static_cast<uint32_t>(2 * p.columns);
     uint8_t* const tile =
-        static_cast<uint8_t*>(p.y) + ((int64_t{kept.image} * kept.out_height + kept.y) * kept.out_width + kept.x) * p.columns * 2;
-    Warp(anew(thread)).each_pixel(sums, at.columns, [&](int pixel, const auto& each_four) {
+        static_cast<uint8_t*>(p.y) + ((int64_t{kept.image} * kept.out_height + kept.y) * kept.out_width + kept.x) * pixel_bytes;
+    Warp(anew(thread)).each_pixel(sums, [&](int pixel, const auto& each_four) {
         const int y = pixel / Tile::width, x = pixel % Tile::width;
-        if (y >= kept.out_height - kept.y || x >= kept.out_width - kept.x) return;
-        uint8_t* const to = tile + int64_t{y * kept.out_width + x} * (2 * p.columns);
-        const uint8_t* const from = map + Tile::place(y + 1, x + 1) * at.row;
+        if (y >= rows_left || x >= columns_left) return;
+        uint8_t* const to = tile + uint64_t{static_cast<uint32_t>(y * kept.out_width + x)} * pixel_bytes;
+        const uint8_t* const from = map + Tile::place(y + 1, x + 1) * map_row;
         each_four([&](int column, float (&v)[4]) {
             if (column >= p.columns) return;
             if (p.residual) {

@@ -42,7 +42,7 @@ struct InvertedResidualProblem {
     const void* x;          // (B, H, W, C), dense, aligned to 16 bytes
     void* y;                // (B, ceil(H / s), ceil(W / s), N), likewise
     const uint8_t* slices;  // aligned to 16 bytes
-    const float* bias;      // (N rounded up to 16,)
+    const float* bias;      // (N rounded up to 16,), likewise
 };
 
 // Bytes of shared memory that a block needs; 0 where there is no kernel for so many columns.

@@ -8,17 +8,17 @@ namespace {
 
 template <class Tile>
 __global__ void __launch_bounds__(residual_threads, Tile::blocks_of_bytes)
-    qinverted_residual_kernel(QInvertedResidualProblem problem, QResidualShared<Tile> at, int alignment) {
+    qinverted_residual_kernel(QInvertedResidualProblem problem, ResidualTiles<Tile> tiles, QResidualShared<Tile> at, int alignment) {
     wait_turn();
     extern __shared__ __align__(16) uint8_t shared[];
-    qinverted_residual_tile<Tile>(problem, at, alignment, shared);
+    qinverted_residual_tile<Tile>(problem, tiles, at, alignment, shared);
 }
 
 template <class Tile>
 Launched launch(const QInvertedResidualProblem& p, int device, void* stream) {
     constexpr const char* kernel = "qinverted_residual";
-    using Place = ResidualPlace<Tile>;
-    const int64_t blocks = p.batch * Place::tiles_down(p.height) * Place::tiles_across(p.width);
+    const ResidualTiles<Tile> tiles(p.height, p.width);
+    const int64_t blocks = p.batch * tiles.count();
     if (blocks == 0) return {cudaSuccess, kernel};
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     using Shared = QResidualShared<Tile>;
@@ -31,7 +31,8 @@ Launched launch(const QInvertedResidualProblem& p, int device, void* stream) {
     return launched(kernel, device, [&] {
         const int alignment = alignment_of(p.x, p.channels);
         if (!limit.raise(qinverted_residual_kernel<Tile>, shared_of_block(device), device)) return;
-        launch_early(qinverted_residual_kernel<Tile>, static_cast<unsigned>(blocks), residual_threads, at.bytes, stream, p, at, alignment);
+        launch_early(qinverted_residual_kernel<Tile>, static_cast<unsigned>(blocks), residual_threads, at.bytes, stream, p, tiles,
+                     at, alignment);
     });
 }
 

@@ -12,7 +12,7 @@ namespace mvit::cuda {
 inline constexpr int byte_slice = residual_slice<uint8_t>;
 
 // Rows of the numbers of a slice.
-enum QSliceRow { slice_init = 0, slice_scale = 1, slice_taps = 2, slice_filter_init = 5, slice_filter_scale = 6, slice_rows = 7 };
+enum QSliceRow { qslice_taps = 0, slice_filter_init = 3, slice_filter_scale = 4, slice_init = 5, slice_scale = 6, slice_rows = 7 };
 inline constexpr int slice_bytes = slice_rows * byte_slice * 4;
 
 // Where things lie in shared memory, and how large they are, in bytes. A parameter of the kernel, as constants take no registers.
@@ -69,18 +69,18 @@ MVIT_DEVICE void turn_four(const uint32_t (&rows)[4], uint32_t (&columns)[four])
 
 // shared: QResidualShared::bytes, aligned to 16. alignment: of the pixels of x.
 template <class Tile>
-MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, const QResidualShared<Tile>& at, int alignment,
-                                         uint8_t* shared) {
-    const ResidualPlace<Tile> place(p.height, p.width);
-    const ResidualSlices slices{.from = p.slices,
-                                .stages = shared + at.stages,
-                                .bytes = at.slice,
-                                .count = at.slices,
-                                .filter_begin = slice_taps * byte_slice * 4,
-                                .filter_end = slice_bytes,
-                                .reduce_at = slice_bytes + at.expand,
-                                .lag = at.lag,
-                                .stage_count = at.stage_count};
+MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, const ResidualTiles<Tile>& tiles,
+                                         const QResidualShared<Tile>& at, int alignment, uint8_t* shared) {
+    const ResidualPlace<Tile> place(tiles, p.height, p.width);
+    constexpr int most_reduce = Tile::most_columns / tile_columns * (byte_slice / tile_depth) * tile_bytes(8);
+    const ResidualSlices<0, most_reduce> slices{.from = p.slices,
+                                                .stages = shared + at.stages,
+                                                .bytes = at.slice,
+                                                .count = at.slices,
+                                                .expand = slice_init * byte_slice * 4,
+                                                .reduce = slice_bytes + at.expand,
+                                                .lag = at.lag,
+                                                .stage_count = at.stage_count};
     const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
     using Warp = ResidualWarp<uint8_t, Tile>;
     const auto hidden = [&](int slot) { return shared + at.hidden + slot * at.hidden_bytes; };
@@ -186,7 +186,7 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, cons
         }
         Quad<uint32_t> taps[3];
         MVIT_UNROLL
-        for (int kx = 0; kx < 3; ++kx) taps[kx] = quad_of(weights, slice_taps + kx, channel, uint32_t{});
+        for (int kx = 0; kx < 3; ++kx) taps[kx] = quad_of(weights, qslice_taps + kx, channel, uint32_t{});
         const Quad<int32_t> init = quad_of(weights, slice_filter_init, channel, int32_t{});
         const Quad<float> scale = quad_of(weights, slice_filter_scale, channel, float{});
         const CurveSteps curve(shared + at.curves + SharedCurve::bytes);
@@ -221,8 +221,9 @@ MVIT_DEVICE void qinverted_residual_tile(const QInvertedResidualProblem& p, cons
     auto* staged = reinterpret_cast<int32_t*>(shared);
     uint8_t* const curve = shared + at.sums_bytes();
     if (p.reduce.curve) SharedCurve::load(p.reduce.curve, curve, residual_threads);
-    Warp(anew(thread)).each_pixel(sums, at.columns, [&](int pixel, const auto& each_four) {
+    Warp(anew(thread)).each_pixel(sums, [&](int pixel, const auto& each_four) {
         each_four([&](int column, const int32_t (&v)[4]) {
+            if (column >= at.columns * tile_columns) return;
             *reinterpret_cast<Quad<int32_t>*>(staged + pixel * at.sums_stride + column) = {{v[0], v[1], v[2], v[3]}};
         });
     });

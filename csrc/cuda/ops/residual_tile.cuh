@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "cuda/primitives/cp_async.cuh"
+#include "cuda/primitives/divisor.h"
 #include "cuda/primitives/mma_f16.cuh"
 #include "cuda/primitives/mma_s8.cuh"
 #include "cuda/primitives/qfragments.h"
@@ -42,20 +43,29 @@ struct ResidualTile {
     }
 };
 
+// The tiles that a map x of some size is cut into. A parameter of the kernel: divisions are the host's.
+template <class Tile>
+struct ResidualTiles {
+    Digit across, down;
+
+    ResidualTiles(int height, int width)
+        : across(static_cast<uint32_t>(((width - 1) / Tile::stride + Tile::width) / Tile::width)),
+          down(static_cast<uint32_t>(((height - 1) / Tile::stride + Tile::height) / Tile::height)) {}
+    int64_t count() const { return across.count() * down.count(); }  // of an image
+};
+
 // Which tile of y a block makes.
 template <class Tile>
 struct ResidualPlace {
     int image, out_height, out_width, y, x;
 
-    MVIT_BOTH static int tiles_down(int height) { return ((height - 1) / Tile::stride + Tile::height) / Tile::height; }
-    MVIT_BOTH static int tiles_across(int width) { return ((width - 1) / Tile::stride + Tile::width) / Tile::width; }
-
     // Of a map x of that size.
-    MVIT_DEVICE ResidualPlace(int height, int width)
+    MVIT_DEVICE ResidualPlace(const ResidualTiles<Tile>& tiles, int height, int width)
         : out_height((height - 1) / Tile::stride + 1), out_width((width - 1) / Tile::stride + 1), height_(height), width_(width) {
-        const int across = tiles_across(width), tiles = tiles_down(height) * across, block = static_cast<int>(block_x());
-        const int tile = block % tiles;
-        image = block / tiles, y = tile / across * Tile::height, x = tile % across * Tile::width;
+        auto block = static_cast<uint32_t>(block_x());
+        x = static_cast<int>(tiles.across.take(block)) * Tile::width;
+        y = static_cast<int>(tiles.down.take(block)) * Tile::height;
+        image = static_cast<int>(block);
     }
 
     // Which pixel of x every pixel is that the tile sees, or -1; by all threads, and with a barrier. seen: 16 * Tile::seen_blocks words.
@@ -188,23 +198,27 @@ struct ResidualWarp {
     // The first of the four columns that this lane has of a tile of the reduction, of its rounds.
     MVIT_DEVICE int column(int round) const { return tile_columns * (reduce_tile + round * Tile::reduce_step) + 4 * (lane % 4); }
 
-    // What the sums begin with: `first(column)`, of every row.
+    // What the sums begin with: `first(column)`, of four columns, in every row.
+    struct alignas(16) Four {
+        Sum v[4];
+    };
     template <class First>
     MVIT_DEVICE void begin(Reduced& sums, int columns, const First& first) const {
         MVIT_UNROLL
         for (int j = 0; j < Tile::reduce_rounds; ++j) {
+            const Four start = reduce_tile + j * Tile::reduce_step < columns ? first(column(j)) : Four{};
             MVIT_UNROLL
             for (int k = 0; k < 4; ++k) {
-                const Sum value = reduce_tile + j * Tile::reduce_step < columns ? first(column(j) + k) : Sum{};
                 MVIT_UNROLL
-                for (int i = 0; i < 4; ++i) sums[i / 2][j][k / 2][i % 2 * 2 + k % 2] = value;
+                for (int i = 0; i < 4; ++i) sums[i / 2][j][k / 2][i % 2 * 2 + k % 2] = start.v[k];
             }
         }
     }
 
-    // body(pixel, each_four) of this lane's pixels; each_four(body) calls body(column, sums of it and the next three).
+    // body(pixel, each_four) of this lane's pixels; each_four(body) calls body(column, sums of it and the next three), of columns that are
+    // not there, too.
     template <class Body>
-    MVIT_DEVICE void each_pixel(const Reduced& sums, int columns, const Body& body) const {
+    MVIT_DEVICE void each_pixel(const Reduced& sums, const Body& body) const {
         MVIT_UNROLL
         for (int i = 0; i < 2; ++i) {
             MVIT_UNROLL
@@ -212,7 +226,6 @@ struct ResidualWarp {
                 body(reduce_row + 16 * i + c_row(lane, half), [&](const auto& each) {
                     MVIT_UNROLL
                     for (int j = 0; j < Tile::reduce_rounds; ++j) {
-                        if (reduce_tile + j * Tile::reduce_step >= columns) continue;
                         Sum four_sums[4];
                         MVIT_UNROLL
                         for (int k = 0; k < 4; ++k) four_sums[k] = sums[i][j][k / 2][half + k % 2];
@@ -264,7 +277,8 @@ struct ResidualWarp {
     }
 };
 
-// The weights of a block on their way, and the order of its work. Slices go through their parts in steps, which a barrier begins; `lag`
+// The weights of a block on their way, and the order of its work. What filters a slice comes first, then what expands it, then what reduces
+// it. Slices go through their parts in steps, which a barrier begins; `lag`
 // says how far parts are apart:
 //
 //     lag 1    step s: expand(s) | filter(s - 1) | reduce(s - 2)                  none needs what another one writes in this step
@@ -286,24 +300,27 @@ struct ResidualWarp {
 //               s + 1 needs: expand(s) and reduce(s - 1) have read theirs.
 //
 // Between any two of these, in this order, lies a barrier. A last one is for those who write where the slices were.
+//
+// most_expand, most_reduce: how many bytes there are at most, if that is known; then copies are no loops.
+template <int most_expand = 0, int most_reduce = 0>
 struct ResidualSlices {
     const uint8_t* from;
     uint8_t* stages;
-    int bytes, count;                         // of a slice; slices: all of them within 2^31 bytes
-    int filter_begin, filter_end, reduce_at;  // which bytes are the filter's, and where those of the reduction begin; the rest expands
+    int bytes, count;       // of a slice; slices: all of them within 2^31 bytes
+    int expand, reduce;     // where what expands and what reduces begins in a slice
     int lag, stage_count;
 
     // What a step needs: of each part those of its slice; where there is none, of the nearest one, as that is less than a branch each time.
-    MVIT_DEVICE void load(int step) const { load(step, 0, bytes); }
+    MVIT_DEVICE void load(int step) const { load_filter(step), load_products(step); }
 
     // With the weights, the slot and the number of each slice: expand, filter and reduce. What the first step needs is on its way.
     template <class Expand, class Filter, class Reduce>
     MVIT_DEVICE void each(uint32_t thread, const Expand& expand, const Filter& filter, const Reduce& reduce) const {
-        MVIT_ROLLED
-        for (int step = 0; step <= count + lag; ++step) {
+        int step = 0;
+        do {
             cp_async_wait<0>();
             block_barrier();
-            if (step < count + lag) stage_count == 2 ? load(step + 1) : load(step, filter_begin, filter_end);
+            if (step < count + lag) stage_count == 2 ? load(step + 1) : load_filter(step);
             cp_async_commit();
             MVIT_ROLLED
             for (int part = 0; part < 2; ++part) {
@@ -318,28 +335,45 @@ struct ResidualSlices {
                     if (stage_count == 1) cp_async_wait<0>();
                     block_barrier();
                     if (stage_count == 1 && step < count) {
-                        load(step + 1, 0, filter_begin), load(step + 1, filter_end, bytes);
+                        load_products(step + 1);
                         cp_async_commit();
                     }
                 }
             }
-        }
+        } while (++step <= count + lag);
         cp_async_wait<0>();
         block_barrier();
     }
 
   private:
-    MVIT_DEVICE void load(int step, int first, int end) const {
-        const int expand = offset(step), filter = offset(step - lag), reduce = offset(step - lag - 1);
-        uint8_t* const to = stage(step);
-        const auto filter_bytes = static_cast<uint32_t>(filter_end - filter_begin);
-        MVIT_ROLLED
-        for (int i = first + 16 * thread_index(); i < end; i += 16 * residual_threads) {
-            const int begin = i >= reduce_at ? reduce : static_cast<uint32_t>(i - filter_begin) < filter_bytes ? filter : expand;
-            cp_async16(to + i, from + static_cast<uint32_t>(begin + i), 16);
+    MVIT_DEVICE void load_filter(int step) const { copy<at_once>(step, step - lag, 0, expand); }
+    MVIT_DEVICE void load_products(int step) const {
+        copy<most_expand>(step, step, expand, reduce);
+        copy<most_reduce>(step, step - lag - 1, reduce, bytes);
+    }
+    // Bytes begin .. end - 1 of a slice to where a step looks for them.
+    template <int most>
+    MVIT_DEVICE void copy(int step, int slice, int begin, int end) const {
+        int at = begin + 16 * thread_index();
+        uint8_t* to = stage(step) + at;
+        const uint8_t* source = from + static_cast<uint32_t>(offset(slice) + at);
+        if constexpr (most > 0) {
+            copy_known<0, most>(to, source, end - at);
+        } else {
+            MVIT_ROLLED
+            for (; at < end; at += at_once, to += at_once, source += at_once) cp_async16(to, source, 16);
         }
     }
-    MVIT_DEVICE int offset(int slice) const { return (slice < 0 ? 0 : slice < count ? slice : count - 1) * bytes; }
+    static constexpr int at_once = 16 * residual_threads;
+    template <int at, int most>
+    MVIT_DEVICE void copy_known(uint8_t* to, const uint8_t* source, int left) const {
+        cp_async16_where<at>(to, source, at < left);
+        if constexpr (at + at_once < most) copy_known<at + at_once, most>(to, source, left);
+    }
+    MVIT_DEVICE int offset(int slice) const {
+        slice = slice < count ? slice : count - 1;
+        return (slice < 0 ? 0 : slice) * bytes;
+    }
     MVIT_DEVICE uint8_t* stage(int step) const { return stages + (step & (stage_count - 1)) * bytes; }
     MVIT_DEVICE int slot(int slice) const { return slice & lag; }
 };

@@ -15,6 +15,14 @@ MVIT_DEVICE uint32_t shared_address(const void* shared) { return static_cast<uin
 MVIT_DEVICE void cp_async16(void* shared, const void* global, int bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
 }
+// Where `where` is true, the 16 bytes that begin `at` further; without a branch, and with `at` in the instruction.
+template <int at>
+MVIT_DEVICE void cp_async16_where(void* shared, const void* global, bool where) {
+    asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.u32 p, %2, 0;\n\t@p cp.async.cg.shared.global [%0 + %3], [%1 + %3], 16;\n\t}" ::"r"(
+                     shared_address(shared)),
+                 "l"(global), "r"(static_cast<uint32_t>(where)), "n"(at)
+                 : "memory");
+}
 MVIT_DEVICE void cp_async4(void* shared, const void* global, int bytes) {
     asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(shared_address(shared)), "l"(global), "r"(bytes) : "memory");
 }
@@ -29,6 +37,10 @@ MVIT_DEVICE void cp_async_wait() {
 #else
 
 void cp_async16(void* shared, const void* global, int bytes);
+template <int at>
+void cp_async16_where(void* shared, const void* global, bool where) {
+    if (where) cp_async16(static_cast<char*>(shared) + at, static_cast<const char*>(global) + at, 16);
+}
 void cp_async4(void* shared, const void* global, int bytes);
 void cp_async_commit();
 void cp_async_wait(int left);
