@@ -108,6 +108,7 @@ def test_products_are_of_tensor_cores(arch: str) -> None:
     assert len(residuals) == 26  # two types; three tiles with three depths and any other, and a wide one of any
     for body in residuals:
         assert re.search(r"HMMA\.16816\.F32", body)
+        assert re.search(r"HMMA\.1688\.F32", body)  # the ninth tap of the filter
         assert "MUFU.TANH" in body
         assert "LDGSTS" in body
     of_bytes = [body for name, body in functions.items() if "25qinverted_residual_kernel" in name]

@@ -50,6 +50,11 @@ def memory(address: int, count: int, dtype: type) -> np.ndarray:
     return np.frombuffer(raw, dtype=dtype)
 
 
+def of_neighbours(places: Tensor) -> Tensor:
+    """What `qfragments.neighbour_order` was given."""
+    return places.reshape(-1, 2, 4, 2, places.shape[1]).transpose(1, 2).flatten(0, 3)
+
+
 def matrix_of(tiles: int, columns: int, depth: int, bits: int, multiples: tuple[int, int] = (64, 64)) -> Tensor:
     """(N, K) int8 from tiles, value by value from what csrc/cuda/primitives/qfragments.h says; N and K rounded up to `multiples`."""
     if depth == 0:
@@ -236,10 +241,9 @@ class StandIn:
         for slice_ in range(-(-hidden // 64)):
             at = slices + slice_ * (numbers_bytes + expand_bytes + reduce_bytes)
             numbers.append(torch.from_numpy(memory(at, 7 * 64, np.int32).copy()).reshape(7, 64))
-            places = matrix_of(at + numbers_bytes, 64, channels, 8, (64, 32))
-            expand.append(places.reshape(4, 2, 4, 2, channels).transpose(1, 2).flatten(0, 3))  # of products of eight, to channels
-            reduce.append(matrix_of(at + numbers_bytes + expand_bytes, columns, 64, 8, (16, 64)))
-        init, scale, *taps_of_columns, filter_init, filter_scale = torch.cat(numbers, dim=1)[:, :hidden]
+            expand.append(of_neighbours(matrix_of(at + numbers_bytes, 64, channels, 8, (64, 32))))
+            reduce.append(of_neighbours(matrix_of(at + numbers_bytes + expand_bytes, -(-columns // 16) * 16, 64, 8, (16, 64)))[:columns])
+        *taps_of_columns, filter_init, filter_scale, init, scale = torch.cat(numbers, dim=1)[:, :hidden]
         curves = [torch.from_numpy(memory(each, 196, np.int16).copy()) for each in (expand_curve, filter_curve)]
         raw = torch.from_numpy(memory(x, batch * channels * height * width, np.uint8).copy())
         image = raw.reshape(batch, height, width, channels).permute(0, 3, 1, 2).to(torch.int64)
@@ -379,18 +383,25 @@ class StandIn:
         if count == 0:
             return
         expand_bytes, reduce_bytes = 1024 * -(-channels // 16), 1024 * -(-columns // 16)
-        rows, floats, reduced = [], [], []
+        taps_bytes, tiles = 32 * 20, 2 * 128 + 32 * 20
+        rows, biases, filters, reduced = [], [], [], []
         for slice_ in range(-(-hidden // 32)):
-            at = slices + slice_ * (expand_bytes + reduce_bytes + 4 * 11 * 32)
-            floats.append(torch.from_numpy(memory(at, 11 * 32, np.float32).copy()).reshape(11, 32))
-            rows.append(matrix_of(at + 4 * 11 * 32, 32, 2 * channels, 8, (32, 32)).contiguous().view(kind))
-            reduced.append(matrix_of(at + 4 * 11 * 32 + expand_bytes, columns, 64, 8, (16, 64)).contiguous().view(kind))
-        expand_bias, *taps, taps_bias = 2 * torch.cat(floats, dim=1)[:, :hidden].double()
+            at = slices + slice_ * (expand_bytes + reduce_bytes + tiles)
+            biases.append(torch.stack([torch.from_numpy(memory(at + i, 32, np.float32).copy()) for i in (0, 128 + taps_bytes)]))
+            halves = torch.from_numpy(memory(at + 128, 32 * 10, np.int16).copy()).view(kind)
+            first, last = halves[: 32 * 8].reshape(32, 8), halves[32 * 8 :].reshape(32, 2)
+            assert not last[:, 1].any()
+            filters.append(torch.cat([first, last[:, :1]], dim=1)[:, [0, 1, 6, 2, 3, 7, 4, 5, 8]])
+            rows.append(matrix_of(at + tiles, 32, 2 * channels, 8, (32, 32)).contiguous().view(kind))
+            places = matrix_of(at + tiles + expand_bytes, -(-columns // 16) * 16, 64, 8, (16, 64))
+            reduced.append(of_neighbours(places)[:columns].contiguous().view(kind))
+        taps_bias, expand_bias = 2 * torch.cat(biases, dim=1)[:, :hidden].double()
+        taps = 2 * torch.cat(filters)[:hidden].double()
         expand, reduce = 2 * torch.cat(rows)[:hidden].double(), torch.cat(reduced, dim=1)[:, :hidden].double()
         values = torch.frombuffer(bytearray(ctypes.string_at(x, 2 * count)), dtype=kind)
         image = values.reshape(batch, height, width, channels).permute(0, 3, 1, 2).double()
         result = reference.inverted_residual(
-            image, expand[:, :, None, None], expand_bias, torch.stack(taps, dim=1).reshape(hidden, 1, 3, 3), taps_bias,
+            image, expand[:, :, None, None], expand_bias, taps.reshape(hidden, 1, 3, 3), taps_bias,
             reduce[:, :, None, None], torch.from_numpy(memory(bias, columns, np.float32).copy()).double(), stride=stride, residual=residual,
         ).to(kind)  # fmt: skip
         raw = result.permute(0, 2, 3, 1).contiguous().view(torch.uint8).numpy().tobytes()
@@ -489,7 +500,7 @@ def test_residual_blocks_are_given_what_they_compute_with() -> None:
         (lambda: residual_block((1, 12, 4, 4), 32, 16, torch.float16), "multiples of 8 channels, got 12, 32 hidden and 16 of y"),
         (lambda: residual_block((1, 16, 4, 4), 0, 16, torch.float16), "multiples of 8 channels, got 16, 0 hidden and 16 of y"),
         (lambda: residual_block((1, 16, 4, 4), 32, 136, torch.float16), "do not hold so many channels of y with stride 1, got 136"),
-        (lambda: residual_block((1, 128, 4, 4), 32, 128, torch.float16), "a block needs 114464 bytes of shared memory, and has 101376 at"),
+        (lambda: residual_block((1, 128, 4, 4), 32, 128, torch.float16), "a block needs 113440 bytes of shared memory, and has 101376 at"),
     ],
     ids=["float32", "channels", "hidden", "columns", "shared"],
 )

@@ -21,8 +21,7 @@ struct Case {
 template <class T>
 class Slices {
   public:
-    Slices(const Case& t, Guarded<T>& expand, Guarded<float>& expand_bias, Guarded<T>& taps, Guarded<float>& taps_bias,
-           Guarded<T>& reduce)
+    Slices(const Case& t, Guarded<T>& expand, Guarded<float>& expand_bias, Guarded<T>& taps, Guarded<float>& taps_bias, Guarded<T>& reduce)
         : depth_(round_up(t.channels, 16) / 16),
           slice_(tiles + 1024 * depth_ + 1024 * (round_up(t.columns, 16) / 16)),
           data_(round_up(t.hidden, 32) / 32 * slice_) {
@@ -35,15 +34,17 @@ class Slices {
                 put(slice + tiles, depth_, e % 32, c, half);
             }
             for (int64_t n = 0; n < t.columns; ++n) {
-                const int64_t place = n % 4 / 2 * 8 + n % 16 / 4 * 2 + n % 2;  // of four neighbours, two are columns of each product of eight
+                const int64_t place =
+                    n % 4 / 2 * 8 + n % 16 / 4 * 2 + n % 2;  // of four neighbours, two are columns of each product of eight
                 put(slice + tiles + 1024 * depth_, 2, n / 16 * 16 + place, e % 32, reduce[n * t.hidden + e]);
             }
             const auto put_float = [&](int64_t at, float value) { std::memcpy(slice + at + e % 32 * 4, &value, 4); };
             put_float(0, 0.5f * taps_bias[e]), put_float(tiles - 128, 0.5f * expand_bias[e]);
-            for (int64_t word = 0; word < 10; ++word) {
+            const int64_t order[9] = {0, 1, 3, 4, 6, 7, 2, 5, 8};
+            for (int64_t i = 0; i < 9; ++i) {
                 T half;
-                from_float(0.5f * to_float(taps[cuda::tap_of_word[word] * t.hidden + e]), &half);
-                std::memcpy(slice + 128 + e % 32 * 48 + 4 * word + e % 2 * 2, &half, 2);
+                from_float(0.5f * to_float(taps[order[i] * t.hidden + e]), &half);
+                std::memcpy(slice + 128 + (i < 8 ? e % 32 * 16 + 2 * i : 512 + e % 32 * 4), &half, 2);
             }
         }
     }
@@ -56,7 +57,7 @@ class Slices {
         std::memcpy(tiles + (n / 16 * depth + k / 16) * 512 + lane * 16 + word * 4 + k % 2 * 2, &value, 2);
     }
 
-    static constexpr int64_t tiles = 256 + 33 * 48;  // behind both biases and the taps between them, whose last channel are zeros
+    static constexpr int64_t tiles = 256 + 32 * 20;  // behind both biases and the taps between them
 
     int64_t depth_, slice_;
     Guarded<uint8_t> data_;

@@ -37,9 +37,7 @@ class Slices {
           data_(round_up(hidden, 64) / 64 * slice_) {
         std::memset(data_.data(), 0, static_cast<size_t>(data_.size()));
     }
-    void put_expand(int64_t e, int64_t c, int value) {
-        put(e / 64 * slice_ + expand_, depth_, place(e % 64), c, value);
-    }
+    void put_expand(int64_t e, int64_t c, int value) { put(e / 64 * slice_ + expand_, depth_, place(e % 64), c, value); }
     void put_reduce(int64_t n, int64_t e, int value) { put(e / 64 * slice_ + reduce_, 2, place(n), e % 64, value); }
     template <class T>
     void put_number(int64_t row, int64_t e, T value) {

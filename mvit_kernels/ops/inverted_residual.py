@@ -33,7 +33,7 @@ from .library import (
 )
 from .moments import moments_of
 from .packing import Packed, by_dtype, pack_depthwise, pack_matrix, packed
-from .qfragments import tiles
+from .qfragments import neighbour_order, tiles
 
 OP = "inverted_residual"
 _kernels = triton_support.Kernels(OP)
@@ -174,9 +174,9 @@ def _cuda_refuse(
     return cuda_support.refuse_shared(x, needed)
 
 
-# Measured on an H100 with 1 and 256 images of two networks, of kernels before their steps had one barrier and narrow ones three blocks on a
-# multiprocessor: seconds of a slice in a wave of blocks, of a small launch, and bytes a second of three launches that write what the next
-# one reads.
+# Measured on an H100 with 1 and 256 images of two networks, of kernels before their steps had one barrier, narrow ones three blocks on a
+# multiprocessor and filters tensor cores: seconds of a slice in a wave of blocks, of a small launch, and bytes a second of three launches
+# that write what the next one reads.
 _SLICE_SECONDS, _LAUNCH_SECONDS, _MAP_RATE = 3.9e-6, 4e-6, 2.3e12
 
 
@@ -215,18 +215,28 @@ class _PackCuda:
     def __call__(
         self, expand_w: Tensor, expand_b: Tensor, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional
     ) -> _CudaWeights:
-        hidden, columns = expand_w.shape[0], reduce_w.shape[0]
-        slices = -(-hidden // _SLICE)
+        columns, slices = reduce_w.shape[0], -(-expand_w.shape[0] // _SLICE)
         # What SiLU is taken of comes at half its size (csrc/cuda/primitives/activation.cuh).
-        rows = torch.cat([each.float().reshape(hidden, -1) for each in (expand_b, depthwise_w, depthwise_b)], dim=1) / 2
-        floats = F.pad(rows, (0, 0, 0, -hidden % _SLICE)).unflatten(0, (slices, _SLICE)).transpose(1, 2).contiguous()
+        filter_bias, expand_bias = (self._sliced(each.float()[:, None] / 2) for each in (depthwise_b, expand_b))
         expand = self._tiles(expand_w.flatten(1).float() / 2, _SLICE, _TILE)
-        reduce = self._tiles(reduce_w.flatten(1), _TILE, _SLICE).unflatten(0, (-(-columns // _TILE), slices, -1)).transpose(0, 1)
-        parts = floats.view(torch.uint8), expand, reduce
+        reduce = self._tiles(neighbour_order(reduce_w.flatten(1)), _TILE, _SLICE).unflatten(0, (-(-columns // _TILE), slices, -1))
+        parts = filter_bias, self._taps(depthwise_w), expand_bias, expand, reduce.transpose(0, 1)
         bias = reduce_w.new_zeros(columns) if reduce_b is None else reduce_b
         return _CudaWeights(
-            torch.cat([each.reshape(slices, -1) for each in parts], dim=1).contiguous(), F.pad(single(bias), (0, -columns % _TILE))
+            torch.cat([each.contiguous().view(torch.uint8).reshape(slices, -1) for each in parts], dim=1).contiguous(),
+            F.pad(single(bias), (0, -columns % _TILE)),
         )
+
+    @staticmethod
+    def _sliced(rows: Tensor) -> Tensor:
+        """(E, n) as (slices, 32, n), with zeros."""
+        return F.pad(rows, (0, 0, 0, -rows.shape[0] % _SLICE)).unflatten(0, (-1, _SLICE))
+
+    def _taps(self, weight: Tensor) -> Tensor:
+        """In the order of csrc/cuda/ops/residual_filter.cuh: (slices, 32 channels * 10)."""
+        taps = self._sliced((weight.flatten(1).float() / 2).to(self.dtype))
+        first, last = taps[:, :, [0, 1, 3, 4, 6, 7, 2, 5]], F.pad(taps[:, :, 8:], (0, 1))
+        return torch.cat([first.flatten(1), last.flatten(1)], dim=1)
 
     def _tiles(self, weight: Tensor, columns: int, depth: int) -> Tensor:
         return tiles(weight.to(self.dtype).contiguous().view(torch.int8), 8, (columns, 2 * depth))

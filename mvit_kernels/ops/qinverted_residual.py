@@ -23,7 +23,7 @@ from .qconv2d import choose as choose_qconv2d
 from .qcurve import step_curve
 from .qdepthwise_conv2d import BLOCK, BLOCK_BYTES, QDepthwiseConv2d
 from .qdepthwise_conv2d import choose as choose_qdepthwise_conv2d
-from .qfragments import pack_taps, tiles
+from .qfragments import neighbour_order, pack_taps, tiles
 from .qgemm import check_residual, cuda_epilogue, triton_refuse
 
 OP = "qinverted_residual"
@@ -217,20 +217,15 @@ class _PackSlices:
     ) -> _Slices:  # fmt: skip
         hidden, columns = self.expand_form[0], self.reduce_form[0]
         slices = -(-hidden // _SLICE)
-        expand = tiles(self._in_order(unpack_bytes(expand_weight.cpu(), *self.expand_form)), 8, (_SLICE, _DEPTH))
-        reduce = tiles(unpack_bytes(reduce_weight.cpu(), *self.reduce_form), 8, (_TILE, _SLICE))
+        expand = tiles(neighbour_order(unpack_bytes(expand_weight.cpu(), *self.expand_form)), 8, (_SLICE, _DEPTH))
+        reduce = tiles(neighbour_order(unpack_bytes(reduce_weight.cpu(), *self.reduce_form)), 8, (_TILE, _SLICE))
         taps, border = (each.cpu() for each in pack_taps(filter_weight, zero_point, filter_channels))
-        rows = (*expand_channels.cpu()[:2], *taps.view(torch.int32).squeeze(2), border[0], filter_channels.cpu()[1])
+        rows = (*taps.view(torch.int32).squeeze(2), border[0], filter_channels.cpu()[1], *expand_channels.cpu()[:2])
         numbers = F.pad(torch.stack([row[:hidden] for row in rows]), (0, -hidden % _SLICE)).unflatten(1, (slices, _SLICE))
         reduce = reduce.unflatten(0, (-(-columns // _TILE), slices, -1)).transpose(0, 1)
         parts = numbers.transpose(0, 1).contiguous().view(torch.uint8), expand, reduce
         joined = torch.cat([part.reshape(slices, -1) for part in parts], dim=1)
         return _Slices(joined.to(expand_weight.device), _padding(zero_point.cpu()))
-
-    def _in_order(self, matrix: Tensor) -> Tensor:
-        """Columns n of (N, K) in the places that they have in tiles: of four neighbours two in each product of eight."""
-        padded = F.pad(matrix, (0, 0, 0, -matrix.shape[0] % _TILE))
-        return padded.reshape(-1, 4, 2, 2, matrix.shape[1]).transpose(1, 2).flatten(0, 3)
 
 
 _by_cuda_kernels = _one_by_one("cuda")

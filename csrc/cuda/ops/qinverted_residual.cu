@@ -31,8 +31,8 @@ Launched launch(const QInvertedResidualProblem& p, int device, void* stream) {
     return launched(kernel, device, [&] {
         const int alignment = alignment_of(p.x, p.channels);
         if (!limit.raise(qinverted_residual_kernel<Tile>, shared_of_block(device), device)) return;
-        launch_early(qinverted_residual_kernel<Tile>, static_cast<unsigned>(blocks), residual_threads, at.bytes, stream, p, tiles,
-                     at, alignment);
+        launch_early(qinverted_residual_kernel<Tile>, static_cast<unsigned>(blocks), residual_threads, at.bytes, stream, p, tiles, at,
+                     alignment);
     });
 }
 

@@ -8,13 +8,13 @@
 //
 // Weights, `slices` (mvit_kernels/ops/qinverted_residual.py makes them): of each 64 hidden channels, one slice after the other,
 //
-//     numbers    rows of 64 words: init and scale of the first layer; taps of columns 0, 1, 2, each word those of ky = 0, 1, 2 and a 0;
-//                init and scale of the second layer
+//     numbers    rows of 64 words: taps of columns 0, 1, 2, each word those of ky = 0, 1, 2 and a 0; init and scale of the second layer;
+//                init and scale of the first layer
 //     expand     4 tiles of 16 columns, of each ceil(C / 32) tiles of depth 32     in the order of tensor cores (qfragments.h), 8 bits
 //     reduce     ceil(N / 16) tiles of 16 columns, of each two of depth 32
 //
-// zeros beyond C, E and N: what such channels give meets weights of 0. At place 8 p + 2 t + i of a tile of `expand` is channel
-// 4 t + 2 p + i: what a lane has of both products of eight (mma_s8.cuh) are four neighbours, a word of the hidden map.
+// zeros beyond C, E and N: what such channels give meets weights of 0. At place 8 p + 2 t + i of a tile is channel 4 t + 2 p + i: what a
+// lane has of both products of eight (mma_s8.cuh) are four neighbours, a word of the hidden map or four sums of y.
 //
 // Floor: that of ops/inverted_residual.h, of bytes; and P E (halo + 1 / s^2) curves of 8 instructions each, which are most of it.
 //
@@ -25,10 +25,10 @@
 // of its four schedulers and of its shared memory, which gives 128 bytes a cycle. In brackets the same channels of ops/inverted_residual.h.
 //
 //     C, E, N, s            instructions   shared memory
-//     32, 64, 64, 1         2730 (2520)    2690 (2250)
-//     64, 128, 128, 2       3330 (2740)    3580 (3060)
-//     128, 256, 128, 1      3100 (3190)    3780 (4200)
-//     128, 256, 256, 2      3710 (3430)    4370 (4630)
+//     32, 64, 64, 1         2730 (1800)    2690 (2300)
+//     64, 128, 128, 2       3330 (2450)    3580 (3100)
+//     128, 256, 128, 1      3100 (2160)    3780 (4250)
+//     128, 256, 256, 2      3710 (2980)    4370 (4650)
 //
 // 40 to 55 % of what shared memory does are lookups of curves: 32 of them take 2.2 to 2.5 cycles (maps of a network with random weights;
 // 3.3 where most entries are as likely). Copies of a table, so that lanes have banks to themselves, gain little below 32 of them, which are
@@ -36,11 +36,8 @@
 // the reduction 5 %, the rest of the filter 14 %, copies of weights 5 %, the order of the work 10 %. Tensor cores take 640 cycles of it at
 // their best.
 //
-// The filter on tensor cores (products of bands of taps with 32 pixels of a row, a channel at a time) would be no faster. It takes 15
-// instructions for 4 results of a thread in place of 26 without the curve; but the rows of a tile, 18 pixels, are no multiple of what
-// products have, which makes 8 % more first curves, and a channel's pixels lie across lanes, whose words for the reduction meet in banks.
-// In all, of the third shape: 3 % fewer instructions, and 10 % more of shared memory; of 16-bit maps 14 % fewer, and 7 % more, where shared
-// memory binds as well.
+// The filter on tensor cores, as 16-bit maps have it (residual_filter.cuh), would take about a tenth of the third shape's instructions
+// less, and some more of shared memory, where lookups bind.
 #pragma once
 
 #include "cpu/core/qepilogue_types.h"

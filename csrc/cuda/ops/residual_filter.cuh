@@ -18,18 +18,13 @@
 #pragma once
 
 #include "cuda/ops/residual_tile.cuh"
+#include "cuda/primitives/dot4.cuh"
 
 namespace mvit::cuda {
 
-// Taps in a slice, one channel after the other, in words, of each tap its number in the half of a word that is its place in the diagonal
-// matrix, the upper one for odd channels, beside a 0. They lie in the pairs that products take: taps 0 and 1, 3 and 4, 6 and 7, 2 and 5, 5
-// and 8; then two words of 0. Behind the last channel are as many words of 0.
-//
-// Lane l, g = l / 4 and t = l % 4, holds of column g, channel g, depths 2 t and 2 t + 1 (mma_s8.cuh): lanes with t = g / 2 have the diagonal,
-// and all others read those zeros.
-inline constexpr int filter_channels = 8, tap_words = 12, tap_bytes = 4 * tap_words;
-inline constexpr int tap_of_word[10] = {0, 1, 3, 4, 6, 7, 2, 5, 5, 8};
-inline constexpr int slice_taps_bytes = (residual_slice<f16> + 1) * tap_bytes;
+// Taps in a slice, in words of two: of each channel 0 and 1, 3 and 4, 6 and 7, 2 and 5; behind those of all channels, of each 8 and a 0.
+inline constexpr int filter_channels = 8, tap_quads_bytes = 16 * residual_slice<f16>;
+inline constexpr int slice_taps_bytes = tap_quads_bytes + 4 * residual_slice<f16>;
 
 template <class T, class Tile>
 class ResidualFilter {
@@ -55,16 +50,22 @@ class ResidualFilter {
     // start: what sums begin with.
     template <int row, class Finish>
     MVIT_DEVICE void each(const uint8_t* hidden, const uint8_t* taps, const float (&start)[2], const Finish& finish) const {
-        const int column = b_column(lane_);
-        const bool is_diagonal = lane_ % 4 == column / 2;
-        const uint8_t* words = taps + (is_diagonal ? group_ * filter_channels + column : residual_slice<T>) * tap_bytes;
-        uint32_t b[tap_words];
+        // Lane l, g = l / 4 and t = l % 4, holds of column g, channel g, depths 2 t and 2 t + 1 (mma_s8.cuh). So lanes with t = g / 2 have
+        // the diagonal, in the upper half of a word where g is odd, beside a 0; all others have zeros, as byte 4 is.
+        const int own = b_column(lane_), channel = group_ * filter_channels + own;
+        const bool is_diagonal = lane_ % 4 == own / 2;
+        const uint32_t first_of_two = !is_diagonal ? 0x4444 : own % 2 ? 0x1044 : 0x4410;
+        const uint32_t second_of_two = !is_diagonal ? 0x4444 : own % 2 ? 0x3244 : 0x4432;
+        const Sixteen quad = *reinterpret_cast<const Sixteen*>(taps + 16 * channel);
+        const uint32_t last = *reinterpret_cast<const uint32_t*>(taps + tap_quads_bytes + 4 * channel);
+        uint32_t b[10];  // in the pairs that products take: taps 0 and 1, 3 and 4, 6 and 7, 2 and 5, 5 and 8
         MVIT_UNROLL
-        for (int i = 0; i < tap_words; i += 4) {
-            const Sixteen some = *reinterpret_cast<const Sixteen*>(words + 4 * i);
-            MVIT_UNROLL
-            for (int k = 0; k < 4; ++k) b[i + k] = some.words[k];
+        for (int i = 0; i < 4; ++i) {
+            b[2 * i] = permute(quad.words[i], 0, first_of_two);
+            b[2 * i + 1] = permute(quad.words[i], 0, second_of_two);
         }
+        b[8] = permute(quad.words[3], 0, second_of_two);
+        b[9] = permute(last, 0, first_of_two);
 
         // A lane's row of the four matrices: both halves of a block, of one tap, then of the other. Where there is no second row left, what
         // lies behind is read, and not used.

@@ -306,8 +306,8 @@ template <int most_expand = 0, int most_reduce = 0>
 struct ResidualSlices {
     const uint8_t* from;
     uint8_t* stages;
-    int bytes, count;       // of a slice; slices: all of them within 2^31 bytes
-    int expand, reduce;     // where what expands and what reduces begins in a slice
+    int bytes, count;    // of a slice; slices: all of them within 2^31 bytes
+    int expand, reduce;  // where what expands and what reduces begins in a slice
     int lag, stage_count;
 
     // What a step needs: of each part those of its slice; where there is none, of the nearest one, as that is less than a branch each time.

@@ -1,6 +1,6 @@
 // One warp's product of 16-bit floats on tensor cores (sm_80 and up): d = a (16 x 16) b (16 x 8) + c (16 x 8, float32). In bytes, lanes
-// hold of a, b and c what they hold of a product of bytes (mma_s8.cuh): 16 values of two bytes are 32 bytes. Half of a product, of depth 8: the
-// words of the low depths.
+// hold of a, b and c what they hold of a product of bytes (mma_s8.cuh): 16 values of two bytes are 32 bytes. Half of a product, of depth 8:
+// the words of the low depths.
 #pragma once
 
 #include "cpu/core/types.h"
