@@ -15,6 +15,7 @@
 #include "cuda/ops/qpatch_attention.h"
 #include "cuda/ops/qseparable_attention_block.h"
 #include "cuda/ops/separable_attention_block.h"
+#include "cuda/ops/separable_attention_image.h"
 
 namespace py = pybind11;
 using namespace mvit;
@@ -104,6 +105,17 @@ void attention_block(int device, uintptr_t stream, int dtype, const Sizes& size,
     p.moments = doubles(moments);
     p.scores = writable(scratch[0]), p.partial = doubles(scratch[1]), p.context = writable(scratch[2]), p.normal = writable(scratch[3]);
     launch([&] { return cuda::separable_attention_block(p, device, pointer(stream)); });
+}
+
+// size: (B, C, H, W). moments: of y, or 0.
+void attention_image(int device, uintptr_t stream, int dtype, const Sizes& size, const std::array<int, 2>& patch, float eps, uintptr_t x,
+                     uintptr_t y, uintptr_t tiles, uintptr_t vectors, uintptr_t moments) {
+    cuda::SeparableAttentionImageProblem p{};
+    p.dtype = static_cast<DType>(dtype), p.batch = size[0], p.channels = static_cast<int>(size[1]);
+    p.height = static_cast<int>(size[2]), p.width = static_cast<int>(size[3]), p.patch_height = patch[0], p.patch_width = patch[1];
+    p.eps = eps, p.x = pointer(x), p.y = pointer(y), p.tiles = bytes(tiles), p.vectors = floats(vectors);
+    p.moments = static_cast<double*>(pointer(moments));
+    launch([&] { return cuda::separable_attention_image(p, device, pointer(stream)); });
 }
 
 // What both inverted residuals are given alike. size: (B, C, H, W), of x.
@@ -228,5 +240,7 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("qpatch_attention", quantized_softmax_attention);
     m.def("qpatch_attention_shared", cuda::qpatch_attention_shared);
     m.def("separable_attention_block", attention_block);
+    m.def("separable_attention_image", attention_image);
+    m.def("separable_attention_image_shared", cuda::separable_attention_image_shared);
     m.attr("qnorm_gemm_channels") = cuda::norm_gemm_channels;
 }

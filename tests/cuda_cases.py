@@ -467,6 +467,8 @@ def attention_blocks() -> dict[str, tuple[list[Tensor], dict[str, Any]]]:
         "wide_parameters": attention_block((1, 144, 8, 8), brain, (2, 2), parameters=torch.float32),
         "largest": attention_block((1, 512, 8, 8), half, (2, 2)),
         "one_pixel": attention_block((1, 8, 1, 1), half, (1, 1)),
+        "images_of_a_block": attention_block((300, 64, 4, 4), half, (2, 2)),
+        "several_passes": attention_block((1, 72, 24, 22), brain, (2, 2), mean=3.0),
         "empty": attention_block((0, 64, 8, 8), half, (2, 2)),
     }
 

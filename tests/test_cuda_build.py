@@ -27,6 +27,7 @@ MOST = {
     "separable_attention_scores_kernel": (64, 64),
     "separable_attention_context_kernel": (64, 12288),
     "separable_attention_values_kernel": (80, 0),
+    "separable_attention_image_kernel": (255, 0),
     "inverted_residual_kernel": (176, 0),
     "qattention_context_kernel": (48, 0),
     "qattention_values_kernel": (255, 0),
@@ -104,6 +105,11 @@ def test_products_are_of_tensor_cores(arch: str) -> None:
         assert re.search(r"IDP\.4A\.U8\.S8", body)
     values = [body for name, body in functions.items() if "separable_attention_values_kernel" in name]
     assert {kind for body in values for kind in re.findall(r"HMMA\.16816\.F32(\.BF16)?", body)} == {"", ".BF16"}
+    images = [body for name, body in functions.items() if "32separable_attention_image_kernel" in name]
+    assert len(images) == 8  # two types, four widths
+    for body in images:
+        assert re.search(r"HMMA\.16816\.F32", body)
+        assert "LDGSTS" in body
     residuals = [body for name, body in functions.items() if "24inverted_residual_kernel" in name]
     assert len(residuals) == 26  # two types; three tiles with three depths and any other, and a wide one of any
     for body in residuals:
@@ -141,6 +147,6 @@ def test_products_are_of_tensor_cores(arch: str) -> None:
         assert "LDSM" in body
         functions[name] = body[: body.rindex("IMMA")]  # behind are divisions, which multiply and add and round once
     for name, body in functions.items():
-        if not re.search("separable_attention_(scores|context|values)_kernel|24inverted_residual", name):
+        if not re.search("separable_attention_(scores|context|values|image)_kernel|24inverted_residual", name):
             # Multiply-adds of integer ops are two operations, or bits would differ from the CPU's. (Divisions of float64 have some by 0.)
             assert not re.search(r"FFMA(?! R\d+, RZ,)", body), name

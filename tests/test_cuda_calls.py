@@ -208,6 +208,43 @@ class StandIn:
         ctypes.memmove(y, raw, len(raw))
         assert (device, stream) == (0, 0)
 
+    def separable_attention_image_shared(self, channels: int, pixels: int, phases: int) -> int:
+        return 1000 if channels <= 256 and pixels > 0 and phases <= 16 else 0
+
+    def separable_attention_image(
+        self, device: int, stream: int, dtype: int, size: Any, patch: Any, eps: float, x: int, y: int, tiles: int, vectors: int,
+        moments: int,
+    ) -> None:  # fmt: skip
+        """In float64, of what lies at the addresses."""
+        batch, dim, height, width = size
+        kind, wide = {1: torch.bfloat16, 2: torch.float16}[dtype], -(-dim // 64) * 64
+        count = batch * dim * height * width
+        if count == 0:
+            return
+        query, key_bias, value_bias, value_sums, out_bias = (
+            torch.from_numpy(memory(vectors, 5 * wide, np.float32).copy()).reshape(5, wide).double()
+        )
+        key, value, out = (
+            of_neighbours(matrix_of(tiles + i * 2 * wide**2, wide, 2 * wide, 8).contiguous().view(kind)).double() for i in range(3)
+        )
+        out = of_neighbours(out.T.contiguous()).T
+        assert torch.allclose(value_sums, value.sum(1), rtol=1e-6)
+        for beyond in (query, key_bias, value_bias, out_bias, key, value, out, key.T, value.T, out.T):
+            assert not beyond[dim:].any()
+        values = torch.frombuffer(bytearray(ctypes.string_at(x, 2 * count)), dtype=kind)
+        image = values.reshape(batch, height, width, dim).permute(0, 3, 1, 2).double()
+        qkv = torch.cat([query[None, :dim], key[:dim, :dim], value[:dim, :dim]])
+        bias = torch.cat([torch.zeros(1).double(), key_bias[:dim], value_bias[:dim]])
+        plain = torch.ones(dim).double(), torch.zeros(dim).double()  # the norm's gamma and beta are inside of the weights
+        result = reference.separable_attention_block(
+            image, *plain, qkv, bias, out[:dim, :dim], out_bias[:dim], eps, patch_size=tuple(patch)
+        ).to(kind)  # fmt: skip
+        raw = result.permute(0, 2, 3, 1).contiguous().view(torch.uint8).numpy().tobytes()
+        ctypes.memmove(y, raw, len(raw))
+        if moments:
+            ctypes.memmove(moments, reference.moments_of(result, batch).numpy().tobytes(), 16 * batch)
+        assert (device, stream) == (0, 0)
+
     def qpatch_attention(
         self, device: int, stream: int, size: Any, heads: int, patch: Any, qkv: int, stride: Any, q_zero_point: int, v_zero_point: int,
         f: float, g: float, table: int, out_zero_point: int, out_bits: int, y: int,
@@ -467,7 +504,10 @@ def test_inverted_residuals_of_bytes_that_are_three_launches(padding: Any, is_on
 
 
 @pytest.mark.usefixtures("stand_in", "one_thread")
-def test_attention_blocks_are_given_what_they_compute_with() -> None:
+@pytest.mark.parametrize("in_one_launch", [False, True])
+def test_attention_blocks_are_given_what_they_compute_with(in_one_launch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not in_one_launch:
+        monkeypatch.setattr(StandIn, "separable_attention_image_shared", lambda *_: 0)
     for inputs, keywords in attention_blocks().values():
         assert_attention_block(inputs, keywords, CPU)
 
@@ -579,7 +619,7 @@ def test_gradients_of_attention_blocks_are_triton_s_where_it_takes_them(monkeypa
         asked.append("triton")
         return op._composed_backward(*arguments)
 
-    monkeypatch.setattr(op, "_triton_refuse", lambda x: refusal)
+    monkeypatch.setattr(op, "_triton_refuse", lambda *_: refusal)
     monkeypatch.setattr(op, "_triton_backward", by_triton)
     inputs, keywords = attention_block((2, 16, 4, 4), torch.float16, (2, 2))
     gradients = []

@@ -368,6 +368,7 @@ float float_of_bits(uint32_t bits) {
     return x;
 }
 float multiply_saturated(float a, float b) { return std::fmin(std::fmax(a * b, 0.0f), 1.0f); }
+float relu(float x) { return x < 0.0f ? 0.0f : x; }
 float multiply_toward_zero(float a, float b) {
     const float product = a * b;
     return std::fabs(double{product}) > std::fabs(double{a} * double{b}) ? std::nextafter(product, 0.0f) : product;

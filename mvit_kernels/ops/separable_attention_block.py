@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from mvit_kernels import reference
 
@@ -31,7 +32,7 @@ from .library import (
 )
 from .moments import joined, moments_of
 from .packing import Packed, by_dtype, fold_norm, pack_matrix, packed, passing_weights
-from .qfragments import tiles
+from .qfragments import neighbour_order, tiles
 from .replay import WeightedReplays
 from .separable_attention import choose as choose_attention
 
@@ -174,6 +175,31 @@ def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]
 
 _TILE = 32  # pixels, of csrc/cuda/ops/separable_attention_block.h; its channels likewise
 _CHANNELS, _MOST_CHANNELS = 8, 512
+_IMAGE_MULTIPLE, _IMAGE_MOST = (
+    64,
+    256,
+)  # what channels are rounded up to in csrc/cuda/ops/separable_attention_image.h, and how many it takes
+
+
+def _is_one_launch(x: Tensor, patch: tuple[int, int]) -> bool:
+    """Whether a block of the CUDA kernel for whole images holds one."""
+    if x.dtype not in (torch.float16, torch.bfloat16) or x.shape[1] % _CHANNELS or not 0 < x.shape[1] <= _IMAGE_MOST:
+        return False
+    needed = cuda_support.native.separable_attention_image_shared(x.shape[1], x.shape[2] * x.shape[3], patch[0] * patch[1])
+    return needed > 0 and cuda_support.refuse_shared(x, needed) is None
+
+
+def _order(x: Tensor, patch: tuple[int, int]) -> tuple[str, ...]:
+    """Not measured yet: by counts of its machine code, the kernel for whole images takes 15 us for as many images of 192 x 16 x 16 as there
+    are multiprocessors on an H200, and 8 us for small ones of 256 x 8 x 8, where Triton's launches took 50 and 12. It is taken where it
+    fits, if images are small, or enough to give half of the multiprocessors something to do.
+
+    The CUDA kernels of other maps are not: on an H100 their tiles of 32 pixels wait for their weights, 1.7 us an image of 128 x 32 x 32 among
+    256."""
+    is_worth_it = x.shape[2] * x.shape[3] <= 64 or 2 * x.shape[0] >= cuda_support.processors(x.device)
+    if is_worth_it and cuda_support.refuse(x) is None and _is_one_launch(x, patch):
+        return "cuda", "triton", "reference"
+    return "triton", "cuda", "reference"
 
 
 def _cuda_refuse(x: Tensor, *_: object) -> str | None:
@@ -184,6 +210,31 @@ def _cuda_refuse(x: Tensor, *_: object) -> str | None:
     if x.shape[1] % _CHANNELS or x.shape[1] > _MOST_CHANNELS:
         return f"it takes multiples of {_CHANNELS} channels up to {_MOST_CHANNELS}, got {x.shape[1]}"
     return counts.refuse(counts.rows(x))
+
+
+class _ImageWeights(NamedTuple):
+    """csrc/cuda/ops/separable_attention_image.h."""
+
+    tiles: Tensor
+    vectors: Tensor
+
+
+@dataclass(frozen=True)
+class _PackImage:
+    dtype: torch.dtype  # of x, which weights of products take too
+
+    def __call__(self, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor) -> _ImageWeights:
+        dim = norm_w.shape[0]
+        weight, bias = fold_norm(norm_w, norm_b, qkv_w, qkv_b)
+        (query, key, value), (_, key_bias, value_bias) = weight.split([1, dim, dim]), bias.split([1, dim, dim])  # the query's bias cancels
+        beyond = -dim % _IMAGE_MULTIPLE
+        matrices = [F.pad(each.to(self.dtype), (0, beyond, 0, beyond)) for each in (key, value, out_w.flatten(1))]
+        vectors = query[0], key_bias, value_bias, matrices[1][:dim].double().sum(1), out_b
+        matrices[2] = neighbour_order(matrices[2].T).T  # whose depth is the columns of values
+        ordered = [neighbour_order(each).contiguous().view(torch.int8) for each in matrices]
+        return _ImageWeights(
+            torch.cat([tiles(each, 8) for each in ordered]), torch.stack([F.pad(each.float(), (0, beyond)) for each in vectors])
+        )
 
 
 class _CudaWeights(NamedTuple):
@@ -222,10 +273,18 @@ def _cuda_forward(
     x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional, eps: float,
     patch_size: list[int] | None, collect: bool, patch: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    weights: _CudaWeights = packed(_PackCuda(x.dtype), norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)
     channels_last, (batch, dim, height, width) = is_channels_last(x), x.shape
     x = cuda_support.aligned_copy(dense(x, True))
     y = empty_in_format(x, tuple(x.shape), True)
+    if _is_one_launch(x, patch):  # which finds the moments of x as it reads it
+        image: _ImageWeights = packed(_PackImage(x.dtype), norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)
+        collected = x.new_empty(batch if collect else 0, 2, dtype=torch.float64)
+        cuda_support.launch(
+            cuda_support.native.separable_attention_image, *cuda_support.place(x), FLOAT_CODES[x.dtype], x.shape, patch, eps, x.data_ptr(),
+            y.data_ptr(), image.tiles.data_ptr(), image.vectors.data_ptr(), collected.data_ptr() if collect else 0,
+        )  # fmt: skip
+        return dense(y, channels_last), collected
+    weights: _CudaWeights = packed(_PackCuda(x.dtype), norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)
     pixels = height * width
     parts = x.new_empty(2 * batch * -(-pixels // _TILE), dtype=torch.float64)
     sizes = [batch * pixels, batch * patch[0] * patch[1] * dim, 2 * batch]
@@ -323,8 +382,7 @@ def _composed_backward(
 
 choose = Choice(
     OP,
-    # Measured on an H100: the CUDA kernel's tiles of 32 pixels wait for their weights, 1.7 us an image of 128 x 32 x 32 among 256.
-    order=lambda *_: ("triton", "cuda", "reference"),
+    order=_order,
     cuda=Implementation(_cuda_forward, _cuda_backward, _cuda_refuse),
     triton=Implementation(_triton_forward, _triton_backward, _triton_refuse),
     cpu=Implementation(_cpu_forward, _cpu_backward, refuse_off_floats),
@@ -340,7 +398,7 @@ def _forward(
     eps: float = 1e-5, patch_size: list[int] | None = None, collect: bool = False, *, backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     patch = _check(x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, patch_size)
-    return choose(backend, x).forward(x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, eps, patch_size, collect, patch)
+    return choose(backend, x, patch).forward(x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, eps, patch_size, collect, patch)
 
 
 def _forward_fake(
@@ -356,9 +414,9 @@ def _backward(
     dy: Tensor, x: Tensor, norm_w: Tensor, norm_b: Tensor, qkv_w: Tensor, qkv_b: Tensor, out_w: Tensor, out_b: Tensor, moments: Optional,
     eps: float, patch_size: list[int] | None, backend: str | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    _check(x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, patch_size)
+    patch = _check(x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, patch_size)
     checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
-    backward = choose(backend, x).backward
+    backward = choose(backend, x, patch).backward
     assert backward is not None
     with passing_weights():  # compiled code calls this with weights on its way, too
         return backward(dy, x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments, eps, patch_size)
@@ -395,7 +453,8 @@ def _setup(
     ctx.save_for_backward(x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b, moments)
     ctx.settings = eps, patch_size
     ctx.dtypes = [each.dtype for each in (x, norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)]
-    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
+    # The backward may run on another thread, outside the use_backend block of the forward.
+    ctx.backend = choose.backend(backend, x, _patch(x, patch_size))
 
 
 def _gradient(ctx: Any, dy: Tensor, _: object) -> tuple[Optional, ...]:

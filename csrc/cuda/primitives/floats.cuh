@@ -25,6 +25,13 @@ MVIT_DEVICE float multiply_saturated(float a, float b) {
     return x;
 }
 
+// max(x, 0); NaN stays NaN.
+MVIT_DEVICE float relu(float x) {
+    float y;
+    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // Rounded toward zero.
 MVIT_DEVICE float multiply_toward_zero(float a, float b) { return __fmul_rz(a, b); }
 
@@ -52,6 +59,7 @@ MVIT_DEVICE uint32_t from_floats(float low, float high, f16) {
 uint32_t float_bits(float x);
 float float_of_bits(uint32_t bits);
 float multiply_saturated(float a, float b);
+float relu(float x);
 float multiply_toward_zero(float a, float b);
 float to_float(float x);
 float to_float(bf16 x);
