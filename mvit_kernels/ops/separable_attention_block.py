@@ -194,8 +194,8 @@ def _order(x: Tensor, patch: tuple[int, int]) -> tuple[str, ...]:
     are multiprocessors on an H200, and 8 us for small ones of 256 x 8 x 8, where Triton's launches took 50 and 12. It is taken where it
     fits, if images are small, or enough to give half of the multiprocessors something to do.
 
-    The CUDA kernels of other maps are not: on an H100 their tiles of 32 pixels wait for their weights, 1.7 us an image of 128 x 32 x 32 among
-    256."""
+    The CUDA kernels of other maps are not: on an H100 their tiles of 32 pixels wait for their weights, 1.7 us an image of 128 x 32 x 32
+    among 256."""
     is_worth_it = x.shape[2] * x.shape[3] <= 64 or 2 * x.shape[0] >= cuda_support.processors(x.device)
     if is_worth_it and cuda_support.refuse(x) is None and _is_one_launch(x, patch):
         return "cuda", "triton", "reference"
