@@ -107,14 +107,14 @@ void attention_block(int device, uintptr_t stream, int dtype, const Sizes& size,
     launch([&] { return cuda::separable_attention_block(p, device, pointer(stream)); });
 }
 
-// size: (B, C, H, W). moments: of y, or 0.
+// size: (B, C, H, W). moments: of y, or 0. exchange: scratch, of images that take several blocks.
 void attention_image(int device, uintptr_t stream, int dtype, const Sizes& size, const std::array<int, 2>& patch, float eps, uintptr_t x,
-                     uintptr_t y, uintptr_t tiles, uintptr_t vectors, uintptr_t moments) {
+                     uintptr_t y, uintptr_t tiles, uintptr_t vectors, uintptr_t moments, uintptr_t exchange) {
     cuda::SeparableAttentionImageProblem p{};
     p.dtype = static_cast<DType>(dtype), p.batch = size[0], p.channels = static_cast<int>(size[1]);
     p.height = static_cast<int>(size[2]), p.width = static_cast<int>(size[3]), p.patch_height = patch[0], p.patch_width = patch[1];
     p.eps = eps, p.x = pointer(x), p.y = pointer(y), p.tiles = bytes(tiles), p.vectors = floats(vectors);
-    p.moments = static_cast<double*>(pointer(moments));
+    p.moments = static_cast<double*>(pointer(moments)), p.exchange = static_cast<uint8_t*>(pointer(exchange));
     launch([&] { return cuda::separable_attention_image(p, device, pointer(stream)); });
 }
 
@@ -241,6 +241,7 @@ PYBIND11_MODULE(_cuda, m) {
     m.def("qpatch_attention_shared", cuda::qpatch_attention_shared);
     m.def("separable_attention_block", attention_block);
     m.def("separable_attention_image", attention_image);
-    m.def("separable_attention_image_shared", cuda::separable_attention_image_shared);
+    m.def("separable_attention_image_blocks", cuda::separable_attention_image_blocks);
+    m.def("separable_attention_image_exchange", cuda::separable_attention_image_exchange);
     m.attr("qnorm_gemm_channels") = cuda::norm_gemm_channels;
 }

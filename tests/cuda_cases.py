@@ -469,6 +469,7 @@ def attention_blocks() -> dict[str, tuple[list[Tensor], dict[str, Any]]]:
         "one_pixel": attention_block((1, 8, 1, 1), half, (1, 1)),
         "images_of_a_block": attention_block((300, 64, 4, 4), half, (2, 2)),
         "several_passes": attention_block((1, 72, 24, 22), brain, (2, 2), mean=3.0),
+        "blocks_of_an_image": attention_block((3, 128, 32, 32), half, (2, 2)),
         "empty": attention_block((0, 64, 8, 8), half, (2, 2)),
     }
 

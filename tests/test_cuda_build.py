@@ -110,6 +110,7 @@ def test_products_are_of_tensor_cores(arch: str) -> None:
     for body in images:
         assert re.search(r"HMMA\.16816\.F32", body)
         assert "LDGSTS" in body
+        assert ("UCGABAR" in body) == (arch == "sm_90a")  # clusters
     residuals = [body for name, body in functions.items() if "24inverted_residual_kernel" in name]
     assert len(residuals) == 26  # two types; three tiles with three depths and any other, and a wide one of any
     for body in residuals:

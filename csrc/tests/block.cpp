@@ -55,7 +55,9 @@ struct Offers {
     Meeting meeting;
 };
 
+// Or the blocks of a cluster, side by side.
 struct Block {
+    int threads;  // of each
     int64_t x;
     int y;
     BlockOrder order;
@@ -63,7 +65,8 @@ struct Block {
     jmp_buf scheduler;
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Offers> warps;
-    Meeting all;
+    std::vector<Meeting> all;  // of each block
+    Meeting cluster;
     Fiber* running = nullptr;
     int64_t progress = 0;
 };
@@ -143,12 +146,16 @@ void copy(void* to, const void* from, int bytes, int size) {
 
 }  // namespace
 
-void run_block(int threads, int64_t x, int y, const BlockOrder& order, const std::function<void()>& kernel) {
-    Block own{x, y, order, &kernel, {}, {}, std::vector<Offers>(static_cast<size_t>(threads / cuda::warp_size)), {threads}};
+namespace {
+
+void run(int blocks, int threads, int64_t x, int y, const BlockOrder& order, const std::function<void()>& kernel) {
+    const int count = blocks * threads;
+    Block own{threads, x, y, order, &kernel, {}, {}, std::vector<Offers>(static_cast<size_t>(count / cuda::warp_size)), {}, {count}};
+    own.all.assign(static_cast<size_t>(blocks), {threads});
     CHECK(threads % cuda::warp_size == 0);
     block = &own;
     for (Offers& warp : own.warps) warp.meeting.size = cuda::warp_size;
-    for (int i = 0; i < threads; ++i) {
+    for (int i = 0; i < count; ++i) {
         own.fibers.push_back(std::make_unique<Fiber>());
         own.fibers.back()->index = i;
         make_ready(*own.fibers.back());
@@ -183,16 +190,27 @@ void run_block(int threads, int64_t x, int y, const BlockOrder& order, const std
     block = nullptr;
 }
 
+}  // namespace
+
+void run_block(int threads, int64_t x, int y, const BlockOrder& order, const std::function<void()>& kernel) {
+    run(1, threads, x, y, order, kernel);
+}
+
+void run_cluster(int blocks, int threads, int64_t x, const BlockOrder& order, const std::function<void()>& kernel) {
+    run(blocks, threads, x, 0, order, kernel);
+}
+
 }  // namespace mvit::tests
 
 namespace mvit::cuda {
 
 using namespace mvit::tests;
 
-int thread_index() { return block->running->index; }
-int64_t block_x() { return block->x; }
+int thread_index() { return block->running->index % block->threads; }
+int64_t block_x() { return block->x + block->running->index / block->threads; }
 int block_y() { return block->y; }
-void block_barrier() { meet(block->all); }
+void block_barrier() { meet(block->all[static_cast<size_t>(block->running->index / block->threads)]); }
+void cluster_barrier() { meet(block->cluster); }
 void warp_barrier() { offer(7, {}); }
 
 void cp_async16(void* shared, const void* global, int bytes) { copy(shared, global, bytes, 16); }

@@ -27,4 +27,7 @@ inline constexpr BlockOrder block_orders[] = {
 // kernel() in each of `threads` threads of the block (x, y).
 void run_block(int threads, int64_t x, int y, const BlockOrder& order, const std::function<void()>& kernel);
 
+// Of each of the blocks (x, 0), (x + 1, 0), .. of a cluster.
+void run_cluster(int blocks, int threads, int64_t x, const BlockOrder& order, const std::function<void()>& kernel);
+
 }  // namespace mvit::tests

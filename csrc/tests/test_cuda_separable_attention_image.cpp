@@ -1,6 +1,8 @@
 // The CUDA kernel of separable_attention_image on the processor, block by block (block.h), against the definition in double precision.
 #include "cuda/ops/separable_attention_image.cuh"
 
+#include <memory>
+
 #include "tests/attention_block_case.h"
 #include "tests/block.h"
 
@@ -56,12 +58,12 @@ class Weights {
 };
 
 template <class T>
-void compare(const AttentionBlockCase& t, int images, const BlockOrder& order) {
+void compare(const AttentionBlockCase& t, int images, int cluster, const BlockOrder& order) {
     AttentionBlock<T> block(t);
     Guarded<T> y(block.x.size());
     Guarded<double> moments(2 * t.batch);
     cuda::with_attention_image(t.channels, [&]<int depth>() {
-        const cuda::AttentionImageShared<depth> at(images, t.height, t.width, t.patch_height, t.patch_width);
+        const cuda::AttentionImageShared<depth> at(images, cluster, t.height, t.width, t.patch_height, t.patch_width);
         Weights<T> weights(block, at.channels);
         cuda::AttentionImageProblem p{};
         p.dtype = dtype_of<T>, p.batch = t.batch, p.height = t.height, p.width = t.width, p.channels = t.channels;
@@ -69,12 +71,18 @@ void compare(const AttentionBlockCase& t, int images, const BlockOrder& order) {
         p.x = block.x.data(), p.y = y.data(), p.tiles = weights.tiles(), p.vectors = weights.vectors();
         p.moments = t.moments ? moments.data() : nullptr;
         std::memset(y.data(), 0xFF, static_cast<size_t>(y.size()) * sizeof(T));
-        Guarded<uint8_t> shared(at.bytes);
+        Guarded<uint8_t> exchange(cluster > 1 ? t.batch * cluster * at.exchange : 0);
+        if (cluster > 1) std::memset(exchange.data(), 0xFF, static_cast<size_t>(exchange.size()));
+        p.exchange = exchange.data();
+        std::vector<std::unique_ptr<Guarded<uint8_t>>> shared;
+        for (int i = 0; i < cluster; ++i) shared.push_back(std::make_unique<Guarded<uint8_t>>(at.bytes));
         for (int64_t i = 0; i < (t.batch + images - 1) / images; ++i) {
-            std::memset(shared.data(), 0xFF, static_cast<size_t>(at.bytes));  // NaN
-            run_block(cuda::image_threads, i, 0, order, [&] { cuda::AttentionImage<T, depth>(p, at, shared.data())(); });
-            CHECK(shared.canary_intact());
+            for (auto& each : shared) std::memset(each->data(), 0xFF, static_cast<size_t>(at.bytes));  // NaN
+            run_cluster(cluster, cuda::image_threads, i * cluster, order,
+                        [&] { cuda::AttentionImage<T, depth>(p, at, shared[static_cast<size_t>(cuda::block_x() % cluster)]->data())(); });
+            for (auto& each : shared) CHECK(each->canary_intact());
         }
+        CHECK(exchange.canary_intact());
     });
     CHECK(y.canary_intact() && moments.canary_intact());
     block.check(y);
@@ -94,16 +102,25 @@ void compare(const AttentionBlockCase& t, int images, const BlockOrder& order) {
 
 TEST(cuda_separable_attention_image) {
     for (const BlockOrder& order : block_orders) {
-        compare<f16>({5, 4, 6, 16, 2, 2, 0.0f, true}, 2, order);    // blocks of two images, and of one
-        compare<bf16>({1, 10, 8, 72, 2, 2, 3.0f, true}, 1, order);  // a tail of pixels, and of channels
+        compare<f16>({5, 4, 6, 16, 2, 2, 0.0f, true}, 2, 1, order);    // blocks of two images, and of one
+        compare<bf16>({1, 10, 8, 72, 2, 2, 3.0f, true}, 1, 1, order);  // a tail of pixels, and of channels
     }
     const BlockOrder& order = block_orders[0];
-    compare<f16>({1, 18, 16, 64, 2, 2, 0.0f, true}, 1, order);  // more pixels than warps have at once
-    compare<f16>({3, 3, 5, 8, 3, 1}, 3, order);
-    compare<f16>({1, 1, 1, 8, 1, 1, 0.0f, true}, 1, order);
-    compare<f16>({1, 4, 8, 136, 2, 2, 30.0f}, 1, order);
-    compare<bf16>({2, 4, 4, 192, 4, 4, 3.0f, true}, 1, order);  // as many phases as there are places
-    compare<f16>({4, 8, 8, 256, 2, 2, -5.0f, true}, 4, order);
+    compare<f16>({1, 18, 16, 64, 2, 2, 0.0f, true}, 1, 1, order);  // more pixels than warps have at once
+    compare<f16>({3, 3, 5, 8, 3, 1}, 3, 1, order);
+    compare<f16>({1, 1, 1, 8, 1, 1, 0.0f, true}, 1, 1, order);
+    compare<f16>({1, 4, 8, 136, 2, 2, 30.0f}, 1, 1, order);
+    compare<bf16>({2, 4, 4, 192, 4, 4, 3.0f, true}, 1, 1, order);  // as many phases as there are places
+    compare<f16>({4, 8, 8, 256, 2, 2, -5.0f, true}, 4, 1, order);
+}
+
+TEST(cuda_separable_attention_image_of_clusters) {
+    for (const BlockOrder& order : block_orders) {
+        compare<f16>({2, 8, 6, 16, 2, 2, 0.0f, true}, 1, 2, order);
+        compare<bf16>({1, 10, 8, 72, 2, 2, 3.0f, true}, 1, 4, order);  // of which one has less, and one nothing
+    }
+    compare<f16>({1, 40, 16, 64, 2, 2, 30.0f, true}, 1, 2, block_orders[0]);  // more pixels than warps have at once
+    compare<f16>({1, 16, 4, 136, 2, 2}, 1, 8, block_orders[0]);
 }
 
 TEST(cuda_separable_attention_image_shares_images) {
@@ -111,4 +128,11 @@ TEST(cuda_separable_attention_image_shares_images) {
     CHECK(cuda::images_of_block(4096, 64, 4, 132) == 4 && cuda::images_of_block(4096, 16, 4, 132) == 4);  // 16 contexts
     CHECK(cuda::images_of_block(4096, 256, 4, 132) == 1 && cuda::images_of_block(4096, 1024, 4, 132) == 1);
     CHECK(cuda::images_of_block(1, 8, 64, 132) == 1);
+    const auto blocks = []<int depth>(int height, int width, int most_cluster) {
+        return cuda::blocks_of_image<depth>(height, width, 2, 2, 227 * 1024, most_cluster);
+    };
+    CHECK(blocks.operator()<12>(16, 16, 1) == 1 && blocks.operator()<16>(8, 8, 8) == 1);
+    CHECK(blocks.operator()<8>(32, 32, 1) == 0 && blocks.operator()<8>(32, 32, 8) == 2 && blocks.operator()<16>(32, 32, 8) == 4);
+    CHECK(blocks.operator()<8>(1 << 15, 1 << 15, 8) == 0);
+    CHECK(cuda::blocks_of_image<4>(8, 8, 8, 4, 227 * 1024, 8) == 0);  // phases
 }

@@ -179,25 +179,28 @@ _IMAGE_MULTIPLE, _IMAGE_MOST = (
     64,
     256,
 )  # what channels are rounded up to in csrc/cuda/ops/separable_attention_image.h, and how many it takes
+_SMALL = 64  # pixels of an image that one block alone is quick with
 
 
-def _is_one_launch(x: Tensor, patch: tuple[int, int]) -> bool:
-    """Whether a block of the CUDA kernel for whole images holds one."""
-    if x.dtype not in (torch.float16, torch.bfloat16) or x.shape[1] % _CHANNELS or not 0 < x.shape[1] <= _IMAGE_MOST:
-        return False
-    needed = cuda_support.native.separable_attention_image_shared(x.shape[1], x.shape[2] * x.shape[3], patch[0] * patch[1])
-    return needed > 0 and cuda_support.refuse_shared(x, needed) is None
+def _image_blocks(x: Tensor, patch: tuple[int, int]) -> int:
+    """How many blocks of the CUDA kernel for whole images hold one; 0 where it has no kernel."""
+    _, dim, height, width = x.shape
+    if x.dtype not in (torch.float16, torch.bfloat16) or dim % _CHANNELS or not 0 < dim <= _IMAGE_MOST:
+        return 0
+    return cuda_support.native.separable_attention_image_blocks(dim, height, width, *patch, x.get_device())
 
 
 def _order(x: Tensor, patch: tuple[int, int]) -> tuple[str, ...]:
-    """Not measured yet: by counts of its machine code, the kernel for whole images takes 15 us for as many images of 192 x 16 x 16 as there
-    are multiprocessors on an H200, and 8 us for small ones of 256 x 8 x 8, where Triton's launches took 50 and 12. It is taken where it
-    fits, if images are small, or enough to give half of the multiprocessors something to do.
+    """Not measured yet: by counts of its machine code, the kernel for whole images takes some 15 us on an H200 for as many blocks as there
+    are multiprocessors, with an image of 192 x 16 x 16 each or half of one of 128 x 32 x 32, where Triton's launches took 50 and 40; and 8 us
+    for small images of 256 x 8 x 8, where they took 12. It is taken where there is one, if images are small, or enough to give half of the
+    multiprocessors something to do.
 
     The CUDA kernels of other maps are not: on an H100 their tiles of 32 pixels wait for their weights, 1.7 us an image of 128 x 32 x 32
     among 256."""
-    is_worth_it = x.shape[2] * x.shape[3] <= 64 or 2 * x.shape[0] >= cuda_support.processors(x.device)
-    if is_worth_it and cuda_support.refuse(x) is None and _is_one_launch(x, patch):
+    blocks = _image_blocks(x, patch) if cuda_support.refuse(x) is None else 0
+    are_small = x.shape[2] * x.shape[3] <= _SMALL
+    if blocks and (are_small or 2 * blocks * x.shape[0] >= cuda_support.processors(x.device)):
         return "cuda", "triton", "reference"
     return "triton", "cuda", "reference"
 
@@ -276,12 +279,15 @@ def _cuda_forward(
     channels_last, (batch, dim, height, width) = is_channels_last(x), x.shape
     x = cuda_support.aligned_copy(dense(x, True))
     y = empty_in_format(x, tuple(x.shape), True)
-    if _is_one_launch(x, patch):  # which finds the moments of x as it reads it
+    if blocks := _image_blocks(x, patch):  # which finds the moments of x as it reads it
         image: _ImageWeights = packed(_PackImage(x.dtype), norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)
         collected = x.new_empty(batch if collect else 0, 2, dtype=torch.float64)
+        told = cuda_support.native.separable_attention_image_exchange(dim) * blocks * batch if blocks > 1 else 0
+        exchange = x.new_empty(told, dtype=torch.uint8)
         cuda_support.launch(
             cuda_support.native.separable_attention_image, *cuda_support.place(x), FLOAT_CODES[x.dtype], x.shape, patch, eps, x.data_ptr(),
             y.data_ptr(), image.tiles.data_ptr(), image.vectors.data_ptr(), collected.data_ptr() if collect else 0,
+            exchange.data_ptr(),
         )  # fmt: skip
         return dense(y, channels_last), collected
     weights: _CudaWeights = packed(_PackCuda(x.dtype), norm_w, norm_b, qkv_w, qkv_b, out_w, out_b)

@@ -13,30 +13,49 @@ __global__ void __launch_bounds__(image_threads, 1)
     AttentionImage<T, depth>(problem, at, shared)();
 }
 
+int most_cluster(int device) {
+    int major = 0;
+    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return 1;
+    return major == 9 ? 8 : 1;  // what runs on newer ones is compiled for sm_80 (flags.txt)
+}
+
 template <class T, int depth>
 Launched launch(const AttentionImageProblem& p, int device, void* stream) {
     constexpr const char* kernel = "separable_attention_image";
     if (p.batch == 0 || p.height == 0 || p.width == 0) return {cudaSuccess, kernel};
-    const int pixels = p.height * p.width, phases = p.patch_height * p.patch_width, most = shared_of_block(device);
-    const auto of = [&](int images) { return AttentionImageShared<depth>(images, p.height, p.width, p.patch_height, p.patch_width); };
-    int images = images_of_block(p.batch, pixels, phases, processors(device));
+    const int most = shared_of_block(device);
+    const int cluster = blocks_of_image<depth>(p.height, p.width, p.patch_height, p.patch_width, most, most_cluster(device));
+    if (cluster == 0) return {cudaErrorInvalidConfiguration, kernel};
+    const auto of = [&](int images) {
+        return AttentionImageShared<depth>(images, cluster, p.height, p.width, p.patch_height, p.patch_width);
+    };
+    int images = cluster > 1 ? 1 : images_of_block(p.batch, p.height * p.width, p.patch_height * p.patch_width, processors(device));
     while (images > 1 && of(images).bytes > most) --images;
     const auto at = of(images);
-    const int64_t blocks = ceil_divide(p.batch, images);
+    const int64_t blocks = ceil_divide(p.batch, images) * cluster;
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     static SharedLimit limit;
     return launched(kernel, device, [&] {
         if (!limit.raise(separable_attention_image_kernel<T, depth>, most, device)) return;
-        launch_early(separable_attention_image_kernel<T, depth>, static_cast<unsigned>(blocks), image_threads, at.bytes, stream, p, at);
+        launch_in_clusters(cluster, separable_attention_image_kernel<T, depth>, static_cast<unsigned>(blocks), image_threads, at.bytes,
+                           stream, p, at);
     });
 }
 
 }  // namespace
 
-int separable_attention_image_shared(int channels, int pixels, int phases) {
+int separable_attention_image_blocks(int channels, int height, int width, int patch_height, int patch_width, int device) {
+    int blocks = 0;
+    if (height == 0 || width == 0) return blocks;
+    with_attention_image(channels, [&]<int depth>() {
+        blocks = blocks_of_image<depth>(height, width, patch_height, patch_width, shared_of_block(device), most_cluster(device));
+    });
+    return blocks;
+}
+
+int separable_attention_image_exchange(int channels) {
     int bytes = 0;
-    if (pixels == 0 || phases > most_contexts) return bytes;
-    with_attention_image(channels, [&]<int depth>() { bytes = AttentionImageShared<depth>(1, 1, pixels, 1, phases).bytes; });
+    with_attention_image(channels, [&]<int depth>() { bytes = AttentionImageShared<depth>::exchange; });
     return bytes;
 }
 

@@ -28,14 +28,22 @@ struct AttentionImageShared {
     // Of the sums of a phase's pixels, as many as there are groups, or phases.
     static constexpr int most_parts = groups > most_contexts ? groups : most_contexts;
 
-    int images, pixels, phases, rows, passes;  // images: of a block; rows: pixels of all of them, up to whole blocks of 32
-    int ring, mixed, context, bias, scores, parts, normal, bytes;
+    // What blocks of a cluster tell each other, in bytes: of x and of y a sum and one of squares; of each context the largest score, the
+    // sum of the weights, and the sum of the pixels by their weights.
+    static constexpr int of_contexts = 32, exchange = of_contexts + most_contexts * 4 * (2 + channels);
+
+    int images, cluster, height, pixels;  // images of a block, or blocks of an image; its rows and pixels of an image
+    int phases, rows, passes;             // rows: pixels of all images of a block, up to whole blocks of 32
+    int ring, mixed, context, bias, scores, parts, told, normal, bytes;
     Digit of_pixels;
     Digit of_width;
     Divisor of_patch_height, of_patch_width, of_across;  // across: patches of a row
 
-    AttentionImageShared(int images_, int height, int width, int patch_height, int patch_width)
+    // One of images_ and cluster_ is 1. Blocks of an image have whole patches of it.
+    AttentionImageShared(int images_, int cluster_, int height_, int width, int patch_height, int patch_width)
         : images(images_),
+          cluster(cluster_),
+          height((height_ / patch_height + cluster - 1) / cluster * patch_height),
           pixels(height * width),
           phases(patch_height * patch_width),
           rows((images * pixels + warp_pixels - 1) / warp_pixels * warp_pixels),
@@ -46,7 +54,8 @@ struct AttentionImageShared {
           bias(context + images * phases * channels * 4),
           scores(bias + images * channels * 4),
           parts(scores + rows * 4),
-          normal(parts + most_parts * channels * 4),
+          told(parts + most_parts * channels * 4),
+          normal(told + (cluster == 1 ? exchange : 0)),
           bytes(normal + images * 16 + image_warps * 8),
           of_pixels(static_cast<uint32_t>(pixels)),
           of_width(static_cast<uint32_t>(width)),
@@ -67,9 +76,18 @@ class AttentionImage {
 
     // shared: Shared::bytes, aligned to 16.
     MVIT_DEVICE AttentionImage(const AttentionImageProblem& p, const Shared& at, uint8_t* shared)
-        : p_(p), at_(at), x_(shared), shared_(shared), first_(block_x() * at.images), source_(p.tiles), passes_left_(at.passes) {
+        : p_(p),
+          at_(at),
+          x_(shared),
+          shared_(shared),
+          first_(block_x() / at.cluster * at.images),
+          rank_(static_cast<int>(block_x() % at.cluster)),
+          source_(p.tiles),
+          passes_left_(at.passes) {
         const int64_t left = p.batch - first_;
         images_ = left < at.images ? static_cast<int>(left) : at.images;
+        const int rows_left = p.height - rank_ * at.height;
+        own_ = (rows_left < 0 ? 0 : rows_left < at.height ? rows_left : at.height) * p.width;
     }
 
     MVIT_DEVICE void operator()() {
@@ -78,10 +96,15 @@ class AttentionImage {
         cp_async_wait<2>();
         block_barrier();
         for (int image = 0; image < images_; ++image) measure(image);
+        find_largest();
+        meet();
+        settle();
         weigh();
         block_barrier();
         mix();
         block_barrier();
+        gather();
+        meet();
         finish_mixing();
         each_stage([&](int stage, const uint8_t* tiles) { of_keys(stage, tiles); });
         block_barrier();
@@ -117,19 +140,31 @@ class AttentionImage {
     const AttentionImageProblem& p_;
     const Shared& at_;
     uint8_t *x_, *shared_;
-    int64_t first_;  // image
-    int images_;
-    const uint8_t* source_;  // of the next stage
+    int64_t first_;            // image
+    int rank_, images_, own_;  // own: pixels of an image
+    const uint8_t* source_;    // of the next stage
     int passes_left_, to_ = 0, from_ = 0;
     float once_[blocks][2] = {}, twice_[blocks][2] = {};  // of the results of each row: distances from the mean of x, and their squares
 
     MVIT_DEVICE const float* vector(AttentionVector which) const { return p_.vectors + which * Shared::channels; }
     MVIT_DEVICE float* floats(int at) const { return reinterpret_cast<float*>(shared_ + at); }
     MVIT_DEVICE ImageNormal& normal(int image) const { return reinterpret_cast<ImageNormal*>(shared_ + at_.normal)[image]; }
-    MVIT_DEVICE int count() const { return images_ * at_.pixels; }
+    MVIT_DEVICE int count() const { return images_ * own_; }
+    MVIT_DEVICE int64_t first_pixel() const { return first_ * p_.height * p_.width + int64_t{rank_} * at_.pixels; }
+    MVIT_DEVICE double values_of_image() const { return static_cast<double>(int64_t{p_.height} * p_.width * p_.channels); }
+
+    // What each block of the cluster tells: alone it does so in its own shared memory.
+    MVIT_DEVICE uint8_t* told(int rank) const {
+        return at_.cluster == 1 ? shared_ + at_.told : p_.exchange + (first_ * at_.cluster + rank) * Shared::exchange;
+    }
+    MVIT_DEVICE double* told_sums(int rank) const { return reinterpret_cast<double*>(told(rank)); }
+    MVIT_DEVICE float* told_largest(int rank) const { return reinterpret_cast<float*>(told(rank) + Shared::of_contexts); }
+    MVIT_DEVICE float* told_totals(int rank) const { return told_largest(rank) + most_contexts; }
+    MVIT_DEVICE float* told_pixels(int rank) const { return told_totals(rank) + most_contexts; }
+    MVIT_DEVICE void meet() const { at_.cluster == 1 ? block_barrier() : cluster_barrier(); }
 
     MVIT_DEVICE void load_x() {
-        const uint8_t* from = static_cast<const uint8_t*>(p_.x) + first_ * at_.pixels * p_.channels * 2;
+        const uint8_t* from = static_cast<const uint8_t*>(p_.x) + first_pixel() * p_.channels * 2;
         const int all = count(), here = p_.channels / 8;
         MVIT_ROLLED
         for (int i = thread_index(); i < at_.rows * chunks; i += image_threads) {
@@ -176,6 +211,7 @@ class AttentionImage {
     MVIT_DEVICE void measure(int image) {
         const int thread = thread_index(), inside = thread % 8;
         const int begin = image * at_.pixels;
+        const auto* first = static_cast<const uint8_t*>(p_.x) + (first_ + image) * p_.height * p_.width * p_.channels * 2;
         const auto each_chunk = [&](const auto& body) {
             MVIT_UNROLL
             for (int i = 0; i < chunk_steps; ++i)
@@ -188,16 +224,16 @@ class AttentionImage {
         };
         float query[chunk_steps][8], sum = 0.0f;
         each_chunk([&](int chunk, int i) {
-            const Values values(x_ + begin * Shared::row + 16 * chunk);
+            const Values values(first + 16 * chunk);
             MVIT_UNROLL
             for (int k = 0; k < 8; ++k) sum += values.v[k], query[i][k] = vector(attention_query)[8 * chunk + k];
         });
         const float about = of_eight(sum) / static_cast<float>(p_.channels);
         float once = 0.0f, twice = 0.0f;
         MVIT_ROLLED
-        for (int n = thread / 8; n - thread / 8 < at_.pixels; n += image_threads / 8) {
+        for (int n = thread / 8; n - thread / 8 < own_; n += image_threads / 8) {
             float score = 0.0f;
-            if (n < at_.pixels) {
+            if (n < own_) {
                 each_chunk([&](int chunk, int i) {
                     const Values values(x_ + (begin + n) * Shared::row + 16 * chunk);
                     MVIT_UNROLL
@@ -208,15 +244,37 @@ class AttentionImage {
                 });
             }
             score = of_eight(score);
-            if (inside == 0 && n < at_.pixels) floats(at_.scores)[begin + n] = score;
+            if (inside == 0 && n < own_) floats(at_.scores)[begin + n] = score;
         }
         auto* of_warps = reinterpret_cast<double*>(shared_ + at_.normal + at_.images * 16);
-        const double all = static_cast<double>(at_.pixels) * p_.channels;
-        const double left = of_block<image_threads>(static_cast<double>(once), of_warps) / all;
-        const double variance = of_block<image_threads>(static_cast<double>(twice), of_warps) / all - left * left;
+        const double sum_of_all = of_block<image_threads>(static_cast<double>(once), of_warps);
+        const double squares_of_all = of_block<image_threads>(static_cast<double>(twice), of_warps);
         if (thread == 0) {
-            const double inverse = 1.0 / sqrt((variance < 0.0 ? 0.0 : variance) + static_cast<double>(p_.eps));
-            normal(image) = {static_cast<float>(static_cast<double>(about) + left), static_cast<float>(inverse), about, 0.0f};
+            normal(image).about = about;
+            if (at_.cluster == 1) {
+                set_normal(image, sum_of_all, squares_of_all);
+            } else {
+                told_sums(rank_)[0] = sum_of_all, told_sums(rank_)[1] = squares_of_all;
+            }
+        }
+        block_barrier();
+    }
+
+    // Of sums of distances from `about`, and of their squares.
+    MVIT_DEVICE void set_normal(int image, double once, double twice) const {
+        const double left = once / values_of_image(), variance = twice / values_of_image() - left * left;
+        ImageNormal& of = normal(image);
+        of.mean = static_cast<float>(static_cast<double>(of.about) + left);
+        of.inverse = static_cast<float>(1.0 / sqrt((variance < 0.0 ? 0.0 : variance) + static_cast<double>(p_.eps)));
+    }
+
+    // The mean and variance of an image of which several blocks have told theirs.
+    MVIT_DEVICE void settle() {
+        if (at_.cluster == 1) return;
+        if (thread_index() == 0) {
+            double once = 0.0, twice = 0.0;
+            for (int rank = 0; rank < at_.cluster; ++rank) once += told_sums(rank)[0], twice += told_sums(rank)[1];
+            set_normal(0, once, twice);
         }
         block_barrier();
     }
@@ -236,24 +294,36 @@ class AttentionImage {
         return inside(row, at_.of_patch_height, p_.patch_height) * p_.patch_width + inside(column, at_.of_patch_width, p_.patch_width);
     }
 
-    // Scores to softmax; a warp has a phase of an image.
-    MVIT_DEVICE void weigh() {
-        const int lane = thread_index() % warp_size, points = at_.pixels / at_.phases;
+    // A warp has a phase of an image; body(context, phase, scores of the image).
+    template <class Body>
+    MVIT_DEVICE void each_context(const Body& body) const {
         MVIT_ROLLED
-        for (int i = thread_index() / warp_size; i < images_ * at_.phases; i += image_warps) {
-            const int image = i / at_.phases, phase = i % at_.phases;
-            float* scores = floats(at_.scores) + image * at_.pixels;
-            const float inverse = normal(image).inverse;
-            float largest = -INFINITY, total = 0.0f;
+        for (int i = thread_index() / warp_size; i < images_ * at_.phases; i += image_warps)
+            body(i, i % at_.phases, floats(at_.scores) + i / at_.phases * at_.pixels);
+    }
+    MVIT_DEVICE void find_largest() {
+        const int lane = thread_index() % warp_size, points = own_ / at_.phases;
+        each_context([&](int i, int phase, const float* scores) {
+            float largest = -INFINITY;
             for (int n = lane; n < points; n += warp_size) largest = Largest()(scores[pixel(phase, n)], largest);
             largest = of_warp(largest, Largest());
+            if (lane == 0) told_largest(rank_)[i] = largest;
+        });
+    }
+    // Scores to weights, whose sum is left for later.
+    MVIT_DEVICE void weigh() {
+        const int lane = thread_index() % warp_size, points = own_ / at_.phases;
+        each_context([&](int i, int phase, float* scores) {
+            const float inverse = normal(i / at_.phases).inverse;
+            float largest = -INFINITY, total = 0.0f;
+            for (int rank = 0; rank < at_.cluster; ++rank) largest = Largest()(told_largest(rank)[i], largest);
             for (int n = lane; n < points; n += warp_size) {
                 float& score = scores[pixel(phase, n)];
                 score = expf((score - largest) * inverse), total += score;
             }
-            const float share = 1.0f / of_warp(total);
-            for (int n = lane; n < points; n += warp_size) scores[pixel(phase, n)] *= share;
-        }
+            total = of_warp(total);
+            if (lane == 0) told_totals(rank_)[i] = total;
+        });
     }
 
     // Of each phase, in parts, the sum of its pixels by their weights; a group of threads has a part.
@@ -269,7 +339,7 @@ class AttentionImage {
             const float* weights = floats(at_.scores) + image * at_.pixels;
             float sums[8] = {};
             // Rows of patches by turns.
-            for (int y = phase / p_.patch_width + i % lots * p_.patch_height; y < p_.height; y += lots * p_.patch_height) {
+            for (int y = phase / p_.patch_width + i % lots * p_.patch_height; y * p_.width < own_; y += lots * p_.patch_height) {
                 for (int n = y * p_.width + phase % p_.patch_width; n < (y + 1) * p_.width; n += p_.patch_width) {
                     const Values values(from + n * Shared::row);
                     MVIT_UNROLL
@@ -281,20 +351,32 @@ class AttentionImage {
         }
     }
 
+    MVIT_DEVICE void gather() {
+        const int lots = parts_of_each();
+        MVIT_ROLLED
+        for (int i = thread_index(); i < images_ * at_.phases * Shared::channels; i += image_threads) {
+            const int context = i / Shared::channels, c = i % Shared::channels;
+            float sum = 0.0f;
+            for (int part = 0; part < lots; ++part) sum += floats(at_.parts)[(context * lots + part) * Shared::channels + c];
+            told_pixels(rank_)[i] = sum;
+        }
+    }
+
     // Rows of the product with W_k, and what values of an image begin with.
     MVIT_DEVICE void finish_mixing() {
-        const int contexts = images_ * at_.phases, lots = parts_of_each();
+        const int contexts = images_ * at_.phases;
         MVIT_ROLLED
         for (int i = thread_index(); i < most_contexts * Shared::channels / 2; i += image_threads) {
             const int row = i / (Shared::channels / 2), c = i % (Shared::channels / 2) * 2;
             float low = 0.0f, high = 0.0f;
-            if (row < contexts) {
-                for (int part = 0; part < lots; ++part) {
-                    const float* sums = floats(at_.parts) + (row * lots + part) * Shared::channels + c;
-                    low += sums[0], high += sums[1];
+            if (row < contexts && c < p_.channels) {
+                float total = 0.0f;
+                for (int rank = 0; rank < at_.cluster; ++rank) {
+                    const float* sums = told_pixels(rank) + row * Shared::channels + c;
+                    total += told_totals(rank)[row], low += sums[0], high += sums[1];
                 }
                 const ImageNormal of = normal(row / at_.phases);
-                low = c < p_.channels ? (low - of.mean) * of.inverse : 0.0f, high = c < p_.channels ? (high - of.mean) * of.inverse : 0.0f;
+                low = (low / total - of.mean) * of.inverse, high = (high / total - of.mean) * of.inverse;
             }
             *reinterpret_cast<uint32_t*>(shared_ + at_.mixed + row * Shared::row + 2 * c) = from_floats(low, high, T{});
         }
@@ -392,7 +474,7 @@ class AttentionImage {
             }
         }
 
-        uint8_t* const y = static_cast<uint8_t*>(p_.y) + first_ * at_.pixels * p_.channels * 2;
+        uint8_t* const y = static_cast<uint8_t*>(p_.y) + first_pixel() * p_.channels * 2;
         each_stage([&](int stage, const uint8_t* tiles) {
             if (!works) return;
             const uint8_t* b = tiles + 16 * lane;
@@ -452,7 +534,7 @@ class AttentionImage {
         }
     }
 
-    // Of a block of one image all passes are of it; of several ones there is one pass.
+    // Of a block of one image, or of a part of it, all passes are of it; of several ones there is one pass.
     MVIT_DEVICE void write_moments() {
         const int lane = thread_index() % warp_size, begin = thread_index() / warp_size * warp_pixels;
         auto* of_warps = reinterpret_cast<double*>(shared_ + at_.normal + at_.images * 16);
@@ -469,12 +551,17 @@ class AttentionImage {
                     once += static_cast<double>(once_[i][half]), twice += static_cast<double>(twice_[i][half]);
                 }
             }
-            const double all = static_cast<double>(at_.pixels) * p_.channels;
-            once = of_block<image_threads>(once, of_warps) / all, twice = of_block<image_threads>(twice, of_warps) / all;
-            if (thread_index() == 0) {
+            once = of_block<image_threads>(once, of_warps), twice = of_block<image_threads>(twice, of_warps);
+            if (at_.cluster > 1) {
+                if (thread_index() == 0) told_sums(rank_)[2] = once, told_sums(rank_)[3] = twice;
+                cluster_barrier();
+                once = twice = 0.0;
+                for (int rank = 0; rank < at_.cluster; ++rank) once += told_sums(rank)[2], twice += told_sums(rank)[3];
+            }
+            if (thread_index() == 0 && rank_ == 0) {
                 double* to = p_.moments + 2 * (first_ + image);
-                const double variance = twice - once * once;
-                to[0] = static_cast<double>(normal(image).mean) + once, to[1] = variance < 0.0 ? 0.0 : variance;
+                const double left = once / values_of_image(), variance = twice / values_of_image() - left * left;
+                to[0] = static_cast<double>(normal(image).mean) + left, to[1] = variance < 0.0 ? 0.0 : variance;
             }
         }
     }
@@ -500,6 +587,20 @@ inline int images_of_block(int64_t batch, int pixels, int phases, int multiproce
     const int64_t spread = ceil_divide(batch, multiprocessors);
     const int64_t images = spread < fill ? spread : fill;
     return images > 1 ? static_cast<int>(images) : 1;
+}
+
+// How many blocks an image takes that have `most` bytes of shared memory each, in clusters of up to most_cluster; 0: more than that.
+inline constexpr int cluster_sizes[] = {1, 2, 4, 8};
+template <int depth>
+int blocks_of_image(int height, int width, int patch_height, int patch_width, int most, int most_cluster) {
+    if (patch_height * patch_width > most_contexts) return 0;
+    for (int cluster : cluster_sizes) {
+        const bool is_small = int64_t{height} * width / cluster < most;  // so that no size is more than an int holds
+        if (cluster <= most_cluster && is_small &&
+            AttentionImageShared<depth>(1, cluster, height, width, patch_height, patch_width).bytes <= most)
+            return cluster;
+    }
+    return 0;
 }
 
 }  // namespace mvit::cuda

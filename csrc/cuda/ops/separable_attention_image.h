@@ -1,5 +1,6 @@
 // The attention half of a MobileViTv2 layer, y = x + W_o attention(W_qkv GroupNorm(1)(x)), in one launch, of 16-bit maps that shared memory
-// holds: cpu/ops/separable_attention_block.h has the formula. A block has one image, or several small ones, and reads x once:
+// holds: cpu/ops/separable_attention_block.h has the formula. A block has one image, or several small ones; or, on sm_90, a cluster of up
+// to eight blocks an image. They read x once, and meet twice, for the mean, variance and largest scores, and for the sums of the pixels:
 //
 //     scores    t[n] = sum_c w_q[c] x[n, c], and mean and variance of the image, in one pass over shared memory. Squares are of distances
 //               from the mean of the first pixel, which is at most sqrt(pixels) standard deviations away: so float32 is enough
@@ -46,10 +47,14 @@ struct SeparableAttentionImageProblem {
                            // in the order of tensor cores (qfragments.h, in bytes); aligned to 16 bytes
     const float* vectors;  // AttentionVector; value_sums: of the rows of W_v as it is rounded; aligned to 16 bytes
     double* moments;       // (B, 2), mean and variance of y; or null
+    uint8_t* exchange;     // scratch: bytes of `separable_attention_image_exchange` for each block of all clusters, aligned to 16
 };
 
-// Bytes of shared memory that a block of one image needs; 0 where there is no kernel, for more than 256 channels or 16 phases.
-int separable_attention_image_shared(int channels, int pixels, int phases);
+// How many blocks an image takes on a device; 0 where there is no kernel: for more than 256 channels, more than 16 phases, or maps that
+// eight blocks do not hold.
+int separable_attention_image_blocks(int channels, int height, int width, int patch_height, int patch_width, int device);
+// Bytes that a block tells the others of an image, if it takes more than one.
+int separable_attention_image_exchange(int channels);
 
 // stream: a cudaStream_t of `device`.
 Launched separable_attention_image(const SeparableAttentionImageProblem& problem, int device, void* stream);

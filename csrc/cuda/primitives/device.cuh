@@ -37,6 +37,15 @@ MVIT_DEVICE int block_y() { return static_cast<int>(blockIdx.y); }
 MVIT_DEVICE void block_barrier() { __syncthreads(); }
 MVIT_DEVICE void warp_barrier() { __syncwarp(); }
 
+// Of all threads of the blocks of a cluster (sm_90 and up); what they wrote before, to memory of the device too, all of them see behind it.
+MVIT_DEVICE void cluster_barrier() {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+#else
+    __trap();  // there are none
+#endif
+}
+
 // x, of which the compiler knows nothing: what follows from it is computed here, and not kept in registers from before a loop on. Not
 // negative, so that divisions by powers of two are shifts.
 MVIT_DEVICE uint32_t anew(uint32_t x) {
@@ -51,6 +60,7 @@ int64_t block_x();
 int block_y();
 void block_barrier();
 void warp_barrier();
+void cluster_barrier();
 inline uint32_t anew(uint32_t x) { return x; }
 
 #endif

@@ -53,24 +53,37 @@ Launched launched(const char* kernel, int device, const Launch& launch) {
     return {static_cast<int>(cudaGetLastError()), kernel};
 }
 
-// kernel<<<blocks, threads, shared, stream>>>(arguments...), early where the device can; of a kernel that begins with `wait_turn`. Errors
-// are the last ones of the runtime.
+// kernel<<<blocks, threads, shared, stream>>>(arguments...) of a kernel that begins with `wait_turn`, early where the device can, in
+// clusters of so many blocks. Errors are the last ones of the runtime.
 template <class... Parameters, class... Arguments>
-void launch_early(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared, void* stream, const Arguments&... arguments) {
+void launch_in_clusters(int cluster, void (*kernel)(Parameters...), dim3 blocks, int threads, int shared, void* stream,
+                        const Arguments&... arguments) {
     int device = 0, major = 0;
     if (cudaGetDevice(&device) != cudaSuccess) return;
     if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return;
-    cudaLaunchAttribute early{};
-    early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    early.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2] = {};
+    unsigned count = 0;
+    if (major == 9) {  // what runs on newer ones is compiled for sm_80 (flags.txt), and waits for nothing
+        attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (cluster > 1) {
+        attributes[count].id = cudaLaunchAttributeClusterDimension;
+        attributes[count++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+    }
     cudaLaunchConfig_t config{};
     config.gridDim = blocks;
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = static_cast<size_t>(shared);
     config.stream = static_cast<cudaStream_t>(stream);
-    config.attrs = &early;
-    config.numAttrs = major == 9 ? 1 : 0;  // what runs on newer ones is compiled for sm_80 (flags.txt), and waits for nothing
+    config.attrs = attributes;
+    config.numAttrs = count;
     cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+}
+
+template <class... Parameters, class... Arguments>
+void launch_early(void (*kernel)(Parameters...), dim3 blocks, int threads, int shared, void* stream, const Arguments&... arguments) {
+    launch_in_clusters(1, kernel, blocks, threads, shared, stream, arguments...);
 }
 
 // What a kernel needs of shared memory beyond the 48 KB that every kernel has: asked for once a kernel and device.
