@@ -192,9 +192,9 @@ def _image_blocks(x: Tensor, patch: tuple[int, int]) -> int:
 
 def _order(x: Tensor, patch: tuple[int, int]) -> tuple[str, ...]:
     """Not measured yet: by counts of its machine code, the kernel for whole images takes some 15 us on an H200 for as many blocks as there
-    are multiprocessors, with an image of 192 x 16 x 16 each or half of one of 128 x 32 x 32, where Triton's launches took 50 and 40; and 8 us
-    for small images of 256 x 8 x 8, where they took 12. It is taken where there is one, if images are small, or enough to give half of the
-    multiprocessors something to do.
+    are multiprocessors, with an image of 192 x 16 x 16 each or half of one of 128 x 32 x 32, where Triton's launches took 50 and 40; and
+    8 us for small images of 256 x 8 x 8, where they took 12. It is taken where there is one, if images are small, or enough to give half
+    of the multiprocessors something to do.
 
     The CUDA kernels of other maps are not: on an H100 their tiles of 32 pixels wait for their weights, 1.7 us an image of 128 x 32 x 32
     among 256."""
