@@ -13,7 +13,7 @@ namespace mvit::cuda {
 inline constexpr int float_slice = residual_slice<f16>;
 // Where what filters, what expands and its tiles begin in a slice: first comes the bias of the filter.
 inline constexpr int slice_taps = 4 * float_slice, slice_expand = slice_taps + slice_taps_bytes,
-                     slice_tiles = slice_expand + 4 * float_slice;
+                     slice_products = slice_expand + 4 * float_slice;
 inline constexpr int tile_values = 16;  // columns, and depth, of a tile of 16-bit weights
 
 MVIT_BOTH constexpr int value_tiles(int count) { return (count + tile_values - 1) / tile_values; }
@@ -42,7 +42,7 @@ struct ResidualShared {
           row(depth * tile_depth + residual_gap),
           expand(float_slice / tile_values * depth * tile_bytes(8)),
           reduce(columns * (float_slice / tile_values) * tile_bytes(8)),
-          slice(slice_tiles + expand + reduce),
+          slice(slice_products + expand + reduce),
           hidden(map + Tile::seen_blocks * 16 * row),
           filtered(hidden + (1 + lag) * Tile::seen_blocks * 16 * slice_row),
           stages(filtered + (1 + lag) * Tile::pixels * slice_row),
@@ -73,14 +73,14 @@ template <class T, class Tile, int depth>
 MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const ResidualTiles<Tile>& tiles, const ResidualShared<Tile>& at,
                                         uint8_t* shared) {
     const ResidualPlace<Tile> place(tiles, p.height, p.width);
-    constexpr int most_expand = depth > 0 ? slice_tiles - slice_expand + float_slice / tile_values * depth * tile_bytes(8) : 0;
+    constexpr int most_expand = depth > 0 ? slice_products - slice_expand + float_slice / tile_values * depth * tile_bytes(8) : 0;
     constexpr int most_reduce = Tile::most_columns / tile_values * (float_slice / tile_values) * tile_bytes(8);
     const ResidualSlices<most_expand, most_reduce> slices{.from = p.slices,
                                                           .stages = shared + at.stages,
                                                           .bytes = at.slice,
                                                           .count = at.slices,
                                                           .expand = slice_expand,
-                                                          .reduce = slice_tiles + at.expand,
+                                                          .reduce = slice_products + at.expand,
                                                           .lag = at.lag,
                                                           .stage_count = 2};
     const uint32_t thread = anew(static_cast<uint32_t>(thread_index()));
@@ -127,7 +127,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
             MVIT_UNROLL
             for (int k = 0; k < 2; ++k) start[j][k] = bias[8 * j + c_column(warp.lane, k)];
         }
-        warp.template expand<depth>(map, map_row, weights + slice_tiles, at.depth, start, sums);
+        warp.template expand<depth>(map, map_row, weights + slice_products, at.depth, start, sums);
         const uint32_t exist = *of_map;
         MVIT_UNROLL
         for (int i = 0; i < warp.rounds; ++i) {
@@ -165,7 +165,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
     typename Warp::Reduced sums;
     Warp(thread).begin(sums, at.columns, [&](int column) { return *reinterpret_cast<const typename Warp::Four*>(p.bias + column); });
     slices.each(thread, expand, filter, [&](const uint8_t* weights, int slot, int) {
-        Warp(anew(thread)).reduce(filtered(slot), weights + slice_tiles + at.expand, at.columns, sums);
+        Warp(anew(thread)).reduce(filtered(slot), weights + slice_products + at.expand, at.columns, sums);
     });
 
     // Four columns of a pixel, of each tile of columns; those of four lanes are a sector of y.

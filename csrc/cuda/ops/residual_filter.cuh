@@ -5,16 +5,16 @@
 // without them each result takes 9 multiply-adds, and conversions of what they read.
 //
 // ldmatrix gives four matrices, 8 pixels side by side each, in the four registers that a product takes of its rows; others would have to be
-// moved there first. So it reads what two taps see of a block of y, two times 8 pixels:
+// moved there first. So what is read at once is what two taps see of a block of y, 16 pixels: with stride 1 a row,
 //
-//     of each row of the hidden map, columns 0 and 1: taps 0 and 1 of one block of y, 3 and 4 of the one before it, 6 and 7 of the first
-//     of each two rows, column 2: taps 2 and 5 of a block, and, one matrix of the pair, 8 of the one before it, as half of a product
+//     columns 0 and 1 of row r of the hidden map            taps 0 and 1 of y = r; 3 and 4 of y = r - 1; 6 and 7 of y = r - 2
+//     column 2 of rows r and r + 1, r even                  taps 2 and 5 of y = r; 5 and 8 of y = r - 1
+//       one of the two rows, half of a product              tap 8 of y = r - 2; tap 2 of y = r + 1
 //
-// and with stride 1 the blocks in between have tap 2 of the first pair, 5 and 8 of the second. Thus with stride 1 each row is read three
-// times, a pixel further each time, and not nine.
+// so that each row is read three times, a pixel further each time, and not nine. With stride 2 a block is two rows of 8 pixels, two apart.
 //
 // NaN and infinities, whose product with 0 is NaN, reach the other channels of their eight. By the formula they reach all channels of y
-// anyway, of the same pixels.
+// anyway, of the same pixels; but what would be an infinity there is NaN here.
 #pragma once
 
 #include "cuda/ops/residual_tile.cuh"
@@ -46,8 +46,8 @@ class ResidualFilter {
         return (y_ + block) * Tile::width + inside + half * (Tile::stride == 1 ? 8 : 2 * Tile::width);
     }
 
-    // finish(block, sums), of both channels of one half and then of the other. hidden: pixels `row` bytes apart, with more memory behind.
-    // start: what sums begin with.
+    // finish(block, sums), of both channels of one half and then of the other. hidden: 16 Tile::seen_blocks pixels,
+    // `row` bytes apart. start: what sums begin with.
     template <int row, class Finish>
     MVIT_DEVICE void each(const uint8_t* hidden, const uint8_t* taps, const float (&start)[2], const Finish& finish) const {
         // Lane l, g = l / 4 and t = l % 4, holds of column g, channel g, depths 2 t and 2 t + 1 (mma_s8.cuh). So lanes with t = g / 2 have
@@ -68,7 +68,7 @@ class ResidualFilter {
         b[9] = permute(last, 0, first_of_two);
 
         // A lane's row of the four matrices: both halves of a block, of one tap, then of the other. Where there is no second row left, what
-        // lies behind is read, and not used.
+        // lies behind is read, which is of no tile's pixels, and not used.
         const int half = Tile::stride == 1 ? 8 : Tile::place(4, 0);
         const uint8_t* const from =
             hidden + (Tile::place(y_ * Tile::stride, 0) + lane_ % 8 + lane_ / 8 % 2 * half) * row + 2 * filter_channels * group_;

@@ -43,7 +43,7 @@ struct ResidualTile {
     }
 };
 
-// The tiles that a map x of some size is cut into. A parameter of the kernel: divisions are the host's.
+// The tiles that a map x is cut into, of one pixel and more. A parameter of the kernel: divisions are the host's.
 template <class Tile>
 struct ResidualTiles {
     Digit across, down;
@@ -278,8 +278,7 @@ struct ResidualWarp {
 };
 
 // The weights of a block on their way, and the order of its work. What filters a slice comes first, then what expands it, then what reduces
-// it. Slices go through their parts in steps, which a barrier begins; `lag`
-// says how far parts are apart:
+// it. Slices go through their parts in steps, which a barrier begins; `lag` says how far parts are apart:
 //
 //     lag 1    step s: expand(s) | filter(s - 1) | reduce(s - 2)                  none needs what another one writes in this step
 //     lag 0    step s: expand(s) | reduce(s - 1), a barrier, filter(s)            for what has no room for two of each slice
