@@ -61,8 +61,8 @@ def inverted_residual(
 
     Returns:
         y (B, O, ceil(H / stride), ceil(W / stride)), dtype of x, always channels_last; with `collect`, (y, moments (B, 2) float64).
-        Of bfloat16, on a GPU of float16, too, what products take is rounded to it: weights and filtered values; on a GPU expanded values and,
-        in CUDA kernels, depthwise weights, too. Sums are float32.
+        Of bfloat16, on a GPU of float16, too, what products take is rounded to it: weights and filtered values; on a GPU expanded values
+        and, in CUDA kernels, depthwise weights, too. Sums are float32.
         Gradients are torch's own, of any backend.
 
     Raises:

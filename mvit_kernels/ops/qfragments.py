@@ -66,8 +66,8 @@ def product_order(matrix: Tensor) -> Tensor:
 
 
 def neighbour_order(matrix: Tensor) -> Tensor:
-    """Columns n of (N, K) in the places of csrc/cuda/ops/inverted_residual.h, of four neighbours two in each product of eight; N rounded up to
-    16."""
+    """Columns n of (N, K) in the places of csrc/cuda/ops/inverted_residual.h, of four neighbours two in each product of eight; N rounded up
+    to 16."""
     padded = F.pad(matrix, (0, 0, 0, -matrix.shape[0] % 16))
     return padded.reshape(-1, 4, 2, 2, matrix.shape[1]).transpose(1, 2).flatten(0, 3)  # n: t, product and one of two
 
