@@ -3,8 +3,10 @@ kernel (test_cuda_calls.py). Each case makes its inputs and computes on a device
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -475,19 +477,22 @@ def attention_blocks() -> dict[str, tuple[list[Tensor], dict[str, Any]]]:
 
 
 def assert_attention_block(inputs: list[Tensor], keywords: dict[str, Any], device: torch.device) -> None:
-    """The kernels by the float rule, plain torch in the same dtype on the CPU being what they are measured with."""
-
-    def compute(backend: str, *tensors: Tensor, **more: Any) -> tuple[Tensor, Tensor]:
-        return ops.separable_attention_block(*tensors, collect=True, backend=backend, **more)
-
+    """The kernels, in one launch where there is one and in three, by the float rule, plain torch in the same dtype on the CPU being what they
+    are measured with."""
     there = {name: placed(value, device) if isinstance(value, Tensor) else value for name, value in keywords.items()}
-    ours, moments = compute("cuda", *(placed(x, device) for x in inputs), **there)
+
+    def compute() -> tuple[Tensor, Tensor]:
+        return ops.separable_attention_block(*(placed(x, device) for x in inputs), collect=True, backend="cuda", **there)
+
+    with mock.patch.object(importlib.import_module("mvit_kernels.ops.separable_attention_block"), "_image_blocks", return_value=0):
+        in_three = compute()
     patch = {"patch_size": keywords["patch_size"]}
     plain = reference.separable_attention_block(*(x.to(inputs[0].dtype) for x in inputs), **patch)
     exact = reference.separable_attention_block(*(x.double() for x in inputs), **patch)
-    assert all(ours.is_contiguous(memory_format=kind) for kind in FORMATS.values() if inputs[0].is_contiguous(memory_format=kind))
-    assert_float_rule(ours.cpu(), plain, exact)
-    assert torch.allclose(moments.cpu(), reference.moments_of(ours.cpu(), len(ours)), equal_nan=True)
+    for ours, moments in (compute(), in_three):
+        assert all(ours.is_contiguous(memory_format=kind) for kind in FORMATS.values() if inputs[0].is_contiguous(memory_format=kind))
+        assert_float_rule(ours.cpu(), plain, exact)
+        assert torch.allclose(moments.cpu(), reference.moments_of(ours.cpu(), len(ours)), equal_nan=True)
 
 
 def residual_block(

@@ -36,6 +36,8 @@ from cuda_cases import (
 from op_checks import needs_native
 from q_checks import byte_map, random_packed_weight, random_weight
 from tolerance import assert_float_rule
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from mvit_kernels import ops, reference
 from mvit_kernels.ops import backend, checks, counts, cuda_support, packing, qchannels, qfragments
@@ -511,10 +513,7 @@ def test_inverted_residuals_of_bytes_that_are_three_launches(padding: Any, is_on
 
 
 @pytest.mark.usefixtures("stand_in", "one_thread")
-@pytest.mark.parametrize("in_one_launch", [False, True])
-def test_attention_blocks_are_given_what_they_compute_with(in_one_launch: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not in_one_launch:
-        monkeypatch.setattr(StandIn, "separable_attention_image_blocks", lambda *_: 0)
+def test_attention_blocks_are_given_what_they_compute_with() -> None:
     for inputs, keywords in attention_blocks().values():
         assert_attention_block(inputs, keywords, CPU)
 
@@ -532,6 +531,25 @@ def test_attention_blocks_that_are_refused(monkeypatch: pytest.MonkeyPatch, size
     inputs, keywords = attention_block(size, dtype, (2, 2))
     with pytest.raises(ValueError, match=f"backend 'cuda' was requested and cannot take this call: .*{reason}"):
         ops.separable_attention_block(*inputs, **keywords, backend="cuda")
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_which_attention_blocks_are_one_launch_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = importlib.import_module("mvit_kernels.ops.separable_attention_block")
+    monkeypatch.setattr(cuda_support, "refuse", lambda _: None)
+
+    def first(*size: int, dtype: torch.dtype = torch.float16) -> str:
+        return op._order(torch.empty(size, dtype=dtype, device="meta"), (2, 2))[0]
+
+    assert first(1, 256, 8, 8) == first(66, 192, 8, 16) == first(33, 128, 32, 32) == "cuda"  # small, and enough of them
+    assert first(65, 192, 8, 16) == first(32, 128, 32, 32) == "triton"
+    assert first(256, 260, 8, 8) == first(256, 264, 8, 8) == first(256, 64, 8, 8, dtype=torch.float32) == "triton"
+    assert first(2**17, 8, 2**7, 2**7) == "triton"  # more pixels than kernels count
+    shapes = ShapeEnv()
+    any_size = StatelessSymbolicContext([DimDynamic.DYNAMIC] * 4)
+    x = FakeTensorMode(shape_env=shapes).from_tensor(torch.empty(2, 64, 16, 16, dtype=torch.float16), symbolic_context=any_size)
+    assert op._order(x, (2, 2))[0] == "triton"
+    assert not shapes.guards  # compiled code stays one of any size
 
 
 @pytest.mark.usefixtures("stand_in", "one_thread")

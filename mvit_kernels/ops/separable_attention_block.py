@@ -187,6 +187,8 @@ def _image_blocks(x: Tensor, patch: tuple[int, int]) -> int:
     _, dim, height, width = x.shape
     if x.dtype not in (torch.float16, torch.bfloat16) or dim % _CHANNELS or not 0 < dim <= _IMAGE_MOST:
         return 0
+    if counts.refuse(counts.rows(x)) is not None:
+        return 0
     return cuda_support.native.separable_attention_image_blocks(dim, height, width, *patch, x.get_device())
 
 
@@ -198,6 +200,8 @@ def _order(x: Tensor, patch: tuple[int, int]) -> tuple[str, ...]:
 
     The CUDA kernels of other maps are not: on an H100 their tiles of 32 pixels wait for their weights, 1.7 us an image of 128 x 32 x 32
     among 256."""
+    if any(isinstance(size, torch.SymInt) for size in x.shape):  # a compiler's, of any size; the kernel that runs is asked for again
+        return "triton", "cuda", "reference"
     blocks = _image_blocks(x, patch) if cuda_support.refuse(x) is None else 0
     are_small = x.shape[2] * x.shape[3] <= _SMALL
     if blocks and (are_small or 2 * blocks * x.shape[0] >= cuda_support.processors(x.device)):

@@ -366,7 +366,8 @@ class V2Block(Block):
         if op == "inverted_residual":
             return fused.small_inverted_residual(like, None, *self._parts()[:2])
         if op == "separable_attention_block":
-            return (like.new_empty(1, max((layer.out.in_channels for layer in self._layers()), default=1), *self._patch_size()),)
+            widest = max((layer.out.in_channels for layer in self._layers()), default=1)
+            return like.new_empty(1, widest, *self._patch_size()), self._patch_size()
         return super()._small_call(op, like)
 
     def _obstacle(self) -> Obstacle | None:

@@ -164,13 +164,14 @@ class AttentionImage {
     MVIT_DEVICE void meet() const { at_.cluster == 1 ? block_barrier() : cluster_barrier(); }
 
     MVIT_DEVICE void load_x() {
-        const uint8_t* from = static_cast<const uint8_t*>(p_.x) + first_pixel() * p_.channels * 2;
+        const auto* from = static_cast<const uint8_t*>(p_.x);
+        const int64_t first = first_pixel();
         const int all = count(), here = p_.channels / 8;
         MVIT_ROLLED
         for (int i = thread_index(); i < at_.rows * chunks; i += image_threads) {
             const int row = i / chunks, chunk = i % chunks;
             const bool is_there = row < all && chunk < here;
-            cp_async16(x_ + row * Shared::row + 16 * chunk, from + (is_there ? (int64_t{row} * here + chunk) * 16 : 0), is_there ? 16 : 0);
+            cp_async16(x_ + row * Shared::row + 16 * chunk, from + (is_there ? ((first + row) * here + chunk) * 16 : 0), is_there ? 16 : 0);
         }
         cp_async_commit();
     }
@@ -331,7 +332,7 @@ class AttentionImage {
     MVIT_DEVICE void mix() {
         const int contexts = images_ * at_.phases, lots = parts_of_each();
         const int group = thread_index() / chunks, chunk = thread_index() % chunks;
-        if (group >= Shared::groups) return;
+        if (group >= Shared::groups) return;  // there is no barrier in here
         MVIT_ROLLED
         for (int i = group; i < contexts * lots; i += Shared::groups) {
             const int image = i / lots / at_.phases, phase = i / lots % at_.phases;
