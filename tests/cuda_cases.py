@@ -477,8 +477,8 @@ def attention_blocks() -> dict[str, tuple[list[Tensor], dict[str, Any]]]:
 
 
 def assert_attention_block(inputs: list[Tensor], keywords: dict[str, Any], device: torch.device) -> None:
-    """The kernels, in one launch where there is one and in three, by the float rule, plain torch in the same dtype on the CPU being what they
-    are measured with."""
+    """The kernels, in one launch where there is one and in three, by the float rule, plain torch in the same dtype on the CPU being what
+    they are measured with."""
     there = {name: placed(value, device) if isinstance(value, Tensor) else value for name, value in keywords.items()}
 
     def compute() -> tuple[Tensor, Tensor]:
