@@ -545,6 +545,8 @@ def test_which_attention_blocks_are_one_launch_s(monkeypatch: pytest.MonkeyPatch
     assert first(65, 192, 8, 16) == first(32, 128, 32, 32) == "triton"
     assert first(256, 260, 8, 8) == first(256, 264, 8, 8) == first(256, 64, 8, 8, dtype=torch.float32) == "triton"
     assert first(2**17, 8, 2**7, 2**7) == "triton"  # more pixels than kernels count
+    with packing.passing_weights():
+        assert first(256, 128, 32, 32) == "triton"
     shapes = ShapeEnv()
     any_size = StatelessSymbolicContext([DimDynamic.DYNAMIC] * 4)
     x = FakeTensorMode(shape_env=shapes).from_tensor(torch.empty(2, 64, 16, 16, dtype=torch.float16), symbolic_context=any_size)

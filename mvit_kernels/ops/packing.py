@@ -237,6 +237,11 @@ differentiated: contextvars.ContextVar[bool] = contextvars.ContextVar("different
 _passing: contextvars.ContextVar[bool] = contextvars.ContextVar("passing", default=False)
 
 
+def are_passing() -> bool:
+    """Whether weights may be others at the next call, which packs them anew: a gradient is wanted, or compiled code calls."""
+    return differentiated.get() or _passing.get()
+
+
 @contextlib.contextmanager
 def passing_weights() -> Iterator[None]:
     """Inside, of tensors that are no parameters nothing is kept: code that Inductor has made writes the next weight into the memory, and

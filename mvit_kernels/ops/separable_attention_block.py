@@ -31,7 +31,7 @@ from .library import (
     widen,
 )
 from .moments import joined, moments_of
-from .packing import Packed, by_dtype, fold_norm, pack_matrix, packed, passing_weights
+from .packing import Packed, are_passing, by_dtype, fold_norm, pack_matrix, packed, passing_weights
 from .qfragments import neighbour_order, tiles
 from .replay import WeightedReplays
 from .separable_attention import choose as choose_attention
@@ -196,11 +196,12 @@ def _order(x: Tensor, patch: tuple[int, int]) -> tuple[str, ...]:
     """Not measured yet: by counts of its machine code, the kernel for whole images takes some 15 us on an H200 for as many blocks as there
     are multiprocessors, with an image of 192 x 16 x 16 each or half of one of 128 x 32 x 32, where Triton's launches took 50 and 40; and
     8 us for small images of 256 x 8 x 8, where they took 12. It is taken where there is one, if images are small, or enough to give half
-    of the multiprocessors something to do.
+    of the multiprocessors something to do; and if its weights, which take more launches to pack, are packed once.
 
     The CUDA kernels of other maps are not: on an H100 their tiles of 32 pixels wait for their weights, 1.7 us an image of 128 x 32 x 32
     among 256."""
-    if any(isinstance(size, torch.SymInt) for size in x.shape):  # a compiler's, of any size; the kernel that runs is asked for again
+    is_any_size = any(isinstance(size, torch.SymInt) for size in x.shape)  # a compiler's; the kernel that runs is asked for again
+    if is_any_size or are_passing():
         return "triton", "cuda", "reference"
     blocks = _image_blocks(x, patch) if cuda_support.refuse(x) is None else 0
     are_small = x.shape[2] * x.shape[3] <= _SMALL
