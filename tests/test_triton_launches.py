@@ -139,8 +139,9 @@ def test_bits_are_those_of_the_call(name: str, poison) -> None:
             same(calls_.again(tuple(args), TRITON), run(*args, **TRITON))
 
 
-def test_kernels_of_cuda_beside_those_of_triton(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one of them writes the other reads; none is left out."""
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_kernels_of_cuda_beside_those_of_triton(blocks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one of them writes the other reads; none is left out. blocks: of the kernel that is one launch, of an image."""
     from test_cuda_calls import StandIn
 
     from mvit_kernels.ops import cuda_support, moments
@@ -149,6 +150,13 @@ def test_kernels_of_cuda_beside_those_of_triton(monkeypatch: pytest.MonkeyPatch)
         def separable_attention_block(self, *arguments):
             with _disable_current_modes():  # as of a kernel, nobody sees what it does
                 super().separable_attention_block(*arguments)
+
+        def separable_attention_image(self, *arguments):
+            with _disable_current_modes():
+                super().separable_attention_image(*arguments)
+
+        def separable_attention_image_blocks(self, *_):
+            return blocks
 
     op = importlib.import_module("mvit_kernels.ops.separable_attention_block")
     monkeypatch.setattr(cuda_support, "native", Unseen())
