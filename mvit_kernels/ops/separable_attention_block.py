@@ -175,10 +175,7 @@ def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]
 
 _TILE = 32  # pixels, of csrc/cuda/ops/separable_attention_block.h; its channels likewise
 _CHANNELS, _MOST_CHANNELS = 8, 512
-_IMAGE_MULTIPLE, _IMAGE_MOST = (
-    64,
-    256,
-)  # what channels are rounded up to in csrc/cuda/ops/separable_attention_image.h, and how many it takes
+_IMAGE_MULTIPLE, _IMAGE_MOST = 64, 256  # of csrc/cuda/ops/separable_attention_image.h: channels are rounded up to, and at most
 _SMALL = 64  # pixels of an image that one block alone is quick with
 
 

@@ -163,7 +163,7 @@ MVIT_DEVICE void inverted_residual_tile(const InvertedResidualProblem& p, const 
     };
 
     typename Warp::Reduced sums;
-    Warp(thread).begin(sums, at.columns, [&](int column) { return *reinterpret_cast<const typename Warp::Four*>(p.bias + column); });
+    Warp(thread).begin(sums, at.columns, [&](int column) { return *reinterpret_cast<const Quad<float>*>(p.bias + column); });
     slices.each(thread, expand, filter, [&](const uint8_t* weights, int slot, int) {
         Warp(anew(thread)).reduce(filtered(slot), weights + slice_products + at.expand, at.columns, sums);
     });

@@ -22,13 +22,14 @@
 // (benchmarks/results/gpu/check-h200.json); mvit_kernels/ops/qinverted_residual.py chooses by that.
 //
 // What binds, counted in the machine code for sm_90a: cycles of a multiprocessor for a block's tile and 64 hidden channels,
-// of its four schedulers and of its shared memory, which gives 128 bytes a cycle. In brackets the same channels of ops/inverted_residual.h.
+// of its four schedulers and of its shared memory, which gives 128 bytes a cycle. In brackets the same channels of ops/inverted_residual.h,
+// with all of the loop, of which a warp leaves out two of three forms of the expansion with stride 2.
 //
 //     C, E, N, s            instructions   shared memory
 //     32, 64, 64, 1         2730 (1800)    2690 (2300)
-//     64, 128, 128, 2       3330 (2450)    3580 (3100)
-//     128, 256, 128, 1      3100 (2160)    3780 (4250)
-//     128, 256, 256, 2      3710 (2980)    4370 (4650)
+//     64, 128, 128, 2       3330 (2570)    3580 (4220)
+//     128, 256, 128, 1      3100 (2160)    3780 (4290)
+//     128, 256, 256, 2      3710 (2880)    4370 (4540)
 //
 // 40 to 55 % of what shared memory does are lookups of curves: 32 of them take 2.2 to 2.5 cycles (maps of a network with random weights;
 // 3.3 where most entries are as likely). Copies of a table, so that lanes have banks to themselves, gain little below 32 of them, which are

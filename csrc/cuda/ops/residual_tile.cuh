@@ -199,14 +199,11 @@ struct ResidualWarp {
     MVIT_DEVICE int column(int round) const { return tile_columns * (reduce_tile + round * Tile::reduce_step) + 4 * (lane % 4); }
 
     // What the sums begin with: `first(column)`, of four columns, in every row.
-    struct alignas(16) Four {
-        Sum v[4];
-    };
     template <class First>
     MVIT_DEVICE void begin(Reduced& sums, int columns, const First& first) const {
         MVIT_UNROLL
         for (int j = 0; j < Tile::reduce_rounds; ++j) {
-            const Four start = reduce_tile + j * Tile::reduce_step < columns ? first(column(j)) : Four{};
+            const Quad<Sum> start = reduce_tile + j * Tile::reduce_step < columns ? first(column(j)) : Quad<Sum>{};
             MVIT_UNROLL
             for (int k = 0; k < 4; ++k) {
                 MVIT_UNROLL

@@ -305,7 +305,7 @@ MVIT_DEVICE void attention_values(const AttentionProblem& p, uint8_t* shared) {
                     MVIT_UNROLL
                     for (int i = 0; i < 2; ++i) {
                         const float value = sums[j][half + i] + p.value_bias[c + i];
-                        from_float((value < 0.0f ? 0.0f : value) * context[c + i], &out.v[i]);  // NaN stays NaN
+                        from_float(relu(value) * context[c + i], &out.v[i]);
                     }
                     *reinterpret_cast<Two<T>*>(values + value_place(row, c)) = out;
                 }

@@ -118,9 +118,6 @@ class AttentionImage {
     static constexpr int chunks = Shared::channels / 8, chunk_steps = chunks / 8;
     static_assert(chunks % 8 == 0);
     static constexpr int blocks = warp_pixels / 16;
-    struct alignas(16) Four {
-        float v[4];
-    };
     struct alignas(8) FourValues {
         uint32_t words[2];
     };
@@ -347,7 +344,7 @@ class AttentionImage {
                     for (int k = 0; k < 8; ++k) sums[k] = fmaf(weights[n], values.v[k], sums[k]);
                 }
             }
-            auto* to = reinterpret_cast<Four*>(floats(at_.parts) + i * Shared::channels + 8 * chunk);
+            auto* to = reinterpret_cast<Quad<float>*>(floats(at_.parts) + i * Shared::channels + 8 * chunk);
             to[0] = {{sums[0], sums[1], sums[2], sums[3]}}, to[1] = {{sums[4], sums[5], sums[6], sums[7]}};
         }
     }
@@ -405,18 +402,18 @@ class AttentionImage {
             mma(sums[k % 4][1], rows, words.words[2], words.words[3], T{});
         }
         const int c = stage * stage_columns + tile * tile_columns + 4 * (lane % 4);
-        const Four bias = *reinterpret_cast<const Four*>(vector(attention_key_bias) + c);
+        const Quad<float> bias = *reinterpret_cast<const Quad<float>*>(vector(attention_key_bias) + c);
         MVIT_UNROLL
         for (int half = 0; half < 2; ++half) {
             const int row = c_row(lane, 2 * half);
             if (row >= images_ * at_.phases) continue;
-            Four result;
+            Quad<float> result;
             MVIT_UNROLL
             for (int k = 0; k < 4; ++k) {
                 const int i = 2 * half + k % 2;
                 result.v[k] = bias.v[k] + ((sums[0][k / 2][i] + sums[1][k / 2][i]) + (sums[2][k / 2][i] + sums[3][k / 2][i]));
             }
-            *reinterpret_cast<Four*>(floats(at_.context) + row * Shared::channels + c) = result;
+            *reinterpret_cast<Quad<float>*>(floats(at_.context) + row * Shared::channels + c) = result;
         }
     }
 
@@ -459,8 +456,10 @@ class AttentionImage {
                 for (int i = 0; i < blocks; ++i) {
                     MVIT_UNROLL
                     for (int half = 0; half < 2; ++half) {
-                        const Four bias = *reinterpret_cast<const Four*>(floats(at_.bias) + images[i][half] * Shared::channels + c);
-                        const Four context = *reinterpret_cast<const Four*>(floats(at_.context) + contexts[i][half] * Shared::channels + c);
+                        const Quad<float> bias =
+                            *reinterpret_cast<const Quad<float>*>(floats(at_.bias) + images[i][half] * Shared::channels + c);
+                        const Quad<float> context =
+                            *reinterpret_cast<const Quad<float>*>(floats(at_.context) + contexts[i][half] * Shared::channels + c);
                         const float inverse = normal(images[i][half]).inverse;
                         float v[4];
                         MVIT_UNROLL
@@ -494,7 +493,7 @@ class AttentionImage {
             for (int tile = 0; tile < 2; ++tile) {
                 const int c = stage * stage_columns + tile * tile_columns + 4 * (lane % 4);
                 if (c >= p_.channels) continue;
-                const Four bias = *reinterpret_cast<const Four*>(vector(attention_out_bias) + c);
+                const Quad<float> bias = *reinterpret_cast<const Quad<float>*>(vector(attention_out_bias) + c);
                 MVIT_UNROLL
                 for (int i = 0; i < blocks; ++i) {
                     MVIT_UNROLL

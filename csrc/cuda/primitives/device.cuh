@@ -29,6 +29,13 @@ struct alignas(16) Sixteen {
     uint32_t words[4];
 };
 
+inline constexpr int four = 4;
+// Four values that may be read and written at once where they are aligned.
+template <class T>
+struct alignas(four * sizeof(T)) Quad {
+    T v[four];
+};
+
 #if defined(__CUDACC__)
 
 MVIT_DEVICE int thread_index() { return static_cast<int>(threadIdx.x); }

@@ -7,8 +7,6 @@
 
 namespace mvit::cuda {
 
-inline constexpr int four = 4;  // columns
-
 // max(x, 0) + e(|x|), see activate_segments of cpu/core/qepilogue.h. NaN takes the last segment and stays NaN.
 MVIT_DEVICE float activate_segments(float x, const float* table) {
     const float size = fabsf(x);
@@ -43,12 +41,6 @@ MVIT_DEVICE int32_t add(int32_t a, int32_t b) { return static_cast<int32_t>(stat
 MVIT_DEVICE int32_t subtract_product(int32_t sum, int32_t a, int32_t b) {
     return static_cast<int32_t>(static_cast<uint32_t>(sum) - static_cast<uint32_t>(a) * static_cast<uint32_t>(b));
 }
-
-// Four values that may be read and written at once where they are aligned.
-template <class T>
-struct alignas(four * sizeof(T)) Quad {
-    T v[four];
-};
 
 template <class T>
 MVIT_DEVICE Quad<T> load_quad(const T* p, int lanes, bool aligned) {
