@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml csrc/flags.txt csrc/cpu/isa/flags.txt csrc/cuda/flags.txt \
 	$(shell find csrc/cpu csrc/cuda csrc/engine python -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo build test test-all lint asan fuzz bench peers gpu-check gpu-tune gpu-peers clean
+.PHONY: demo build test test-all lint asan races fuzz bench peers gpu-check gpu-tune gpu-peers clean
 
 demo: $(VENV)/native.stamp
 	$(BIN)/mvit-kernels demo --out out
@@ -23,7 +23,7 @@ test: lint $(VENV)/dev.stamp
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/test_triton_*.py
 
 # What takes longer: every model variant, sanitizers, installation from scratch. Under an hour.
-test-all: asan $(VENV)/dev.stamp
+test-all: asan races $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -n 2 -m "slow and not gpu"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not gpu" tests/test_triton_*.py --deselect tests/test_triton_aot.py
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-disable
@@ -34,6 +34,9 @@ fuzz: $(VENV)/dev.stamp
 
 asan:
 	$(MAKE) --no-print-directory -j2 -C csrc test SANITIZE=address,undefined
+
+races:
+	$(MAKE) --no-print-directory -j2 -C csrc races
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@
 #include "cuda/primitives/mma_s8.cuh"
 #include "cuda/primitives/warp.cuh"
 #include "tests/floats.h"
+#include "tests/races.h"
 
 namespace mvit::tests {
 namespace {
@@ -32,10 +33,13 @@ struct Copy {
     }
 };
 
-// A context to begin in, jumps from then on: swapcontext asks the kernel about signals each time.
+// A context to begin in, jumps from then on: swapcontext asks the kernel about signals each time. Jumps from stack to stack are unknown to
+// ThreadSanitizer, so there it is contexts alone.
 struct Fiber {
+    std::unique_ptr<char[]> stack;
     ucontext_t context;
     jmp_buf place;
+    void* thread = nullptr;  // of races.h
     int index = 0;
     bool begun = false, done = false;
     std::vector<Copy> open;                // copies of no group yet
@@ -46,6 +50,7 @@ struct Fiber {
 struct Meeting {
     int size = 0, arrived = 0;
     int64_t times = 0;
+    char barriers[2] = {};  // by turns, places of races.h
 };
 
 // What each lane brings to an instruction of its warp; two by turns, as lanes may go on while others still read.
@@ -62,36 +67,56 @@ struct Block {
     int y;
     BlockOrder order;
     const std::function<void()>* kernel;
+    ucontext_t context;  // of the scheduler, as of a fiber
     jmp_buf scheduler;
-    std::vector<std::unique_ptr<Fiber>> fibers;
+    void* thread;
+    std::vector<Fiber*> fibers;
     std::vector<Offers> warps;
     std::vector<Meeting> all;  // of each block
     Meeting cluster;
     Fiber* running = nullptr;
     int64_t progress = 0;
+    char begin = 0, end = 0;  // places of races.h
 };
 
 Block* block = nullptr;
 
 constexpr size_t stack_bytes = 1 << 18;
 
-// Kept from block to block.
-char* stack_of(int thread) {
-    static std::vector<std::unique_ptr<char[]>> stacks;
-    while (static_cast<int>(stacks.size()) <= thread) stacks.emplace_back(new char[stack_bytes]);
-    return stacks[static_cast<size_t>(thread)].get();
+Block& here() {
+    const races::Unseen unseen;
+    return *block;
+}
+
+Fiber& running() {
+    const races::Unseen unseen;
+    return *block->running;
+}
+
+// To the context `to` of that thread. What is read here is read before.
+void turn(ucontext_t& from, ucontext_t& to, void* thread) {
+    races::turn_to(thread);
+    swapcontext(&from, &to);
 }
 
 void give_way() {
-    if (_setjmp(block->running->place) == 0) _longjmp(block->scheduler, 1);
+    if constexpr (races::are_looked_for) {
+        const races::Unseen unseen;
+        turn(block->running->context, block->context, block->thread);
+    } else if (_setjmp(block->running->place) == 0) {
+        _longjmp(block->scheduler, 1);
+    }
 }
 
 void give_turn(Fiber& fiber) {
     block->running = &fiber;
-    if (_setjmp(block->scheduler) != 0) return;
-    if (fiber.begun) _longjmp(fiber.place, 1);
-    fiber.begun = true;
-    setcontext(&fiber.context);
+    if constexpr (races::are_looked_for) {
+        turn(block->context, fiber.context, fiber.thread);
+    } else if (_setjmp(block->scheduler) == 0) {
+        if (fiber.begun) _longjmp(fiber.place, 1);
+        fiber.begun = true;
+        setcontext(&fiber.context);
+    }
 }
 
 void meet(Meeting& meeting) {
@@ -104,10 +129,25 @@ void meet(Meeting& meeting) {
     while (meeting.times == times) give_way();
 }
 
-// The values that all lanes of this thread's warp bring to the same instruction.
+// A meeting that orders what the threads read and write, which those of other instructions of a warp do not.
+void barrier(Meeting& meeting, const std::function<void()>& come_together) {
+    const races::Unseen unseen;
+    char* place = &meeting.barriers[meeting.times % 2];
+    races::leave(place);
+    come_together();
+    races::enter(place);
+}
+void barrier(Meeting& meeting) {
+    barrier(meeting, [&] { meet(meeting); });
+}
+
+Offers& warp_of_running() { return block->warps[static_cast<size_t>(running().index / cuda::warp_size)]; }
+
+// The values that all lanes of this thread's warp bring to the same instruction; to be read unseen.
 const uint64_t (*offer(int kind, const uint64_t (&values)[8]))[8] {
-    Offers& warp = block->warps[static_cast<size_t>(block->running->index / cuda::warp_size)];
-    const int turn = static_cast<int>(warp.meeting.times % 2), lane = block->running->index % cuda::warp_size;
+    const races::Unseen unseen;
+    Offers& warp = warp_of_running();
+    const int turn = static_cast<int>(warp.meeting.times % 2), lane = running().index % cuda::warp_size;
     std::copy_n(values, 8, warp.values[turn][lane]);
     warp.kind[turn][lane] = kind;
     meet(warp.meeting);
@@ -115,21 +155,39 @@ const uint64_t (*offer(int kind, const uint64_t (&values)[8]))[8] {
     return warp.values[turn];
 }
 
+// The kernel of one block after the other.
 void run_fiber() {
-    (*block->kernel)();
-    Fiber& fiber = *block->running;
-    CHECK(fiber.open.empty());  // what is copied is waited for
-    for (const auto& group : fiber.groups) CHECK(group.empty());
-    fiber.done = true;
-    ++block->progress;
-    give_way();
+    for (;;) {
+        races::enter(&here().begin);
+        (*block->kernel)();
+        races::leave(&here().end);
+        {
+            const races::Unseen unseen;
+            Fiber& fiber = running();
+            CHECK(fiber.open.empty());  // what is copied is waited for
+            for (const auto& group : fiber.groups) CHECK(group.empty());
+            fiber.groups.clear();
+            fiber.done = true;
+            ++block->progress;
+        }
+        give_way();
+    }
 }
 
-void make_ready(Fiber& fiber) {
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = stack_of(fiber.index);
-    fiber.context.uc_stack.ss_size = stack_bytes;
-    makecontext(&fiber.context, run_fiber, 0);
+// Kept from block to block.
+Fiber* fiber_of(int thread) {
+    static std::vector<std::unique_ptr<Fiber>> fibers;
+    for (auto i = static_cast<int>(fibers.size()); i <= thread; ++i) {
+        Fiber& fiber = *fibers.emplace_back(std::make_unique<Fiber>());
+        fiber.stack.reset(new char[stack_bytes]);
+        fiber.thread = races::new_thread();
+        fiber.index = i;
+        getcontext(&fiber.context);
+        fiber.context.uc_stack.ss_sp = fiber.stack.get();
+        fiber.context.uc_stack.ss_size = stack_bytes;
+        makecontext(&fiber.context, run_fiber, 0);
+    }
+    return fibers[static_cast<size_t>(thread)].get();
 }
 
 void copy(void* to, const void* from, int bytes, int size) {
@@ -138,7 +196,7 @@ void copy(void* to, const void* from, int bytes, int size) {
     CHECK(bytes >= 0 && bytes <= size);
     const Copy one{static_cast<uint8_t*>(to), static_cast<const uint8_t*>(from), bytes, size};
     if (block->order.late_copies) {
-        block->running->open.push_back(one);
+        running().open.push_back(one);
     } else {
         one.run();
     }
@@ -150,18 +208,23 @@ namespace {
 
 void run(int blocks, int threads, int64_t x, int y, const BlockOrder& order, const std::function<void()>& kernel) {
     const int count = blocks * threads;
-    Block own{threads, x, y, order, &kernel, {}, {}, std::vector<Offers>(static_cast<size_t>(count / cuda::warp_size)), {}, {count}};
-    own.all.assign(static_cast<size_t>(blocks), {threads});
     CHECK(threads % cuda::warp_size == 0);
+    Block own{};
+    own.threads = threads, own.x = x, own.y = y, own.order = order, own.kernel = &kernel, own.thread = races::this_thread();
+    own.warps.resize(static_cast<size_t>(count / cuda::warp_size));
+    own.all.resize(static_cast<size_t>(blocks));
+    own.cluster.size = count;
+    for (Meeting& all : own.all) all.size = threads;
     block = &own;
     for (Offers& warp : own.warps) warp.meeting.size = cuda::warp_size;
     for (int i = 0; i < count; ++i) {
-        own.fibers.push_back(std::make_unique<Fiber>());
-        own.fibers.back()->index = i;
-        make_ready(*own.fibers.back());
+        own.fibers.push_back(fiber_of(i));
+        own.fibers.back()->done = false;
     }
+    races::leave(&own.begin);
+    const races::Unseen unseen;
     std::vector<std::vector<Fiber*>> teams(own.warps.size());
-    for (const auto& fiber : own.fibers) teams[static_cast<size_t>(fiber->index / cuda::warp_size)].push_back(fiber.get());
+    for (Fiber* fiber : own.fibers) teams[static_cast<size_t>(fiber->index / cuda::warp_size)].push_back(fiber);
     if (order.turns == BlockOrder::backward) {
         std::reverse(teams.begin(), teams.end());
         for (auto& team : teams) std::reverse(team.begin(), team.end());
@@ -173,7 +236,7 @@ void run(int blocks, int threads, int64_t x, int y, const BlockOrder& order, con
             if (!fiber->done) give_turn(*fiber);
         return own.progress != before;
     };
-    while (std::any_of(own.fibers.begin(), own.fibers.end(), [](const auto& fiber) { return !fiber->done; })) {
+    while (std::any_of(own.fibers.begin(), own.fibers.end(), [](const Fiber* fiber) { return !fiber->done; })) {
         const int64_t before = own.progress;
         if (order.turns == BlockOrder::shuffled) std::shuffle(teams.begin(), teams.end(), generator);
         for (auto& team : teams) {
@@ -187,6 +250,7 @@ void run(int blocks, int threads, int64_t x, int y, const BlockOrder& order, con
         }
         CHECK(own.progress != before);  // else some wait for others that are gone
     }
+    races::enter(&own.end);
     block = nullptr;
 }
 
@@ -206,42 +270,57 @@ namespace mvit::cuda {
 
 using namespace mvit::tests;
 
-int thread_index() { return block->running->index % block->threads; }
-int64_t block_x() { return block->x + block->running->index / block->threads; }
+int thread_index() { return running().index % block->threads; }
+int64_t block_x() { return block->x + running().index / block->threads; }
 int block_y() { return block->y; }
-void block_barrier() { meet(block->all[static_cast<size_t>(block->running->index / block->threads)]); }
-void cluster_barrier() { meet(block->cluster); }
-void warp_barrier() { offer(7, {}); }
+void block_barrier() { barrier(block->all[static_cast<size_t>(running().index / block->threads)]); }
+void cluster_barrier() { barrier(block->cluster); }
+void warp_barrier() {
+    barrier(warp_of_running().meeting, [] { offer(7, {}); });
+}
 
 void cp_async16(void* shared, const void* global, int bytes) { copy(shared, global, bytes, 16); }
 void cp_async4(void* shared, const void* global, int bytes) { copy(shared, global, bytes, 4); }
 void cp_async_commit() {
-    Fiber& fiber = *block->running;
+    Fiber& fiber = running();
     fiber.groups.push_back(std::move(fiber.open));
     fiber.open.clear();
 }
 void cp_async_wait(int left) {
-    Fiber& fiber = *block->running;
+    Fiber& fiber = running();
     for (; static_cast<int>(fiber.groups.size()) > left; fiber.groups.pop_front())
         for (const Copy& one : fiber.groups.front()) one.run();
 }
 
+namespace {
+
+// The rows of four matrices, which the lanes of a warp point at.
+struct Rows {
+    const char* all[warp_size];
+
+    Rows(int kind, const void* shared) {
+        CHECK(reinterpret_cast<uintptr_t>(shared) % 16 == 0);
+        const auto* rows = offer(kind, {reinterpret_cast<uint64_t>(shared)});
+        const races::Unseen unseen;
+        for (int i = 0; i < warp_size; ++i) all[i] = reinterpret_cast<const char*>(rows[i][0]);
+    }
+};
+
+}  // namespace
+
 void ldmatrix_x4(uint32_t (&r)[4], const void* shared) {
-    CHECK(reinterpret_cast<uintptr_t>(shared) % 16 == 0);
-    const auto* rows = offer(1, {reinterpret_cast<uint64_t>(shared)});
+    const Rows rows(1, shared);
     const int lane = thread_index() % warp_size;
-    for (int i = 0; i < 4; ++i) std::memcpy(&r[i], reinterpret_cast<const char*>(rows[8 * i + lane / 4][0]) + 4 * (lane % 4), 4);
+    for (int i = 0; i < 4; ++i) std::memcpy(&r[i], rows.all[8 * i + lane / 4] + 4 * (lane % 4), 4);
 }
 
 // Elements of 16 bits; a lane has those of a column of the matrix in two rows.
 void ldmatrix_x4_trans(uint32_t (&r)[4], const void* shared) {
-    CHECK(reinterpret_cast<uintptr_t>(shared) % 16 == 0);
-    const auto* rows = offer(5, {reinterpret_cast<uint64_t>(shared)});
+    const Rows rows(5, shared);
     const int lane = thread_index() % warp_size;
     for (int i = 0; i < 4; ++i) {
         uint16_t pair[2];
-        for (int half = 0; half < 2; ++half)
-            std::memcpy(&pair[half], reinterpret_cast<const char*>(rows[8 * i + 2 * (lane % 4) + half][0]) + 2 * (lane / 4), 2);
+        for (int half = 0; half < 2; ++half) std::memcpy(&pair[half], rows.all[8 * i + 2 * (lane % 4) + half] + 2 * (lane / 4), 2);
         r[i] = pair[0] | uint32_t{pair[1]} << 16;
     }
 }
@@ -252,6 +331,7 @@ namespace {
 template <class Byte>
 void mma_of_bytes(int kind, int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     const auto* all = offer(kind, {a[0], a[1], a[2], a[3], b0, b1});
+    const races::Unseen unseen;
     const auto byte = [](uint64_t word, int i) { return static_cast<uint8_t>(word >> (8 * i)); };
     uint8_t matrix_a[16][32];
     Byte matrix_b[32][8];
@@ -277,6 +357,7 @@ void mma_of_bytes(int kind, int32_t (&c)[4], const uint32_t (&a)[4], uint32_t b0
 template <class T>
 void mma_of(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     const auto* all = offer(3, {a[0], a[1], a[2], a[3], b0, b1});
+    const races::Unseen unseen;
     const auto value = [](uint64_t word, int i) { return to_float(T{static_cast<uint16_t>(word >> (16 * i))}); };
     float matrix_a[16][16], matrix_b[16][8];
     for (int lane = 0; lane < warp_size; ++lane) {
@@ -298,6 +379,7 @@ void mma_of(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
 template <class T>
 void half_of(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t b) {
     const auto* all = offer(8, {a0, a1, b});
+    const races::Unseen unseen;
     const auto value = [](uint64_t word, int i) { return to_float(T{static_cast<uint16_t>(word >> (16 * i))}); };
     float matrix_a[16][8], matrix_b[8][8];
     for (int lane = 0; lane < warp_size; ++lane) {
@@ -317,6 +399,7 @@ T shuffled(T x, int mask) {
     Bits bits;
     std::memcpy(&bits, &x, sizeof bits);
     const auto* all = offer(4, {bits});
+    const races::Unseen unseen;
     bits = static_cast<Bits>(all[thread_index() % warp_size ^ mask][0]);
     std::memcpy(&x, &bits, sizeof bits);
     return x;

@@ -4,7 +4,8 @@
 // Threads are fibers that take turns: each runs until it waits for its warp or its block. What does not depend on the order is right; so
 // every block runs in several orders, and copies to shared memory happen at once or as late as a wait allows: a barrier that is missing
 // shows as a result that changes, a wait that is missing as poison. A place that is overwritten too early shows where copies happen at
-// once.
+// once. Built with ThreadSanitizer, every read or write that a barrier should have ordered is found, whether it shows in a result or not
+// (races.h).
 //
 // What a warp's instructions compute is written here from the PTX ISA, not from the maps that kernels use. The speed of a GPU, its compiler
 // and whatever the PTX ISA leaves open are not tested by this.

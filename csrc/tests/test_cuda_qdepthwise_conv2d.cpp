@@ -2,6 +2,7 @@
 #include "cuda/ops/qdepthwise_conv2d.cuh"
 #include "tests/block.h"
 #include "tests/qweights.h"
+#include "tests/races.h"
 
 using namespace mvit;
 using namespace mvit::tests;
@@ -21,7 +22,9 @@ void compare(const Case& t) {
     Guarded<uint8_t> x((t.batch * t.height * t.width - 1) * pixel + t.channels), bytes(t.batch * height * width * t.channels);
     Guarded<uint32_t> taps(3 * padded);
     Guarded<int32_t> border(16 * padded), sums(bytes.size());
-    Guarded<int16_t> residual(bytes.size());
+    Guarded<int16_t> residual(bytes.size()), stream(bytes.size());
+    // The last run of a row may overlap the one before.
+    races::allow(sums.data(), 4 * sums.size()), races::allow(bytes.data(), bytes.size()), races::allow(stream.data(), 2 * stream.size());
     std::vector<int64_t> z(static_cast<size_t>(t.channels)), weight(9 * z.size());
     for (int64_t i = 0; i < x.size(); ++i) x[i] = static_cast<uint8_t>(t.extreme ? 255 : random_int(0, 255));
     for (int64_t i = 0; i < residual.size(); ++i) residual[i] = static_cast<int16_t>(random_int(-300, 300));
@@ -106,7 +109,6 @@ void compare(const Case& t) {
         check_bytes();
     }
 
-    Guarded<int16_t> stream(bytes.size());
     e.type = QType::i16, e.y = stream.data(), e.curve = nullptr, e.residual = residual.data();
     run();
     CHECK(stream.canary_intact());
