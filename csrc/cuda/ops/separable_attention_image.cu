@@ -13,10 +13,21 @@ __global__ void __launch_bounds__(image_threads, 1)
     AttentionImage<T, depth>(problem, at, shared)();
 }
 
+// Blocks of a cluster for which the device has a place, with all of their shared memory: 8, 4, 2, or 1.
 int most_cluster(int device) {
-    int major = 0;
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return 1;
-    return major == 9 ? 8 : 1;  // what runs on newer ones is compiled for sm_80 (flags.txt)
+    static std::atomic<int> known[64];  // 0: not asked yet
+    std::atomic<int>* const place = 0 <= device && device < 64 ? &known[device] : nullptr;
+    if (const int most = place ? place->load(std::memory_order_relaxed) : 0) return most;
+    int most = 1;
+    const auto asked = launched("separable_attention_image", device, [&] {
+        const auto kernel = separable_attention_image_kernel<f16, 16>;
+        const int shared = shared_of_block(device);
+        static SharedLimit limit;
+        if (capability_major(device) != 9 || !limit.raise(kernel, shared, device)) return;
+        for (most = 8; most > 1 && !has_place_for_cluster(most, kernel, image_threads, shared);) most /= 2;
+    });
+    if (place && asked.error == cudaSuccess) place->store(most, std::memory_order_relaxed);
+    return most;
 }
 
 template <class T, int depth>

@@ -53,32 +53,59 @@ Launched launched(const char* kernel, int device, const Launch& launch) {
     return {static_cast<int>(cudaGetLastError()), kernel};
 }
 
-// kernel<<<blocks, threads, shared, stream>>>(arguments...) of a kernel that begins with `wait_turn`, early where the device can, in
-// clusters of so many blocks. Errors are the last ones of the runtime.
+// Clusters of so many blocks, launched early where the device can: capability 9.x. What runs on newer ones is compiled for sm_80
+// (flags.txt) and waits for nothing.
+class LaunchConfig {
+  public:
+    LaunchConfig(int major, int cluster, dim3 blocks, int threads, int shared, void* stream) {
+        if (major == 9) {
+            attributes_[config_.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+            attributes_[config_.numAttrs++].val.programmaticStreamSerializationAllowed = 1;
+        }
+        if (cluster > 1) {
+            attributes_[config_.numAttrs].id = cudaLaunchAttributeClusterDimension;
+            attributes_[config_.numAttrs++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
+        }
+        config_.gridDim = blocks;
+        config_.blockDim = dim3(static_cast<unsigned>(threads));
+        config_.dynamicSmemBytes = static_cast<size_t>(shared);
+        config_.stream = static_cast<cudaStream_t>(stream);
+        config_.attrs = attributes_;
+    }
+    LaunchConfig(const LaunchConfig&) = delete;
+    LaunchConfig& operator=(const LaunchConfig&) = delete;
+    const cudaLaunchConfig_t* get() const { return &config_; }
+
+  private:
+    cudaLaunchAttribute attributes_[2] = {};
+    cudaLaunchConfig_t config_{};
+};
+
+// 0 where there is no such device.
+inline int capability_major(int device) {
+    int major = 0;
+    return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess ? major : 0;
+}
+
+// kernel<<<blocks, threads, shared, stream>>>(arguments...) of a kernel that begins with `wait_turn`, in clusters of so many blocks. Errors
+// are the last ones of the runtime.
 template <class... Parameters, class... Arguments>
 void launch_in_clusters(int cluster, void (*kernel)(Parameters...), dim3 blocks, int threads, int shared, void* stream,
                         const Arguments&... arguments) {
-    int device = 0, major = 0;
+    int device = 0;
     if (cudaGetDevice(&device) != cudaSuccess) return;
-    if (cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) != cudaSuccess) return;
-    cudaLaunchAttribute attributes[2] = {};
-    unsigned count = 0;
-    if (major == 9) {  // what runs on newer ones is compiled for sm_80 (flags.txt), and waits for nothing
-        attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-        attributes[count++].val.programmaticStreamSerializationAllowed = 1;
-    }
-    if (cluster > 1) {
-        attributes[count].id = cudaLaunchAttributeClusterDimension;
-        attributes[count++].val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
-    }
-    cudaLaunchConfig_t config{};
-    config.gridDim = blocks;
-    config.blockDim = dim3(static_cast<unsigned>(threads));
-    config.dynamicSmemBytes = static_cast<size_t>(shared);
-    config.stream = static_cast<cudaStream_t>(stream);
-    config.attrs = attributes;
-    config.numAttrs = count;
-    cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...);
+    const LaunchConfig config(capability_major(device), cluster, blocks, threads, shared, stream);
+    cudaLaunchKernelEx(config.get(), kernel, Parameters(arguments)...);
+}
+
+// Whether the current device has a place for a cluster of so many blocks: a part of a GPU may have too few multiprocessors side by side.
+template <class Kernel>
+bool has_place_for_cluster(int cluster, Kernel kernel, int threads, int shared) {
+    const LaunchConfig config(9, cluster, static_cast<unsigned>(cluster), threads, shared, nullptr);
+    int clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, config.get()) == cudaSuccess) return clusters > 0;
+    cudaGetLastError();  // a no, too
+    return false;
 }
 
 template <class... Parameters, class... Arguments>
