@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -21,11 +20,10 @@ from .library import (
     is_channels_last,
     raise_status,
     refuse_off_floats,
-    register,
-    register_autograd,
     single,
     wide,
 )
+from .norm_op import register_norm
 
 OP = "group_norm"
 _kernels = triton_support.Kernels(OP)
@@ -158,56 +156,8 @@ choose = Choice(
 # --- registration ---
 
 
-def _forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None) -> torch.Tensor:
-    _check(x, weight, bias)
-    return choose(backend, x).forward(x, weight, bias, eps)
-
-
-def _forward_fake(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None
-) -> torch.Tensor:
-    _check(x, weight, bias)
+def _like(x: torch.Tensor) -> torch.Tensor:
     return empty_in_format(x, tuple(x.shape), is_channels_last(x))
 
 
-def _backward(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str | None) -> tuple[torch.Tensor, ...]:
-    _check(x, weight)
-    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
-    backward = choose(backend, x).backward
-    assert backward is not None
-    return backward(dy, x, weight, eps)
-
-
-def _backward_fake(dy: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, eps: float, backend: str | None) -> tuple[torch.Tensor, ...]:
-    checks.like(f"{OP}_backward", "dy", dy, x, x.shape)
-    return empty_in_format(x, tuple(x.shape), is_channels_last(x)), weight.new_empty(weight.shape), weight.new_empty(weight.shape)
-
-
-_forward_op = register(
-    OP, "(Tensor x, Tensor weight, Tensor bias, float eps=1e-05, *, str? backend=None) -> Tensor", _forward, _forward_fake
-)
-_backward_op = register(
-    f"{OP}_backward",
-    "(Tensor dy, Tensor x, Tensor weight, float eps, str? backend) -> (Tensor, Tensor, Tensor)",
-    _backward,
-    _backward_fake,
-)
-
-
-def _setup(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: float = 1e-5, *, backend: str | None = None) -> None:
-    ctx.save_for_backward(x, weight)
-    ctx.eps, ctx.bias_dtype = eps, bias.dtype
-    ctx.backend = choose.backend(backend, x)  # the backward may run on another thread, outside the use_backend block of the forward
-
-
-def _gradient(ctx: Any, dy: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-    x, weight = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True: plain torch can be differentiated again
-        x_wide = wide(x)
-        dx, dweight, dbias = reference.group_norm_backward(wide(dy), x_wide, weight.to(x_wide.dtype), ctx.eps)
-        return dx.to(x.dtype), dweight.to(weight.dtype), dbias.to(ctx.bias_dtype), None
-    dx, dweight, dbias = _backward_op(dy, x, weight, ctx.eps, ctx.backend)
-    return dx, dweight, dbias.to(ctx.bias_dtype), None
-
-
-_call = register_autograd(_forward_op, _forward, _setup, _gradient, tensors=3)
+_forward_op, _call = register_norm(choose, _check, _like, reference.group_norm_backward)
