@@ -107,7 +107,6 @@ class AttentionImage {
         meet();
         finish_mixing();
         each_stage([&](int stage, const uint8_t* tiles) { of_keys(stage, tiles); });
-        block_barrier();
         MVIT_ROLLED
         for (int pass = 0; pass < at_.passes; ++pass) products(pass);
         cp_async_wait<0>();
@@ -255,7 +254,6 @@ class AttentionImage {
                 told_sums(rank_)[0] = sum_of_all, told_sums(rank_)[1] = squares_of_all;
             }
         }
-        block_barrier();
     }
 
     // Of sums of distances from `about`, and of their squares.
@@ -538,7 +536,6 @@ class AttentionImage {
     MVIT_DEVICE void write_moments() {
         const int lane = thread_index() % warp_size, begin = thread_index() / warp_size * warp_pixels;
         auto* of_warps = reinterpret_cast<double*>(shared_ + at_.normal + at_.images * 16);
-        block_barrier();
         MVIT_ROLLED
         for (int image = 0; image < images_; ++image) {
             double once = 0.0, twice = 0.0;
