@@ -476,6 +476,14 @@ def attention_blocks() -> dict[str, tuple[list[Tensor], dict[str, Any]]]:
     }
 
 
+def attention_blocks_of_every_cluster() -> dict[str, tuple[list[Tensor], dict[str, Any]]]:
+    """Where blocks have the shared memory of an H100: one of every depth, clusters of 2, 4 and 8, one with a block that has less and one
+    that has nothing; and more images than fit into a block together."""
+    sizes = [(2, 192, 16, 16), (2, 256, 8, 8), (3, 128, 32, 32), (2, 256, 32, 32), (1, 128, 64, 64), (1, 256, 40, 40)]
+    cases = {f"{size} {dtype}": attention_block(size, dtype, (2, 2)) for size in sizes for dtype in (torch.float16, torch.bfloat16)}
+    return cases | {"images": attention_block((530, 256, 8, 8), torch.float16, (2, 2))}
+
+
 def assert_attention_block(inputs: list[Tensor], keywords: dict[str, Any], device: torch.device) -> None:
     """The kernels, in one launch where there is one and in three, by the float rule, plain torch in the same dtype on the CPU being what
     they are measured with."""
@@ -526,6 +534,18 @@ def residual_blocks() -> dict[str, tuple[list[Tensor | None], dict[str, Any]]]:
         "contiguous": residual_block((1, 16, 8, 8), 64, 32, half, memory=torch.contiguous_format),
         "one_pixel": residual_block((1, 8, 1, 1), 8, 8, half, stride=2),
         "empty": residual_block((0, 32, 8, 8), 64, 32, half),
+    }
+
+
+def residual_blocks_of_every_tile() -> dict[str, tuple[list[Tensor | None], dict[str, Any]]]:
+    """Every depth that kernels know, with narrow and wide tiles, whose slices lag where shared memory allows; five of them, so that every
+    place is used again."""
+    return {
+        f"{channels} {columns} {stride} {dtype}": residual_block((1, channels, 9, 17), 136, columns, dtype, stride=stride)
+        for stride, widths in ((1, (32, 64, 128)), (2, (64, 128, 256)))
+        for columns in widths
+        for channels in (16, 32, 64, 128)
+        for dtype in (torch.float16, torch.bfloat16)
     }
 
 

@@ -541,8 +541,8 @@ def test_which_attention_blocks_are_one_launch_s(monkeypatch: pytest.MonkeyPatch
     def first(*size: int, dtype: torch.dtype = torch.float16) -> str:
         return op._order(torch.empty(size, dtype=dtype, device="meta"), (2, 2))[0]
 
-    assert first(1, 256, 8, 8) == first(66, 192, 8, 16) == first(33, 128, 32, 32) == "cuda"  # small, and enough of them
-    assert first(65, 192, 8, 16) == first(32, 128, 32, 32) == "triton"
+    assert first(66, 256, 8, 8) == first(66, 192, 8, 16) == first(33, 128, 32, 32) == "cuda"
+    assert first(65, 256, 8, 8) == first(65, 192, 8, 16) == first(32, 128, 32, 32) == "triton"
     assert first(256, 260, 8, 8) == first(256, 264, 8, 8) == first(256, 64, 8, 8, dtype=torch.float32) == "triton"
     assert first(2**17, 8, 2**7, 2**7) == "triton"  # more pixels than kernels count
     with packing.passing_weights():

@@ -104,8 +104,15 @@ listener: contextvars.ContextVar[Callable[[Callable[..., object], list[Any], lis
 
 
 def launch(kernel: Callable[..., object], *arguments: Any) -> None:
-    """kernel(*arguments), whose addresses are arguments of their own: what else is a number is smaller."""
-    kernel(*arguments)
+    """kernel(*arguments), which begin with a `place`; addresses are arguments of their own: what else is a number is smaller."""
+    device = arguments[0]
+    if device >= 0 and device != torch.cuda.current_device():
+        # An entry point finds its device by itself; but the way back takes a context, and its memory, on the device where a thread began,
+        # unless torch goes it.
+        with torch.cuda.device(device):
+            kernel(*arguments)
+    else:
+        kernel(*arguments)
     hear = listener.get()
     if hear is not None:
         hear(kernel, list(arguments), [i for i, each in enumerate(arguments) if i > 1 and type(each) is int and each >= 2**32])

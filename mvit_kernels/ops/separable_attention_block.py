@@ -176,7 +176,6 @@ def _cpu_backward(dy: Tensor, x: Tensor, *parameters: Any) -> tuple[Tensor, ...]
 _TILE = 32  # pixels, of csrc/cuda/ops/separable_attention_block.h; its channels likewise
 _CHANNELS, _MOST_CHANNELS = 8, 512
 _IMAGE_MULTIPLE, _IMAGE_MOST = 64, 256  # of csrc/cuda/ops/separable_attention_image.h: channels are rounded up to, and at most
-_SMALL = 64  # pixels of an image that one block alone is quick with
 
 
 def _image_blocks(x: Tensor, patch: tuple[int, int]) -> int:
@@ -191,9 +190,10 @@ def _image_blocks(x: Tensor, patch: tuple[int, int]) -> int:
 
 def _order(x: Tensor, patch: tuple[int, int]) -> tuple[str, ...]:
     """Not measured yet: by counts of its machine code, the kernel for whole images takes some 15 us on an H200 for as many blocks as there
-    are multiprocessors, with an image of 192 x 16 x 16 each or half of one of 128 x 32 x 32, where Triton's launches took 50 and 40; and
-    8 us for small images of 256 x 8 x 8, where they took 12. It is taken where there is one, if images are small, or enough to give half
-    of the multiprocessors something to do; and if its weights, which take more launches to pack, are packed once.
+    are multiprocessors, with an image of 192 x 16 x 16 each or half of one of 128 x 32 x 32, where Triton's launches took 50 and 40. It is
+    taken where there is one, if there are images enough to give half of the multiprocessors something to do; and if its weights, which take
+    more launches to pack, are packed once. For few images of 256 x 8 x 8 the counts say 8 us, and Triton's launches took 12: what they do
+    not count, 60 to 110 KB of instructions that a block runs through once, may be more than that.
 
     The CUDA kernels of other maps are not: on an H100 their tiles of 32 pixels wait for their weights, 1.7 us an image of 128 x 32 x 32
     among 256."""
@@ -201,8 +201,7 @@ def _order(x: Tensor, patch: tuple[int, int]) -> tuple[str, ...]:
     if is_any_size or are_passing():
         return "triton", "cuda", "reference"
     blocks = _image_blocks(x, patch) if cuda_support.refuse(x) is None else 0
-    are_small = x.shape[2] * x.shape[3] <= _SMALL
-    if blocks and (are_small or 2 * blocks * x.shape[0] >= cuda_support.processors(x.device)):
+    if blocks and 2 * blocks * x.shape[0] >= cuda_support.processors(x.device):
         return "cuda", "triton", "reference"
     return "triton", "cuda", "reference"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,6 +15,7 @@ from cuda_cases import (
     assert_residual_block,
     attention_block,
     attention_blocks,
+    attention_blocks_of_every_cluster,
     attention_layers,
     bytes_out,
     choose_halves,
@@ -22,6 +24,7 @@ from cuda_cases import (
     placed,
     residual_block,
     residual_blocks,
+    residual_blocks_of_every_tile,
     stream_map,
 )
 from q_checks import byte_map, random_bytes, random_packed_weight, random_weight
@@ -48,6 +51,9 @@ def calls(device: torch.device) -> Iterator[tuple[str, Callable[[Tensor], Tensor
     inputs, keywords = attention_block((2, 96, 8, 8), torch.float16, (2, 2))
     x, *weights = (each.to(device) for each in inputs)
     yield "separable_attention_block", lambda x: ops.separable_attention_block(x, *weights, **keywords, backend="cuda"), x
+    inputs, keywords = attention_block((2, 128, 32, 32), torch.float16, (2, 2))  # a cluster an image
+    wide_x, *wide_weights = (placed(each, device) for each in inputs)
+    yield "separable_attention_block", lambda x: ops.separable_attention_block(x, *wide_weights, patch_size=(2, 2), backend="cuda"), wide_x
     yield "inverted_residual", *residual_call(device, 1)
     yield "inverted_residual", *residual_call(device, 2)
     yield (
@@ -99,14 +105,46 @@ def test_bits_are_those_of_plain_torch(op: str, in_parts: bool, monkeypatch: pyt
 
 @pytest.mark.usefixtures("poison")
 def test_attention_blocks_follow_the_float_rule() -> None:
-    for name, (inputs, keywords) in attention_blocks().items():
+    for name, (inputs, keywords) in (attention_blocks() | attention_blocks_of_every_cluster()).items():
         assert_attention_block(inputs, keywords, DEVICE)
         print(name)
 
 
+def test_attention_blocks_in_clusters_see_what_others_wrote_just_now() -> None:
+    """Launches one after another, of two batches by turns, in the same scratch memory: sums have one order, bits are those of the first."""
+    (x, *weights), keywords = attention_block((8, 128, 32, 32), torch.float16, (2, 2))
+    there = [each.to(DEVICE) for each in weights]
+    images = [placed(x, DEVICE), placed(-x, DEVICE)]
+    first = [ops.separable_attention_block(each, *there, **keywords, backend="cuda") for each in images]
+    later = [ops.separable_attention_block(images[i % 2], *there, **keywords, backend="cuda") for i in range(300)]
+    assert all(torch.equal(each, first[i % 2]) for i, each in enumerate(later))
+
+
+def test_attention_blocks_pass_nan_on() -> None:
+    """Images share blocks, and nothing else."""
+    (x, *weights), keywords = attention_block((300, 64, 4, 4), torch.float16, (2, 2))
+    there = [each.to(DEVICE) for each in weights]
+    right = ops.separable_attention_block(placed(x, DEVICE), *there, **keywords, backend="cuda")
+    x[7, 3, 2, 1] = float("nan")
+    y = ops.separable_attention_block(placed(x, DEVICE), *there, **keywords, backend="cuda")
+    others = torch.arange(300) != 7
+    assert y[7].isnan().all()
+    assert torch.equal(y[others], right[others])
+
+
+def test_attention_blocks_take_clusters() -> None:
+    """Of as many blocks as the shared memory of capability 9.0 asks for; and they are chosen for as many images as keep a GPU busy."""
+    if torch.cuda.get_device_capability(DEVICE) != (9, 0):
+        pytest.skip("its blocks have other shared memory")
+    sizes = {(192, 16, 16): 1, (128, 32, 32): 2, (256, 32, 32): 4, (128, 64, 64): 8}
+    assert {size: cuda_support.native.separable_attention_image_blocks(*size, 2, 2, DEVICE.index) for size in sizes} == sizes
+    x = torch.empty(torch.cuda.get_device_properties(DEVICE).multi_processor_count, 128, 32, 32, dtype=torch.float16, device=DEVICE)
+    assert importlib.import_module("mvit_kernels.ops.separable_attention_block").choose.backend(None, x, (2, 2)) == "cuda"
+
+
 @pytest.mark.usefixtures("poison")
 def test_residual_blocks_follow_the_float_rule() -> None:
-    for name, (inputs, keywords) in residual_blocks().items():
+    for name, (inputs, keywords) in (residual_blocks() | residual_blocks_of_every_tile()).items():
         assert_residual_block(inputs, keywords, DEVICE)
         print(name)
 

@@ -28,8 +28,9 @@ Launched launch(const InvertedResidualProblem& p, int device, void* stream) {
     using Shared = ResidualShared<Tile>;
     const Shared ahead(p.channels, p.hidden, p.columns, 1), plain(p.channels, p.hidden, p.columns, 0);
     if (int64_t{plain.slices} * plain.slice > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
-    // As many blocks on a multiprocessor as there are registers for are worth more than what a lag gains.
-    const Shared at = ahead.bytes <= shared_of_each(Tile::blocks, device) ? ahead : plain;
+    // Blocks at once on a multiprocessor are worth more than what a lag gains.
+    const auto at_once = [&](const Shared& shared) { return blocks_at_once(shared.bytes, Tile::blocks, device); };
+    const Shared at = at_once(ahead) > 0 && at_once(ahead) == at_once(plain) ? ahead : plain;
     const auto with = [&]<int depth>() {
         static SharedLimit limit;
         return launched(kernel, device, [&] {

@@ -23,9 +23,13 @@ Launched launch(const QInvertedResidualProblem& p, int device, void* stream) {
     if (blocks > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     using Shared = QResidualShared<Tile>;
     const auto shared = [&](int lag, int stages) { return Shared(p.channels, p.hidden, p.columns, lag, stages); };
-    // As many blocks on a multiprocessor as there are registers for are worth more than what a lag gains, or a second stage.
-    const int most = shared_of_each(Tile::blocks_of_bytes, device);
-    const Shared ahead = shared(1, 2), plain = shared(0, 2), at = ahead.bytes <= most ? ahead : plain.bytes <= most ? plain : shared(0, 1);
+    // Blocks at once on a multiprocessor are worth more than what a lag gains, or a second stage.
+    const Shared ahead = shared(1, 2), plain = shared(0, 2), least = shared(0, 1);
+    const auto as_many = [&](const Shared& some) {
+        const auto at_once = [&](const Shared& each) { return blocks_at_once(each.bytes, Tile::blocks_of_bytes, device); };
+        return at_once(some) > 0 && at_once(some) == at_once(least);
+    };
+    const Shared at = as_many(ahead) ? ahead : as_many(plain) ? plain : least;
     if (int64_t{at.slices} * at.slice > INT32_MAX) return {cudaErrorInvalidConfiguration, kernel};
     static SharedLimit limit;
     return launched(kernel, device, [&] {

@@ -53,8 +53,8 @@ Launched launched(const char* kernel, int device, const Launch& launch) {
     return {static_cast<int>(cudaGetLastError()), kernel};
 }
 
-// Clusters of so many blocks, launched early where the device can: capability 9.x. What runs on newer ones is compiled for sm_80
-// (flags.txt) and waits for nothing.
+// Clusters of so many blocks; launched early on devices of capability 9.x. What runs on newer ones is compiled for sm_80 (flags.txt), and
+// waits for nothing.
 class LaunchConfig {
   public:
     LaunchConfig(int major, int cluster, dim3 blocks, int threads, int shared, void* stream) {
@@ -99,13 +99,14 @@ void launch_in_clusters(int cluster, void (*kernel)(Parameters...), dim3 blocks,
 }
 
 // Whether the current device has a place for a cluster of so many blocks: a part of a GPU may have too few multiprocessors side by side.
+// Where it cannot be asked, the launch will tell.
 template <class Kernel>
 bool has_place_for_cluster(int cluster, Kernel kernel, int threads, int shared) {
-    const LaunchConfig config(9, cluster, static_cast<unsigned>(cluster), threads, shared, nullptr);
+    const LaunchConfig config(0, cluster, static_cast<unsigned>(cluster), threads, shared, nullptr);
     int clusters = 0;
-    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, config.get()) == cudaSuccess) return clusters > 0;
-    cudaGetLastError();  // a no, too
-    return false;
+    const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, kernel, config.get());
+    if (error != cudaSuccess) cudaGetLastError();
+    return error == cudaSuccess ? clusters > 0 : error != cudaErrorInvalidClusterSize;
 }
 
 template <class... Parameters, class... Arguments>

@@ -10,12 +10,13 @@ int shared_of_block(int device) {
     return bytes;
 }
 
-int shared_of_each(int blocks, int device) {
-    int bytes = 0, reserved = 0;
-    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess) return 0;
+int blocks_at_once(int bytes, int most, int device) {
+    int all = 0, reserved = 0;
+    if (cudaDeviceGetAttribute(&all, cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) != cudaSuccess) return 0;
     if (cudaDeviceGetAttribute(&reserved, cudaDevAttrReservedSharedMemoryPerBlock, device) != cudaSuccess) return 0;
-    const int each = bytes / blocks - reserved, most = shared_of_block(device);
-    return each < most ? each : most;
+    if (bytes > shared_of_block(device)) return 0;
+    const int blocks = all / (bytes + reserved);
+    return blocks < most ? blocks : most;
 }
 
 const char* error_name(int error) { return cudaGetErrorName(static_cast<cudaError_t>(error)); }

@@ -11,8 +11,8 @@ struct Launched {
 // Bytes of shared memory that a block may ask for; 0 where there is no such device.
 int shared_of_block(int device);
 
-// As many as each of `blocks` blocks may ask for, so that all of them are on a multiprocessor at once.
-int shared_of_each(int blocks, int device);
+// How many blocks of so many bytes of shared memory a multiprocessor has at once, if there are registers for `most`; 0 where not even one.
+int blocks_at_once(int bytes, int most, int device);
 
 const char* error_name(int error);
 const char* error_text(int error);
