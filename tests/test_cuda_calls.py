@@ -141,7 +141,7 @@ class StandIn:
         status = backend.native.qgemm(
             rows, a, a_stride, packed.data_ptr(), packed.numel(), form, *most, row_scale, row_zero_point, y, y_stride, 1
         )
-        assert (device, stream, status) == (0, 0, 0)
+        assert (device, stream, status) == (-1, 0, 0)
 
     def qconv2d(
         self, device: int, stream: int, size: Any, kernel: int, stride: int, x: int, x_stride: Any, second: int, second_channels: int,
@@ -161,7 +161,7 @@ class StandIn:
             tuple(size), kernel, stride, x, tuple(x_stride), second, second_channels, tuple(second_stride), 0, border, packed.data_ptr(),
             packed.numel(), (columns, matrix.shape[1], bits), 0, *most, residual_scale, residual_zero_point, y, 1,
         )  # fmt: skip
-        assert (device, stream, status) == (0, 0, 0)
+        assert (device, stream, status) == (-1, 0, 0)
 
     def qdepthwise_conv2d(
         self, device: int, stream: int, size: Any, stride: int, x: int, x_stride: Any, taps: int, border: int, epilogue: tuple[Any, ...]
@@ -208,7 +208,7 @@ class StandIn:
         result = reference.separable_attention_block(image, gamma, beta, qkv, bias, out, out_bias, eps, patch_size=tuple(patch)).to(kind)
         raw = result.permute(0, 2, 3, 1).contiguous().view(torch.uint8).numpy().tobytes()
         ctypes.memmove(y, raw, len(raw))
-        assert (device, stream) == (0, 0)
+        assert (device, stream) == (-1, 0)
 
     def separable_attention_image_blocks(
         self, channels: int, height: int, width: int, patch_height: int, patch_width: int, device: int
@@ -252,7 +252,7 @@ class StandIn:
         ctypes.memmove(y, raw, len(raw))
         if moments:
             ctypes.memmove(moments, reference.moments_of(result, batch).numpy().tobytes(), 16 * batch)
-        assert (device, stream) == (0, 0)
+        assert (device, stream) == (-1, 0)
 
     def qpatch_attention(
         self, device: int, stream: int, size: Any, heads: int, patch: Any, qkv: int, stride: Any, q_zero_point: int, v_zero_point: int,
@@ -263,7 +263,7 @@ class StandIn:
         status = backend.native.qpatch_attention(
             size, heads, patch, qkv, stride, q_zero_point, v_zero_point, f, g, table, out_zero_point, out_bits, y, dense, 1
         )
-        assert (device, stream, status) == (0, 0, 0)
+        assert (device, stream, status) == (-1, 0, 0)
 
     def inverted_residual_shared(self, channels: int, columns: int, stride: int) -> int:
         raise NotImplementedError
@@ -367,7 +367,7 @@ class StandIn:
         )
         raw = mixed.contiguous().numpy().tobytes()
         ctypes.memmove(context, raw, len(raw))
-        assert (device, stream) == (0, 0)
+        assert (device, stream) == (-1, 0)
 
     def qattention_values(
         self, device: int, stream: int, size: Any, patch: Any, x: int, norm: tuple[Any, ...], key: int, ratio: float, v: tuple[int, int],
@@ -452,13 +452,13 @@ class StandIn:
         ).to(kind)  # fmt: skip
         raw = result.permute(0, 2, 3, 1).contiguous().view(torch.uint8).numpy().tobytes()
         ctypes.memmove(y, raw, len(raw))
-        assert (device, stream) == (0, 0)
+        assert (device, stream) == (-1, 0)
 
 
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda_support, "native", StandIn())
-    monkeypatch.setattr(cuda_support, "place", lambda x: (0, 0))
+    monkeypatch.setattr(cuda_support, "place", lambda x: (-1, 0))
     monkeypatch.setattr(cuda_support, "processors", lambda device: 132)
     for choice in backend.Choice.every:
         if "cuda" in choice.implementations:

@@ -160,7 +160,7 @@ def test_kernels_of_cuda_beside_those_of_triton(blocks: int, monkeypatch: pytest
 
     op = importlib.import_module("mvit_kernels.ops.separable_attention_block")
     monkeypatch.setattr(cuda_support, "native", Unseen())
-    monkeypatch.setattr(cuda_support, "place", lambda _: (0, 0))
+    monkeypatch.setattr(cuda_support, "place", lambda _: (-1, 0))
     monkeypatch.setattr(moments, "_on_gpu", lambda _: True)
     monkeypatch.setitem(op.choose.implementations, "cuda", dataclasses.replace(op.choose.implementations["cuda"], refuse=lambda *_: None))
     calls_, run, inputs, args = made("block")

@@ -160,4 +160,4 @@ def _like(x: torch.Tensor) -> torch.Tensor:
     return empty_in_format(x, tuple(x.shape), is_channels_last(x))
 
 
-_forward_op, _call = register_norm(choose, _check, _like, reference.group_norm_backward)
+_forward, _forward_op, _call = register_norm(choose, _check, _like, reference.group_norm_backward)

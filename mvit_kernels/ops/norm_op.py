@@ -16,7 +16,7 @@ Tensor = torch.Tensor
 
 def register_norm(
     choose: Choice, check: Callable[..., None], like: Callable[[Tensor], Tensor], gradient: Callable[..., tuple[Tensor, ...]]
-) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+) -> tuple[Callable[..., Tensor], Callable[..., Tensor], Callable[..., Tensor]]:
     """Of the op that choose has the implementations of.
 
     Args:
@@ -25,7 +25,8 @@ def register_norm(
         gradient: (dy, x, weight, eps) -> (dx, dweight, dbias), in plain torch.
 
     Returns:
-        The op, and a call of it that is quicker where nothing watches (`register_autograd`): both of (x, weight, bias, eps, *, backend).
+        What runs a call, the op of it, and a call of the op that is quicker where nothing watches (`register_autograd`): all of (x, weight,
+        bias, eps, *, backend).
     """
     op = choose.op
 
@@ -74,4 +75,4 @@ def register_norm(
         dx, dweight, dbias = backward_op(dy, x, weight, ctx.eps, ctx.backend)
         return dx, dweight, dbias.to(ctx.bias_dtype), None
 
-    return forward_op, register_autograd(forward_op, forward, setup, differentiate, tensors=3)
+    return forward, forward_op, register_autograd(forward_op, forward, setup, differentiate, tensors=3)
