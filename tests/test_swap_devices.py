@@ -7,6 +7,7 @@ shows the CPU, taken for another device (`devices.off_cpu`); tests/gpu/test_trai
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections import Counter
 
@@ -43,6 +44,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(triton_support, "interpreted", lambda: False)
     monkeypatch.setattr(triton_support, "too_old", lambda _: None)
     monkeypatch.setattr(cuda_support, "processors", lambda _: 132)
+    monkeypatch.setattr(cuda_support, "there", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(cuda_support, "native", None)  # whose `refuse` asks a GPU that is there, if torch is built with CUDA
     monkeypatch.setattr(cuda_support, "REASON", "this GPU has Triton's kernels")
     monkeypatch.setattr(weights, "packed", lambda recipe, *sources, **_: recipe(*sources))

@@ -7,6 +7,7 @@ capture. The graph holds what was made before, the weights as they were at its c
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import functools
 import importlib
@@ -97,6 +98,13 @@ def place(x: Tensor) -> tuple[int, int]:
     return x.get_device(), torch.cuda.current_stream(x.device).cuda_stream
 
 
+def there(device: int) -> contextlib.AbstractContextManager[object]:
+    """Where entry points of the extension are called that set the device. They would do it by themselves; but the way back takes a context,
+    and its memory, on the device where a thread began, unless torch goes it."""
+    return torch.cuda.device(device) if device >= 0 and device != torch.cuda.current_device() else _HERE
+
+
+_HERE = contextlib.nullcontext()
 # Who wants to know what is launched (`launches.py`).
 listener: contextvars.ContextVar[Callable[[Callable[..., object], list[Any], list[int]], None] | None] = contextvars.ContextVar(
     "listener", default=None
@@ -105,13 +113,7 @@ listener: contextvars.ContextVar[Callable[[Callable[..., object], list[Any], lis
 
 def launch(kernel: Callable[..., object], *arguments: Any) -> None:
     """kernel(*arguments), which begin with a `place`; addresses are arguments of their own: what else is a number is smaller."""
-    device = arguments[0]
-    if device >= 0 and device != torch.cuda.current_device():
-        # An entry point finds its device by itself; but the way back takes a context, and its memory, on the device where a thread began,
-        # unless torch goes it.
-        with torch.cuda.device(device):
-            kernel(*arguments)
-    else:
+    with there(arguments[0]):
         kernel(*arguments)
     hear = listener.get()
     if hear is not None:

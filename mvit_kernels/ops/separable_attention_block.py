@@ -185,7 +185,9 @@ def _image_blocks(x: Tensor, patch: tuple[int, int]) -> int:
         return 0
     if counts.refuse(counts.rows(x)) is not None:
         return 0
-    return cuda_support.native.separable_attention_image_blocks(dim, height, width, *patch, x.get_device())
+    with cuda_support.there(x.get_device()):
+        blocks: int = cuda_support.native.separable_attention_image_blocks(dim, height, width, *patch, x.get_device())
+    return blocks
 
 
 def _order(x: Tensor, patch: tuple[int, int]) -> tuple[str, ...]:
