@@ -1,6 +1,6 @@
-"""Which tiles the Triton kernels run with, found on a GPU: the candidates of every kernel are timed on the calls of two networks, and on
-the gradients of those whose gradients have kernels, inside of CUDA graphs, and `mvit_kernels/triton_kernels/tuned.json` gets the fastest of
-each, where it is not the kernel's own choice.
+"""Which tiles the Triton kernels run with, and which calls CUDA kernels run in their place, found on a GPU: the candidates of every kernel
+are timed on the calls of two networks, and on the gradients of those whose gradients have kernels, inside of CUDA graphs, and
+`mvit_kernels/triton_kernels/tuned.json` gets the fastest of each, where it is not the kernel's or the op's own choice.
 
 Compilers take most of the time: they run beside each other, as many as there are processors, into Triton's cache on disk, before anything
 is timed. What is not done in `--seconds` keeps the kernel's own choice, and so does what is less than 3 % slower with it.

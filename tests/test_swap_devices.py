@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import mvit_kernels as mk
 from mvit_kernels.models.mobilevit import MobileViTBlock
 from mvit_kernels.models.mobilevitv2 import MobileViTv2Block
-from mvit_kernels.ops import cuda_support, triton_support
+from mvit_kernels.ops import cuda_support, fastest, triton_support
 from mvit_kernels.swap import devices, weights
 from mvit_kernels.swap.weights import Convolution
 
@@ -45,6 +46,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(triton_support, "too_old", lambda _: None)
     monkeypatch.setattr(cuda_support, "processors", lambda _: 132)
     monkeypatch.setattr(cuda_support, "there", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(fastest, "_tuning", SimpleNamespace(choose=lambda op, x, sizes, own, others: own))
     monkeypatch.setattr(cuda_support, "native", None)  # whose `refuse` asks a GPU that is there, if torch is built with CUDA
     monkeypatch.setattr(cuda_support, "REASON", "this GPU has Triton's kernels")
     monkeypatch.setattr(weights, "packed", lambda recipe, *sources, **_: recipe(*sources))

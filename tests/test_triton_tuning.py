@@ -11,11 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 from triton_checks import DEVICE, randn
 
 import mvit_kernels as mk
 from mvit_kernels.engine.lower_calls import Call
 from mvit_kernels.engine.steps import Value
+from mvit_kernels.ops import fastest, triton_support
 from mvit_kernels.triton_kernels import tuning as tuning_
 
 OWN, OTHER = {"BLOCK": 1}, {"BLOCK": 2}
@@ -45,6 +48,30 @@ def test_measured_sizes_get_their_tile_and_others_the_kernels_own(tuning: Any) -
     assert [choose(tuning, rows) for rows in (512, 513, 1000, 1024, 1025)] == [OWN, OTHER, OTHER, OTHER, OWN]
     assert choose(tuning, columns=8) == OWN
     assert [choose(tuning, dtype=dtype) for dtype in (torch.bfloat16, torch.float32)] == [OTHER, OWN]
+
+
+def test_backends_come_in_the_order_that_was_measured(tuning: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning_, "table", lambda: {("sm_90", "op backend", "float16 256 7"): {"cuda": 0}})
+    monkeypatch.setattr(triton_support, "refuse_gpu", lambda device: None)
+    x: Any = SimpleNamespace(dtype=torch.float16, device=torch.device("cuda", 0), is_cuda=True)
+
+    def first(images: Any, cuda: bool) -> str:
+        return fastest.in_order("op", x, (images, 7), cuda)[0]
+
+    assert [first(images, True) for images in (128, 129, 256, 257)] == ["cuda", "triton", "triton", "cuda"]
+    assert [first(images, False) for images in (128, 256)] == ["triton", "triton"]
+    shapes = ShapeEnv()
+    any_size = FakeTensorMode(shape_env=shapes).from_tensor(
+        torch.empty(200), symbolic_context=StatelessSymbolicContext([DimDynamic.DYNAMIC])
+    ).shape[0]  # fmt: skip
+    assert first(any_size, True) == "cuda"
+    assert not shapes.guards
+    seen = []
+    with tuning.watched(lambda key, own, others: seen.append((key, own, others())) or {"cuda": 1}):
+        assert first(200, False) == "cuda"
+    assert seen == [(("sm_90", "op backend", "float16 256 7"), {"cuda": 0}, [{"cuda": 1}])]
+    monkeypatch.setattr(triton_support, "refuse_gpu", lambda device: "Triton is not installed")
+    assert first(256, True) == "cuda"
 
 
 def test_who_watches_makes_the_choice(tuning: Any) -> None:

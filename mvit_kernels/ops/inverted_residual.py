@@ -14,6 +14,7 @@ from mvit_kernels import reference
 
 from . import checks, counts, cuda_support, triton_support
 from .backend import Choice, Implementation, native
+from .fastest import in_order
 from .library import (
     FLOAT_CODES,
     FLOAT_DTYPES,
@@ -198,8 +199,8 @@ def _order(
     x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, reduce_b: Optional,
     stride: int, *_: object,
 ) -> tuple[str, ...]:  # fmt: skip
-    one_launch = one_launch_pays(x, depthwise_w.shape[0], reduce_w.shape[0], stride)
-    return ("cuda", "triton", "reference") if one_launch else ("triton", "cuda", "reference")
+    hidden, columns = depthwise_w.shape[0], reduce_w.shape[0]
+    return in_order(OP, x, (*x.shape, hidden, columns, stride), one_launch_pays(x, hidden, columns, stride))
 
 
 class _CudaWeights(NamedTuple):

@@ -13,6 +13,7 @@ from mvit_kernels import reference
 
 from . import checks, counts, cuda_support, triton_support
 from .backend import Choice, Implementation, native
+from .fastest import in_order
 from .group_norm import choose as choose_group_norm
 from .library import (
     FLOAT_CODES,
@@ -203,9 +204,9 @@ def _order(x: Tensor, patch: tuple[int, int]) -> tuple[str, ...]:
     if is_any_size or are_passing():
         return "triton", "cuda", "reference"
     blocks = _image_blocks(x, patch) if cuda_support.refuse(x) is None else 0
-    if blocks and 2 * blocks * x.shape[0] >= cuda_support.processors(x.device):
-        return "cuda", "triton", "reference"
-    return "triton", "cuda", "reference"
+    if blocks == 0:
+        return "triton", "cuda", "reference"
+    return in_order(OP, x, (*x.shape, *patch), 2 * blocks * x.shape[0] >= cuda_support.processors(x.device))
 
 
 def _cuda_refuse(x: Tensor, *_: object) -> str | None:

@@ -2,7 +2,8 @@
 
 Nothing is measured while a network runs. `benchmarks/gpu_tune.py` times the candidates of every kernel on the networks' calls and writes
 `tuned.json`, which comes with the package: capability, kernel, dtype and sizes -> tile. The first size is how much there is to do (rows,
-pixels, images); those within a factor of two are one class.
+pixels, images); those within a factor of two are one class. Whether a CUDA kernel runs a call, or Triton's, is a choice like that of a tile
+(`mvit_kernels/ops/fastest.py`).
 """
 
 from __future__ import annotations
