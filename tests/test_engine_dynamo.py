@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from op_checks import needs_native
@@ -64,6 +66,60 @@ def test_weights_that_change() -> None:
     model[0].weight.mul_(1.5)
     assert not torch.allclose(fast(x), before)
     assert torch.allclose(fast(x), model(x), atol=1e-5)
+
+
+@torch.no_grad()
+def test_several_models_of_one_class() -> None:
+    """To Dynamo they are the same code: one graph gets the weights of each."""
+    models = [random_statistics(mk.create_model("mobilevitv2_050", num_classes=7)) for _ in range(2)]
+    x = torch.randn(2, 3, 64, 64)
+    fast = [torch.compile(model, backend="mvit_kernels") for model in models]
+    plans = [mk.compile(model, x)(x) for model in models]
+    for i in (0, 1, 0):
+        assert torch.equal(fast[i](x), plans[i])
+    other = copy.deepcopy(models[0])  # whose memory may be that of one that is gone
+    models[0] = fast[0] = None
+    other.head.fc.bias.add_(1.0)
+    assert torch.equal(torch.compile(other, backend="mvit_kernels")(x), mk.compile(other, x)(x))
+
+
+@torch.no_grad()
+def test_parameters_that_a_forward_leaves_out() -> None:
+    class Partly(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last, self.unused = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 4), nn.Linear(3, 3)
+
+        def forward(this, x: torch.Tensor) -> torch.Tensor:
+            return this.last(this.first(x).mean((2, 3)).reshape(x.shape[0], -1))
+
+    model, x = Partly().eval(), torch.randn(2, 3, 9, 9)
+    assert torch.equal(torch.compile(model, backend="mvit_kernels")(x), mk.compile(model, x)(x))
+
+
+@torch.no_grad()
+def test_what_a_forward_keeps_beside_its_results() -> None:
+    """As the attention of EfficientFormers keeps the biases that it gathers."""
+
+    class Keeping(nn.Module):
+        def __init__(self, of_images: bool) -> None:
+            super().__init__()
+            self.convolution, self.bias, self.kept, self.of_images = nn.Conv2d(3, 8, 3), nn.Parameter(torch.randn(8, 1, 1)), {}, of_images
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.convolution(x)
+            if not self.kept:
+                self.kept["bias"] = y.mean((2, 3))[:1, :, None, None] if self.of_images else self.bias[[3, 1, 2, 0, 7, 6, 5, 4]]
+            return (y + self.kept["bias"]).reshape(x.shape[0], -1)
+
+    model, x = Keeping(of_images=False).eval(), torch.randn(2, 3, 9, 9)
+    right = copy.deepcopy(model)
+    fast = torch.compile(model, backend="mvit_kernels")
+    for images in (x, x, x + 1):
+        assert torch.allclose(fast(images), right(images), atol=1e-5)
+        assert torch.equal(model.kept["bias"], right.kept["bias"])
+    with pytest.raises(RuntimeError, match="made for 2 alone; and the model is not compiled: "):
+        torch.compile(Keeping(of_images=True).eval(), backend="mvit_kernels")(x)
 
 
 @torch.no_grad()

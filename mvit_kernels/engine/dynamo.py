@@ -1,14 +1,18 @@
 """`torch.compile(model, backend="mvit_kernels")`: the plan of `mk.compile`, for people who have that line already.
 
-Dynamo hands over a graph of torch ops, in which the blocks of a model are gone. So the model itself is looked up, and compiled, where the
-graph is all of it; its first results are compared with those of the graph. Any other graph is compiled as it is.
+Dynamo hands over a graph of torch ops, in which the blocks of a model are gone. So the model itself is looked up and compiled; its first
+results are compared with those of the graph. A graph that is not all of the model, whose results are others, is compiled as it is.
 """
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import threading
+import weakref
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +25,7 @@ from .compiled import CompiledModel
 from .compiling import compile
 
 Tensor = torch.Tensor
+MOST_MODELS = 8  # of one class, whose plans are at hand
 _CLOSE, _ROUNDINGS = 1e-3, 16  # of the largest value: at least, and of its dtype
 
 
@@ -47,41 +52,64 @@ def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Seque
     images = [i for i in places if inputs[i].ndim == 4]
     if len(images) != 1:
         raise ValueError(f"torch.compile: backend mvit_kernels: expected one batch of images (B, C, H, W), got {len(images)}")
-    whole = model is not None and {id(x) for x in inputs} >= {id(x) for x in model.parameters()}
-    return _Runner(graph, images[0], model if whole else None)
+    return _Runner(graph, images[0])
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A plan of one model's weights."""
+
+    weights: list[weakref.ref[Tensor]]
+    versions: list[int]
+    compiled: CompiledModel
+    beside: list[Tensor]  # what the graph gives beside results
+
+    def is_of(self, weights: list[Tensor], versions: list[int]) -> bool:
+        return self.versions == versions and all(held() is x for held, x in zip(self.weights, weights, strict=True))
 
 
 class _Runner:
     """Compiles at its first call: Dynamo is still at work when it asks for it, and does not want to be called once more. And again when a
-    weight was written to: a network under torch.compile has the weights that its model has."""
+    weight was written to, or for weights of another model of the same class, whose calls Dynamo sends here, too."""
 
-    def __init__(self, graph: fx.GraphModule, place: int, model: nn.Module | None) -> None:
-        self.graph, self.place, self.model = graph, place, model
-        self.compiled: tuple[list[int], CompiledModel] | None = None  # and the versions of the weights that it has
+    def __init__(self, graph: fx.GraphModule, place: int) -> None:
+        self.graph, self.place = graph, place
+        self.made: OrderedDict[tuple[int, ...], _Made] = OrderedDict()
         self.lock = threading.Lock()
 
     def __call__(self, *inputs: Any) -> Sequence[Tensor]:
         if not inputs[self.place].shape[0]:  # of no images: Dynamo made a graph for these alone, whose sizes say 0
             return list(self.graph(*inputs))
-        versions = [x._version for i, x in enumerate(inputs) if i != self.place and isinstance(x, Tensor) and not x.is_inference()]
-        made = self.compiled
-        if made is None or made[0] != versions:
+        weights = [x for i, x in enumerate(inputs) if i != self.place and isinstance(x, Tensor)]
+        versions = [x._version for x in weights if not x.is_inference()]
+        key = tuple(map(id, weights))
+        made = self.made.get(key)
+        if made is None or not made.is_of(weights, versions):
             with self.lock, torch.no_grad():
-                made = self.compiled
-                if made is None or made[0] != versions:
-                    made = self.compiled = versions, self.make(inputs)
-        return _tensors(made[1](inputs[self.place]))
+                made = self.made.get(key)
+                if made is None or not made.is_of(weights, versions):
+                    made = self.made[key] = _Made([*map(weakref.ref, weights)], versions, *self.make(inputs))
+                    while len(self.made) > MOST_MODELS:
+                        self.made.popitem(last=False)
+        return [*_tensors(made.compiled(inputs[self.place])), *made.beside]
 
-    def make(self, inputs: Sequence[Any]) -> CompiledModel:
+    def make(self, inputs: Sequence[Any]) -> tuple[CompiledModel, list[Tensor]]:
         x = inputs[self.place].detach()
         with _exact_convolutions(x.device):
             expected = list(self.graph(*inputs))
         # Numbers that would show if the model were not what the graph is of.
         telling = all(y.is_floating_point() and bool(y.isfinite().any()) for y in expected)
-        if self.model is not None and telling:
-            compiled = compile(self.model, x)
-            if _agree(compiled, x, expected):
-                return compiled
+        model = _module_of(inputs)
+        refused = "its results are not those of the graph" if model is not None else "none is found that has these weights"
+        if model is not None and telling:
+            try:
+                compiled = compile(model, x)
+            except (TypeError, ValueError, RuntimeError) as error:  # as of one that does not take x, if the graph is a part of it
+                refused = str(error).partition("\n")[0]
+            else:
+                count = len(_tensors(compiled(x)))
+                if _agree(compiled, x, expected[:count]) and self._are_constant(expected[count:], count, inputs):
+                    return compiled, expected[count:]
         try:
             compiled = compile(_Graph(self.graph, inputs, self.place).eval(), x)
         except RuntimeError as error:
@@ -89,11 +117,19 @@ class _Runner:
                 raise
             raise RuntimeError(
                 f"torch.compile: backend mvit_kernels: expected a graph of any number of images, got one that Dynamo made for {x.shape[0]}"
-                " alone; compile the model itself"
+                f" alone; and the model is not compiled: {refused}"
             ) from error
         if not _agree(compiled, x, expected):
             raise RuntimeError("torch.compile: backend mvit_kernels: the plan's results differ from those of the graph")
-        return compiled
+        return compiled, []
+
+    def _are_constant(self, values: list[Tensor], place: int, inputs: Sequence[Any]) -> bool:
+        """Whether what the graph gives from that place on is the same of other images: what a model keeps of its weights, as a bias of
+        attention that it gathers once."""
+        if not values:
+            return True
+        others = [x.flip(-1) + 1 if i == self.place else x for i, x in enumerate(inputs)]
+        return all(map(torch.equal, values, self.graph(*others)[place:]))
 
 
 class _Graph(nn.Module):
@@ -121,11 +157,24 @@ def _calling_module() -> nn.Module | None:
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     try:
-        frame = InstructionTranslator.current_tx().output.root_tx.f_locals
-    except AttributeError:
+        frame = InstructionTranslator.current_tx().output.root_tx
+        module = frame.f_locals[frame.f_code.co_varnames[0]]
+    except (AttributeError, IndexError, KeyError):
         return None
-    module = frame.get("self")
     return module if isinstance(module, nn.Module) else None
+
+
+def _module_of(inputs: Sequence[Any]) -> nn.Module | None:
+    """The module whose forward calls the graph: the innermost one on the stack that has all parameters among the inputs."""
+    weights = {id(x) for x in inputs if isinstance(x, nn.Parameter)}
+    frame = inspect.currentframe()
+    while frame is not None:
+        names = frame.f_code.co_varnames
+        module = frame.f_locals.get(names[0]) if names else None
+        if isinstance(module, nn.Module) and weights <= {id(x) for x in module.parameters()}:
+            return module
+        frame = frame.f_back
+    return None
 
 
 def _exact_convolutions(device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -138,7 +187,7 @@ def _exact_convolutions(device: torch.device) -> contextlib.AbstractContextManag
 
 def _agree(compiled: CompiledModel, x: Tensor, expected: Sequence[Tensor]) -> bool:
     results = _tensors(compiled(x))
-    return len(results) == len(expected) and all(_is_close(y, right) for y, right in zip(results, expected, strict=True))
+    return len(results) == len(expected) and all(map(_is_close, results, expected))
 
 
 def _is_close(y: Tensor, right: Tensor) -> bool:
