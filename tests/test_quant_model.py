@@ -343,3 +343,23 @@ def test_full_is_what_version_1_has_anyway() -> None:
     x = images(1, 3, 64, 64)
     q = mk.quantize(network("mobilevit_xxs"), [x], mk.QuantConfig(method="minmax", full=True), progress=False)
     assert torch.equal(q(x), mk.quantize(network("mobilevit_xxs"), [x], MINMAX, progress=False)(x))
+
+
+def test_sizes_are_forgotten_but_for_that_of_the_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mvit_kernels.quant import model as module
+
+    monkeypatch.setattr(module, "MOST_SIZES", 2)
+    qmodel = mk.quantize(nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()).eval(), [torch.randn(2, 3, 8, 8)], progress=False)
+    calibrated = qmodel.program()
+    for side in (9, 10, 11, 12, 9):
+        qmodel(torch.randn(1, 3, side, side))
+    assert list(qmodel._programs) == [(3, 8, 8), (3, 12, 12), (3, 9, 9)]
+    assert qmodel.program() is calibrated
+
+
+def test_a_state_without_its_integers_is_refused() -> None:
+    qmodel = mk.quantize(nn.Sequential(nn.Conv2d(3, 8, 3)).eval(), [torch.randn(2, 3, 8, 8)], progress=False)
+    with pytest.raises(TypeError, match=r"mk\.save_quantized"):
+        nn.Sequential(qmodel).state_dict()
+    with pytest.raises(TypeError, match=r"mk\.load_quantized"):
+        qmodel.load_state_dict({})

@@ -36,15 +36,19 @@ if TYPE_CHECKING:
     from .sensitivity import Sensitivity
 
 Tensor = torch.Tensor
+MOST_SIZES = 16  # of images, beside that of the calibration, whose programs are at hand
 
 
 class QuantizedModel(nn.Module):
     """What `mk.quantize`, `mk.convert` and `mk.load_quantized` give: called like the float model, with float images (B, C, H, W).
 
-    Results are float32, in the structure in which the float model returns them. It runs on the CPU, and has no gradients. Quantizers that
-    no kernel has (`simulation_only`) run in floats, and with them it can only be called: to convert or compile it is refused. Images of
-    another size than those of the calibration are taken too: the network is captured anew and takes the scales of results by their names;
-    results that exist at that size only and share no scale with others stay floats (`report(size)` shows them).
+    Results are float32, in the structure in which the float model returns them. It runs on the CPU, and has no gradients. Bytes know no
+    NaN: of images that are not finite, results are finite and mean nothing. What all is integers has the same bits here, converted and
+    compiled; floats between (`report` shows them) are added in another order there, and an integer behind them may be another.
+
+    Quantizers that no kernel has (`simulation_only`) run in floats, and with them it can only be called: to convert or compile it is
+    refused. Images of another size than those of the calibration are taken too: the network is captured anew and takes the scales of
+    results by their names; results that exist at that size only and share no scale with others stay floats (`report(size)` shows them).
 
     Attributes:
         config: the `QuantConfig`.
@@ -91,6 +95,9 @@ class QuantizedModel(nn.Module):
         if found is None:
             with self._lock:
                 found = self._programs.get(size) or self._make(size)
+                others = [each for each in self._programs if each != self.size]
+                if len(others) >= MOST_SIZES:
+                    del self._programs[others[0]]
                 self._programs[size] = found
         return found
 
@@ -117,6 +124,14 @@ class QuantizedModel(nn.Module):
         from .sensitivity import sensitivity
 
         return sensitivity(self, images, target=target, progress=progress)
+
+    def state_dict(self, *_: Any, **__: Any) -> Any:
+        """Raises TypeError: of parameters there are none, and a file without them would have lost all."""
+        raise TypeError("QuantizedModel: state_dict: expected mk.save_quantized(model, path), which writes all of it")
+
+    def load_state_dict(self, *_: Any, **__: Any) -> Any:
+        """Raises TypeError, as `state_dict`."""
+        raise TypeError("QuantizedModel: load_state_dict: expected mk.load_quantized(path)")
 
     def extra_repr(self) -> str:
         return f"{self.config}, size={self.size}, backend={self.backend!r}"
@@ -214,8 +229,8 @@ def quantize(
 
 
 def convert(model: QuantizedModel) -> QuantizedModel:
-    """The quantized network on the integer kernels, or on plain torch where there are none: the same results, bit for bit. It shares its
-    weights with `model`.
+    """The quantized network on the integer kernels, or on plain torch where there are none: the same results, bit for bit, of all that is
+    integers. It shares its weights with `model`.
 
     Raises TypeError if model is not what `mk.quantize` or `mk.load_quantized` gives, ValueError if it has quantizers that no kernel has.
     """
