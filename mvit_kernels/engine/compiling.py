@@ -68,7 +68,7 @@ def compile(
         model: in evaluation; quantized by `mk.quantize`, or any of this package, of timm, transformers or ml-cvnets, accelerated or not, or
             another network of the same layers. What has no kernel runs through torch, and `CompiledModel.report` names it. Quantizers that
             it has (by PT2E, say) are kept, and what they allow runs in integers (`quant/carried.py`). The model is left as it is, and later
-            changes of it do not reach the plan.
+            changes of it do not reach the plan. The images of a call are not written to, even where the model does.
         example_inputs: one batch of images (B, C, H, W), or a sequence of just that. Only its size matters. The plan of another size is
             made when the first image of that size comes; the batch is free.
         backend: "cpu", "cuda", or "auto": a GPU if the model or the example is on one. The plan of a GPU takes images there.
