@@ -81,7 +81,7 @@ struct Block {
 
 Block* block = nullptr;
 
-constexpr size_t stack_bytes = 1 << 18;
+constexpr size_t stack_bytes = races::are_looked_for ? 1 << 20 : 1 << 18;  // a report of a race is made on it
 
 Block& here() {
     const races::Unseen unseen;
