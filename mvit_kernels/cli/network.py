@@ -58,7 +58,7 @@ def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int 
         raise ValueError(f"{checkpoint}: size: expected a positive integer in the metadata, got {size!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = mk.create_model(name, num_classes=num_classes, checkpoint=checkpoint, **options).eval()
+        model = model_with(checkpoint, name, options, num_classes=num_classes, checkpoint=checkpoint)
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f"{checkpoint}: class_names: expected {num_classes} in the metadata, one a class, got {len(class_names)}")
     # Some models take images of one size.
@@ -87,6 +87,17 @@ def parse_options(checkpoint: Path | None, text: str) -> dict[str, Any]:
     if not isinstance(options, dict):
         raise ValueError(f"{checkpoint}: options: expected a JSON object in the metadata, got {text!r}")
     return options
+
+
+def model_with(source: Path | None, name: str, options: dict[str, Any], **arguments: Any) -> torch.nn.Module:
+    """What `mk.create_model` makes with the options that a file has, in evaluation. Raises ValueError, which names the file, for options that
+    the model does not have."""
+    try:
+        return mk.create_model(name, **arguments, **options).eval()
+    except TypeError as error:
+        if not options:
+            raise
+        raise ValueError(f"{source}: options: {error}") from error
 
 
 def parse_normalization(checkpoint: Path | None, metadata: Mapping[str, str], otherwise: Normalization) -> Normalization:
