@@ -213,7 +213,10 @@ def test_run_complains(capsys, tmp_path, photograph, checkpoint):
     assert "--topk: expected at most 3" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--topk", 4)
     assert "--topk: expected a positive" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--topk", 0)
     assert "'gpu'" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--backend", "gpu")
-    assert str(damaged) in _complaint(capsys, "run", picture, "--checkpoint", damaged)
+    assert f"--checkpoint: expected weights, got {str(damaged)!r}" in _complaint(capsys, "run", picture, "--checkpoint", damaged)
+    for flags in ([], ["--model", MODEL]):
+        complaint = _complaint(capsys, "run", picture, "--checkpoint", text, *flags)
+        assert f"--checkpoint: expected weights in a safetensors or a torch file, got {str(text)!r}, which is neither" in complaint
     assert f"shipped mobilevit_xxs, mobilevitv2_050: {nowhere}" in _complaint(capsys, "run", picture, "--checkpoint", nowhere)
     assert "1000" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--num-classes", 1000)
     assert "does not fit" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--model", "mobilevitv2_100")

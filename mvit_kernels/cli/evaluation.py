@@ -66,7 +66,7 @@ def load_network(args: argparse.Namespace, *, compiled: bool) -> Network:
             return Network("simulated", quantized, side, names, normalization)
         fast: Any = mk.compile(quantized, torch.zeros(1, quantized.size[0], side, side)) if compiled else mk.convert(quantized)
         return Network("quantized", fast, side, names, normalization)
-    classifier = load_classifier(args.model, path, args.num_classes)
+    classifier = load_classifier(args.model, path, args.num_classes, flag="FILE")
     side = size or classifier.size
     model: Any = mk.compile(classifier.model, torch.zeros(1, 3, side, side)) if compiled else classifier.model
     return Network("float", model, side, classifier.class_names, normalization_of(args, classifier.normalization))

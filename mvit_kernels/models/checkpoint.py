@@ -22,6 +22,7 @@ from .names import CLASSIFIERS, HEADS, STEMS, Family, Format, family_of, names_i
 # Where training programs keep the weights in what they save; averaged ones (EMA) first, which are those they evaluate.
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+TORCH_FILES = (b"PK", b"\x80")  # how they begin: a zip archive, or a bare pickle as torch wrote before 1.6
 
 
 class LoadReport(NamedTuple):
@@ -224,7 +225,7 @@ def _open(path: Path) -> object:
         try:
             if start[8:] == b"{":
                 return safetensors.torch.load_file(path)
-            if start.startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle as torch wrote before 1.6
+            if start.startswith(TORCH_FILES):
                 # timm's training keeps its options, a Namespace, beside the weights.
                 with torch.serialization.safe_globals([argparse.Namespace]):
                     return torch.load(file, map_location="cpu", weights_only=True)
