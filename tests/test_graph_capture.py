@@ -236,6 +236,10 @@ def test_images_of_other_channels():
         with pytest.raises(ValueError, match=match):
             capture(model.eval(), (4, 64, 64))
         assert not any(each._forward_pre_hooks for each in model.modules())
+    x = torch.zeros(1, 4, 16, 16)
+    for function, argument in ((mk.compile, x), (mk.quantize, [x])):
+        with pytest.raises(ValueError, match=r"images: expected 3 channels, .*, got 4"):
+            function(Narrow().eval(), argument)
     with pytest.raises(RuntimeError, match="3"):  # of a convolution that takes others than the images' channels: torch's own words
         capture(nn.Sequential(nn.Conv2d(3, 5, 1), nn.Conv2d(3, 4, 1)).eval(), (3, 8, 8))
 

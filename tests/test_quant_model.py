@@ -348,6 +348,11 @@ def test_bad_calls() -> None:
     for bad in (x[0], x.int(), x[:, :2], x[..., :0], "image"):
         with pytest.raises(ValueError, match=r"QuantizedModel: x: expected float images \(B, 3, H, W\), got"):
             q(bad)
+    for path, error in ((None, TypeError), (3, TypeError), ("", ValueError)):
+        with pytest.raises(error, match=r"save_quantized: path: expected .*, got "):
+            mk.save_quantized(q, path)
+        with pytest.raises(error, match=r"load_quantized: path: expected .*, got "):
+            mk.load_quantized(model, path)
     for size in ((16, 16), 16, (4, 16, 16), (3, 16, 0), (3, 16.0, 16), [3, 16, 16]):
         with pytest.raises(ValueError, match=r"QuantizedModel: report: expected a size \(channels, .*, as \(3, height, width\), got"):
             q.report(size)
