@@ -236,6 +236,9 @@ def test_images_of_other_channels():
         with pytest.raises(ValueError, match=match):
             capture(model.eval(), (4, 64, 64))
         assert not any(each._forward_pre_hooks for each in model.modules())
+    ours = mk.create_model("mobilevitv2_050").eval()
+    with pytest.raises(ValueError, match=r"capture: images: MobileViTv2: expected images \(B, 3, H, W\), got \(2, 4, 64, 64\)"):
+        capture(ours, (4, 64, 64))
     x = torch.zeros(1, 4, 16, 16)
     for function, argument in ((mk.compile, x), (mk.quantize, [x])):
         with pytest.raises(ValueError, match=r"images: expected 3 channels, .*, got 4"):

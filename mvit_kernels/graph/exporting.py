@@ -51,11 +51,7 @@ def _reason(error: Exception, model: nn.Module, x: torch.Tensor) -> str | None:
             "model: expected results in tensors, tuples, lists, dicts or dataclasses that torch.export.register_dataclass knows,"
             f" got {unknown[1].rpartition('.')[2]}"
         )
-    first = _first_convolution(model, x)
-    if first is not None:
-        name, channels = first
-        return f"images: expected {channels} channels, which the first convolution ({name}) takes, got {x.shape[1]}"
-    return None
+    return _refusal(error, model, x)
 
 
 def _place(error: Exception) -> str:
@@ -70,9 +66,8 @@ class _Reached(Exception):
     """A convolution is called."""
 
 
-def _first_convolution(model: nn.Module, x: torch.Tensor) -> tuple[str, int] | None:
-    """The name of the first convolution that a model calls, and the channels that it takes, if it is called with those of the images x and
-    takes others."""
+def _refusal(error: Exception, model: nn.Module, x: torch.Tensor) -> str | None:
+    """Why a model does not take images as x: its first convolution takes other channels, or it says so itself, here of sizes in numbers."""
     model = copy.deepcopy(model).cpu().float()
     names = {each: name for name, each in model.named_modules() if isinstance(each, nn.Conv2d)}
 
@@ -84,12 +79,13 @@ def _first_convolution(model: nn.Module, x: torch.Tensor) -> tuple[str, int] | N
     try:
         model(x)
     except _Reached as reached:
-        module, given = reached.args[:2]
-        channels = int(module.in_channels)
-        if isinstance(given, torch.Tensor) and given.shape[1] == x.shape[1] != channels:
-            return names[module] or "the model", channels
-    except Exception:  # the model's own: what torch.export raised says it
-        pass
+        module, *given = reached.args
+        name, channels = names[module] or "the model", int(module.in_channels)
+        if given and isinstance(given[0], torch.Tensor) and given[0].ndim == 4 and given[0].shape[1] == x.shape[1] != channels:
+            return f"images: expected {channels} channels, which the first convolution ({name}) takes, got {x.shape[1]}"
+    except Exception as own:  # which torch.export raised too
+        if isinstance(own, ValueError) and isinstance(error, ValueError):
+            return f"images: {own}"
     return None
 
 
