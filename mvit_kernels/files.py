@@ -8,6 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 
+def checked_path(what: str, path: object) -> Path:
+    """The path of a file. what: the op and the argument, for errors.
+
+    Raises TypeError for what is no path, ValueError for one without a name.
+    """
+    if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
+        raise TypeError(f"{what}: expected a path, got {path!r}")
+    if not Path(path).name:
+        raise ValueError(f"{what}: expected the path of a file, got {str(path)!r}")
+    return Path(path)
+
+
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file under another name, then give it its own: whoever reads `path` finds all of it, old or new.
 

@@ -433,6 +433,9 @@ def test_other_models_are_refused(tmp_path):
             function({}, path)
         with pytest.raises(ValueError, match=f"{function.__name__}: model: expected weights in memory, got stem.* on the meta device"):
             function(create_model("mobilevitv2_050").to("meta"), path)
+        for bad, error in ((None, TypeError), (3, TypeError), ("", ValueError)):
+            with pytest.raises(error, match=f"{function.__name__}: path: expected .*, got {bad!r}"):
+                function(other, bad)
     with pytest.raises(ValueError, match=r"model: expected a MobileViT, got one whose state_dict has 0\.stem"):
         save_checkpoint(nn.Sequential(create_model("mobilevitv2_050")), path)
 

@@ -213,7 +213,10 @@ def test_run_complains(capsys, tmp_path, photograph, checkpoint):
     assert "--topk: expected at most 3" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--topk", 4)
     assert "--topk: expected a positive" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--topk", 0)
     assert "'gpu'" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--backend", "gpu")
-    assert str(damaged) in _complaint(capsys, "run", picture, "--checkpoint", damaged)
+    assert f"--checkpoint: expected weights, got {str(damaged)!r}" in _complaint(capsys, "run", picture, "--checkpoint", damaged)
+    for flags in ([], ["--model", MODEL]):
+        complaint = _complaint(capsys, "run", picture, "--checkpoint", text, *flags)
+        assert f"--checkpoint: expected weights in a safetensors or a torch file, got {str(text)!r}, which is neither" in complaint
     assert f"shipped mobilevit_xxs, mobilevitv2_050: {nowhere}" in _complaint(capsys, "run", picture, "--checkpoint", nowhere)
     assert "1000" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--num-classes", 1000)
     assert "does not fit" in _complaint(capsys, "run", picture, "--checkpoint", checkpoint, "--model", "mobilevitv2_100")
@@ -232,6 +235,7 @@ def test_run_takes_an_image_twice(capsys, photograph, checkpoint):
         ({"class_names": "[1, 2, 3]"}, "class_names: expected a JSON list of strings"),
         ({"class_names": "cat, dog"}, "class_names: expected a JSON list of strings"),
         ({"options": "[1]"}, "options: expected a JSON object in the metadata"),
+        ({"options": '{"foo": 1}'}, "options: create_model: mobilevitv2_050 has no option foo"),
         ({"size": "large"}, "size: expected a positive integer in the metadata, got 'large'"),
         ({"size": "0"}, "size: expected a positive integer in the metadata, got '0'"),
     ],
@@ -373,6 +377,14 @@ def test_train_complains(capsys, tmp_path):
     assert str(tmp_path) in _complaint(capsys, "train", "--model", MODEL, "--output", output, "--data", tmp_path / "nowhere")
     argv = ["--size", 32, "--batch-size", 1]
     assert "--batch-size: expected at least 2" in _complaint(capsys, "train", "--model", MODEL, "--output", output, *argv)
+    for options, message in (
+        ('{"foo": 1}', "TrainConfig: options: create_model: mobilevitv2_050 has no option foo; its options are width, "),
+        ('{"num_classes": 3}', "TrainConfig: options: "),
+        ('{"width": -1}', "MobileViTv2Config: expected width > 0"),
+        ("[1]", "TrainConfig: options: expected a JSON object"),
+    ):
+        flags = ["--output", output, "--options", options, "--samples", 64, "--heldout-samples", 2]
+        assert message in _complaint(capsys, "train", "--model", MODEL, *flags)
     assert not output.exists()
 
 
@@ -466,6 +478,13 @@ def test_help_names_every_subcommand(capsys):
     assert ended.value.code == 0
     text = capsys.readouterr().out
     assert all(name in text for name in SUBCOMMANDS)
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"mvit-kernels {mk.__version__}\n"
 
 
 def test_unknown_subcommands_and_flags(capsys):

@@ -15,6 +15,7 @@ from test_cli import _complaint, _json
 
 import mvit_kernels as mk
 from mvit_kernels.cli import main
+from mvit_kernels.cli.output import require_picture
 from mvit_kernels.data import StandInTask, evaluation_view, read_image
 from mvit_kernels.data.listed import ListedImages, calibration_images, evaluation_set
 from mvit_kernels.models import Normalization
@@ -111,7 +112,7 @@ def test_lists_that_do_not_fit(pictures, tmp_path):
         evaluation_set(tmp_path / "nothing")
 
 
-def test_calibration_images_are_drawn_by_the_seed(pictures):
+def test_calibration_images_are_drawn_by_the_seed(pictures, tmp_path):
     first, again, other = (calibration_images(pictures, 5, 64, seed) for seed in (0, 0, 1))
     assert first.shape == (5, 3, 64, 64)
     assert torch.equal(first, again)
@@ -120,6 +121,11 @@ def test_calibration_images_are_drawn_by_the_seed(pictures):
     assert all(any(torch.equal(x, view) for view in views) for x in first)
     with pytest.raises(ValueError, match=r"calibration_images: count: expected at most 9, .*got 10"):
         calibration_images(pictures, 10, 64)
+    with pytest.raises(ValueError, match="calibration_images: path: expected a folder, got"):
+        calibration_images(pictures / "no", 1, 64)
+    (tmp_path / "train").mkdir()
+    with pytest.raises(ValueError, match=f"calibration_images: path: expected pictures in '{tmp_path / 'train'}', got none"):
+        calibration_images(tmp_path, 1, 64)
 
 
 # --- quantize ---
@@ -173,8 +179,35 @@ def test_quantize_refuses(capsys, weights, tmp_path):
     assert not (tmp_path / "q").exists()
 
 
+def test_quantize_looks_at_its_flags_first(capsys, monkeypatch, weights, pictures, tmp_path):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("mvit_kernels.cli.quantize.load_classifier", _unwanted)
+    (tmp_path / "empty").mkdir()
+    argv = ["quantize", weights, "--output", tmp_path / "q", "--calibration"]
+    for flags, message in (
+        ([pictures], f"--images: expected at most 9, the pictures in '{pictures / 'train'}', got 32 (default: 32)"),
+        ([pictures, "--images", 10], "--images: expected at most 9, "),
+        ([tmp_path / "empty"], f"--calibration: expected pictures in '{tmp_path / 'empty'}', got none"),
+        ([tmp_path / "no"], "--calibration: expected a folder of pictures, or standin, got"),
+        (["standin", "--plot", tmp_path / "p.xyz"], "--plot: expected a suffix that matplotlib draws, one of ."),
+        (["standin", "--target", -1], "--target: expected points of top-1, from 0 to 100, got -1.0"),
+        (["standin", "--target", "nan"], "--target: expected points of top-1, from 0 to 100, got nan"),
+    ):
+        assert message in _complaint(capsys, *argv, *flags)
+    for suffix in (".png", ".SVG", ".pdf", ""):
+        require_picture("--plot", tmp_path / f"p{suffix}")
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)
+    assert "--plot: expected matplotlib" in _complaint(capsys, *argv, "standin", "--plot", tmp_path / "p.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def _unwanted(*_, **__):
+    pytest.fail("worked before it looked")
+
+
 def test_nothing_is_begun_that_cannot_be_written(capsys, monkeypatch, weights, tmp_path):
-    monkeypatch.setattr("mvit_kernels.cli.quantize.load_classifier", lambda *_: pytest.fail("worked before it looked"))
+    monkeypatch.setattr("mvit_kernels.cli.quantize.load_classifier", _unwanted)
+    monkeypatch.setattr("mvit_kernels.cli.eval.load_network", _unwanted)
     (tmp_path / "file").touch()
     for flag in ("--output", "--report", "--plot"):
         for path in (tmp_path / "no" / "q", tmp_path / "file" / "q", tmp_path):
@@ -182,6 +215,10 @@ def test_nothing_is_begun_that_cannot_be_written(capsys, monkeypatch, weights, t
             complaint = _complaint(capsys, "quantize", weights, "--calibration", "standin", *others, flag, path)
             assert f"{flag}: expected a file in a folder that exists" in complaint
             assert repr(str(path)) in complaint
+    for path in (tmp_path / "no" / "state", tmp_path):
+        assert f"--state: expected a file in a folder that exists and may be written to, got {str(path)!r}" in _complaint(
+            capsys, "eval", weights, "--data", "standin", "--state", path
+        )
     assert "--output: expected" in _complaint(capsys, "export", tmp_path / "file", "--output", tmp_path / "no" / "q.onnx")
     assert not (tmp_path / "q").exists()
 
@@ -298,6 +335,12 @@ def test_eval_by_two_processes(capsys, quantized, pictures):
 def test_eval_refuses(capsys, weights, quantized, pictures, tmp_path):
     assert "expected one of" in _complaint(capsys, "eval", "--data", pictures)
     assert "no such file" in _complaint(capsys, "eval", tmp_path / "no", "--data", pictures)
+    (tmp_path / "text").write_text("a text, and no weights")
+    for argv, name in (
+        (["eval", tmp_path / "text", "--data", pictures], "FILE"),
+        (["quantize", tmp_path / "text", "--calibration", "standin", "--output", tmp_path / "q"], "CHECKPOINT"),
+    ):
+        assert f"{name}: expected weights in a safetensors or a torch file, got" in _complaint(capsys, *argv)
     assert "expected weights in floats" in _complaint(capsys, "run", "picture", "--checkpoint", quantized)
     odd = tmp_path / "odd"
     for name in ("n01", "n09"):

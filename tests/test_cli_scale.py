@@ -105,13 +105,23 @@ def test_downsize_meets_latencies(capsys):
         (("downsize",), "one of the arguments --macs --params --latency-ms is required"),
         (("downsize", "--latency-ms", "1", "--threads", "7"), "expected one of those that every sample has"),
         (("downsize", "--macs", "3M", "--ratio", "2"), "--ratio: expected a number between 0 and 1"),
-        (("fit", "--samples", "nowhere"), "No such file"),
+        (("fit", "--samples", "nowhere"), "--samples: expected a folder that `mvit-kernels scale sample` filled"),
+        (("downsize", "--macs", "3M", "--samples", __file__), "with samples.csv and recipe.json, got"),
         (("sample", "--output", "x", "--width", "1"), "expected two numbers with a comma"),
         ((), "required"),
     ],
 )
 def test_complaints(capsys, argv, match):
     assert match in _complaint(capsys, *argv)
+
+
+def test_samples_that_are_none(capsys, tmp_path):
+    complaint = _complaint(capsys, "fit", "--samples", tmp_path)
+    assert "--samples: expected a folder that `mvit-kernels scale sample` filled" in complaint
+    assert f"with samples.csv and recipe.json, got {str(tmp_path)!r}" in complaint
+    (tmp_path / "samples.csv").write_text((SHIPPED / "samples.csv").read_text().partition("\n")[0])
+    (tmp_path / "recipe.json").write_text("{}")
+    assert "--samples: expected samples, lines below the first one of samples.csv" in _complaint(capsys, "fit", "--samples", tmp_path)
 
 
 def test_sample_prints_what_it_made(capsys, tmp_path):

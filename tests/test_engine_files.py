@@ -155,6 +155,15 @@ def test_bad_input(fast, tmp_path) -> None:
     for threads in (0, -1, True, "2"):
         with pytest.raises(ValueError, match="load: num_threads: expected a positive number or None, got "):
             mk.load(tmp_path / "plan", num_threads=threads)
+    for path, error, text in (
+        ("", ValueError, "the path of a file, got ''"),
+        (None, TypeError, "a path, got None"),
+        (b"x", TypeError, "a path, got b'x'"),
+    ):
+        with pytest.raises(error, match=f"CompiledModel: save: path: expected {text}"):
+            fast.save(path)
+        with pytest.raises(error, match=f"load: path: expected {text}"):
+            mk.load(path)
     for sizes in ([], [(3, 64, 64)]):
         with pytest.raises(ValueError, match=r"CompiledModel: save: sizes: expected one \(height, width\) or more, got "):
             fast.save(tmp_path / "plan", sizes=sizes)

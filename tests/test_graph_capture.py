@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -177,6 +178,73 @@ def test_bad_input():
         capture(model.eval(), (3, 64))
     with pytest.raises(ValueError, match=r"capture: size: expected \(channels, height, width\), got 64"):
         capture(model, 64)
+
+
+class Narrow(nn.Module):
+    """A convolution, and what a function makes of its result."""
+
+    def __init__(self, function=lambda y: y):
+        super().__init__()
+        self.stem, self.function = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), function
+
+    def forward(self, x):
+        return self.function(self.stem(x))
+
+
+@dataclasses.dataclass
+class Unregistered:
+    y: torch.Tensor
+
+
+@dataclasses.dataclass
+class Registered:
+    y: torch.Tensor
+
+
+torch.export.register_dataclass(Registered)
+
+
+class Branches(Narrow):
+    def forward(self, x):
+        return x if self.stem(x).sum() > 0 else -x
+
+
+@pytest.mark.parametrize("model", [Branches(), Narrow(lambda y: y[:, : int(y.sum())])], ids=["branch", "shape"])
+def test_what_depends_on_values_is_refused_in_one_line(capfd, model):
+    message = rf"capture: model: expected the same operations and shapes for all images, got what depends on .* at {__file__}:\d+$"
+    with pytest.raises(ValueError, match=message) as raised:
+        capture(model.eval(), (3, 8, 8))
+    assert "data-dependent" in str(raised.value.__cause__)
+    assert "def forward(" not in capfd.readouterr().err
+
+
+def test_results_of_an_unknown_type():
+    with pytest.raises(ValueError, match=r"capture: model: expected results in tensors, .*register_dataclass knows, got Unregistered$"):
+        capture(Narrow(Unregistered).eval(), (3, 8, 8))
+    assert len(capture(Narrow(Registered).eval(), (3, 8, 8)).outputs) == 1
+
+
+def test_images_of_other_channels():
+    """The network's own error would blame a weight."""
+    timm = pytest.importorskip("timm")
+    for model, name in (
+        (Narrow(), "stem.0"),
+        (nn.Conv2d(3, 4, 1), "the model"),
+        (timm.create_model("mobilevitv2_050"), "stem.conv"),
+    ):
+        match = rf"capture: images: expected 3 channels, which the first convolution \({name}\) takes, got 4"
+        with pytest.raises(ValueError, match=match):
+            capture(model.eval(), (4, 64, 64))
+        assert not any(each._forward_pre_hooks for each in model.modules())
+    ours = mk.create_model("mobilevitv2_050").eval()
+    with pytest.raises(ValueError, match=r"capture: images: MobileViTv2: expected images \(B, 3, H, W\), got \(2, 4, 64, 64\)"):
+        capture(ours, (4, 64, 64))
+    x = torch.zeros(1, 4, 16, 16)
+    for function, argument in ((mk.compile, x), (mk.quantize, [x])):
+        with pytest.raises(ValueError, match=r"images: expected 3 channels, .*, got 4"):
+            function(Narrow().eval(), argument)
+    with pytest.raises(RuntimeError, match="3"):  # of a convolution that takes others than the images' channels: torch's own words
+        capture(nn.Sequential(nn.Conv2d(3, 5, 1), nn.Conv2d(3, 4, 1)).eval(), (3, 8, 8))
 
 
 def test_products_of_attention_count():

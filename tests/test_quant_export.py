@@ -204,6 +204,9 @@ def test_refusals(tmp_path: Path) -> None:
             return self.b(self.pool(self.a(x)))
 
     q = mk.quantize(small(), [images(2, 16)], mk.QuantConfig(method="minmax"), progress=False)
+    for path, error in ((None, TypeError), ("", ValueError)):
+        with pytest.raises(error, match=f"export_onnx: path: expected .*, got {path!r}"):
+            mk.export_onnx(q, path)  # type: ignore[arg-type]
     for size in (64, (3, 64, 64)):
         with pytest.raises(ValueError, match=r"export_onnx: size: expected \(height, width\) or None, got"):
             mk.export_onnx(q, tmp_path / "q.onnx", size)  # type: ignore[arg-type]

@@ -287,9 +287,22 @@ def test_bad_configurations() -> None:
     for settings, error, message in (
         ({"weight_bits": 4}, ValueError, "QuantConfig: weight_bits: expected 8 or 6, got 4"),
         ({"activation_bits": 7}, ValueError, "QuantConfig: activation_bits: expected 8, 6 or None, got 7"),
+        ({"weight_bits": 8.0}, ValueError, "QuantConfig: weight_bits: expected 8 or 6, got 8.0"),
+        ({"weight_bits": None}, ValueError, "QuantConfig: weight_bits: expected 8 or 6, got None"),
+        ({"weight_bits": "8"}, ValueError, "QuantConfig: weight_bits: expected 8 or 6, got '8'"),
+        ({"activation_bits": 6.0}, ValueError, "QuantConfig: activation_bits: expected 8, 6 or None, got 6.0"),
+        ({"activation_bits": True}, ValueError, "QuantConfig: activation_bits: expected 8, 6 or None, got True"),
         ({"method": "best guess"}, ValueError, "QuantConfig: method: expected one of qhyvit, .*, got 'best guess'"),
         ({"full": 1}, TypeError, "QuantConfig: full: expected True or False, got 1"),
         ({"skip": "stem"}, TypeError, "QuantConfig: skip: expected a sequence of patterns, got 'stem'"),
+        ({"skip": None}, TypeError, "QuantConfig: skip: expected a sequence of patterns, got None"),
+        ({"skip": ["stem", 1]}, TypeError, r"QuantConfig: skip: expected a sequence of patterns, got \['stem', 1\]"),
+        ({"overrides": {1: {"weight_bits": 6}}}, TypeError, "QuantConfig: overrides: expected patterns of node names as keys, got 1"),
+        (
+            {"overrides": {"stem": {"activation_bits": 8.0}}},
+            ValueError,
+            r"QuantConfig: overrides\['stem'\]: activation_bits: expected 8, 6 or None, got 8.0",
+        ),
         ({"overrides": {"stem": {"bits": 8}}}, ValueError, r"QuantConfig: overrides\['stem'\]: expected a dict of weight_bits"),
         ({"overrides": {"stem": {"weight_bits": 5}}}, ValueError, r"QuantConfig: overrides\['stem'\]: weight_bits: expected 8 or 6, got 5"),
         ({"overrides": ["stem"]}, TypeError, r"QuantConfig: overrides: expected a dict of patterns, got \['stem'\]"),
@@ -298,6 +311,7 @@ def test_bad_configurations() -> None:
         with pytest.raises(error, match=message):
             mk.QuantConfig(**settings)
     config = mk.QuantConfig(method="minmax", skip=["a"], overrides={"b*": {"weight_bits": 6}, "bc": {"weight_bits": 8}})
+    assert mk.QuantConfig(skip=(each for each in ("a", "b"))).skip == ("a", "b")
     assert mk.QuantConfig(**json.loads(json.dumps(config.to_dict()))) == config
     assert [config.weight_bits_of(name) for name in ("a", "ba", "bc")] == [8, 6, 8]
 
@@ -334,6 +348,14 @@ def test_bad_calls() -> None:
     for bad in (x[0], x.int(), x[:, :2], x[..., :0], "image"):
         with pytest.raises(ValueError, match=r"QuantizedModel: x: expected float images \(B, 3, H, W\), got"):
             q(bad)
+    for path, error in ((None, TypeError), (3, TypeError), ("", ValueError)):
+        with pytest.raises(error, match=r"save_quantized: path: expected .*, got "):
+            mk.save_quantized(q, path)
+        with pytest.raises(error, match=r"load_quantized: path: expected .*, got "):
+            mk.load_quantized(model, path)
+    for size in ((16, 16), 16, (4, 16, 16), (3, 16, 0), (3, 16.0, 16), [3, 16, 16]):
+        with pytest.raises(ValueError, match=r"QuantizedModel: report: expected a size \(channels, .*, as \(3, height, width\), got"):
+            q.report(size)
     for function, name in ((mk.convert, "convert"), (functools.partial(mk.save_quantized, path="x"), "save_quantized")):
         with pytest.raises(TypeError, match=f"{name}: model: expected a quantized model, .*got Plain"):
             function(model)

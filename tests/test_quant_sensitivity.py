@@ -96,6 +96,10 @@ def test_as_table_json_and_picture(tmp_path: Path) -> None:
     assert {row["node"] for row in document["rows"]} == {row.node for row in study.rows}
     study.save_picture(tmp_path / "study.png")
     assert (tmp_path / "study.png").read_bytes()[1:4] == b"PNG"
+    study.save_picture(tmp_path / "study.SVG")
+    with pytest.raises(ValueError, match=r"Sensitivity: save_picture: path: expected a suffix among .*\.png, .*got '.*study.xyz'"):
+        study.save_picture(tmp_path / "study.xyz")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["study.SVG", "study.json", "study.png"]
 
 
 def test_best_and_files_have_it_too(tmp_path: Path) -> None:
@@ -113,6 +117,21 @@ def test_bad_images() -> None:
         q.sensitivity([], progress=False)
     with pytest.raises(ValueError, match=r"sensitivity: images: expected a size of \(3, 16, 16\), .*got \(3, 8, 8\)"):
         q.sensitivity([images(1, 8)], progress=False)
+
+    for bad, error, got in (
+        (images(1, 16), TypeError, "an iterable of batches, got a tensor"),
+        (3, TypeError, "an iterable of batches, got int"),
+        ([images(1, 16)[0]], ValueError, r"batches of float images \(B, C, H, W\), got torch.float32 of shape \(3, 16, 16\)"),
+        ([images(1, 16).int()], ValueError, r"batches of float images \(B, C, H, W\), got torch.int32"),
+        (["image"], ValueError, r"batches of float images \(B, C, H, W\), got str"),
+        ([()], ValueError, r"batches of float images \(B, C, H, W\), got tuple"),
+    ):
+        with pytest.raises(error, match=f"sensitivity: images: expected {got}"):
+            q.sensitivity(bad, progress=False)
+    assert q.sensitivity([(images(1, 16),)], progress=False).rows == q.sensitivity([images(1, 16)], progress=False).rows
+    for target in (-1.0, 101, float("nan"), "1", True):
+        with pytest.raises(ValueError, match=f"sensitivity: target: expected points of top-1 that may be lost, .*got {target!r}"):
+            q.sensitivity([images(1, 16)], target=target, progress=False)
 
     class Map(Small):
         def forward(self, x: Tensor) -> Tensor:

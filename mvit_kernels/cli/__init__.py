@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from mvit_kernels import __version__
+
 PROGRAM = "mvit-kernels"
 SUBCOMMANDS = {
     "info": "what is installed and usable here, and why the rest is not",
@@ -37,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit code. argparse leaves with SystemExit after --help and bad flags."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(prog=PROGRAM, description="Fused kernels that make MobileViT and its relatives fast in PyTorch.")
+    parser.add_argument("--version", action="version", version=f"{PROGRAM} {__version__}")
     subparsers = parser.add_subparsers(dest="subcommand", required=True, metavar="|".join(SUBCOMMANDS))
     for name, summary in SUBCOMMANDS.items():
         subparser = subparsers.add_parser(name, help=summary, description=summary)

@@ -20,6 +20,7 @@ from mvit_kernels.machine import conditions
 
 from .arguments import add_normalization, natural_number, positive_int
 from .evaluation import Labelled, Network, labelled_images, load_network
+from .output import require_writable
 from .processes import process_group
 
 _SAVE_EVERY = 20  # batches
@@ -50,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 @torch.inference_mode()
 def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Every process of torchrun judges a share of the images; the first one reports."""
+    require_writable("--state", args.state)  # before the work
     network = load_network(args, compiled=not args.eager)
     images = labelled_images(args.data, network.size, args.images)
     labels = _labels_of(network, images)

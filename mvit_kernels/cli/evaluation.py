@@ -22,7 +22,7 @@ from mvit_kernels.models import Normalization, published_normalization
 from mvit_kernels.quant import about as about_of
 
 from .arguments import normalization_of
-from .network import load_classifier, parse_normalization, parse_options
+from .network import load_classifier, model_with, parse_normalization, parse_options
 
 STANDIN = "standin"
 Labelled = StandInTask | ImageFolder | ListedImages
@@ -66,7 +66,7 @@ def load_network(args: argparse.Namespace, *, compiled: bool) -> Network:
             return Network("simulated", quantized, side, names, normalization)
         fast: Any = mk.compile(quantized, torch.zeros(1, quantized.size[0], side, side)) if compiled else mk.convert(quantized)
         return Network("quantized", fast, side, names, normalization)
-    classifier = load_classifier(args.model, path, args.num_classes)
+    classifier = load_classifier(args.model, path, args.num_classes, flag="FILE")
     side = size or classifier.size
     model: Any = mk.compile(classifier.model, torch.zeros(1, 3, side, side)) if compiled else classifier.model
     return Network("float", model, side, classifier.class_names, normalization_of(args, classifier.normalization))
@@ -77,7 +77,7 @@ def float_model(about: dict[str, str], path: Path) -> torch.nn.Module:
     if "model" not in about:
         raise ValueError(f"{path}: expected a file of mvit-kernels quantize, which names its model, got one of mk.save_quantized")
     options = parse_options(path, about.get("options", "{}"))
-    return mk.create_model(about["model"], num_classes=int(about["num_classes"]), **options).eval()
+    return model_with(path, about["model"], options, num_classes=int(about["num_classes"]))
 
 
 def labelled_images(data: str, size: int, images: int | None) -> Labelled:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 import mvit_kernels as mk
 from mvit_kernels import checkpoints
 from mvit_kernels.models import Normalization, published_normalization
+from mvit_kernels.models.checkpoint import TORCH_FILES
 from mvit_kernels.quant import about
 
 from .arguments import NUMBERS, is_normalization
@@ -36,17 +37,18 @@ class Classifier:
     normalization: Normalization
 
 
-def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int | None = None) -> Classifier:
+def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int | None = None, *, flag: str = "--checkpoint") -> Classifier:
     """Model `name` with the weights of a checkpoint file (or of a shipped one, by its name), or with random ones (seed 0).
 
     What is None, is as the metadata of a safetensors file say (`mvit-kernels train` writes them), else 1000 classes; so is the
     size, else the model's own or 256. Images are normalized as the metadata say; not at all if `mvit-kernels train` wrote them and they
     don't; else as for the published weights of the model.
+    flag: of the checkpoint, for errors.
     Raises FileNotFoundError; ValueError for a file that is damaged, doesn't fit or has metadata that make no sense.
     """
     if checkpoint is not None and str(checkpoint) in checkpoints.SHIPPED:
         checkpoint = checkpoints.path(str(checkpoint))
-    metadata = {} if checkpoint is None else _metadata(checkpoint)
+    metadata = {} if checkpoint is None else _metadata(checkpoint, flag)
     options = parse_options(checkpoint, metadata.get("options", "{}")) if name in (None, metadata.get("model")) else {}
     name = name or metadata.get("model")
     if name is None or (name == metadata.get("model") and name not in (*mk.list_models(), SCALED)):
@@ -58,7 +60,7 @@ def load_classifier(name: str | None, checkpoint: Path | None, num_classes: int 
         raise ValueError(f"{checkpoint}: size: expected a positive integer in the metadata, got {size!r}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = mk.create_model(name, num_classes=num_classes, checkpoint=checkpoint, **options).eval()
+        model = model_with(checkpoint, name, options, num_classes=num_classes, checkpoint=checkpoint)
     if class_names is not None and len(class_names) != num_classes:
         raise ValueError(f"{checkpoint}: class_names: expected {num_classes} in the metadata, one a class, got {len(class_names)}")
     # Some models take images of one size.
@@ -89,6 +91,17 @@ def parse_options(checkpoint: Path | None, text: str) -> dict[str, Any]:
     return options
 
 
+def model_with(source: Path | None, name: str, options: dict[str, Any], **arguments: Any) -> torch.nn.Module:
+    """What `mk.create_model` makes with the options of a file, in evaluation. Raises ValueError, which names the file, for options that the
+    model does not have."""
+    try:
+        return mk.create_model(name, **arguments, **options).eval()
+    except TypeError as error:
+        if not options:
+            raise
+        raise ValueError(f"{source}: options: {error}") from error
+
+
 def parse_normalization(checkpoint: Path | None, metadata: Mapping[str, str], otherwise: Normalization) -> Normalization:
     """How the metadata of a file say that images are normalized, each a JSON list. Raises ValueError, which names the file."""
     values = list[tuple[float, ...]]()
@@ -103,16 +116,19 @@ def parse_normalization(checkpoint: Path | None, metadata: Mapping[str, str], ot
     return Normalization(*values)
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _metadata(path: Path, flag: str) -> dict[str, str]:
     if not path.is_file():
         raise FileNotFoundError(2, f"no such checkpoint, nor one of the shipped {', '.join(checkpoints.SHIPPED)}", str(path))
     with path.open("rb") as file:
-        if file.read(9)[8:] != b"{":  # a torch file, which says nothing about itself
-            return {}
+        start = file.read(9)
+    if start.startswith(TORCH_FILES):  # they say nothing about themselves
+        return {}
+    if start[8:] != b"{":
+        raise ValueError(f"{flag}: expected weights in a safetensors or a torch file, got {str(path)!r}, which is neither")
     if about(path) is not None:
         raise ValueError(f"{path}: expected weights in floats, got a network of mvit-kernels quantize, which mvit-kernels eval takes")
     try:
         with safe_open(path, "pt") as tensors:
             return tensors.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file ({error})") from error
+        raise ValueError(f"{flag}: expected weights, got {str(path)!r}, which is damaged or no safetensors file ({error})") from error

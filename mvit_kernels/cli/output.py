@@ -43,5 +43,18 @@ def require_writable(flag: str, path: Path | None) -> None:
         raise ValueError(f"{flag}: expected a file in a folder that exists and may be written to, got {str(path)!r}")
 
 
+def require_picture(flag: str, path: Path | None) -> None:
+    """Raises ValueError, which names the flag, where matplotlib draws no files of that suffix; ImportError without matplotlib."""
+    if path is None:
+        return
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise ImportError(f"{flag}: expected matplotlib (in a clone, pip install '.[demo]'), got none") from error
+    kinds = sorted(FigureCanvasBase.get_supported_filetypes())
+    if path.suffix and path.suffix[1:].lower() not in kinds:
+        raise ValueError(f"{flag}: expected a suffix that matplotlib draws, one of .{', .'.join(kinds)}, got {str(path)!r}")
+
+
 def json_text(document: dict[str, Any] | list[Any]) -> str:
     return json.dumps(document, indent=2, allow_nan=False) + "\n"

@@ -11,17 +11,19 @@ from typing import Any
 import torch
 
 import mvit_kernels as mk
+from mvit_kernels.data.listed import calibration_files
 from mvit_kernels.files import write_text
 from mvit_kernels.machine import conditions
 from mvit_kernels.quant.config import METHODS
 
 from .arguments import add_normalization, names, natural_number, normalization_of, positive_int
-from .evaluation import calibration
+from .evaluation import STANDIN, calibration
 from .network import load_classifier
-from .output import json_text, print_table, require_writable
+from .output import json_text, print_table, require_picture, require_writable
 from .processes import process_group
 
 _BATCH = 8
+_IMAGES = 32
 _SHOWN = 10
 
 
@@ -34,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-classes", type=positive_int, help="classes of the checkpoint (default: what it says, else 1000)")
     parser.add_argument("--output", type=Path, required=True, help="the file to write, for mvit-kernels eval and mk.load_quantized")
     parser.add_argument("--calibration", required=True, help="a folder of pictures (or DIR/train below it), or standin")
-    parser.add_argument("--images", type=positive_int, default=32, help="of the calibration (default: %(default)s)")
+    parser.add_argument("--images", type=positive_int, default=_IMAGES, help="of the calibration (default: %(default)s)")
     parser.add_argument("--size", type=positive_int, help="side in pixels (default: the checkpoint's, the model's, or 256)")
     add_normalization(parser)
     parser.add_argument("--method", choices=METHODS, default="qhyvit", help="(default: %(default)s)")
@@ -59,7 +61,12 @@ def run(args: argparse.Namespace) -> dict[str, Any] | None:
     """Every process of torchrun takes a share of the images; the first one writes."""
     for flag in ("output", "report", "plot"):  # before the work
         require_writable(f"--{flag}", getattr(args, flag))
-    classifier = load_classifier(args.model, args.checkpoint, args.num_classes)
+    require_picture("--plot", args.plot)
+    if args.target is not None and not 0 <= args.target <= 100:
+        raise ValueError(f"--target: expected points of top-1, from 0 to 100, got {args.target}")
+    if args.calibration != STANDIN:
+        _require_pictures(args.calibration, args.images)
+    classifier = load_classifier(args.model, args.checkpoint, args.num_classes, flag="CHECKPOINT")
     size = args.size or classifier.size
     normalization = normalization_of(args, classifier.normalization)
     bits = None if args.activation_bits == "none" else int(args.activation_bits)
@@ -120,6 +127,17 @@ def show(document: dict[str, Any]) -> None:
         f"{document['output']}: {document['bytes'] / 2**20:.2f} MiB{_simulated(document['simulation_only'])}\n"
         f"judge it: mvit-kernels eval {document['output']} --data {document['calibration']['data']}"
     )
+
+
+def _require_pictures(data: str, images: int) -> None:
+    """Raises ValueError, which names the flag, if the folder has fewer."""
+    if not Path(data).is_dir():
+        raise ValueError(f"--calibration: expected a folder of pictures, or {STANDIN}, got {data!r}")
+    folder, files = calibration_files(data)
+    if not files:
+        raise ValueError(f"--calibration: expected pictures in {str(folder)!r}, got none")
+    if len(files) < images:
+        raise ValueError(f"--images: expected at most {len(files)}, the pictures in {str(folder)!r}, got {images} (default: {_IMAGES})")
 
 
 @torch.inference_mode()

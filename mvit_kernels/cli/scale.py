@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mvit_kernels.data.digits import TARGETS
 from mvit_kernels.files import write_text
@@ -18,6 +18,9 @@ from mvit_kernels.training import TrainConfig
 from .arguments import natural_number, positive_int
 from .fields import add_fields
 from .output import json_text, print_table, warn
+
+if TYPE_CHECKING:
+    from mvit_kernels.scaling import SampleSet
 
 _OF_ONE_RUN = ("model", "output", "size", "options", "checkpoint", "resume")
 _RANGES = {"resolution": (128, 256), "width": (0.25, 1.0), "depth-ir": (0.5, 2.0), "depth-vit": (0.25, 1.5)}
@@ -108,10 +111,25 @@ def _row(sample: Any) -> dict[str, Any]:
     return {**fields, "factors": sample.factors._asdict(), "latency": latency}
 
 
+def _read(folder: Path | None) -> SampleSet:
+    """What --samples says. Raises ValueError, which names the flag."""
+    from mvit_kernels.scaling import SHIPPED, read
+
+    try:
+        samples = read(folder or SHIPPED)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ValueError(
+            f"--samples: expected a folder that `mvit-kernels scale sample` filled, with samples.csv and recipe.json, got {str(folder)!r}"
+        ) from error
+    if not samples.samples:
+        raise ValueError(f"--samples: expected samples, lines below the first one of samples.csv in {str(folder)!r}, got none")
+    return samples
+
+
 def _fit(args: argparse.Namespace) -> dict[str, Any]:
     from mvit_kernels import scaling
 
-    samples = scaling.read(args.samples or scaling.SHIPPED)
+    samples = _read(args.samples)
     surfaces = {"top-1": scaling.accuracy_surface(samples, args.seed)}
     for precision, threads in scaling.timed(samples):
         surfaces[f"{precision}, {threads} threads, ms"] = scaling.latency_surface(samples, precision, threads, args.seed)
@@ -130,7 +148,7 @@ def _downsize(args: argparse.Namespace) -> list[dict[str, Any]]:
 
     if not 0 < args.ratio < 1:
         raise ValueError(f"--ratio: expected a number between 0 and 1, got {args.ratio}")
-    samples = scaling.read(args.samples or scaling.SHIPPED)
+    samples = _read(args.samples)
     cost: scaling.Cost = scaling.Macs(args.classes)
     if args.params is not None:
         cost = scaling.Params(args.classes)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import torch
 from torch.utils import _pytree as pytree
 
+from mvit_kernels.files import checked_path
+
 from .plan import Plan
 from .report import PlanReport, Profile, profile_of, report_of
 
@@ -111,13 +113,14 @@ class CompiledModel:
         has the rewritten network, made once more of a float model, whose graphs are captured where it runs."""
         from .files import save_plans
 
+        path = checked_path("CompiledModel: save: path", path)
         if sizes is not None:
             sizes = list(sizes) if isinstance(sizes, Iterable) else [sizes]
             if not sizes or not all(_is_size(each, 2) for each in sizes):
                 raise ValueError(f"CompiledModel: save: sizes: expected one (height, width) or more, got {sizes!r}")
         channels = next(iter(self._plans))[0]
         wanted = list(self._plans) if sizes is None else [(channels, *size) for size in sizes]
-        save_plans(Path(path), {size: self.plan(size) for size in wanted}, self.num_threads, self.device)
+        save_plans(path, {size: self.plan(size) for size in wanted}, self.num_threads, self.device)
 
     def _plan_of(self, size: Size | None, what: str) -> Plan | DevicePlan:
         if size is not None and not _is_size(size, 3):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mvit_kernels import __version__
-from mvit_kernels.files import replace_file
+from mvit_kernels.files import checked_path, replace_file
 from mvit_kernels.ops.backend import NATIVE_REASON, native
 
 from .described import describe_device_plan, describe_plan, device_plan_from, plan_from
@@ -94,12 +94,12 @@ def load(path: str | Path, *, num_threads: int | None = None, device: str | torc
         device: of plans of a GPU, on which they run; None for the current one.
 
     Raises:
-        ValueError: no such file of this version of the package, a damaged one, or wrong arguments.
+        TypeError, ValueError: no such file of this version of the package, a damaged one, or wrong arguments.
         OSError: it cannot be read.
     """
     from .compiled import CompiledModel, check_threads
 
-    path = Path(path)
+    path = checked_path("load: path", path)
     check_threads("load", num_threads)
     if native is None:
         raise ValueError(f"load: {path}: the native kernels are needed ({NATIVE_REASON})")

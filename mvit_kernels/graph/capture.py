@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import operator
-import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,11 +19,11 @@ from mvit_kernels.swap import accelerate
 
 from . import quantizers
 from .expand import RULES, Builder, Floats, Map, Moments, Opaque, Value, Vector
+from .exporting import EXPORTING, exported
 from .functional import functional, results
 from .program import Program
 
 Tensor = torch.Tensor
-_exporting = threading.Lock()  # torch.export keeps what it is at in one place for all threads
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default)
 
 
@@ -34,17 +33,15 @@ def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:
     The model is left as it is. Weights are those of the model, on the CPU; where a norm was folded into them, new ones.
 
     Raises:
-        TypeError, ValueError: model is no module, is in training, or takes anything but one batch of images.
+        TypeError, ValueError: model is no module, is in training, takes anything but one batch of images or images of other channels, gives
+            results of an unknown type, or does what depends on the values of images.
     """
     check_model("capture", model)
     if not isinstance(size, (tuple, list)) or len(size) != 3 or any(not isinstance(each, int) or each < 1 for each in size):
         raise ValueError(f"capture: size: expected (channels, height, width), got {size!r}")
-    model = accelerate(copy.deepcopy(model).cpu().float(), backend="reference")
-    batch = torch.export.Dim("batch", min=1)
-    with _exporting, torch.no_grad(), torch.autocast("cpu", enabled=False):
-        x = torch.zeros(2, *size, dtype=torch.float32)
-        exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},), strict=False)
-        return _Translator(functional(exported), size).program()
+    own = accelerate(copy.deepcopy(model).cpu().float(), backend="reference")
+    with EXPORTING, torch.no_grad(), torch.autocast("cpu", enabled=False):
+        return _Translator(functional(exported(model, own, size)), size).program()
 
 
 def check_model(what: str, model: Any) -> None:

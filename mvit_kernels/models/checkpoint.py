@@ -14,7 +14,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from mvit_kernels.files import replace_file
+from mvit_kernels.files import checked_path, replace_file
 
 from .families import KINDS
 from .names import CLASSIFIERS, HEADS, STEMS, Family, Format, family_of, names_in, own_format
@@ -22,6 +22,7 @@ from .names import CLASSIFIERS, HEADS, STEMS, Family, Format, family_of, names_i
 # Where training programs keep the weights in what they save; averaged ones (EMA) first, which are those they evaluate.
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
 _WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+TORCH_FILES = (b"PK", b"\x80")  # how they begin: a zip archive, or a bare pickle as torch wrote before 1.6
 
 
 class LoadReport(NamedTuple):
@@ -44,7 +45,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     strict: False tolerates, and returns, what only the model or only the file has, and a classifier for other classes.
     Raises FileNotFoundError; ValueError if the file is damaged, holds no model that is known here or doesn't fit the model.
     """
-    path = Path(path)
+    path = checked_path("load_checkpoint: path", path)
     state = _state_of("load_checkpoint", model)
     family = family_of(state)
     file = _read(path)
@@ -103,7 +104,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: Form
     The suffix of `path` says what kind of file: .safetensors, or .pt, .pth or .bin for `torch.save`. An older file is
     replaced at once or not at all. The first convolution of MobileViT v1 becomes that of the format (see `load_checkpoint`).
     """
-    path = Path(path)
+    path = checked_path("save_checkpoint: path", path)
     state = _state_of("save_checkpoint", model)
     family = family_of(state)
     format = own_format(family) if format is None else format
@@ -224,7 +225,7 @@ def _open(path: Path) -> object:
         try:
             if start[8:] == b"{":
                 return safetensors.torch.load_file(path)
-            if start.startswith((b"PK", b"\x80")):  # a zip archive, or a bare pickle as torch wrote before 1.6
+            if start.startswith(TORCH_FILES):
                 # timm's training keeps its options, a Namespace, beside the weights.
                 with torch.serialization.safe_globals([argparse.Namespace]):
                     return torch.load(file, map_location="cpu", weights_only=True)

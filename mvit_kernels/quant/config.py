@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -54,12 +54,15 @@ class QuantConfig:
             raise ValueError(f"QuantConfig: method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         if not isinstance(self.full, bool):
             raise TypeError(f"QuantConfig: full: expected True or False, got {self.full!r}")
-        if isinstance(self.skip, str) or not all(isinstance(each, str) for each in self.skip):
+        skip = tuple(self.skip) if isinstance(self.skip, Iterable) else ()  # once: it may be a generator
+        if isinstance(self.skip, str) or not isinstance(self.skip, Iterable) or not all(isinstance(each, str) for each in skip):
             raise TypeError(f"QuantConfig: skip: expected a sequence of patterns, got {self.skip!r}")
-        object.__setattr__(self, "skip", tuple(self.skip))
+        object.__setattr__(self, "skip", skip)
         if not isinstance(self.overrides, Mapping):
             raise TypeError(f"QuantConfig: overrides: expected a dict of patterns, got {self.overrides!r}")
         for pattern, fields in self.overrides.items():
+            if not isinstance(pattern, str):
+                raise TypeError(f"QuantConfig: overrides: expected patterns of node names as keys, got {pattern!r}")
             if not isinstance(fields, Mapping) or not set(fields) <= set(_FIELDS):
                 raise ValueError(f"QuantConfig: overrides[{pattern!r}]: expected a dict of {' and '.join(_FIELDS)}, got {fields!r}")
             _check_bits(f"overrides[{pattern!r}]: ", fields.get("weight_bits", 8), fields.get("activation_bits", 8))
@@ -87,7 +90,7 @@ class QuantConfig:
 
 
 def _check_bits(where: str, weight_bits: Any, activation_bits: Any) -> None:
-    if isinstance(weight_bits, bool) or weight_bits not in (8, 6):
+    if type(weight_bits) is not int or weight_bits not in (8, 6):  # 8.0 equals 8, and is none that kernels take
         raise ValueError(f"QuantConfig: {where}weight_bits: expected 8 or 6, got {weight_bits!r}")
-    if isinstance(activation_bits, bool) or activation_bits not in (8, 6, None):
+    if activation_bits is not None and (type(activation_bits) is not int or activation_bits not in (8, 6)):
         raise ValueError(f"QuantConfig: {where}activation_bits: expected 8, 6 or None, got {activation_bits!r}")

@@ -13,14 +13,13 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from mvit_kernels import __version__
-from mvit_kernels.files import replace_file
+from mvit_kernels.files import checked_path, replace_file
 from mvit_kernels.graph import Node, Program
 from mvit_kernels.graph.integers import KINDS
 from mvit_kernels.reference import ACTIVATIONS
@@ -41,12 +40,13 @@ def export_onnx(model: QuantizedModel, path: str | os.PathLike[str], size: tuple
         size: (height, width) of its images, by default those of the calibration.
 
     Raises:
-        TypeError: another model.
+        TypeError: another model, or what is no path.
         ValueError: quantizers that can only be simulated; a node that runs through torch, whose form in ONNX is not known. It is named.
         ImportError: onnx is not installed.
     """
     if not isinstance(model, QuantizedModel):
         raise TypeError(f"export_onnx: model: expected a quantized model, of mk.quantize, got {type(model).__name__}")
+    path = checked_path("export_onnx: path", path)
     try:
         import onnx
     except ImportError as error:
@@ -62,7 +62,7 @@ def export_onnx(model: QuantizedModel, path: str | os.PathLike[str], size: tuple
     )
     made.ir_version = _IR
     onnx.checker.check_model(made, full_check=True)
-    replace_file(Path(path), lambda temporary: temporary.write_bytes(made.SerializeToString()))
+    replace_file(path, lambda temporary: temporary.write_bytes(made.SerializeToString()))
 
 
 class _Writer:

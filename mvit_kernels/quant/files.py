@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mvit_kernels import __version__
+from mvit_kernels.files import checked_path
 from mvit_kernels.graph import Program, capture, optimize
 from mvit_kernels.reference.int6 import pack_int6, unpack_int6
 
@@ -37,11 +38,12 @@ def save_quantized(model: QuantizedModel, path: str | os.PathLike[str], *, about
         about: anything else that the file shall say, as text; the command line keeps the name of the model there.
 
     Raises:
-        TypeError: model is not what `mk.quantize`, `mk.convert` or `mk.load_quantized` gives.
+        TypeError, ValueError: model is not what `mk.quantize`, `mk.convert` or `mk.load_quantized` gives, or path no path of a file.
         OSError: the file cannot be written.
     """
     if not isinstance(model, QuantizedModel):
         raise TypeError(f"save_quantized: model: expected a quantized model, of mk.quantize, got {type(model).__name__}")
+    path = checked_path("save_quantized: path", path)
     tensors = {}
     for name, layer in model.layers.items():
         for key, value in layer.items():
@@ -58,7 +60,7 @@ def save_quantized(model: QuantizedModel, path: str | os.PathLike[str], *, about
         "about": dict(about or {}),
         "migration": {name: factors.tolist() for name, factors in model.migration.items()},
     }
-    write_stored(Path(path), _FORM, tensors, content)
+    write_stored(path, _FORM, tensors, content)
 
 
 def load_quantized(model: nn.Module, path: str | os.PathLike[str]) -> QuantizedModel:
@@ -77,9 +79,10 @@ def load_quantized(model: nn.Module, path: str | os.PathLike[str]) -> QuantizedM
         raise TypeError(f"load_quantized: model: expected a torch.nn.Module, got {type(model).__name__}")
     if model.training:
         raise ValueError("load_quantized: model: expected a model in evaluation (call model.eval()), got one in training")
-    if not Path(path).is_file():
+    path = checked_path("load_quantized: path", path)
+    if not path.is_file():
         raise FileNotFoundError(f"load_quantized: path: expected a file, got {path}")
-    tensors, content = read_stored(Path(path), _FORM, "load_quantized: path", "save_quantized")
+    tensors, content = read_stored(path, _FORM, "load_quantized: path", "save_quantized")
     config, size = QuantConfig(**content["config"]), tuple(content["size"])
     own = copy.deepcopy(model)
     program = optimize(capture(own, size))

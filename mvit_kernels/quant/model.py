@@ -102,7 +102,10 @@ class QuantizedModel(nn.Module):
         return found
 
     def report(self, size: tuple[int, int, int] | None = None) -> QuantReport:
-        """What each node of `program(size)` is, and what was decided at calibration."""
+        """What each node of `program(size)` is, and what was decided at calibration. Raises ValueError for another size than (C, H, W)."""
+        if size is not None and not _is_size(size, self.size[0]):
+            expected = f"({self.size[0]}, height, width)"
+            raise ValueError(f"QuantizedModel: report: expected a size (channels, height, width), as {expected}, got {size!r}")
         return report_of(self.program(size), self.decisions)
 
     def simulation_only(self, size: tuple[int, int, int] | None = None) -> dict[str, str]:
@@ -169,6 +172,11 @@ class QuantizedModel(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._lock = threading.RLock()
+
+
+def _is_size(size: Any, channels: int) -> bool:
+    whole = isinstance(size, tuple) and len(size) == 3 and all(type(each) is int and each > 0 for each in size)
+    return whole and bool(size[0] == channels)
 
 
 def with_float_weights(program: Program, layers: Mapping[str, Layer], config: QuantConfig) -> Program:

@@ -91,7 +91,8 @@ class Sensitivity:
         replace_file(Path(path), lambda temporary: temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8"))
 
     def save_picture(self, path: str | Path) -> None:
-        """Draw the effect of each layer, in the order of the largest. Raises ImportError without matplotlib."""
+        """Draw the effect of each layer, in the order of the largest. Raises ImportError without matplotlib, ValueError for
+        a suffix that it does not draw."""
         try:
             from matplotlib.figure import Figure
         except ImportError as error:
@@ -103,7 +104,10 @@ class Sensitivity:
         axes.invert_yaxis()
         axes.set_xscale("log")
         axes.set_xlabel("divergence of class probabilities when this layer alone is quantized")
-        replace_file(Path(path), lambda temporary: figure.savefig(temporary, format=Path(path).suffix.lstrip(".") or "png", dpi=120))
+        suffix, kinds = Path(path).suffix[1:] or "png", sorted(figure.canvas.get_supported_filetypes())
+        if suffix.lower() not in kinds:
+            raise ValueError(f"Sensitivity: save_picture: path: expected a suffix among .{', .'.join(kinds)}, got {str(path)!r}")
+        replace_file(Path(path), lambda temporary: figure.savefig(temporary, format=suffix, dpi=120))
 
 
 def sensitivity(model: QuantizedModel, images: Iterable[Any], *, target: float | None = None, progress: bool = True) -> Sensitivity:
@@ -116,11 +120,19 @@ def sensitivity(model: QuantizedModel, images: Iterable[Any], *, target: float |
             first, until the network loses no more; a bisection, and measured.
 
     Raises:
-        ValueError: no images, or images of another size.
+        TypeError, ValueError: another target, no images, or others than of the calibration's size.
     """
+    if isinstance(images, Tensor) or not isinstance(images, Iterable):
+        got = "a tensor" if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"sensitivity: images: expected an iterable of batches, got {got}")
+    if target is not None and (isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target <= 100):
+        raise ValueError(f"sensitivity: target: expected points of top-1 that may be lost, from 0 to 100, or None, got {target!r}")
     study = _Study(model)
     for batch in tqdm(list(images), desc="sensitivity", unit="batch", leave=False, disable=None if progress else True):
-        x, labels = (batch[0], batch[1]) if isinstance(batch, (tuple, list)) else (batch, None)
+        x, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) and batch else (batch, None)
+        if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
+            got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(f"sensitivity: images: expected batches of float images (B, C, H, W), got {got}")
         study.look(x, labels)
     if not study.images:
         raise ValueError("sensitivity: images: expected at least one, got none")

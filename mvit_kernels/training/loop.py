@@ -64,7 +64,7 @@ def train(config: TrainConfig, datasets: tuple[Images, Images] | None = None) ->
         total = config.steps or config.epochs * steps_per_epoch
 
         torch.manual_seed(config.seed)
-        model: nn.Module = create_model(config.model, num_classes=len(training.class_names), **model_options(config))
+        model = _fresh_model(config, len(training.class_names))
         start = None if config.resume else config.checkpoint
         if start and _load_start(model, start) and rank == 0:
             print(f"train: the classifier is fresh: {start} has none for these {len(training.class_names)} classes", file=sys.stderr)
@@ -116,6 +116,16 @@ def train(config: TrainConfig, datasets: tuple[Images, Images] | None = None) ->
             metadata = _metadata(config, training.class_names, result, record) | {"trained_on": _machine(device, world)}
             save_weights(result.weights, weights, metadata)
         return result
+
+
+def _fresh_model(config: TrainConfig, classes: int) -> nn.Module:
+    options = model_options(config)
+    try:
+        return create_model(config.model, num_classes=classes, **options)
+    except TypeError as error:
+        if not options:
+            raise
+        raise ValueError(f"TrainConfig: options: {error}") from error
 
 
 def _load_start(model: nn.Module, path: Path) -> bool:
