@@ -84,6 +84,51 @@ def test_several_models_of_one_class() -> None:
 
 
 @torch.no_grad()
+def test_functions_around_a_model_are_none_of_it() -> None:
+    model, x = random_statistics(Plain()), torch.rand(2, 3, 64, 64)
+    for around in (lambda model, x: model(x)[0].clamp(max=1e3), lambda model, x: model(x.clamp(0, 1))[0]):
+        fast = torch.compile(around, backend="mvit_kernels")
+        for images in (x, 1e3 * x):
+            right = around(model, images)
+            assert (fast(model, images) - right).abs().max() <= 1e-3 * right.abs().max()
+
+
+@torch.no_grad()
+def test_the_rest_of_a_forward_is_none_of_its_graph() -> None:
+    class Bounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)
+            torch._dynamo.graph_break()
+            return y.clamp(max=10.0)
+
+    model, x = Bounded().eval(), torch.randn(2, 3, 9, 9)
+    fast = torch.compile(model, backend="mvit_kernels")
+    for images in (x, 1e3 * x):
+        assert torch.allclose(fast(images), model(images), atol=1e-3)
+
+
+@torch.no_grad()
+def test_parts_that_are_compiled_already() -> None:
+    """None of them waits for another."""
+    part, x = torch.compile(nn.Sequential(nn.Conv2d(3, 8, 3), nn.SiLU()).eval(), backend="mvit_kernels"), torch.randn(2, 3, 9, 9)
+    right = part(x)
+    assert torch.allclose(torch.compile(nn.Sequential(part).eval(), backend="mvit_kernels")(x), right, atol=1e-5)
+
+
+@torch.no_grad()
+def test_weights_that_are_replaced() -> None:
+    model, x = nn.Sequential(nn.Conv2d(3, 8, 3)).eval(), torch.randn(2, 3, 9, 9)
+    fast = torch.compile(model, backend="mvit_kernels")
+    fast(x)
+    model[0].weight.data = torch.randn(8, 3, 3, 3)
+    assert torch.allclose(fast(x), model(x), atol=1e-5)
+
+
+@torch.no_grad()
 def test_parameters_that_a_forward_leaves_out() -> None:
     class Partly(nn.Module):
         def __init__(self) -> None:

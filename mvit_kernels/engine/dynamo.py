@@ -1,7 +1,8 @@
 """`torch.compile(model, backend="mvit_kernels")`: the plan of `mk.compile`, for people who have that line already.
 
-Dynamo hands over a graph of torch ops, in which the blocks of a model are gone. So the model itself is looked up and compiled; its first
-results are compared with those of the graph. A graph that is not all of the model, whose results are others, is compiled as it is.
+Dynamo hands over a graph of torch ops, in which the blocks of a model are gone. So the model whose forward it is of is looked up and
+compiled, and its results compared with those of the graph, of the first images and of others. A graph that is only a part of a forward, or
+of a function around a model, is compiled as it is.
 """
 
 from __future__ import annotations
@@ -10,9 +11,9 @@ import contextlib
 import inspect
 import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import CodeType
 from typing import Any
 
 import torch
@@ -41,7 +42,7 @@ def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Seque
             "torch.compile: backend mvit_kernels: expected inference, under torch.no_grad() or torch.inference_mode(), got a call with"
             " gradients on; to train, use mk.accelerate"
         )
-    model = _calling_module()
+    forward, model = _traced_forward()
     if isinstance(model, QuantizedModel):
         raise ValueError("torch.compile: backend mvit_kernels: expected a float model, got a quantized one; mk.compile takes it")
     if model is not None and model.training:
@@ -52,7 +53,7 @@ def backend(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Seque
     images = [i for i in places if inputs[i].ndim == 4]
     if len(images) != 1:
         raise ValueError(f"torch.compile: backend mvit_kernels: expected one batch of images (B, C, H, W), got {len(images)}")
-    return _Runner(graph, images[0])
+    return _Runner(graph, images[0], forward)
 
 
 @dataclass(frozen=True)
@@ -60,38 +61,40 @@ class _Made:
     """A plan of one model's weights."""
 
     weights: list[weakref.ref[Tensor]]
-    versions: list[int]
+    versions: list[tuple[int, ...]]
     compiled: CompiledModel
     beside: list[Tensor]  # what the graph gives beside results
 
-    def is_of(self, weights: list[Tensor], versions: list[int]) -> bool:
+    def is_of(self, weights: list[Tensor], versions: list[tuple[int, ...]]) -> bool:
         return self.versions == versions and all(held() is x for held, x in zip(self.weights, weights, strict=True))
 
 
 class _Runner:
     """Compiles at its first call: Dynamo is still at work when it asks for it, and does not want to be called once more. And again when a
-    weight was written to, or for weights of another model of the same class, whose calls Dynamo sends here, too."""
+    weight was written to (of tensors of inference mode nobody sees it), or for weights of another model of the same class, whose calls
+    Dynamo sends here, too."""
 
-    def __init__(self, graph: fx.GraphModule, place: int) -> None:
-        self.graph, self.place = graph, place
-        self.made: OrderedDict[tuple[int, ...], _Made] = OrderedDict()
-        self.lock = threading.Lock()
+    def __init__(self, graph: fx.GraphModule, place: int, forward: CodeType | None) -> None:
+        """forward: of the module that the graph is of; None where it is of another function."""
+        self.graph, self.place, self.forward = graph, place, forward
+        self.made: dict[tuple[int, ...], _Made] = {}  # the oldest first
+        self.lock = threading.RLock()
 
     def __call__(self, *inputs: Any) -> Sequence[Tensor]:
         if not inputs[self.place].shape[0]:  # of no images: Dynamo made a graph for these alone, whose sizes say 0
             return list(self.graph(*inputs))
         weights = [x for i, x in enumerate(inputs) if i != self.place and isinstance(x, Tensor)]
-        versions = [x._version for x in weights if not x.is_inference()]
+        versions: list[tuple[int, ...]] = [(x.data_ptr(),) if x.is_inference() else (x.data_ptr(), x._version) for x in weights]
         key = tuple(map(id, weights))
         made = self.made.get(key)
         if made is None or not made.is_of(weights, versions):
             with self.lock, torch.no_grad():
                 made = self.made.get(key)
                 if made is None or not made.is_of(weights, versions):
-                    made = self.made[key] = _Made([*map(weakref.ref, weights)], versions, *self.make(inputs))
-                    while len(self.made) > MOST_MODELS:
-                        self.made.popitem(last=False)
-        return [*_tensors(made.compiled(inputs[self.place])), *made.beside]
+                    made = _Made([weakref.ref(x) for x in weights], versions, *self.make(inputs))
+                    alive = [(k, each) for k, each in self.made.items() if k != key and all(held() is not None for held in each.weights)]
+                    self.made = dict([*alive, (key, made)][-MOST_MODELS:])
+        return [*_tensors(made.compiled(inputs[self.place])), *(y.clone() for y in made.beside)]
 
     def make(self, inputs: Sequence[Any]) -> tuple[CompiledModel, list[Tensor]]:
         x = inputs[self.place].detach()
@@ -99,17 +102,19 @@ class _Runner:
             expected = list(self.graph(*inputs))
         # Numbers that would show if the model were not what the graph is of.
         telling = all(y.is_floating_point() and bool(y.isfinite().any()) for y in expected)
-        model = _module_of(inputs)
-        refused = "its results are not those of the graph" if model is not None else "none is found that has these weights"
+        model = _module_of(self.forward, inputs)
+        refused = "none is found that has these weights" if model is None else "its results are not those of the graph"
         if model is not None and telling:
             try:
                 compiled = compile(model, x)
+            except torch.OutOfMemoryError:
+                raise
             except (TypeError, ValueError, RuntimeError) as error:  # as of one that does not take x, if the graph is a part of it
                 refused = str(error).partition("\n")[0]
             else:
-                count = len(_tensors(compiled(x)))
-                if _agree(compiled, x, expected[:count]) and self._are_constant(expected[count:], count, inputs):
-                    return compiled, expected[count:]
+                beside = expected[len(_tensors(compiled(x))) :]
+                if self._is_all_of(compiled, inputs, expected, beside):
+                    return compiled, [y.detach().clone() for y in beside]
         try:
             compiled = compile(_Graph(self.graph, inputs, self.place).eval(), x)
         except RuntimeError as error:
@@ -123,13 +128,19 @@ class _Runner:
             raise RuntimeError("torch.compile: backend mvit_kernels: the plan's results differ from those of the graph")
         return compiled, []
 
-    def _are_constant(self, values: list[Tensor], place: int, inputs: Sequence[Any]) -> bool:
-        """Whether what the graph gives from that place on is the same of other images: what a model keeps of its weights, as a bias of
-        attention that it gathers once."""
-        if not values:
-            return True
-        others = [x.flip(-1) + 1 if i == self.place else x for i, x in enumerate(inputs)]
-        return all(map(torch.equal, values, self.graph(*others)[place:]))
+    def _is_all_of(self, compiled: CompiledModel, inputs: Sequence[Any], expected: list[Tensor], beside: list[Tensor]) -> bool:
+        """Whether the graph gives what the model does, and beside it what is the same of other images: what a model keeps of its weights,
+        as a bias of attention that it gathers once; of this size, so that the graph must not be of any. Other images are larger, so that
+        what the rest of a forward does to large numbers shows."""
+        x = inputs[self.place].detach()
+        if beside and any(isinstance(each, int) for each in inputs):
+            return False
+        other = (x.flip(-1) + 1) * (4 if x.dtype == torch.float16 else 100)
+        with _exact_convolutions(x.device):
+            of_other = list(self.graph(*(other if i == self.place else each for i, each in enumerate(inputs))))
+        count = len(expected) - len(beside)
+        agree = _agree(compiled, x, expected[:count]) and _agree(compiled, other, of_other[:count])
+        return agree and all(map(torch.equal, beside, of_other[count:]))
 
 
 class _Graph(nn.Module):
@@ -152,26 +163,30 @@ class _Graph(nn.Module):
         return self.graph(*map(argument, range(self.count)))
 
 
-def _calling_module() -> nn.Module | None:
-    """The module whose forward is being compiled."""
+def _traced_forward() -> tuple[CodeType | None, nn.Module | None]:
+    """The code of the forward that is being compiled, and its module; None of other functions."""
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     try:
         frame = InstructionTranslator.current_tx().output.root_tx
-        module = frame.f_locals[frame.f_code.co_varnames[0]]
+        code, module = frame.f_code, frame.f_locals[frame.f_code.co_varnames[0]]
     except (AttributeError, IndexError, KeyError):
-        return None
-    return module if isinstance(module, nn.Module) else None
+        return None, None
+    return (code, module) if _is_forward_of(module, code) else (None, None)
 
 
-def _module_of(inputs: Sequence[Any]) -> nn.Module | None:
-    """The module whose forward calls the graph: the innermost one on the stack that has all parameters among the inputs."""
+def _is_forward_of(module: Any, code: CodeType | None) -> bool:
+    return isinstance(module, nn.Module) and getattr(type(module).forward, "__code__", None) is code
+
+
+def _module_of(forward: CodeType | None, inputs: Sequence[Any]) -> nn.Module | None:
+    """The module whose forward calls the graph, with all parameters that are among the inputs: on the stack, in code that Dynamo made."""
     weights = {id(x) for x in inputs if isinstance(x, nn.Parameter)}
-    frame = inspect.currentframe()
+    frame = inspect.currentframe() if forward is not None else None
     while frame is not None:
         names = frame.f_code.co_varnames
         module = frame.f_locals.get(names[0]) if names else None
-        if isinstance(module, nn.Module) and weights <= {id(x) for x in module.parameters()}:
+        if isinstance(module, nn.Module) and _is_forward_of(module, forward) and weights <= {id(x) for x in module.parameters()}:
             return module
         frame = frame.f_back
     return None

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-EXPORTING = threading.Lock()  # torch.export keeps what it is at in one place for all threads
+EXPORTING = threading.RLock()  # torch.export keeps what it is at in one place for all threads
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _UNKNOWN = re.compile(r"Found <class '(.+?)'> in output, which is not a known type")
 
@@ -77,7 +77,8 @@ def _refusal(error: Exception, model: nn.Module, x: torch.Tensor) -> str | None:
     for each in names:
         each.register_forward_pre_hook(stop, with_kwargs=True)
     try:
-        model(x)
+        with torch.compiler.set_stance("force_eager"):  # parts of it may be compiled, by what waits for this
+            model(x)
     except _Reached as reached:
         module, *given = reached.args
         name, channels = names[module] or "the model", int(module.in_channels)
@@ -97,7 +98,9 @@ class _Stderr:
 
     def write(self, text: str) -> int:
         self._left_out = ("def forward(" in text and "torch.ops." in text) or (self._left_out and text == "\n")
-        return len(text) if self._left_out else int(self._stream.write(text))
+        if not self._left_out:
+            self._stream.write(text)
+        return len(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -106,5 +109,5 @@ class _Stderr:
 @contextlib.contextmanager
 def _without_graphs() -> Iterator[None]:
     """torch.export prints the graph that it was at, whatever its caller makes of the error."""
-    with contextlib.redirect_stderr(_Stderr(sys.stderr)):
+    with contextlib.redirect_stderr(_Stderr(sys.stderr)) if sys.stderr is not None else contextlib.nullcontext():
         yield

@@ -94,11 +94,13 @@ class QuantizedModel(nn.Module):
         found = self._programs.get(size)
         if found is None:
             with self._lock:
-                found = self._programs.get(size) or self._make(size)
-                others = [each for each in self._programs if each != self.size]
-                if len(others) >= MOST_SIZES:
-                    del self._programs[others[0]]
-                self._programs[size] = found
+                found = self._programs.get(size)
+                if found is None:
+                    found = self._make(size)
+                    others = [each for each in self._programs if each != self.size]
+                    if size != self.size and len(others) >= MOST_SIZES:
+                        del self._programs[others[0]]
+                    self._programs[size] = found
         return found
 
     def report(self, size: tuple[int, int, int] | None = None) -> QuantReport:
@@ -134,7 +136,7 @@ class QuantizedModel(nn.Module):
 
     def load_state_dict(self, *_: Any, **__: Any) -> Any:
         """Raises TypeError, as `state_dict`."""
-        raise TypeError("QuantizedModel: load_state_dict: expected mk.load_quantized(path)")
+        raise TypeError("QuantizedModel: load_state_dict: expected mk.load_quantized(model, path)")
 
     def extra_repr(self) -> str:
         return f"{self.config}, size={self.size}, backend={self.backend!r}"
