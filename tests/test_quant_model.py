@@ -385,3 +385,11 @@ def test_a_state_without_its_integers_is_refused() -> None:
         nn.Sequential(qmodel).state_dict()
     with pytest.raises(TypeError, match=r"mk\.load_quantized"):
         qmodel.load_state_dict({})
+
+
+@needs_native
+def test_a_quantized_model_inside_of_another_is_not_compiled() -> None:
+    x = torch.randn(2, 3, 8, 8)
+    qmodel = mk.quantize(nn.Sequential(nn.Conv2d(3, 8, 3)).eval(), [x], progress=False)
+    with pytest.raises(ValueError, match="got one with a quantized one inside"):
+        mk.compile(nn.Sequential(qmodel, nn.Flatten()).eval(), x)

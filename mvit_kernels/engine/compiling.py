@@ -88,6 +88,8 @@ def compile(
     if isinstance(x, (list, tuple)) and len(x) == 1:
         x = x[0]
     check_model("compile", model)
+    if not isinstance(model, QuantizedModel) and any(isinstance(each, QuantizedModel) for each in model.modules()):
+        raise ValueError("compile: model: expected a float model, or a quantized one by itself, got one with a quantized one inside")
     if not isinstance(x, Tensor) or x.ndim != 4 or 0 in x.shape[1:]:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(example_inputs).__name__
         raise ValueError(f"compile: example_inputs: expected one batch of images (B, C, H, W), got {got}")
