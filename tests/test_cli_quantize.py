@@ -183,12 +183,15 @@ def test_quantize_looks_at_its_flags_first(capsys, monkeypatch, weights, picture
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("mvit_kernels.cli.quantize.load_classifier", _unwanted)
     (tmp_path / "empty").mkdir()
-    argv = ["quantize", weights, "--output", tmp_path / "q", "--calibration"]
+    argv, called = ["quantize", weights, "--output", tmp_path / "q", "--calibration"], "calibration_images: "
     for flags, message in (
-        ([pictures], f"--images: expected at most 9, the pictures in '{pictures / 'train'}', got 32 (default: 32)"),
-        ([pictures, "--images", 10], "--images: expected at most 9, "),
-        ([tmp_path / "empty"], f"--calibration: expected pictures in '{tmp_path / 'empty'}', got none"),
-        ([tmp_path / "no"], "--calibration: expected a folder of pictures, or standin, got"),
+        ([pictures], f"--images 32 (default: 32): {called}count: expected at most 9, the pictures in '{pictures / 'train'}', got 32"),
+        ([pictures, "--images", 10], f"--images 10 (default: 32): {called}count: expected at most 9, "),
+        ([tmp_path / "empty"], f"{called}path: expected pictures in '{tmp_path / 'empty'}', got none"),
+        (
+            [tmp_path / "no"],
+            f"--calibration {tmp_path / 'no'} (or standin), --images 32 (default: 32): {called}path: expected a folder, got",
+        ),
         (["standin", "--plot", tmp_path / "p.xyz"], "--plot: expected a suffix that matplotlib draws, one of ."),
         (["standin", "--target", -1], "--target: expected points of top-1, from 0 to 100, got -1.0"),
         (["standin", "--target", "nan"], "--target: expected points of top-1, from 0 to 100, got nan"),

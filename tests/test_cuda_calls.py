@@ -936,3 +936,11 @@ def test_kernels_of_ops_with_gradients_are_heard() -> None:
             launching += "cuda_support.launch(" in source
             assert not re.search(r"\bnative\.\w+\(\s*\*cuda_support\.place", source), choice.op
     assert launching == 2
+
+
+def test_torch_goes_to_another_device_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    elsewhere = cuda_support.there(0)
+    assert isinstance(elsewhere, torch.cuda.device)
+    assert elsewhere.idx == 0
+    assert not any(isinstance(cuda_support.there(device), torch.cuda.device) for device in (1, -1))

@@ -130,14 +130,11 @@ def show(document: dict[str, Any]) -> None:
 
 
 def _require_pictures(data: str, images: int) -> None:
-    """Raises ValueError, which names the flag, if the folder has fewer."""
-    if not Path(data).is_dir():
-        raise ValueError(f"--calibration: expected a folder of pictures, or {STANDIN}, got {data!r}")
-    folder, files = calibration_files(data)
-    if not files:
-        raise ValueError(f"--calibration: expected pictures in {str(folder)!r}, got none")
-    if len(files) < images:
-        raise ValueError(f"--images: expected at most {len(files)}, the pictures in {str(folder)!r}, got {images} (default: {_IMAGES})")
+    """Raises ValueError, which names the flags, if the folder has fewer."""
+    try:
+        calibration_files(data, images)
+    except ValueError as error:
+        raise ValueError(f"--calibration {data} (or {STANDIN}), --images {images} (default: {_IMAGES}): {error}") from error
 
 
 @torch.inference_mode()

@@ -86,21 +86,25 @@ def evaluation_set(path: str | Path, size: int = 256) -> ImageFolder | ListedIma
     return ListedImages(folder, lists[0], size)
 
 
-def calibration_files(path: str | Path) -> tuple[Path, list[Path]]:
-    """The pictures that `calibration_images` draws from, in their order, behind the folder that they are in."""
+def calibration_files(path: str | Path, count: int) -> list[Path]:
+    """The pictures of a folder, of its sub-folder `train` if there is one, in their order: what `calibration_images` draws from.
+
+    Raises ValueError, in its name, for no folder and for fewer pictures than `count`.
+    """
     root = Path(path)
-    folder = root / "train" if (root / "train").is_dir() else root
-    return folder, sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS)
-
-
-def calibration_images(path: str | Path, count: int, size: int = 256, seed: int = 0) -> Tensor:
-    """`count` pictures of a folder, of its sub-folder `train` if there is one, drawn by chance from all of them: (count, 3, size, size)."""
-    if not Path(path).is_dir():
+    if not root.is_dir():
         raise ValueError(f"calibration_images: path: expected a folder, got {str(path)!r}")
-    folder, files = calibration_files(path)
+    folder = root / "train" if (root / "train").is_dir() else root
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in EXTENSIONS)
     if not files:
         raise ValueError(f"calibration_images: path: expected pictures in {str(folder)!r}, got none")
     if len(files) < count:
         raise ValueError(f"calibration_images: count: expected at most {len(files)}, the pictures in {str(folder)!r}, got {count}")
+    return files
+
+
+def calibration_images(path: str | Path, count: int, size: int = 256, seed: int = 0) -> Tensor:
+    """`count` pictures of `calibration_files`, drawn by chance from all of them: (count, 3, size, size)."""
+    files = calibration_files(path, count)
     drawn = torch.randperm(len(files), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     return torch.stack([evaluation_view(read_image(files[i]), size) for i in sorted(drawn)])

@@ -196,7 +196,7 @@ def _order(x: Tensor, patch: tuple[int, int]) -> tuple[str, ...]:
     are multiprocessors, with an image of 192 x 16 x 16 each or half of one of 128 x 32 x 32, where Triton's launches took 50 and 40. It is
     taken where there is one, if there are images enough to give half of the multiprocessors something to do; and if its weights, which take
     more launches to pack, are packed once. For few images of 256 x 8 x 8 the counts say 8 us, and Triton's launches took 12: what they do
-    not count, 60 to 110 KB of instructions that a block runs through once, may be more than that.
+    not count, fetching 75 to 124 KB of instructions (`cuobjdump -sass`) that run about once, may be more than that.
 
     The CUDA kernels of other maps are not: on an H100 their tiles of 32 pixels wait for their weights, 1.7 us an image of 128 x 32 x 32
     among 256."""
