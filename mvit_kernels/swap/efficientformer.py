@@ -218,7 +218,7 @@ class MapAttention(OfConvolutions):
             if first.bias is not None:  # softmax does not see it, but who trains expects a gradient of every parameter
                 bias = bias + first.bias[:, None, None]
         y = ops.attention(
-            tokens(query), tokens(self.k(x)), tokens(value), self._heads(), bias=bias, mix_scores=_mixture(first),
+            *map(_differentiated, (query, self.k(x), value)), self._heads(), bias=bias, mix_scores=_mixture(first),
             mix_weights=_mixture(second), mix_bias=None if second is None else second.bias, backend=self._backend,
         )  # fmt: skip
         y = y.transpose(1, 2).unflatten(2, query.shape[2:]) + self.v_local(value)
@@ -317,6 +317,12 @@ def attention(module: Any, x: Tensor, parts: AttentionParts, residual: Tensor | 
 def tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H W, C): a view of channels-last memory."""
     return x.flatten(2).transpose(1, 2)
+
+
+def _differentiated(x: Tensor) -> Tensor:
+    """`tokens`, where the gradient of one image has the strides of channels-last memory. Of others, which size 1 allows as well, torch's
+    BatchNorm (2.13) makes wrong gradients in evaluation."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _mixture(conv: nn.Conv2d | None) -> Tensor | None:
