@@ -14,7 +14,7 @@ from torch import nn
 import mvit_kernels as mk
 
 timm = pytest.importorskip("timm")
-from timm.layers import set_exportable  # noqa: E402
+from timm.layers import Attention, set_exportable  # noqa: E402
 from timm.models._features_fx import create_feature_extractor  # noqa: E402
 from timm.models.byobnet import ByobNet  # noqa: E402
 from timm.models.mobilevit import LinearSelfAttention, LinearTransformerBlock, MobileVitBlock, MobileVitV2Block, model_cfgs  # noqa: E402
@@ -151,6 +151,23 @@ def test_ops_of_a_v1_block():
 )
 def test_obstacles(obstruct, expected, late):
     checks.check_obstacle(v2_block(), torch.randn(2, 24, 8, 8), obstruct, expected, late)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [0.7, nn.Parameter(torch.tensor(0.7))], ids=["number", "parameter"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_scales_of_v1_attention(scale, fused):
+    """timm's attention takes its own where it does not leave that to torch's."""
+    network, x = model("mobilevit_xxs"), image()
+    ours = mk.accelerate(copy.deepcopy(network))
+    for _ in range(3):
+        outputs(ours, x)
+    for module in (*network.modules(), *ours.modules()):
+        if isinstance(module, Attention):
+            module.fused_attn, module.scale = fused, scale
+    expected = outputs(network, x)[0]
+    for _ in range(3):
+        torch.testing.assert_close(outputs(ours, x)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("late", [False, True])
