@@ -96,6 +96,9 @@ def accelerate(
     On a GPU the same ops run, where Triton can (compute capability 8.0 and up); elsewhere torch's own operations do, and `report` says why.
     Blocks give channels_last maps there in training too, as a convolution does that is given one.
 
+    Under autocast, blocks in evaluation give maps in its dtype; those of EfficientFormers and Mobile-Former do, too, where the originals'
+    layer scales and norms make float32 of it.
+
     Folded and packed weights are kept and made anew when a parameter changes. What torch cannot see is not seen: after changes in place of
     `parameter.data`, through numpy, by torch.distributed collectives or by the replay of a CUDA graph, call `accelerate` again.
 
