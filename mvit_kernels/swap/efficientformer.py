@@ -210,7 +210,7 @@ class MapAttention(OfConvolutions):
         """The modules around the attention one by one, with gradients."""
         filtered = getattr(self, "stride_conv", None)
         x = x if filtered is None else filtered(x)
-        query, value = self.q(x), self.v(x)
+        query, key, value = self.q(x), self.k(x), self.v(x)
         first, second = (getattr(self, name, None) for name in ("talking_head1", "talking_head2"))
         bias = self.attention_biases[:, self.attention_bias_idxs]
         if first is not None:
@@ -218,7 +218,7 @@ class MapAttention(OfConvolutions):
             if first.bias is not None:  # softmax does not see it, but who trains expects a gradient of every parameter
                 bias = bias + first.bias[:, None, None]
         y = ops.attention(
-            *map(_differentiated, (query, self.k(x), value)), self._heads(), bias=bias, mix_scores=_mixture(first),
+            _differentiated(query), _differentiated(key), _differentiated(value), self._heads(), bias=bias, mix_scores=_mixture(first),
             mix_weights=_mixture(second), mix_bias=None if second is None else second.bias, backend=self._backend,
         )  # fmt: skip
         y = y.transpose(1, 2).unflatten(2, query.shape[2:]) + self.v_local(value)
