@@ -78,6 +78,15 @@ def test_gradients(name: str, training: bool) -> None:
         assert (found[1][path] - grad).abs().max() <= 1e-10 * largest, path
 
 
+@pytest.mark.parametrize("name", OURS)
+def test_second_derivatives_of_one_image(name: str) -> None:
+    model, x, found = network(name).double(), images(name, 1).double().requires_grad_(), []
+    for each in (copy.deepcopy(model), mk.accelerate(copy.deepcopy(model))):
+        (first,) = torch.autograd.grad(each(x).square().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), x)[0])
+    assert (found[1] - found[0]).abs().max() <= 1e-7 * found[0].abs().max()
+
+
 @pytest.mark.parametrize("options", [{"conv": False}, {"attention": False}], ids=str)
 @pytest.mark.parametrize("name", OURS)
 @torch.no_grad()

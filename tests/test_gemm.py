@@ -157,13 +157,19 @@ def test_empty(shape, backend: str) -> None:
     assert torch.equal(da, torch.zeros(shape[:2]) if shape[2] == 0 else inputs[1].sum(0).expand_as(da))
     assert dweight.shape == inputs[1].shape
     assert torch.equal(dbias, torch.full_like(dbias, shape[0]))
+    norms = [{"layer_norm": True}] if shape[1] else []
     for groups in (0, 1, 2) if shape[0] == 0 else (1, 2):
         moments = torch.ones(groups, 2, dtype=torch.float64)
-        assert gemm(*inputs, moments=moments).shape == y.shape
+        norms.append({"moments": moments})
         if groups:
             y, collected = gemm(*inputs, moments=moments, collect=groups)
             assert collected.shape == (groups, 2)
             assert collected.isnan().all() == (y.numel() == 0)
+    for norm in norms:
+        normed = functools.partial(gemm, **norm)
+        assert normed(*inputs).shape == y.shape
+        for gradient, each in zip(gradients(normed, inputs, torch.ones_like(y))[:2], inputs, strict=False):
+            assert torch.equal(gradient, torch.zeros_like(each))  # of no rows, or no columns, or rows that are normalized
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])

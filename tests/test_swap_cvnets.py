@@ -114,6 +114,17 @@ def test_attention_outside_of_a_block():
     checks.check_outputs(nn.Sequential(lively(MultiHeadAttention(16, 4))), torch.randn(3, 9, 16))
 
 
+@torch.no_grad()
+def test_a_scale_of_ones_own():
+    for module, x in ((lively(MultiHeadAttention(16, 4)), torch.randn(3, 9, 16)), (v1_model(), image())):
+        outputs(mk.accelerate(module), x)
+        for each in module.modules():
+            if isinstance(each, MultiHeadAttention):
+                each.scaling *= 3
+        ours, expected = outputs(module, x)[0], outputs(mk.restore(module), x)[0]
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_modules_for_coreml_run_as_written():
     network, x = v2_model(coreml_compatible=True), image()
     before = outputs(network, x)[0]

@@ -710,6 +710,7 @@ def test_accelerated_networks_are_freed():
 
 def test_gradients_of_an_evaluation_whose_backward_comes_later():
     """In another mode, with frozen parameters, with hooks on parameters, outside autocast and use_backend."""
+    torch.manual_seed(2)  # with seed 0, one thread rounds an input of a ReLU to the other side of 0 than two do
     network, x = model(), image()
     ours = mk.accelerate(copy.deepcopy(network))
     found = []

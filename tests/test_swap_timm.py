@@ -8,13 +8,14 @@ import pytest
 import swap_checks as checks
 import torch
 from marks import slow
-from swap_checks import BACKENDS, OPTIONS, SETTINGS, V1_SETTINGS, lively, reason, replaced
+from swap_checks import BACKENDS, OPTIONS, SETTINGS, V1_SETTINGS, lively, outputs, reason, replaced
 from torch import nn
 
 import mvit_kernels as mk
 
 timm = pytest.importorskip("timm")
-from timm.layers import set_exportable  # noqa: E402
+from timm.layers import Attention, set_exportable  # noqa: E402
+from timm.models._features_fx import create_feature_extractor  # noqa: E402
 from timm.models.byobnet import ByobNet  # noqa: E402
 from timm.models.mobilevit import LinearSelfAttention, LinearTransformerBlock, MobileVitBlock, MobileVitV2Block, model_cfgs  # noqa: E402
 
@@ -152,6 +153,23 @@ def test_obstacles(obstruct, expected, late):
     checks.check_obstacle(v2_block(), torch.randn(2, 24, 8, 8), obstruct, expected, late)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [0.7, nn.Parameter(torch.tensor(0.7))], ids=["number", "parameter"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_scales_of_v1_attention(scale, fused):
+    """timm's attention takes its own where it does not leave that to torch's."""
+    network, x = model("mobilevit_xxs"), image()
+    ours = mk.accelerate(copy.deepcopy(network))
+    for _ in range(3):
+        outputs(ours, x)
+    for module in (*network.modules(), *ours.modules()):
+        if isinstance(module, Attention):
+            module.fused_attn, module.scale = fused, scale
+    expected = outputs(network, x)[0]
+    for _ in range(3):
+        torch.testing.assert_close(outputs(ours, x)[0], expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_obstacles_of_an_attention_and_of_a_v1_block(late):
     x = torch.randn(2, 16, 4, 9)
@@ -196,6 +214,36 @@ def test_gradient_checkpointing():
     network.set_grad_checkpointing()
     for actual, plain in zip(checks.gradients(network, x, buffers=False), expected, strict=True):
         torch.testing.assert_close(actual, plain)
+
+
+@pytest.mark.parametrize("name", [*NAMES, "efficientformer_l1", "efficientformerv2_s0"])
+def test_symbolic_tracing(name):
+    """torch.fx, by which timm and torchvision take features out of the middle of a network, gets the operations of the original."""
+    network, x = model(name), image(224, 224, batch=1)
+    nodes = [f"stages.{i}.1" for i in (2, 3)] if name in NAMES else ["stages.2", "stages.3"]
+    expected = create_feature_extractor(network, nodes)(x)
+    ours = create_feature_extractor(mk.accelerate(network), nodes)
+    assert bool(replaced(ours)) == (name in NAMES)  # whose blocks timm lets nobody trace
+    with torch.no_grad():
+        for y, plain in zip(ours(x).values(), expected.values(), strict=True):
+            torch.testing.assert_close(y, plain, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_that_others_have_quantized(name, late):
+    """Tensors of a class of torchao's, which our ops do not know, in the Linear layers: attention of V1, classifiers."""
+    quantization = pytest.importorskip("torchao.quantization")
+    network, x = model(name), image()
+    if late:
+        outputs(mk.accelerate(network), x)
+    quantization.quantize_(network, quantization.Int8WeightOnlyConfig())
+    if not late:
+        mk.accelerate(network)
+    assert "has a Int8Tensor for a parameter" in (reason(network, "head") or "")
+    ours, before = outputs(network, x)[0], outputs(mk.restore(network), x)[0]
+    torch.testing.assert_close(ours, before, rtol=1e-4, atol=1e-4)
 
 
 def test_export():

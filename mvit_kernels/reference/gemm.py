@@ -41,8 +41,13 @@ def _of_rows(values: Tensor, a: Tensor) -> Tensor:
 
 def moments_of(y: Tensor, groups: int) -> Tensor:
     """(G, 2) float64: mean and variance of each of `groups` groups of rows of y (M, N)."""
-    variance, mean = torch.var_mean(y.double().reshape(groups, y.numel() // groups if groups else 0), dim=1, correction=0)
+    variance, mean = torch.var_mean(y.double().reshape(_grouped(y, groups)), dim=1, correction=0)
     return torch.stack([mean, variance], dim=1)
+
+
+def _grouped(y: Tensor, groups: int) -> tuple[int, int]:
+    """The shape of y with a row for each of `groups` groups of its rows."""
+    return groups, y.numel() // groups if groups else 0
 
 
 def gemm_backward(
@@ -59,9 +64,11 @@ def gemm_backward(
         dy = activate_backward(dy, torch.nn.functional.linear(x, weight, bias), activation)
     dx = dy @ weight
     da, dsecond = dx[:, :depth], dx[:, depth:]
-    if layer_norm or moments is not None:
-        groups = a.shape[0] if moments is None else moments.shape[0]
-        da = layer_norm_rows_backward(da.reshape(groups, -1), a.reshape(groups, -1), eps).reshape(a.shape)
+    if layer_norm:
+        da = layer_norm_rows_backward(da, a, eps)
+    elif moments is not None:
+        whole = _grouped(a, moments.shape[0])
+        da = layer_norm_rows_backward(da.reshape(whole), a.reshape(whole), eps).reshape(a.shape)
     return da, weight_gradient(dy, x), dy.sum(0), dsecond
 
 

@@ -152,8 +152,8 @@ class Replacement(nn.Module):
         return self._mvit_kernels_setting.backend
 
     def _standing_back(self, x: torch.Tensor) -> bool:
-        """Whether what calls must see torch's own operations, or there are no kernels where x is."""
-        if x.ndim != 4 or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+        """Whether what calls must see torch's own operations (torch.fx, whose x is no tensor), or there are no kernels where x is."""
+        if not isinstance(x, torch.Tensor) or x.ndim != 4 or torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return True
         return devices.off_cpu(x) and devices.without_kernels(x.device) is not None
 

@@ -52,10 +52,10 @@ class Sequential(Replacement, nn.Sequential):
 
     def _standing_back(self, x: torch.Tensor) -> bool:
         """On a GPU nothing is run again, and what a merged convolution spares (`graph/passes/merge_convolutions.py`) costs more memory."""
-        return devices.off_cpu(x) or super()._standing_back(x)
+        return super()._standing_back(x) or devices.off_cpu(x)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        prepared = self._prepared_for(input) if isinstance(input, torch.Tensor) else None
+        prepared = self._prepared_for(input)
         return super().forward(input) if prepared is None else self._run(input, prepared)
 
     def _fused(self, x: torch.Tensor, _: None) -> torch.Tensor:

@@ -89,12 +89,15 @@ def accelerate(
         exclude: module names, fnmatch patterns of them ("stages.4.*"), or classes. They are left alone with everything inside.
 
     A module runs its original forward for a call, or less of itself on our ops, if something inside of it has hooks, parametrizations,
-    active dropout or another class than the library gives it there, or if it has a method of its own. Folded convolutions know no gradient:
-    where one is wanted (no `torch.no_grad()`, and a parameter or the input requires it), convolutions run as before, and attention and
-    feed-forward on ops with gradients of their own.
+    active dropout, weights of a tensor class of others (torchao's) or another class than the library gives it there, or if it has a method
+    of its own. Folded convolutions know no gradient: where one is wanted (no `torch.no_grad()`, and a parameter or the input requires it),
+    convolutions run as before, and attention and feed-forward on ops with gradients of their own.
 
     On a GPU the same ops run, where Triton can (compute capability 8.0 and up); elsewhere torch's own operations do, and `report` says why.
     Blocks give channels_last maps there in training too, as a convolution does that is given one.
+
+    Under autocast, blocks in evaluation give maps in its dtype; those of EfficientFormers and Mobile-Former do, too, where the originals'
+    layer scales and norms make float32 of it.
 
     Folded and packed weights are kept and made anew when a parameter changes. What torch cannot see is not seen: after changes in place of
     `parameter.data`, through numpy, by torch.distributed collectives or by the replay of a CUDA graph, call `accelerate` again.

@@ -108,7 +108,7 @@ class MultiHeadAttention(V1Attention, layers.MultiHeadAttention):
         batch, length, _ = x_q.shape
         qkv = self.qkv_proj(x_q).reshape(batch, length, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        y = F.scaled_dot_product_attention(query, key, value)
+        y = F.scaled_dot_product_attention(query, key, value, scale=self.scaling)
         return self.out_proj(y.transpose(1, 2).reshape(batch, length, self.embed_dim))
 
 

@@ -105,7 +105,7 @@ class TokenBlock(Replacement):
         return ("gemm", "attention")
 
     def _standing_back(self, x: Tensor) -> bool:
-        return x.ndim != 3 or super()._standing_back(x[..., None])
+        return super()._standing_back(x[..., None])
 
     def forward(self, x: Tensor) -> Tensor:
         prepared = self._prepared_for(x)
@@ -210,7 +210,7 @@ class MapAttention(OfConvolutions):
         """The modules around the attention one by one, with gradients."""
         filtered = getattr(self, "stride_conv", None)
         x = x if filtered is None else filtered(x)
-        query, value = self.q(x), self.v(x)
+        query, key, value = self.q(x), self.k(x), self.v(x)
         first, second = (getattr(self, name, None) for name in ("talking_head1", "talking_head2"))
         bias = self.attention_biases[:, self.attention_bias_idxs]
         if first is not None:
@@ -218,7 +218,7 @@ class MapAttention(OfConvolutions):
             if first.bias is not None:  # softmax does not see it, but who trains expects a gradient of every parameter
                 bias = bias + first.bias[:, None, None]
         y = ops.attention(
-            tokens(query), tokens(self.k(x)), tokens(value), self._heads(), bias=bias, mix_scores=_mixture(first),
+            _differentiated(query), _differentiated(key), _differentiated(value), self._heads(), bias=bias, mix_scores=_mixture(first),
             mix_weights=_mixture(second), mix_bias=None if second is None else second.bias, backend=self._backend,
         )  # fmt: skip
         y = y.transpose(1, 2).unflatten(2, query.shape[2:]) + self.v_local(value)
@@ -317,6 +317,12 @@ def attention(module: Any, x: Tensor, parts: AttentionParts, residual: Tensor | 
 def tokens(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H W, C): a view of channels-last memory."""
     return x.flatten(2).transpose(1, 2)
+
+
+def _differentiated(x: Tensor) -> Tensor:
+    """`tokens`, where the gradient of one image has the strides of channels-last memory. Of others, which size 1 allows as well, torch's
+    BatchNorm (2.13) makes wrong gradients in evaluation."""
+    return x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
 def _mixture(conv: nn.Conv2d | None) -> Tensor | None:

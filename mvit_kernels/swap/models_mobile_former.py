@@ -211,7 +211,7 @@ class Former(Replacement, mobile_former.Former):
         return ("gemm", "attention", "layer_norm")
 
     def _standing_back(self, x: Tensor) -> bool:
-        return x.ndim != 3 or super()._standing_back(x[..., None])
+        return super()._standing_back(x[..., None])
 
     def forward(self, tokens: Tensor) -> Tensor:
         prepared = self._prepared_for(tokens)

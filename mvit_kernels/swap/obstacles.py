@@ -14,8 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from mvit_kernels.ops.backend import native
+from mvit_kernels.ops.library import PLAIN
 
 
 class Obstacle(NamedTuple):
@@ -157,6 +159,10 @@ def shadowed(module: nn.Module, names: tuple[str, ...]) -> Obstacle | None:
     return None
 
 
+# Others may be what tracers put there, and what quantizers and sharding do, which only the operations that they know compute with.
+_PLAIN = (*PLAIN, type(None))
+
+
 def inside(module: nn.Module, places: Mapping[str, Place | None]) -> Obstacle | None:
     """What keeps the children at `places`, with all that they hold, from being skipped or called with other shapes; None if nothing."""
     if _has_any_global_hook():
@@ -186,6 +192,9 @@ def inside(module: nn.Module, places: Mapping[str, Place | None]) -> Obstacle | 
             for name in kind.helpers:
                 if name in attributes:
                     return Obstacle(child, f"has a {name} of its own")
+        for parameter in attributes["_parameters"].values():
+            if type(parameter) not in _PLAIN and is_traceable_wrapper_subclass(parameter):
+                return Obstacle(child, f"has a {type(parameter).__name__} for a parameter")
         if kind.check is not None:
             reason = kind.check(child)
             if reason is not None:

@@ -109,7 +109,13 @@ class ClassifierHead(blocks.Head, layers.ClassifierHead):
 _CONV_PLACES: Mapping[str, Place] = {"conv_kxk": CONV_NORM_ACT, "conv_1x1": CONVOLUTION, "conv_proj": CONV_NORM_ACT}
 
 _V1_ATTENTION = one_of(
-    Kind(layers.Attention, children={"qkv": LINEAR, "proj": LINEAR}, others=SKIPPED, watched=("training", "num_heads", "head_dim"))
+    Kind(
+        layers.Attention,
+        lambda attention: None if isinstance(attention.scale, float) else "has a scale that is no number",
+        children={"qkv": LINEAR, "proj": LINEAR},
+        others=SKIPPED,
+        watched=("training", "num_heads", "head_dim", "fused_attn", "scale"),
+    )
 )
 _V1_MLP = one_of(Kind(layers.Mlp, children={"fc1": LINEAR, "act": ACTIVATION, "fc2": LINEAR}, others=SKIPPED))
 _V1_LAYER = one_of(
@@ -146,9 +152,9 @@ class MobileVitBlock(V1Block, mobilevit.MobileVitBlock):
 
 def _v1_layer(layer: Any) -> V1Layer:
     attention, mlp = layer.attn, layer.mlp
+    scale = attention.head_dim**-0.5 if attention.fused_attn else attention.scale  # as torch's fused attention has it, whatever timm's says
     return V1Layer(
-        layer.norm1, (attention.qkv,), attention.num_heads, attention.head_dim**-0.5, attention.proj, layer.norm2, mlp.fc1, mlp.fc2,
-        activation_name(mlp.act),
+        layer.norm1, (attention.qkv,), attention.num_heads, scale, attention.proj, layer.norm2, mlp.fc1, mlp.fc2, activation_name(mlp.act)
     )  # fmt: skip
 
 
