@@ -24,7 +24,8 @@ class Crew {
   public:
     static constexpr int most = 64;  // threads
 
-    // Runs work() on the calling thread, which leads a crew of `threads` meanwhile, or fewer where there are no more.
+    // Runs work() on the calling thread, which leads a crew of `threads` meanwhile, or fewer where there are no more. Neither it nor what
+    // it deals may throw.
     template <class Work>
     static void with(int threads, const Work& work) {
         const int size = possible(threads);
@@ -51,6 +52,9 @@ class Crew {
 
     // The one that the calling thread leads, or null.
     static Crew* led();
+
+    // Whether this process is one: crews have threads of their own, and nobody may open a region of OpenMP.
+    static bool in_child_of_fork();
 
     // Crews of the next so many milliseconds have threads of their own. Late threads cause it; 0 ends it.
     static void expect_other_work(int milliseconds);
