@@ -100,7 +100,10 @@ inline F32 gelu_short(F32 x) { return gelu(x); }
 // min(max(x + 3, 0), 6) / 6 (MobileNetV3, arXiv 1905.02244, section 5.2), each operation rounded once; NaN stays NaN.
 inline F32 hard_sigmoid(F32 x) { return min(F32::all(6.0f), max(F32::all(0.0f), x + F32::all(3.0f))) / F32::all(6.0f); }
 
-// max(a x, b x). NaN of x stays NaN.
+// The slope b beside a: NaN where a is, too, since of two products the larger of NaN and another would be the other.
+inline F32 beside(F32 a, F32 b) { return b * (F32::all(1.0f) + (a - a)); }
+
+// max(a x, b x). NaN of x stays NaN, and so does that of slopes.
 struct Slopes {
     F32 a, b;
 
