@@ -23,6 +23,7 @@ namespace mvit {
 class Crew {
   public:
     static constexpr int most = 64;  // threads
+    static int possible(int threads);
 
     // Runs work() on the calling thread, which leads a crew of `threads` meanwhile, or fewer where there are no more. Neither it nor what
     // it deals may throw.
@@ -80,7 +81,6 @@ class Crew {
         set_led(nullptr);
     }
 
-    static int possible(int threads);
     static void set_led(Crew* crew);
 
     // crowded: whether a thread came late not long ago. close: the work is done, followers may go; joined: they have.
