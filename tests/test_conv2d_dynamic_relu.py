@@ -74,3 +74,11 @@ def test_wrong_arguments() -> None:
     ):  # fmt: skip
         with pytest.raises(error, match=message):
             ops.conv2d_dynamic_relu(*arguments, **more)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_slopes_that_are_nan(kernel: int, backend: str) -> None:
+    x, weight, bias, u = draw((2, 12, 5, 6, 12, kernel))
+    u[0, 3] = u[1, 23] = float("nan")  # of a first slope, and of a second
+    y = ops.conv2d_dynamic_relu(x, weight, bias, u, backend=backend)
+    assert torch.equal(y.isnan(), plain(x, weight, bias, u, 1).isnan())

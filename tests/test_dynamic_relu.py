@@ -75,6 +75,8 @@ def test_nan_stays_where_it_is(backend: str) -> None:
     x, u = torch.randn(2, 3, 4, 5), torch.randn(2, 6)
     x[1, 2, 3, 4] = float("nan")
     assert torch.equal(ops.dynamic_relu(x, u, backend=backend).isnan(), x.isnan())
+    u[0, 1] = u[1, 5] = float("nan")  # of the first slope, and of the second
+    assert torch.equal(ops.dynamic_relu(x, u, backend=backend).isnan(), plain(x, u).isnan())
     assert torch.equal(ops.hard_gate(x, torch.randn_like(x), backend=backend).isnan(), x.isnan())
     assert ops.hard_gate(torch.ones(5), x[1, 2, 3], backend=backend)[4].isnan()
 

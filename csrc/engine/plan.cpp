@@ -126,7 +126,8 @@ Status Plan::run_with_crew(const Images& images, int threads, double* seconds) c
 }
 
 Status Plan::run(const char* weights, void* const* inputs, void* const* outputs, int64_t batch, int threads, double* seconds) {
-    const int64_t team = threads > 1 ? threads : 1, each = seconds ? 0 : batch / team;
+    threads = Crew::possible(threads);  // a region of OpenMP would begin any number of them
+    const int64_t team = threads, each = seconds ? 0 : batch / team;
     const int64_t at_once = first_ < steps_.size() ? most_at_once : 1, tasks = team * ((each + at_once - 1) / at_once);
     const int64_t whole = each * team;  // images that threads take for themselves
     std::atomic<int> worst{0};

@@ -130,3 +130,27 @@ TEST(the_child_of_a_fork_has_crews_of_its_own) {
     CHECK(waitpid(child, &status, 0) == child);
     CHECK(status == 0);
 }
+
+// Without a crew, too: a child that opened a region of OpenMP would wait forever for threads that only its parent has.
+TEST(the_child_of_a_fork_shares_tasks) {
+    parallel_for(2, 2, [](int64_t) {});  // OpenMP's threads are there
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    const pid_t child = fork();
+    if (child == 0) {
+        alarm(20);
+        std::vector<int> seen(1000, 0);
+        parallel_for(1000, 3, [&](int64_t task) { ++seen[static_cast<size_t>(task)]; });
+        parallel_region(3, [&](const Team& team) {
+            team.share(1000, [&](int64_t first, int64_t last) {
+                for (int64_t task = first; task < last; ++task) ++seen[static_cast<size_t>(task)];
+            });
+            team.wait();
+        });
+        for (int count : seen)
+            if (count != 2) _exit(1);
+        _exit(0);
+    }
+    int status = -1;
+    CHECK(waitpid(child, &status, 0) == child);
+    CHECK(status == 0);
+}

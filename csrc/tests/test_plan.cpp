@@ -1,9 +1,12 @@
 #include "engine/plan.h"
 
 #include <algorithm>
+#include <climits>
 #include <cstring>
+#include <thread>
 #include <vector>
 
+#include "cpu/core/crew.h"
 #include "tests/check.h"
 
 using namespace mvit;
@@ -87,6 +90,45 @@ TEST(a_plan_takes_several_images_at_once) {
             }
             CHECK(in.canary_intact() && out.canary_intact());
         }
+}
+
+// Each with a crew of its own, of either kind, while all take arenas from one pool.
+TEST(threads_share_a_plan) {
+    constexpr int64_t count = 8192, bytes = count * 4, batch = 5;
+    const Place x{Space::input, 0, 0}, h{Space::arena, 0, 0}, y{Space::output, 0, 0};
+    const Place a{Space::side_by_side, 0, 0}, b{Space::side_by_side, 1, 0};
+    std::vector<PlanStep> steps{sum(count, x, x, h), sum(count, h, x, a), sum(count, a, a, b), sum(count, b, a, y)};
+    steps[2].count_at = steps[2].kind->find("count")->offset;
+    Plan plan(std::move(steps), bytes, {bytes}, {bytes}, 2, {{0, bytes}, {bytes, bytes}});
+    for (int milliseconds : {0, 60000, 0}) {
+        Crew::expect_other_work(milliseconds);
+        std::vector<std::thread> callers;
+        for (int caller = 1; caller <= 3; ++caller)
+            callers.emplace_back([&plan, caller] {
+                for (int64_t images : {int64_t{1}, batch, int64_t{2}, batch}) {
+                    std::vector<float> in(static_cast<size_t>(images * count), static_cast<float>(caller)), out(in.size());
+                    void* inputs[] = {in.data()};
+                    void* outputs[] = {out.data()};
+                    CHECK(plan.run(nullptr, inputs, outputs, images, caller, nullptr) == Status::ok);
+                    for (const float value : out) CHECK(value == 9.0f * static_cast<float>(caller));
+                }
+            });
+        for (std::thread& caller : callers) caller.join();
+    }
+}
+
+// A step alone opens a region of OpenMP, whose threads are all begun.
+TEST(a_plan_takes_any_number_of_threads) {
+    constexpr int64_t count = 1 << 20, bytes = count * 4;
+    Plan plan({sum(count, {Space::input, 0, 0}, {Space::input, 0, 0}, {Space::output, 0, 0})}, 0, {bytes}, {bytes});
+    std::vector<float> in(count, 1.5f), out(count);
+    void* inputs[] = {in.data()};
+    void* outputs[] = {out.data()};
+    for (int threads : {INT_MIN, -1, 0, 1, 100, 100000, INT_MAX}) {
+        std::fill(out.begin(), out.end(), 0.0f);
+        CHECK(plan.run(nullptr, inputs, outputs, 1, threads, nullptr) == Status::ok);
+        CHECK(std::count(out.begin(), out.end(), 3.0f) == count);
+    }
 }
 
 TEST(a_plan_stops_at_what_cannot_run) {

@@ -1,6 +1,7 @@
 // Exact sums and every sequence of the epilogue against a plain loop, on every instruction set, with guard pages behind each buffer.
 #include "cpu/ops/qgemm.h"
 
+#include "cpu/core/crew.h"
 #include "tests/qgemm_case.h"
 
 using namespace mvit;
@@ -164,3 +165,21 @@ TEST(packed_weights_are_recognized) {
     CHECK(!read_qweight(w.data(), 10, &weight));
     CHECK(!read_qweight(nullptr, 0, &weight));
 }
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)  // which stop where malloc gives nothing
+// Rows so deep that no memory holds what is made of them.
+TEST(qgemm_without_memory) {
+    on_every_isa([] {
+        RandomChannels channels(64, 1.0f);
+        QGemmProblem p{};
+        p.rows = 64;
+        p.weight.columns = 64, p.weight.depth = int64_t{1} << 45, p.weight.bits = 6;
+        p.epilogue.channels = channels.channels(), p.epilogue.type = QType::u8, p.epilogue.plain = true;
+        for (int milliseconds : {0, 60000, 0}) {
+            Crew::expect_other_work(milliseconds);  // crews of OpenMP's threads, and of own ones
+            for (int threads : {1, 2}) CHECK(qgemm(p, threads) == Status::out_of_memory);
+            CHECK(!Crew::led());
+        }
+    });
+}
+#endif

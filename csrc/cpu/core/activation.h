@@ -12,31 +12,37 @@ constexpr float exp2_fit[5] = {0.00132647273f, 0.00967151299f, 0.0555073358f, 0.
 // The same of (e^r - 1) / r for |r| <= ln2 / 2: r = s ln2.
 constexpr float exp_fit[5] = {0.00829031478f, 0.0418979308f, 0.166676357f, 0.499991502f, 0.999999745f};
 
-// (1 + r fit(r)) 2^n
-inline F32 exp_of_parts(F32 r, F32 n, const float (&fit)[5]) {
+// 1 + r fit(r)
+inline F32 exp_of_rest(F32 r, const float (&fit)[5]) {
     F32 p = F32::all(fit[0]);
     p = fma(p, r, F32::all(fit[1]));
     p = fma(p, r, F32::all(fit[2]));
     p = fma(p, r, F32::all(fit[3]));
     p = fma(p, r, F32::all(fit[4]));
-    p = fma(p, r, F32::all(1.0f));
-    return times_pow2(p, n);
+    return fma(p, r, F32::all(1.0f));
 }
 
-// e^x within 2 ulp where the result is a normal number, tiny below, infinite or huge above; NaN stays NaN, infinity becomes NaN.
+// e^x within 2 ulp where the result is a normal number, tiny below, infinite or huge above; NaN stays NaN.
 // Reduced as in `exp` (simd.h): exact whether or not fma rounds once. Far below, r would be so large that its powers overflow.
 inline F32 exp_quick(F32 x) {
     x = max(F32::all(-104.0f), x);  // the second argument where x is NaN
-    const F32 n = round(x * F32::all(1.44269504088896341f));
+    F32 n = round(x * F32::all(1.44269504088896341f));
+#if !defined(MVIT_ISA_AVX512VNNI)
+    n = min(F32::all(127.0f), n);  // of an infinite one, r would be NaN
+#endif
     F32 r = fma(n, F32::all(-0.693359375f), x);
     r = fma(n, F32::all(2.12194440e-4f), r);
-    return exp_of_parts(r, n, exp_fit);
+#if defined(MVIT_ISA_AVX512VNNI)
+    return times_pow2(exp_of_rest(r, exp_fit), n);  // infinite where n is, though r is NaN there
+#else
+    return exp_of_rest(r, exp_fit) * pow2(max(F32::all(-126.0f), n));
+#endif
 }
 
 // 2^x within 2 ulp for -126 <= x <= 127; NaN stays NaN. x = n + r is exact.
 inline F32 exp2_quick(F32 x) {
     const F32 n = round(x);
-    return exp_of_parts(x - n, n, exp2_fit);
+    return times_pow2(exp_of_rest(x - n, exp2_fit), n);
 }
 
 // x / (1 + e^-x). Division is no bottleneck here: it has a unit of its own beside the multiply-adds of the exponential.
@@ -94,7 +100,10 @@ inline F32 gelu_short(F32 x) { return gelu(x); }
 // min(max(x + 3, 0), 6) / 6 (MobileNetV3, arXiv 1905.02244, section 5.2), each operation rounded once; NaN stays NaN.
 inline F32 hard_sigmoid(F32 x) { return min(F32::all(6.0f), max(F32::all(0.0f), x + F32::all(3.0f))) / F32::all(6.0f); }
 
-// max(a x, b x). NaN of x stays NaN.
+// The slope b beside a: NaN where a is, too, since of two products the larger of NaN and another would be the other.
+inline F32 beside(F32 a, F32 b) { return b * (F32::all(1.0f) + (a - a)); }
+
+// max(a x, b x). NaN of x stays NaN, and so does that of slopes.
 struct Slopes {
     F32 a, b;
 

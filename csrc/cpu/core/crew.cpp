@@ -58,7 +58,9 @@ void Crew::set_led(Crew* crew) { led_crew = crew; }
 
 int Crew::possible(int threads) { return threads < 1 ? 1 : threads < most ? threads : most; }
 
-bool Crew::crowded() { return in_child.load(std::memory_order_relaxed) || now() < crowded_until.load(std::memory_order_relaxed); }
+bool Crew::in_child_of_fork() { return in_child.load(std::memory_order_relaxed); }
+
+bool Crew::crowded() { return in_child_of_fork() || now() < crowded_until.load(std::memory_order_relaxed); }
 
 void Crew::close() {
     closed_at_ = now();

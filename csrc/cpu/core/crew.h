@@ -23,8 +23,10 @@ namespace mvit {
 class Crew {
   public:
     static constexpr int most = 64;  // threads
+    static int possible(int threads);
 
-    // Runs work() on the calling thread, which leads a crew of `threads` meanwhile, or fewer where there are no more.
+    // Runs work() on the calling thread, which leads a crew of `threads` meanwhile, or fewer where there are no more. Neither it nor what
+    // it deals may throw.
     template <class Work>
     static void with(int threads, const Work& work) {
         const int size = possible(threads);
@@ -52,6 +54,9 @@ class Crew {
     // The one that the calling thread leads, or null.
     static Crew* led();
 
+    // Whether this process is one: crews have threads of their own, and nobody may open a region of OpenMP.
+    static bool in_child_of_fork();
+
     // Crews of the next so many milliseconds have threads of their own. Late threads cause it; 0 ends it.
     static void expect_other_work(int milliseconds);
 
@@ -76,7 +81,6 @@ class Crew {
         set_led(nullptr);
     }
 
-    static int possible(int threads);
     static void set_led(Crew* crew);
 
     // crowded: whether a thread came late not long ago. close: the work is done, followers may go; joined: they have.

@@ -40,11 +40,12 @@ struct Team {
     }
 };
 
-// Runs body(team) on every thread; of a crew, whose threads need not all come, on one.
+// Runs body(team) on every thread; of a crew, whose threads need not all come, on one, and in the child of a fork, too, where libgomp would
+// wait for threads that are none of the child's.
 template <class Body>
 void parallel_region(int threads, const Body& body) {
 #ifdef _OPENMP
-    if (threads > 1 && !Crew::led()) {
+    if (threads > 1 && !Crew::led() && !Crew::in_child_of_fork()) {
 #pragma omp parallel num_threads(threads)
         body(Team{omp_get_thread_num(), omp_get_num_threads()});
         return;
@@ -58,6 +59,7 @@ template <class Body>
 void parallel_for(int64_t tasks, int threads, const Body& body) {
     if (threads > 1) {
         if (Crew* crew = Crew::led()) return crew->deal(tasks, body);
+        if (Crew::in_child_of_fork()) return Crew::with(threads, [&] { Crew::led()->deal(tasks, body); });
     }
     parallel_region(threads, [&](const Team& team) {
         team.share(tasks, [&](int64_t first, int64_t last) {

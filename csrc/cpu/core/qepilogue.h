@@ -18,6 +18,7 @@
 // The clamp comes before the conversion, which gives INT_MIN for whatever is too large.
 #pragma once
 
+#include "cpu/core/activation.h"
 #include "cpu/core/byte_table.h"
 #include "cpu/core/qcurve.h"
 #include "cpu/core/qepilogue_types.h"
@@ -203,7 +204,7 @@ inline void finish_dynamic(const QEpilogue& e, const int32_t* c, int64_t c_strid
             const int lanes = lanes_left(columns, j);
             const QChannels k = e.channels.from(first + j);
             const F32 a = one + min(one, max(minus, load(slopes + j, lanes, 0.0f)));
-            const F32 d = min(one, max(minus, load(slopes + e.slope_columns + j, lanes, 0.0f)));
+            const F32 d = beside(a, min(one, max(minus, load(slopes + e.slope_columns + j, lanes, 0.0f))));
             const F32 scale = F32::load(k.scale), low = F32::load(k.low), high = F32::load(k.high);
             const F32 inverse = F32::load(k.inverse);
             const I32 zero_point = I32::load(k.zero_point);

@@ -14,8 +14,9 @@ void slopes_of(const void* u, int64_t channels, float* to) {
     const F32 one = F32::all(1.0f), minus = F32::all(-1.0f);
     const auto clipped = [&](int64_t i, int n) { return min(one, max(minus, load(from + i, n, 0.0f))); };  // NaN stays
     each_vector(channels, [&](int64_t i, int n) {
-        store(one + clipped(i, n), to + i, n);
-        store(clipped(channels + i, n), to + channels + i, n);
+        const F32 a = one + clipped(i, n);
+        store(a, to + i, n);
+        store(beside(a, clipped(channels + i, n)), to + channels + i, n);
     });
 }
 

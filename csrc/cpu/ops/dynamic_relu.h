@@ -3,7 +3,7 @@
 //     y[b, p, c] = max(a x[b, p, c], d x[b, p, c]),   a = 1 + clip(u[b, c]),   d = clip(u[b, C + c]),   clip to [-1, 1]
 //
 // so that u = 0 makes it ReLU. u comes from another part of the network; where a product makes x, it does this on the way (`slopes` of
-// ops/gemm.h, depthwise_conv2d.h and inverted_residual.h). NaN of x stays NaN; of two products of which one is NaN, d x.
+// ops/gemm.h, depthwise_conv2d.h and inverted_residual.h). NaN of x or of u stays NaN; of infinity times a slope of 0 the other product.
 //
 // Floor: x read and y written once.
 #pragma once

@@ -89,8 +89,10 @@ void run(const QGemmProblem& p, int threads) {
     };
     const auto all = [&] { parallel_tasks(blocks * ranges, work, bytes / int64_t{sizeof(float)}, threads, one); };
     // Microseconds, while a thread that another process keeps from coming takes milliseconds: a crew doesn't wait for it.
-    if (threads_for(work, blocks * ranges, threads) > 1 && !Crew::led()) return Crew::with(threads, all);
-    all();
+    if (threads_for(work, blocks * ranges, threads) <= 1 || Crew::led()) return all();
+    Status status = Status::ok;
+    Crew::with(threads, [&] { status = caught(all); });
+    if (status == Status::out_of_memory) throw std::bad_alloc();
 }
 
 }  // namespace
