@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,11 +179,27 @@ def test_every_form_of_a_calibration() -> None:
         for batch in batches:
             model(x=batch)
 
-    for calibration in (iter(batches), [(batch, torch.zeros(batch.shape[0])) for batch in batches], run):
+    def one_memory() -> Iterator[Tensor]:
+        """As loaders do that fill the same memory for every batch."""
+        memory = torch.empty(2, 3, 16, 16)
+        for batch in batches:
+            yield memory[: len(batch)].copy_(batch)
+
+    for calibration in (iter(batches), [(batch, torch.zeros(batch.shape[0])) for batch in batches], run, one_memory()):
         seen.append(mk.quantize(plain(), calibration, MINMAX, progress=False).representations)
-    assert seen == [expected] * 3
+    assert seen == [expected] * 4
     assert expected["input"] == byte_of(0.0, 2 * float(images(1, 3, 16, 16).max()), 8)
     assert not plain()._forward_pre_hooks
+
+
+def test_images_in_any_memory_calibrate_alike() -> None:
+    x = images(2, 3, 16, 16)
+    expected, found = (
+        mk.quantize(network("mobilevitv2_050"), [x.contiguous(memory_format=each)], MINMAX, progress=False)
+        for each in (torch.contiguous_format, torch.channels_last)
+    )
+    assert found.representations == expected.representations
+    assert found.calibration == expected.calibration
 
 
 def test_images_that_are_all_zero() -> None:
