@@ -207,6 +207,28 @@ def test_images_that_are_all_zero() -> None:
     assert torch.isfinite(q(images(1, 3, 16, 16))["logits"]).all()
 
 
+@needs_native
+@pytest.mark.parametrize("method", ["minmax", "qhyvit"])
+@pytest.mark.parametrize("gamma", [0.0, 1e-30])
+def test_what_is_always_zero_leaves_biases_as_they_are(gamma: float, method: str) -> None:
+    """A norm that was never trained, or pruned, gives nothing, or next to nothing; rows without weights read it, too."""
+    torch.manual_seed(0)
+    norm, after = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.ReLU(), after, nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()
+    with torch.no_grad():
+        norm.weight.fill_(gamma)
+        after.weight.mul_(1e5)
+        after.bias.mul_(100)
+        after.weight[:2] = 0
+        after.bias[0] = 0
+        x = images(2, 3, 8, 8)
+        exact = model(x)
+    q = mk.quantize(model, [x], mk.QuantConfig(method=method), progress=False)
+    assert sqnr(exact, q(x)) > 40
+    assert torch.equal(mk.convert(q)(x), q(x))
+    assert torch.equal(mk.compile(q, x)(x), q(x))
+
+
 def test_report() -> None:
     report = quantized("mobilevitv2_050").report()
     text, table = str(report), report.to_dict()
