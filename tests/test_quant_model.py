@@ -6,6 +6,7 @@ import copy
 import functools
 import json
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -178,16 +179,54 @@ def test_every_form_of_a_calibration() -> None:
         for batch in batches:
             model(x=batch)
 
-    for calibration in (iter(batches), [(batch, torch.zeros(batch.shape[0])) for batch in batches], run):
+    def one_memory() -> Iterator[Tensor]:
+        """As loaders do that fill the same memory for every batch."""
+        memory = torch.empty(2, 3, 16, 16)
+        for batch in batches:
+            yield memory[: len(batch)].copy_(batch)
+
+    for calibration in (iter(batches), [(batch, torch.zeros(batch.shape[0])) for batch in batches], run, one_memory()):
         seen.append(mk.quantize(plain(), calibration, MINMAX, progress=False).representations)
-    assert seen == [expected] * 3
+    assert seen == [expected] * 4
     assert expected["input"] == byte_of(0.0, 2 * float(images(1, 3, 16, 16).max()), 8)
     assert not plain()._forward_pre_hooks
+
+
+def test_images_in_any_memory_calibrate_alike() -> None:
+    x = images(2, 3, 16, 16)
+    expected, found = (
+        mk.quantize(network("mobilevitv2_050"), [x.contiguous(memory_format=each)], MINMAX, progress=False)
+        for each in (torch.contiguous_format, torch.channels_last)
+    )
+    assert found.representations == expected.representations
+    assert found.calibration == expected.calibration
 
 
 def test_images_that_are_all_zero() -> None:
     q = mk.quantize(plain(), [torch.zeros(1, 3, 16, 16)], MINMAX, progress=False)
     assert torch.isfinite(q(images(1, 3, 16, 16))["logits"]).all()
+
+
+@needs_native
+@pytest.mark.parametrize("method", ["minmax", "qhyvit"])
+@pytest.mark.parametrize("gamma", [0.0, 1e-30])
+def test_what_is_always_zero_leaves_biases_as_they_are(gamma: float, method: str) -> None:
+    """A norm that was never trained, or pruned, gives nothing, or next to nothing; rows without weights read it, too."""
+    torch.manual_seed(0)
+    norm, after = nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), norm, nn.ReLU(), after, nn.ReLU(), nn.Conv2d(8, 8, 1)).eval()
+    with torch.no_grad():
+        norm.weight.fill_(gamma)
+        after.weight.mul_(1e5)
+        after.bias.mul_(100)
+        after.weight[:2] = 0
+        after.bias[0] = 0
+        x = images(2, 3, 8, 8)
+        exact = model(x)
+    q = mk.quantize(model, [x], mk.QuantConfig(method=method), progress=False)
+    assert sqnr(exact, q(x)) > 40
+    assert torch.equal(mk.convert(q)(x), q(x))
+    assert torch.equal(mk.compile(q, x)(x), q(x))
 
 
 def test_report() -> None:

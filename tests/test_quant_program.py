@@ -22,7 +22,7 @@ from mvit_kernels.quant import Byte, Projection, Scores, Stream, integer_program
 from mvit_kernels.quant.alignment import aligned, rewritten_otherwise
 from mvit_kernels.quant.calibrate import Range, ranges
 from mvit_kernels.quant.layout import Layout
-from mvit_kernels.quant.representation import byte_of, from_json, representations, to_json
+from mvit_kernels.quant.representation import TINY, byte_of, from_json, representations, to_json
 
 Tensor = torch.Tensor
 
@@ -280,7 +280,7 @@ def test_forms_meet(make: Callable[[Builder, str], list[str]], bits: int) -> Non
 
 
 def test_bytes_of_ranges() -> None:
-    assert byte_of(0.0, 0.0, 8) == Byte(1.0, 0, 8)
+    assert byte_of(0.0, 0.0, 8) == byte_of(0.0, 1e-30, 8) == Byte(TINY, 0, 8)
     assert byte_of(2.0, 255.0, 8) == Byte(1.0, 0, 8)  # 0 is among the values
     assert byte_of(-63.0, -5.0, 6) == Byte(1.0, 63, 6)
     assert byte_of(-1e-30, 1e-30, 8).scale == 2.0**-32

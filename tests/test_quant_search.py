@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,28 @@ def test_a_loss_of_ones_own() -> None:
     for bad in (lambda y, exact: y, lambda y, exact: 0.0):
         with pytest.raises(ValueError, match=r"quantize: loss: expected a function of \(results, exact results\) to one number"):
             mk.quantize(model, [images(2, 16)], config, loss=bad, progress=False)
+    with pytest.raises(ValueError, match="quantize: loss: expected a number, got nan"):
+        mk.quantize(model, [images(2, 16)], config, loss=lambda y, exact: (y - exact).sum() * math.nan, progress=False)
+
+
+class Classes(nn.Module):
+    """Gives the numbers of classes alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = small()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x).argmax(1)
+
+
+def test_results_that_have_no_gradient() -> None:
+    model, x = Classes().eval(), images(4, 16)
+    for method in ("qhyvit", "best", "ptq4vit"):
+        with pytest.raises(ValueError, match="quantize: model: expected results in floats, as the method weighs errors"):
+            mk.quantize(model, [x], mk.QuantConfig(method=method), progress=False)
+    for method in ("minmax", "percentile", "omse", "easyquant", "fqvit", "repqvit"):
+        assert mk.quantize(model, [x], mk.QuantConfig(method=method), progress=False)(x).shape == (4,)
 
 
 # --- effort ---

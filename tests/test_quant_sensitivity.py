@@ -71,11 +71,13 @@ def test_one_layer_is_what_quantizing_it_alone_gives() -> None:
 
 
 def test_which_to_keep_in_floats() -> None:
-    model = fragile()
+    model, memory = fragile(), torch.empty(16, 3, 16, 16)
     with torch.no_grad():
         exact = model(images(64, 16, 3))
     q = quantized(model)
     study = q.sensitivity([images(64, 16, 3)], target=2.0, progress=False)
+    batches = images(64, 16, 3).split(16)
+    assert q.sensitivity(batches, target=2.0, progress=False) == q.sensitivity(map(memory.copy_, batches), target=2.0, progress=False)
     assert study.drop is not None
     assert study.drop > 2.0
     assert study.keep_float

@@ -36,24 +36,29 @@ def record(model: nn.Module, calibration: Any) -> list[Tensor]:
     if callable(calibration) and not isinstance(calibration, Iterable):
         batches = _seen(model, calibration)
     elif isinstance(calibration, Iterable):
-        batches = [each[0] if isinstance(each, (tuple, list)) and each else each for each in calibration]
+        batches = [_own(each[0] if isinstance(each, (tuple, list)) and each else each) for each in calibration]
     else:
         got = type(calibration).__name__
         raise TypeError(f"quantize: calibration: expected an iterable of batches, or a callable that runs the model, got {got}")
-    for each in batches:
-        if not isinstance(each, Tensor) or each.ndim != 4 or not each.is_floating_point():
-            got = f"{each.dtype} of shape {tuple(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
-            raise ValueError(f"quantize: calibration: expected batches of float images (B, C, H, W), got {got}")
     sizes = {tuple(each.shape[1:]) for each in batches}
     if len(sizes) != 1:
         got = ", ".join(map(str, sorted(sizes))) if sizes else "none"
         raise ValueError(f"quantize: calibration: expected batches of one image size, got {got}")
-    batches = [each.detach().float().cpu() for each in batches if each.shape[0]]
+    batches = [each for each in batches if each.shape[0]]
     if not batches:
         raise ValueError("quantize: calibration: expected at least one image, got none")
-    if not all(bool(each.isfinite().all()) for each in batches):
-        raise ValueError("quantize: calibration: expected finite values, got others in the images")
     return batches
+
+
+def _own(x: Any) -> Tensor:
+    """A batch in memory of its own, as a loader may fill that of x again, and in one order, on which float sums depend."""
+    if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
+        got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"quantize: calibration: expected batches of float images (B, C, H, W), got {got}")
+    own = x.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+    if not bool(own.isfinite().all()):
+        raise ValueError("quantize: calibration: expected finite values, got others in the images")
+    return own
 
 
 def fingerprint(batches: list[Tensor]) -> str:
@@ -64,12 +69,12 @@ def fingerprint(batches: list[Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _seen(model: nn.Module, calibration: Callable[[nn.Module], object]) -> list[Any]:
-    batches: list[Any] = []
+def _seen(model: nn.Module, calibration: Callable[[nn.Module], object]) -> list[Tensor]:
+    batches: list[Tensor] = []
 
     def see(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         value = next((each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)), None)
-        batches.append(value.detach().clone() if isinstance(value, Tensor) else value)
+        batches.append(_own(value))
 
     hook = model.register_forward_pre_hook(see, with_kwargs=True)
     try:

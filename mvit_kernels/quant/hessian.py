@@ -67,9 +67,16 @@ class Gradients:
         x = images.detach().clone().requires_grad_()
         y = run(self.program, x, watch)
         loss = self.loss(y, exact)
+        if self.loss is divergence and not loss.requires_grad:
+            raise ValueError(
+                'quantize: model: expected results in floats, as the method weighs errors by their effect there, got none; "minmax", '
+                '"percentile", "omse", "easyquant", "fqvit" and "repqvit" do not'
+            )
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
             got = f"a tensor of {loss.numel()}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ValueError(f"quantize: loss: expected a function of (results, exact results) to one number with a gradient, got {got}")
+        if bool(loss.isnan()):
+            raise ValueError("quantize: loss: expected a number, got nan")
         torch.autograd.grad(loss.sum(), x)
         return self._normalized(grads, images.shape[0])
 

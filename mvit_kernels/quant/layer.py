@@ -14,7 +14,8 @@ from mvit_kernels.reference.int6 import pack_int6, unpack_int6
 
 Tensor = torch.Tensor
 _FAR = 2.0**30  # a bias in units of the sums that it is added to
-_TINY = 2.0**-40  # the scale of a row without weights
+_TINY = 2.0**-40  # the scale of a row without weights,
+_TINY_SUM = 2.0**-48  # and that of its sums: of an input that is nearly always 0, too, kernels take the ratio to the scale of the result
 Layer = TypeVar("Layer", bound="QLayer")
 
 
@@ -136,9 +137,12 @@ def quantize_weight(
     rows = weight.detach().double().flatten(1)
     if scale is None:
         scale = (rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])) / MOST[bits] * stretch
-        if bias is not None and input_scale is not None and input_scale > 0:
-            scale = torch.maximum(scale, bias.detach().double().abs() / (input_scale * _FAR))
-        scale = scale.clamp_min(_TINY)
+        least = _TINY
+        if input_scale is not None and input_scale > 0:
+            least = max(least, _TINY_SUM / input_scale)
+            if bias is not None:
+                scale = torch.maximum(scale, bias.detach().double().abs() / (input_scale * _FAR))
+        scale = scale.clamp_min(least)
     scale = scale.detach().float().reshape(-1).expand(rows.shape[0])
     q = (rows / scale.double()[:, None]).round().clamp(-MOST[bits], MOST[bits])
     return q.to(torch.int8).reshape(weight.shape), scale

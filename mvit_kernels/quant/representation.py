@@ -100,7 +100,7 @@ SEVERAL = (Scores, Projection)  # quantizers of one map, by its channels
 def byte_of(low: float, high: float, bits: int) -> Byte:
     """Bytes over [low, high] and 0."""
     low, high, most = min(low, 0.0), max(high, 0.0), 2**bits - 1
-    scale = single(max((high - low) / most, TINY)) if high > low else 1.0
+    scale = single(max((high - low) / most, TINY))  # also of what is always 0: biases behind it are whole numbers of this
     return Byte(scale, min(max(round(-low / scale), 0), most), bits)
 
 

@@ -128,7 +128,7 @@ def sensitivity(model: QuantizedModel, images: Iterable[Any], *, target: float |
     if target is not None and (isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target <= 100):
         raise ValueError(f"sensitivity: target: expected points of top-1 that may be lost, from 0 to 100, or None, got {target!r}")
     study = _Study(model)
-    for batch in tqdm(list(images), desc="sensitivity", unit="batch", leave=False, disable=None if progress else True):
+    for batch in tqdm(images, desc="sensitivity", unit="batch", leave=False, disable=None if progress else True):
         x, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) and batch else (batch, None)
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
             got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
@@ -176,7 +176,8 @@ class _Study:
             raise ValueError(f"sensitivity: images: expected a size of {self.model.size}, that of the calibration, got {size}")
         step = max(1, PIXELS // (size[1] * size[2]))
         for i in range(0, len(x), step):
-            self._look(x[i : i + step].float(), None if labels is None else labels[i : i + step])
+            own = x[i : i + step].to("cpu", torch.float32, copy=True)  # `seen` keeps it, and a loader may fill the memory of x again
+            self._look(own, None if labels is None else labels[i : i + step].to("cpu", copy=True))
 
     def _look(self, x: Tensor, labels: Tensor | None) -> None:
         values: dict[str, Tensor] = {}
