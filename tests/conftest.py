@@ -12,6 +12,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+# Each operation of a network that is captured would be told the lines of Python that led to it, which nobody reads: a third of a capture.
+if hasattr(torch.fx.config, "do_not_emit_stack_traces"):
+    torch.fx.config.do_not_emit_stack_traces = True
+
 # timm imports torchvision for its transforms only. The torchvision wheel's C++ ops do not load beside a CPU-only torch, and registering
 # their fake kernels then fails at import; skipping those registrations leaves the transforms usable.
 _register_fake = torch.library.register_fake
