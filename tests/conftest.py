@@ -9,6 +9,8 @@ import pytest
 # Set before torch loads OpenMP: a thread at the end of one of the many small parallel regions sleeps until the others are there. Waiting
 # actively it would keep a core from them, and on a machine with other work the tests take several times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# NumPy's matrices are small: for the Gaussian processes of `scaling`, threads that wait for each other take ten times as long as one.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import torch
 
