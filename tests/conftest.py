@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import torch
+import torch.fx.config
 
 # Each operation of a network that is captured would be told the lines of Python that led to it, which nobody reads: a third of a capture.
 if hasattr(torch.fx.config, "do_not_emit_stack_traces"):
