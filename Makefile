@@ -4,6 +4,8 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+# Each worker takes tests that stand together, and at the end some of the other's: networks that a file makes once are made once.
+WORKERS := -n 2 --dist worksteal
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml csrc/flags.txt csrc/cpu/isa/flags.txt csrc/cuda/flags.txt \
 	$(shell find csrc/cpu csrc/cuda csrc/engine python -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
@@ -19,13 +21,13 @@ build: $(VENV)/native.stamp
 test: lint $(VENV)/dev.stamp
 	$(MAKE) --no-print-directory -j2 -C csrc test
 	$(BIN)/python -c "import mvit_kernels._cpu"
-	$(BIN)/python -m pytest -q -n 2
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 tests/test_triton_*.py
+	$(BIN)/python -m pytest -q $(WORKERS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(WORKERS) tests/test_triton_*.py
 
 # What takes longer: every model variant, sanitizers, installation from scratch. Under an hour.
 test-all: asan races $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -q -n 2 -m "slow and not gpu"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q -n 2 -m "slow and not gpu" tests/test_triton_*.py --deselect tests/test_triton_aot.py
+	$(BIN)/python -m pytest -q $(WORKERS) -m "slow and not gpu"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(WORKERS) -m "slow and not gpu" tests/test_triton_*.py --deselect tests/test_triton_aot.py
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-disable
 
 # Thousands of random networks, compiled, against the interpreter.

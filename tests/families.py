@@ -20,6 +20,11 @@ FAMILIES = {
 }
 
 
+def small(name: str, **settings: object) -> nn.Module:
+    """As it begins; with other settings, too."""
+    return mk.create_model(name, **{"num_classes": CLASSES, **FAMILIES[name], **settings})
+
+
 def images(count: int, seed: int = 1) -> Tensor:
     """(count, 3, SIDE, SIDE) of noise, each with another mean and width."""
     generator = torch.Generator().manual_seed(seed)
@@ -42,7 +47,7 @@ def mark(model: nn.Module) -> None:
 def network(name: str) -> nn.Module:
     """In evaluation: seven classes, each of which some images are in."""
     torch.manual_seed(0)
-    model = mk.create_model(name, num_classes=CLASSES, **FAMILIES[name]).eval()
+    model = small(name).eval()
     mark(model)
     for module in model.modules():
         if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):

@@ -22,7 +22,12 @@ from mvit_kernels.models import Normalization
 from mvit_kernels.training.state import save_weights
 
 MODEL = "mobilevitv2_050"
+OPTIONS = {"depths": [1, 1, 1], "blocks": [1, 1]}  # a layer of each kind
 CLASSES = ("n01", "n02", "n03")
+
+
+def network(**settings):
+    return mk.create_model(MODEL, num_classes=len(CLASSES), **OPTIONS, **settings).eval()
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +47,8 @@ def pictures(tmp_path_factory):
 def weights(tmp_path_factory):
     torch.manual_seed(3)
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
-    model = mk.create_model(MODEL, num_classes=len(CLASSES))
-    save_weights(path, model.state_dict(), {"model": MODEL, "class_names": json.dumps(CLASSES), "num_classes": "3", "size": "64"})
+    about = {"model": MODEL, "options": json.dumps(OPTIONS), "class_names": json.dumps(CLASSES), "num_classes": "3", "size": "64"}
+    save_weights(path, network().state_dict(), about)
     return path
 
 
@@ -132,7 +137,7 @@ def test_calibration_images_are_drawn_by_the_seed(pictures, tmp_path):
 
 
 def test_quantize_writes_what_the_library_makes(weights, pictures, quantized):
-    model = mk.create_model(MODEL, num_classes=3, checkpoint=weights).eval()
+    model = network(checkpoint=weights)
     x = calibration_images(pictures, 6, 64)
     q = mk.quantize(model, [x], mk.QuantConfig(6, 8, "minmax"), progress=False)
     loaded = mk.load_quantized(model, quantized)
@@ -245,7 +250,7 @@ def test_a_scaled_model_goes_all_the_way(capsys, tmp_path):
 
 
 def test_what_is_normalized_at_calibration_is_at_evaluation(capsys, weights, pictures, tmp_path):
-    model = mk.create_model(MODEL, num_classes=3, checkpoint=weights).eval()
+    model = network(checkpoint=weights)
     normalization = Normalization((0.5, 0.25, 0.5), (0.25, 1.0, 0.5))
     flags = ["--mean", *normalization.mean, "--std", *normalization.std]
     argv = ["quantize", weights, "--calibration", pictures, "--images", 4, "--method", "minmax", "--output", tmp_path / "q"]
@@ -279,7 +284,7 @@ def _expected(network, pictures):
 
 
 def test_eval_of_floats_integers_and_plans(capsys, weights, pictures, quantized, tmp_path):
-    model = mk.create_model(MODEL, num_classes=3, checkpoint=weights).eval()
+    model = network(checkpoint=weights)
     q = mk.load_quantized(model, quantized)
     mk.compile(q, torch.zeros(1, 3, 64, 64)).save(tmp_path / "q.plan")
     with torch.inference_mode():
@@ -302,7 +307,7 @@ def test_eval_of_floats_integers_and_plans(capsys, weights, pictures, quantized,
 def test_eval_of_what_no_kernel_runs(capsys, weights, pictures, tmp_path):
     argv = ["quantize", weights, "--calibration", pictures, "--images", 4, "--method", "fqvit", "--output", tmp_path / "q"]
     assert _json(capsys, *argv)["simulation_only"] > 0
-    model = mk.create_model(MODEL, num_classes=3, checkpoint=weights).eval()
+    model = network(checkpoint=weights)
     for flags in ([], ["--eager"]):
         document = _json(capsys, "eval", tmp_path / "q", "--data", pictures, *flags)
         assert document["kind"] == "simulated"
@@ -359,5 +364,5 @@ def test_eval_refuses(capsys, weights, quantized, pictures, tmp_path):
     assert "as no file says which of them these are, got 3" in _complaint(
         capsys, "eval", unnamed, "--num-classes", 4, "--data", pictures, "--eager"
     )
-    mk.save_quantized(mk.load_quantized(mk.create_model(MODEL, num_classes=3).eval(), quantized), tmp_path / "bare")
+    mk.save_quantized(mk.load_quantized(network(), quantized), tmp_path / "bare")
     assert "which names its model" in _complaint(capsys, "eval", tmp_path / "bare", "--data", pictures)

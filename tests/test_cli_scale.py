@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
 import torch
 
 import mvit_kernels as mk
+from mvit_kernels import scaling
 from mvit_kernels.cli import main
 from mvit_kernels.scaling import SHIPPED, macs, parameters, read
 
 MODEL_KEYS = {"macs", "params", "resolution", "width", "depth_ir", "depth_vit", "config", "accuracy", "accuracy_deviation"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _surfaces_are_fitted_once():
+    """To the same values with the same seed they are the same; a fit takes longer than all that a call does with it."""
+    surface = functools.cache(scaling.fit.Surface)
+
+    def of_tuples(settings, values, *rest, **more):
+        return surface(tuple(settings), tuple(values), *rest, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scaling.fit, "Surface", of_tuples)
+        yield
 
 
 def _json(capsys, *argv):

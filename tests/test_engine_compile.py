@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
+import families
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,6 +18,8 @@ from torch.utils import _pytree as pytree
 
 import mvit_kernels as mk
 from mvit_kernels.engine import plan
+from mvit_kernels.engine.lower_integers import lower
+from mvit_kernels.graph import Program, capture, optimize
 
 pytestmark = needs_native
 Tensor = torch.Tensor
@@ -58,7 +62,7 @@ def assert_compiled(model: nn.Module, fast: mk.CompiledModel, x: Tensor, *, rule
 @pytest.fixture(scope="module", params=["mobilevitv2_050", "mobilevit_xxs"])
 def network(request) -> tuple[nn.Module, mk.CompiledModel]:
     torch.manual_seed(0)
-    model = random_statistics(mk.create_model(request.param, num_classes=7))
+    model = random_statistics(families.small(request.param))
     return model, mk.compile(model, torch.zeros(1, 3, 64, 64))
 
 
@@ -78,22 +82,35 @@ def test_the_same_bits_with_any_threads_and_batch(network, threads) -> None:
         assert torch.equal(torch.cat([fast(image[None]) for image in x]), expected)
 
 
+@functools.cache
+def floats(name: str) -> Program:
+    return optimize(capture(families.network(name), (3, 64, 64)))
+
+
+@functools.cache
+def integers(name: str) -> Program:
+    return mk.quantize(families.network(name), [families.images(5)], mk.QuantConfig(method="minmax"), progress=False).program()
+
+
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize("name", ["efficientformer_l1", "efficientformerv2_s0", "mobile_former_26m", "mobilevit_xxs", "mobilevitv2_050"])
+@pytest.mark.parametrize("name", list(families.FAMILIES))
 def test_several_images_at_once(name: str, form: str, threads, monkeypatch) -> None:
     """All steps that can take them, to the same bits."""
-    torch.manual_seed(0)
-    sizes = {"image_size": 64} if name.startswith("efficientformer") else {}
-    model: nn.Module = random_statistics(mk.create_model(name, num_classes=7, **sizes))
-    x = torch.randn(5, 3, 64, 64)
-    if form == "int8":
-        model = mk.quantize(model, [x], mk.QuantConfig(method="minmax"))
-    dtype = torch.bfloat16 if form == "bfloat16" else None
-    single = mk.compile(model, x, dtype=dtype)
+    program = integers(name) if form == "int8" else floats(name)
+    x = families.images(5)
+
+    def compiled() -> mk.CompiledModel:
+        """As `mk.compile` makes it of a model, which it would capture each time."""
+        made = plan.assemble(lower(program, torch.bfloat16 if form == "bfloat16" else torch.float32))
+        return mk.CompiledModel(None, {(3, 64, 64): made}, None)
+
+    single = compiled()
     expected = torch.cat([single(image[None]) for image in x])
     assert torch.equal(single(x), expected)
     monkeypatch.setattr(plan, "_first_together", lambda steps: 0)
-    together = mk.compile(model, x, dtype=dtype)
+    together = compiled()
+    (segment, *_) = together.plan((3, 64, 64)).parts
+    assert segment.first == 0
     for count in (1, 2):
         threads(count)
         assert torch.equal(together(x), expected)
@@ -183,7 +200,7 @@ def test_sixteen_bits(network, dtype: torch.dtype) -> None:
 
 
 def test_the_model_may_change_later() -> None:
-    model = random_statistics(mk.create_model("mobilevitv2_050", num_classes=7))
+    model = random_statistics(families.small("mobilevitv2_050"))
     x = torch.randn(1, 3, 64, 64)
     fast = mk.compile(model, x)
     before = fast(x)
@@ -195,14 +212,14 @@ def test_the_model_may_change_later() -> None:
 
 
 def test_accelerated_models() -> None:
-    model = random_statistics(mk.create_model("mobilevitv2_050", num_classes=7))
+    model = random_statistics(families.small("mobilevitv2_050"))
     x = torch.randn(1, 3, 64, 64)
     expected = mk.compile(model, x)(x)
     assert torch.equal(mk.compile(mk.accelerate(model), x)(x), expected)
 
 
 def test_feature_pyramids() -> None:
-    model = random_statistics(mk.create_model("mobilevitv2_050", features_only=True))
+    model = random_statistics(families.small("mobilevitv2_050", features_only=True))
     x = torch.randn(2, 3, 64, 64)
     fast = mk.compile(model, x)
     assert_compiled(model, fast, x)

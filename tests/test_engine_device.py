@@ -47,8 +47,19 @@ def v2() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def v2_plan(v2) -> DevicePlan:
-    return device_plan(programs(v2, 64))
+def v2_program(v2) -> Program:
+    return programs(v2, 64)
+
+
+@pytest.fixture(scope="module")
+def v2_plan(v2_program) -> DevicePlan:
+    return device_plan(v2_program)
+
+
+@pytest.fixture(scope="module")
+def v2_integers(v2) -> Program:
+    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    return mk.quantize(v2, [images], mk.QuantConfig(method="minmax"), progress=False).program()
 
 
 @pytest.mark.parametrize(("name", "side"), [
@@ -87,9 +98,9 @@ def no_kernel(op: str, why: str) -> tuple[str, str, str]:
 
 
 @needs_native
-def test_reports_say_whose_kernels_run_a_call_and_why_torch_does(v2) -> None:
+def test_reports_say_whose_kernels_run_a_call_and_why_torch_does(v2, v2_program) -> None:
     """The CPU's, which stand for a GPU's."""
-    plan = device_plan(programs(v2, 64))
+    plan = device_plan(v2_program)
     report = plan.report()
     of_norms = no_kernel("avg_pool", "cpu: it has no kernel for the mean of a norm")
     whose = {row.op: (row.kind, row.backend, row.reason) for row in report.rows}
@@ -102,23 +113,22 @@ def test_reports_say_whose_kernels_run_a_call_and_why_torch_does(v2) -> None:
 
     with mk.use_backend("reference"):
         plain = plan.report()
-    refused = device_plan(programs(v2, 64), torch.float64).report()
+    refused = device_plan(v2_program, torch.float64).report()
     for rows, why in ((plain, "requested"), (refused, "cpu: it has no kernel for torch.float64")):
         assert rows.fallbacks == rows.rows
         assert {row.op: (row.kind, row.backend, row.reason) for row in rows.rows} == {op: no_kernel(op, why) for op in whose}
 
 
 @needs_native
-def test_calls_that_are_refused_in_part_are_named(v2, monkeypatch) -> None:
+def test_calls_that_are_refused_in_part_are_named(v2_integers, monkeypatch) -> None:
     """A call of several ops, and one op whose kernels refuse a size."""
-    program = mk.quantize(v2, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False).program()
     monkeypatch.setattr(QInvertedResidual, "pays", lambda *_: False)
     for choose in (choose_qdepthwise_conv2d, choose_qavg_pool):
         of_cpu = replace(choose.implementations["cpu"], refuse=lambda *_: "it is too large")
         implementations = {**choose.implementations, "cpu": of_cpu}
         monkeypatch.setattr(choose, "implementations", implementations)
         monkeypatch.setattr(choose, "_on_cpu", (of_cpu, implementations["reference"]))
-    report = device_plan(program).report()
+    report = device_plan(v2_integers).report()
     whose = {row.op: (row.kind, row.backend, row.reason) for row in report.rows}
     too_large = "cpu: it is too large"
     assert whose["qinverted_residual"] == ("torch", "cpu+torch", no_kernel("qdepthwise_conv2d", too_large)[2])
@@ -128,9 +138,9 @@ def test_calls_that_are_refused_in_part_are_named(v2, monkeypatch) -> None:
 
 
 @needs_native
-def test_profiles_are_of_the_images_that_they_are_asked_for(v2, monkeypatch) -> None:
+def test_profiles_are_of_the_images_that_they_are_asked_for(v2_program, monkeypatch) -> None:
     """All but the clock, which needs a GPU."""
-    plan, batches = device_plan(programs(v2, 64)), []
+    plan, batches = device_plan(v2_program), []
 
     def seconds(call: Call, inputs: list[torch.Tensor], repeats: int) -> float:
         batches.append(inputs[0].shape[0])
@@ -198,11 +208,9 @@ def test_the_smallest_maps_are_what_is_written(v2, v2_plan) -> None:
     assert sum(call.bytes for call in v2_plan.calls) < sum(call.bytes for call in merged.calls)
 
 
-def test_integers_have_the_bits_of_the_program(v2, monkeypatch) -> None:
-    quantized = mk.quantize(v2, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False)
-    program = quantized.program()
+def test_integers_have_the_bits_of_the_program(v2_integers, monkeypatch) -> None:
     x = torch.randn(3, 3, 64, 64)
-    plan, right = device_plan(program), run(program, x)
+    plan, right = device_plan(v2_integers), run(v2_integers, x)
     assert torch.equal(plan.run(x)[0], right)
     blocks = [call for call in plan.calls if call.op == "qinverted_residual"]
     assert len(blocks) >= 4
@@ -215,9 +223,9 @@ def test_integers_have_the_bits_of_the_program(v2, monkeypatch) -> None:
     assert torch.equal(plan.run(x)[0], right)
 
 
-def test_integer_attention_halves_that_differ_stay_as_they_are(v2) -> None:
+def test_integer_attention_halves_that_differ_stay_as_they_are(v2_integers) -> None:
     """Where one of the six nodes is of another form, or somebody else takes its result."""
-    program = mk.quantize(v2, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False).program()
+    program = v2_integers
     (first, *_) = [node for node in program if find_qattention(Blocks(program), node)]
     found = find_qattention(Blocks(program), first)
     assert found is not None
@@ -252,9 +260,8 @@ def test_integer_norms_of_pixels_are_part_of_what_takes_them() -> None:
     assert not any(call.collects for call in plan.calls)
 
 
-def test_integer_norms_take_the_sums_that_their_producers_collected(v2, monkeypatch) -> None:
-    quantized = mk.quantize(v2, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False)
-    plan, x = device_plan(quantized.program()), torch.randn(3, 3, 64, 64)
+def test_integer_norms_take_the_sums_that_their_producers_collected(v2_integers, monkeypatch) -> None:
+    plan, x = device_plan(v2_integers), torch.randn(3, 3, 64, 64)
     right = plan.run(x)[0]
     taking = {call.inputs[1]: call for call in plan.calls if any(name.endswith(".moments") for name in call.inputs)}
     assert {f"{call.name}.moments" for call in plan.calls if call.collects} == set(taking)
@@ -304,9 +311,9 @@ def test_maps_of_a_backbone_and_no_images() -> None:
     assert [y.shape for y in plan.run(torch.ones(0, 3, 64, 64))] == [(0, *each.shape[1:]) for each in right]
 
 
-def test_reduced_precision(v2) -> None:
+def test_reduced_precision(v2, v2_program) -> None:
     x = torch.randn(2, 3, 64, 64)
-    (y,) = device_plan(programs(v2, 64), torch.bfloat16).run(x.bfloat16())
+    (y,) = device_plan(v2_program, torch.bfloat16).run(x.bfloat16())
     assert y.dtype == torch.bfloat16
     with torch.no_grad():
         right = v2(x)

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from families import small
 from op_checks import needs_native
 from test_graph_capture import Plain, random_statistics
 from torch import nn
@@ -22,7 +23,7 @@ def _fresh() -> None:
 
 @torch.no_grad()
 def test_the_same_plan() -> None:
-    model = random_statistics(mk.create_model("mobilevitv2_050", num_classes=7))
+    model = random_statistics(small("mobilevitv2_050"))
     fast = torch.compile(model, backend="mvit_kernels")
     plan = mk.compile(model, torch.zeros(1, 3, 64, 64))
     for size in ((1, 3, 64, 64), (3, 3, 64, 64)):
@@ -33,7 +34,7 @@ def test_the_same_plan() -> None:
 @torch.no_grad()
 def test_features_and_other_networks() -> None:
     x = torch.randn(2, 3, 64, 64)
-    for model in (mk.create_model("mobilevitv2_050", features_only=True), nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU()), Plain()):
+    for model in (small("mobilevitv2_050", features_only=True), nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU()), Plain()):
         model = random_statistics(model)
         expected, actual = model(x), torch.compile(model, backend="mvit_kernels")(x)
         pairs = zip(torch.utils._pytree.tree_leaves(actual), torch.utils._pytree.tree_leaves(expected), strict=True)
@@ -71,7 +72,7 @@ def test_weights_that_change() -> None:
 @torch.no_grad()
 def test_several_models_of_one_class() -> None:
     """To Dynamo they are the same code: one graph gets the weights of each."""
-    models = [random_statistics(mk.create_model("mobilevitv2_050", num_classes=7)) for _ in range(2)]
+    models = [random_statistics(small("mobilevitv2_050")) for _ in range(2)]
     x = torch.randn(2, 3, 64, 64)
     fast = [torch.compile(model, backend="mvit_kernels") for model in models]
     plans = [mk.compile(model, x)(x) for model in models]
@@ -192,7 +193,7 @@ def test_first_images_of_all_kinds(case: str) -> None:
 @torch.no_grad()
 def test_no_images_after_others() -> None:
     """Dynamo compiles anew for them, and the graph's sizes say 0."""
-    model, x = random_statistics(mk.create_model("mobilevit_xxs", num_classes=7)), torch.randn(2, 3, 32, 32)
+    model, x = random_statistics(small("mobilevit_xxs")), torch.randn(2, 3, 32, 32)
     fast = torch.compile(model, backend="mvit_kernels")
     for batch in (2, 1, 0, 2):
         assert torch.allclose(fast(x[:batch]), model(x[:batch]), atol=1e-5)
@@ -201,7 +202,7 @@ def test_no_images_after_others() -> None:
 @torch.no_grad()
 def test_models_that_are_refused() -> None:
     x = torch.randn(2, 3, 32, 32)
-    model = mk.create_model("mobilevit_xxs", num_classes=7).eval()
+    model = small("mobilevit_xxs").eval()
     quantized = mk.quantize(model, [x], mk.QuantConfig(method="minmax"), progress=False)
     with pytest.raises(RuntimeError, match=r"expected a float model, got a quantized one; mk.compile takes it"):
         torch.compile(quantized, backend="mvit_kernels")(x)
@@ -212,7 +213,7 @@ def test_models_that_are_refused() -> None:
 @torch.no_grad()
 def test_a_graph_of_one_image_alone() -> None:
     """Of a function there is no model to compile in the graph's place."""
-    model = mk.create_model("mobilevit_xxs", num_classes=7).eval()
+    model = small("mobilevit_xxs").eval()
     with pytest.raises(RuntimeError, match="expected a graph of any number of images, got one that Dynamo made for 1 alone"):
         torch.compile(lambda x: 2 * model(x), backend="mvit_kernels")(torch.randn(1, 3, 32, 32))
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import json
 import struct
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from families import small
 from op_checks import needs_native
 from test_graph_capture import Plain, random_statistics
 from torch import nn
@@ -27,7 +30,7 @@ pytestmark = needs_native
 @pytest.fixture(scope="module")
 def fast() -> mk.CompiledModel:
     torch.manual_seed(0)
-    model = random_statistics(mk.create_model("mobilevitv2_050", num_classes=7))
+    model = random_statistics(small("mobilevitv2_050"))
     return mk.compile(model, torch.zeros(1, 3, 64, 64), num_threads=1)
 
 
@@ -44,19 +47,29 @@ def test_the_same_bits(fast, tmp_path) -> None:
         loaded(torch.zeros(1, 3, 32, 32))
 
 
-def test_bfloat16_of_any_instruction_set_runs_on_every_other(isa: str, tmp_path) -> None:
-    """Weights have one form. As near the truth as plain torch in that dtype, twice its error at most."""
+@pytest.fixture(scope="module")
+def of_bfloat16(tmp_path_factory) -> tuple[nn.Module, torch.Tensor, list[Path]]:
+    """A network, images, and files of its plan, made on the least and on the most instruction set."""
     torch.manual_seed(0)
-    model, x = random_statistics(mk.create_model("mobilevit_xxs", num_classes=7)).eval(), torch.randn(2, 3, 64, 96)
-    ends = {native.isas_supported()[0], native.isas_supported()[-1]}
-    for made_on in ends:
-        assert native.set_isa(made_on)
-        mk.compile(model, x, dtype=torch.bfloat16).save(tmp_path / made_on)
+    model, x = random_statistics(small("mobilevit_xxs")), torch.randn(2, 3, 64, 96)
+    before, folder = native.isa(), tmp_path_factory.mktemp("plans")
+    paths = [folder / made_on for made_on in (native.isas_supported()[0], native.isas_supported()[-1])]
+    for path in paths:
+        assert native.set_isa(path.name)
+        mk.compile(model, x, dtype=torch.bfloat16).save(path)
+    assert native.set_isa(before)
+    return model, x, paths
+
+
+@torch.no_grad()
+def test_bfloat16_of_any_instruction_set_runs_on_every_other(isa: str, of_bfloat16) -> None:
+    """Weights have one form. As near the truth as plain torch in that dtype, twice its error at most."""
+    model, x, paths = of_bfloat16
     exact = copy.deepcopy(model).double()(x.double())
     error = (copy.deepcopy(model).bfloat16()(x.bfloat16()).double() - exact).norm()
-    assert native.set_isa(isa)
-    for made_on in ends:
-        assert (mk.load(tmp_path / made_on)(x).double() - exact).norm() <= 2 * error
+    assert native.isa() == isa
+    for path in paths:
+        assert (mk.load(path)(x).double() - exact).norm() <= 2 * error
 
 
 def test_torch_nodes_and_structures(tmp_path) -> None:
@@ -200,11 +213,15 @@ def stand_in(monkeypatch) -> None:
     monkeypatch.setattr(files, "_place", lambda kind, device: torch.device("cpu"))
 
 
+@functools.cache
+def program(name: str, *size: int) -> Program:
+    torch.manual_seed(0)
+    return optimize(capture(random_statistics(small(name)), (3, *size)), device=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 def test_plans_of_a_gpu_have_the_same_bits(dtype: torch.dtype, tmp_path, stand_in) -> None:
-    torch.manual_seed(0)
-    model = random_statistics(mk.create_model("mobilevitv2_050", num_classes=7))
-    programs = [optimize(capture(model, (3, *size)), device=True) for size in ((64, 64), (96, 64))]
+    programs = [program("mobilevitv2_050", *size) for size in ((64, 64), (96, 64))]
     plans = saved(tmp_path / "plan", *programs, dtype=dtype)
     loaded = mk.load(tmp_path / "plan")
     for plan, size in zip(plans, ((2, 3, 64, 64), (1, 3, 96, 64)), strict=True):
@@ -229,7 +246,7 @@ def test_plans_of_a_gpu_keep_no_weights_on_the_host(tmp_path, stand_in, monkeypa
 
     monkeypatch.setattr(compiling, "DevicePlan", on_cpu)
     torch.manual_seed(0)
-    model, x = random_statistics(mk.create_model("mobile_former_26m", num_classes=7)), torch.randn(2, 3, 64, 64)
+    model, x = random_statistics(small("mobile_former_26m")), torch.randn(2, 3, 64, 64)
     source = compiling.FloatSource(model, torch.float16, GPU)
     plan = source.plan((3, 64, 64))
     given = {id(weight): weight for weight in source.model.parameters()}  # the model keeps them for other sizes
@@ -248,7 +265,7 @@ def test_plans_of_a_gpu_keep_no_weights_on_the_host(tmp_path, stand_in, monkeypa
 
 def test_plans_of_a_gpu_of_integers_torch_nodes_and_structures(tmp_path, stand_in) -> None:
     torch.manual_seed(0)
-    model, x = random_statistics(mk.create_model("mobilevit_xxs", num_classes=7)), torch.randn(2, 3, 64, 64)
+    model, x = random_statistics(small("mobilevit_xxs")), torch.randn(2, 3, 64, 64)
     quantized = mk.quantize(model, [torch.randn(4, 3, 64, 64)], mk.QuantConfig(method="minmax"), progress=False)
     programs = [quantized.program((3, *size)) for size in ((64, 64), (96, 64))]
     saved(tmp_path / "plan", *programs)
@@ -274,7 +291,7 @@ def test_plans_run_on_the_device_that_they_were_made_for(fast, tmp_path) -> None
         mk.load(tmp_path / "cpu", device="gpu")
     with pytest.raises(ValueError, match=r"load: device: expected a device of torch, got 3\.5"):
         mk.load(tmp_path / "cpu", device=3.5)
-    saved(tmp_path / "gpu", optimize(capture(mk.create_model("mobilevit_xxs").eval(), (3, 32, 32)), device=True))
+    saved(tmp_path / "gpu", program("mobilevit_xxs", 32, 32))
     for device in ("cpu", torch.device("cpu")):
         with pytest.raises(ValueError, match="load: device: expected a GPU, for which the plans are, got cpu"):
             mk.load(tmp_path / "gpu", device=device)
@@ -285,7 +302,7 @@ def test_plans_run_on_the_device_that_they_were_made_for(fast, tmp_path) -> None
 
 def test_damaged_plans_of_a_gpu(tmp_path, stand_in) -> None:
     path = tmp_path / "plan"
-    saved(path, optimize(capture(mk.create_model("mobilevit_xxs").eval(), (3, 32, 32)), device=True))
+    saved(path, program("mobilevit_xxs", 32, 32))
     good = path.read_bytes()
     length = struct.unpack_from("<Q", good, 16)[0]
     for place in (20, 41, 40 + length // 2, len(good) // 2, len(good) - 1):

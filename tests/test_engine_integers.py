@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from families import small
 from op_checks import needs_native
 from test_graph_capture import Plain, random_statistics
 from torch import nn
@@ -28,7 +29,7 @@ def quantized(model: nn.Module, size: tuple[int, int, int], **config: object) ->
 @functools.cache
 def network(name: str, bits: int) -> tuple[mk.QuantizedModel, mk.CompiledModel]:
     torch.manual_seed(0)
-    model = quantized(random_statistics(mk.create_model(name, num_classes=7)), (3, 64, 64), weight_bits=bits, activation_bits=bits)
+    model = quantized(random_statistics(small(name)), (3, 64, 64), weight_bits=bits, activation_bits=bits)
     return model, mk.compile(model, torch.zeros(1, 3, 64, 64))
 
 
@@ -60,12 +61,15 @@ def test_report(name: str) -> None:
     assert network(name, 6)[1].report().weight_bytes < 0.85 * report.weight_bytes
 
 
+@functools.cache
+def with_a_float_attention() -> mk.QuantizedModel:
+    torch.manual_seed(0)
+    return quantized(random_statistics(small("mobilevit_xxs")), (3, 64, 64), skip=("*.attention",))
+
+
 def test_a_float_attention_between_integers(isa: str) -> None:
     """Integer steps are exact by their own inputs, the whole nearly."""
-    torch.manual_seed(0)
-    model = random_statistics(mk.create_model("mobilevit_xxs", num_classes=7))
-    model = quantized(model, (3, 64, 64), skip=("*.attention",))
-    x = torch.randn(2, 3, 64, 64)
+    model, x = with_a_float_attention(), torch.randn(2, 3, 64, 64)
     y, right = mk.compile(model, x)(x), model(x)
     assert 10 * torch.log10(right.square().sum() / (y - right).square().sum()) >= 40
     assert torch.equal(y.argmax(1), right.argmax(1))
@@ -110,7 +114,7 @@ def test_converted_models_and_files(tmp_path) -> None:
 
 
 def test_feature_pyramids() -> None:
-    model = quantized(random_statistics(mk.create_model("mobilevitv2_050", features_only=True)), (3, 64, 64))
+    model = quantized(random_statistics(small("mobilevitv2_050", features_only=True)), (3, 64, 64))
     x = torch.randn(2, 3, 64, 64)
     assert_the_same_bits(model, mk.compile(model, x), x)
 
@@ -156,7 +160,7 @@ def test_what_has_no_kernel_runs_through_torch() -> None:
 
 
 def test_skipped_layers() -> None:
-    model = quantized(random_statistics(mk.create_model("mobilevitv2_050", num_classes=7)), (3, 64, 64), skip=("stages.2.*",))
+    model = quantized(random_statistics(small("mobilevitv2_050")), (3, 64, 64), skip=("stages.2.*",))
     x = torch.randn(2, 3, 64, 64)
     fast = mk.compile(model, x)
     y, right = fast(x), model(x)

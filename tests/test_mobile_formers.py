@@ -7,6 +7,7 @@ import functools
 
 import pytest
 import torch
+from families import FAMILIES
 from marks import slow
 from op_checks import needs_native
 from swap_checks import reason, replaced
@@ -25,10 +26,10 @@ NAMES = ["mobile_former_26m", "mobile_former_96m"]  # with groups and shuffles, 
 
 
 @torch.no_grad()
-def network(name: str) -> nn.Module:
+def network(name: str, **options: object) -> nn.Module:
     """In evaluation, with statistics, gates and slopes that leave their mark: linear layers begin with next to nothing."""
     torch.manual_seed(0)
-    model = mk.create_model(name, num_classes=7)
+    model = mk.create_model(name, num_classes=7, **options)
     for module in model.modules():
         if isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d)):
             module.running_mean.normal_(std=0.3)
@@ -116,7 +117,7 @@ def test_compiled(name: str) -> None:
 @torch.no_grad()
 def test_compiled_as_it_is() -> None:
     """Where hooks keep modules from being swapped, torch runs what has no kernel: of the same results, for any batch."""
-    model, x = network("mobile_former_26m"), images(3, 32)
+    model, x = network("mobile_former_26m", **FAMILIES["mobile_former_26m"]), images(3, 32)
     model.features[2].local_global.register_forward_hook(lambda *_: None)
     fast = mk.compile(model, x[:1])
     torch.testing.assert_close(fast(x), model(x), rtol=1e-4, atol=1e-4)

@@ -73,6 +73,23 @@ def downsizer(samples):
     return Downsizer(samples, Macs())
 
 
+@pytest.fixture(scope="module")
+def surface(downsizer):
+    """That of the accuracy of `samples`, which a call takes longer to fit than for all else."""
+    return downsizer.accuracy
+
+
+@pytest.fixture
+def fitted(monkeypatch, samples, surface):
+    """Downsizers of `samples` take it."""
+
+    def of(given, seed):
+        assert (given, seed) == (samples, 0)
+        return surface
+
+    monkeypatch.setattr("mvit_kernels.scaling.downsize.accuracy_surface", of)
+
+
 # --- settings ---
 
 
@@ -114,20 +131,19 @@ def test_a_box_of_few_models_says_how_many():
 # --- surfaces ---
 
 
-def test_a_known_function_is_found(samples):
-    surface = accuracy_surface(sample_set())
+def test_a_known_function_is_found(surface):
+    exact = accuracy_surface(sample_set())
     others = BOX.draw(120, seed=9)
-    mean, deviation = surface.predict(others)
+    mean, deviation = exact.predict(others)
     error = mean - [truth(each) for each in others]
     assert np.sqrt(np.mean(error**2)) < 0.02  # the function sees factors, the surface what rounding leaves of them
-    assert surface.leave_one_out().r2 > 0.98
+    assert exact.leave_one_out().r2 > 0.98
     assert (deviation > 0).all()
-    noisy = accuracy_surface(samples)  # 0.1 on logits is at most 0.025 on shares
-    assert np.sqrt(np.mean((noisy.predict(others).mean - [truth(each) for each in others]) ** 2)) < 0.03
+    # With noise: 0.1 on logits is at most 0.025 on shares.
+    assert np.sqrt(np.mean((surface.predict(others).mean - [truth(each) for each in others]) ** 2)) < 0.03
 
 
-def test_deviations_are_calibrated_and_grow_outside(samples):
-    surface = accuracy_surface(samples)
+def test_deviations_are_calibrated_and_grow_outside(surface):
     others = BOX.draw(200, seed=5)
     mean, deviation = surface.predict(others)
     drawn = expit(logit([truth(each) for each in others]) + 0.1 * np.random.default_rng(1).standard_normal(len(others)))
@@ -165,11 +181,12 @@ def test_leave_one_out_is_that_of_leaving_each_out(scale):
     assert judged.rmse == pytest.approx(np.sqrt(np.mean((back - values) ** 2)), rel=1e-5)
 
 
-def test_fits_are_the_same_every_time(samples):
-    first, again = accuracy_surface(samples), accuracy_surface(samples)
+def test_fits_are_the_same_every_time(samples, surface):
+    again = accuracy_surface(samples)
     others = BOX.draw(10, seed=4)
-    assert first.kernel == again.kernel
-    np.testing.assert_array_equal(first.predict(others), again.predict(others))
+    assert again is not surface
+    assert again.kernel == surface.kernel
+    np.testing.assert_array_equal(again.predict(others), surface.predict(others))
 
 
 def test_accuracies_of_nothing_and_all_are_fitted():
@@ -263,7 +280,7 @@ def test_the_same_seed_gives_the_same_models(samples, downsizer):
     assert again.derive(9e6, 3) == downsizer.derive(9e6, 3)
 
 
-def test_budgets_of_parameters(samples):
+def test_budgets_of_parameters(samples, fitted):
     downsizer = Downsizer(samples, Params(10), num_classes=10)
     for budget in (150e3, 400e3):
         for model in downsizer.derive(budget, 3):
@@ -272,7 +289,7 @@ def test_budgets_of_parameters(samples):
             assert model.cost == sum(p.numel() for p in network.parameters())
 
 
-def test_budgets_of_latency_are_held_to_measurements(samples, monkeypatch):
+def test_budgets_of_latency_are_held_to_measurements(samples, fitted, monkeypatch):
     """This machine takes three times as long as that of the samples: what is returned was measured here."""
     calls = []
 
