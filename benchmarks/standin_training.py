@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     args = _arguments(argv)
     for name in args.models:
         trained(name, args.output)
-    known = {row["model"]: row for row in json.loads(args.results.read_text())["checkpoints"]} if args.results.exists() else {}
+    known = {each["model"]: each for each in json.loads(args.results.read_text())["checkpoints"]} if args.results.exists() else {}
     found = args.models or [name for name in RECIPES if weights(name, args.output) is not None]
     known |= {name: row(name, args.output, args.heldout_samples) for name in found}
     rows = [known[name] for name in RECIPES if name in known]
