@@ -150,6 +150,14 @@ def sums(m: Written, x: Tensor) -> Tensor:
     return torch.einsum("b h n m, b m h d -> b h d n", weights, v).reshape(x.shape) + x
 
 
+def one_after_another(m: Written, x: Tensor) -> Tensor:
+    """Channels of keys and values by turns, scores in a temperature that is a tensor."""
+    y = x.flatten(2).mT
+    q, kv = m.three[0](y).unflatten(-1, (HEADS, D)).transpose(1, 2), m.qkv(y)[..., : 2 * C].unflatten(-1, (HEADS, D, 2)).transpose(1, 2)
+    z = (q @ kv[..., 0].mT * m.norm.weight[0]).softmax(-1) @ kv[..., 1]
+    return z.transpose(1, 2).flatten(2).mT.unflatten(2, (H, W)) + x
+
+
 # --- MobileViTv2 ---
 
 
@@ -183,6 +191,7 @@ NODES: dict[Callable[[Written, Tensor], Tensor], str] = {
     talking: "attention",
     single_head: "attention",
     sums: "patch_attention",
+    one_after_another: "attention",
     split: "separable_context",
     convolutions: "separable_context",
     of_rows: "separable_context",
@@ -300,9 +309,15 @@ def contexts_of_phases(m: Written, x: Tensor) -> Tensor:
     return F.fold(y.reshape(x.shape[0], C * 4, -1), (H, W), 2, stride=2)
 
 
+def weights_of_images(m: Written, x: Tensor) -> Tensor:
+    """A softmax over the images of a batch."""
+    q, k, v = torch.split(m.separable(x), [1, C, C], dim=1)
+    return F.relu(v) * (k * q.softmax(0)).sum(0, keepdim=True)
+
+
 OTHERS = (
     neighbours_in_a_window, other_pixels, other_images, of_channels, of_queries, causal, masked_by_the_image, heads_of_others, without_relu,
-    contexts_of_phases,
+    contexts_of_phases, weights_of_images,
 )  # fmt: skip
 
 

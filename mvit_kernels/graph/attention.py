@@ -18,7 +18,7 @@ import torch
 
 from mvit_kernels.ops.attention import MOST_MIXED_HEADS
 
-from .expand import Builder, Known, Named
+from .expand import Builder, Known, Named, number
 from .program import Node
 from .views import IMAGES, Dim, Factor, View, whole
 
@@ -83,29 +83,27 @@ def matmul(build: Builder, named: Named, path: str) -> Any:
 
 
 def einsum(build: Builder, named: Named, path: str) -> Any:
-    """Of queries and keys, "...id,...jd->...ij", or weights and values, "...ij,...jd->...id", in letters, the dimensions of either in any
-    order but those of weights."""
+    """Of queries and keys, "...id,...jd->...ij", or weights and values, "...ij,...jd->...id", with letters in any order but those of scores
+    and weights."""
     operands, letters = named["tensors"], named["equation"].replace(" ", "").replace("->", ",").split(",")
-    if len(operands) != 2 or len(letters) != 3 or "." in named["equation"]:
+    if len(operands) != 2 or len(letters) != 3 or "." in named["equation"] or any(len(set(each)) < len(each) for each in letters):
         return None
     (a, b), (first, second, result) = operands, letters
     lead = [each for each in first if each in second and each in result]
-    summed, of_a, of_b = (
-        [each for each in first + second if test(each)]
-        for test in (lambda each: each not in result, lambda each: each not in second, lambda each: each not in first)
-    )
-    if len(set(summed)) != 1 or len(of_a) != 1 or len(of_b) != 1 or sorted(result) != sorted([*lead, *of_a, *of_b]):
+    summed = [each for each in first if each in second and each not in result]
+    of_a, of_b = ([each for each in one if each not in other] for one, other in ((first, second), (second, first)))
+    out = [*lead, *of_a, *of_b]
+    if not len(summed) == len(of_a) == len(of_b) == 1 or sorted(result) != sorted(out):
         return None
-    if isinstance(a, Scores):
-        value = b.permute(second.index(each) for each in [*lead, summed[0], *of_b]) if isinstance(b, View) else None
-        known = a.softmax and value is not None and list(first) == [*lead, *of_a, summed[0]]
-        y = _attention(build, a, value) if known and value is not None else None
-        return None if y is None else y.permute([*lead, *of_a, *of_b].index(each) for each in result)
+    if isinstance(a, Scores) and isinstance(b, View):
+        value = b.permute(second.index(each) for each in [*lead, *summed, *of_b])
+        y = _attention(build, a, value) if a.softmax and list(first) == [*lead, *of_a, *summed] else None
+        return None if y is None else y.permute(out.index(each) for each in result)
     query, key = _scaled(a), _scaled(b)
-    if query is None or key is None or list(result) != [*lead, *of_a, *of_b]:
+    if query is None or key is None or list(result) != out:
         return None
-    query = replace(query, of=query.of.permute(first.index(each) for each in [*lead, *of_a, summed[0]]))
-    return _scores(query, key, [second.index(each) for each in [*lead, *of_b, summed[0]]])
+    query = replace(query, of=query.of.permute(first.index(each) for each in [*lead, *of_a, *summed]))
+    return _scores(query, key, [second.index(each) for each in [*lead, *of_b, *summed]])
 
 
 def scaled_dot_product_attention(build: Builder, named: Named, path: str) -> Any:
@@ -121,18 +119,17 @@ def scaled_dot_product_attention(build: Builder, named: Named, path: str) -> Any
 
 def scale(build: Builder, named: Named, path: str) -> Any:
     """A number times scores, or times queries or keys that are some of a map's channels."""
-    x, factor = named["self"], named["other"]
-    if not isinstance(factor, (int, float)):
+    x, factor = named["self"], number(named["other"])
+    if factor is None:
         return None
     if isinstance(x, Scores) and x.bias is None and not x.softmax and not x.mixtures:
         return replace(x, scale=x.scale * factor)
-    return Scaled(x, float(factor)) if isinstance(x, View) and not x.whole else None
+    return Scaled(x, factor) if isinstance(x, View) and not x.whole else None
 
 
 def divide(build: Builder, named: Named, path: str) -> Any:
-    if not isinstance(named["other"], (int, float)) or not named["other"]:
-        return None
-    return scale(build, {**named, "other": 1.0 / named["other"]}, path)
+    divisor = number(named["other"])
+    return scale(build, {**named, "other": 1.0 / divisor}, path) if divisor else None
 
 
 def bias(build: Builder, named: Named, path: str) -> Any:
@@ -146,6 +143,8 @@ def mix(build: Builder, named: Named, path: str) -> Any:
     if not isinstance(x, Scores) or not isinstance(weight, Tensor) or x.query.shape[0] != IMAGES or len(x.query.dims) != 4:
         return None
     heads = x.query.shape[1]
+    if [list(named[name]) for name in ("stride", "padding")] != [[1, 1], [0, 0]]:
+        return None
     if weight.shape != (heads, heads, 1, 1) or heads > MOST_MIXED_HEADS or len(x.query.dims[0]) != 1:
         return None
     before, after = "mix_scores" in x.mixtures, "mix_weights" in x.mixtures
@@ -165,7 +164,9 @@ def softmax(build: Builder, named: Named, path: str) -> Any:
         return None
     if isinstance(x, Scores) and not x.softmax and dim in (-1, len(x.query.dims) - 1):
         return replace(x, softmax=True)
-    return Weights(x, dim % len(x.dims)) if isinstance(x, View) and x.channels == 1 and len(x.size) == 3 else None
+    if not isinstance(x, View) or x.channels > 1 or len(x.size) != 3 or any(factor.axis == "b" for factor in x.dims[dim]):
+        return None
+    return Weights(x, dim % len(x.dims))
 
 
 def same(build: Builder, named: Named, path: str) -> Any:
@@ -236,7 +237,7 @@ def _attention(build: Builder, scores: Scores, value: View) -> View | None:
         return None
     channels = Factor("c", of_value, heads)
     dims = [tuple(channels if each.axis == "c" else each for each in dim) for dim in query.dims[:-2]]
-    return View(name, size, (*dims, query.dims[-2], value.dims[-1]))
+    return View(name, size, (*dims, query.dims[-2], value.alone(name).dims[-1]))
 
 
 def _bias(scores: Scores, heads: int) -> Tensor | None:

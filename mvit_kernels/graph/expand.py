@@ -566,16 +566,14 @@ def _aten_factor(build: Builder, named: Named, path: str) -> Any:
     x, factor = named["self"], named["other"]
     if not isinstance(x, View) or not x.whole:
         return None
-    channels = x.size[0]
-    if isinstance(factor, Tensor):
-        if not factor.is_floating_point() or factor.ndim > len(x.dims):  # it would have more dimensions than x
-            return None
+    channels, value = x.size[0], number(factor)
+    if value is not None:
+        scale = torch.full((channels,), value, dtype=torch.float64)
+    elif isinstance(factor, Tensor) and factor.is_floating_point() and factor.ndim <= len(x.dims):  # not more dimensions than x
         sizes = [1] * (len(x.dims) - factor.ndim) + list(factor.shape)
         if any(size != (channels if i == x.channel else 1) for i, size in enumerate(sizes)):
             return None
         scale = factor.double().reshape(-1).expand(channels)
-    elif isinstance(factor, (int, float)):
-        scale = torch.full((channels,), float(factor), dtype=torch.float64)
     else:
         return None
     name = _origin(named, "other", f"{x.name}.scale")
@@ -583,9 +581,15 @@ def _aten_factor(build: Builder, named: Named, path: str) -> Any:
 
 
 def _aten_divide(build: Builder, named: Named, path: str) -> Any:
-    if not isinstance(named["other"], (int, float)) or not named["other"]:
-        return None
-    return _aten_factor(build, {**named, "other": 1.0 / named["other"]}, path)
+    divisor = number(named["other"])
+    return _aten_factor(build, {**named, "other": 1.0 / divisor}, path) if divisor else None
+
+
+def number(x: Any) -> float | None:
+    """That by which a factor or a divisor is one."""
+    if isinstance(x, Tensor) and x.ndim == 0 and x.is_floating_point():
+        return float(x)
+    return float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) else None
 
 
 def _aten_upsample(build: Builder, named: Named, path: str) -> Any:

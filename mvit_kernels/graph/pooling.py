@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .expand import Builder, Known, Named
+from .expand import Builder, Known, Named, number
 from .views import View
 
 Tensor = torch.Tensor
@@ -46,8 +46,9 @@ def scale(build: Builder, named: Named, path: str) -> Any:
     for x, factor in ((named["self"], named["other"]), (named["other"], named["self"])):
         if isinstance(x, Moved) and x.scale is None:
             channels = x.of.size[0]
-            if isinstance(factor, (int, float)):
-                return replace(x, scale=torch.full((channels,), float(factor)))
+            value = number(factor)
+            if value is not None:
+                return replace(x, scale=torch.full((channels,), value))
             if isinstance(factor, Tensor) and factor.is_floating_point() and factor.shape in ((channels, 1, 1), (1, channels, 1, 1)):
                 return replace(x, scale=factor.flatten())
     return None
