@@ -228,6 +228,20 @@ def test_graphs_of_one_batch(count):
         capture(Narrow(lambda y: y.reshape(2, -1)).eval(), (3, 8, 8))
 
 
+class Images(nn.Module):
+    """What concerns the images of a batch, not their channels."""
+
+    def forward(self, x):
+        y = x[: x.shape[0]] * torch.ones(()) / torch.tensor(4.0)
+        return torch.cat([y.mean(1, keepdim=True).expand(x.shape[0], 2, -1, -1), y], dim=1)
+
+
+def test_images_of_a_batch():
+    model = Images()
+    program, x = capture(model.eval(), (3, 8, 8)), torch.randn(3, 3, 8, 8)
+    assert torch.equal(run(program, x), model(x))
+
+
 def test_results_of_an_unknown_type():
     with pytest.raises(ValueError, match=r"capture: model: expected results in tensors, .*register_dataclass knows, got Unregistered$"):
         capture(Narrow(Unregistered).eval(), (3, 8, 8))

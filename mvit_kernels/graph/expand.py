@@ -427,7 +427,7 @@ def _slice(build: Builder, named: Named, path: str) -> Any:
     x, start, end = named["self"], named["start"] or 0, named["end"]
     if start == 0 and end in (None, 2**63 - 1) and named["step"] == 1:
         return x
-    if not isinstance(x, View) or named["step"] != 1:
+    if not isinstance(x, View) or named["step"] != 1 or not isinstance(start, int) or not isinstance(end, (int, type(None))):
         return None
     dim = named["dim"] % len(x.dims)
     start, stop, _ = slice(start, end).indices(x.shape[dim])
@@ -454,8 +454,8 @@ def _unbind(build: Builder, named: Named, path: str) -> Any:
     if not isinstance(x, View):
         return None
     dim = named["dim"] % len(x.dims)
-    parts = tuple(x.select(dim, index) for index in range(min(x.shape[dim], x.channels)))
-    return None if None in parts or len(parts) < x.shape[dim] else parts
+    parts = tuple(x.select(dim, index) for index in range(x.shape[dim])) if x.shape[dim] <= x.channels else (None,)
+    return None if None in parts else parts
 
 
 def _to(build: Builder, named: Named, path: str) -> Any:
