@@ -424,10 +424,10 @@ def _select(build: Builder, named: Named, path: str) -> Any:
 
 def _slice(build: Builder, named: Named, path: str) -> Any:
     """All of it, or some of the channels."""
-    x, start, end = named["self"], named["start"] or 0, named["end"]
-    if start == 0 and end in (None, 2**63 - 1) and named["step"] == 1:
+    x, start, end, step = (named[name] for name in ("self", "start", "end", "step"))
+    if step == 1 and ((start in (None, 0) and end in (None, 2**63 - 1)) or (isinstance(x, View) and x.shape == named["_shape"])):
         return x
-    if not isinstance(x, View) or named["step"] != 1 or not isinstance(start, int) or not isinstance(end, (int, type(None))):
+    if not isinstance(x, View) or step != 1 or not all(isinstance(each, (int, type(None))) for each in (start, end)):
         return None
     dim = named["dim"] % len(x.dims)
     start, stop, _ = slice(start, end).indices(x.shape[dim])
