@@ -21,13 +21,17 @@ _ONE_BATCH = re.compile(r"Guard failed: \S+\.size\(\)\[0\] == (\d+)|Constraints 
 _UNKNOWN = re.compile(r"Found <class '(.+?)'> in output, which is not a known type")
 
 
+class OneBatchError(ValueError):
+    """Of a model that takes one number of images alone."""
+
+
 def exported(model: nn.Module, own: nn.Module, size: tuple[int, int, int]) -> torch.export.ExportedProgram:
     """The graph of `own` for images of `size`, any batch.
 
     model: what `own` is an accelerated copy of, for errors.
     The caller holds EXPORTING, without gradients and autocast.
-    Raises ValueError for control flow or shapes that depend on the values of images, a fixed number of images, results of an unknown type
-    and images of other channels than the model takes; else what torch raises.
+    Raises OneBatchError; ValueError for control flow or shapes that depend on the values of images, results of an unknown type and images
+    of other channels than the model takes; else what torch raises.
     """
     batch = torch.export.Dim("batch", min=1)
     x = torch.zeros(2, *size, dtype=torch.float32)
@@ -38,7 +42,8 @@ def exported(model: nn.Module, own: nn.Module, size: tuple[int, int, int]) -> to
         reason = _reason(error, model, x)
         if reason is None:
             raise
-        raise ValueError(f"capture: {reason}") from error
+        kind = OneBatchError if _ONE_BATCH.search(str(error)) else ValueError
+        raise kind(f"capture: {reason}") from error
 
 
 def _reason(error: Exception, model: nn.Module, x: torch.Tensor) -> str | None:
