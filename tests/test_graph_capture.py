@@ -218,6 +218,30 @@ def test_what_depends_on_values_is_refused_in_one_line(capfd, model):
     assert "def forward(" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_graphs_of_one_batch(count):
+    graph = torch.export.export(Narrow().eval(), (torch.zeros(count, 3, 8, 8),)).module()
+    match = rf"^capture: model: expected one that takes any number of images, got one of {count} at a time \(export it with dynamic_shapes"
+    with pytest.raises(ValueError, match=match):
+        capture(graph, (3, 8, 8))
+    with pytest.raises(ValueError, match=r"got one of 2 at a time$"):
+        capture(Narrow(lambda y: y.reshape(2, -1)).eval(), (3, 8, 8))
+
+
+class Images(nn.Module):
+    """What concerns the images of a batch, not their channels."""
+
+    def forward(self, x):
+        y = x[: x.shape[0]] * torch.ones(()) / torch.tensor(4.0)
+        return torch.cat([y.mean(1, keepdim=True).expand(x.shape[0], 2, -1, -1), y], dim=1)
+
+
+def test_images_of_a_batch():
+    model = Images()
+    program, x = capture(model.eval(), (3, 8, 8)), torch.randn(3, 3, 8, 8)
+    assert torch.equal(run(program, x), model(x))
+
+
 def test_results_of_an_unknown_type():
     with pytest.raises(ValueError, match=r"capture: model: expected results in tensors, .*register_dataclass knows, got Unregistered$"):
         capture(Narrow(Unregistered).eval(), (3, 8, 8))

@@ -271,11 +271,20 @@ def test_no_pass_crosses_a_quantizer():
         torch.testing.assert_close(run(integers, x), model(x), atol=1e-4, rtol=1e-4)
 
 
-def test_pt2e():
+def pt2e(model: nn.Module, x: Tensor) -> nn.Module:
     """The flow of torchao, with the quantizer that Inductor's x86 backend has."""
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
     from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
 
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)).module()
+    quantizer = x86.X86InductorQuantizer()
+    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
+    prepared = prepare_pt2e(exported, quantizer)
+    prepared(x)
+    return convert_pt2e(prepared)
+
+
+def test_pt2e():
     class Plain(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -290,12 +299,7 @@ def test_pt2e():
 
     torch.manual_seed(0)
     model, x = random_statistics(Plain()), torch.randn(4, *SIZE)
-    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)).module()
-    quantizer = x86.X86InductorQuantizer()
-    quantizer.set_global(x86.get_default_x86_inductor_quantization_config())
-    prepared = prepare_pt2e(exported, quantizer)
-    prepared(x)
-    converted = convert_pt2e(prepared)
+    converted = pt2e(model, x)
     expected = converted(x)
     with pytest.warns(UserWarning, match="-128"):  # its observers give the least weights these
         _, integers = programs(converted)
@@ -308,6 +312,22 @@ def test_pt2e():
     if mk.backends()["cpu"].usable:
         with pytest.warns(UserWarning, match="-128"):
             assert torch.equal(mk.compile(converted, x)(x), y)
+
+
+@pytest.mark.slow
+def test_pt2e_of_a_network():
+    """Layers of a MobileViT are known in it, though its modules are gone."""
+    model, x = random_statistics(mk.create_model("mobilevit_xxs", num_classes=7)), torch.randn(2, 3, 64, 96)
+    converted = pt2e(model, x)
+    with pytest.warns(UserWarning, match="-128"):
+        program, integers = programs(converted, (3, 64, 96))
+    count = kinds(integers)
+    assert count["torch"] == 0
+    assert count["patch_attention"] == 9
+    assert count["qconv2d"] + count["qdepthwise_conv2d"] >= 50
+    expected = converted(x)
+    assert (run(program, x) - expected).norm() <= 0.02 * expected.norm()  # roundings
+    assert (run(integers, x) - expected).norm() <= 0.1 * expected.norm()
 
 
 def test_tokens():

@@ -20,6 +20,7 @@ import torch
 from torch import fx, nn
 from torch.utils import _pytree as pytree
 
+from mvit_kernels.graph import OneBatchError
 from mvit_kernels.quant import QuantizedModel
 
 from .compiled import CompiledModel
@@ -117,7 +118,7 @@ class _Runner:
                     return compiled, [y.detach().clone() for y in beside]
         try:
             compiled = compile(_Graph(self.graph, inputs, self.place).eval(), x)
-        except RuntimeError as error:
+        except (RuntimeError, OneBatchError) as error:
             if any(isinstance(each, int) for each in inputs):  # the number of images: the graph is of any
                 raise
             raise RuntimeError(

@@ -2,14 +2,15 @@
 
 The model is accelerated first (a copy of it), so that modules of every library have become the same few ops on maps, without unfolds and
 folds, and then exported. What does not depend on the image (folded BatchNorms, ...) is computed; every op becomes the nodes that it is made
-of; what no rule knows becomes a node of kind "torch".
+of (`expand.py`), several ops one where they are one (`attention.py`, `pooling.py`); what no rule knows becomes a node of kind "torch".
 """
 
 from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,11 +18,13 @@ from torch import fx, nn
 
 from mvit_kernels.swap import accelerate
 
-from . import quantizers
-from .expand import RULES, Builder, Floats, Map, Moments, Opaque, Value, Vector
+from . import attention, pooling, quantizers
+from .expand import RULES, Builder, Floats, Known, Moments, Opaque
 from .exporting import EXPORTING, exported
 from .functional import functional, results
+from .passes.drop_unused import drop_unused
 from .program import Program
+from .views import IMAGES, Value
 
 Tensor = torch.Tensor
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default)
@@ -72,6 +75,7 @@ class _Translator:
         constants = {**exported.state_dict, **exported.constants}
         constant_names = {**names, **signature.inputs_to_lifted_tensor_constants}
         self.values: dict[fx.Node, Any] = {}
+        self.known: dict[fx.Node, Known] = {}
         self.origin: dict[fx.Node, str] = {}  # of constants: the parameter that they are made of
         self.scales: dict[fx.Node, Tensor] = {}  # of constants that are integers times these
         user_inputs = [node for node in self.graph.nodes if node.op == "placeholder" and node.name in signature.user_inputs]
@@ -81,7 +85,7 @@ class _Translator:
             if node.op == "placeholder" and node not in user_inputs:
                 self.values[node] = constants[constant_names[node.name]].detach()
                 self.origin[node] = names.get(node.name, constant_names[node.name])
-        self.values[user_inputs[0]] = Map(self.build.add("input", (), size, "input"))
+        self.values[user_inputs[0]] = self.build.map(self.build.add("input", (), size, "input"))
         self.batch = user_inputs[0].meta["val"].shape[0]
         self.spec = exported.call_spec.out_spec
 
@@ -94,7 +98,7 @@ class _Translator:
                 raise ValueError(f"capture: model: expected results that depend on the image, got {each}")
         leaves = [self.build.plain(self.values[each]) for each in self.results]
         single = self.spec is None or (len(leaves) == 1 and self.spec.is_leaf())
-        return Program(self.build.nodes, leaves, None if single else self.spec)
+        return drop_unused(Program(self.build.nodes, leaves, None if single else self.spec))
 
     def call(self, node: fx.Node) -> Any:
         inputs = node.all_input_nodes
@@ -113,13 +117,20 @@ class _Translator:
             if scales is not None:
                 self.scales[node] = scales
             self.refuse_random_numbers(node)
-            args, kwargs = self.arguments(node)
+            args, kwargs = self.arguments(node, {})
             return node.target(*args, **kwargs)  # type: ignore[operator]
         if node.target is torch.ops.aten.sym_size.int:
             return _Batch()
         if node.target is operator.getitem and isinstance(self.values[inputs[0]], tuple):
             return self.values[inputs[0]][node.args[1]]
-        rule: Callable[..., Any] | None = RULES.get(node.target) or quantizers.RULES.get(_name_of(node.target))
+        for rules in (attention.RULES, pooling.RULES):
+            if node.target in rules:
+                result = rules[node.target](self.build, self.named(node, self.known), self.name_of(node))
+                if result is not None and not isinstance(result, Known):
+                    return result
+                if result is not None:
+                    self.known[node] = result
+        rule = RULES.get(node.target) or quantizers.RULES.get(_name_of(node.target))
         if rule is not None and not any(isinstance(self.values[each], Opaque) for each in moving):
             result = rule(self.build, self.named(node), self.name_of(node))
             if result is not None:
@@ -131,13 +142,14 @@ class _Translator:
             return any(map(self.moves, value))
         return isinstance(value, (Value, Moments))
 
-    def arguments(self, node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return fx.node.map_arg((node.args, node.kwargs), lambda each: self.values[each])
+    def arguments(self, node: fx.Node, known: Mapping[fx.Node, Known]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return fx.node.map_arg((node.args, node.kwargs), lambda each: known.get(each, self.values[each]))
 
-    def named(self, node: fx.Node) -> Mapping[str, Any]:
-        """Arguments by the names of the schema, defaults included; "_origin" has those of the weights among them, "_scales" the scales of
-        those that are integers times these, "_users" the names of the ops that take the result."""
-        args, kwargs = self.arguments(node)
+    def named(self, node: fx.Node, known: Mapping[fx.Node, Known] = MappingProxyType({})) -> Mapping[str, Any]:
+        """Arguments, or what is known of them, by the names of the schema, defaults included; "_origin" has those of the weights among
+        them, "_scales" the scales of those that are integers times these, "_users" the names of the ops that take the result, "_shape" what
+        it has (`views.IMAGES`)."""
+        args, kwargs = self.arguments(node, known)
         parameters = node.target._schema.arguments  # type: ignore[union-attr]
         named = {each.name: each.default_value for each in parameters if each.has_default_value()}
         named |= {parameter.name: value for parameter, value in zip(parameters, args, strict=False)} | kwargs
@@ -148,7 +160,7 @@ class _Translator:
             if isinstance(arg, fx.Node) and arg in self.scales:
                 scales[parameter.name] = self.scales[arg]
         users = {_name_of(user.target) for user in node.users}
-        return named | {"_origin": origin, "_scales": scales, "_users": users, "_size": _size_of(node)}
+        return named | {"_origin": origin, "_scales": scales, "_users": users, "_size": _size_of(node), "_shape": self.shape_of(node)}
 
     def name_of(self, node: fx.Node) -> str:
         """The path of the module that called the op."""
@@ -177,13 +189,14 @@ class _Translator:
         target, args = node.target, node.args
         if target in _VIEWS and args[1] and -1 not in size:  # results of ours lie in an order of their own, which has no such view
             target, args = torch.ops.aten.reshape.default, (args[0], [self.first_of(args[1]), *size])
+        if target is torch.ops.aten.expand.default:
+            args = (args[0], self.expanded(node))
         arguments = fx.node.map_arg((args, node.kwargs), hold)
         settings = {"target": target, "arguments": arguments}
         name = self.build.add("torch", tuple(inputs), size, self.name_of(node) + "." + node.name, settings, weights)
         if not self.of_images(node.meta.get("val")):
             return Opaque(name)
-        kind: type[Value] = {1: Vector, 3: Map}.get(len(size), Floats)
-        return kind(name)
+        return self.build.vector(name) if len(size) == 1 else self.build.map(name) if len(size) == 3 else Floats(name)
 
     def refuse_random_numbers(self, node: fx.Node) -> None:
         """Of ops that give some: dropout does in training only."""
@@ -193,9 +206,25 @@ class _Translator:
         if named.get("train", named.get("training")) is not False and named.get("dropout_p") != 0:
             raise ValueError(f"capture: {node.name}: expected the same results for the same images, got random numbers")
 
+    def shape_of(self, node: fx.Node) -> tuple[int, ...] | None:
+        """With IMAGES for how many there are; None of no tensor, or one whose shape is known in the end only."""
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            return None
+        images = getattr(getattr(self.batch, "node", None), "expr", None)
+        sizes = [each if isinstance(each, int) else each.node.expr.subs(images, IMAGES) for each in value.shape]
+        return tuple(map(int, sizes)) if all(isinstance(each, int) or each.is_Integer for each in sizes) else None
+
     def first_of(self, shape: Any) -> int:
         first = shape[0]
         return -1 if isinstance(first, fx.Node) and isinstance(self.values[first], _Batch) else first
+
+    def expanded(self, node: fx.Node) -> list[Any]:
+        """The sizes that it expands to: -1 of what stays, as the number of images does."""
+        source, sizes = node.args[0].meta["val"].shape, list(node.args[1])  # type: ignore[union-attr, arg-type]
+        before = [None] * (len(sizes) - len(source)) + [str(each) for each in source]
+        after = [str(each) for each in node.meta["val"].shape]
+        return [-1 if one == other else size for size, one, other in zip(sizes, before, after, strict=True)]
 
     def of_images(self, result: Any) -> bool:
         """Floats of each image, one image after another."""

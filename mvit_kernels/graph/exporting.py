@@ -13,11 +13,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 EXPORTING = threading.RLock()  # torch.export keeps what it is at in one place for all threads
 _TORCH = os.path.dirname(torch.__file__) + os.sep
+_ONE_BATCH = re.compile(r"Guard failed: \S+\.size\(\)\[0\] == (\d+)|Constraints violated \(batch\).*\n  batch = (\d+)", re.DOTALL)
 _UNKNOWN = re.compile(r"Found <class '(.+?)'> in output, which is not a known type")
+
+
+class OneBatchError(ValueError):
+    """Of a model that takes one number of images alone."""
 
 
 def exported(model: nn.Module, own: nn.Module, size: tuple[int, int, int]) -> torch.export.ExportedProgram:
@@ -25,8 +30,8 @@ def exported(model: nn.Module, own: nn.Module, size: tuple[int, int, int]) -> to
 
     model: what `own` is an accelerated copy of, for errors.
     The caller holds EXPORTING, without gradients and autocast.
-    Raises ValueError for control flow or shapes that depend on the values of images, results of an unknown type and images of other
-    channels than the model takes; else what torch raises.
+    Raises OneBatchError; ValueError for control flow or shapes that depend on the values of images, results of an unknown type and images
+    of other channels than the model takes; else what torch raises.
     """
     batch = torch.export.Dim("batch", min=1)
     x = torch.zeros(2, *size, dtype=torch.float32)
@@ -37,7 +42,8 @@ def exported(model: nn.Module, own: nn.Module, size: tuple[int, int, int]) -> to
         reason = _reason(error, model, x)
         if reason is None:
             raise
-        raise ValueError(f"capture: {reason}") from error
+        kind = OneBatchError if _ONE_BATCH.search(str(error)) else ValueError
+        raise kind(f"capture: {reason}") from error
 
 
 def _reason(error: Exception, model: nn.Module, x: torch.Tensor) -> str | None:
@@ -45,6 +51,10 @@ def _reason(error: Exception, model: nn.Module, x: torch.Tensor) -> str | None:
 
     if isinstance(error, GuardOnDataDependentSymNode):
         return f"model: expected the same operations and shapes for all images, got what depends on their values{_place(error)}"
+    fixed = _ONE_BATCH.search(str(error))
+    if fixed:
+        way = ' (export it with dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))' if isinstance(model, fx.GraphModule) else ""
+        return f"model: expected one that takes any number of images, got one of {fixed[1] or fixed[2]} at a time{way}"
     unknown = _UNKNOWN.search(str(error))
     if unknown:
         return (

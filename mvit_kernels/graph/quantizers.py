@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from .expand import Builder, Floats, Named, Quantized, Value
+from .expand import Builder, Named, Quantized
+from .views import View
 
 Tensor = torch.Tensor
 _BITS = {63: 6, 255: 8}  # by the largest of the integers, counted from the smallest
@@ -47,11 +48,11 @@ def _settings(named: Named, bits: int | None = None) -> dict[str, Any] | None:
 def _quantize(build: Builder, named: Named, path: str) -> Any:
     x, bits = _operand(named), named.get("bits")
     settings = _settings(named, bits)
-    if settings is None or isinstance(x, Floats) or not isinstance(x, Value):
+    if settings is None or not isinstance(x, View) or not x.whole:
         return None
     if not named["_users"].issubset(_TO_FLOATS):  # integers for others are torch's
         return None
-    floats = type(x)(build.add("fake_quantize", (x.name,), build.size(x.name), f"{x.name}.fake_quantize", settings))
+    floats = x.on(build.add("fake_quantize", (x.name,), x.size, f"{x.name}.fake_quantize", settings))
     return Quantized(floats.name, floats, bits)
 
 
@@ -59,7 +60,7 @@ def _dequantize(build: Builder, named: Named, path: str) -> Any:
     q = _operand(named)
     if not isinstance(q, Quantized) or named.get("out_dtype", named.get("dtype")) not in (None, torch.float32, torch.uint8, torch.int8):
         return None
-    return q.floats if _settings(named, q.bits) == build.settings(q.name) else None
+    return q.floats if _settings(named, q.bits) == build.node(q.name).settings else None
 
 
 RULES: dict[str, Callable[[Builder, Named, str], Any]] = {

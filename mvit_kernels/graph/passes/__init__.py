@@ -18,10 +18,11 @@ from .merge_convolutions import merge_convolutions, merge_linears
 from .merge_sums import merge_sums
 from .pool_first import pool_first
 from .split_cat import split_cat
+from .stack_products import stack_products
 
 PASSES = (
-    fold_constants, drop_unused, merge_sums, fold_affine, fold_norm, elide_keys, cancel_constants, pool_first, fold_affine_forward,
-    merge_convolutions, split_cat, fuse_epilogues,
+    fold_constants, drop_unused, merge_sums, fold_affine, stack_products, fold_norm, elide_keys, cancel_constants, pool_first,
+    fold_affine_forward, merge_convolutions, split_cat, fuse_epilogues,
 )  # fmt: skip
 
 
@@ -53,4 +54,5 @@ __all__ = [
     "optimize",
     "pool_first",
     "split_cat",
+    "stack_products",
 ]
