@@ -9,15 +9,8 @@ import pytest
 # Set before torch loads OpenMP: a thread at the end of one of the many small parallel regions sleeps until the others are there. Waiting
 # actively it would keep a core from them, and on a machine with other work the tests take several times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-# NumPy's matrices are small: for the Gaussian processes of `scaling`, threads that wait for each other take ten times as long as one.
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import torch
-import torch.fx.config
-
-# Each operation of a network that is captured would be told the lines of Python that led to it, which nobody reads: a third of a capture.
-if hasattr(torch.fx.config, "do_not_emit_stack_traces"):
-    torch.fx.config.do_not_emit_stack_traces = True
 
 # timm imports torchvision for its transforms only. The torchvision wheel's C++ ops do not load beside a CPU-only torch, and registering
 # their fake kernels then fails at import; skipping those registrations leaves the transforms usable.

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 
 from .cost import WIDTHS, Cost
 from .factors import Factors
 from .pareto import Front
+from .process import fitted
 
 
 class Formula:
@@ -36,9 +35,7 @@ class Formula:
         for name in ("resolution", "depth_ir", "depth_vit"):
             values = np.log([getattr(each, name) for each in front.settings])
             process = GaussianProcessRegressor(kernel + WhiteKernel(0.05, (1e-6, 1.0)), normalize_y=True, random_state=seed)
-            with warnings.catch_warnings():  # a curve that is constant, or a straight line, has no finite length
-                warnings.simplefilter("ignore", ConvergenceWarning)
-                self._curves[name] = process.fit(self._input(front.costs), values)
+            self._curves[name] = fitted(process, self._input(front.costs), values)
 
     def at(self, budget: float) -> Factors:
         """The factors for a cost, none of them rounded but the resolution."""

@@ -9,14 +9,12 @@ prediction leaves (0, 1) or becomes negative.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from scipy.special import expit, logit
 from scipy.stats import norm
-from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, DotProduct, Matern, WhiteKernel
 from sklearn.preprocessing import StandardScaler
@@ -24,6 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from mvit_kernels.models import MobileViTv2Config
 
 from .factors import Factors
+from .process import fitted
 
 INPUTS = ("resolution", "width", "depth_ir", "depth_vit", "resolution x width", "resolution x depth")
 _ONE = MobileViTv2Config()
@@ -95,10 +94,8 @@ class Surface:
         linear = ConstantKernel(0.1, (1e-5, 1e2)) * DotProduct(1.0, "fixed")
         smooth = ConstantKernel(0.5, (1e-3, 1e2)) * Matern(np.full(x.shape[1], 3.0), (0.5, 1e2), nu=2.5)
         noise = WhiteKernel(max(least, 0.05), (max(least, 1e-6), max(least, 1.0)))
-        self._process = GaussianProcessRegressor(linear + smooth + noise, normalize_y=True, n_restarts_optimizer=4, random_state=seed)
-        with warnings.catch_warnings():  # a parameter at its bound: an input that does not matter has no finite length
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            self._process.fit(x, self._target)
+        process = GaussianProcessRegressor(linear + smooth + noise, normalize_y=True, n_restarts_optimizer=4, random_state=seed)
+        self._process = fitted(process, x, self._target)
 
     def predict(self, settings: Sequence[Factors]) -> Prediction:
         """In the units of the values; deviations to first order."""
