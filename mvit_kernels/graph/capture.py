@@ -48,9 +48,11 @@ def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:
 
 
 def check_model(what: str, model: Any) -> None:
-    """Raises TypeError, ValueError if it is no module, one in training or one without values."""
+    """Raises TypeError, ValueError if it is no module, what torch.compile gives, one in training or one without values."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{what}: model: expected a torch.nn.Module, got {type(model).__name__}")
+    if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        raise ValueError(f"{what}: model: expected one that torch.compile was given, got what it gave (whose _orig_mod it is)")
     training = _exported_in_training(model) if isinstance(model, fx.GraphModule) else None
     if model.training if training is None else training:
         raise ValueError(f"{what}: model: expected a model in evaluation (call model.eval()), got one in training")
