@@ -242,6 +242,21 @@ def test_images_of_a_batch():
     assert torch.equal(run(program, x), model(x))
 
 
+class Halved(nn.Module):
+    """A write, and a copy that has a shape of its own."""
+
+    def forward(self, x):
+        y = x.clone()
+        y[:, :1].mul_(0.5)
+        return y.unflatten(1, (2, 2)).flip(2).transpose(1, 3).flatten(2, 3)
+
+
+def test_copies_in_another_shape():
+    model = Halved().eval()
+    program, x = capture(model, (4, 2, 3)), torch.randn(3, 4, 2, 3)
+    assert torch.equal(run(program, x), model(x))
+
+
 class Squeezed(nn.Module):
     """One image has no dimension of its own any more."""
 
