@@ -32,7 +32,7 @@ test-all: asan races $(VENV)/dev.stamp
 
 # Thousands of random networks, compiled, against the interpreter.
 fuzz: $(VENV)/dev.stamp
-	MVIT_KERNELS_FUZZ=5000 $(BIN)/python -m pytest -q tests/test_engine_fuzz.py -k wanted -m slow
+	MVIT_KERNELS_FUZZ=5000 $(BIN)/python -m pytest -q tests/test_engine_fuzz.py tests/test_graph_fuzz.py -k wanted -m slow
 
 asan:
 	$(MAKE) --no-print-directory -j2 -C csrc test SANITIZE=address,undefined

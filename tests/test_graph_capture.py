@@ -244,6 +244,49 @@ def test_images_of_a_batch():
     assert torch.equal(run(program, x), model(x))
 
 
+class Halved(nn.Module):
+    """A write, and a copy that has a shape of its own."""
+
+    def forward(self, x):
+        y = x.clone()
+        y[:, :1].mul_(0.5)
+        return y.unflatten(1, (2, 2)).flip(2).transpose(1, 3).flatten(2, 3)
+
+
+def test_copies_in_another_shape():
+    model = Halved().eval()
+    program, x = capture(model, (4, 2, 3)), torch.randn(3, 4, 2, 3)
+    assert torch.equal(run(program, x), model(x))
+
+
+class Squeezed(nn.Module):
+    """One image has no dimension of its own any more."""
+
+    def forward(self, x):
+        y = x.mean((2, 3), keepdim=True)
+        return y.squeeze(), y.squeeze(0), y.squeeze(-4), y.squeeze(-1).squeeze(2), x.squeeze((0, 1))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_squeezed_images(count):
+    model = Squeezed().eval()
+    program, x = capture(model, (4, 8, 8)), torch.randn(count, 4, 8, 8)
+    for actual, expected in zip(run(program, x), model(x), strict=True):
+        torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.unflatten(1, (2, 2)).flatten(0, 1).split([x.shape[0], x.shape[0]])[1],
+        lambda x: torch.cat([torch.ones(1, 1, 36).expand(2 * x.shape[0], -1, -1), x.unflatten(1, (2, 2)).flatten(0, 1).flatten(2)], dim=1),
+    ],
+)
+def test_parts_of_as_many_images_are_refused(function):
+    with pytest.raises(ValueError, match=r"^capture: \w+: expected no arithmetic on the size of the batch"):
+        capture(Narrow(function).eval(), (3, 8, 8))
+
+
 def test_results_of_an_unknown_type():
     with pytest.raises(ValueError, match=r"capture: model: expected results in tensors, .*register_dataclass knows, got Unregistered$"):
         capture(Narrow(Unregistered).eval(), (3, 8, 8))

@@ -329,6 +329,61 @@ def test_what_is_something_else(attention: Callable[[Written, Tensor], Tensor]) 
     assert_the_same(model, program, SIZE)
 
 
+class Bare(Written):
+    """Attention alone."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(self, x)
+
+
+def three(m: Written, x: Tensor) -> list[Tensor]:
+    return [each(x.flatten(2).mT) for each in m.three]
+
+
+def bias_of_more_dimensions(m: Written, x: Tensor) -> Tensor:
+    q, k, v = three(m, x)
+    return (q @ k.mT + m.bias[None, :1]).softmax(-1) @ v
+
+
+def bias_of_more_heads(m: Written, x: Tensor) -> Tensor:
+    q, k, v = (each[:, None] for each in three(m, x))
+    return (q @ k.mT + m.bias).softmax(-1) @ v
+
+
+def bias_of_more_queries(m: Written, x: Tensor) -> Tensor:
+    _, k, v = three(m, x)
+    q = m.three[0](F.avg_pool2d(x, (H, W)).flatten(2).mT)
+    return (q @ k.mT + m.bias[0]).softmax(-1) @ v
+
+
+def sum_of_channels(m: Written, x: Tensor) -> Tensor:
+    """A softmax over one channel is 1."""
+    q, k, v = torch.split(m.separable(x), [1, C, C], dim=1)
+    return F.relu(v) * (k * q.softmax(1)).sum(1, keepdim=True)
+
+
+def product_of_a_line(m: Written, x: Tensor) -> Tensor:
+    return x[:, :1].mean((2, 3)).flatten() @ x[:, :1].flatten(2).permute(2, 0, 1)
+
+
+def linear_map_to_a_line(m: Written, x: Tensor) -> Tensor:
+    return F.linear(x.flatten(2).mT, m.norm.weight)
+
+
+ODD = (
+    bias_of_more_dimensions, bias_of_more_heads, bias_of_more_queries, sum_of_channels, product_of_a_line, linear_map_to_a_line,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("attention", ODD, ids=lambda each: each.__name__)
+def test_results_of_other_shapes(attention: Callable[[Written, Tensor], Tensor]) -> None:
+    """What is attention, a context or a product but for the shape of its result."""
+    model = Bare(attention).eval()
+    program = optimize(capture(model, SIZE))
+    assert not {"attention", "patch_attention", "separable_attention", "separable_context"} & set(kinds(program))
+    assert_the_same(model, program, SIZE)
+
+
 class Two(Written):
     """What lies on the way is a result, too."""
 

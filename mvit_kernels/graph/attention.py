@@ -44,6 +44,10 @@ class Scores(Known):
     softmax: bool = False
     mixtures: Mapping[str, Tensor | None] = field(default_factory=dict)
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (*self.query.shape[:-1], self.key.shape[-2])
+
 
 @dataclass(frozen=True)
 class Weights(Known):
@@ -189,12 +193,17 @@ def _scores(query: Scaled, key: Scaled, order: Iterable[int]) -> Scores | None:
 def _plus(scores: Scores, bias: Any) -> Scores | None:
     if not isinstance(bias, Tensor) or not bias.is_floating_point() or scores.bias is not None or scores.softmax:
         return None
+    shape = scores.shape[-bias.ndim :] if bias.ndim else ()
+    if len(shape) < bias.ndim or any(size not in (1, each) for size, each in zip(bias.shape, shape, strict=True)):
+        return None  # of more scores than there were
     return replace(scores, bias=bias)
 
 
 def _heads(x: View) -> tuple[list[Dim], int | None]:
     """The dimensions in front of pixels and the channels of a head, with how many heads alone; and how many channels. None if there are no
     such dimensions."""
+    if len(x.dims) < 2:
+        return [], None
     *lead, tokens, channels = x.alone(x.name).dims
     count = math.prod(factor.size for factor in channels)
     heads = [factor for dim in lead for factor in dim if factor.axis == "c"]
@@ -288,11 +297,12 @@ def relu(build: Builder, named: Named, path: str) -> Any:
 
 
 def _fits(x: View, weighted: Weighted) -> bool:
-    """Whether a map's channels are a dimension, and the others those of the weights."""
+    """Whether a map's channels are a dimension, and the others those of the weights, which are not a softmax over channels."""
     query, channels = weighted.weights.query, (Factor("c", 1, x.channels),) if x.channels > 1 else ()
-    pairs = zip(x.dims, query.dims, strict=True) if len(x.dims) == len(query.dims) else ()
-    different = [one for one, other in pairs if one != other]
-    return x.size[1:] == query.size[1:] and bool(pairs) and different in ([channels], [])
+    if x.size[1:] != query.size[1:] or len(x.dims) != len(query.dims):
+        return False
+    different = [i for i, dim in enumerate(x.dims) if dim != query.dims[i]]
+    return weighted.weights.dim not in different and [x.dims[i] for i in different] in ([channels], [])
 
 
 def _rectified(build: Builder, x: Any) -> View | None:

@@ -27,7 +27,7 @@ from .program import Program
 from .views import IMAGES, Value
 
 Tensor = torch.Tensor
-_VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default)
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
 
 
 def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:

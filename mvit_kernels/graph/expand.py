@@ -15,7 +15,7 @@ import torch
 from mvit_kernels.ops.attention import MOST_MIXED_HEADS
 
 from .program import Node
-from .views import Value, View, folded, unfolded, whole
+from .views import IMAGES, Value, View, folded, unfolded, whole
 
 Tensor = torch.Tensor
 Named = Mapping[str, Any]
@@ -353,6 +353,15 @@ def _reshape(build: Builder, named: Named, path: str) -> Any:
     return x.reshape(shape) if isinstance(x, View) and shape is not None else None
 
 
+def _squeeze(build: Builder, named: Named, path: str) -> Any:
+    """Not of images: one is squeezed, more are not."""
+    x, dims = named["self"], named.get("dim")
+    if not isinstance(x, View):
+        return None
+    squeezed = range(len(x.dims)) if dims is None else [dims] if isinstance(dims, int) else dims
+    return None if any(x.shape[each] == IMAGES for each in squeezed) else _reshape(build, named, path)
+
+
 def _permute(build: Builder, named: Named, path: str) -> Any:
     x = named["self"]
     return x.permute(each % len(x.dims) for each in named["dims"]) if isinstance(x, View) else None
@@ -400,10 +409,10 @@ def _col2im(build: Builder, named: Named, path: str) -> Any:
 
 def _expand(build: Builder, named: Named, path: str) -> Any:
     """Tokens that are the same for every image, or as many as there are already."""
-    x, sizes = named["self"], list(named["size"])
+    x, shape = named["self"], named["_shape"]
     if isinstance(x, View):
-        return x if x.shape == named["_shape"] else None
-    if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[0] != 1 or sizes[1:] != [-1, -1]:
+        return x if x.shape == shape else None
+    if not isinstance(x, Tensor) or x.ndim != 3 or x.shape[0] != 1 or shape != (IMAGES, *x.shape[1:]):
         return None
     count, channels = x.shape[1:]
     value = x[0].T.reshape(channels, 1, count).contiguous()
@@ -445,6 +454,8 @@ def _split(build: Builder, named: Named, path: str) -> Any:
         sizes = -(-total // named["chunks"])
     if isinstance(sizes, int):
         sizes = [min(sizes, total - start) for start in range(0, total, sizes)]
+    if not isinstance(sizes, list) or not all(isinstance(each, int) for each in sizes):  # so many images
+        return None
     parts = tuple(x.narrow(dim, sum(sizes[:i]), size) if size else None for i, size in enumerate(sizes))
     return None if None in parts else parts
 
@@ -624,7 +635,7 @@ def _group_norm(build: Builder, named: Named, path: str) -> Any:
 
 def _aten_linear(build: Builder, named: Named, path: str) -> Any:
     x, weight = named["input"], named["weight"]
-    if not isinstance(x, View) or not isinstance(weight, Tensor) or x.channel is None or x.channel != len(x.dims) - 1:
+    if not isinstance(x, View) or not isinstance(weight, Tensor) or weight.ndim != 2 or x.channel is None or x.channel != len(x.dims) - 1:
         return None
     return build.product(x, weight, named["bias"], _origin(named, "weight", path), named["_scales"].get("weight"))
 
@@ -656,9 +667,9 @@ RULES: dict[Any, Callable[[Builder, Named, str], Any]] = {
     _aten._unsafe_view.default: _reshape,
     _aten.flatten.using_ints: _reshape,
     _aten.unflatten.int: _reshape,
-    _aten.squeeze.default: _reshape,
-    _aten.squeeze.dim: _reshape,
-    _aten.squeeze.dims: _reshape,
+    _aten.squeeze.default: _squeeze,
+    _aten.squeeze.dim: _squeeze,
+    _aten.squeeze.dims: _squeeze,
     _aten.unsqueeze.default: _reshape,
     _aten.permute.default: _permute,
     _aten.transpose.int: _transpose,
