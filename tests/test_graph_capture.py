@@ -172,7 +172,7 @@ def test_bad_input():
     model = mk.create_model("mobilevitv2_050", num_classes=7)
     with pytest.raises(ValueError, match="capture: model: expected a model in evaluation"):
         capture(model, (3, 64, 64))
-    with pytest.raises(ValueError, match="capture: model: expected one that torch.compile was given"):
+    with pytest.raises(ValueError, match=r"capture: model: expected one that torch.compile was given"):
         capture(torch.compile(model), (3, 64, 64))
     with pytest.raises(TypeError, match=r"capture: model: expected a torch.nn.Module, got int"):
         capture(3, (3, 64, 64))
