@@ -17,7 +17,7 @@ demo: $(VENV)/native.stamp
 
 build: $(VENV)/native.stamp
 
-# The suite of a developer: under 8 minutes on 2 cores.
+# The suite of a developer: meant to take under 8 minutes on 2 quiet cores.
 test: lint $(VENV)/dev.stamp
 	$(MAKE) --no-print-directory -j2 -C csrc test
 	$(BIN)/python -c "import mvit_kernels._cpu"
