@@ -113,7 +113,10 @@ class Drawn(nn.Module):
         elif kind == "activation" or self.values[x].numel() == BATCH:  # torch refuses to norm one value
             self.put(self.draw.choice((F.relu, F.silu, F.gelu, F.hardswish, torch.sigmoid, lambda x: (x * 2).relu_())), x)
         else:
-            weight = self.weight(shape[-1 if kind == "layer" else 1])
+            channels = shape[-1 if kind == "layer" else 1]
+            if channels % BATCH == 0:  # images, of which there may be others
+                raise IndexError
+            weight = self.weight(channels)
             self.put({
                 "layer": lambda x: F.layer_norm(x, weight.shape, weight), "group": lambda x: F.group_norm(x, 1, weight),
                 "batch": lambda x: F.batch_norm(x, weight, weight.exp(), weight),
