@@ -1,12 +1,10 @@
-"""Random small networks of all kinds of nodes: plans, also those of a GPU with the CPU in its place, against the interpreter.
-
-MVIT_KERNELS_FUZZ=5000 runs as many (`make fuzz`)."""
+"""Random small networks of all kinds of nodes: plans, also those of a GPU with the CPU in its place, against the interpreter."""
 
 from __future__ import annotations
 
-import os
 import random
 
+import fuzz
 import pytest
 import torch
 from op_checks import needs_native
@@ -25,7 +23,6 @@ from mvit_kernels.reference import ACTIVATIONS
 
 pytestmark = needs_native
 Tensor = torch.Tensor
-COUNT = int(os.environ.get("MVIT_KERNELS_FUZZ", "0"))
 _PINNED = {"input", "cat", "constant", "pixel", "repeat", "dynamic_relu", "hard_gate"}  # of floats, and yet the same bits everywhere
 _CHANNELS = (1, 2, 3, 5, 8, 16, 24, 31, 32, 33, 48, 64)
 
@@ -278,20 +275,17 @@ def check(seed: int) -> None:
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("start", range(0, 60, 20))
 def test_some(start: int) -> None:
-    for seed in range(start, start + 20):
-        check(seed)
+    fuzz.run(check, start, 20)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("start", range(100, 500, 50))
 def test_many(start: int, isa: str) -> None:
-    for seed in range(start, start + 50):
-        check(seed)
+    fuzz.run(check, start, 50)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(COUNT == 0, reason="MVIT_KERNELS_FUZZ is not set")
+@fuzz.wanted
 def test_as_many_as_wanted() -> None:
-    for seed in range(1000, 1000 + COUNT):
-        check(seed)
+    fuzz.run(check, 1000)

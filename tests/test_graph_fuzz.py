@@ -1,13 +1,11 @@
-"""Random small networks in torch's own ops, views of views and attention in many ways: their programs against themselves.
-
-MVIT_KERNELS_FUZZ=5000 runs as many (`make fuzz`)."""
+"""Random small networks in torch's own ops, views of views and attention in many ways: their programs against themselves."""
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Sequence
 
+import fuzz
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +14,6 @@ from torch import nn
 from mvit_kernels.graph import capture, optimize, run
 
 Tensor = torch.Tensor
-COUNT = int(os.environ.get("MVIT_KERNELS_FUZZ", "0"))
 BATCH = 7  # while a network is drawn, and a factor of no other size
 
 
@@ -233,20 +230,17 @@ def check(seed: int) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_some() -> None:
-    for seed in range(30, 60):
-        check(seed)
+    fuzz.run(check, 30, 30)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("start", range(100, 300, 50))
 def test_many(start: int) -> None:
-    for seed in range(start, start + 50):
-        check(seed)
+    fuzz.run(check, start, 50)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(COUNT == 0, reason="MVIT_KERNELS_FUZZ is not set")
+@fuzz.wanted
 def test_as_many_as_wanted() -> None:
-    for seed in range(1000, 1000 + COUNT):
-        check(seed)
+    fuzz.run(check, 1000)

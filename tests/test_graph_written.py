@@ -321,12 +321,15 @@ OTHERS = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("attention", OTHERS, ids=lambda each: each.__name__)
-def test_what_is_something_else(attention: Callable[[Written, Tensor], Tensor]) -> None:
-    model = Written(attention).eval()
+def assert_something_else(model: nn.Module) -> None:
     program = optimize(capture(model, SIZE))
     assert not {"attention", "patch_attention", "separable_attention", "separable_context"} & set(kinds(program))
     assert_the_same(model, program, SIZE)
+
+
+@pytest.mark.parametrize("attention", OTHERS, ids=lambda each: each.__name__)
+def test_what_is_something_else(attention: Callable[[Written, Tensor], Tensor]) -> None:
+    assert_something_else(Written(attention).eval())
 
 
 class Bare(Written):
@@ -378,10 +381,7 @@ ODD = (
 @pytest.mark.parametrize("attention", ODD, ids=lambda each: each.__name__)
 def test_results_of_other_shapes(attention: Callable[[Written, Tensor], Tensor]) -> None:
     """What is attention, a context or a product but for the shape of its result."""
-    model = Bare(attention).eval()
-    program = optimize(capture(model, SIZE))
-    assert not {"attention", "patch_attention", "separable_attention", "separable_context"} & set(kinds(program))
-    assert_the_same(model, program, SIZE)
+    assert_something_else(Bare(attention).eval())
 
 
 class Two(Written):

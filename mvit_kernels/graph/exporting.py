@@ -40,11 +40,15 @@ def exported(model: nn.Module, own: nn.Module, size: tuple[int, int, int]) -> to
         with _without_graphs():
             return torch.export.export(own, (x,), dynamic_shapes=({0: batch},), strict=False)
     except Exception as error:
+        fixed = _ONE_BATCH.search(str(error))
+        if fixed:
+            way = ' (export it with dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))' if isinstance(model, fx.GraphModule) else ""
+            got = f"got one of {fixed[1] or fixed[2]} at a time{way}"
+            raise OneBatchError(f"capture: model: expected one that takes any number of images, {got}") from error
         reason = _reason(error, model, x)
         if reason is None:
             raise
-        kind = OneBatchError if _ONE_BATCH.search(str(error)) else ValueError
-        raise kind(f"capture: {reason}") from error
+        raise ValueError(f"capture: {reason}") from error
 
 
 def _reason(error: Exception, model: nn.Module, x: torch.Tensor) -> str | None:
@@ -52,10 +56,6 @@ def _reason(error: Exception, model: nn.Module, x: torch.Tensor) -> str | None:
 
     if isinstance(error, GuardOnDataDependentSymNode):
         return f"model: expected the same operations and shapes for all images, got what depends on their values{_place(error)}"
-    fixed = _ONE_BATCH.search(str(error))
-    if fixed:
-        way = ' (export it with dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))' if isinstance(model, fx.GraphModule) else ""
-        return f"model: expected one that takes any number of images, got one of {fixed[1] or fixed[2]} at a time{way}"
     unknown = _UNKNOWN.search(str(error))
     if unknown:
         return (
