@@ -29,7 +29,8 @@ class Drawn(nn.Module):
         self.ops: list[tuple[Callable[..., Tensor], tuple[Tensor, ...] | tuple[int, ...]]] = []
         self.values = [torch.randn(BATCH, *self.size)]
         makers = (self.view, self.view, self.part, self.layer, self.layer, self.number, self.sum, self.cat, self.pool, self.patches,
-                  self.attention, self.attention, self.attention, self.separable, self.separable, self.mixer)  # fmt: skip
+                  self.attention, self.attention, self.attention, self.separable, self.separable, self.mixer, self.gate, self.gate,
+                  self.dynamic, self.groups, self.tokens)  # fmt: skip
         with torch.no_grad():
             self.conv(0, 12)
             for _ in range(self.draw.randint(2, 8)):
@@ -108,7 +109,8 @@ class Drawn(nn.Module):
         elif kind in ("conv", "conv3"):
             self.conv(x, columns, 3 if kind == "conv3" else 1)
         elif kind == "activation" or self.values[x].numel() == BATCH:  # torch refuses to norm one value
-            self.put(self.draw.choice((F.relu, F.silu, F.gelu, F.hardswish, torch.sigmoid, lambda x: (x * 2).relu_())), x)
+            self.put(self.draw.choice((F.relu, F.silu, F.gelu, F.hardswish, torch.sigmoid, lambda x: (x * 2).relu_(),
+                                        lambda x: x.clamp(0, 1), lambda x: x.clamp(min=0), lambda x: F.hardtanh(x, 0, 6))), x)  # fmt: skip
         else:
             channels = shape[-1 if kind == "layer" else 1]
             if channels % BATCH == 0:  # images, of which there may be others
@@ -123,8 +125,59 @@ class Drawn(nn.Module):
         x = self.any()
         dim, shape = self.dim(x), self.shape(x)
         weight = self.weight(*(size if i == dim else 1 for i, size in enumerate(shape))).data
-        by = self.draw.choice((2, -0.5, torch.tensor(0.7), torch.tensor([-2.0]), torch.tensor([[3]]), weight, weight.exp()))
+        every = self.weight(*(1 if size % BATCH == 0 or self.draw.random() < 0.3 else size for size in shape)).data
+        by = self.draw.choice(
+            (2, -0.5, torch.tensor(0.7), torch.tensor([-2.0]), torch.tensor([[3]]), weight, weight.exp(), every, every.abs())
+        )
         self.put(self.draw.choice((lambda x: x * by, lambda x: by * x, lambda x: x / by, lambda x: x + by, lambda x: by - x)), x)
+
+    def gate(self) -> None:
+        x = self.any()
+        u = self.draw.choice((x, self.alike(x)))
+        by = self.draw.choice((1, 2, 1 / 6))
+        self.put(self.draw.choice((
+            lambda x, u: x * torch.sigmoid(u), lambda x, u: x * F.hardsigmoid(u) * by, lambda x, u: F.relu6(u + 3) * x / 6,
+            lambda x, u: x * ((u + 3).clamp(0, 6) * by), lambda x, u: x * (F.hardsigmoid(u) - by), lambda x, u: F.hardsigmoid(u).mT * x.mT,
+        )), x, u)  # fmt: skip
+
+    def dynamic(self) -> None:
+        x = self.any()
+        channels = self.shape(x)[1]
+        if len(self.shape(x)) != 4 or self.shape(x)[0] != BATCH:
+            raise IndexError
+        u = self.linear(self.put(lambda x: x.mean((2, 3)), x), 2 * channels)
+        one, other, slope = self.draw.choice((0, 0, 0, 1)), self.draw.choice((1, 1, 1, 0)), self.draw.choice((1, 1, 1, 0.5))
+        u = self.put(lambda u: F.hardsigmoid(u)[..., None, None], u)
+        self.put(lambda x, u: torch.max(x * (2 * u.chunk(2, 1)[one]), (u.chunk(2, 1)[other] * 2 - slope) * x), x, u)
+
+    def groups(self) -> None:
+        """Convolutions in groups, depthwise ones with more filters than channels, and shuffled channels."""
+        x = self.any()
+        channels = self.shape(x)[1]
+        groups = self.draw.choice([each for each in (1, 2, 3, 6) if channels % each == 0])
+        more, kernel, stride = self.draw.choice((1, 2)) * channels, self.draw.choice((1, 3)), self.draw.choice((1, 2))
+        groups = channels if kernel == 3 else groups
+        weight = self.weight(more, channels // groups, kernel, kernel)
+        y = self.put(lambda x: F.conv2d(x, weight, stride=stride, padding=kernel // 2, groups=groups), x)
+        count = self.draw.choice([each for each in (1, 2, 3, 6) if more % each == 0])
+        y = self.put(self.draw.choice((
+            lambda x: F.channel_shuffle(x, count), lambda x: F.relu6(x).unflatten(1, (count, -1)).transpose(1, 2).flatten(1, 2),
+        )), y)  # fmt: skip
+        if self.draw.random() < 0.5:
+            self.conv(y, 6)
+
+    def tokens(self) -> None:
+        """Queries that are the same for every image."""
+        x = self.patches()
+        queries = self.weight(1, *self.shape(x)[1:-2], self.draw.choice((1, 3)), self.shape(x)[-1])
+        y = self.draw.choice((
+            lambda x: queries.expand(x.shape[0], *queries.shape[1:]), lambda x: queries.repeat(x.shape[0], *[1] * (x.ndim - 1)),
+        ))  # fmt: skip
+        if self.draw.random() < 0.5:
+            q = self.put(lambda x: (y(x) @ x.mT).softmax(-1) @ x + y(x), x)
+        else:
+            q = self.put(lambda x: (queries @ x.mT * 0.3).softmax(-1) @ x, x)
+        self.put(lambda x: x.transpose(0, 1)[-1] if x.ndim == 3 else x, self.linear(q, 6))
 
     def alike(self, x: int) -> int:
         return self.draw.choice([i for i, each in enumerate(self.values) if each.shape == self.values[x].shape])
@@ -149,6 +202,7 @@ class Drawn(nn.Module):
         self.put(self.draw.choice((
             lambda x: x.mean(dims, keepdim=keep), lambda x: x.sum(dims, keepdim=keep), lambda x: F.adaptive_avg_pool2d(x, 1),
             lambda x: F.avg_pool2d(x, 3, 1, 1), lambda x: x.softmax(dim), lambda x: F.interpolate(x, (4, 6), mode="bilinear"),
+            lambda x: F.avg_pool2d(x, 1, 2), lambda x: F.avg_pool2d(x, 2), lambda x: F.avg_pool2d(x, 3, 2, 1), lambda x: F.avg_pool2d(x, 4),
         )), x)  # fmt: skip
 
     def patches(self) -> int:

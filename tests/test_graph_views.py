@@ -8,7 +8,7 @@ import random
 import pytest
 import torch
 
-from mvit_kernels.graph.expand import Builder
+from mvit_kernels.graph.builder import Builder
 from mvit_kernels.graph.interpreter import evaluate
 from mvit_kernels.graph.views import IMAGES, View, folded, unfolded, whole
 

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 import mvit_kernels as mk
 from mvit_kernels import reference
 from mvit_kernels.graph import Program, capture, optimize, run
-from mvit_kernels.graph.expand import Builder
+from mvit_kernels.graph.builder import Builder
 from mvit_kernels.graph.integers import KINDS, prepare
 from mvit_kernels.quant import Byte, Projection, Scores, Stream, integer_program
 from mvit_kernels.quant.alignment import aligned, rewritten_otherwise

@@ -18,8 +18,7 @@ import torch
 
 from mvit_kernels.ops.attention import MOST_MIXED_HEADS
 
-from .expand import Builder, Known, Named, number
-from .program import Node
+from .builder import Builder, Known, Named, number
 from .views import IMAGES, Dim, Factor, View, whole
 
 Tensor = torch.Tensor
@@ -80,10 +79,23 @@ def matmul(build: Builder, named: Named, path: str) -> Any:
     a, b = named["self"], named.get("other", named.get("mat2"))
     if isinstance(a, Scores) and a.softmax and isinstance(b, View):
         return _attention(build, a, b)
+    if isinstance(a, Tensor) and _scaled(b) is not None:
+        a = _tokens(build, a)
     query, key = _scaled(a), _scaled(b)
     if query is None or key is None or len(key.of.dims) < 3:
         return None
     return _scores(query, key, [*range(len(key.of.dims) - 2), -1, -2])
+
+
+def _tokens(build: Builder, x: Tensor) -> View | None:
+    """Queries (1, heads, tokens, channels) that are the same for every image, or (1, tokens, channels)."""
+    if not x.is_floating_point() or x.ndim not in (3, 4) or x.shape[0] != 1:
+        return None
+    count, channels = x.shape[-2:]
+    heads = x[0].reshape(-1, count, channels)
+    tokens = build.constant(heads.transpose(0, 1).flatten(1), "tokens")
+    split = None if tokens is None else tokens.reshape([IMAGES, count, len(heads), channels])
+    return None if split is None else split.permute([0, 2, 1, 3]).reshape([IMAGES, *x.shape[1:]])
 
 
 def einsum(build: Builder, named: Named, path: str) -> Any:
@@ -364,21 +376,8 @@ def _cat(build: Builder, *views: View) -> str | None:
 
 
 def _part(build: Builder, x: View) -> str | None:
-    """A map of just the channels of a view: of a product, some of the rows of its matrix. None where it would be a copy."""
-    return x.name if x.whole else _rows(build, build.node(x.name), x.indices)
-
-
-def _rows(build: Builder, node: Node, rows: list[int]) -> str | None:
-    if node.kind not in ("conv2d", "linear", "affine", "fake_quantize"):
-        return None
-    inputs = node.inputs
-    if node.kind in ("affine", "fake_quantize"):
-        source = _rows(build, build.node(node.inputs[0]), rows)
-        if source is None:
-            return None
-        inputs = (source,)
-    weights = {name: weight[rows] for name, weight in node.weights.items()}
-    return build.add(node.kind, inputs, (len(rows), *node.size[1:]), f"{node.name}.{rows[0]}", node.settings, weights)
+    """A map of just the channels of a view. None where it would be a copy."""
+    return x.name if x.whole else build.rows(x.name, x.indices)
 
 
 _aten = torch.ops.aten

@@ -2,7 +2,8 @@
 
 The model is accelerated first (a copy of it), so that modules of every library have become the same few ops on maps, without unfolds and
 folds, and then exported. What does not depend on the image (folded BatchNorms, ...) is computed; every op becomes the nodes that it is made
-of (`expand.py`), several ops one where they are one (`attention.py`, `pooling.py`); what no rule knows becomes a node of kind "torch".
+of (`own_ops.py`, `torch_ops.py`, `view_ops.py`), several ops one where they are one (`attention.py`, `pooling.py`, `gates.py`); what no
+rule knows becomes a node of kind "torch".
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch import fx, nn
 
 from mvit_kernels.swap import accelerate
 
-from . import attention, pooling, quantizers
-from .expand import RULES, Builder, Floats, Known, Moments, Opaque
+from . import attention, gates, own_ops, pooling, quantizers, torch_ops, view_ops
+from .builder import Builder, Floats, Known, Moments, Opaque
 from .exporting import EXPORTING, exported
 from .functional import functional, results
 from .passes.drop_unused import drop_unused
@@ -27,6 +28,8 @@ from .program import Program
 from .views import IMAGES, Value
 
 Tensor = torch.Tensor
+_RULES = {**own_ops.RULES, **torch_ops.RULES, **view_ops.RULES}
+_REPEATS = (torch.ops.aten.expand.default, torch.ops.aten.repeat.default)
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
 
 
@@ -109,8 +112,8 @@ class _Translator:
             known = [self.origin[each] for each in inputs if each in self.origin]
             if known:
                 self.origin[node] = known[0]
-            if node.target is torch.ops.aten.expand.default and isinstance(self.values[inputs[0]], Tensor) and len(inputs) > 1:
-                repeated = RULES[node.target](self.build, self.named(node), self.name_of(node))  # for every image of the batch
+            if node.target in _REPEATS and isinstance(self.values[inputs[0]], Tensor) and len(inputs) > 1:
+                repeated = _RULES[node.target](self.build, self.named(node), self.name_of(node))  # for every image of the batch
                 if repeated is not None:
                     return repeated
             if any(isinstance(self.values[each], _Batch) for each in inputs) or node.target is torch.ops.aten.sym_size.int:
@@ -123,16 +126,19 @@ class _Translator:
             return node.target(*args, **kwargs)  # type: ignore[operator]
         if node.target is torch.ops.aten.sym_size.int:
             return _Batch()
+        several = self.known.get(inputs[0])
+        if node.target is operator.getitem and isinstance(several, gates.Parts):
+            self.known[node] = several.parts[node.args[1]]  # type: ignore[index]
         if node.target is operator.getitem and isinstance(self.values[inputs[0]], tuple):
             return self.values[inputs[0]][node.args[1]]
-        for rules in (attention.RULES, pooling.RULES):
+        for rules in (attention.RULES, pooling.RULES, gates.RULES):
             if node.target in rules:
                 result = rules[node.target](self.build, self.named(node, self.known), self.name_of(node))
                 if result is not None and not isinstance(result, Known):
                     return result
                 if result is not None:
                     self.known[node] = result
-        rule = RULES.get(node.target) or quantizers.RULES.get(_name_of(node.target))
+        rule = _RULES.get(node.target) or quantizers.RULES.get(_name_of(node.target))
         if rule is not None and not any(isinstance(self.values[each], Opaque) for each in moving):
             result = rule(self.build, self.named(node), self.name_of(node))
             if result is not None:
@@ -198,6 +204,8 @@ class _Translator:
         name = self.build.add("torch", tuple(inputs), size, self.name_of(node) + "." + node.name, settings, weights)
         if not self.of_images(node.meta.get("val")):
             return Opaque(name)
+        if len(size) == 2 and -1 not in size:
+            return self.build.tokens_of(name)
         return self.build.vector(name) if len(size) == 1 else self.build.map(name) if len(size) == 3 else Floats(name)
 
     def refuse_random_numbers(self, node: fx.Node) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .expand import Builder, Known, Named, number
+from .builder import Builder, Known, Named, number
 from .views import View
 
 Tensor = torch.Tensor

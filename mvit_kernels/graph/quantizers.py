@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .expand import Builder, Named, Quantized
+from .builder import Builder, Named, Quantized
 from .views import View
 
 Tensor = torch.Tensor

@@ -17,11 +17,12 @@ from .fuse_epilogues import fuse_epilogues
 from .merge_convolutions import merge_convolutions, merge_linears
 from .merge_sums import merge_sums
 from .pool_first import pool_first
+from .share_equal import share_equal
 from .split_cat import split_cat
 from .stack_products import stack_products
 
 PASSES = (
-    fold_constants, drop_unused, merge_sums, fold_affine, stack_products, fold_norm, elide_keys, cancel_constants, pool_first,
+    fold_constants, drop_unused, share_equal, merge_sums, fold_affine, stack_products, fold_norm, elide_keys, cancel_constants, pool_first,
     fold_affine_forward, merge_convolutions, split_cat, fuse_epilogues,
 )  # fmt: skip
 
@@ -53,6 +54,7 @@ __all__ = [
     "merge_sums",
     "optimize",
     "pool_first",
+    "share_equal",
     "split_cat",
     "stack_products",
 ]
