@@ -123,9 +123,16 @@ def tokens_of_one(m: Layers, x: Tensor) -> Tensor:
     return m.other(m.tokens[None] + y).mean(1)
 
 
+def our_patches(m: Layers, x: Tensor) -> Tensor:
+    p = mk.ops.unfold_patches(x, (2, 4))
+    y = m.linear(p.permute(0, 2, 3, 1)).relu().permute(0, 3, 1, 2)
+    return mk.ops.fold_patches(p + y, (H, W), (2, 4))
+
+
 WHOLE = (
     layer_scale_in_front, layer_scale_behind, terms, positions, positions_in_front, gates_of_pixels, rectified, every_second_pixel,
     pool_of_two, pool_with_borders, pool_of_all, pool_of_all_squeezed, two_heads, groups, shuffled, tokens_before_images, tokens_of_one,
+    our_patches,
 )  # fmt: skip
 
 

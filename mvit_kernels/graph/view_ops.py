@@ -103,6 +103,22 @@ def _col2im(build: Builder, named: Named, path: str) -> Any:
     return folded(x, (size[0], size[1]), patch) if isinstance(x, View) and patch is not None and len(size) == 2 else None
 
 
+def _unfold_patches(build: Builder, named: Named, path: str) -> Any:
+    """Our own: (B, C, P, N)."""
+    x = named["x"]
+    y = unfolded(x, tuple(named["patch_size"])) if isinstance(x, View) else None
+    return None if y is None else y.reshape([*x.shape[:2], y.shape[1] // x.shape[1], y.shape[2]])
+
+
+def _fold_patches(build: Builder, named: Named, path: str) -> Any:
+    p, patch, size = named["p"], tuple(named["patch_size"]), tuple(named["output_size"])
+    if not isinstance(p, View) or len(p.dims) != 4:
+        return None
+    b, channels, phases, patches = p.shape
+    y = p.reshape([b, channels * phases, patches])
+    return None if y is None else folded(y, size, patch)
+
+
 def _expand(build: Builder, named: Named, path: str) -> Any:
     """What is the same for every image, as often as there are images: tokens, a map, any floats. Or as many as there are already."""
     x, shape = named["self"], named["_shape"]
@@ -207,6 +223,8 @@ RULES: dict[Any, Callable[[Builder, Named, str], Any]] = {
     _aten.unfold.default: _unfold,
     _aten.im2col.default: _im2col,
     _aten.col2im.default: _col2im,
+    torch.ops.mvit_kernels.unfold_patches.default: _unfold_patches,
+    torch.ops.mvit_kernels.fold_patches.default: _fold_patches,
     _aten.expand.default: _expand,
     _aten.repeat.default: _expand,
     _aten.select.int: _select,

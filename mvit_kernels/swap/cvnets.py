@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from cvnets import layers
+from cvnets.layers.normalization.layer_norm import LayerNorm
 from cvnets.modules import mobilenetv2, mobilevit_block, transformer
 from torch import nn
 
@@ -58,7 +59,7 @@ def _over_keys(softmax: nn.Softmax) -> str | None:
     return None if softmax.dim == -1 else "is not over the last dimension"
 
 
-_SKIPPED = _and_derived(SKIPPED)
+_SKIPPED = {**_and_derived(SKIPPED), **one_of(Kind(layers.Identity))}  # which is none of torch's
 _SOFTMAX = _and_derived(one_of(Kind(nn.Softmax, _over_keys)))
 _ConvLayer = layers.ConvLayer2d if hasattr(layers, "ConvLayer2d") else layers.ConvLayer  # its name before version 0.3
 
@@ -68,7 +69,7 @@ _CONV_PARTS = one_of(
     Kind(nn.Sequential, children={"conv": _and_derived(CONVOLUTION), "norm": _and_derived(BATCH_NORM), "act": _ACTIVATION})
 )
 _FOLDED = one_of(Kind(_ConvLayer, children={"block": _CONV_PARTS}))
-_LayerNorm = one_of(Kind(layers.LayerNorm, last_axis))
+_LayerNorm = one_of(Kind(LayerNorm, last_axis))
 _LINEAR: Place = {**_and_derived(LINEAR), **(one_of(Kind(layers.LinearLayer, _takes_tokens)) if hasattr(layers, "LinearLayer") else {})}
 
 

@@ -1,7 +1,9 @@
 from .conv_layer import ConvLayer2d
 from .dropout import Dropout
+from .identity import Identity
 from .linear_attention import LinearSelfAttention
+from .linear_layer import LinearLayer
 from .multi_head_attention import MultiHeadAttention
-from .normalization import LayerNorm, LayerNorm2D_NCHW
+from .softmax import Softmax
 
-__all__ = ["ConvLayer2d", "Dropout", "LayerNorm", "LayerNorm2D_NCHW", "LinearSelfAttention", "MultiHeadAttention"]
+__all__ = ["ConvLayer2d", "Dropout", "Identity", "LinearLayer", "LinearSelfAttention", "MultiHeadAttention", "Softmax"]

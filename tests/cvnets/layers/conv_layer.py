@@ -1,6 +1,7 @@
 from torch import nn
 
 from .activation import Swish
+from .normalization.batch_norm import BatchNorm2d
 
 
 class Conv2d(nn.Conv2d):
@@ -14,7 +15,7 @@ class ConvLayer2d(nn.Module):
         conv = Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2, groups=groups, bias=bias)
         self.block.add_module("conv", conv)
         if use_norm:
-            self.block.add_module("norm", nn.BatchNorm2d(out_channels))
+            self.block.add_module("norm", BatchNorm2d(out_channels))
         if use_act:
             self.block.add_module("act", Swish())
 

@@ -2,17 +2,19 @@ import torch
 from torch import nn
 
 from .dropout import Dropout
+from .linear_layer import LinearLayer
+from .softmax import Softmax
 
 
 class MultiHeadAttention(nn.Module):
     def __init__(self, embed_dim, num_heads, attn_dropout=0.0, coreml_compatible=False):
         super().__init__()
-        self.qkv_proj = nn.Linear(embed_dim, 3 * embed_dim)
+        self.qkv_proj = LinearLayer(embed_dim, 3 * embed_dim)
         self.attn_dropout = Dropout(attn_dropout)
-        self.out_proj = nn.Linear(embed_dim, embed_dim)
+        self.out_proj = LinearLayer(embed_dim, embed_dim)
         self.head_dim = embed_dim // num_heads
         self.scaling = self.head_dim**-0.5
-        self.softmax = nn.Softmax(dim=-1)
+        self.softmax = Softmax(dim=-1)
         self.num_heads = num_heads
         self.embed_dim = embed_dim
         self.coreml_compatible = coreml_compatible

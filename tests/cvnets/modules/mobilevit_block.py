@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cvnets.layers import ConvLayer2d, LayerNorm, LayerNorm2D_NCHW
+from cvnets.layers import ConvLayer2d
+from cvnets.layers.normalization.layer_norm import LayerNorm, LayerNorm2D_NCHW
 from cvnets.modules.transformer import LinearAttnFFN, TransformerEncoder
 
 

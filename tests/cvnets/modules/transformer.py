@@ -1,7 +1,8 @@
 from torch import nn
 
-from cvnets.layers import ConvLayer2d, Dropout, LayerNorm, LayerNorm2D_NCHW, LinearSelfAttention, MultiHeadAttention
+from cvnets.layers import ConvLayer2d, Dropout, Identity, LinearLayer, LinearSelfAttention, MultiHeadAttention
 from cvnets.layers.activation import Swish
+from cvnets.layers.normalization.layer_norm import LayerNorm, LayerNorm2D_NCHW
 
 
 class TransformerEncoder(nn.Module):
@@ -12,17 +13,19 @@ class TransformerEncoder(nn.Module):
         )
         self.pre_norm_ffn = nn.Sequential(
             LayerNorm(embed_dim),
-            nn.Linear(embed_dim, ffn_latent_dim),
+            LinearLayer(embed_dim, ffn_latent_dim),
             Swish(),
             Dropout(ffn_dropout),
-            nn.Linear(ffn_latent_dim, embed_dim),
+            LinearLayer(ffn_latent_dim, embed_dim),
             Dropout(dropout),
         )
+        self.drop_path = Identity()
 
     def forward(self, x, x_prev=None, key_padding_mask=None, attn_mask=None):
         norm, attention, dropout = self.pre_norm_mha
-        x = x + dropout(attention(x_q=norm(x), x_kv=x_prev, key_padding_mask=key_padding_mask, attn_mask=attn_mask))
-        return x + self.pre_norm_ffn(x)
+        y = attention(x_q=norm(x), x_kv=x_prev, key_padding_mask=key_padding_mask, attn_mask=attn_mask)
+        x = x + self.drop_path(dropout(y))
+        return x + self.drop_path(self.pre_norm_ffn(x))
 
 
 class LinearAttnFFN(nn.Module):

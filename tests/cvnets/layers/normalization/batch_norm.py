@@ -1,0 +1,5 @@
+from torch import nn
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    pass
