@@ -154,6 +154,8 @@ class Drawn(nn.Module):
         """Convolutions in groups, depthwise ones with more filters than channels, and shuffled channels."""
         x = self.any()
         channels = self.shape(x)[1]
+        if channels % BATCH == 0:  # images, of which there may be others
+            raise IndexError
         groups = self.draw.choice([each for each in (1, 2, 3, 6) if channels % each == 0])
         more, kernel, stride = self.draw.choice((1, 2)) * channels, self.draw.choice((1, 3)), self.draw.choice((1, 2))
         groups = channels if kernel == 3 else groups

@@ -31,6 +31,7 @@ class Layers(nn.Module):
         self.grouped, self.narrower = nn.Conv2d(C, C, 1, groups=3), nn.Conv2d(2 * C, C, 1, groups=2)
         self.unpadded, self.dilated = nn.Conv2d(C, C, 3, bias=False), nn.Conv2d(C, C, 3, 1, 2, dilation=2)
         self.norm, self.linear, self.other = nn.BatchNorm2d(C), nn.Linear(C, C), nn.Linear(C, C)
+        self.qkv = nn.Conv2d(C, 1 + 2 * C, 1)
         self.tokens = nn.Parameter(torch.randn(5, C))
         self.middle = middle
 
@@ -129,10 +130,17 @@ def our_patches(m: Layers, x: Tensor) -> Tensor:
     return mk.ops.fold_patches(p + y, (H, W), (2, 4))
 
 
+def our_attention(m: Layers, x: Tensor) -> Tensor:
+    """Of patches, and of columns of pixels."""
+    p = mk.ops.unfold_patches(m.qkv(x), (2, 4))
+    y = mk.ops.fold_patches(mk.ops.separable_attention(p), (H, W), (2, 4))
+    return y + mk.ops.separable_attention(m.qkv(y))
+
+
 WHOLE = (
     layer_scale_in_front, layer_scale_behind, terms, positions, positions_in_front, gates_of_pixels, rectified, every_second_pixel,
     pool_of_two, pool_with_borders, pool_of_all, pool_of_all_squeezed, two_heads, groups, shuffled, tokens_before_images, tokens_of_one,
-    our_patches,
+    our_patches, our_attention,
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ import torch
 from mvit_kernels.ops.attention import MOST_MIXED_HEADS
 
 from .builder import Builder, Known, Named, number
-from .views import IMAGES, Dim, Factor, View, whole
+from .views import IMAGES, Dim, Factor, View, patch_of, whole
 
 Tensor = torch.Tensor
 
@@ -238,11 +238,11 @@ def _attention(build: Builder, scores: Scores, value: View) -> View | None:
     heads = query.channels // depth
     settings: dict[str, Any] = {"heads": heads, "scale": scores.scale}
     phases = _pixels(lead)
-    patch = _patch(query.size, phases, query.dims[-2])
+    patch = patch_of(query.size, phases, query.dims[-2])
     one_map = query.size[1:] == key.size[1:] and depth == of_value and scores.bias is None and not scores.mixtures
     size = (value.channels, *query.size[1:])
     thirds = query.channels == value.channels and _side_by_side(query, key, value)
-    if patch is not None and one_map and (phases or thirds) and _patch(key.size, phases, key.dims[-2]) is not None:
+    if patch is not None and one_map and (phases or thirds) and patch_of(key.size, phases, key.dims[-2]) is not None:
         qkv = query.name if thirds else _cat(build, query, key, value)
         if qkv is None:
             return None
@@ -330,7 +330,7 @@ def _rectified(build: Builder, x: Any) -> View | None:
 def _separable_attention(build: Builder, context: Weighted, value: View) -> View | None:
     query, key = context.weights.query, context.key
     pixels = [dim for i, dim in enumerate(query.dims) if i != context.weights.dim]
-    patch = _patch(query.size, _pixels(pixels), query.dims[context.weights.dim])
+    patch = patch_of(query.size, _pixels(pixels), query.dims[context.weights.dim])
     if patch is None or (value.dims, value.size[1:]) != (key.dims, key.size[1:]):
         return None
     qkv = query.name if _side_by_side(query, key, value) else _cat(build, query, key, value)
@@ -345,18 +345,6 @@ def _separable_attention(build: Builder, context: Weighted, value: View) -> View
 
 def _pixels(dims: Iterable[Dim]) -> list[Factor]:
     return [factor for dim in dims for factor in dim if factor.axis in "hw"]
-
-
-def _patch(size: tuple[int, ...], phases: Iterable[Factor], patches: Iterable[Factor]) -> tuple[int, int] | None:
-    """The size of the patches of a map, if `phases` say where in a patch a pixel is, and `patches` in which."""
-    sides = []
-    for axis, length in zip("hw", size[1:], strict=True):
-        inner, outer = ([factor for factor in each if factor.axis == axis] for each in (phases, patches))
-        side = math.prod(factor.size for factor in inner)
-        if inner != [Factor(axis, 1, side)] * (side > 1) or outer != [Factor(axis, side, length // side)] * (length > side):
-            return None
-        sides.append(side)
-    return sides[0], sides[1]
 
 
 def _side_by_side(*views: View) -> bool:

@@ -11,7 +11,7 @@ from mvit_kernels.ops.attention import MOST_MIXED_HEADS
 
 from .builder import Builder, Moments, Named, is_map, origin
 from .torch_ops import group_norm, layer_norm
-from .views import View
+from .views import View, patch_of
 
 Tensor = torch.Tensor
 
@@ -24,11 +24,12 @@ def _conv2d(build: Builder, named: Named, path: str) -> Any:
     y: View | None
     if x.is_map:
         y = build.map(build.conv2d(_beside(build, x.name, second), weight, named["bias"], named["stride"], name))
-    elif second is None and residual is None and x.channel == 1 and weight.shape[2:].numel() == 1 and len(x.size) == 1:
-        y = build.product(x, weight, named["bias"], name)  # of one pixel, pooled
+    elif second is None and x.channel == 1 and weight.shape[2:].numel() == named["stride"] == 1:
+        y = build.product(x, weight, named["bias"], name)  # of pixels in any order, or of one, pooled
     else:
         return None
-    assert y is not None
+    if y is None or (residual is not None and not y.alike(residual)):
+        return None
     y = y.on(build.activate(y.name, named["activation"]))
     return y if residual is None else y.on(build.plus(y.name, residual.name))
 
@@ -115,12 +116,17 @@ def _patch_attention(build: Builder, named: Named, path: str) -> Any:
 
 
 def _separable_attention(build: Builder, named: Named, path: str) -> Any:
-    if not is_map(named["qkv"]) or named["patch_size"] is None:
+    """Of a map, or of patches (B, C, phases, patches)."""
+    qkv = named["qkv"]
+    if not isinstance(qkv, View) or not qkv.whole or len(qkv.size) != 3 or len(qkv.dims) != 4 or qkv.channel != 1:
         return None
-    qkv = named["qkv"].name
-    channels, height, width = build.size(qkv)
-    size = ((channels - 1) // 2, height, width)
-    return build.map(build.add("separable_attention", (qkv,), size, f"{qkv}.attention", {"patch": _patch(named)}))
+    if named["patch_size"] is not None and not qkv.is_map:
+        return None
+    patch = patch_of(qkv.size, *qkv.dims[2:]) if named["patch_size"] is None else _patch(named)
+    if patch is None:
+        return None
+    size = ((qkv.size[0] - 1) // 2, *qkv.size[1:])
+    return qkv.on(build.add("separable_attention", (qkv.name,), size, f"{qkv.name}.attention", {"patch": patch}), size)
 
 
 def _attention(build: Builder, named: Named, path: str) -> Any:

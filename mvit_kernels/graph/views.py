@@ -208,6 +208,18 @@ def folded(x: View, size: tuple[int, int], patch: tuple[int, int]) -> View | Non
     return None if parts is None else parts.permute([0, 1, 4, 2, 5, 3]).reshape([b, both // (ph * pw), h, w])
 
 
+def patch_of(size: tuple[int, ...], phases: Iterable[Factor], patches: Iterable[Factor]) -> tuple[int, int] | None:
+    """The size of the patches of a map, if `phases` say where in a patch a pixel is, and `patches` in which."""
+    sides = []
+    for axis, length in zip("hw", size[1:], strict=True):
+        inner, outer = ([factor for factor in each if factor.axis == axis] for each in (phases, patches))
+        side = math.prod(factor.size for factor in inner)
+        if inner != [Factor(axis, 1, side)] * (side > 1) or outer != [Factor(axis, side, length // side)] * (length > side):
+            return None
+        sides.append(side)
+    return sides[0], sides[1]
+
+
 _aten = torch.ops.aten
 
 
