@@ -24,6 +24,7 @@ from mvit_kernels.graph.passes import (
     fuse_epilogues,
     merge_convolutions,
     pool_first,
+    share_equal,
     split_cat,
 )
 
@@ -333,3 +334,25 @@ def test_dynamic_relus_go_into_products():
     assert after["filtered"].inputs == ("a", "u")
     assert_exact(before, after)
     assert fuse_dynamic(after) is after
+
+
+class Twice(nn.Module):
+    """The mean of all pixels four times, two of them as results, and maps that nothing was done to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.heads = nn.Conv2d(3, 4, 1), nn.ModuleList(nn.Linear(4, 2) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.conv(x).relu()
+        one, other = (head(y.mean((2, 3))) for head in self.heads)
+        return y.mean((2, 3)), y.mean((2, 3)), one, other, y, y * 6 / 6
+
+
+def test_what_is_computed_twice() -> None:
+    """Once, but results of the network do not share memory."""
+    before = captured(Twice(), (3, 4, 5))
+    after = fold_affine(share_equal(before))
+    assert (kinds(before)["avg_pool"], kinds(after)["avg_pool"]) == (4, 2)
+    assert len(set(after.outputs)) == len(after.outputs)
+    assert_exact(before, after)

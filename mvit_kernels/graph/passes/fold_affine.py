@@ -16,7 +16,8 @@ _CONVOLUTIONS = (torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding)
 
 
 def fold_affine(program: Program) -> Program:
-    """Where the product before has no other user; several in a row, too. What changes nothing, as x * 6 / 6 does, is no node."""
+    """Where the product before has no other user; several in a row, too. What changes nothing, as x * 6 / 6 does, is no node, if it
+    is no result."""
     changed: dict[str, Node | None] = {}
     instead: dict[str, str] = {}
     users = program.users()
@@ -32,11 +33,16 @@ def fold_affine(program: Program) -> Program:
             continue
         changed[product.name] = scaled
         changed[node.name], instead[node.name] = None, product.name
+    results = {instead.get(name, name) for name in program.outputs}
     for node in program:
         left = changed.get(node.name, node)
-        if left is not None and left.kind == "affine" and bool((left.weights["scale"] == 1).all() and (left.weights["shift"] == 0).all()):
+        if left is not None and _is_nothing(left) and node.name not in results:
             changed[node.name], instead[node.name] = None, left.inputs[0]
     return program.rewritten(changed, instead)
+
+
+def _is_nothing(node: Node) -> bool:
+    return node.kind == "affine" and bool((node.weights["scale"] == 1).all() and (node.weights["shift"] == 0).all())
 
 
 def _scaled(node: Node, scale: Tensor, shift: Tensor) -> Node | None:

@@ -6,18 +6,21 @@ from ..program import Node, Program
 
 
 def share_equal(program: Program) -> Program:
-    """Nodes of one kind, with the same inputs, settings and weights, are the first of them."""
+    """Nodes of one kind, with the same inputs, settings and weights, are the first of them. Two results stay two: each has its memory."""
     changed: dict[str, Node | None] = {}
     instead: dict[str, str] = {}
+    results = set(program.outputs)
     before: dict[tuple[str, tuple[str, ...]], list[Node]] = {}
     for node in program:
         inputs = tuple(instead.get(name, name) for name in node.inputs)
         found = before.setdefault((node.kind, inputs), [])
         same = next((each for each in found if _equal(each, node)), None)
-        if same is None:
+        if same is None or {same.name, node.name} <= results:
             found.append(node)
-        elif node.kind != "input":
-            changed[node.name], instead[node.name] = None, same.name
+            continue
+        changed[node.name], instead[node.name] = None, same.name
+        if node.name in results:
+            results.add(same.name)
     return program.rewritten(changed, instead)
 
 
