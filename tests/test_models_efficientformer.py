@@ -164,7 +164,7 @@ def test_other_number_of_classes(tmp_path):
     path = tmp_path / "model.pth"
     model, other = tiny(num_classes=10), tiny(num_classes=7)
     save_checkpoint(model, path)
-    with pytest.raises(ValueError, match="has 10 classes, the model 7; load with strict=False"):
+    with pytest.raises(ValueError, match="has 10 classes, the model 7; make it with num_classes=10, or load with strict=False"):
         load_checkpoint(other, path)
     assert load_checkpoint(other, path, strict=False).missing == ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"]
     assert torch.equal(other.norm.weight, model.norm.weight)

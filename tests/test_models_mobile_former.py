@@ -320,7 +320,7 @@ def test_checkpoints_of_the_release_load(prefix, tmp_path):
         "classifier.classifier.1.weight",
         "classifier.classifier.1.bias",
     ]
-    with pytest.raises(ValueError, match="has 5 classes, the model 7; load with strict=False"):
+    with pytest.raises(ValueError, match="has 5 classes, the model 7; make it with num_classes=5, or load with strict=False"):
         load_checkpoint(tiny(num_classes=7), path)
 
 
