@@ -54,8 +54,15 @@ Row = dict[str, Any]
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
+    if args.results:
+        args.results.mkdir(parents=True, exist_ok=True)
+    try:
+        models = {name: settled_model(name, args.size) for name in args.models}  # what cannot run fails before the first is measured
+    except ValueError as error:
+        parser.error(str(error))
     context = conditions(shlex.join(["python", "benchmarks/peers.py", *arguments])) | {
         "size": args.size,
         "rounds": args.rounds,
@@ -64,14 +71,12 @@ def main(arguments: list[str] | None = None) -> int:
         **_ceilings(args.threads),
     }
     rows: list[Row] = []
-    for name in args.models:
-        model = settled_model(name, args.size)
+    for name, model in models.items():
         for batch in args.batches:
             case = Case(name, model, batch, args.size, args.threads)
             rows += _measure(case, args.variants, args.rounds, context)
             document = {"conditions": context, "results": rows, "ratios": ratios(rows)}
             if args.results:  # after each case: the next may take minutes
-                args.results.mkdir(parents=True, exist_ok=True)
                 write_text(args.results / "peers.json", _text(document))
     sys.stdout.write(json_text(document)) if args.json else _show(document)
     return 0

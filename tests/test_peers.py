@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +58,42 @@ def test_the_chart_is_drawn_of_what_ran(peers, tmp_path):
     run(peers, tmp_path, "--models", "mobilevit_xxs,mobilevitv2_050", "--variants", "torch,accelerate")
     chart.main(["--results", str(tmp_path)])
     assert (tmp_path / "peers.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--models", "mobilevit_xxs,mobilevit_xsx"], "got 'mobilevit_xsx'"),
+        (["--models", "mobilevit_xxs,efficientformer_l1"], "H and W from 193 to 224, got (8, 3, 64, 64)"),
+        (["--models", "mobilevit_xxs", "--size", "32"], "size: expected 64 to 256, got 32"),
+    ],
+)
+def test_what_cannot_run_fails_before_the_first_is_measured(peers, monkeypatch, tmp_path, capsys, flags, message):
+    monkeypatch.setattr(peers, "_measure", None)
+    with pytest.raises(SystemExit) as left:
+        run(peers, tmp_path, "--variants", "torch", *flags)
+    assert left.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["calibration", "company", "memory", "pixels"])
+def test_results_are_written_into_a_new_folder(peers, monkeypatch, tmp_path, name):
+    """Before anything is measured: what took an hour has a place then."""
+    script, folder = importlib.import_module(name), tmp_path / "new" / "folder"
+
+    def measured(*_, **__):
+        assert folder.is_dir()
+        return []
+
+    stubs = {
+        "calibration": {"tqdm": measured}, "company": {"VARIANTS": {}, "busy_processes": contextlib.nullcontext},
+        "memory": {"tqdm": measured}, "pixels": {"VARIANTS": {}},
+    }  # fmt: skip
+    for what, stub in stubs[name].items():
+        monkeypatch.setattr(script, what, stub)
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--models", "mobilevit_xxs", "--results", str(folder)])
+    script.main()
+    assert json.loads((folder / f"{name}.json").read_text())["results"] == []
 
 
 def test_means_are_over_models(peers):
