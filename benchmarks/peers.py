@@ -3,7 +3,8 @@
     python benchmarks/peers.py --models mobilevit_s --batches 1
 
 Peers keep threads of their own that spin for a while after a call. So each variant has its burst in a round: a pause in which they go to
-sleep, a call that does not count, then a few that do. Every round starts with the next variant.
+sleep, a call that does not count, then a few that do. Every round starts with the next variant. The exit code is 1 where one of ours could
+not run, or computed something else: a peer may be missing.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
             if args.results:  # after each case: the next may take minutes
                 write_text(args.results / "peers.json", _text(document))
     sys.stdout.write(json_text(document)) if args.json else _show(document)
-    return 0
+    return int(any("reason" in row and VARIANTS[row["variant"]].ours for row in rows))
 
 
 def bursts(networks: Mapping[str, Callable[[], object]], rounds: int, label: str = "") -> dict[str, Timing]:

@@ -42,8 +42,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     torch.compile and AveragedModel put it, or of timm's `features_only`; BatchNorms may lack their counters, as torch has it. A
     model without classifier ignores the head of a classifier, detector or segmenter in the file. The first convolution of
     MobileViT v1 takes BGR in transformers and ml-cvnets, RGB in timm and here, so its input channels are swapped. What is no
-    weight does not come along: transformers treats odd maps of v2 in its own way, which `create_model(..., odd_maps="drop")`
-    repeats.
+    weight does not come along: the last stages of a segmenter filter larger maps with dilations; transformers treats odd maps
+    of v2 in its own way, which `create_model(..., odd_maps="drop")` repeats.
 
     strict: False tolerates, and returns, what only the model or only the file has, and a classifier for other classes.
     Raises FileNotFoundError; ValueError if the file is damaged, holds no model that is known here or doesn't fit the model.
