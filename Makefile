@@ -49,10 +49,11 @@ lint: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-quiet --results benchmarks/results
 
-# Against every other way to run the same networks; `make peers MODEL=mobilevit_s BATCH=1` prints one comparison and keeps no record.
+# Against every other way to run the same networks; `make peers MODEL=efficientformer_l1 BATCH=1 SIZE=224` prints one comparison and keeps no record.
 peers: $(VENV)/peers.stamp
-	$(BIN)/python benchmarks/peers.py $(if $(MODEL)$(BATCH),$(MODEL:%=--models %) $(BATCH:%=--batches %),--results benchmarks/results)
-	$(if $(MODEL)$(BATCH),,$(BIN)/python benchmarks/chart.py)
+	$(BIN)/python benchmarks/peers.py $(if $(MODEL)$(BATCH)$(SIZE),\
+		$(MODEL:%=--models %) $(BATCH:%=--batches %) $(SIZE:%=--size %),--results benchmarks/results)
+	$(if $(MODEL)$(BATCH)$(SIZE),,$(BIN)/python benchmarks/chart.py)
 
 # On a machine with a GPU, by the Python that has its torch and Triton; nothing is installed, so no network is needed.
 # `make PYTHON=python gpu-check`; `make gpu-peers MODEL=mobilevit_s BATCH=8` compares one network with torch.compile's max-autotune.

@@ -53,6 +53,8 @@ def main() -> int:
     if args.measure:
         print(json.dumps(measured(*args.measure, args.size, args.bits)))
         return 0
+    if args.results:
+        args.results.mkdir(parents=True, exist_ok=True)
     context = conditions(shlex.join(["python", "benchmarks/calibration.py", *sys.argv[1:]])) | {"size": args.size, "bits": args.bits}
     rows: list[dict[str, Any]] = []
     cases = [(model, method) for model in args.models for method in args.methods]

@@ -34,6 +34,8 @@ BUSY = (0, 1, 2)  # processes
 def main() -> int:
     args = _parser().parse_args()
     torch.set_num_threads(args.threads)
+    if args.results:
+        args.results.mkdir(parents=True, exist_ok=True)
     floats = torch.rand(4_000_000)
     before: dict[str, Callable[[], object]] = {
         "nothing": lambda: None,

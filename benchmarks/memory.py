@@ -66,6 +66,8 @@ def main() -> int:
     if args.measure:
         print(json.dumps(measured(*args.measure, args.size, args.threads)))
         return 0
+    if args.results:
+        args.results.mkdir(parents=True, exist_ok=True)
     context = conditions(shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]])) | {"size": args.size, "threads": args.threads}
     rows = []
     for name in tqdm(args.models, disable=None, leave=False):
@@ -116,7 +118,7 @@ def _memory() -> int:
 
 def _in_a_process(loader: str, path: Path, args: argparse.Namespace) -> dict[str, float]:
     command = [sys.executable, __file__, "--measure", loader, str(path), "--size", str(args.size), "--threads", str(args.threads)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -3,7 +3,8 @@
     python benchmarks/peers.py --models mobilevit_s --batches 1
 
 Peers keep threads of their own that spin for a while after a call. So each variant has its burst in a round: a pause in which they go to
-sleep, a call that does not count, then a few that do. Every round starts with the next variant.
+sleep, a call that does not count, then a few that do. Every round starts with the next variant. The exit code is 1 where one of ours could
+not run, or computed something else: a peer may be missing.
 """
 
 from __future__ import annotations
@@ -54,8 +55,15 @@ Row = dict[str, Any]
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
+    if args.results:
+        args.results.mkdir(parents=True, exist_ok=True)
+    try:
+        models = {name: settled_model(name, args.size) for name in args.models}  # what cannot run fails before the first is measured
+    except ValueError as error:
+        parser.error(str(error))
     context = conditions(shlex.join(["python", "benchmarks/peers.py", *arguments])) | {
         "size": args.size,
         "rounds": args.rounds,
@@ -64,17 +72,15 @@ def main(arguments: list[str] | None = None) -> int:
         **_ceilings(args.threads),
     }
     rows: list[Row] = []
-    for name in args.models:
-        model = settled_model(name, args.size)
+    for name, model in models.items():
         for batch in args.batches:
             case = Case(name, model, batch, args.size, args.threads)
             rows += _measure(case, args.variants, args.rounds, context)
             document = {"conditions": context, "results": rows, "ratios": ratios(rows)}
             if args.results:  # after each case: the next may take minutes
-                args.results.mkdir(parents=True, exist_ok=True)
                 write_text(args.results / "peers.json", _text(document))
     sys.stdout.write(json_text(document)) if args.json else _show(document)
-    return 0
+    return int(any("reason" in row and VARIANTS[row["variant"]].ours for row in rows))
 
 
 def bursts(networks: Mapping[str, Callable[[], object]], rounds: int, label: str = "") -> dict[str, Timing]:

@@ -28,6 +28,8 @@ VARIANTS = {"compile": compiled, "compile-int8": compiled_integers}
 def main() -> int:
     args = _parser().parse_args()
     torch.set_num_threads(args.threads)
+    if args.results:
+        args.results.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in args.models:
         for variant, make in VARIANTS.items():

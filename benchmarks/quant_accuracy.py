@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
@@ -40,7 +41,7 @@ from mvit_kernels.cli.network import load_classifier
 from mvit_kernels.data import StandInTask
 from mvit_kernels.data.listed import calibration_images, evaluation_set
 from mvit_kernels.files import write_text
-from mvit_kernels.machine import conditions, usable_cores
+from mvit_kernels.machine import commit, conditions, usable_cores
 from mvit_kernels.models import Normalization
 from mvit_kernels.quant.config import METHODS
 
@@ -66,7 +67,8 @@ def main(argv: list[str] | None = None) -> None:
     if document["images"] != str(images):
         raise SystemExit(f"{args.results} holds accuracies on {document['images']}, not on {images}: pass other --results")
     if not args.table:
-        _measure(args, images, document)
+        command = shlex.join(["python", "benchmarks/quant_accuracy.py", *(sys.argv[1:] if argv is None else argv)])
+        _measure(args, images, document, command)
     print(table(document))
 
 
@@ -99,14 +101,15 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
-def _measure(args: argparse.Namespace, images: Images, document: dict[str, Any]) -> None:
+def _measure(args: argparse.Namespace, images: Images, document: dict[str, Any], command: str) -> None:
+    """The conditions of a document are those of the case that was measured last; which code found the others, each says."""
     done = {_key(case) for case in document["cases"]}
     wanted = [
         {"model": model, "variant": variant, "bits": bits, "method": method, "seed": seed}
         for model in args.models for variant in args.variants if variant == PLAIN or model.startswith("mobilevit")
         for seed in args.seeds for bits in args.bits for method in args.methods
     ]  # fmt: skip
-    command, name, network = "python benchmarks/quant_accuracy.py", None, None
+    name, network = None, None
     for case in tqdm([case for case in wanted if _key(case) not in done], disable=None):
         if name != (case["model"], case["variant"]):
             name, network = (case["model"], case["variant"]), images.network(case["model"])
@@ -127,7 +130,7 @@ def _measure(args: argparse.Namespace, images: Images, document: dict[str, Any])
         else:
             quantized.backend = None  # kernels for what they run: the same bits
             hits = _hits(quantized, images.held_out(network))
-        document["cases"].append(case | {"kernels": kernels, "top1": float(hits.mean()), "hits": _packed(hits)})
+        document["cases"].append(case | {"kernels": kernels, "top1": float(hits.mean()), "hits": _packed(hits), "commit": commit()})
         write_text(args.results, json.dumps(document | {"conditions": conditions(command)}, indent=1) + "\n")
         print(f"{' '.join(str(value) for value in case.values())}: {hits.mean():.1%}", file=sys.stderr, flush=True)
 

@@ -17,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,7 @@ def write(path: Path, samples: SampleSet, parent: Factors, runs: list[dict[str, 
     budget = macs(parent.config, samples.recipe["num_classes"])
     table = [summary(share, [run for run in runs if run["share"] == share], share * budget, samples) for share in SHARES]
     document = {
-        "conditions": conditions("python benchmarks/scaling_evidence.py"),
+        "conditions": conditions(shlex.join(["python", "benchmarks/scaling_evidence.py", *sys.argv[1:]])),
         "recipe": samples.recipe["training"],
         "samples": len(samples.samples),
         "parent": {**parent._asdict(), "macs": budget},

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +53,8 @@ def main(argv: list[str] | None = None) -> None:
         trained(name, args.output)
     known = {each["model"]: each for each in json.loads(args.results.read_text())["checkpoints"]} if args.results.exists() else {}
     found = args.models or [name for name in RECIPES if weights(name, args.output) is not None]
-    known |= {name: row(name, args.output, args.heldout_samples) for name in found}
+    command = shlex.join(["python", "benchmarks/standin_training.py", *(sys.argv[1:] if argv is None else argv)])
+    known |= {name: row(name, args.output, args.heldout_samples, command) for name in found}
     rows = [known[name] for name in RECIPES if name in known]
     write_text(args.results, json.dumps({"checkpoints": rows}, indent=2) + "\n")
 
@@ -93,7 +96,7 @@ def weights(name: str, folder: Path) -> Path | None:
     return checkpoints.path(name) if name in checkpoints.SHIPPED else None
 
 
-def row(name: str, folder: Path, samples: int) -> dict[str, Any]:
+def row(name: str, folder: Path, samples: int, command: str) -> dict[str, Any]:
     """What the results say of a network."""
     path = weights(name, folder)
     assert path is not None
@@ -106,7 +109,7 @@ def row(name: str, folder: Path, samples: int) -> dict[str, Any]:
     training = {key: int(metadata[key]) for key in ("seed", "steps", "seconds")}
     training |= {key: metadata[key] for key in ("command", "trained_on")}
     accuracy = {"top1": full, "top1_half_resolution": half, "heldout_samples": samples}
-    judged = {"conditions": conditions("python benchmarks/standin_training.py")}
+    judged = {"conditions": conditions(command)}
     return {"model": name, "size": classifier.size, "training": training} | accuracy | judged
 
 

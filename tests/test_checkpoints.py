@@ -244,22 +244,62 @@ def test_any_floating_dtype_loads(dtype, tmp_path):
         lambda s: {f"module.{key}": t for key, t in s.items()},
         lambda s: {f"_orig_mod.{key}": t for key, t in s.items()},
         lambda s: {"state_dict": {f"module._orig_mod.{key}": t for key, t in s.items()}},
-        lambda s: {f"backbone.{key}": t for key, t in s.items()},
+        lambda s: {f"_orig_mod.module.{key}": t for key, t in s.items()},
+        lambda s: {"n_averaged": torch.tensor(3)} | {f"module.{key}": t for key, t in s.items()},
+        lambda s: {"state_dict": {f"model.{key}": t for key, t in s.items()}},
     ],
-    ids=["timm", "model", "cvnets", "timm-ema", "cvnets-ema", "no-ema", "ddp", "compiled", "ddp-compiled", "backbone"],
+    ids=[
+        *("timm", "model", "cvnets", "timm-ema", "cvnets-ema", "no-ema", "ddp", "compiled"),
+        *("ddp-compiled", "compiled-ddp", "averaged", "lightning"),
+    ],
 )
-def test_wrapped_weights_load(wrap, tmp_path):
-    model = model_with_values("mobilevitv2_050", num_classes=0)
-    tensors = saved(model, tmp_path / "plain.pth", "ml-cvnets")
-    torch.save(wrap(tensors), tmp_path / "wrapped.pth")
-    assert_equal(create_model("mobilevitv2_050", num_classes=0, checkpoint=tmp_path / "wrapped.pth"), model)
+@pytest.mark.parametrize("format", ["transformers", "ml-cvnets"])
+def test_wrapped_weights_load(format, wrap, tmp_path):
+    """Also the classifier of transformers, which stands beside the network."""
+    model = model_with_values("mobilevitv2_050", num_classes=3)
+    torch.save(wrap(saved(model, tmp_path / "plain.pth", format)), tmp_path / "wrapped.pth")
+    assert_equal(create_model("mobilevitv2_050", num_classes=3, checkpoint=tmp_path / "wrapped.pth"), model)
 
 
-def test_ddp_file_of_transformers_keeps_its_classifier(tmp_path):
-    model = model_with_values("mobilevitv2_050")
-    tensors = saved(model, tmp_path / "plain.pth", "transformers")
-    torch.save({f"module.{key}": tensor for key, tensor in tensors.items()}, tmp_path / "ddp.pth")
-    assert_equal(create_model("mobilevitv2_050", checkpoint=tmp_path / "ddp.pth"), model)
+def test_averaged_model_of_torch_loads(tmp_path):
+    model = model_with_values("mobilevitv2_050", num_classes=3)
+    torch.save(torch.optim.swa_utils.AveragedModel(model).state_dict(), tmp_path / "averaged.pth")
+    assert_equal(create_model("mobilevitv2_050", num_classes=3, checkpoint=tmp_path / "averaged.pth"), model)
+
+
+@pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050", "efficientformer_l1", "efficientformerv2_s0"])
+def test_pyramids_of_timm_load(name, tmp_path):
+    """timm calls their stages stages_0, stages_1, ...; a segmenter has them inside of itself."""
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model(name, features_only=True)
+    for index, tensor in enumerate(theirs.state_dict().values()):
+        tensor.copy_(torch.full_like(tensor, index) if tensor.is_floating_point() else tensor)
+    for prefix in ("", "encoder.model."):
+        torch.save({prefix + key: tensor for key, tensor in theirs.state_dict().items()}, tmp_path / "pyramid.pth")
+        ours = create_model(name, features_only=True, checkpoint=tmp_path / "pyramid.pth").state_dict()
+        values = [tensor for key, tensor in theirs.state_dict().items() if not key.startswith("model.head")]
+        assert [each.flatten()[0].item() for each in ours.values()] == [each.flatten()[0].item() for each in values]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_batch_norms_need_no_counters(format, tmp_path):
+    """As in torch. A program that leaves integers out of a file, or makes floats of them, loses nothing."""
+    path = tmp_path / "model.pth"
+    original = create_model("mobilevit_xxs", num_classes=3)
+    tensors, weight = saved(original, path, format), original.stages[1][0].conv1_1x1.conv.weight
+    halves = {key: tensor.half() for key, tensor in tensors.items()}
+    for content in (halves, {key: tensor for key, tensor in halves.items() if not key.endswith("num_batches_tracked")}):
+        torch.save(content, path)
+        model = model_with_values("mobilevit_xxs", num_classes=3)
+        before = snapshot(model)
+        assert load_checkpoint(model, path) == ([], [])
+        for key, tensor in model.state_dict().items():
+            if key.endswith("num_batches_tracked"):
+                assert torch.equal(tensor, before[key])
+        assert torch.equal(model.stages[1][0].conv1_1x1.conv.weight, weight.half().float())
+    del tensors[next(key for key in tensors if key.endswith("running_mean"))]
+    torch.save(tensors, path)
+    refused(create_model("mobilevit_xxs", num_classes=3), path, match="1 missing .*running_mean")
 
 
 def test_kind_of_file_is_told_by_content(tmp_path):
@@ -298,8 +338,9 @@ def test_segmentation_files_of_cvnets_and_transformers_load_as_backbones(name, t
     for format, (prefix, head) in heads.items():
         tensors = saved(backbone, tmp_path / "backbone.pth", format)
         tensors = {prefix + key: tensor for key, tensor in tensors.items()} | {head: torch.rand(256, 80, 1, 1)}
-        torch.save(tensors, tmp_path / "segmenter.pth")
-        assert_equal(create_model(name, checkpoint=tmp_path / "segmenter.pth", **options), backbone)
+        for outer in ("model.", ""):
+            torch.save({outer + key: tensor for key, tensor in tensors.items()}, tmp_path / "segmenter.pth")
+            assert_equal(create_model(name, checkpoint=tmp_path / "segmenter.pth", **options), backbone)
         refused(create_model(name), tmp_path / "segmenter.pth", match=r"does not fit the model .*missing .*; 1 unexpected \(seg")
 
 
@@ -309,7 +350,7 @@ def test_other_number_of_classes(format, tmp_path):
     model = model_with_values("mobilevit_xxs", num_classes=10)
     save_checkpoint(model, path, format)
     other = model_with_values("mobilevit_xxs", num_classes=7)
-    refused(other, path, match="has 10 classes, the model 7; load with strict=False")
+    refused(other, path, match="has 10 classes, the model 7; make it with num_classes=10, or load with strict=False")
     fc = other.head.fc.weight.clone()
     report = load_checkpoint(other, path, strict=False)
     assert len(report.missing) == 2
@@ -363,6 +404,17 @@ def test_integer_weights_are_refused(tmp_path):
     refused(create_model("mobilevitv2_050"), tmp_path / "model.pth", match=r"stem.conv.weight: expected .* got .* int8")
 
 
+def test_tensors_that_torch_does_not_copy_are_refused_before_any_is(tmp_path):
+    path = tmp_path / "model.pth"
+    state = create_model("mobilevitv2_050").state_dict()
+    norm = state["stages.4.1.norm.weight"]
+    for changed, what in ((norm.to_sparse(), "float32 in torch.sparse_coo"), (norm.to("meta"), "float32 without values")):
+        torch.save(state | {"stages.4.1.norm.weight": changed}, path)
+        message = rf"1 misshaped \(stages.4.1.norm.weight: expected \(128,\) float32, got \(128,\) {what}\)"
+        refused(model_with_values("mobilevitv2_050"), path, match=message)
+        refused(model_with_values("mobilevitv2_050"), path, match=message, strict=False)
+
+
 def test_missing_file(tmp_path):
     for path in (tmp_path / "nothing.pth", tmp_path):
         with pytest.raises(FileNotFoundError, match=str(path)):
@@ -394,8 +446,11 @@ def test_files_that_are_no_checkpoint(tmp_path):
         refused(model, path, match="is damaged")
     torch.save([1, 2], path)
     refused(model, path, match="expected a state_dict in .*, got a list")
-    torch.save({"epoch": 3}, path)
-    refused(model, path, match=r"holds no network that mk.list_models\(\) names; its tensors are none")
+    for content, keys in (({"epoch": 3}, "epoch"), ({}, "nothing"), ({"net": model.state_dict(), "step": 1}, "net, step")):
+        torch.save(content, path)
+        refused(model, path, match=f"expected a state_dict in .*, or one as its state_dict_ema, .*, model; got {keys}$")
+    torch.jit.save(torch.jit.script(nn.Conv2d(1, 1, 1)), path)
+    refused(model, path, match="expected a state_dict in .*, got a model of TorchScript")
     torch.save(nn.Conv2d(1, 1, 1).state_dict(), path)
     refused(model, path, match="holds no network .*; its tensors are weight, bias")
     state = model.state_dict()
@@ -420,6 +475,16 @@ def test_pickled_code_does_not_run(tmp_path):
     assert os.listdir(tmp_path) == [path.name]
 
 
+def test_trusted_objects_load(tmp_path):
+    """What stands in the way is named, and torch's own list of what may be loaded holds."""
+    path = tmp_path / "model.pth"
+    model = model_with_values("mobilevitv2_050")
+    torch.save({"state_dict": model.state_dict(), "args": argparse.Namespace(output=path)}, path)
+    refused(create_model("mobilevitv2_050"), path, match=f"holds other objects than tensors, [a-z._]*{type(path).__name__}; ")
+    with torch.serialization.safe_globals([type(path)]):
+        assert_equal(create_model("mobilevitv2_050", checkpoint=path), model)
+
+
 def test_other_models_are_refused(tmp_path):
     path = tmp_path / "model.pth"
     save_checkpoint(create_model("mobilevitv2_050"), path)
@@ -436,8 +501,23 @@ def test_other_models_are_refused(tmp_path):
         for bad, error in ((None, TypeError), (3, TypeError), ("", ValueError)):
             with pytest.raises(error, match=f"{function.__name__}: path: expected .*, got {bad!r}"):
                 function(other, bad)
-    with pytest.raises(ValueError, match=r"model: expected a MobileViT, got one whose state_dict has 0\.stem"):
-        save_checkpoint(nn.Sequential(create_model("mobilevitv2_050")), path)
+
+
+@pytest.mark.parametrize("name", ["mobilevitv2_050", "efficientformer_l1", "mobile_former_26m"])
+def test_networks_inside_of_other_modules_are_refused(name, tmp_path):
+    """Their names are no format's: what was saved under them, no program would find."""
+    model = create_model(name)
+    save_checkpoint(model, tmp_path / "model.pth")
+    for wrapped, key in ((nn.Sequential(model), "0."), (torch.compile(model, backend="eager"), "_orig_mod.")):
+        for function in (load_checkpoint, save_checkpoint):
+            message = f"{function.__name__}: model: expected a network .*, got a {type(wrapped).__name__} that has one inside, .* {key}"
+            with pytest.raises(ValueError, match=message):
+                function(wrapped, tmp_path / "model.pth")
+    if name == "efficientformer_l1":
+        theirs = pytest.importorskip("timm").create_model("efficientformerv2_s0", features_only=True)
+        with pytest.raises(ValueError, match=r"has one inside, .* stem_conv1\.conv\.weight"):
+            save_checkpoint(theirs, tmp_path / "other.pth")
+    assert os.listdir(tmp_path) == ["model.pth"]
 
 
 def test_bad_arguments_of_save(tmp_path):

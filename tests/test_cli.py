@@ -18,7 +18,7 @@ from PIL import Image
 
 import mvit_kernels as mk
 from mvit_kernels import checkpoints
-from mvit_kernels.cli import SUBCOMMANDS, demo, main
+from mvit_kernels.cli import SUBCOMMANDS, bench, demo, main
 from mvit_kernels.cli.compare import VARIANTS, Variant, compare
 from mvit_kernels.cli.network import load_classifier
 from mvit_kernels.cli.timing import Timing, interleaved
@@ -305,36 +305,73 @@ def test_compare_refuses_values_that_are_not_finite():
 
 
 def test_bench_writes_results(capsys, tmp_path):
-    argv = ["bench", "--model", f"{MODEL},mobilevit_xxs", "--img-size", 64, "--batch-size", 2, "--num-warm-iter", 0]
+    argv = ["bench", "--model", MODEL, "--img-size", 64, "--batch-size", 2, "--num-warm-iter", 0]
     argv += ["--num-bench-iter", 1, "--threads", 1]
     results = tmp_path / "results.json"
     document = _json(capsys, *argv, "--channels-last", "--results-file", results)
     assert json.loads(results.read_text()) == document
     assert document["conditions"]["threads"] == 1
-    variants = [variant.name for variant in VARIANTS if variant.channels_last]
-    assert [(row["model"], row["variant"]) for row in document["results"]] == [
-        (model, variant) for model in (MODEL, "mobilevit_xxs") for variant in variants
-    ]
+    variants = ["PyTorch channels_last", "swapped channels_last", "compiled", "compiled, int8"]
+    assert [(row["model"], row["variant"]) for row in document["results"]] == [(MODEL, variant) for variant in variants]
     for row in document["results"]:
         assert 0 < row["min_ms"] <= row["median_ms"]
-        assert row["max_difference"] <= 1e-5 * row["logit_range"]
+        assert row["max_difference"] <= (0.5 if "int8" in row["variant"] else 1e-5) * row["logit_range"]
         assert row["infer_samples_per_sec"] == pytest.approx(2000 / row["median_ms"])
 
     results = tmp_path / "results.csv"
     assert main([*map(str, argv), "--precision", "bfloat16", "--results-file", str(results)]) == 0
     with results.open() as file:
         rows = list(csv.DictReader(file))
-    variants = [variant.name for variant in VARIANTS if not variant.channels_last]
-    assert [row["variant"] for row in rows[: len(variants)]] == variants
+    variants = ["PyTorch eager", "swapped", "compiled", "compiled, int8"]
+    assert [row["variant"] for row in rows] == variants
     assert all(row["precision"] == "bfloat16" and row["torch"] == torch.__version__ for row in rows)
     assert sorted(tmp_path.iterdir()) == [tmp_path / "results.csv", tmp_path / "results.json"]
     assert "PyTorch eager" in capsys.readouterr().out
 
 
-def test_bench_takes_a_model_twice(capsys):
+@pytest.fixture
+def bench_without_compiling(monkeypatch):
+    variants = [variant for variant in VARIANTS if variant.channels_last is not None]
+    monkeypatch.setattr("mvit_kernels.cli.compare.VARIANTS", variants)
+
+
+def test_bench_takes_a_model_twice(capsys, bench_without_compiling):
     argv = ["--img-size", 32, "--num-warm-iter", 0, "--num-bench-iter", 1, "--channels-last"]
     document = _json(capsys, "bench", "--model", f"{MODEL},{MODEL}", *argv)
     assert len(document["results"]) == 4
+
+
+def test_bench_takes_images_of_the_size_of_a_model(capsys, bench_without_compiling):
+    argv = ["bench", "--model", f"{MODEL},efficientformer_l1", "--num-warm-iter", "0", "--num-bench-iter", "1"]
+    document = _json(capsys, *argv)
+    sizes = [(MODEL, 256)] * 2 + [("efficientformer_l1", 224)] * 2
+    assert [(row["model"], row["infer_img_size"]) for row in document["results"]] == sizes
+    assert main(argv) == 0
+    text = capsys.readouterr().out
+    assert f"{MODEL}, 256" in text
+    assert "efficientformer_l1, 224" in text
+
+
+def test_bench_fails_before_the_first_model_is_timed(capsys, monkeypatch):
+    monkeypatch.setattr("mvit_kernels.cli.compare.compare", None)
+    complaint = _complaint(capsys, "bench", "--model", f"{MODEL},efficientformer_l1", "--img-size", 64)
+    assert "expected images (B, 3, H, W) with H and W from 193 to 224" in complaint
+
+
+def test_bench_compiles_as_many_models_of_a_class_as_there_are():
+    """torch.compile runs those eagerly that come after `recompile_limit` others."""
+    models, x = [torch.nn.Sequential(torch.nn.Conv2d(3, 1 + count, 1)) for count in range(3)], torch.rand(1, 3, 8, 8)
+    made = []
+
+    @torch._dynamo.register_backend(name="counting")
+    def backend(graph, _):
+        made.append(graph)
+        return graph.forward
+
+    with torch._dynamo.config.patch(recompile_limit=2), torch.inference_mode():
+        for model in models:
+            bench._variants(False, "counting")[-1].build(model, [x])(x)
+    assert len(made) == 3
 
 
 def test_bench_complains(capsys, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from model_checks import assert_same, images, randomise, timm_model
@@ -272,11 +273,29 @@ def test_unknown_option_is_named():
         ("mobilevitv2_050", {"odd_maps": "pad"}, r"expected odd_maps in \('resize', 'drop'\), got 'pad'"),
         ("mobilevitv2_050", {"width": 0}, "expected width > 0"),
         ("mobilevitv2_050", {"num_classes": -1}, "expected num_classes >= 0"),
+        ("mobilevitv2_050", {"num_classes": "10"}, "MobileViTv2: expected num_classes >= 0, got '10'"),
+        ("efficientformer_l1", {"num_classes": 2.5}, "EfficientFormer: expected num_classes >= 0, got 2.5"),
+        ("mobile_former_26m", {"num_classes": None}, "MobileFormer: expected num_classes >= 0, got None"),
+        ("mobilevit_s", {"num_heads": 0}, "expected num_heads to be a positive integer, got 0"),
+        ("mobilevit_s", {"final_channels": 0}, "expected final_channels to be a positive integer, got 0"),
+        ("mobilevit_s", {"expand_ratio": 0}, "expected expand_ratio > 0 and finite, got 0"),
+        ("mobilevit_s", {"proj_drop_rate": "0.1"}, "expected proj_drop_rate to be from 0 to 1, got '0.1'"),
+        ("mobilevitv2_050", {"in_chans": 0}, "expected in_chans to be a positive integer, got 0"),
+        ("efficientformer_l1", {"drop_path_rate": 2}, "EfficientFormerConfig: expected drop_path_rate to be from 0 to 1, got 2"),
+        ("efficientformerv2_s0", {"image_size": "224"}, "expected image_size to be a positive integer, got '224'"),
+        ("efficientformerv2_s0", {"mlp_ratios": ((4,), (4,), (4,), (1.5,))}, "4 tuples of positive integers"),
+        ("mobile_former_26m", {"groups": 0}, "expected groups to be a positive integer, got 0"),
+        ("mobile_former_26m", {"classifier_dim": 0}, "expected classifier_dim to be a positive integer, got 0"),
     ],
 )
 def test_bad_options_are_named(name, options, message):
     with pytest.raises(ValueError, match=message):
         create_model(name, **options)
+
+
+def test_numbers_of_numpy_are_numbers():
+    model = create_model("mobilevitv2_050", num_classes=np.int64(3), in_chans=np.int32(1), drop_rate=np.float32(0.5))
+    assert (model.head.fc.out_features, model.stem.conv.in_channels, model.head.drop.p) == (3, 1, 0.5)
 
 
 def test_bad_names_are_refused():
@@ -296,5 +315,9 @@ def test_bad_images_are_refused():
 def test_configs_are_values():
     config = create_model("mobilevit_s").config
     assert hash(config) == hash(dataclasses.replace(config))
+    listed = create_model("mobilevit_s", dims=[144, 192, 240], depths=[2, 4, 3]).config  # as JSON has them
+    assert (listed, hash(listed)) == (config, hash(config))
+    ratios = create_model("efficientformerv2_s0").config.mlp_ratios
+    assert create_model("efficientformerv2_s0", mlp_ratios=[list(each) for each in ratios]).config.mlp_ratios == ratios
     with pytest.raises(dataclasses.FrozenInstanceError):
         config.num_heads = 2

@@ -164,7 +164,7 @@ def test_other_number_of_classes(tmp_path):
     path = tmp_path / "model.pth"
     model, other = tiny(num_classes=10), tiny(num_classes=7)
     save_checkpoint(model, path)
-    with pytest.raises(ValueError, match="has 10 classes, the model 7; load with strict=False"):
+    with pytest.raises(ValueError, match="has 10 classes, the model 7; make it with num_classes=10, or load with strict=False"):
         load_checkpoint(other, path)
     assert load_checkpoint(other, path, strict=False).missing == ["head.weight", "head.bias", "head_dist.weight", "head_dist.bias"]
     assert torch.equal(other.norm.weight, model.norm.weight)
@@ -193,7 +193,7 @@ def test_other_image_sizes_are_refused():
         ({"channels": (8, 16, 24)}, "expected channels to be 4 positive integers"),
         ({"depths": (1, 1, 1, 0)}, "expected depths to be 4 positive integers"),
         ({"attention_blocks": 4}, "expected attention_blocks to be 0 to 3, the blocks of the last stage, got 4"),
-        ({"image_size": 0}, "expected image_size >= 1, got 0"),
+        ({"image_size": 0}, "expected image_size to be a positive integer, got 0"),
         ({"num_classes": -1}, "EfficientFormer: expected num_classes >= 0, got -1"),
     ],
 )

@@ -156,7 +156,7 @@ def test_checkpoints_round_trip_and_those_of_timm_load(tmp_path):
 def test_checkpoints_that_do_not_fit_are_refused(tmp_path):
     path = tmp_path / "model.pth"
     save_checkpoint(tiny(num_classes=10), path)
-    with pytest.raises(ValueError, match="has 10 classes, the model 5; load with strict=False"):
+    with pytest.raises(ValueError, match="has 10 classes, the model 5; make it with num_classes=10, or load with strict=False"):
         load_checkpoint(tiny(), path)
     # The table of positions is that of one size.
     with pytest.raises(ValueError, match=r"misshaped .*attention_biases: expected \(8, 9\) float32, got \(8, 4\)"):

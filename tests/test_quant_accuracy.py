@@ -30,6 +30,8 @@ def test_it_measures_once_and_goes_on(accuracy: Any, tmp_path: Path, capsys: pyt
     first = json.loads(results.read_text())
     (case,), (exact,) = first["cases"], first["float"]
     assert exact["samples"] == 24
+    assert case["commit"] == first["conditions"]["commit"]
+    assert first["conditions"]["command"].endswith(f"quant_accuracy.py {' '.join(FEW)} --variants trained --results {results}")
     hits = accuracy._unpacked(case["hits"], 24)
     assert case["top1"] == pytest.approx(hits.mean())
     assert accuracy._unpacked(exact["hits"], 24).mean() > 0.7

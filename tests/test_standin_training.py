@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ def test_it_trains_once_and_goes_on(standin: Any, tmp_path: Path, monkeypatch: p
     (row,) = json.loads((tmp_path / "r.json").read_text())["checkpoints"]
     assert (row["model"], row["size"], row["heldout_samples"]) == (NAME, 96, 4)
     assert row["training"]["steps"] == 5  # of both stages
+    assert row["conditions"]["command"] == shlex.join(["python", "benchmarks/standin_training.py", *argv])
     first, second = row["training"]["command"].split(" && ")
     assert f"--output {tmp_path}/runs/{NAME}-64" in first
     assert f"--checkpoint {tmp_path}/runs/{NAME}-64/model.safetensors" in second
@@ -61,7 +63,7 @@ def test_what_is_known_of_others_stays(standin: Any, tmp_path: Path, monkeypatch
     results = tmp_path / "r.json"
     known = [{"model": "mobilevit_s", "top1": 0.5}, {"model": "mobilevit_xxs", "top1": 0.25}]
     results.write_text(json.dumps({"checkpoints": known}))
-    monkeypatch.setattr(standin, "row", lambda name, folder, samples: {"model": name, "top1": 1.0})
+    monkeypatch.setattr(standin, "row", lambda name, *_: {"model": name, "top1": 1.0})
     standin.main(["--output", str(tmp_path), "--results", str(results)])
     rows = json.loads(results.read_text())["checkpoints"]
     assert [(each["model"], each["top1"]) for each in rows] == [("mobilevit_xxs", 1.0), ("mobilevitv2_050", 1.0), ("mobilevit_s", 0.5)]

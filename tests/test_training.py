@@ -26,7 +26,7 @@ from mvit_kernels.checkpoints import path as checkpoint_path
 from mvit_kernels.cli.network import load_classifier
 from mvit_kernels.data import StandInTask
 from mvit_kernels.files import replace_file
-from mvit_kernels.models import create_model
+from mvit_kernels.models import create_model, save_checkpoint
 from mvit_kernels.training import TrainConfig, evaluate, train
 from mvit_kernels.training.config import command_line
 from mvit_kernels.training.state import read_metadata, save_weights
@@ -295,6 +295,27 @@ def test_trains_on_folders_with_workers(config, tmp_path, pictures):
     alone, shared = (load_file(train(run).weights) for run in runs)
     assert alone["head.fc.weight"].shape[0] == 2
     assert all(torch.equal(value, shared[name]) for name, value in alone.items())
+
+
+@pytest.mark.parametrize(
+    ("name", "formats"),
+    [
+        *((name, ("timm", "transformers", "ml-cvnets")) for name in ("mobilevit_xxs", "mobilevitv2_050")),
+        *((name, (None,)) for name in ("efficientformer_l1", "efficientformerv2_s0", "mobile_former_26m")),
+    ],
+)
+def test_a_classifier_for_other_classes_starts_fresh(name, formats, tmp_path):
+    """Of every family, in every format; any other weight that is missing is an error."""
+    path, model, other = tmp_path / "three.pth", create_model(name, num_classes=3), create_model(name, num_classes=2)
+    for format in formats:
+        save_checkpoint(model, path, format)
+        assert not loop._load_start(create_model(name, num_classes=3), path)
+        assert loop._load_start(other, path)
+        tensors = torch.load(path, weights_only=True)
+        last = [key for key in tensors if key.endswith("weight") and tensors[key].shape[0] != 3][-1]
+        torch.save({key: tensor for key, tensor in tensors.items() if key != last}, path)
+        with pytest.raises(ValueError, match=rf"1 missing \({last.removeprefix('mobilevitv2.').removeprefix('mobilevit.')}\)"):
+            loop._load_start(other, path)
 
 
 TORCHRUN_WORKER = """

@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ _FORMATS = (".csv", ".json")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=names, required=True, metavar="NAME[,NAME...]", help="names that mvit-kernels info lists")
     parser.add_argument("-b", "--batch-size", type=positive_int, default=1, help="(default: %(default)s)")
-    parser.add_argument("--img-size", type=positive_int, default=256, help="side in pixels (default: %(default)s)")
+    parser.add_argument("--img-size", type=positive_int, help="side in pixels (default: the model's, or 256)")
     parser.add_argument("--channels-last", action="store_true", help="memory format of images and weights")
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="float32", help="(default: %(default)s)")
     parser.add_argument(
@@ -45,13 +46,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--torchcompile: expected one of {', '.join(torch.compiler.list_backends())}, got {args.torchcompile!r}")
     if args.threads:
         torch.set_num_threads(args.threads)
-    models = [load_classifier(name, None).model for name in args.model]  # an unknown name fails before the first is timed
-    images = torch.rand(args.batch_size, 3, args.img_size, args.img_size, generator=torch.Generator().manual_seed(0))
+    classifiers = [load_classifier(name, None) for name in args.model]
+    sizes = [args.img_size or classifier.size for classifier in classifiers]
+    images = {size: torch.rand(args.batch_size, 3, size, size, generator=torch.Generator().manual_seed(0)) for size in dict.fromkeys(sizes)}
+    with torch.inference_mode():
+        for classifier, size in zip(classifiers, sizes, strict=True):  # what cannot run fails before the first is timed
+            classifier.model(images[size])
     results = []
-    for name, model in zip(args.model, models, strict=True):
+    for name, classifier, size in zip(args.model, classifiers, sizes, strict=True):
         rows = compare.compare(
-            model,
-            [images],
+            classifier.model,
+            [images[size]],
             _variants(args.channels_last, args.torchcompile),
             rounds=args.num_bench_iter,
             warmup=args.num_warm_iter,
@@ -64,8 +69,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 **row,
                 "infer_samples_per_sec": args.batch_size / row["median_ms"] * 1e3,
                 "infer_batch_size": args.batch_size,
-                "infer_img_size": args.img_size,
-                "param_count": sum(p.numel() for p in model.parameters()) / 1e6,
+                "infer_img_size": size,
+                "param_count": sum(p.numel() for p in classifier.model.parameters()) / 1e6,
                 "precision": args.precision,
                 "channels_last": args.channels_last,
             }
@@ -79,19 +84,20 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def show(document: dict[str, Any]) -> None:
     first = document["results"][0]
-    size, layout = first["infer_img_size"], "channels_last" if first["channels_last"] else "NCHW"
-    title = f"Batch {first['infer_batch_size']}, {size} x {size}, {first['precision']}, {layout}, {document['rounds']} rounds"
-    rows = [[row["model"], *compare.cells(row)] for row in document["results"]]
-    print_table(title, ("model", *compare.COLUMNS), rows, left=2)
+    layout = "channels_last" if first["channels_last"] else "NCHW"
+    title = f"Batch {first['infer_batch_size']}, {first['precision']}, {layout}, {document['rounds']} rounds"
+    rows = [[f"{row['model']}, {row['infer_img_size']}", *compare.cells(row)] for row in document["results"]]
+    print_table(title, ("model, side", *compare.COLUMNS), rows, left=2)
     print(f"Random weights and images. {compare.NOTE}")
     print(machine_line(document["conditions"]))
 
 
 def _variants(channels_last: bool, torchcompile: str | None) -> list[Variant]:
-    variants = [variant for variant in compare.VARIANTS if variant.channels_last == channels_last]
+    variants = [replace(each, channels_last=channels_last) for each in compare.VARIANTS if each.channels_last in (channels_last, None)]
     if torchcompile:
 
         def compiled(model: torch.nn.Module, inputs: Sequence[torch.Tensor]) -> compare.Network:
+            torch._dynamo.reset()  # or it would run models eagerly once it has compiled as many of their class as it keeps
             return torch.compile(model, backend=torchcompile)
 
         variants.append(Variant(f"torch.compile {torchcompile}", compiled, channels_last))

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(document: dict[str, Any]) -> None:
-    rows = [[name, str(value)] for name, value in document["conditions"].items()]
+    rows = [[name, str(value)] for name, value in document["conditions"].items() if value is not None]
     rows += [["OpenMP", ", ".join(document["openmp_runtimes"]) or "none loaded"]]
     rows += [[name, value] for name, value in document["environment"].items()]
     rows += [["models", ", ".join(document["models"])]]

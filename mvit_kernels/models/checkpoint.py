@@ -6,6 +6,7 @@ import argparse
 import functools
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from .names import CLASSIFIERS, HEADS, STEMS, Family, Format, family_of, names_i
 
 # Where training programs keep the weights in what they save; averaged ones (EMA) first, which are those they evaluate.
 _WRAPPERS = ("state_dict_ema", "model_ema", "ema_state_dict", "state_dict", "model_state_dict", "model")
-_WRAPPER_PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+_COUNTER = ".num_batches_tracked"
 TORCH_FILES = (b"PK", b"\x80")  # how they begin: a zip archive, or a bare pickle as torch wrote before 1.6
 
 
@@ -37,10 +38,12 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
 
     The file is safetensors or written by `torch.save` (read with `weights_only`), and has the tensor names of timm; a MobileViT
     may have those of transformers or ml-cvnets instead, and a Mobile-Former has those of its authors' release. The content tells
-    which. Its weights may be of any floating dtype. A model without classifier ignores the head of a classifier, detector or
-    segmenter in the file. The first convolution of MobileViT v1 takes BGR in transformers and ml-cvnets, RGB in timm and here,
-    so its input channels are swapped. What is no weight does not come along: transformers treats odd maps of v2 in its own way,
-    which `create_model(..., odd_maps="drop")` repeats.
+    which. Its weights may be of any floating dtype, and those of a network inside of other modules, as DistributedDataParallel,
+    torch.compile and AveragedModel put it, or of timm's `features_only`; BatchNorms may lack their counters, as torch has it. A
+    model without classifier ignores the head of a classifier, detector or segmenter in the file. The first convolution of
+    MobileViT v1 takes BGR in transformers and ml-cvnets, RGB in timm and here, so its input channels are swapped. What is no
+    weight does not come along: the last stages of a segmenter filter larger maps with dilations; transformers treats odd maps
+    of v2 in its own way, which `create_model(..., odd_maps="drop")` repeats.
 
     strict: False tolerates, and returns, what only the model or only the file has, and a classifier for other classes.
     Raises FileNotFoundError; ValueError if the file is damaged, holds no model that is known here or doesn't fit the model.
@@ -57,7 +60,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     names = names_in(file.format, state)
     expected = _renamed(state, file.format)
 
-    missing = [name for name in expected if name not in file.tensors]
+    missing = [name for name in expected if name not in file.tensors and not name.endswith(_COUNTER)]
     unexpected = [name for name in file.tensors if name not in expected]
     classifiers = [f"{layer}.{kind}" for layer in CLASSIFIERS[family] for kind in ("weight", "bias")]
     if state.keys().isdisjoint(classifiers):
@@ -71,8 +74,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
             missing, misfits = missing + misfits, []
         elif not missing and not unexpected:
             raise ValueError(
-                f"load_checkpoint: {path} has {len(file.tensors[misfits[0]])} classes, the model"
-                f" {len(expected[misfits[0]])}; load with strict=False to leave the model's classifier as it is"
+                f"load_checkpoint: {path} has {(found := len(file.tensors[misfits[0]]))} classes, the model {len(expected[misfits[0]])};"
+                f" make it with num_classes={found}, or load with strict=False to leave the model's classifier as it is"
             )
     if misfits or (strict and (missing or unexpected)):
         raise ValueError(
@@ -87,7 +90,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
 
     values = {}
     for key, parts in names.items():
-        if set(parts).isdisjoint(missing):
+        if set(parts).isdisjoint(missing) and parts[0] in file.tensors:
             tensors = [file.tensors[part] for part in parts]
             value = torch.cat(tensors) if len(tensors) > 1 else tensors[0]
             values[key] = _turn_colours(key, value, family, file.format)
@@ -129,13 +132,19 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: Form
 
 
 def _state_of(function: str, model: nn.Module) -> dict[str, torch.Tensor]:
-    """Raises TypeError, ValueError if it is no module or one without values."""
+    """Raises TypeError, ValueError if it is no module, one without values, or has a network only inside of itself."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{function}: model: expected a torch.nn.Module, got {type(model).__name__}")
     state = model.state_dict()
     empty = next((name for name, value in state.items() if value.is_meta), None)
     if empty is not None:
         raise ValueError(f"{function}: model: expected weights in memory, got {empty} on the meta device")
+    family = family_of(state)
+    if STEMS[family][own_format(family)] not in state:
+        raise ValueError(
+            f"{function}: model: expected a network of mk.create_model or timm, got a {type(model).__name__} that has one inside,"
+            f" with names such as {next(iter(state))}; give the network itself"
+        )
     return state
 
 
@@ -156,11 +165,14 @@ def _turn_colours(key: str, value: torch.Tensor, family: Family, format: Format)
 
 
 def _fits(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    return found.shape == expected.shape and found.is_floating_point() == expected.is_floating_point()
+    """Whether torch will copy one to the other: it raises in the midst of a model where it doesn't."""
+    has_values = found.layout == torch.strided and not found.is_meta
+    return has_values and found.shape == expected.shape and found.is_floating_point() == expected.is_floating_point()
 
 
 def _describe(tensor: torch.Tensor) -> str:
-    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+    without = " without values" if tensor.is_meta else "" if tensor.layout == torch.strided else f" in {tensor.layout}"
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}{without}"
 
 
 def _first(items: list[str]) -> str:
@@ -190,7 +202,8 @@ def _stages(family: Family) -> dict[str, dict[str, torch.Tensor]]:
     with torch.device("meta"):
         models = {variant: kind.network(config) for variant, config in kind.variants.items()}
     return {
-        variant: {key: value for key, value in model.state_dict().items() if not key.startswith(heads)} for variant, model in models.items()
+        variant: {key: value for key, value in model.state_dict().items() if not key.startswith(heads) and not key.endswith(_COUNTER)}
+        for variant, model in models.items()
     }
 
 
@@ -208,11 +221,20 @@ def _read(path: Path) -> _File:
     stems = [(format, name.removesuffix(stem)) for format, stem in known for name in tensors if name == stem or name.endswith(f".{stem}")]
     if len(stems) != 1:
         what = f"holds {len(stems)} networks" if stems else "holds no network that mk.list_models() names"
-        raise ValueError(f"load_checkpoint: {path} {what}; its tensors are {_first(list(tensors)) or 'none'}")
+        raise ValueError(f"load_checkpoint: {path} {what}; its tensors are {_first(list(tensors))}")
     ((format, prefix),) = stems
-    inside = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    outside = {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)}
-    return _File(format, {**outside, **inside}, set(inside))
+    inside = {name.removeprefix(prefix) for name in tensors if name.startswith(prefix)}
+    if format == "transformers":  # its classifier stands beside the network: what is before both are other modules
+        outer = re.sub(r"(^|\.)mobilevit(v2)?\.$", r"\1", prefix)
+        tensors = _without(outer, tensors)
+        prefix = prefix.removeprefix(outer)
+    return _File(format, _without(prefix, tensors), inside)
+
+
+def _without(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """By their names without a prefix. Where that is another's name, those that had the prefix have it."""
+    having = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(prefix)} | having
 
 
 def _open(path: Path) -> object:
@@ -230,20 +252,30 @@ def _open(path: Path) -> object:
                 with torch.serialization.safe_globals([argparse.Namespace]):
                     return torch.load(file, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError as error:
-            raise ValueError(f"load_checkpoint: {path} is damaged, or holds other objects than tensors") from error
+            what = "is damaged, or holds other objects than tensors"
+            if other := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
+                what = f"holds other objects than tensors, {other[1]}; if you trust it, torch.serialization.add_safe_globals lets them in"
+            raise ValueError(f"load_checkpoint: {path} {what}") from error
         except Exception as error:  # a damaged pickle raises nearly anything
+            if "TorchScript" in str(error):
+                raise ValueError(f"load_checkpoint: expected a state_dict in {path}, got a model of TorchScript") from error
             reason = str(error).partition("\n")[0]
             raise ValueError(f"load_checkpoint: {path} is damaged ({type(error).__name__}: {reason})") from error
     raise ValueError(f"load_checkpoint: {path} is neither a safetensors nor a torch file")
 
 
 def _unwrap(path: Path, content: object) -> dict[str, torch.Tensor]:
-    """The state_dict inside what a training program saved."""
+    """The state_dict inside what a training program saved, in the names that timm's pyramids have before they are flattened."""
     if not isinstance(content, Mapping):
         raise ValueError(f"load_checkpoint: expected a state_dict in {path}, got a {type(content).__name__}")
-    content = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
-    tensors = {str(name): tensor for name, tensor in content.items() if isinstance(tensor, torch.Tensor)}
-    for prefix in _WRAPPER_PREFIXES:
-        if all(name.startswith(prefix) for name in tensors):
-            tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    state = next((content[key] for key in _WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    tensors = {
+        re.sub(r"(^|\.)(stem|stages)_(?=\w+\.)", r"\1\2.", str(name)): tensor
+        for name, tensor in state.items()
+        # AveragedModel counts, as BatchNorm does; a program that converts all tensors to floats makes nothing of a counter.
+        if isinstance(tensor, torch.Tensor) and name != "n_averaged" and not (str(name).endswith(_COUNTER) and tensor.is_floating_point())
+    }
+    if not tensors:
+        keys = _first([str(key) for key in state]) or "nothing"
+        raise ValueError(f"load_checkpoint: expected a state_dict in {path}, or one as its {', '.join(_WRAPPERS)}; got {keys}")
     return tensors

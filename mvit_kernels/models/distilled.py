@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .network import FeatureInfo
+from .network import FeatureInfo, check_classes
 
 
 class LayerScale(nn.Module):
@@ -98,8 +98,7 @@ class DistilledNetwork(nn.Module):
     ) -> None:
         """coarsest: the reduction of the last map that attention sees; image sides are told apart by theirs."""
         super().__init__()
-        if num_classes < 0:
-            raise ValueError(f"{type(self).__name__}: expected num_classes >= 0, got {num_classes}")
+        check_classes(self, num_classes)
         self.in_chans = in_chans
         self.smallest_size = (math.ceil(image_size / coarsest) - 1) * coarsest + 1
         self.largest_size = math.ceil(image_size / coarsest) * coarsest

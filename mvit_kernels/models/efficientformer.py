@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .distilled import DistilledNetwork, DropPath, LayerScale, PositionBias, drop_path_rates
-from .network import check_sizes
+from .network import check_numbers, check_sizes
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,10 @@ class EfficientFormerConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self, channels=4, depths=4)
+        check_numbers(self, positive=("image_size", "in_chans"), rates=("proj_drop_rate", "drop_path_rate", "drop_rate"))
         if not 0 <= self.attention_blocks <= self.depths[-1]:
             expected = f"0 to {self.depths[-1]}, the blocks of the last stage"
             raise ValueError(f"EfficientFormerConfig: expected attention_blocks to be {expected}, got {self.attention_blocks}")
-        if self.image_size < 1:
-            raise ValueError(f"EfficientFormerConfig: expected image_size >= 1, got {self.image_size}")
 
 
 VARIANTS = {

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from .distilled import DistilledNetwork, DropPath, LayerScale, PositionBias, drop_path_rates
-from .network import check_sizes
+from .network import check_numbers, check_sizes
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,17 @@ class EfficientFormerV2Config:
 
     def __post_init__(self) -> None:
         check_sizes(self, channels=4)
-        if len(self.mlp_ratios) != 4 or not all(ratios and all(ratio > 0 for ratio in ratios) for ratios in self.mlp_ratios):
+        check_numbers(self, positive=("image_size", "in_chans"), rates=("proj_drop_rate", "drop_path_rate", "drop_rate"))
+        if len(self.mlp_ratios) != 4 or not all(
+            ratios and all(isinstance(ratio, int) and ratio > 0 for ratio in ratios) for ratios in self.mlp_ratios
+        ):
             raise ValueError(f"EfficientFormerV2Config: expected mlp_ratios to be 4 tuples of positive integers, got {self.mlp_ratios}")
         blocks = min(self.depths[2:])
         if not 0 <= self.attention_blocks <= blocks:
             expected = f"0 to {blocks}, the blocks of stage 3 or 4"
             raise ValueError(f"EfficientFormerV2Config: expected attention_blocks to be {expected}, got {self.attention_blocks}")
         # The attention of stage 3 looks at every second pixel and is then enlarged twofold.
-        if self.image_size < 1 or math.ceil(self.image_size / 16) % 2:
+        if math.ceil(self.image_size / 16) % 2:
             raise ValueError(
                 "EfficientFormerV2Config: expected image_size whose 16th part, rounded up, is even, such as 192, 224 or 256;"
                 f" got {self.image_size}"

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .network import FeatureInfo
+from .network import FeatureInfo, check_classes, check_numbers
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,10 @@ class MobileFormerConfig:
     in_chans: int = 3
 
     def __post_init__(self) -> None:
-        if self.num_tokens < 1 or self.token_dim < 1 or self.token_dim % FORMER_HEADS:
-            expected = f"num_tokens >= 1 and token_dim a multiple of {FORMER_HEADS} heads"
-            raise ValueError(f"MobileFormerConfig: expected {expected}, got {self.num_tokens} and {self.token_dim}")
+        positive = ("num_tokens", "token_dim", "stem_channels", "classifier_dim", "groups", "in_chans")
+        check_numbers(self, positive=positive, rates=("drop_rate",))
+        if self.token_dim % FORMER_HEADS:
+            raise ValueError(f"MobileFormerConfig: expected token_dim to be a multiple of {FORMER_HEADS} heads, got {self.token_dim}")
         if len(self.blocks) < 2 or not all(len(b) == 3 and b[0] in (1, 2) and min(b) > 0 for b in self.blocks):
             raise ValueError(f"MobileFormerConfig: expected at least 2 blocks (1 or 2, hidden, channels), got {self.blocks}")
         inputs = (self.stem_channels, *(channels for _, _, channels in self.blocks))
@@ -296,8 +297,7 @@ class MobileFormer(nn.Module):
 
     def __init__(self, config: MobileFormerConfig, *, num_classes: int = 1000, features_only: bool = False) -> None:
         super().__init__()
-        if num_classes < 0:
-            raise ValueError(f"MobileFormer: expected num_classes >= 0, got {num_classes}")
+        check_classes(self, num_classes)
         self.config = config
         self.tokens = nn.Embedding(config.num_tokens, config.token_dim)
         self.stem = Stem(config.in_chans, config.stem_channels)

@@ -12,7 +12,7 @@ from torch import nn
 from mvit_kernels.reference import fold_patches, unfold_patches
 
 from .layers import ConvNormAct
-from .network import HybridNetwork, check_sizes
+from .network import HybridNetwork, check_numbers, check_sizes
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,10 @@ class MobileViTConfig:
 
     def __post_init__(self) -> None:
         check_sizes(self, channels=5, dims=3, blocks=2, depths=3, patch_sizes=3)
+        last = () if self.final_channels is None else ("final_channels",)
+        check_numbers(self, positive=("num_heads", "stem_channels", "in_chans", *last), rates=("proj_drop_rate", "drop_rate"))
+        if not isinstance(self.expand_ratio, int | float) or not 0 < self.expand_ratio < math.inf:
+            raise ValueError(f"MobileViTConfig: expected expand_ratio > 0 and finite, got {self.expand_ratio!r}")
         if any(dim % self.num_heads for dim in self.dims):
             raise ValueError(f"MobileViTConfig: expected dims to be multiples of {self.num_heads} heads, got {self.dims}")
 

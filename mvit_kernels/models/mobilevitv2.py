@@ -13,7 +13,7 @@ from torch import nn
 from mvit_kernels.reference import fold_patches, separable_attention, unfold_patches
 
 from .layers import ConvNormAct, make_divisible
-from .network import HybridNetwork, check_sizes
+from .network import HybridNetwork, check_numbers, check_sizes
 
 OddMaps = Literal["resize", "drop"]
 
@@ -40,12 +40,11 @@ class MobileViTv2Config:
 
     def __post_init__(self) -> None:
         check_sizes(self, blocks=2, depths=3)
+        check_numbers(self, positive=("resolution", "in_chans"), rates=("drop_rate",))
         for name in ("width", "depth_ir", "depth_vit"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value < math.inf:
                 raise ValueError(f"MobileViTv2Config: expected {name} > 0 and finite, got {value!r}")
-        if not isinstance(self.resolution, int) or self.resolution < 1:
-            raise ValueError(f"MobileViTv2Config: expected resolution to be a positive integer, got {self.resolution!r}")
         if self.odd_maps not in get_args(OddMaps):
             raise ValueError(f"MobileViTv2Config: expected odd_maps in {get_args(OddMaps)}, got {self.odd_maps!r}")
 

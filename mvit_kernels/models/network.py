@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import torch
@@ -45,8 +46,7 @@ class HybridNetwork(nn.Module):
         features_only: bool,
     ) -> None:
         super().__init__()
-        if num_classes < 0:
-            raise ValueError(f"{type(self).__name__}: expected num_classes >= 0, got {num_classes}")
+        check_classes(self, num_classes)
         self.stem = ConvNormAct(in_chans, stem_channels, 3, stride=2)
 
         stages = []
@@ -92,6 +92,23 @@ def check_sizes(config: object, **lengths: int) -> None:
         if not isinstance(value, tuple | list) or len(value) != length or not all(isinstance(v, int) and v > 0 for v in value):
             kind = type(config).__name__
             raise ValueError(f"{kind}: expected {name} to be {length} positive integers, got {value!r}")
+
+
+def check_numbers(config: object, *, positive: Sequence[str], rates: Sequence[str]) -> None:
+    """Raise ValueError unless the first fields are positive integers, and the others chances."""
+    kind = type(config).__name__
+    for name in positive:
+        if not isinstance(value := getattr(config, name), Integral) or value < 1:
+            raise ValueError(f"{kind}: expected {name} to be a positive integer, got {value!r}")
+    for name in rates:
+        if not isinstance(value := getattr(config, name), Real) or not 0 <= float(value) <= 1:
+            raise ValueError(f"{kind}: expected {name} to be from 0 to 1, got {value!r}")
+
+
+def check_classes(network: nn.Module, num_classes: int) -> None:
+    """Raise ValueError for what is no number of classes."""
+    if not isinstance(num_classes, Integral) or num_classes < 0:
+        raise ValueError(f"{type(network).__name__}: expected num_classes >= 0, got {num_classes!r}")
 
 
 def _init_weights(module: nn.Module) -> None:

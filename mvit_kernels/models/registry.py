@@ -36,10 +36,15 @@ def create_model(
     fields = [field.name for field in dataclasses.fields(base)]
     if unknown := [field for field in config if field not in fields]:
         raise TypeError(f"create_model: {name} has no option {', '.join(unknown)}; its options are {', '.join(fields)}")
-    model = kind.network(dataclasses.replace(base, **config), num_classes=num_classes, features_only=features_only)
+    values = {field: _as_tuple(value) for field, value in config.items()}  # lists, as JSON has them
+    model = kind.network(dataclasses.replace(base, **values), num_classes=num_classes, features_only=features_only)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     return model
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
 
 
 def published_normalization(name: str) -> Normalization:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -30,6 +31,8 @@ from mvit_kernels.training.evaluate import evaluate
 from mvit_kernels.training.state import History, halved, identity_of, load_state, read_metadata, save_state, save_weights
 
 LOG_EVERY = 10
+_CLASSIFIER = re.compile(r"(head|head_dist|head\.fc|classifier|classifier\.fc|classifier\.1|classifier\.classifier\.1)\.(weight|bias)")
+"""What has a row for each class, in the names of every format."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def _fresh_model(config: TrainConfig, classes: int) -> nn.Module:
 def _load_start(model: nn.Module, path: Path) -> bool:
     """Load the weights to start from. True if the classifier stays as it is; nothing else may be missing in the file."""
     report = load_checkpoint(model, path, strict=False)
-    if report.unexpected or not all(name.startswith(("head.fc.", "classifier.")) for name in report.missing):
+    if report.unexpected or not all(_CLASSIFIER.fullmatch(name) for name in report.missing):
         load_checkpoint(model, path)  # raises the error that names them
     return bool(report.missing)
 
