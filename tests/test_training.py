@@ -25,9 +25,9 @@ from mvit_kernels.checkpoints import SHIPPED
 from mvit_kernels.checkpoints import path as checkpoint_path
 from mvit_kernels.cli.network import load_classifier
 from mvit_kernels.data import StandInTask
-from mvit_kernels.files import replace_file
+from mvit_kernels.files import locked, replace_file
 from mvit_kernels.models import create_model
-from mvit_kernels.training import TrainConfig, evaluate, train
+from mvit_kernels.training import Diverged, TrainConfig, evaluate, train
 from mvit_kernels.training.config import command_line
 from mvit_kernels.training.state import read_metadata, save_weights
 
@@ -163,6 +163,54 @@ def test_earlier_run_is_not_overwritten(config):
     with pytest.raises(ValueError, match=r"output: .* holds a run: pass resume"):
         train(replace(config, steps=3))
     assert {file: file.read_bytes() for file in config.output.iterdir()} == before
+
+
+def test_run_that_is_resumed_into_the_output_of_another_is_refused(config, tmp_path):
+    other = replace(config, output=tmp_path / "other", steps=3, seed=1)
+    train(replace(config, steps=3))
+    train(other)
+    before = {file: file.read_bytes() for file in other.output.iterdir()}
+    with pytest.raises(ValueError, match=r"output: .*other' holds a run: pass resume"):
+        train(replace(config, steps=3, output=other.output, resume=config.output / "state.pt"))
+    assert {file: file.read_bytes() for file in other.output.iterdir()} == before
+    (other.output / "state.pt").unlink()  # it is larger than the weights, which are still somebody's work
+    with pytest.raises(ValueError, match=r"output: .*other' holds a run"):
+        train(other)
+    moved = train(replace(config, steps=3, output=tmp_path / "moved", resume=config.output / "state.pt"))
+    assert moved.weights.is_file()
+
+
+def test_run_on_other_images_is_not_resumed(config, pictures):
+    """As many classes, but one more image: other epochs, in another order."""
+    config = replace(config, data=str(pictures), steps=1)
+    train(config)
+    Image.new("RGB", (9, 9)).save(pictures / "train" / "cat" / "more.png")
+    with pytest.raises(ValueError, match=r"resume: .* got images 8 -> 9$"):
+        train(replace(config, resume=config.output / "state.pt"))
+
+
+def test_two_runs_in_one_folder_are_refused(config):
+    with locked("first", config.output), pytest.raises(ValueError, match="train: output: expected one that no other run is filling"):
+        train(config)
+    assert not (config.output / "history.jsonl").exists()
+
+
+def test_run_that_diverges_ends_and_keeps_the_state_of_before(config, monkeypatch):
+    monkeypatch.setattr(loop, "_learning_rate", lambda step, total, config: 1e-3 if step < 4 else 1e30)
+    with pytest.raises(Diverged, match=r"^train: lr: expected .* stay finite, got 0.001, .* after step 6 \(finite up to step 3\)$"):
+        train(config)
+    state = torch.load(config.output / "state.pt", weights_only=True)
+    assert state["step"] == 3
+    assert all(value.isfinite().all() for part in ("model", "model_ema") for value in state[part].values())
+    monkeypatch.undo()
+    assert train(replace(config, resume=config.output / "state.pt")).steps == 8
+
+
+def test_warmup_longer_than_the_run_is_told(config, capsys):
+    train(replace(config, steps=3, warmup=3))
+    assert "warmup" not in capsys.readouterr().err
+    train(replace(config, steps=3, warmup=4, output=config.output / "more"))
+    assert "train: the learning rate never reaches 0.001: warmup takes 4 steps of 3\n" in capsys.readouterr().err
 
 
 def test_run_starts_from_a_checkpoint_and_resumes_without_it(config, tmp_path):
@@ -363,6 +411,14 @@ def test_evaluate_counts_right_answers_and_keeps_the_mode():
         evaluate(model, samples, downscale=0)
 
 
+def test_logits_that_are_no_numbers_are_wrong():
+    class Broken(nn.Module):
+        def forward(self, images):
+            return torch.full((len(images), 3), math.nan)
+
+    assert evaluate(Broken(), [(torch.zeros(3, 8, 8), 0)] * 3) == (0.0, 3)
+
+
 def test_command_names_what_is_not_default(config):
     assert command_line(replace(config, batch_size=32, warmup=200, save_every=250, heldout_samples=2000, epochs=1)) == (
         f"mvit-kernels train --model mobilevitv2_050 --output {config.output} --samples 16 --size 64"
@@ -378,6 +434,8 @@ def test_command_names_what_is_not_default(config):
         ("batch_size", 0),
         ("steps", 0),
         ("lr", 0.0),
+        ("lr", math.inf),
+        ("weight_decay", math.inf),
         ("ema", 1.0),
         ("warmup", -1),
         ("seed", 2**32),
@@ -392,10 +450,16 @@ def test_bad_configuration_is_refused(config, field, value):
 
 
 def test_bad_run_is_refused_before_anything_is_written(config, tmp_path):
+    one = tmp_path / "one"
+    for split in ("train", "val"):
+        (one / split / "cat").mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (9, 9)).save(one / split / "cat" / f"{i}.png")
     for change, message in (
         ({"data": str(tmp_path / "nowhere")}, "ImageFolder: path: expected a folder"),
         ({"batch_size": 17}, "train: batch_size: expected at most 16, got 17"),
         ({"model": "mobilevit_xxl"}, "create_model: .*; got 'mobilevit_xxl'"),
+        ({"data": str(one)}, r"train: data: expected at least 2 classes to tell apart, got \['cat'\]"),
     ):
         with pytest.raises(ValueError, match=message):
             train(replace(config, **change))

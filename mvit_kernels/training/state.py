@@ -22,10 +22,10 @@ FREE_TO_CHANGE = frozenset({"output", "resume", "checkpoint", "heldout_samples",
 _STATE_KEYS = {"identity", "model", "model_ema", "optimizer", "step", "seconds", "record"}
 
 
-def identity_of(config: TrainConfig, processes: int, classes: int) -> dict[str, Any]:
+def identity_of(config: TrainConfig, processes: int, images: int, classes: int) -> dict[str, Any]:
     """All that shapes the weights: a run goes on as it began only if none of it differs."""
     fields = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
-    return fields | {"processes": processes, "classes": classes}
+    return fields | {"processes": processes, "images": images, "classes": classes}
 
 
 def save_state(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
