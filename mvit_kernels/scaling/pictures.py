@@ -38,9 +38,19 @@ def draw(task: StandInTask, folder: Path) -> None:
     images, labels = _files(task, folder)
     if images.is_file() and labels.is_file():
         return
-    scenes = [task.scene(index) for index in tqdm(range(len(task)), f"draw {task.split}", leave=False, disable=None)]
-    replace_file(labels, lambda path: np.save(path, np.array([scene.label for scene in scenes])))
-    replace_file(images, lambda path: np.save(path, np.stack([scene.image for scene in scenes])))
+    drawn = np.empty(len(task), np.int64)
+
+    def write(path: Path) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(task), task.size, task.size, 3)}
+        with path.open("wb") as file:  # one by one: all of them may not fit in memory
+            np.lib.format.write_array_header_1_0(file, header)
+            for index in tqdm(range(len(task)), f"draw {task.split}", leave=False, disable=None):
+                scene = task.scene(index)
+                drawn[index] = scene.label
+                file.write(scene.image.tobytes())
+
+    replace_file(images, write)
+    replace_file(labels, lambda path: np.save(path, drawn))
 
 
 def load(task: StandInTask, folder: Path, size: int) -> Pictures:
