@@ -13,6 +13,7 @@ from sklearn.base import clone
 
 import mvit_kernels as mk
 from mvit_kernels.scaling import (
+    SHIPPED,
     Box,
     Downsizer,
     Factors,
@@ -27,8 +28,10 @@ from mvit_kernels.scaling import (
     macs,
     parameters,
     plots,
+    read,
     timed,
 )
+from mvit_kernels.scaling.downsize import widest
 from mvit_kernels.scaling.factors import shape_of
 
 BOX = Box((32, 80), (0.15, 0.5), (0.5, 2.0), (0.25, 1.5), resolution_step=4)
@@ -248,6 +251,29 @@ def test_derived_models_are_better_than_plain_ones(downsizer):
         assert model.factors.depth_vit < 0.6
 
 
+@pytest.mark.parametrize(("cost", "budgets"), [(Macs(4), (1.4e7, 2.9e7)), (Params(4), (1.1e6, 5e6))])
+def test_where_the_front_ends_no_other_model_is_predicted_to_be_better(cost, budgets):
+    """Budgets beyond the setting with the highest prediction of all. Resolution costs no parameters: a curve that goes on along the front
+    would lower it for nothing."""
+    downsizer = Downsizer(read(SHIPPED), cost, num_classes=4)
+    ranges = downsizer.ranges
+    grid = [
+        Factors(side, 1.0, depth_ir / 8, depth_vit / 16)
+        for side in range(ranges["resolution"][0], ranges["resolution"][1] + 1, 4)
+        for depth_ir in range(4, 17, 2)
+        for depth_vit in range(4, 24, 2)
+    ]
+    for budget in budgets:
+        assert downsizer.front.costs[-1] < budget
+        (model,) = downsizer.derive(budget)
+        widths = [widest(each, budget, cost) for each in grid]
+        others = [each._replace(width=width) for each, width in zip(grid, widths, strict=True) if width]
+        close = [each for each, used in zip(others, cost.of(others), strict=True) if used >= 0.99 * budget]
+        known = [each for each in close if each.width <= max(ranges["width"][1], model.factors.width)]
+        assert len(known) > 20
+        assert model.accuracy >= downsizer.accuracy.predict(known).mean.max() - 0.005
+
+
 def test_what_lies_outside_of_the_samples_is_flagged(downsizer):
     (inside,), (outside,) = downsizer.derive(8e6), downsizer.derive(600e6)
     assert inside.extrapolated == ()
@@ -307,6 +333,23 @@ def test_budgets_of_latency_are_held_to_measurements(samples, fitted, monkeypatc
         assert 0.8 < model.cost <= 1.0
     with pytest.raises(ValueError, match="expected at least"):
         downsizer.derive_measured(0.01, 3, "int8", 2)
+
+
+@pytest.mark.parametrize(("budget", "least"), [(0.3, 0.27), (20.0, 15.0)])
+def test_latencies_that_are_predicted_wrong_still_lead_to_the_budget(samples, fitted, monkeypatch, budget, least):
+    """20 ms are predicted for what takes 100, far beyond the samples, and the first correction goes too far."""
+    calls = []
+
+    def here(factors, precision, threads, num_classes):
+        calls.append(factors)
+        return time_of(factors)
+
+    monkeypatch.setattr("mvit_kernels.scaling.downsize.measured", here)
+    downsizer = Downsizer(samples, Latency(latency_surface(samples, "int8", 2)))
+    assert all(least <= each.cost <= budget for each in downsizer.derive_measured(budget, 1, "int8", 2))
+    calls.clear()
+    assert downsizer.derive_measured(5000.0, 1, "int8", 2)[0].cost <= 5000.0  # more than any model takes: measured twice, not six times
+    assert len(calls) <= 3
 
 
 def test_documents_are_json(downsizer):
