@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import secrets
 from collections.abc import Callable, Iterator
@@ -41,6 +42,12 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     except RuntimeError as error:  # of torch.save, on a full disk
         raise OSError(f"{path} could not be written ({error})") from error
     finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes that were killed left of `path`, half-written; for who holds its folder (`locked`)."""
+    for temporary in path.parent.glob(f".{glob.escape(path.stem)}.{'[0-9a-f]' * 8}{glob.escape(path.suffix)}"):
         temporary.unlink(missing_ok=True)
 
 

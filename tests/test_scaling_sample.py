@@ -200,6 +200,12 @@ def test_images_of_more_pixels_than_are_drawn_are_refused():
         dataclasses.replace(recipe(), canvas=63)
 
 
+def test_bad_recipes_leave_no_folder(tmp_path):
+    with pytest.raises(ValueError, match="StandInTask: size: expected 64 to 256, got 257"):
+        sample(tmp_path / "samples", 1, dataclasses.replace(recipe(), canvas=257))
+    assert not (tmp_path / "samples").exists()
+
+
 def test_more_settings_are_added(uninterrupted):
     folder, before = uninterrupted
     assert sample(folder, 3, recipe()).samples == before.samples
@@ -251,12 +257,14 @@ def test_pictures_are_those_of_the_task(tmp_path):
 def test_pictures_are_drawn_one_by_one(tmp_path):
     """All of the default task would take 20 GB."""
     task = StandInTask("train", 200, 64, plain=True)
+    (tmp_path / ".images-train-200-64-0-both-plain.0123abcd.npy").write_bytes(b"half")  # a killed run was at it
     task.scene(0)  # loads the scans
     tracemalloc.start()
     pictures.draw(task, tmp_path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 200 * 64 * 64 * 3 / 2
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # --- latency ---

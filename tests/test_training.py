@@ -195,6 +195,14 @@ def test_two_runs_in_one_folder_are_refused(config):
     assert not (config.output / "history.jsonl").exists()
 
 
+def test_states_that_a_killed_run_left_half_written_are_removed(config):
+    config.output.mkdir()
+    (config.output / ".state.0123abcd.pt").write_bytes(b"half")
+    (config.output / ".state.mine.pt").write_bytes(b"mine")
+    train(replace(config, steps=1))
+    assert {file.name for file in config.output.glob(".state*")} == {".state.mine.pt"}
+
+
 def test_run_that_diverges_ends_and_keeps_the_state_of_before(config, monkeypatch):
     monkeypatch.setattr(loop, "_learning_rate", lambda step, total, config: 1e-3 if step < 4 else 1e30)
     with pytest.raises(Diverged, match=r"^train: lr: expected .* stay finite, got 0.001, .* after step 6 \(finite up to step 3\)$"):
@@ -442,10 +450,12 @@ def test_command_names_what_is_not_default(config):
         ("amp", "fp8"),
         ("device", "tpu"),
         ("options", "width=2"),
+        ("options", '{"features_only": true}'),
+        ("options", '{"num_classes": 3}'),
     ],
 )
 def test_bad_configuration_is_refused(config, field, value):
-    with pytest.raises(ValueError, match=f"TrainConfig: {field}: expected .*, got {value!r}"):
+    with pytest.raises(ValueError, match=f"TrainConfig: {field}: expected .*, got {re.escape(repr(value))}"):
         replace(config, **{field: value})
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mvit_kernels.data import Images, StandInTask
-from mvit_kernels.files import replace_file
+from mvit_kernels.files import remove_leftovers, replace_file
 
 
 class Pictures(Images):
@@ -34,10 +34,12 @@ class Pictures(Images):
 
 
 def draw(task: StandInTask, folder: Path) -> None:
-    """Write a task's images and labels to `folder`, unless they are there: uint8 (length, size, size, 3), and the classes."""
+    """Write a task's images and labels to `folder`, unless they are there: uint8 (length, size, size, 3), and the classes. One process at a
+    time."""
     images, labels = _files(task, folder)
     if images.is_file() and labels.is_file():
         return
+    remove_leftovers(images)
     drawn = np.empty(len(task), np.int64)
 
     def write(path: Path) -> None:

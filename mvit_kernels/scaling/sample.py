@@ -72,10 +72,10 @@ def sample(folder: Path, count: int, recipe: Recipe, *, jobs: int = 1, command: 
     A longer draw of the same recipe may follow. Raises ValueError where the folder holds samples of another recipe; after all others are
     trained, where settings diverged.
     """
-    settings = recipe.box.draw(count, recipe.training.seed)
+    settings, document = recipe.box.draw(count, recipe.training.seed), recipe.document()
     diverged = dict[int, Diverged]()
     with locked("sample: folder", folder):
-        done = _prepare(folder, recipe, command)
+        done = _prepare(folder, document, command)
         missing = [(index, factors) for index, factors in enumerate(settings) if index not in done]
         if missing and recipe.training.data == "standin":
             for task in recipe.tasks():
@@ -147,9 +147,9 @@ def train_setting(run: Path, index: int, factors: Factors, recipe: Recipe, image
     )
 
 
-def _prepare(folder: Path, recipe: Recipe, command: str) -> dict[int, Sample]:
+def _prepare(folder: Path, document: dict[str, Any], command: str) -> dict[int, Sample]:
     """Write the recipe, or check that the folder holds the same one; its samples by index, with what an earlier run left removed."""
-    document, path = recipe.document(), folder / "recipe.json"
+    path = folder / "recipe.json"
     if not path.is_file():
         if table.has_samples(folder):
             raise ValueError(f"sample: folder: expected recipe.json, which says how the samples in {str(folder)!r} were made, got none")

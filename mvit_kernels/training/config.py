@@ -91,6 +91,8 @@ def model_options(config: TrainConfig) -> dict[str, Any]:
     except ValueError:
         options = None
     _require(config, "options", isinstance(options, dict), "a JSON object")
+    taken = options.keys() & {"num_classes", "checkpoint", "features_only"}
+    _require(config, "options", not taken, f"no {' and '.join(sorted(taken))}, which the run itself decides,")
     return options
 
 

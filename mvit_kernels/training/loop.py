@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mvit_kernels.data import ImageFolder, Images, StandInTask, image_folder
-from mvit_kernels.files import locked
+from mvit_kernels.files import locked, remove_leftovers
 from mvit_kernels.machine import cpu_model
 from mvit_kernels.models import create_model, load_checkpoint
 from mvit_kernels.swap import accelerate
@@ -96,6 +96,7 @@ def train(config: TrainConfig, datasets: tuple[Images, Images] | None = None) ->
         history = None
         if rank == 0:
             held.enter_context(locked("train: output", config.output))
+            remove_leftovers(config.output / "state.pt")
             history = History(config.output / "history.jsonl", step)
             if config.warmup > total:
                 print(f"train: the learning rate never reaches {config.lr}: warmup takes {config.warmup} steps of {total}", file=sys.stderr)
