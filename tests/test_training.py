@@ -127,6 +127,17 @@ def test_interrupted_run_resumes_to_the_same_weights(config, tmp_path, monkeypat
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+def test_damaged_history_does_not_keep_a_run_from_going_on(config):
+    """Blocks that were never written are zeros after a power cut."""
+    train(config)
+    history = config.output / "history.jsonl"
+    whole = history.read_bytes()
+    for damage in (bytes(50) + b"\n", b"{}\n", b"null\n", b"\xff\n", b'{"step": "a"}\n', b'{"st'):
+        history.write_bytes(whole + damage)
+        assert train(replace(config, resume=config.output / "state.pt")).steps == 8
+        assert history.read_bytes() == whole
+
+
 def test_resuming_another_run_is_refused(config, tmp_path):
     train(replace(config, steps=3))
     state = config.output / "state.pt"
