@@ -56,6 +56,20 @@ def write_text(path: Path, text: str) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
+_HELD = set[int]()
+"""The files of the locks of this process."""
+
+
+def _leave_locks() -> None:
+    """A worker that is forked while its parent holds a lock would hold it, too, for some seconds longer than a parent that is killed."""
+    for file in _HELD:
+        os.close(file)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_leave_locks)
+
+
 @contextmanager
 def locked(what: str, folder: Path) -> Iterator[None]:
     """Make a folder, and hold it against other processes that lock it too; the lock goes with the process that holds it.
@@ -65,6 +79,7 @@ def locked(what: str, folder: Path) -> Iterator[None]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     file = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
+    _HELD.add(file)
     try:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,4 +90,6 @@ def locked(what: str, folder: Path) -> Iterator[None]:
                 raise
         yield
     finally:
-        os.close(file)
+        if file in _HELD:  # a forked process has closed it
+            _HELD.remove(file)
+            os.close(file)

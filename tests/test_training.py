@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 
 import mvit_kernels.training.loop as loop
 from mvit_kernels.checkpoints import SHIPPED
@@ -204,6 +205,15 @@ def test_two_runs_in_one_folder_are_refused(config):
     with locked("first", config.output), pytest.raises(ValueError, match="train: output: expected one that no other run is filling"):
         train(config)
     assert not (config.output / "history.jsonl").exists()
+
+
+def test_locks_end_with_their_run_though_its_workers_live_on(config):
+    """As those of a run that was killed or interrupted do, for a while."""
+    with locked("first", config.output):
+        batches = iter(DataLoader(StandInTask("train", 4, 64), num_workers=1))
+        next(batches)
+    with locked("second", config.output):
+        assert next(batches)
 
 
 def test_states_that_a_killed_run_left_half_written_are_removed(config):
