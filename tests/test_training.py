@@ -271,6 +271,20 @@ def test_two_stages_are_recorded_as_the_shipped_ones_are(config, tmp_path):
     assert read_metadata(tmp_path / "weights.pt") == {}
 
 
+def test_metadata_of_others_count_no_steps(config, tmp_path):
+    weights = load_file(train(replace(config, steps=1)).weights)
+    save_weights(tmp_path / "other.safetensors", weights, {"format": "pt", "steps": "many", "seconds": "1.5"})
+    tuned = train(replace(config, steps=2, output=tmp_path / "tuned", checkpoint=tmp_path / "other.safetensors"))
+    assert read_metadata(tuned.weights)["steps"] == "2"
+
+
+def test_folders_whose_names_are_no_text(config, tmp_path, pictures):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    pictures.rename(folder)
+    weights = train(replace(config, data=str(folder), steps=1)).weights
+    assert "caf\\udce9" in read_metadata(weights)["command"]
+
+
 def test_fine_tuning_on_other_classes_keeps_all_but_the_classifier(config, tmp_path, pictures, capsys):
     first = train(replace(config, steps=1)).weights
     tuned = replace(config, data=str(pictures), checkpoint=first, output=tmp_path / "tuned", steps=1, lr=1e-9)

@@ -172,8 +172,7 @@ def _record(config: TrainConfig, start: Path | None) -> dict[str, Any]:
     commands = [earlier["command"]] if "command" in earlier else []
     return {
         "command": " && ".join([*commands, command_line(config)]),
-        "earlier_steps": int(earlier.get("steps", 0)),
-        "earlier_seconds": int(earlier.get("seconds", 0)),
+        **{f"earlier_{name}": int(earlier[name]) if earlier.get(name, "").isdecimal() else 0 for name in ("steps", "seconds")},
     }
 
 
@@ -280,7 +279,8 @@ def _update_average(average: dict[str, Tensor], weights: dict[str, Tensor], deca
 
 
 def _metadata(config: TrainConfig, class_names: tuple[str, ...], result: TrainResult, record: dict[str, Any]) -> dict[str, str]:
-    return {
+    """Paths and names may hold bytes that are no text, which a file of weights does not take."""
+    metadata = {
         "model": config.model,
         **({"options": config.options} if model_options(config) else {}),
         "num_classes": str(len(class_names)),
@@ -293,3 +293,4 @@ def _metadata(config: TrainConfig, class_names: tuple[str, ...], result: TrainRe
         "steps": str(record["earlier_steps"] + result.steps),
         "seconds": f"{record['earlier_seconds'] + result.seconds:.0f}",
     }
+    return {name: value.encode("utf-8", "backslashreplace").decode() for name, value in metadata.items()}
