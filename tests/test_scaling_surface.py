@@ -358,6 +358,16 @@ def test_documents_are_json(downsizer):
     assert document.keys() >= {"macs", "params", "accuracy", "accuracy_deviation", "gap", "budget", "cost", "extrapolated", "formula"}
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("fixed", "panels"), [(("width",), 3 + 2 * 2 * 3), (("resolution", "depth_ir", "depth_vit"), 1)])
+def test_factors_that_are_all_the_same_have_no_slices(surface, samples, tmp_path, monkeypatch, fixed, panels):
+    drawn = []
+    monkeypatch.setattr(plots, "_save", lambda figure, path: drawn.append(figure))
+    ranges = {name: (ends[1], ends[1]) if name in fixed else ends for name, ends in samples.ranges.items()}
+    plots.surfaces(surface, ranges, "top-1", tmp_path / "surface.png")
+    assert len(drawn[0].axes) == panels  # each map has a bar of colours beside it
+
+
 @pytest.mark.slow  # the command line draws the same
 def test_pictures_are_drawn(samples, downsizer, tmp_path):
     plots.surfaces(downsizer.accuracy, samples.ranges, "top-1", tmp_path / "surface.png")
