@@ -80,9 +80,10 @@ class Downsizer:
     def derive(self, budget: float, count: int = 1, *, scale: float = 1.0) -> list[Derived]:
         """The `count` best configurations around the formula that cost at most `budget`, by predicted accuracy, best first.
 
-        Around: resolution and depths within a ratio of 1.3 of the formula's, or of those of the best setting on the front within the
-        budget, and beyond the samples no further than the formula itself goes; at each of these the widest network within the budget. Those
-        that leave more than 1 % of it unused are taken only where none leaves less, then those of widths beyond both.
+        Around: resolution and depths within a ratio of 1.3 of the formula's, or of those of the setting on the front that is predicted to
+        be best with the width that the budget leaves it, and beyond the samples no further than these; at each of these the widest network
+        within the budget. Those that leave more than 1 % of it unused are taken only where none leaves less, then those of widths beyond
+        all of them.
         scale: what a cost is here, over what it was where the samples were made. Raises ValueError, which names the least possible, where
         nothing costs so little.
         """
@@ -91,14 +92,12 @@ class Downsizer:
         if not least <= budget < math.inf:
             raise ValueError(f"downsize: budget: expected at least {least:.6g} {cost.unit}, the cost of {SMALLEST}, got {budget:.6g}")
         around = self.formula.at(budget / scale)
-        # The front ends where nothing dearer is predicted to be more accurate: beyond, the formula has nothing to go by.
-        best = self.front.settings[: np.searchsorted(self.front.costs, budget / scale, side="right")][-1:]
-        candidates = self._within([around, *best], budget / scale) or self._within([SMALLEST], budget / scale)
+        anchors = [around, self._of_front(budget / scale)]
+        candidates = self._within(anchors, budget / scale) or self._within([SMALLEST], budget / scale)
         costs = scale * cost.of(candidates)
         close = costs >= (1 - GAP) * budget
-        known = np.array(
-            [self._reach("width", around.width, 0) <= each.width <= self._reach("width", around.width, math.inf) for each in candidates]
-        )
+        low, high = (end(self._reach("width", each.width, ratio) for each in anchors) for end, ratio in ((min, 0), (max, math.inf)))
+        known = np.array([low <= each.width <= high for each in candidates])
         chosen = next(each for each in (known & close, close, known, np.full(len(costs), True)) if each.any())
         candidates, costs = [each for each, use in zip(candidates, chosen, strict=True) if use], costs[chosen]
         prediction = self.accuracy.predict(candidates)
@@ -143,6 +142,14 @@ class Downsizer:
                 f"downsize: budget: expected one that models meet when measured, got {budget:.6g} ms, and {least:.6g} at the least"
             )
         return best
+
+    def _of_front(self, budget: float) -> Factors:
+        """The setting of the front that is predicted to be best with the width that the budget leaves it.
+
+        The front ends where nothing dearer is predicted to be more accurate: beyond, the formula has nothing to go by.
+        """
+        settings = [each._replace(width=self.formula.width(each, budget)) for each in self.front.settings]
+        return settings[int(np.argmax(self.accuracy.predict(settings).mean))]
 
     def _within(self, anchors: Sequence[Factors], budget: float) -> list[Factors]:
         """The widest configuration within the budget for each resolution and each pair of depths around given factors; each depth is the
