@@ -224,6 +224,8 @@ def test_run_complains(capsys, tmp_path, photograph, checkpoint):
 
 def test_run_takes_an_image_twice(capsys, photograph, checkpoint):
     picture = photograph[0]
+    (image,) = _json(capsys, "run", picture, "--checkpoint", checkpoint)["images"]
+    assert len(image["predictions"]) == 3  # as `mvit-kernels train` recommends to call it
     images = _json(capsys, "run", picture, picture, "--checkpoint", checkpoint, "--topk", 1)["images"]
     assert [image["path"] for image in images] == [str(picture)] * 2
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
@@ -15,6 +16,7 @@ from test_cli import _complaint, _json
 
 import mvit_kernels as mk
 from mvit_kernels.cli import main
+from mvit_kernels.cli.evaluation import Network
 from mvit_kernels.cli.output import require_picture
 from mvit_kernels.data import StandInTask, evaluation_view, read_image
 from mvit_kernels.data.listed import ListedImages, calibration_images, evaluation_set
@@ -106,15 +108,29 @@ def test_lists_that_do_not_fit(pictures, tmp_path):
         evaluation_set(folder)
     for text, got in (
         ("", "none for 'n01_0'"),
-        ("n01_0.png 0\n" * 2, "none for 'n01_1'"),
+        ("n01_0.png 0\n", "none for 'n01_1'"),
+        ("n01_0.png 0\nn01_0.jpg 1\n", "names that differ without their endings in .*val.txt', got 'n01_0' again"),
         ("".join(f"{file.name} 0\n" for file in folder.glob("*.png")) + "more.png 0\n", "one for 'more', which is not there"),
         ("n01_0.png\n", r"got \['n01_0.png'\]"),
     ):
         (folder / "val.txt").write_text(text)
         with pytest.raises(ValueError, match=f"ListedImages: labels: expected .*{got}"):
             evaluation_set(folder)
+    (folder / "val.txt").write_text("n01_0.png 0\n")
+    (folder / "n01_0.jpg").write_bytes((folder / "n01_0.png").read_bytes())  # which of them is in the list?
+    with pytest.raises(ValueError, match=f"names that differ without their endings in '{folder}', got 'n01_0' again"):
+        evaluation_set(folder)
     with pytest.raises(ValueError, match="evaluation_set: path: expected a folder, got"):
         evaluation_set(tmp_path / "nothing")
+
+
+def test_names_of_classes_may_look_like_numbers(tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (9, 9)).save(tmp_path / f"{name}.png")
+    (tmp_path / "val.txt").write_text("a.png 007\nb.png bond\n")
+    images = ListedImages(tmp_path, tmp_path / "val.txt", 8)
+    assert (images.numbered, images.class_names) == (False, ("007", "bond"))
+    assert [label for _, label in images] == [0, 1]
 
 
 def test_calibration_images_are_drawn_by_the_seed(pictures, tmp_path):
@@ -303,6 +319,14 @@ def test_eval_of_floats_integers_and_plans(capsys, weights, pictures, quantized,
     assert "on 3 images" in capsys.readouterr().out
 
 
+def test_logits_that_are_no_numbers_are_never_right(capsys, weights, pictures, monkeypatch):
+    """Of a network whose activations overflow, say. A nan is the largest of its row."""
+    broken = Network("float", lambda x: torch.full((len(x), 3), math.nan), 64, CLASSES, Normalization())
+    monkeypatch.setattr("mvit_kernels.cli.eval.load_network", lambda args, compiled: broken)
+    document = _json(capsys, "eval", weights, "--data", pictures)
+    assert (document["top1"], document["top5"], document["images"]) == (0.0, 0.0, 6)
+
+
 @pytest.mark.slow
 def test_eval_of_what_no_kernel_runs(capsys, weights, pictures, tmp_path):
     argv = ["quantize", weights, "--calibration", pictures, "--images", 4, "--method", "fqvit", "--output", tmp_path / "q"]
@@ -325,6 +349,8 @@ def test_eval_goes_on_where_it_was(capsys, weights, pictures, tmp_path):
     assert _json(capsys, *argv)["images"] == 6
     assert whole["images"] == 6
     assert "that of another" in _complaint(capsys, *argv, "--size", 96)
+    (tmp_path / "state.json").write_text(json.dumps(state | {"counts": [5, 4, 4]}))
+    assert "got something else" in _complaint(capsys, *argv)
     (tmp_path / "state.json").write_text("[]")
     assert "got something else" in _complaint(capsys, *argv)
 

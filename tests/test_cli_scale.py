@@ -86,7 +86,9 @@ def test_downsize_meets_budgets_of_macs(capsys, tmp_path):
     assert json.loads((tmp_path / "models.json").read_text()) == models
     assert (tmp_path / "front.png").stat().st_size > 10_000
     assert main(["scale", "downsize", "--macs", "300M", "--family", "2"]) == 0
-    assert "resolution" in capsys.readouterr().out.split("outside of the samples")[1]
+    out = capsys.readouterr().out
+    assert out.startswith("Within 3e+08 to 1.5e+08 MACs\n")
+    assert "resolution" in out.split("outside of the samples")[1]
 
 
 def test_a_family_ends_at_the_least_possible(capsys, tmp_path):
@@ -150,3 +152,15 @@ def test_sample_prints_what_it_made(capsys, tmp_path):
     assert document["recipe"]["latency"]["command"].startswith("mvit-kernels scale sample")
     assert main(["scale", *map(str, argv)]) == 0
     assert "1 settings" in capsys.readouterr().out
+    # Two settings at one resolution: each line has it.
+    assert main(["scale", *map(str, argv), "--count", "2"]) == 0
+    assert [line.split()[:1] for line in capsys.readouterr().out.splitlines()[-3:-1]] == [["32"], ["32"]]
+
+
+@pytest.mark.parametrize(("resolution", "canvas"), [("128,256", 256), ("32,48", 64), ("64,100", 100)])
+def test_images_are_drawn_at_the_highest_resolution(capsys, monkeypatch, tmp_path, resolution, canvas):
+    def drawn(folder, count, recipe, **settings):
+        raise ValueError(f"drawn at {recipe.canvas} pixels")
+
+    monkeypatch.setattr(scaling, "sample", drawn)
+    assert f"drawn at {canvas} pixels" in _complaint(capsys, "sample", "--output", tmp_path, "--resolution", resolution)

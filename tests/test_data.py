@@ -229,8 +229,10 @@ def test_file_that_is_not_an_image_is_refused(tmp_path):
     noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "whole.png")
     (tmp_path / "text.png").write_text("hello")
-    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:5000])
-    for name in ("text.png", "cut.png"):
+    whole = (tmp_path / "whole.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[:5000])
+    (tmp_path / "header.png").write_bytes(whole[:11] + b"\5" + whole[12:])  # of which Pillow says but "Truncated IHDR chunk"
+    for name in ("text.png", "cut.png", "header.png"):
         with pytest.raises(ValueError, match=f"expected an image that Pillow reads, got .*{name}"):
             read_image(tmp_path / name)
 

@@ -19,15 +19,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 
 import mvit_kernels.training.loop as loop
 from mvit_kernels.checkpoints import SHIPPED
 from mvit_kernels.checkpoints import path as checkpoint_path
 from mvit_kernels.cli.network import load_classifier
 from mvit_kernels.data import StandInTask
-from mvit_kernels.files import replace_file
+from mvit_kernels.files import locked, replace_file
 from mvit_kernels.models import create_model, save_checkpoint
-from mvit_kernels.training import TrainConfig, evaluate, train
+from mvit_kernels.training import Diverged, TrainConfig, evaluate, train
 from mvit_kernels.training.config import command_line
 from mvit_kernels.training.state import read_metadata, save_weights
 
@@ -127,6 +128,17 @@ def test_interrupted_run_resumes_to_the_same_weights(config, tmp_path, monkeypat
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+def test_damaged_history_does_not_keep_a_run_from_going_on(config):
+    """Blocks that were never written are zeros after a power cut."""
+    train(config)
+    history = config.output / "history.jsonl"
+    whole = history.read_bytes()
+    for damage in (bytes(50) + b"\n", b"{}\n", b"null\n", b"\xff\n", b'{"step": "a"}\n', b'{"st'):
+        history.write_bytes(whole + damage)
+        assert train(replace(config, resume=config.output / "state.pt")).steps == 8
+        assert history.read_bytes() == whole
+
+
 def test_resuming_another_run_is_refused(config, tmp_path):
     train(replace(config, steps=3))
     state = config.output / "state.pt"
@@ -165,6 +177,71 @@ def test_earlier_run_is_not_overwritten(config):
     assert {file: file.read_bytes() for file in config.output.iterdir()} == before
 
 
+def test_run_that_is_resumed_into_the_output_of_another_is_refused(config, tmp_path):
+    other = replace(config, output=tmp_path / "other", steps=3, seed=1)
+    train(replace(config, steps=3))
+    train(other)
+    before = {file: file.read_bytes() for file in other.output.iterdir()}
+    with pytest.raises(ValueError, match=r"output: .*other' holds a run: pass resume"):
+        train(replace(config, steps=3, output=other.output, resume=config.output / "state.pt"))
+    assert {file: file.read_bytes() for file in other.output.iterdir()} == before
+    (other.output / "state.pt").unlink()  # it is larger than the weights, which are still somebody's work
+    with pytest.raises(ValueError, match=r"output: .*other' holds a run"):
+        train(other)
+    moved = train(replace(config, steps=3, output=tmp_path / "moved", resume=config.output / "state.pt"))
+    assert moved.weights.is_file()
+
+
+def test_run_on_other_images_is_not_resumed(config, pictures):
+    """As many classes, but one more image: other epochs, in another order."""
+    config = replace(config, data=str(pictures), steps=1)
+    train(config)
+    Image.new("RGB", (9, 9)).save(pictures / "train" / "cat" / "more.png")
+    with pytest.raises(ValueError, match=r"resume: .* got images 8 -> 9$"):
+        train(replace(config, resume=config.output / "state.pt"))
+
+
+def test_two_runs_in_one_folder_are_refused(config):
+    with locked("first", config.output), pytest.raises(ValueError, match="train: output: expected one that no other run is filling"):
+        train(config)
+    assert not (config.output / "history.jsonl").exists()
+
+
+def test_locks_end_with_their_run_though_its_workers_live_on(config):
+    """As those of a run that was killed or interrupted do, for a while."""
+    with locked("first", config.output):
+        batches = iter(DataLoader(StandInTask("train", 4, 64), num_workers=1))
+        next(batches)
+    with locked("second", config.output):
+        assert next(batches)
+
+
+def test_states_that_a_killed_run_left_half_written_are_removed(config):
+    config.output.mkdir()
+    (config.output / ".state.0123abcd.pt").write_bytes(b"half")
+    (config.output / ".state.mine.pt").write_bytes(b"mine")
+    train(replace(config, steps=1))
+    assert {file.name for file in config.output.glob(".state*")} == {".state.mine.pt"}
+
+
+def test_run_that_diverges_ends_and_keeps_the_state_of_before(config, monkeypatch):
+    monkeypatch.setattr(loop, "_learning_rate", lambda step, total, config: 1e-3 if step < 4 else 1e30)
+    with pytest.raises(Diverged, match=r"^train: lr: expected .* stay finite, got 0.001, .* after step 6 \(finite up to step 3\)$"):
+        train(config)
+    state = torch.load(config.output / "state.pt", weights_only=True)
+    assert state["step"] == 3
+    assert all(value.isfinite().all() for part in ("model", "model_ema") for value in state[part].values())
+    monkeypatch.undo()
+    assert train(replace(config, resume=config.output / "state.pt")).steps == 8
+
+
+def test_warmup_longer_than_the_run_is_told(config, capsys):
+    train(replace(config, steps=3, warmup=3))
+    assert "warmup" not in capsys.readouterr().err
+    train(replace(config, steps=3, warmup=4, output=config.output / "more"))
+    assert "train: the learning rate never reaches 0.001: warmup takes 4 steps of 3\n" in capsys.readouterr().err
+
+
 def test_run_starts_from_a_checkpoint_and_resumes_without_it(config, tmp_path):
     first = train(replace(config, steps=2))
     second = replace(config, output=tmp_path / "second", checkpoint=first.weights, steps=1, lr=1e-9, size=96)
@@ -192,6 +269,20 @@ def test_two_stages_are_recorded_as_the_shipped_ones_are(config, tmp_path):
         assert read_metadata(checkpoint_path(name)).keys() == metadata.keys()
     torch.save(load_file(result.weights), tmp_path / "weights.pt")
     assert read_metadata(tmp_path / "weights.pt") == {}
+
+
+def test_metadata_of_others_count_no_steps(config, tmp_path):
+    weights = load_file(train(replace(config, steps=1)).weights)
+    save_weights(tmp_path / "other.safetensors", weights, {"format": "pt", "steps": "many", "seconds": "1.5"})
+    tuned = train(replace(config, steps=2, output=tmp_path / "tuned", checkpoint=tmp_path / "other.safetensors"))
+    assert read_metadata(tuned.weights)["steps"] == "2"
+
+
+def test_folders_whose_names_are_no_text(config, tmp_path, pictures):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    pictures.rename(folder)
+    weights = train(replace(config, data=str(folder), steps=1)).weights
+    assert "caf\\udce9" in read_metadata(weights)["command"]
 
 
 def test_fine_tuning_on_other_classes_keeps_all_but_the_classifier(config, tmp_path, pictures, capsys):
@@ -384,6 +475,14 @@ def test_evaluate_counts_right_answers_and_keeps_the_mode():
         evaluate(model, samples, downscale=0)
 
 
+def test_logits_that_are_no_numbers_are_wrong():
+    class Broken(nn.Module):
+        def forward(self, images):
+            return torch.full((len(images), 3), math.nan)
+
+    assert evaluate(Broken(), [(torch.zeros(3, 8, 8), 0)] * 3) == (0.0, 3)
+
+
 def test_command_names_what_is_not_default(config):
     assert command_line(replace(config, batch_size=32, warmup=200, save_every=250, heldout_samples=2000, epochs=1)) == (
         f"mvit-kernels train --model mobilevitv2_050 --output {config.output} --samples 16 --size 64"
@@ -399,24 +498,34 @@ def test_command_names_what_is_not_default(config):
         ("batch_size", 0),
         ("steps", 0),
         ("lr", 0.0),
+        ("lr", math.inf),
+        ("weight_decay", math.inf),
         ("ema", 1.0),
         ("warmup", -1),
         ("seed", 2**32),
         ("amp", "fp8"),
         ("device", "tpu"),
         ("options", "width=2"),
+        ("options", '{"features_only": true}'),
+        ("options", '{"num_classes": 3}'),
     ],
 )
 def test_bad_configuration_is_refused(config, field, value):
-    with pytest.raises(ValueError, match=f"TrainConfig: {field}: expected .*, got {value!r}"):
+    with pytest.raises(ValueError, match=f"TrainConfig: {field}: expected .*, got {re.escape(repr(value))}"):
         replace(config, **{field: value})
 
 
 def test_bad_run_is_refused_before_anything_is_written(config, tmp_path):
+    one = tmp_path / "one"
+    for split in ("train", "val"):
+        (one / split / "cat").mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (9, 9)).save(one / split / "cat" / f"{i}.png")
     for change, message in (
         ({"data": str(tmp_path / "nowhere")}, "ImageFolder: path: expected a folder"),
         ({"batch_size": 17}, "train: batch_size: expected at most 16, got 17"),
         ({"model": "mobilevit_xxl"}, "create_model: .*; got 'mobilevit_xxl'"),
+        ({"data": str(one)}, r"train: data: expected at least 2 classes to tell apart, got \['cat'\]"),
     ):
         with pytest.raises(ValueError, match=message):
             train(replace(config, **change))

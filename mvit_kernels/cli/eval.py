@@ -117,7 +117,8 @@ def _judge(
             raise ValueError(f"--data: expected the {logits.shape[-1]} classes of the network{known}, got {classes}")
         if labels is not None:
             y = torch.tensor(labels)[y]
-        first = logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]
+        # A nan would be the largest, and its class right wherever it is the label.
+        first = (logits.topk(min(5, logits.shape[1]), 1).indices == y[:, None]) & ~logits.isnan().any(1, keepdim=True)
         counts = [counts[0] + int(first[:, 0].sum()), counts[1] + int(first.any(1).sum()), counts[2] + len(y)]
         bar.update(len(y))
         if state is not None and (number % _SAVE_EVERY == _SAVE_EVERY - 1 or counts[2] == len(chosen)):
@@ -147,9 +148,11 @@ def _identity(args: argparse.Namespace, network: Network, images: int, world: in
 def _resumed(state: Path, identity: str) -> list[int]:
     try:
         document = json.loads(state.read_text())
-        counts = [int(each) for each in document["counts"]]
+        right, among_five, seen = counts = [int(each) for each in document["counts"]]
+        if not 0 <= right <= among_five <= seen:
+            raise ValueError
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"--state: expected a state of mvit-kernels eval in {str(state)!r}, got something else") from None
-    if document.get("identity") != identity or len(counts) != 3:
+    if document.get("identity") != identity:
         raise ValueError(f"--state: expected the state of the same evaluation, got that of another in {str(state)!r}")
     return counts

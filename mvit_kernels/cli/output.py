@@ -17,14 +17,14 @@ _WIDTH_OF_FILES = 150
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, left: int = 1) -> None:
-    """Print a table to stdout. The first `left` columns are text, the others numbers; a first cell like the one above it is left out."""
+    """Print a table to stdout. The first `left` columns are text, the others numbers; a first text like the one above it is left out."""
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True)
     for index, column in enumerate(columns):
         text = index < left
         table.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     above = None
     for row in rows:
-        table.add_row("" if row[0] == above else row[0], *row[1:])
+        table.add_row("" if left and row[0] == above else row[0], *row[1:])
         above = row[0]
     width = None if sys.stdout.isatty() else _WIDTH_OF_FILES
     console = Console(file=sys.stdout, width=width, markup=False, highlight=False)

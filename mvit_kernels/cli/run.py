@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="weights of timm, transformers, ml-cvnets or mvit-kernels train, or the name of a shipped checkpoint",
     )
     parser.add_argument("--num-classes", type=positive_int, help="classes of the checkpoint (default: what it says, else 1000)")
-    parser.add_argument("--topk", type=positive_int, default=5, help="predictions an image (default: %(default)s)")
+    parser.add_argument("--topk", type=positive_int, help="predictions an image (default: 5, or all of fewer classes)")
     parser.add_argument("--backend", default="auto", help="auto, cpu or reference (default: %(default)s)")
     parser.add_argument(
         "--size", type=positive_int, help="side in pixels of what the network sees (default: the checkpoint's, the model's, or 256)"
@@ -69,7 +69,8 @@ def show(document: dict[str, Any]) -> None:
     print_table(title, ("image", "prediction", "probability"), rows, left=2)
 
 
-def _predictions(logits: torch.Tensor, topk: int, class_names: tuple[str, ...] | None) -> list[dict[str, Any]]:
+def _predictions(logits: torch.Tensor, topk: int | None, class_names: tuple[str, ...] | None) -> list[dict[str, Any]]:
+    topk = topk or min(5, len(logits))
     if topk > len(logits):
         raise ValueError(f"--topk: expected at most {len(logits)}, the number of classes, got {topk}")
     probabilities, classes = logits.softmax(0).topk(topk)

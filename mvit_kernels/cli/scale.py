@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mvit_kernels.data.digits import TARGETS
+from mvit_kernels.data.digits import MIN_SIZE, TARGETS
 from mvit_kernels.files import write_text
 from mvit_kernels.machine import conditions
 from mvit_kernels.training import TrainConfig
@@ -49,7 +49,7 @@ def _add_sample(parser: argparse.ArgumentParser) -> None:
             f"--{name}", type=_range_of(kind), default=(low, high), metavar="LOW,HIGH", help=f"range of the factor (default: {low},{high})"
         )
     parser.add_argument("--resolution-step", type=positive_int, default=8, help="resolutions are its multiples (default: %(default)s)")
-    parser.add_argument("--canvas", type=positive_int, default=128, help="stand-in task: side of the drawn images (default: %(default)s)")
+    parser.add_argument("--canvas", type=positive_int, help="stand-in task: side of the drawn images (default: the highest resolution)")
     parser.add_argument("--target", choices=TARGETS, default="both", help="stand-in task: what is asked for (default: %(default)s)")
     parser.add_argument("--plain", action="store_true", help="stand-in task: digits on black")
     parser.add_argument("--threads", type=_list_of(positive_int), default=[1, 2], help="of the timed networks (default: 1,2)")
@@ -96,7 +96,8 @@ def _sample(args: argparse.Namespace) -> dict[str, Any]:
     if args.only != "latency":
         training = {field.name: getattr(args, field.name) for field in dataclasses.fields(TrainConfig) if field.name not in _OF_ONE_RUN}
         box = Box(args.resolution, args.width, args.depth_ir, args.depth_vit, args.resolution_step)
-        recipe = Recipe(TrainConfig("mobilevitv2", args.output, **training), box, args.canvas, args.target, args.plain)
+        canvas = args.canvas or max(args.resolution[1], MIN_SIZE)
+        recipe = Recipe(TrainConfig("mobilevitv2", args.output, **training), box, canvas, args.target, args.plain)
         samples = sample(args.output, args.count, recipe, jobs=args.jobs, command=args.command)
     if args.only != "accuracy":
         samples = measure(args.output, threads=args.threads, limit=args.limit)
@@ -228,7 +229,8 @@ def _show_models(models: list[dict[str, Any]]) -> None:
         for model in models
     ]
     columns = (*_COLUMNS, "MACs\nM", "params\nM", models[0]["measure"], "gap", "top-1, %\npredicted", "outside of the samples")
-    print_table(f"Within {models[0]['budget']:.4g} {models[0]['measure']}", columns, rows, left=0)
+    budgets = " to ".join(f"{each:.4g}" for each in dict.fromkeys((models[0]["budget"], models[-1]["budget"])))
+    print_table(f"Within {budgets} {models[0]['measure']}", columns, rows, left=0)
     print("Accuracies are those of the recipe of the samples, one deviation; where a factor is outside of the samples, guesses.")
 
 

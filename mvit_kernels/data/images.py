@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -43,9 +43,9 @@ def read_image(path: str | Path) -> Image.Image:
             if image.mode.startswith("I;16"):
                 return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
             return image.convert("RGB")
-    except FileNotFoundError:
+    except (FileNotFoundError, ImageError, MemoryError):
         raise
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # a damaged picture raises nearly anything
         raise ImageError(f"read_image: path: expected an image that Pillow reads, got {str(path)!r} ({error})") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,8 +31,14 @@ class ListedImages(Dataset[tuple[Tensor, int]]):
     """
 
     def __init__(self, path: str | Path, labels: str | Path, size: int = 256) -> None:
-        rows = dict(_rows(Path(labels)))
-        files = {file.stem: file for file in sorted(Path(path).iterdir()) if file.suffix.lower() in EXTENSIONS}
+        lines = list(_rows(Path(labels)))
+        pictures = sorted(file for file in Path(path).iterdir() if file.suffix.lower() in EXTENSIONS)
+        for names, place in ((name for name, _ in lines), labels), ((file.stem for file in pictures), path):
+            if twice := [name for name, count in Counter(names).items() if count > 1]:
+                raise ValueError(
+                    f"ListedImages: labels: expected names that differ without their endings in {str(place)!r}, got {twice[0]!r} again"
+                )
+        rows, files = dict(lines), {file.stem: file for file in pictures}
         missing, more = sorted(rows.keys() - files.keys()), sorted(files.keys() - rows.keys())
         if not rows or missing or more:
             got = f"none for {more[0]!r}" if more else f"one for {missing[0]!r}, which is not there" if missing else "none"
@@ -42,7 +49,7 @@ class ListedImages(Dataset[tuple[Tensor, int]]):
         else:
             self.class_names = tuple(sorted(set(rows.values())))
         number = {name: i for i, name in enumerate(self.class_names)}
-        self.samples = [(file, number[str(int(rows[stem])) if rows[stem].isdecimal() else rows[stem]]) for stem, file in files.items()]
+        self.samples = [(file, number[str(int(rows[stem])) if self.numbered else rows[stem]]) for stem, file in files.items()]
         self.size = size
 
     def __len__(self) -> int:

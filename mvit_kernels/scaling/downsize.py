@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -25,8 +26,8 @@ GAP = 0.01
 _AROUND = 1.3
 """Ratio of each factor's largest and smallest values to the formula's."""
 _ROUNDS, _CLOSE, _MARGIN = 6, 0.9, 1.02
-"""Of measured latencies: tries at most, the share of the budget that one candidate must use for no further try, and the reserve that is
-added where all were too slow."""
+"""Of measured latencies: tries at most, the share of the budget, or else of the prediction, that one candidate must use for no further try,
+and the reserve that is added where all were too slow."""
 
 SMALLEST = Factors(RESOLUTIONS[0], WIDTHS[0], DEPTHS[0], DEPTHS[0])
 
@@ -79,9 +80,10 @@ class Downsizer:
     def derive(self, budget: float, count: int = 1, *, scale: float = 1.0) -> list[Derived]:
         """The `count` best configurations around the formula that cost at most `budget`, by predicted accuracy, best first.
 
-        Around: resolution and depths within a ratio of 1.3 of the formula's, and beyond the samples no further than the formula itself
-        goes; at each of these the widest network within the budget. Those that leave more than 1 % of it unused are taken only where none
-        leaves less, then those of widths beyond both.
+        Around: resolution and depths within a ratio of 1.3 of the formula's, or of those of the setting on the front that is predicted to
+        be best with the width that the budget leaves it, and beyond the samples no further than these; at each of these the widest network
+        within the budget. Those that leave more than 1 % of it unused are taken only where none leaves less, then those of widths beyond
+        all of them.
         scale: what a cost is here, over what it was where the samples were made. Raises ValueError, which names the least possible, where
         nothing costs so little.
         """
@@ -90,12 +92,12 @@ class Downsizer:
         if not least <= budget < math.inf:
             raise ValueError(f"downsize: budget: expected at least {least:.6g} {cost.unit}, the cost of {SMALLEST}, got {budget:.6g}")
         around = self.formula.at(budget / scale)
-        candidates = self._within(around, budget / scale) or self._within(SMALLEST, budget / scale)
+        anchors = [around, self._of_front(budget / scale)]
+        candidates = self._within(anchors, budget / scale) or self._within([SMALLEST], budget / scale)
         costs = scale * cost.of(candidates)
         close = costs >= (1 - GAP) * budget
-        known = np.array(
-            [self._reach("width", around.width, 0) <= each.width <= self._reach("width", around.width, math.inf) for each in candidates]
-        )
+        low, high = (end(self._reach("width", each.width, ratio) for each in anchors) for end, ratio in ((min, 0), (max, math.inf)))
+        known = np.array([low <= each.width <= high for each in candidates])
         chosen = next(each for each in (known & close, close, known, np.full(len(costs), True)) if each.any())
         candidates, costs = [each for each, use in zip(candidates, chosen, strict=True) if use], costs[chosen]
         prediction = self.accuracy.predict(candidates)
@@ -120,27 +122,44 @@ class Downsizer:
         Where a candidate takes longer than predicted, so do its neighbours: the prediction is scaled, and others are measured.
         """
         scale, best, least = 1.0, list[Derived](), math.inf
+        slow, fast = 0.0, math.inf  # scales: the largest with which all were too slow, the smallest with which some were not
         for _ in range(_ROUNDS):
             found = self.derive(budget, count, scale=scale)
             models = [replace(each, cost=measured(each.factors, precision, threads, self.num_classes)) for each in found]
             least = min(least, *(each.cost for each in models))
             within = [each for each in models if each.cost <= budget]
             best = max(best, within, key=lambda models: max((each.cost for each in models), default=0.0))
-            if best and max(each.cost for each in models) >= _CLOSE * budget:
-                return best
-            scale *= max(model.cost / each.cost for model, each in zip(models, found, strict=True))
-            scale *= 1.0 if within else _MARGIN
+            ratio = max(model.cost / each.cost for model, each in zip(models, found, strict=True))
+            # Where predictions are true, nothing was predicted to use more of the budget.
+            if within and (max(each.cost for each in models) >= _CLOSE * budget or ratio >= _CLOSE):
+                break
+            slow, fast = (slow, min(fast, scale)) if within else (max(slow, scale), fast)
+            scale *= ratio if within else ratio * _MARGIN
+            if best and slow and not slow < scale < fast:
+                scale = math.sqrt(slow * fast)
         if not best:
             raise ValueError(
                 f"downsize: budget: expected one that models meet when measured, got {budget:.6g} ms, and {least:.6g} at the least"
             )
         return best
 
-    def _within(self, around: Factors, budget: float) -> list[Factors]:
-        """The widest configuration within the budget for each resolution and each pair of depths around given factors."""
-        low, high = (
-            {name: self._reach(name, value, ratio) for name, value in around._asdict().items()} for ratio in (1 / _AROUND, _AROUND)
-        )
+    def _of_front(self, budget: float) -> Factors:
+        """The setting of the front that is predicted to be best with the width that the budget leaves it.
+
+        The front ends where nothing dearer is predicted to be more accurate: beyond, the formula has nothing to go by.
+        """
+        settings = [each._replace(width=self.formula.width(each, budget)) for each in self.front.settings]
+        return settings[int(np.argmax(self.accuracy.predict(settings).mean))]
+
+    def _within(self, anchors: Sequence[Factors], budget: float) -> list[Factors]:
+        """The widest configuration within the budget for each resolution and each pair of depths around given factors; each depth is the
+        nearest to the first of them that gives as many blocks."""
+        reach = {
+            name: [self._reach(name, getattr(each, name), ratio) for each in anchors for ratio in (1 / _AROUND, _AROUND)]
+            for name in Factors._fields
+        }
+        low, high = ({name: end(values) for name, values in reach.items()} for end in (min, max))
+        around = anchors[0]
         step = 2 if high["resolution"] < 160 else 4
         sides = [side for side in range(RESOLUTIONS[0], RESOLUTIONS[1] + 1, step) if low["resolution"] <= side <= high["resolution"]]
         found = []

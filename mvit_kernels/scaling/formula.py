@@ -45,8 +45,11 @@ class Formula:
             value = float(np.exp(process.predict(self._input(np.array([budget])))[0]))
             values[name] = min(max(value, limits[name][0]), limits[name][1])
         factors = Factors(round(values["resolution"]), 1.0, values["depth_ir"], values["depth_vit"])
-        width = self.cost.width(factors, budget)
-        return factors._replace(width=min(max(width, WIDTHS[0]), WIDTHS[1]))
+        return factors._replace(width=self.width(factors, budget))
+
+    def width(self, factors: Factors, budget: float) -> float:
+        """What is left of the budget, inside of WIDTHS."""
+        return min(max(self.cost.width(factors, budget), WIDTHS[0]), WIDTHS[1])
 
     def _input(self, costs: np.ndarray) -> np.ndarray:
         return (np.log(costs)[:, None] - self._middle) / self._spread

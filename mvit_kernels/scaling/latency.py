@@ -13,6 +13,7 @@ from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from mvit_kernels.engine import CompiledModel, compile
+from mvit_kernels.files import locked
 from mvit_kernels.models import create_model
 from mvit_kernels.quant import QuantConfig, quantize
 
@@ -66,18 +67,24 @@ def measure(
     """Time every setting in `folder` that lacks a latency of `precisions` on `threads`; the table is written as they come.
 
     limit: seconds after which no further setting is begun; a later call goes on from there.
+    Raises ValueError where another process fills the folder: each would write the table without what the other found.
     """
-    there = table.read(folder)
-    samples = {each.index: each for each in there.samples}
-    wanted = [(precision, count) for precision in precisions for count in threads]
-    started = time.monotonic()
-    for each in tqdm([each for each in there.samples if not each.latency.keys() >= set(wanted)], "latency", disable=None):
-        if limit is not None and time.monotonic() - started > limit:
-            break
-        latency = dict(each.latency)
-        for precision in precisions:
-            network, x = compiled(each.factors, precision, there.recipe["num_classes"])
-            latency |= {(precision, count): milliseconds(network, x, count, seconds) for count in threads}
-        samples[each.index] = replace(each, latency=latency)
-        table.write(folder, samples.values())
+    table.read(folder)  # there is no folder to lock where this raises
+    with locked("measure: folder", folder):
+        there = table.read(folder)
+        classes = there.recipe.get("num_classes")
+        if not isinstance(classes, int) or classes < 1:
+            raise ValueError(f"measure: folder: expected num_classes in recipe.json of {str(folder)!r}, got {classes!r}")
+        samples = {each.index: each for each in there.samples}
+        wanted = [(precision, count) for precision in precisions for count in threads]
+        started = time.monotonic()
+        for each in tqdm([each for each in there.samples if not each.latency.keys() >= set(wanted)], "latency", disable=None):
+            if limit is not None and time.monotonic() - started > limit:
+                break
+            latency = dict(each.latency)
+            for precision in precisions:
+                network, x = compiled(each.factors, precision, classes)
+                latency |= {(precision, count): milliseconds(network, x, count, seconds) for count in threads}
+            samples[each.index] = replace(each, latency=latency)
+            table.write(folder, samples.values())
     return table.read(folder)

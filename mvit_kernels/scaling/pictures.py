@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from mvit_kernels.data import Images, StandInTask
-from mvit_kernels.files import replace_file
+from mvit_kernels.files import remove_leftovers, replace_file
 
 
 class Pictures(Images):
@@ -34,13 +34,25 @@ class Pictures(Images):
 
 
 def draw(task: StandInTask, folder: Path) -> None:
-    """Write a task's images and labels to `folder`, unless they are there: uint8 (length, size, size, 3), and the classes."""
+    """Write a task's images and labels to `folder`, unless they are there: uint8 (length, size, size, 3), and the classes. One process at a
+    time."""
     images, labels = _files(task, folder)
     if images.is_file() and labels.is_file():
         return
-    scenes = [task.scene(index) for index in tqdm(range(len(task)), f"draw {task.split}", leave=False, disable=None)]
-    replace_file(labels, lambda path: np.save(path, np.array([scene.label for scene in scenes])))
-    replace_file(images, lambda path: np.save(path, np.stack([scene.image for scene in scenes])))
+    remove_leftovers(images)
+    drawn = np.empty(len(task), np.int64)
+
+    def write(path: Path) -> None:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (len(task), task.size, task.size, 3)}
+        with path.open("wb") as file:  # one by one: all of them may not fit in memory
+            np.lib.format.write_array_header_1_0(file, header)
+            for index in tqdm(range(len(task)), f"draw {task.split}", leave=False, disable=None):
+                scene = task.scene(index)
+                drawn[index] = scene.label
+                file.write(scene.image.tobytes())
+
+    replace_file(images, write)
+    replace_file(labels, lambda path: np.save(path, drawn))
 
 
 def load(task: StandInTask, folder: Path, size: int) -> Pictures:

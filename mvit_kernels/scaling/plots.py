@@ -22,28 +22,32 @@ _LABELS = {"resolution": "resolution r", "width": "width w", "depth_ir": "depth 
 
 
 def surfaces(surface: Surface, ranges: dict[str, tuple[float, float]], title: str, path: Path) -> None:
-    """Slices of the four-dimensional fit through the middle of the samples: each factor alone, and each pair, mean over deviation."""
+    """Slices of the four-dimensional fit through the middle of the samples: each factor alone, and each pair, mean over deviation. Factors
+    that are the same in all samples have none."""
     middle = {name: float(np.exp(np.mean(np.log(ends)))) for name, ends in ranges.items()}
-    axes_of = {name: np.geomspace(*ranges[name], _POINTS) for name in Factors._fields}
-    pairs = list(itertools.combinations(Factors._fields, 2))
-    figure = Figure(figsize=(3.3 * len(pairs), 9.5), layout="constrained")
-    top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 2)).flat
-    for axes, name in zip(top.subplots(1, 4), Factors._fields, strict=True):
+    varied = [name for name, ends in ranges.items() if ends[0] < ends[1]] or Factors._fields[:1]
+    axes_of = {name: np.geomspace(*ranges[name], _POINTS) for name in varied}
+    pairs = list(itertools.combinations(varied, 2))
+    figure = Figure(figsize=(3.3 * max(len(pairs), 3), 9.5 if pairs else 3.5), layout="constrained")
+    top, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(1, 2)).flat if pairs else (figure, None)
+    for axes, name in zip(top.subplots(1, len(varied), squeeze=False).flat, varied, strict=True):
         mean, deviation = surface.predict([_at(middle, {name: value}) for value in axes_of[name]])
         axes.fill_between(axes_of[name], mean - 2 * deviation, mean + 2 * deviation, alpha=0.25, linewidth=0)
         axes.plot(axes_of[name], mean)
         axes.scatter([getattr(each, name) for each in surface.settings], surface.values, s=8, color="0.5")
         axes.set(xscale="log", xlabel=_LABELS[name])
-    for column, (across, up) in zip(below.subplots(2, len(pairs)).T, pairs, strict=True):
+    for column, (across, up) in zip(below.subplots(2, len(pairs), squeeze=False).T if below else (), pairs, strict=True):
         xs, ys = (np.geomspace(*ranges[name], _GRID) for name in (across, up))
         prediction = surface.predict([_at(middle, {across: x, up: y}) for y in ys for x in xs])
         for axes, values, what in zip(column, prediction, ("mean", "deviation"), strict=True):
             drawn = axes.pcolormesh(xs, ys, values.reshape(_GRID, _GRID), shading="nearest")
             axes.scatter(*([getattr(each, name) for each in surface.settings] for name in (across, up)), s=5, color="white", alpha=0.7)
             axes.set(xscale="log", yscale="log", xlabel=_LABELS[across], ylabel=_LABELS[up], title=what)
-            below.colorbar(drawn, ax=axes)
+            figure.colorbar(drawn, ax=axes)
     others = ", ".join(f"{name} {value:.3g}" for name, value in middle.items())
-    top.suptitle(f"{title}: mean and two deviations along each factor; samples in grey, of all settings of the others ({others})")
+    top.suptitle(
+        f"{title}: mean and two deviations along each factor\nsamples in grey, of all settings of the others ({others})", fontsize="medium"
+    )
     _save(figure, path)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import signal
+import threading
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from mvit_kernels.data import StandInTask, image_folder
 from mvit_kernels.data.digits import Target
-from mvit_kernels.files import write_text
-from mvit_kernels.training import TrainConfig, train
+from mvit_kernels.files import locked, write_text
+from mvit_kernels.training import Diverged, TrainConfig, train
 
 from . import pictures, table
 from .counts import macs, parameters
@@ -34,7 +34,8 @@ _OF_THE_RUN = ("model", "output", "size", "options", "checkpoint", "resume", "wo
 class Recipe:
     """How every setting is trained. training: a template, whose model, options, output and size are of no account.
 
-    canvas: side of the stand-in images in pixels, which every network sees at its own resolution; target, plain: see `StandInTask`.
+    canvas: side of the stand-in images in pixels, which every network sees at its own resolution, so none may be higher: it would cost
+    more and show no more. target, plain: see `StandInTask`.
     """
 
     training: TrainConfig
@@ -42,6 +43,11 @@ class Recipe:
     canvas: int = 128
     target: Target = "both"
     plain: bool = False
+
+    def __post_init__(self) -> None:
+        highest = self.box.resolution[1]
+        if self.training.data == "standin" and self.canvas < highest:
+            raise ValueError(f"Recipe: canvas: expected at least {highest}, the highest resolution, got {self.canvas}")
 
     def document(self) -> dict[str, Any]:
         """All that shapes the samples, as JSON holds it."""
@@ -63,22 +69,54 @@ def sample(folder: Path, count: int, recipe: Recipe, *, jobs: int = 1, command: 
     """Train `count` settings of the box and write them to `folder`; what is there already is kept, what was interrupted goes on.
 
     jobs: settings trained at a time, each in a process of its own. command: written beside the recipe.
-    A longer draw of the same recipe may follow. Raises ValueError where the folder holds samples of another recipe.
+    A longer draw of the same recipe may follow. Raises ValueError where the folder holds samples of another recipe; after all others are
+    trained, where settings diverged.
     """
-    settings = recipe.box.draw(count, recipe.training.seed)
-    with _locked(folder):
-        done = _prepare(folder, recipe, command)
+    settings, document = recipe.box.draw(count, recipe.training.seed), recipe.document()
+    diverged = dict[int, Diverged]()
+    with locked("sample: folder", folder):
+        done = _prepare(folder, document, command)
         missing = [(index, factors) for index, factors in enumerate(settings) if index not in done]
         if missing and recipe.training.data == "standin":
             for task in recipe.tasks():
                 pictures.draw(task, folder)
-        calls = (delayed(train_setting)(folder / "runs" / f"{index:04}", index, factors, recipe, folder) for index, factors in missing)
+        process = os.getpid()
+        calls = (delayed(_in_worker)(process, folder / "runs" / f"{i:04}", i, factors, recipe, folder) for i, factors in missing)
         results = Parallel(n_jobs=jobs, return_as="generator_unordered")(calls)
-        for each in tqdm(results, "settings", total=count, initial=count - len(missing), disable=None):
-            done[each.index] = each
+        for index, each in tqdm(results, "settings", total=count, initial=count - len(missing), disable=None):
+            if isinstance(each, Diverged):
+                diverged[index] = each
+                continue
+            done[index] = each
             table.write(folder, done.values())
-            shutil.rmtree(folder / "runs" / f"{each.index:04}")
+            shutil.rmtree(folder / "runs" / f"{index:04}")
+    if diverged:
+        index, error = min(diverged.items())
+        raise ValueError(
+            f"sample: recipe: expected one that trains all settings, got {len(diverged)} of {count} that diverged and are left out, "
+            f"the first {index}, {settings[index]}: {error}"
+        ) from error
     return table.read(folder)
+
+
+def _in_worker(process: int, run: Path, index: int, factors: Factors, recipe: Recipe, images: Path) -> tuple[int, Sample | Diverged]:
+    """`train_setting` for a process, ending with it: what went on after it was killed would write to what the next one resumes from."""
+    if os.getppid() == process:
+        _end_with(process)
+    try:
+        return index, train_setting(run, index, factors, recipe, images)
+    except Diverged as error:
+        return index, error
+
+
+@functools.cache
+def _end_with(process: int) -> None:
+    def watch() -> None:
+        while os.getppid() == process:
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def train_setting(run: Path, index: int, factors: Factors, recipe: Recipe, images: Path) -> Sample:
@@ -109,12 +147,14 @@ def train_setting(run: Path, index: int, factors: Factors, recipe: Recipe, image
     )
 
 
-def _prepare(folder: Path, recipe: Recipe, command: str) -> dict[int, Sample]:
+def _prepare(folder: Path, document: dict[str, Any], command: str) -> dict[int, Sample]:
     """Write the recipe, or check that the folder holds the same one; its samples by index, with what an earlier run left removed."""
-    document, path = recipe.document(), folder / "recipe.json"
+    path = folder / "recipe.json"
     if not path.is_file():
+        if table.has_samples(folder):
+            raise ValueError(f"sample: folder: expected recipe.json, which says how the samples in {str(folder)!r} were made, got none")
+        table.write(folder, [])  # before the recipe: a folder with a recipe has a table, whenever the process ends
         write_text(path, json.dumps({**document, "command": command}, indent=2) + "\n")
-        table.write(folder, [])
         return {}
     there = table.read(folder)
     changed = [name for name, value in document.items() if there.recipe.get(name) != value]
@@ -125,17 +165,3 @@ def _prepare(folder: Path, recipe: Recipe, command: str) -> dict[int, Sample]:
     for index in done:
         shutil.rmtree(folder / "runs" / f"{index:04}", ignore_errors=True)
     return done
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Two runs in one folder would each write the table without the other's samples. The lock goes with the process that holds it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise ValueError(f"sample: folder: expected one that no other run is filling, got {str(folder)!r}") from error
-    finally:
-        os.close(file)

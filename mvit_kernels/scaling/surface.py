@@ -2,9 +2,10 @@
 
 Inputs are logarithms of what rounding leaves of the factors (a model knows nothing else): resolution r, width w as the mean of the channels
 over those of MobileViTv2-1.0, inverted residuals d_i and attention layers d_m likewise, and the joint factors r w and r d with d of all
-blocks. The kernel is linear + Matérn 5/2 with a length for each input + white noise: the linear part carries the power laws that hold
-beyond the samples, the Matérn part what departs from them. Accuracies are fitted as logits and latencies as logarithms, so that no
-prediction leaves (0, 1) or becomes negative.
+blocks. The kernel is linear + Matérn 5/2 + white noise: the linear part carries the power laws that hold beyond the samples, the Matérn
+part what departs from them. It has one length for all inputs, which are standardized: with six lengths the likelihood of some forty
+samples takes noise for detail. Accuracies are fitted as logits and latencies as logarithms, so that no prediction leaves (0, 1) or becomes
+negative.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Surface:
         self._scaler = StandardScaler()
         x = self._scaler.fit_transform(inputs(settings))
         linear = ConstantKernel(0.1, (1e-5, 1e2)) * DotProduct(1.0, "fixed")
-        smooth = ConstantKernel(0.5, (1e-3, 1e2)) * Matern(np.full(x.shape[1], 3.0), (0.5, 1e2), nu=2.5)
+        smooth = ConstantKernel(0.5, (1e-3, 1e2)) * Matern(3.0, (0.5, 1e2), nu=2.5)
         noise = WhiteKernel(max(least, 0.05), (max(least, 1e-6), max(least, 1.0)))
         process = GaussianProcessRegressor(linear + smooth + noise, normalize_y=True, n_restarts_optimizer=4, random_state=seed)
         self._process = fitted(process, x, self._target)

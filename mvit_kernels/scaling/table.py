@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -54,14 +56,29 @@ def read(folder: Path) -> SampleSet:
     """Raises FileNotFoundError, and ValueError for files that are not such a table."""
     table, recipe = folder / "samples.csv", folder / "recipe.json"
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            samples = tuple(_sample(row) for row in csv.DictReader(file))
+        rows = _rows(table)
         document = json.loads(recipe.read_text(encoding="utf-8"))
-    except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise ValueError(f"samples: expected what `scale sample` writes in {str(folder)!r}, got other files ({error!r})") from error
-    except ValueError as error:
-        raise ValueError(f"samples: expected numbers in {str(table)!r} ({error})") from error
-    return SampleSet(samples, document)
+    if not isinstance(document, dict):
+        raise ValueError(f"samples: expected a JSON object in {str(recipe)!r}, got {document!r}")
+    samples = list[Sample]()
+    for line, row in enumerate(rows, 2):
+        try:
+            samples.append(_sample(row))
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"samples: expected what `scale sample` writes in {str(folder)!r}, got other files ({error!r})") from error
+        except (ValueError, OverflowError) as error:
+            raise ValueError(f"samples: expected numbers of a setting in line {line} of {str(table)!r} ({error})") from error
+    if twice := [index for index, count in Counter(each.index for each in samples).items() if count > 1]:
+        raise ValueError(f"samples: expected each index once in {str(table)!r}, got {twice[0]} again")
+    return SampleSet(tuple(samples), document)
+
+
+def has_samples(folder: Path) -> bool:
+    """Whether anything stands below the first line of a table in the folder."""
+    table = folder / "samples.csv"
+    return table.is_file() and len(table.read_bytes().splitlines()) > 1
 
 
 def write(folder: Path, samples: Iterable[Sample]) -> None:
@@ -78,7 +95,14 @@ def write(folder: Path, samples: Iterable[Sample]) -> None:
     write_text(folder / "samples.csv", text.getvalue())
 
 
+def _rows(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def _sample(row: dict[str, str]) -> Sample:
+    if None in row:  # where csv puts what stands behind the last column
+        raise TypeError("more values than columns")
     latency = {}
     for name, value in row.items():
         if name.endswith("t_ms") and value:
@@ -86,4 +110,12 @@ def _sample(row: dict[str, str]) -> Sample:
             latency[precision, int(threads)] = float(value)
     factors = Factors(int(row["resolution"]), float(row["width"]), float(row["depth_ir"]), float(row["depth_vit"]))
     counts = (int(row["macs"]), int(row["params"]), float(row["top1"]), int(row["heldout_samples"]), int(row["steps"]))
-    return Sample(int(row["index"]), factors, *counts, float(row["seconds"]), latency)
+    sample = Sample(int(row["index"]), factors, *counts, float(row["seconds"]), latency)
+    _ = factors.config  # raises ValueError for what makes no network
+    if not 0 <= sample.top1 <= 1:
+        raise ValueError(f"top1: expected a share, got {sample.top1}")
+    if sample.index < 0 or min(sample.macs, sample.params, sample.heldout_samples) < 1:
+        raise ValueError(f"expected macs, params and heldout_samples of at least 1 and no negative index, got {row}")
+    if not all(0 < each < math.inf for each in latency.values()):
+        raise ValueError(f"expected positive milliseconds, got {list(latency.values())}")
+    return sample

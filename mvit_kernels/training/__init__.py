@@ -2,6 +2,6 @@
 
 from mvit_kernels.training.config import TrainConfig
 from mvit_kernels.training.evaluate import Evaluation, evaluate
-from mvit_kernels.training.loop import TrainResult, train
+from mvit_kernels.training.loop import Diverged, TrainResult, train
 
-__all__ = ["Evaluation", "TrainConfig", "TrainResult", "evaluate", "train"]
+__all__ = ["Diverged", "Evaluation", "TrainConfig", "TrainResult", "evaluate", "train"]

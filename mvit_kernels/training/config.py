@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
@@ -73,6 +74,8 @@ class TrainConfig:
             _require(self, field, getattr(self, field) >= 0, "at least 0")
         for field in ("lr", "clip"):
             _require(self, field, getattr(self, field) > 0, "more than 0")
+        for field in ("lr", "weight_decay"):
+            _require(self, field, getattr(self, field) < math.inf, "a finite number")
         _require(self, "seed", self.seed < 2**32, "below 2**32")
         for field in ("ema", "label_smoothing"):
             _require(self, field, 0 <= getattr(self, field) < 1, "at least 0 and below 1")
@@ -88,6 +91,8 @@ def model_options(config: TrainConfig) -> dict[str, Any]:
     except ValueError:
         options = None
     _require(config, "options", isinstance(options, dict), "a JSON object")
+    taken = options.keys() & {"num_classes", "checkpoint", "features_only"}
+    _require(config, "options", not taken, f"no {' and '.join(sorted(taken))}, which the run itself decides,")
     return options
 
 

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from mvit_kernels.data import ImageFolder, Images, StandInTask, image_folder
+from mvit_kernels.files import locked, remove_leftovers
 from mvit_kernels.machine import cpu_model
 from mvit_kernels.models import create_model, load_checkpoint
 from mvit_kernels.swap import accelerate
@@ -49,18 +50,25 @@ class TrainResult:
     seconds: float
 
 
+class Diverged(ValueError):
+    """The loss, or its gradient, is no finite number any more."""
+
+
 def train(config: TrainConfig, datasets: tuple[Images, Images] | None = None) -> TrainResult:
     """Train a model and write its averaged weights to config.output; every process of torchrun calls this.
 
     datasets: training and held-out images in place of those that config.data names.
 
     Raises ValueError for an unknown model, missing data, the state of another run, or an output that holds a run other than
-    the resumed one, before anything is written.
+    the resumed one or that another process fills, before anything is written; `Diverged` (a ValueError), which leaves the last state from
+    before.
     """
-    if not config.resume and (config.output / "state.pt").exists():
-        raise ValueError(f"train: output: {str(config.output)!r} holds a run: pass resume (its state.pt), or another output")
-    with _process_group(config) as (rank, world, device):
+    if not config.resume:
+        _require_fresh(config.output)
+    with ExitStack() as held, _process_group(config) as (rank, world, device):
         training, heldout = datasets or _datasets(config)
+        if len(training.class_names) < 2:
+            raise ValueError(f"train: data: expected at least 2 classes to tell apart, got {list(training.class_names)}")
         steps_per_epoch = len(training) // (config.batch_size * world)
         if not steps_per_epoch:
             raise ValueError(f"train: batch_size: expected at most {len(training) // world}, got {config.batch_size}")
@@ -78,9 +86,10 @@ def train(config: TrainConfig, datasets: tuple[Images, Images] | None = None) ->
         average = {name: value.clone() for name, value in model.state_dict().items()}
         optimizer = torch.optim.AdamW(_parameter_groups(model, config.weight_decay), lr=config.lr)
         step, seconds = 0, 0.0
-        identity = identity_of(config, world, len(training.class_names))
+        identity = identity_of(config, world, len(training), len(training.class_names))
         if config.resume:
             state = load_state(config.resume, identity)
+            _require_fresh(config.output, config.resume)
             model.load_state_dict(state["model"])
             average = {name: value.to(device) for name, value in state["model_ema"].items()}
             optimizer.load_state_dict(state["optimizer"])
@@ -89,15 +98,27 @@ def train(config: TrainConfig, datasets: tuple[Images, Images] | None = None) ->
 
         history = None
         if rank == 0:
-            config.output.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked("train: output", config.output))
+            remove_leftovers(config.output / "state.pt")
             history = History(config.output / "history.jsonl", step)
+            if config.warmup > total:
+                print(f"train: the learning rate never reaches {config.lr}: warmup takes {config.warmup} steps of {total}", file=sys.stderr)
         started = time.monotonic() - seconds
         progress = tqdm(total=total, initial=step, desc=config.model, disable=None if rank == 0 else True)
+        finite, finite_step = torch.tensor(True, device=device), step
         for images, labels in _batches(training, config, rank, world, step, total):
             # Dropout draws from (seed, step, rank), so a resumed run needs no generator state.
             torch.manual_seed((config.seed << 32) + step * world + rank)
-            loss, correct = _train_step(network, optimizer, images.to(device), labels.to(device), step, total, config)
+            loss, correct, norm = _train_step(network, optimizer, images.to(device), labels.to(device), step, total, config)
             step += 1
+            finite &= (loss + norm).isfinite()
+            if step % LOG_EVERY == 0 or step % config.save_every == 0 or step == total:  # at each step a GPU would be waited for
+                if not finite:
+                    raise Diverged(
+                        f"train: lr: expected one with which loss and gradient stay finite, got {config.lr}, and loss {float(loss)} with a "
+                        f"gradient of norm {float(norm)} after step {step} (finite up to step {finite_step})"
+                    )
+                finite_step = step
             _update_average(average, model.state_dict(), min(config.ema, step / (step + 10)))
             progress.update()
             if history and (step % LOG_EVERY == 0 or step == total):
@@ -119,6 +140,15 @@ def train(config: TrainConfig, datasets: tuple[Images, Images] | None = None) ->
             metadata = _metadata(config, training.class_names, result, record) | {"trained_on": _machine(device, world)}
             save_weights(result.weights, weights, metadata)
         return result
+
+
+def _require_fresh(output: Path, resumed: Path | None = None) -> None:
+    """Raises ValueError where the folder holds another run than the one that left the state `resumed`."""
+    state, weights = output / "state.pt", output / "model.safetensors"
+    if resumed and state.exists() and resumed.samefile(state):
+        return
+    if state.exists() or weights.exists():
+        raise ValueError(f"train: output: {str(output)!r} holds a run: pass resume (its state.pt), or another output")
 
 
 def _fresh_model(config: TrainConfig, classes: int) -> nn.Module:
@@ -145,8 +175,7 @@ def _record(config: TrainConfig, start: Path | None) -> dict[str, Any]:
     commands = [earlier["command"]] if "command" in earlier else []
     return {
         "command": " && ".join([*commands, command_line(config)]),
-        "earlier_steps": int(earlier.get("steps", 0)),
-        "earlier_seconds": int(earlier.get("seconds", 0)),
+        **{f"earlier_{name}": int(earlier[name]) if earlier.get(name, "").isdecimal() else 0 for name in ("steps", "seconds")},
     }
 
 
@@ -228,8 +257,8 @@ def _train_step(
     step: int,
     total: int,
     config: TrainConfig,
-) -> tuple[Tensor, Tensor]:
-    """One update. The loss and the accuracy of this process's batch, as scalars on its device."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One update. The loss and the accuracy of this process's batch and the norm of the gradient, as scalars on its device."""
     for group in optimizer.param_groups:
         group["lr"] = _learning_rate(step, total, config)
     with torch.autocast(images.device.type, torch.bfloat16, enabled=config.amp == "bf16"):
@@ -237,9 +266,9 @@ def _train_step(
     loss = F.cross_entropy(logits.float(), labels, label_smoothing=config.label_smoothing)
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(network.parameters(), config.clip)
+    norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip)
     optimizer.step()
-    return loss.detach(), (logits.argmax(1) == labels).float().mean()
+    return loss.detach(), (logits.argmax(1) == labels).float().mean(), norm
 
 
 @torch.no_grad()
@@ -253,7 +282,8 @@ def _update_average(average: dict[str, Tensor], weights: dict[str, Tensor], deca
 
 
 def _metadata(config: TrainConfig, class_names: tuple[str, ...], result: TrainResult, record: dict[str, Any]) -> dict[str, str]:
-    return {
+    """Paths and names may hold bytes that are no text, which a file of weights does not take."""
+    metadata = {
         "model": config.model,
         **({"options": config.options} if model_options(config) else {}),
         "num_classes": str(len(class_names)),
@@ -266,3 +296,4 @@ def _metadata(config: TrainConfig, class_names: tuple[str, ...], result: TrainRe
         "steps": str(record["earlier_steps"] + result.steps),
         "seconds": f"{record['earlier_seconds'] + result.seconds:.0f}",
     }
+    return {name: value.encode("utf-8", "backslashreplace").decode() for name, value in metadata.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,10 @@ FREE_TO_CHANGE = frozenset({"output", "resume", "checkpoint", "heldout_samples",
 _STATE_KEYS = {"identity", "model", "model_ema", "optimizer", "step", "seconds", "record"}
 
 
-def identity_of(config: TrainConfig, processes: int, classes: int) -> dict[str, Any]:
+def identity_of(config: TrainConfig, processes: int, images: int, classes: int) -> dict[str, Any]:
     """All that shapes the weights: a run goes on as it began only if none of it differs."""
     fields = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
-    return fields | {"processes": processes, "classes": classes}
+    return fields | {"processes": processes, "images": images, "classes": classes}
 
 
 def save_state(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
@@ -80,11 +81,19 @@ class History:
     def __init__(self, path: Path, first_step: int) -> None:
         kept = []
         if first_step and path.is_file():
-            lines = path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= first_step]
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            kept = [line for line in lines if line.endswith("\n") and _step_of(line) <= first_step]
         self._path = path
         write_text(path, "".join(kept))
 
     def append(self, **values: float) -> None:
         with self._path.open("a") as file:
             file.write(json.dumps(values) + "\n")
+
+
+def _step_of(line: str) -> float:
+    """Infinite of what a power cut left of a line, which is no reason not to go on."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf
