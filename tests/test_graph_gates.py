@@ -163,6 +163,13 @@ def slopes_of_two_maps(m: Gated, x: Tensor, u: Tensor) -> Tensor:
     return torch.maximum(2 * a * x, (2 * b - 1) * u)
 
 
+def slopes_in_another_order(m: Gated, x: Tensor, u: Tensor) -> Tensor:
+    """Of shuffled channels, each half for itself."""
+    halves = F.hardsigmoid(m.vector(u)).chunk(2, dim=1)
+    a, b = (each.unflatten(1, (3, 2)).transpose(1, 2).reshape(-1, C, 1, 1) for each in halves)
+    return torch.maximum(2 * a * x, (2 * b - 1) * x)
+
+
 def slopes_of_pixels(m: Gated, x: Tensor, u: Tensor) -> Tensor:
     a = F.hardsigmoid(u)
     return torch.maximum(2 * a * x, (2 * a - 1) * x)
@@ -173,9 +180,13 @@ def gate_of_two_parts(m: Gated, x: Tensor, u: Tensor) -> Tensor:
     return u * a
 
 
+def gate_with_a_small_term(m: Gated, x: Tensor, u: Tensor) -> Tensor:
+    return x * (F.hardsigmoid(u) * 1e-7 + 1e-7) * 1e7
+
+
 OTHERS = (
     sigmoid_of_another, shifted_by_two, clipped_elsewhere, gate_with_a_term, other_slopes, slopes_the_other_way, slopes_of_two_maps,
-    slopes_of_pixels, gate_of_two_parts,
+    slopes_in_another_order, slopes_of_pixels, gate_of_two_parts, gate_with_a_small_term,
 )  # fmt: skip
 
 

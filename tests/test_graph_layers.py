@@ -64,7 +64,11 @@ def positions_in_front(m: Layers, x: Tensor) -> Tensor:
 
 def gates_of_pixels(m: Layers, x: Tensor) -> Tensor:
     """A factor for each element, the same for all images."""
-    return (x.flatten(2).mT * m.positions.abs()).mT.reshape(x.shape)
+    return (x.flatten(2).mT * m.positions.abs().clamp(0.5, 2)).mT.reshape(x.shape)
+
+
+def hidden_pixels(m: Layers, x: Tensor) -> Tensor:
+    return x * (m.positions.mT.reshape(x.shape[1:]) > 0).float()
 
 
 def rectified(m: Layers, x: Tensor) -> Tensor:
@@ -138,9 +142,9 @@ def our_attention(m: Layers, x: Tensor) -> Tensor:
 
 
 WHOLE = (
-    layer_scale_in_front, layer_scale_behind, terms, positions, positions_in_front, gates_of_pixels, rectified, every_second_pixel,
-    pool_of_two, pool_with_borders, pool_of_all, pool_of_all_squeezed, two_heads, groups, shuffled, tokens_before_images, tokens_of_one,
-    our_patches, our_attention,
+    layer_scale_in_front, layer_scale_behind, terms, positions, positions_in_front, gates_of_pixels, hidden_pixels, rectified,
+    every_second_pixel, pool_of_two, pool_with_borders, pool_of_all, pool_of_all_squeezed, two_heads, groups, shuffled,
+    tokens_before_images, tokens_of_one, our_patches, our_attention,
 )  # fmt: skip
 
 
@@ -176,6 +180,20 @@ def of_negative_factors(m: Layers, x: Tensor) -> Tensor:
     return m.other(m.linear(x.flatten(2).mT) * m.positions).mT.reshape(x.shape)
 
 
+def of_small_factors(m: Layers, x: Tensor) -> Tensor:
+    """Beside large ones, which a division takes back."""
+    factors = torch.ones(C, H, W)
+    factors[0] = 1e6
+    return x * factors / factors.amax((1, 2), keepdim=True)
+
+
+def of_endless_factors(m: Layers, x: Tensor) -> Tensor:
+    """Of which the sign of x is left."""
+    factors = torch.ones(C, H, W)
+    factors[0, 0] = torch.inf
+    return (x * factors).clamp(-9, 9)
+
+
 def pool_of_three(m: Layers, x: Tensor) -> Tensor:
     return F.avg_pool2d(x, 3, 1)
 
@@ -194,8 +212,8 @@ def terms_of_more_images(m: Layers, x: Tensor) -> Tensor:
 
 
 BY_TORCH = {
-    unpadded_and_normed: 2, padded_by_name: 1, of_negative_factors: 6, pool_of_three: 1, pool_of_odd_maps: None, image_times_image: None,
-    terms_of_more_images: None,
+    unpadded_and_normed: 2, padded_by_name: 1, of_negative_factors: 6, of_small_factors: None, of_endless_factors: None, pool_of_three: 1,
+    pool_of_odd_maps: None, image_times_image: None, terms_of_more_images: None,
 }  # fmt: skip
 
 

@@ -41,7 +41,9 @@ class Gate(Known):
     shift: float = 0.0
 
     def is_(self, factor: float, shift: float) -> bool:
-        return math.isclose(self.factor, factor, rel_tol=1e-6) and math.isclose(self.shift, shift, rel_tol=1e-6, abs_tol=1e-6)
+        """Up to the roundings of constants that are float32."""
+        small = 2.0**-22 * abs(self.factor)
+        return math.isclose(self.factor, factor, rel_tol=1e-6) and math.isclose(self.shift, shift, rel_tol=1e-6, abs_tol=small)
 
 
 @dataclass(frozen=True)
@@ -149,15 +151,19 @@ def _gated(build: Builder, x: View, gate: Gate) -> Any:
         return y if gate.is_(1.0, 0.0) else _times(build, y, gate.factor)
     mapped = x.is_map or view_ops.shuffled(x) is not None
     if mapped and len(u.size) == 1 and u.dims == (x.dims[0], *u.dims[1:2], (), ()) and u.channels == x.size[0]:
-        return Sloped(x, gate)
+        return Sloped(x, gate) if len(u.dims[1]) < 2 else None  # of channels in order
     return None
 
 
 def _gated_by_constant(build: Builder, x: View, factor: Tensor) -> View | None:
-    """A factor for each element, the same for every image: the gate of what it is the hard-sigmoid of, times the largest."""
-    if not factor.is_floating_point() or not bool((factor >= 0).all()):
+    """A factor for each element, the same for every image: the gate of what it is the hard-sigmoid of, times the largest. Not of others
+    much smaller than that: of what is close to -3 hard-sigmoid has few digits."""
+    if not factor.is_floating_point():
         return None
-    largest = float(factor.max()) or 1.0
+    largest = float(factor.max())
+    if not math.isfinite(largest) or not bool(((factor == 0) | (factor >= largest / 8)).all()):
+        return None
+    largest = largest or 1.0
     u = build.constant_like(x, factor.double() / largest * 6 - 3, f"{x.name}.factor")
     return None if u is None else _gated(build, x, Gate(u, factor=largest))
 
