@@ -127,7 +127,7 @@ class Drawn(nn.Module):
         weight = self.weight(*(size if i == dim else 1 for i, size in enumerate(shape))).data
         every = self.weight(*(1 if size % BATCH == 0 or self.draw.random() < 0.3 else size for size in shape)).data
         by = self.draw.choice(
-            (2, -0.5, torch.tensor(0.7), torch.tensor([-2.0]), torch.tensor([[3]]), weight, weight.exp(), every, every.abs())
+            (2, -0.5, torch.tensor(0.7), torch.tensor([-2.0]), torch.tensor([[3]]), weight, weight.exp(), every, every.abs() + 0.5)
         )
         self.put(self.draw.choice((lambda x: x * by, lambda x: by * x, lambda x: x / by, lambda x: x + by, lambda x: by - x)), x)
 
@@ -148,7 +148,9 @@ class Drawn(nn.Module):
         u = self.linear(self.put(lambda x: x.mean((2, 3)), x), 2 * channels)
         one, other, slope = self.draw.choice((0, 0, 0, 1)), self.draw.choice((1, 1, 1, 0)), self.draw.choice((1, 1, 1, 0.5))
         u = self.put(lambda u: F.hardsigmoid(u)[..., None, None], u)
-        self.put(lambda x, u: torch.max(x * (2 * u.chunk(2, 1)[one]), (u.chunk(2, 1)[other] * 2 - slope) * x), x, u)
+        groups = self.draw.choice((1, 1, 1, *(each for each in (2, 3) if channels % each == 0)))
+        parts = lambda u: [each.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2) for each in u.chunk(2, 1)]  # noqa: E731
+        self.put(lambda x, u: torch.max(x * (2 * parts(u)[one]), (parts(u)[other] * 2 - slope) * x), x, u)
 
     def groups(self) -> None:
         """Convolutions in groups, depthwise ones with more filters than channels, and shuffled channels."""
