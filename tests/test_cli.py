@@ -13,7 +13,6 @@ from dataclasses import MISSING, fields
 import numpy as np
 import pytest
 import torch
-from marks import slow
 from PIL import Image
 
 import mvit_kernels as mk
@@ -445,9 +444,8 @@ def test_train_names_a_broken_picture(capsys, tmp_path, photograph):
 # --- demo ---
 
 
-@pytest.mark.parametrize("full_size", [("mobilevitv2_075",), slow(demo.FULL_SIZE)])
-def test_demo(capsys, monkeypatch, tmp_path, full_size):
-    monkeypatch.setattr(demo, "FULL_SIZE", full_size)
+@pytest.mark.slow
+def test_demo(capsys, monkeypatch, tmp_path):
     document = _json(capsys, "demo", "--images", 20, "--rounds", 1, "--out", tmp_path)
     assert json.loads((tmp_path / "demo.json").read_text()) == document
     with Image.open(tmp_path / "demo.png") as picture:
@@ -464,7 +462,7 @@ def test_demo(capsys, monkeypatch, tmp_path, full_size):
         assert row["trained"] == (row["model"] in checkpoints.SHIPPED)
         assert "int8" in row["variant"] or row["max_difference"] <= 1e-5 * row["logit_range"]
     variants = [variant.name for variant in VARIANTS]
-    assert [row["variant"] for row in document["table"]] == (len(checkpoints.SHIPPED) + len(full_size)) * variants
+    assert [row["variant"] for row in document["table"]] == (len(checkpoints.SHIPPED) + len(demo.FULL_SIZE)) * variants
 
 
 def test_demo_says_which_packages_it_lacks(capsys, monkeypatch, tmp_path):

@@ -103,6 +103,7 @@ def test_a_family_ends_at_the_least_possible(capsys, tmp_path):
     assert warning.startswith(f"WARNING: the family ends after {len(models)} of 3 models: downsize: budget: expected at least ")
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_downsize_meets_latencies(capsys):
     (model,) = _json(capsys, "downsize", "--latency-ms", "3", "--precision", "fp32", "--threads", "1", "--top", "1")

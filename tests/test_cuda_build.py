@@ -81,6 +81,7 @@ def functions_of(arch: str) -> dict[str, str]:
     return {name: body for name, _, body in (part.partition("\n") for part in parts)}
 
 
+@pytest.mark.slow
 def test_nothing_touches_memory_before_its_turn() -> None:
     """Where kernels are launched before those in front of them are done: csrc/cuda/primitives/launch.cuh."""
     functions = functions_of("sm_90a")

@@ -232,7 +232,6 @@ def test_what_has_no_kernel_runs_through_torch() -> None:
     fast = mk.compile(model, x)
     assert_compiled(model, fast, x)
     reasons = {row.op: row.reason for row in fast.report().fallbacks}
-    assert reasons.pop("affine") == "no kernel for affine outside of a block"
     assert reasons.keys() == {"aten.conv2d.default", "aten.max_pool2d.default", "aten.tanh.default", "aten.slice.Tensor"}
     assert set(reasons.values()) == {"no kernel for it"}
 

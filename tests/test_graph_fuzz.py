@@ -288,7 +288,7 @@ def check(seed: int) -> None:
 
 @pytest.mark.usefixtures("one_thread")
 def test_some() -> None:
-    fuzz.run(check, 30, 30)
+    fuzz.run(check, 25, 15)
 
 
 @pytest.mark.slow

@@ -237,7 +237,9 @@ def test_compiled(middle: Callable[[Layers, Tensor], Tensor]) -> None:
         torch.testing.assert_close(mk.compile(model, x)(x), model(x), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["mobile_former_26m", "mobile_former_52m"])
+@pytest.mark.parametrize("name", ["mobile_former_26m", pytest.param("mobile_former_52m", marks=pytest.mark.slow)])
 def test_mobile_formers(name: str) -> None:
     """In plain ops, as the authors have them."""
-    assert_as_its_modules(mk.create_model(name, num_classes=5), (3, 64, 64))
+    blocks = ((2, 24, 12), (1, 36, 12), (2, 72, 24), (1, 72, 24))
+    options = {} if name.endswith("52m") else {"blocks": blocks, "token_dim": 16, "classifier_dim": 32}
+    assert_as_its_modules(mk.create_model(name, num_classes=5, **options), (3, 64, 64))

@@ -31,6 +31,7 @@ def run(peers, folder, *flags):
     return document
 
 
+@pytest.mark.slow
 def test_variants_that_fail_are_listed_with_their_reason(peers, monkeypatch, tmp_path, capsys):
     from peer_variants import Variant
 
@@ -54,6 +55,7 @@ def test_variants_that_fail_are_listed_with_their_reason(peers, monkeypatch, tmp
     assert "openvino: ImportError: not installed" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_chart_is_drawn_of_what_ran(peers, tmp_path):
     pytest.importorskip("matplotlib")
     import chart

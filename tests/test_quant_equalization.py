@@ -186,6 +186,7 @@ def test_no_factors_where_they_do_not_help() -> None:
     assert factors(own, alike, squares, (8, 8), lambda seam: True) == {}
 
 
+@pytest.mark.slow
 def test_other_image_sizes_and_files_know_the_factors(stress: Any, tmp_path: Path) -> None:
     """Odd maps are resized, and some seams are not there."""
     model = stress.stressed(network("mobilevitv2_050", (1, 1, 1), (1, 1)), "outlier_channels")
