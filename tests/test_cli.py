@@ -305,6 +305,7 @@ def test_compare_refuses_values_that_are_not_finite():
         compare(model, [torch.zeros(1, 3, 32, 32), torch.ones(1, 3, 32, 32)], variants, rounds=1, warmup=0, label="xxs")
 
 
+@pytest.mark.slow
 def test_bench_writes_results(capsys, tmp_path):
     argv = ["bench", "--model", MODEL, "--img-size", 64, "--batch-size", 2, "--num-warm-iter", 0]
     argv += ["--num-bench-iter", 1, "--threads", 1]

@@ -265,6 +265,7 @@ def test_a_scaled_model_goes_all_the_way(capsys, tmp_path):
     assert _json(capsys, "export", tmp_path / "q", "--output", tmp_path / "q.onnx")["bytes"] > 0
 
 
+@pytest.mark.slow
 def test_what_is_normalized_at_calibration_is_at_evaluation(capsys, weights, pictures, tmp_path):
     model = network(checkpoint=weights)
     normalization = Normalization((0.5, 0.25, 0.5), (0.25, 1.0, 0.5))
@@ -282,6 +283,7 @@ def test_what_is_normalized_at_calibration_is_at_evaluation(capsys, weights, pic
     assert _json(capsys, "eval", weights, "--data", pictures, "--eager", *flags)["top1"] == pytest.approx(exact)
 
 
+@pytest.mark.slow
 def test_a_plan_takes_images_as_its_model_wants_them(capsys, pictures, tmp_path):
     model = mk.create_model("efficientformerv2_s0", num_classes=3, image_size=64).eval()
     mk.compile(model, torch.zeros(1, 3, 64, 64)).save(tmp_path / "plan")

@@ -37,6 +37,7 @@ def test_the_digest_is_of_what_is_traced(tmp_path):
 
 
 @pytest.mark.parametrize("tag", ["", "of the user"])
+@pytest.mark.slow
 def test_a_tag_of_the_user_stays(tag):
     code = "import mvit_kernels, torch; print(torch.compiler.config.cache_key_tag)"
     env = {**os.environ, "TORCH_COMPILE_CACHE_KEY_TAG": tag}

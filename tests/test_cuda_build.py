@@ -90,6 +90,7 @@ def test_nothing_touches_memory_before_its_turn() -> None:
 
 
 @pytest.mark.parametrize("arch", [slow(ARCHITECTURES[0]), ARCHITECTURES[1]])  # to disassemble one takes 10 seconds
+@pytest.mark.slow
 def test_products_are_of_tensor_cores(arch: str) -> None:
     functions = functions_of(arch)
     for kernel in PRODUCTS:

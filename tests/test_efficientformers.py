@@ -146,6 +146,7 @@ def test_integers_from_stem_to_head(name: str, bits: int, threads) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
+@pytest.mark.slow
 def test_what_bytes_cost(name: str) -> None:
     x = images(name)
     with torch.no_grad():
@@ -164,6 +165,7 @@ def test_bridges_are_found_without_names() -> None:
     assert found[1].nodes[-1] == "head"
 
 
+@pytest.mark.slow
 def test_bridges_of_maps_that_look_at_themselves() -> None:
     """V2 has one in each of its last stages, where a map of that size is first looked at as a whole."""
     program = optimize(capture(network("efficientformerv2_s0"), (3, SIDE, SIDE)))

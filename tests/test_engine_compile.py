@@ -94,6 +94,7 @@ def integers(name: str) -> Program:
 
 @pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("name", list(families.FAMILIES))
+@pytest.mark.slow
 def test_several_images_at_once(name: str, form: str, threads, monkeypatch) -> None:
     """All steps that can take them, to the same bits."""
     program = integers(name) if form == "int8" else floats(name)
@@ -192,6 +193,7 @@ def test_results_do_not_alias(network) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.slow
 def test_sixteen_bits(network, dtype: torch.dtype) -> None:
     model, _ = network
     fast = mk.compile(model, torch.zeros(1, 3, 64, 64), dtype=dtype)

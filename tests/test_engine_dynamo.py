@@ -70,6 +70,7 @@ def test_weights_that_change() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_several_models_of_one_class() -> None:
     """To Dynamo they are the same code: one graph gets the weights of each."""
     models = [random_statistics(small("mobilevitv2_050")) for _ in range(2)]
@@ -191,6 +192,7 @@ def test_first_images_of_all_kinds(case: str) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_no_images_after_others() -> None:
     """Dynamo compiles anew for them, and the graph's sizes say 0."""
     model, x = random_statistics(small("mobilevit_xxs")), torch.randn(2, 3, 32, 32)

@@ -236,6 +236,7 @@ def test_plans_of_a_gpu_have_the_same_bits(dtype: torch.dtype, tmp_path, stand_i
     assert (tmp_path / "again").stat().st_size == (tmp_path / "plan").stat().st_size
 
 
+@pytest.mark.slow
 def test_plans_of_a_gpu_keep_no_weights_on_the_host(tmp_path, stand_in, monkeypatch) -> None:
     """Where their model can make them again, for a file that has the same bits. Of float16, whose copies for the device are others."""
     programs: list[Program] = []
@@ -263,6 +264,7 @@ def test_plans_of_a_gpu_keep_no_weights_on_the_host(tmp_path, stand_in, monkeypa
     assert loaded.sizes == [(3, 64, 64), (3, 96, 64)]
 
 
+@pytest.mark.slow
 def test_plans_of_a_gpu_of_integers_torch_nodes_and_structures(tmp_path, stand_in) -> None:
     torch.manual_seed(0)
     model, x = random_statistics(small("mobilevit_xxs")), torch.randn(2, 3, 64, 64)

@@ -96,6 +96,7 @@ def test_other_sizes(name: str) -> None:
     assert_the_same_bits(model, fast, torch.randn(1, 3, 64, 64))
 
 
+@pytest.mark.slow
 def test_maps_that_patches_do_not_divide(isa: str, threads) -> None:
     """MobileViT v1 resizes those, a stream in float32: still the same bits everywhere, at enough sizes to meet halves of a step."""
     model, fast = network("mobilevit_xxs", 8)

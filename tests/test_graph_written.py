@@ -447,6 +447,7 @@ def assert_as_its_modules(model: nn.Module, size: tuple[int, int, int], torch_no
 
 
 @pytest.mark.parametrize("name", ["mobilevit_xxs", "mobilevitv2_050"])
+@pytest.mark.slow
 def test_our_networks(name: str) -> None:
     assert_as_its_modules(mk.create_model(name, num_classes=5), (3, 64, 96))
 

@@ -148,6 +148,7 @@ def test_integers(name: str, bits: int, threads) -> None:
 
 
 @pytest.mark.parametrize("name", [NAMES[0], slow(NAMES[1])])
+@pytest.mark.slow
 def test_what_bytes_cost(name: str) -> None:
     x = images()
     with torch.no_grad():

@@ -76,6 +76,7 @@ WRONG_ENVIRONMENT = [
 
 
 @pytest.mark.parametrize(("variable", "value", "message"), WRONG_ENVIRONMENT, ids=["backend", "isa"])
+@pytest.mark.slow
 def test_wrong_environment_is_told_at_first_use(variable: str, value: str, message: str) -> None:
     code = """
 import torch, mvit_kernels as mk
@@ -89,6 +90,7 @@ for use in (*uses, lambda: mk.ops.separable_attention(x, backend="reference")):
 
 
 @pytest.mark.parametrize(("variable", "value", "message"), WRONG_ENVIRONMENT, ids=["backend", "isa"])
+@pytest.mark.slow
 def test_wrong_environment_ends_the_program_in_one_line(variable: str, value: str, message: str) -> None:
     env = {**os.environ, variable: value}
     done = subprocess.run([sys.executable, "-m", "mvit_kernels", "info"], capture_output=True, text=True, env=env, check=False)

@@ -69,6 +69,7 @@ def test_stressed_networks_compute_the_same(stress: Any, name: str, variant: str
 
 
 @pytest.mark.parametrize("name", ["mobilevitv2_050", slow("mobilevit_xxs")])
+@pytest.mark.slow
 def test_stressed_networks_have_the_problem(stress: Any, name: str) -> None:
     def ranges(model: nn.Module) -> dict[str, Any]:
         made = optimize(capture(model, (3, 64, 64)))

@@ -114,6 +114,7 @@ def results(q: mk.QuantizedModel, x: Tensor, path: Path) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", ["efficientformer_l1", slow("efficientformerv2_s0"), "mobile_former_26m"])
+@pytest.mark.slow
 def test_relatives(name: str, tmp_path: Path) -> None:
     """Of random networks most images are near the border of two classes: those that are not stay where they are."""
     x = families.images(32)

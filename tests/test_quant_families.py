@@ -50,6 +50,7 @@ def damaged(name: str) -> nn.Module:
 
 @needs_native
 @pytest.mark.parametrize("name", FEW)
+@pytest.mark.slow
 def test_dead_channels_and_constant_images(name: str) -> None:
     model, x = damaged(name), images(4)
     y = assert_safe(quantized(model, x), x)

@@ -245,6 +245,7 @@ def test_everything_is_quantized(name: str, method: str) -> None:
 
 @pytest.mark.parametrize("method", PUBLISHED)
 @pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.slow
 def test_it_is_simulated_and_nothing_else(name: str, method: str, tmp_path: Path) -> None:
     model, q, x = mobilevit(name), simulated(name, method), images(3, 64, 3).abs()
     with torch.no_grad():
@@ -288,6 +289,7 @@ def test_other_sizes_and_pickles(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", PUBLISHED)
+@pytest.mark.slow
 def test_layers_that_are_skipped_are_floats(method: str) -> None:
     name = "stages.2.1.transformer.0"
     config = mk.QuantConfig(8, 8, method, skip=(f"{name}.*", "stages.[34]*"))

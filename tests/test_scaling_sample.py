@@ -70,6 +70,7 @@ def test_samples_are_what_they_say(uninterrupted):
     assert not any((folder / "runs").iterdir())
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on(uninterrupted, tmp_path):
     """Nothing is lost, nothing is trained twice, and the samples are those of a run in one go."""
     folder = tmp_path / "samples"

@@ -270,6 +270,7 @@ def test_derived_models_are_better_than_plain_ones(downsizer):
 
 
 @pytest.mark.parametrize(("cost", "budgets"), [(Macs(4), (1.4e7, 2.9e7)), (Params(4), (1.1e6, 5e6))])
+@pytest.mark.slow
 def test_where_the_front_ends_no_other_model_is_predicted_to_be_better(cost, budgets):
     """Budgets beyond the setting with the highest prediction of all. Resolution costs no parameters: a curve that goes on along the front
     would lower it for nothing."""
@@ -333,6 +334,7 @@ def test_budgets_of_parameters(samples, fitted):
             assert model.cost == sum(p.numel() for p in network.parameters())
 
 
+@pytest.mark.slow
 def test_budgets_of_latency_are_held_to_measurements(samples, fitted, monkeypatch):
     """This machine takes three times as long as that of the samples: what is returned was measured here."""
     calls = []
@@ -353,6 +355,7 @@ def test_budgets_of_latency_are_held_to_measurements(samples, fitted, monkeypatc
         downsizer.derive_measured(0.01, 3, "int8", 2)
 
 
+@pytest.mark.slow
 def test_latencies_that_are_predicted_wrong_still_lead_to_the_budget(samples, fitted, monkeypatch):
     """20 ms are predicted for what takes 100, far beyond the samples, and the first correction goes too far."""
     calls = []

@@ -295,6 +295,7 @@ def test_a_module_of_another_maker_in_a_container_is_called():
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_nothing_outlives_a_network_that_its_parts_know():
     def hooked(network: nn.Module) -> None:
         network.stages[3].register_forward_hook(lambda *_, network=network: None)
@@ -494,6 +495,7 @@ def test_attention_outside_of_a_block():
         checks.check_outputs(nn.Sequential(attention), torch.randn(2, 12, 4, 9), **options)
 
 
+@pytest.mark.slow
 def test_pickles_are_read_by_a_process_that_imported_nothing(tmp_path):
     path = tmp_path / "model.pickle"
     path.write_bytes(pickle.dumps(mk.accelerate(model())))
@@ -501,6 +503,7 @@ def test_pickles_are_read_by_a_process_that_imported_nothing(tmp_path):
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "mvit_kernels.swap.models\n"
 
 
+@pytest.mark.slow
 def test_accelerate_imports_no_other_library():
     code = (
         "import sys, mvit_kernels as mk; m = mk.accelerate(mk.create_model('mobilevitv2_050')); mk.report(m)\n"
@@ -577,6 +580,7 @@ def test_distributed_data_parallel(tmp_path):
 
 
 @pytest.mark.parametrize(("name", "ops"), OPS)
+@pytest.mark.slow
 def test_export(name, ops):
     checks.check_export(model(name, depths=(1, 1, 1)), image(batch=1), {"avg_pool", *ops})
 

@@ -91,6 +91,7 @@ def test_loss_falls(losses_by_heart, model):
         pytest.param("mobilevitv2_050", {"accelerate": True}, 0.005, 1, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_loss_curve_is_that_of_plain_training(losses_by_heart, model, change, tolerance, every):
     """On images learned by heart the loss falls far within twenty steps, and rounding has not yet led the runs apart."""
     plain, changed = losses_by_heart(model), losses_by_heart(model, **change)
@@ -395,6 +396,7 @@ def test_trains_on_folders_with_workers(config, tmp_path, pictures):
         *((name, (None,)) for name in ("efficientformer_l1", "efficientformerv2_s0", "mobile_former_26m")),
     ],
 )
+@pytest.mark.slow
 def test_a_classifier_for_other_classes_starts_fresh(name, formats, tmp_path):
     """Of every family, in every format; any other weight that is missing is an error."""
     path, model, other = tmp_path / "three.pth", create_model(name, num_classes=3), create_model(name, num_classes=2)
