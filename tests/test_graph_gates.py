@@ -67,6 +67,10 @@ def gate(m: Gated, x: Tensor, u: Tensor) -> Tensor:
     return x * F.hardsigmoid(u)
 
 
+def gate_of_copies(m: Gated, x: Tensor, u: Tensor) -> Tensor:
+    return x * F.dropout(F.hardsigmoid(u).clone(), 0.5, m.training).contiguous().float()
+
+
 def gate_of_tokens(m: Gated, x: Tensor, u: Tensor) -> Tensor:
     """As Mobile-Former's: twice as much, of tokens."""
     x, u = (each.flatten(2).permute(2, 0, 1) for each in (x, u))
@@ -99,6 +103,7 @@ KNOWN = {
     hard_swish_divided_last: "hard_swish",
     hard_swish_clipped: "hard_swish",
     gate: "hard_gate",
+    gate_of_copies: "hard_gate",
     gate_of_tokens: "hard_gate",
     dynamic: "dynamic_relu",
     dynamic_in_parts: "dynamic_relu",

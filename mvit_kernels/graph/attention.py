@@ -186,7 +186,7 @@ def softmax(build: Builder, named: Named, path: str) -> Any:
 
 
 def same(build: Builder, named: Named, path: str) -> Any:
-    """In evaluation, in float32."""
+    """Of all that is known, in whatever file: in evaluation, in float32."""
     x = named["self"] if "self" in named else named["input"]
     return x if isinstance(x, Known) and not named.get("train") and named.get("dtype") in (None, torch.float32) else None
 

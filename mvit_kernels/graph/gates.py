@@ -1,7 +1,7 @@
 """Gates that networks write in several ops: silu as x sigmoid(x), hard-swish, gates by hard-sigmoid, dynamic ReLU (arXiv 2003.10027) as
 max(a x, b x). Hard-sigmoids are torch's, or relu6(u + 3) / 6 in some order of its factors.
 
-As in `attention.py`, torch makes what is on the way, until the last op is known to be one node.
+As in `attention.py`, torch makes what is on the way, until the last op is known to be one node; copies and dropout of it are known there.
 """
 
 from __future__ import annotations
@@ -136,11 +136,6 @@ def _dynamic_relu(build: Builder, x: View, u: View, v: View) -> View | None:
     return replace(x, name=build.add("dynamic_relu", (x.name, slopes), x.size, f"{x.name}.dynamic_relu"))
 
 
-def same(build: Builder, named: Named, path: str) -> Any:
-    x = named["self"] if "self" in named else named["input"]
-    return x if isinstance(x, (Gate, Sigmoid)) and not named.get("train") and named.get("dtype") in (None, torch.float32) else None
-
-
 def _gated(build: Builder, x: View, gate: Gate) -> Any:
     u = gate.of
     if x.alike(u) and gate.is_(gate.factor, 0.0):
@@ -170,7 +165,7 @@ def _gated_by_constant(build: Builder, x: View, factor: Tensor) -> View | None:
 
 def _times(build: Builder, x: View, factor: float) -> View:
     scale = torch.full((x.size[0],), factor, dtype=torch.float64)
-    return x.on(build.add("affine", (x.name,), x.size, f"{x.name}.scale", {}, {"scale": scale, "shift": torch.zeros_like(scale)}))
+    return build.affine(x, scale, torch.zeros_like(scale), f"{x.name}.scale")
 
 
 def _viewed(target: Any) -> Callable[[Builder, Named, str], Any]:
@@ -206,9 +201,5 @@ RULES: dict[Any, Callable[[Builder, Named, str], Any]] = {
     _aten.hardsigmoid.default: hard_sigmoid,
     _aten.maximum.default: maximum,
     _aten.max.other: maximum,
-    _aten.dropout.default: same,
-    _aten.contiguous.default: same,
-    _aten.clone.default: same,
-    _aten.to.dtype: same,
     **{target: _viewed(target) for target in _VIEWS},
 }

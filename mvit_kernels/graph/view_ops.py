@@ -105,18 +105,18 @@ def _col2im(build: Builder, named: Named, path: str) -> Any:
 
 def _unfold_patches(build: Builder, named: Named, path: str) -> Any:
     """Our own: (B, C, P, N)."""
-    x = named["x"]
-    y = unfolded(x, tuple(named["patch_size"])) if isinstance(x, View) else None
+    x, (height, width) = named["x"], pair(named["patch_size"])
+    y = unfolded(x, (height, width)) if isinstance(x, View) else None
     return None if y is None else y.reshape([*x.shape[:2], y.shape[1] // x.shape[1], y.shape[2]])
 
 
 def _fold_patches(build: Builder, named: Named, path: str) -> Any:
-    p, patch, size = named["p"], tuple(named["patch_size"]), tuple(named["output_size"])
+    p, (height, width), size = named["p"], pair(named["patch_size"]), named["output_size"]
     if not isinstance(p, View) or len(p.dims) != 4:
         return None
     b, channels, phases, patches = p.shape
     y = p.reshape([b, channels * phases, patches])
-    return None if y is None else folded(y, size, patch)
+    return None if y is None else folded(y, (size[0], size[1]), (height, width))
 
 
 def _expand(build: Builder, named: Named, path: str) -> Any:
