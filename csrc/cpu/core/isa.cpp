@@ -18,6 +18,7 @@ extern const bool probe_scalar;
 #if defined(MVIT_BUILD_X86)
 extern const bool probe_avx2;
 extern const bool probe_avx512vnni;
+extern const bool probe_avx512bf16;
 extern const bool probe_amx;
 #endif
 
@@ -74,8 +75,10 @@ bool cpu_has(Isa isa) {
             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") &&
                    __builtin_cpu_supports("fma") && cpu_has_f16c();
+        case Isa::avx512bf16:
+            return cpu_has(Isa::avx512vnni) && __builtin_cpu_supports("avx512bf16");
         case Isa::amx:
-            return cpu_has(Isa::avx512vnni) && __builtin_cpu_supports("avx512bf16") && cpu_has_amx();
+            return cpu_has(Isa::avx512bf16) && cpu_has_amx();
     }
     return false;
 #else
@@ -102,6 +105,8 @@ const char* isa_name(Isa isa) {
             return "avx2";
         case Isa::avx512vnni:
             return "avx512vnni";
+        case Isa::avx512bf16:
+            return "avx512bf16";
         case Isa::amx:
             return "amx";
     }
@@ -117,6 +122,8 @@ bool isa_built(Isa isa) {
             return probe_avx2;
         case Isa::avx512vnni:
             return probe_avx512vnni;
+        case Isa::avx512bf16:
+            return probe_avx512bf16;
         case Isa::amx:
             return probe_amx;
 #else

@@ -6,9 +6,10 @@
 
 namespace mvit {
 
-// amx: avx512vnni, with an instruction that rounds to bfloat16, and products of bytes and of bfloat16 by tiles (amx.h).
-enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2, amx = 3 };
-inline constexpr int isa_count = 4;
+// avx512bf16: avx512vnni, with instructions that multiply bfloat16 and round to it. amx: avx512bf16, with products of bytes and of bfloat16
+// by tiles (amx.h).
+enum class Isa : int { scalar = 0, avx2 = 1, avx512vnni = 2, avx512bf16 = 3, amx = 4 };
+inline constexpr int isa_count = 5;
 
 const char* isa_name(Isa isa);
 bool isa_built(Isa isa);      // this library holds kernels compiled with that ISA's flags
@@ -35,18 +36,19 @@ struct IsaTable {
 
 // Inside ops/*.cpp: declares the tables of an op and gathers them.
 #if defined(MVIT_BUILD_X86)
-#define MVIT_ISA_TABLE(Kernels, op)                                                                  \
-    extern const Kernels op##_scalar;                                                                \
-    extern const Kernels op##_avx2;                                                                  \
-    extern const Kernels op##_avx512vnni;                                                            \
-    extern const Kernels op##_amx;                                                                   \
-    namespace {                                                                                      \
-    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, &op##_avx2, &op##_avx512vnni, &op##_amx}}; \
+#define MVIT_ISA_TABLE(Kernels, op)                                                                                    \
+    extern const Kernels op##_scalar;                                                                                  \
+    extern const Kernels op##_avx2;                                                                                    \
+    extern const Kernels op##_avx512vnni;                                                                              \
+    extern const Kernels op##_avx512bf16;                                                                              \
+    extern const Kernels op##_amx;                                                                                     \
+    namespace {                                                                                                        \
+    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, &op##_avx2, &op##_avx512vnni, &op##_avx512bf16, &op##_amx}}; \
     }
 #else
-#define MVIT_ISA_TABLE(Kernels, op)                                                    \
-    extern const Kernels op##_scalar;                                                  \
-    namespace {                                                                        \
-    constexpr IsaTable<Kernels> op##_table{{&op##_scalar, nullptr, nullptr, nullptr}}; \
+#define MVIT_ISA_TABLE(Kernels, op)                         \
+    extern const Kernels op##_scalar;                       \
+    namespace {                                             \
+    constexpr IsaTable<Kernels> op##_table{{&op##_scalar}}; \
     }
 #endif

@@ -68,7 +68,7 @@ inline void store(F32 x, T* p, int n) {
 // The same, but that a subnormal number may become 0 as bfloat16: an instruction where there is one.
 template <class T>
 inline void store_normal(F32 x, T* p, int n) {
-#if defined(MVIT_ISA_AMX)
+#if defined(MVIT_ISA_AVX512BF16)
     if constexpr (is_bf16<T>) return n == F32::width ? x.store_normal(p) : x.store_normal_n(p, n);
 #endif
     store(x, p, n);

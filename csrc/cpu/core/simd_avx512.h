@@ -32,7 +32,7 @@ struct F32 {
     void store_n(bf16* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), narrow_bf16()); }
     void store_n(f16* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), narrow_f16()); }
 
-#if defined(MVIT_ISA_AMX)
+#if defined(MVIT_ISA_AVX512BF16)
     void store_normal(bf16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), rounded_to_bf16()); }
     void store_normal_n(bf16* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), rounded_to_bf16()); }
 #endif
@@ -56,7 +56,7 @@ struct F32 {
         r = _mm512_mask_mov_epi32(r, _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q), _mm512_set1_epi32(0x7FC0));
         return _mm512_cvtepi32_epi16(r);
     }
-#if defined(MVIT_ISA_AMX)
+#if defined(MVIT_ISA_AVX512BF16)
     __m256i rounded_to_bf16() const { return __builtin_bit_cast(__m256i, _mm512_cvtneps_pbh(v)); }
 #endif
     __m256i narrow_f16() const { return _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

@@ -73,19 +73,25 @@ constexpr Tile tiles[14][2] = {MVIT_TILES(1),  MVIT_TILES(2),  MVIT_TILES(3),  M
                                MVIT_TILES(11), MVIT_TILES(12), MVIT_TILES(13), MVIT_TILES(14)};
 #undef MVIT_TILES
 
+// body(first row, rows): as few tiles as possible, all as high as possible. 64 rows are 4 x 13 + 12, not 4 x 14 + 8.
+template <class Body>
+inline void each_tile(int64_t rows, const Body& body) {
+    int64_t row = 0;
+    for (int64_t left = (rows + most_rows - 1) / most_rows; left > 0; --left) {
+        const int64_t height = (rows - row + left - 1) / left;
+        body(row, height);
+        row += height;
+    }
+}
+
 // All rows by one chunk.
 void multiply_chunk(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t depth, int columns, const float* init,
                     int64_t init_stride, float* c, int64_t c_stride) {
-    // As few tiles as possible, all as high as possible: 64 rows are 4 x 13 + 12, not 4 x 14 + 8.
-    for (int64_t left = (rows + most_rows - 1) / most_rows; left > 0; --left) {
-        const int64_t height = (rows + left - 1) / left;
+    each_tile(rows, [&](int64_t row, int64_t height) {
         for (int j = 0; j < columns; j += 2 * W)
-            tiles[height - 1][columns - j > W ? 1 : 0](a, a_stride, b + j, depth, init + j, init_stride, c + j, c_stride);
-        rows -= height;
-        a += height * a_stride;
-        init += height * init_stride;
-        c += height * c_stride;
-    }
+            tiles[height - 1][columns - j > W ? 1 : 0](a + row * a_stride, a_stride, b + j, depth, init + row * init_stride + j,
+                                                       init_stride, c + row * c_stride + j, c_stride);
+    });
 }
 
 void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t depth, int columns, const float* init,
@@ -102,6 +108,91 @@ void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, in
 }
 
 // --- bfloat16 ---
+
+#if defined(MVIT_ISA_AVX512BF16)
+
+// sum[n] += x[2 n] w[2 n] + x[2 n + 1] w[2 n + 1] of bfloat16, subnormal numbers taken for 0: twice the products of a multiply-add in its
+// time. Not the intrinsic, for the reason that isa/qtile.cpp gives.
+inline void dot(F32& sum, __m512i x, __m512i w) { asm("vdpbf16ps %2, %1, %0" : "+v"(sum.v) : "v"(x), "v"(w)); }
+
+inline __m512i pair_of_row(const char* a) {
+    int32_t pair;
+    __builtin_memcpy(&pair, a, sizeof pair);
+    return _mm512_set1_epi32(pair);
+}
+
+// As `tile`, with a pair of every row where that has a value. size: from half a panel to the next.
+template <int rows, int halves>
+void tile_bf16(const bf16* a, int64_t a_stride, const bf16* b, int64_t size, int64_t pairs, const float* init, int64_t init_stride,
+               float* c, int64_t c_stride) {
+    F32 sum[rows][halves];
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+        for (int h = 0; h < halves; ++h) sum[r][h] = F32::all(0.0f);
+
+    constexpr int groups = (rows + 2) / 3;
+    const char* row[groups];
+#pragma GCC unroll 5
+    for (int g = 0; g < groups; ++g) row[g] = reinterpret_cast<const char*>(a + 3 * g * a_stride);
+    const int64_t stride = a_stride * int64_t{sizeof(bf16)};
+
+    for (int64_t k = 0; k < pairs; ++k) {
+        __m512i column[halves];
+#pragma GCC unroll 2
+        for (int h = 0; h < halves; ++h) {
+            column[h] = _mm512_loadu_si512(b + h * size);
+            fetch_later(b + (h + halves) * size);  // what is multiplied next
+        }
+#pragma GCC unroll 14
+        for (int r = 0; r < rows; ++r) {
+            const __m512i x = pair_of_row(row[r / 3] + (r % 3) * stride);
+#pragma GCC unroll 2
+            for (int h = 0; h < halves; ++h) dot(sum[r][h], x, column[h]);
+        }
+#pragma GCC unroll 5
+        for (int g = 0; g < groups; ++g) row[g] += 2 * sizeof(bf16);
+        b += panel;
+    }
+
+#pragma GCC unroll 14
+    for (int r = 0; r < rows; ++r)
+#pragma GCC unroll 2
+        for (int h = 0; h < halves; ++h)
+            (F32::load(init + r * init_stride + h * half_panel) + sum[r][h]).store(c + r * c_stride + h * half_panel);
+}
+
+using TileBf16 = void (*)(const bf16*, int64_t, const bf16*, int64_t, int64_t, const float*, int64_t, float*, int64_t);
+
+#define MVIT_TILES(rows) {tile_bf16<(rows), 1>, tile_bf16<(rows), 2>}
+constexpr TileBf16 tiles_bf16[14][2] = {MVIT_TILES(1),  MVIT_TILES(2),  MVIT_TILES(3),  MVIT_TILES(4), MVIT_TILES(5),
+                                        MVIT_TILES(6),  MVIT_TILES(7),  MVIT_TILES(8),  MVIT_TILES(9), MVIT_TILES(10),
+                                        MVIT_TILES(11), MVIT_TILES(12), MVIT_TILES(13), MVIT_TILES(14)};
+#undef MVIT_TILES
+
+// Panel after panel, and of deep ones as much at once as the first cache holds.
+void multiply_bf16(const bf16* a, int64_t a_stride, int64_t rows, const bf16* b, int64_t depth, int columns, const float* init,
+                   int64_t init_stride, float* c, int64_t c_stride) {
+    const int64_t all = packed_depth<bf16>(depth) / 2, size = all * panel;
+    for (int j = 0; j < columns; j += panel, b += 2 * size, init += panel, c += panel) {
+        const int halves = columns - j > half_panel ? 2 : 1;
+        const float* begin = init;
+        int64_t begin_stride = init_stride, pairs = all, done = 0;
+        for (int64_t left = all > chunk ? (all + chunk - 1) / chunk : 1; left > 0; --left) {
+            const int64_t some = (pairs + left - 1) / left;
+            each_tile(rows, [&](int64_t row, int64_t height) {
+                tiles_bf16[height - 1][halves - 1](a + row * a_stride + 2 * done, a_stride, b + done * panel, size, some,
+                                                   begin + row * begin_stride, begin_stride, c + row * c_stride, c_stride);
+            });
+            begin = c;
+            begin_stride = c_stride;
+            pairs -= some;
+            done += some;
+        }
+    }
+}
+
+#else
 
 constexpr int64_t widened = 128;  // values of k at once
 
@@ -147,6 +238,8 @@ void multiply_bf16(const bf16* a, int64_t a_stride, int64_t rows, const bf16* b,
         }
     }
 }
+
+#endif
 
 }  // namespace
 
