@@ -60,10 +60,10 @@ std::vector<double> mix(const float* mixture, int64_t heads, int64_t count, cons
     return to;
 }
 
-// Tiles multiply e as bfloat16.
+// Where bfloat16 is multiplied as such, so is e.
 template <class T>
 double rounding_of_weights(int64_t keys) {
-    return isa_active() == Isa::amx && keys >= attention_fewest_tile_keys ? operand_rounding<T> : 0.0;
+    return isa_active() >= Isa::avx512bf16 && keys >= attention_fewest_bf16_keys ? operand_rounding<T> : 0.0;
 }
 
 template <class T>

@@ -2,8 +2,8 @@
 // simd.h.
 #pragma once
 
+#include "cpu/core/attention_bf16.h"
 #include "cpu/core/attention_parts.h"
-#include "cpu/core/attention_tiles.h"
 #include "cpu/core/isa.h"
 
 namespace mvit {
@@ -41,9 +41,9 @@ inline void softmax(float* scores, int64_t keys, int columns, float* top, float*
 
 template <class T>
 void attend(const Attending& s) {
-#if defined(MVIT_ISA_AMX)
+#if defined(MVIT_ISA_AVX512BF16)
     if constexpr (is_bf16<T>)
-        if (s.keys >= attention_fewest_tile_keys && s.scale > 0.0f) return attend_by_tiles(s);
+        if (s.keys >= attention_fewest_bf16_keys && s.scale > 0.0f) return attend_bf16(s);
 #endif
     const TileKernels& tiles = MVIT_ISA_SYMBOL(tile);
     const AttentionScratch& at = *s.layout;

@@ -5,14 +5,14 @@ namespace {
 
 constexpr int64_t tasks_wanted = 16;  // few sequences: the queries are cut too
 
-AttentionTileScratch tile_scratch(int64_t depth, int64_t value_depth, int64_t keys, int64_t queries) {
+AttentionBf16Scratch bf16_scratch(int64_t depth, int64_t value_depth, int64_t keys, int64_t queries) {
     constexpr int64_t band = 16, line = 16, halves = 2;  // rows; floats of 64 bytes; bfloat16 in a float
     const int64_t rows = round_up(queries, band);
-    AttentionTileScratch s{};
+    AttentionBf16Scratch s{};
     Places place;
     s.depth = round_up(depth, line * halves);
     s.value_columns = round_up(value_depth, line);
-    s.block = round_up(at_most(keys, attention_tile_keys), line * halves);
+    s.block = round_up(at_most(keys, attention_bf16_keys), line * halves);
     s.score_stride = s.block + line;
     s.e_stride = s.block + line * halves;
     s.query = place(band * s.depth / halves);
@@ -55,8 +55,8 @@ AttentionScratch attention_scratch(int64_t depth, int64_t value_depth, int64_t k
     s.sums = place(all);
     s.factor = place(panel);
     s.zeros = place(panel);
-    s.tiles = tile_scratch(depth, value_depth, keys, queries);
-    s.size = place.size < s.tiles.size ? s.tiles.size : place.size;
+    s.bf16 = bf16_scratch(depth, value_depth, keys, queries);
+    s.size = place.size < s.bf16.size ? s.bf16.size : place.size;
     return s;
 }
 

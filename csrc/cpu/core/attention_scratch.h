@@ -25,13 +25,13 @@ inline constexpr int64_t at_most(int64_t n, int64_t most) { return n < most ? n 
 // Of packed keys, which are read whole rows; see scratch_stride.
 inline constexpr int64_t key_row_stride(int64_t channels) { return channels % 512 == 0 ? channels + 16 : channels; }
 
-// By tiles of AMX (core/attention_tiles.h), which bfloat16 is multiplied on where there are any.
-inline constexpr int64_t attention_tile_keys = 256;        // of a block
-inline constexpr int64_t attention_fewest_tile_keys = 32;  // for fewer, tiles are too empty
+// Of bfloat16 where it is multiplied as such (core/attention_bf16.h).
+inline constexpr int64_t attention_bf16_keys = 256;        // of a block
+inline constexpr int64_t attention_fewest_bf16_keys = 32;  // for fewer, lines are too empty
 
-struct AttentionTileScratch {
-    int64_t depth, value_columns;          // of a head, to whole tiles
-    int64_t block;                         // keys, to whole tiles
+struct AttentionBf16Scratch {
+    int64_t depth, value_columns;          // of a head, to whole lines of 64 bytes and whole vectors
+    int64_t block;                         // keys, to whole lines
     int64_t query, keys, values;           // a band of Q, K^T and V of a block: bfloat16
     int64_t scores, score_stride;          // of two bands for a block: q.k, or a q.k + bias where there is one
     int64_t e, e_stride;                   // of a band for a block: bfloat16
@@ -49,7 +49,7 @@ struct AttentionScratch {
     int64_t keys, values;              // K and V^T of a block
     int64_t tops, sums, factor;        // t and the sum of e of every query, 2^(t before - t) of a panel
     int64_t zeros, size;
-    AttentionTileScratch tiles;  // in the same memory
+    AttentionBf16Scratch bf16;  // in the same memory
 };
 
 // For `queries` queries of a head of `depth` channels, whose values have `value_depth`.

@@ -8,7 +8,7 @@
 // as a panel of N rows, the softmax of a query goes down its lane, and y^T = V^T e multiplies by that panel in turn. No sum crosses
 // lanes, and neither N nor c is padded. The price is the transposition of q, v and y, in registers.
 //
-// Tiles of AMX, which multiply bfloat16, want queries in rows (core/attention_tiles.h).
+// Where bfloat16 is multiplied as such, queries stand in rows (core/attention_bf16.h).
 //
 // Keys are taken in blocks: where a later block has a larger t, what came before is multiplied by 2^(t before - t) (Milakov and Gimelshein,
 // arXiv 1805.02867). So scratch does not grow with N, and no chain of additions is longer than a block or the number of blocks.
