@@ -25,9 +25,16 @@ PEERS = {
     "onnxruntime": "ONNX Runtime",
     "onnxruntime-int8": "ONNX Runtime int8",
     "openvino": "OpenVINO",
+    "openvino-bf16": "OpenVINO bfloat16",
     "openvino-int8": "OpenVINO int8",
 }
-OURS = {"accelerate": "ours, eager", "compile": "ours, compiled", "compile-int8": "ours, int8", "compile-int6": "ours, 6-bit weights"}
+OURS = {
+    "accelerate": "ours, eager",
+    "compile": "ours, compiled",
+    "compile-bf16": "ours, bfloat16",
+    "compile-int8": "ours, int8",
+    "compile-int6": "ours, 6-bit weights",
+}
 
 
 def draw(document: dict[str, Any], path: Path) -> None:

@@ -73,8 +73,9 @@ def openvino(case: Case, precision: str = "f32") -> Network:
     return run_openvino(openvino_file(case), case.threads, precision)
 
 
-def openvino_int8(case: Case, model_type: str | None = None) -> Network:
-    return run_openvino(openvino_int8_file(case, model_type), case.threads)
+def openvino_int8(case: Case, model_type: str | None = None, precision: str = "f32") -> Network:
+    """precision: of what stays float."""
+    return run_openvino(openvino_int8_file(case, model_type), case.threads, precision)
 
 
 def openvino_int8_file(case: Case, model_type: str | None = None) -> Path:
@@ -121,6 +122,7 @@ VARIANTS = {
     "openvino": Variant(openvino),
     "openvino-bf16": Variant(functools.partial(openvino, precision="bf16"), products=torch.bfloat16),
     "openvino-int8": Variant(openvino_int8, products=torch.int8),
+    "openvino-int8-bf16": Variant(functools.partial(openvino_int8, precision="bf16"), products=torch.int8),
     "openvino-int8-transformer": Variant(functools.partial(openvino_int8, model_type="transformer"), products=torch.int8),
     "accelerate": Variant(accelerated, ours=True, channels_last=True),
     "compile": Variant(compiled, ours=True),

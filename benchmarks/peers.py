@@ -45,8 +45,8 @@ CAPS = ("MVIT_KERNELS_ISA", "ONEDNN_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY", "MKL_EN
 """Environment variables that hold instruction sets down: of this package, oneDNN, ATen and Inductor, MKL."""
 PAUSE, CALLS, BURST = 0.02, 5, 0.25
 """Seconds before a burst; the most calls of it that count; seconds after which no further one is made."""
-CEILINGS = {torch.float32: "fma_gflops", torch.int8: "dot_gops"}
-"""Of products, what registers allow; that of bfloat16 is not measured."""
+CEILINGS = {torch.float32: "fma_gflops", torch.bfloat16: "bf16_gflops", torch.int8: "dot_gops"}
+"""Of products, what registers allow."""
 TOLERANCE = 1e-3
 """Part of the range of logits that a float variant may be off: more than rounding is another network."""
 
@@ -164,8 +164,7 @@ def _measure(case: Case, variants: Iterable[str], rounds: int, context: Mapping[
         times = bursts(networks, rounds, label)
     for row in rows:
         if "reason" not in row:
-            ceiling = CEILINGS.get(VARIANTS[row["variant"]].products)
-            row |= _times(times[row["variant"]], case, None if ceiling is None else context[ceiling])
+            row |= _times(times[row["variant"]], case, context[CEILINGS[VARIANTS[row["variant"]].products]])
     return rows
 
 
@@ -192,10 +191,10 @@ def _times(timing: Timing, case: Case, ceiling: float | None) -> Row:
 
 
 def _ceilings(threads: int) -> dict[str, float | None]:
-    """Billions of operations a second that registers allow, on floats and on bytes: the most of ten tries; None without kernels."""
+    """Billions of operations a second that registers allow: the most of ten tries; None without kernels."""
     if native_kernels is None:
-        return {"fma_gflops": None, "dot_gops": None}
-    measures = {"fma_gflops": native_kernels.fma_gflops, "dot_gops": native_kernels.dot_gops}
+        return dict.fromkeys(CEILINGS.values())
+    measures = {name: getattr(native_kernels, name) for name in CEILINGS.values()}
     found = dict.fromkeys(measures, 0.0)
     for _ in range(10):  # some seconds apart, as other work takes a core for a while
         time.sleep(0.5)

@@ -50,6 +50,7 @@ PYBIND11_MODULE(_cpu, m) {
     m.def("fingerprint", [](uintptr_t data, int64_t bytes) { return fingerprint(pointer(data), bytes); });
     py::class_<Fingerprint>(m, "Fingerprint").def(py::init<std::vector<std::pair<uintptr_t, int64_t>>>()).def("value", &Fingerprint::value);
     m.def("fma_gflops", fma_gflops, py::call_guard<py::gil_scoped_release>());
+    m.def("bf16_gflops", bf16_gflops, py::call_guard<py::gil_scoped_release>());
     m.def("dot_gops", dot_gops, py::call_guard<py::gil_scoped_release>());
 
     bind_floats(m);

@@ -52,14 +52,22 @@ def poison():
     torch.use_deterministic_algorithms(False)
 
 
+OTHER_PRODUCTS = {
+    "avx512bf16": ("engine",),
+    "amx": ("engine", "qattention", "qconv2d", "qgemm", "qinverted_residual", "qpatch_attention", "qstack", "quant_"),
+}
+"""Sets that are AVX512-VNNI but for products, of bfloat16 and with AMX of bytes too, and the tests of such bytes and of networks."""
+
+
 def pytest_collection_modifyitems(config, items):
-    """AMX multiplies bytes and bfloat16, and is AVX512-VNNI otherwise: on it run tests of such products, of that dtype and of networks."""
-    products = "engine", "qattention", "qconv2d", "qgemm", "qinverted_residual", "qpatch_attention", "qstack", "quant_"
-    names = tuple(f"test_{each}" for each in products)
+    """On OTHER_PRODUCTS run tests of bfloat16 and those listed: the rest is what AVX512-VNNI runs."""
 
     def repeats(item) -> bool:
         settings = {*map(str, item.callspec.params.values())} if hasattr(item, "callspec") else set()
-        return "amx" in settings and "torch.bfloat16" not in settings and not item.path.stem.startswith(names)
+        return "torch.bfloat16" not in settings and any(
+            isa in settings and not item.path.stem.startswith(tuple(f"test_{name}" for name in names))
+            for isa, names in OTHER_PRODUCTS.items()
+        )
 
     config.hook.pytest_deselected(items=[item for item in items if repeats(item)])
     items[:] = [item for item in items if not repeats(item)]

@@ -140,14 +140,15 @@ def profile_of(plan: Plan, x: Tensor, threads: int, repeats: int) -> Profile:
             runs.append(seconds)
     batch = max(x.shape[0], 1)
     medians = [statistics.median(each) / batch for each in zip(*runs, strict=True)]
-    ceilings = _ceilings(threads, native.isa())
+    ceilings = _ceilings(threads, native.isa(), plan.input.dtype == torch.bfloat16)
     rows = tuple(timed(row, seconds, ceilings) for row, seconds in zip(_rows(plan), medians, strict=True))
     return Profile(rows, threads, native.isa(), plan.arena_bytes, plan.weights.nbytes, boundaries(rows), x.shape[0], ceilings)
 
 
 @functools.cache
-def _ceilings(threads: int, isa: str) -> dict[str, float]:
-    return {"float": native.fma_gflops(threads), "integer": native.dot_gops(threads)}
+def _ceilings(threads: int, isa: str, bfloat16: bool) -> dict[str, float]:
+    """bfloat16: of a plan that stores floats so."""
+    return {"float": (native.bf16_gflops if bfloat16 else native.fma_gflops)(threads), "integer": native.dot_gops(threads)}
 
 
 def timed(row: Row, seconds: float, ceilings: dict[str, float]) -> Row:

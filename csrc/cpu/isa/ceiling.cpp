@@ -30,15 +30,18 @@ constexpr int64_t products = 64;
 
 #if defined(MVIT_ISA_AMX)
 // Four sums in turn, each of 16 cycles: no latency is longer.
-float tile_dots(int64_t products_of_tiles) {
+template <class Dot>
+float tile_dots(int64_t products_of_tiles, const Dot& dot) {
     TileShapes shapes;
     for (int tile = 0; tile < 6; ++tile) shapes.set(tile, tile_rows, tile_bytes);
     shapes.take();
-    for (int64_t left = products_of_tiles; left > 0; left -= 4)
-        dot_bytes<0, 4, 5>(), dot_bytes<1, 4, 5>(), dot_bytes<2, 4, 5>(), dot_bytes<3, 4, 5>();
+    for (int64_t left = products_of_tiles; left > 0; left -= 4) dot();
     release_tiles();
     return 0.0f;
 }
+constexpr int64_t bytes_of_a_tile = int64_t{tile_rows} * tile_rows * tile_bytes;  // multiply-adds of them; operations on bfloat16
+#elif defined(MVIT_ISA_AVX512BF16)
+inline void dot_of_pairs(__m512& sum, __m512 x, __m512 y) { asm volatile("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y)); }
 #endif
 #elif defined(MVIT_ISA_AVX2)
 using Dots = __m256i;
@@ -61,9 +64,9 @@ constexpr int64_t dots_of_a_round = 10;
 
 float dots(int64_t rounds, float factor, float term) {
 #if defined(MVIT_ISA_AMX)
-    constexpr int64_t of_a_tile = int64_t{tile_rows} * tile_rows * tile_bytes;
     static_cast<void>(factor), static_cast<void>(term);
-    return tile_dots(rounds * dots_of_a_round * products / of_a_tile);
+    return tile_dots(rounds * dots_of_a_round * products / bytes_of_a_tile,
+                     [] { dot_bytes<0, 4, 5>(), dot_bytes<1, 4, 5>(), dot_bytes<2, 4, 5>(), dot_bytes<3, 4, 5>(); });
 #else
     const Dots x = dots_of(factor), y = dots_of(term);
     Dots a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y;
@@ -76,9 +79,33 @@ float dots(int64_t rounds, float factor, float term) {
 #endif
 }
 
+#if defined(MVIT_ISA_AMX)
+constexpr int64_t pairs_of_a_round = 2 * dots_of_a_round * products;
+float pairs(int64_t rounds, float, float) {
+    return tile_dots(rounds * pairs_of_a_round / bytes_of_a_tile,
+                     [] { dot_bf16<0, 4, 5>(), dot_bf16<1, 4, 5>(), dot_bf16<2, 4, 5>(), dot_bf16<3, 4, 5>(); });
+}
+#elif defined(MVIT_ISA_AVX512BF16)
+constexpr int64_t pairs_of_a_round = 2 * 2 * 12 * F32::width;
+float pairs(int64_t rounds, float factor, float term) {
+    const __m512 x = F32::all(factor).v, y = F32::all(term).v;
+    __m512 a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y, k = x, l = y;
+    for (int64_t round = 0; round < rounds; ++round) {
+        dot_of_pairs(a, x, y), dot_of_pairs(b, x, y), dot_of_pairs(c, x, y), dot_of_pairs(d, x, y), dot_of_pairs(e, x, y);
+        dot_of_pairs(f, x, y), dot_of_pairs(g, x, y), dot_of_pairs(h, x, y), dot_of_pairs(i, x, y), dot_of_pairs(j, x, y);
+        dot_of_pairs(k, x, y), dot_of_pairs(l, x, y);
+    }
+    return first_lane({((a + b) + (c + d)) + ((e + f) + (g + h)) + ((i + j) + (k + l))});
+}
+#else
+constexpr int64_t pairs_of_a_round = 2 * 12 * F32::width;
+constexpr auto pairs = chains;
+#endif
+
 }  // namespace
 
 extern const CeilingKernels MVIT_ISA_SYMBOL(ceiling);
-const CeilingKernels MVIT_ISA_SYMBOL(ceiling) = {chains, 2 * 12 * F32::width, dots, 2 * dots_of_a_round * products};
+const CeilingKernels MVIT_ISA_SYMBOL(ceiling) = {chains, 2 * 12 * F32::width,           pairs, pairs_of_a_round,
+                                                 dots,   2 * dots_of_a_round * products};
 
 }  // namespace mvit

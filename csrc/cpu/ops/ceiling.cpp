@@ -41,6 +41,11 @@ double fma_gflops(int threads) {
     return rate_of(kernels.chains, kernels.operations, threads);
 }
 
+double bf16_gflops(int threads) {
+    const CeilingKernels& kernels = ceiling_table.active();
+    return rate_of(kernels.pairs, kernels.pair_operations, threads);
+}
+
 double dot_gops(int threads) {
     const CeilingKernels& kernels = ceiling_table.active();
     return rate_of(kernels.dots, kernels.dot_operations, threads);
