@@ -117,7 +117,7 @@ def _method(x: Tensor, weight: Tensor, second: Optional, stride: int) -> int:
 def filtering_pays(channels: int, columns: int, height: int, width: int, dtype: torch.dtype) -> bool:
     """Whether minimal filtering costs less than the definition, of a 3x3 convolution with stride 1: tiles of 2 x 2 pixels cost 16
     multiplications instead of 36, wherever they end, and transforms that need channels to pay. Its multiplications are of float32: with
-    AMX those of bfloat16 cost less than half."""
+    AMX those of bfloat16 cost less than that, and with AVX512-BF16, half, still more."""
     if dtype == torch.bfloat16 and native is not None and native.isa() == "amx":
         return False
     tiles = ((height + 1) // 2) * ((width + 1) // 2)
