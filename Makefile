@@ -10,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := setup.py pyproject.toml csrc/flags.txt csrc/cpu/isa/flags.txt csrc/cuda/flags.txt \
 	$(shell find csrc/cpu csrc/cuda csrc/engine python -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo build test test-all lint asan races fuzz bench peers gpu-check gpu-tune gpu-peers clean
+.PHONY: demo build test test-all lint asan races avxvnni fuzz bench peers gpu-check gpu-tune gpu-peers clean
 
 demo: $(VENV)/native.stamp
 	$(BIN)/mvit-kernels demo --out out
@@ -25,7 +25,7 @@ test: lint $(VENV)/dev.stamp
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(WORKERS) tests/test_triton_*.py
 
 # What takes longer: every model variant, sanitizers, installation from scratch. Under an hour.
-test-all: asan races $(VENV)/dev.stamp
+test-all: asan races avxvnni $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q $(WORKERS) -m "slow and not gpu"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(WORKERS) -m "slow and not gpu" tests/test_triton_*.py --deselect tests/test_triton_aot.py
 	$(BIN)/python -m pytest -q benchmarks/bench_*.py --benchmark-disable
@@ -39,6 +39,9 @@ asan:
 
 races:
 	$(MAKE) --no-print-directory -j2 -C csrc races
+
+avxvnni:
+	$(MAKE) --no-print-directory -j2 -C csrc avxvnni
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

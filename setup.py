@@ -1,4 +1,4 @@
-"""Builds two extensions with ninja: mvit_kernels._cpu, every file of csrc/cpu/isa once an instruction set and the rest once, and, where
+"""Builds two extensions with ninja: mvit_kernels._cpu, the files of csrc/cpu/isa once an instruction set and the rest once, and, where
 nvcc is found (CUDACXX, PATH, CUDA_HOME), mvit_kernels._cuda, which needs neither a GPU nor its driver to be built and imported.
 
 The kernels of the CPU are compiled as csrc/Makefile compiles them, with the same flags and into the same files of build/csrc: after an
@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -36,10 +38,15 @@ The package works without them, on plain PyTorch; importing it names the ops con
 NO_CUDA = "mvit_kernels: the CUDA kernels were not built ({reason}); nothing else needs them."
 
 
-def isa_flags() -> dict[str, list[str]]:
-    lines = (CSRC / "cpu/isa/flags.txt").read_text().splitlines()
-    table = {isa: flags for isa, *flags in (line.split() for line in lines)}
-    return table if X86 else {"scalar": table["scalar"]}
+def isa_sources() -> Iterator[tuple[Path, str, list[str]]]:
+    """Files of csrc/cpu/isa, the instruction sets that each is compiled for, and the flags. A line of flags.txt: a set, which names of
+    files, its flags."""
+    for line in (CSRC / "cpu/isa/flags.txt").read_text().splitlines():
+        isa, names, *flags = line.split()
+        if X86 or isa == "scalar":
+            for path in sorted(CSRC.glob("cpu/isa/*.cpp")):
+                if re.fullmatch(names, path.stem):
+                    yield path, isa, [f"-DMVIT_ISA={isa}", f"-DMVIT_ISA_{isa.upper()}", *flags]
 
 
 class BuildNative(build_ext):
@@ -74,10 +81,8 @@ class BuildNative(build_ext):
         sources = [(path, objects / path.relative_to(CSRC).with_suffix(".o"), common) for path in plain]
         bindings = sorted(path for path in ROOT.glob("python/*.cpp") if path.name != CUDA_BINDING)
         sources += [(path, build / f"{path.stem}.o", [*common, *python_flags()]) for path in bindings]
-        for isa, flags in isa_flags().items():
-            define = [*common, f"-DMVIT_ISA={isa}", f"-DMVIT_ISA_{isa.upper()}", *flags]
-            for path in sorted(CSRC.glob("cpu/isa/*.cpp")):
-                sources.append((path, objects / path.relative_to(CSRC).with_suffix(f".{isa}.o"), define))
+        for path, isa, flags in isa_sources():
+            sources.append((path, objects / path.relative_to(CSRC).with_suffix(f".{isa}.o"), [*common, *flags]))
         ninja(build / "build.ninja", objects, f"{host_compiler()} -shared -fopenmp", sources, target)
 
     def build_cuda(self, target: Path) -> None:

@@ -53,14 +53,15 @@ def poison():
 
 
 OTHER_PRODUCTS = {
+    "avxvnni": ("engine", "qattention", "qconv2d", "qdepthwise", "qgemm", "qinverted_residual", "qpatch_attention", "qstack", "quant_"),
     "avx512bf16": ("engine",),
     "amx": ("engine", "qattention", "qconv2d", "qgemm", "qinverted_residual", "qpatch_attention", "qstack", "quant_"),
 }
-"""Sets that are AVX512-VNNI but for products, of bfloat16 and with AMX of bytes too, and the tests of such bytes and of networks."""
+"""Sets that are the one before but for products, of bfloat16 or of bytes, and the tests of such bytes and of networks."""
 
 
 def pytest_collection_modifyitems(config, items):
-    """On OTHER_PRODUCTS run tests of bfloat16 and those listed: the rest is what AVX512-VNNI runs."""
+    """On OTHER_PRODUCTS run tests of bfloat16 and those listed: the rest is what another set runs."""
 
     def repeats(item) -> bool:
         settings = {*map(str, item.callspec.params.values())} if hasattr(item, "callspec") else set()

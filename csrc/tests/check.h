@@ -78,11 +78,14 @@ class Guarded {
     T* data_;
 };
 
+inline const char* only_isa = nullptr;
+inline bool runs_on(Isa isa) { return !only_isa || isa == Isa::scalar || std::strcmp(isa_name(isa), only_isa) == 0; }
+
 template <class Body>
 void on_every_isa(const Body& body) {
     const Isa before = isa_active();
     for (int level = 0; level < isa_count; ++level)
-        if (isa_set(static_cast<Isa>(level))) body();
+        if (runs_on(static_cast<Isa>(level)) && isa_set(static_cast<Isa>(level))) body();
     isa_set(before);
 }
 

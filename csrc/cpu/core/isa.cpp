@@ -17,6 +17,7 @@ namespace mvit {
 extern const bool probe_scalar;
 #if defined(MVIT_BUILD_X86)
 extern const bool probe_avx2;
+extern const bool probe_avxvnni;
 extern const bool probe_avx512vnni;
 extern const bool probe_avx512bf16;
 extern const bool probe_amx;
@@ -29,6 +30,17 @@ namespace {
 bool cpu_has_f16c() {
     unsigned a, b, c, d;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+
+// AVX-VNNI, or where that is tested (core/dots.h) the same instructions as AVX512-VNNI has them.
+bool cpu_has_avxvnni() {
+#if defined(MVIT_TEST_AVXVNNI)
+    return __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+#else
+    unsigned a, b, c, d;
+    constexpr unsigned vnni = 1u << 4;
+    return __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & vnni) != 0;
+#endif
 }
 
 #if defined(__linux__)
@@ -71,6 +83,8 @@ bool cpu_has(Isa isa) {
             return true;
         case Isa::avx2:
             return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu_has_f16c();
+        case Isa::avxvnni:
+            return cpu_has(Isa::avx2) && cpu_has_avxvnni();
         case Isa::avx512vnni:
             return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") &&
@@ -103,6 +117,8 @@ const char* isa_name(Isa isa) {
             return "scalar";
         case Isa::avx2:
             return "avx2";
+        case Isa::avxvnni:
+            return "avxvnni";
         case Isa::avx512vnni:
             return "avx512vnni";
         case Isa::avx512bf16:
@@ -120,6 +136,8 @@ bool isa_built(Isa isa) {
 #if defined(MVIT_BUILD_X86)
         case Isa::avx2:
             return probe_avx2;
+        case Isa::avxvnni:
+            return probe_avxvnni;
         case Isa::avx512vnni:
             return probe_avx512vnni;
         case Isa::avx512bf16:

@@ -27,6 +27,7 @@
 // Rows outside of the map are taken from their neighbour with weights of zero.
 #pragma once
 
+#include "cpu/core/dots.h"
 #include "cpu/core/qdepthwise_types.h"
 #include "cpu/core/qepilogue.h"
 
@@ -164,12 +165,6 @@ struct Bytes32 {
     }
 };
 
-// sum += four products of bytes of a (unsigned) and w (signed) in each lane; see qtile.cpp about the assembly.
-template <class Vector>
-inline void dot(Vector& sum, Vector a, Vector w) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w));
-}
-
 // Channels [channel, channel + B::size) of a row or, unless `whole`, those of them that exist.
 template <int stride, class B, bool whole, QDepthwiseFinish finish>
 [[gnu::noinline]] void qdepthwise_channels(const QDepthwiseRow& r, const QEpilogue& e, const QDepthwiseTaps& taps, int64_t channel) {
@@ -222,9 +217,9 @@ template <int stride, class B, bool whole, QDepthwiseFinish finish>
 #pragma GCC unroll 4
         for (int q = 0; q < 4; ++q) {
             Vector one = B::load(init + 16 * q);  // by itself: gcc 12 would write an array to memory
-            dot(one, before.q[q], weight[0][q]);
-            dot(one, here.q[q], weight[1][q]);
-            dot(one, after.q[q], weight[2][q]);
+            dot_of_bytes(one, before.q[q], weight[0][q]);
+            dot_of_bytes(one, here.q[q], weight[1][q]);
+            dot_of_bytes(one, after.q[q], weight[2][q]);
             sum[q] = one;
         }
         if constexpr (stride == 1) {
@@ -334,7 +329,7 @@ template <int stride, bool whole, QDepthwiseFinish finish>
 #pragma GCC unroll 2
             for (int pair = 0; pair < 2; ++pair) {
                 const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i*>(weight[kx][pair][half]));
-                sum.half[half] = _mm256_add_epi32(sum.half[half], _mm256_madd_epi16(c.pair[pair][half], w));
+                dot_of_words(sum.half[half], c.pair[pair][half], w);
             }
     };
 

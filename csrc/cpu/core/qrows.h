@@ -2,7 +2,7 @@
 //
 // AVX512-VNNI and plain C++ multiply bytes by bytes. AVX2 has no such instruction that keeps all bits: vpmaddubsw adds two products in a
 // saturating int16, which 2 * 255 * 127 overflows. With 8-bit weights both sides are therefore widened to int16 and multiplied by vpmaddwd,
-// two k of 8 columns at a time, so that each lane of a sum is a column.
+// two k of 8 columns at a time, so that each lane of a sum is a column. AVX-VNNI, which processors without AVX-512 have, multiplies bytes.
 // With 6-bit weights two products are at most 2 * 255 * 32 = 16320 in size, and even two such pairs can be added: bytes it is.
 #pragma once
 
@@ -12,7 +12,7 @@
 namespace mvit {
 namespace {
 
-#if defined(MVIT_ISA_AVX2)
+#if defined(MVIT_ISA_AVX2) && !defined(MVIT_ISA_AVXVNNI)
 inline constexpr bool widens(int bits) { return bits == 8; }
 #else
 inline constexpr bool widens(int) { return false; }

@@ -2,6 +2,7 @@
 #include "cpu/ops/ceiling.h"
 
 #include "cpu/core/amx.h"
+#include "cpu/core/dots.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/simd.h"
 
@@ -23,7 +24,7 @@ float chains(int64_t rounds, float factor, float term) {
 
 #if defined(MVIT_ISA_AVX512VNNI)
 using Dots = __m512i;
-inline void dot(Dots& sum, Dots x, Dots y) { asm volatile("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y)); }
+inline void dot(Dots& sum, Dots x, Dots y) { dot_of_bytes(sum, x, y); }
 inline Dots dots_of(float x) { return _mm512_castps_si512(_mm512_set1_ps(x)); }
 inline float value_of(Dots x) { return _mm512_cvtss_f32(_mm512_castsi512_ps(x)); }
 constexpr int64_t products = 64;
@@ -40,18 +41,18 @@ float tile_dots(int64_t products_of_tiles, const Dot& dot) {
     return 0.0f;
 }
 constexpr int64_t bytes_of_a_tile = int64_t{tile_rows} * tile_rows * tile_bytes;  // multiply-adds of them; operations on bfloat16
-#elif defined(MVIT_ISA_AVX512BF16)
-inline void dot_of_pairs(__m512& sum, __m512 x, __m512 y) { asm volatile("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(y)); }
 #endif
 #elif defined(MVIT_ISA_AVX2)
 using Dots = __m256i;
-inline void dot(Dots& sum, Dots x, Dots y) {
-    Dots pairs;
-    asm volatile("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(pairs) : "x"(x), "x"(y));
-}
+#if defined(MVIT_ISA_AVXVNNI)
+inline void dot(Dots& sum, Dots x, Dots y) { dot_of_bytes(sum, x, y); }
+constexpr int64_t products = 32;
+#else
+inline void dot(Dots& sum, Dots x, Dots y) { dot_of_words(sum, x, y); }
+constexpr int64_t products = 16;
+#endif
 inline Dots dots_of(float x) { return _mm256_castps_si256(_mm256_set1_ps(x)); }
 inline float value_of(Dots x) { return _mm256_cvtss_f32(_mm256_castsi256_ps(x)); }
-constexpr int64_t products = 16;
 #else
 using Dots = I32;
 inline void dot(Dots& sum, Dots x, Dots y) { sum = sum * x + y; }
@@ -88,8 +89,9 @@ float pairs(int64_t rounds, float, float) {
 #elif defined(MVIT_ISA_AVX512BF16)
 constexpr int64_t pairs_of_a_round = 2 * 2 * 12 * F32::width;
 float pairs(int64_t rounds, float factor, float term) {
-    const __m512 x = F32::all(factor).v, y = F32::all(term).v;
-    __m512 a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y, k = x, l = y;
+    const __m512i x = dots_of(factor), y = dots_of(term);
+    __m512 a = F32::all(1).v, b = F32::all(2).v, c = F32::all(3).v, d = F32::all(4).v, e = F32::all(5).v, f = F32::all(6).v;
+    __m512 g = F32::all(7).v, h = F32::all(8).v, i = F32::all(9).v, j = F32::all(10).v, k = F32::all(11).v, l = F32::all(12).v;
     for (int64_t round = 0; round < rounds; ++round) {
         dot_of_pairs(a, x, y), dot_of_pairs(b, x, y), dot_of_pairs(c, x, y), dot_of_pairs(d, x, y), dot_of_pairs(e, x, y);
         dot_of_pairs(f, x, y), dot_of_pairs(g, x, y), dot_of_pairs(h, x, y), dot_of_pairs(i, x, y), dot_of_pairs(j, x, y);

@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "cpu/core/dots.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/qcurve.h"
 #include "cpu/core/qrows.h"
@@ -34,6 +35,12 @@ inline void each_turn(const QTile& t, const Body& body) {
     }
 }
 
+[[maybe_unused]] inline int32_t four_of_row(const uint8_t* a) {
+    int32_t four;
+    std::memcpy(&four, a, sizeof four);
+    return four;
+}
+
 // The last one to three bytes of a row, and zeros.
 inline int32_t tail_of_row(const uint8_t* a, int64_t count) {
     uint32_t bytes = 0;
@@ -42,16 +49,6 @@ inline int32_t tail_of_row(const uint8_t* a, int64_t count) {
 }
 
 #if defined(MVIT_ISA_AVX512VNNI)
-
-inline int32_t four_of_row(const uint8_t* a) {
-    int32_t four;
-    std::memcpy(&four, a, sizeof four);
-    return four;
-}
-
-// sum += four products of bytes of a (unsigned) and w (signed) in each lane. The intrinsic makes gcc 12 keep sums on the stack, which
-// costs a factor of three.
-inline void dot(__m512i& sum, __m512i a, __m512i w) { asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w)); }
 
 // A value that stays in its register: where registers are left, gcc 12 would load it again for every row of a low tile.
 inline void keep(__m512i& x) { asm("" : "+v"(x)); }
@@ -92,7 +89,7 @@ template <int rows, int vectors>
         for (int r = 0; r < rows; ++r) {
             const __m512i x = _mm512_set1_epi32(four_of_row(row[r / 3] + (r % 3) * stride));
 #pragma GCC unroll 4
-            for (int v = 0; v < vectors; ++v) dot(sum[r][v], x, column[v]);
+            for (int v = 0; v < vectors; ++v) dot_of_bytes(sum[r][v], x, column[v]);
         }
 #pragma GCC unroll 5
         for (int g = 0; g < groups; ++g) row[g] += 4;
@@ -106,7 +103,7 @@ template <int rows, int vectors>
         for (int r = 0; r < rows; ++r) {
             const __m512i x = _mm512_set1_epi32(tail_of_row(row[r / 3] + (r % 3) * stride, tail));
 #pragma GCC unroll 4
-            for (int v = 0; v < vectors; ++v) dot(sum[r][v], x, column[v]);
+            for (int v = 0; v < vectors; ++v) dot_of_bytes(sum[r][v], x, column[v]);
         }
     }
 }
@@ -129,7 +126,7 @@ constexpr int ahead = 1024;  // bytes
 #pragma GCC unroll 4
         for (int i = 0; i < 4; ++i) {
             _mm_prefetch(w + ahead + i * qblock, _MM_HINT_T0);
-            dot(sum[i], _mm512_set1_epi32(four_of_row(a + 4 * i)), block[i]);
+            dot_of_bytes(sum[i], _mm512_set1_epi32(four_of_row(a + 4 * i)), block[i]);
         }
         w += (t.planes ? 3 : 4) * qblock;
     }
@@ -140,7 +137,7 @@ constexpr int ahead = 1024;  // bytes
             const int64_t some = left - 4 * i;
             if (some <= 0) continue;
             const int32_t four = some >= 4 ? four_of_row(a + 4 * i) : tail_of_row(a + 4 * i, some);
-            dot(sum[i], _mm512_set1_epi32(four), t.planes ? block[i] : _mm512_loadu_si512(w + i * qblock));
+            dot_of_bytes(sum[i], _mm512_set1_epi32(four), t.planes ? block[i] : _mm512_loadu_si512(w + i * qblock));
         }
     }
     return _mm512_add_epi32(_mm512_add_epi32(sum[0], sum[1]), _mm512_add_epi32(sum[2], sum[3]));
@@ -411,12 +408,6 @@ void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t*
 inline __m256i load256(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
 inline void store256(__m256i x, void* p) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
 
-// sum += products of pairs. As one piece, as the compiler would first do all multiplications and push sums out of the sixteen registers.
-inline void add_products(__m256i& sum, __m256i x, __m256i columns) {
-    __m256i products;
-    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(x), "x"(columns));
-}
-
 // What sums of `rows` rows and 16 columns begin with.
 template <int rows>
 [[gnu::always_inline]] inline void begin_sums(const QTile& t, int64_t first, const int32_t* init, __m256i (&sum)[rows][2]) {
@@ -426,6 +417,43 @@ template <int rows>
         for (int v = 0; v < 2; ++v) sum[r][v] = load256(init + (first + r) * t.init_stride + 8 * v);
 }
 
+#if defined(MVIT_ISA_AVXVNNI)
+// Bytes, four k at a time: 12 sums, two columns and a row are fifteen registers.
+struct Bytes {
+    static constexpr int most_rows = 6;
+    template <int rows>
+    [[gnu::always_inline]] static inline void multiply(const QTile& t, int64_t first, const char* panel, __m256i (&sum)[rows][2]) {
+        constexpr int groups = (rows + 2) / 3;
+        const int64_t stride = t.a_stride;
+        const uint8_t* row[groups];
+#pragma GCC unroll 2
+        for (int g = 0; g < groups; ++g) row[g] = static_cast<const uint8_t*>(t.a) + (first + 3 * g) * stride;
+        for (int64_t block = t.depth / 4; block > 0; --block) {
+            const __m256i columns[2] = {load256(panel), load256(panel + 32)};
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; ++r) {
+                const __m256i x = _mm256_set1_epi32(four_of_row(row[r / 3] + (r % 3) * stride));
+                dot_of_bytes(sum[r][0], x, columns[0]);
+                dot_of_bytes(sum[r][1], x, columns[1]);
+            }
+#pragma GCC unroll 2
+            for (int g = 0; g < groups; ++g) row[g] += 4;
+            panel += qblock;
+        }
+        if (const int64_t tail = t.depth % 4; tail != 0) {
+            const __m256i columns[2] = {load256(panel), load256(panel + 32)};
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; ++r) {
+                const __m256i x = _mm256_set1_epi32(tail_of_row(row[r / 3] + (r % 3) * stride, tail));
+                dot_of_bytes(sum[r][0], x, columns[0]);
+                dot_of_bytes(sum[r][1], x, columns[1]);
+            }
+        }
+    }
+};
+using EightBits = Bytes;
+using SixBits = Bytes;
+#else
 // int16 by int16 (see qrows.h), two k at a time: 12 sums, two columns, a row and its products are the sixteen registers.
 struct Wide {
     static constexpr int most_rows = 6;
@@ -443,8 +471,8 @@ struct Wide {
                 int32_t two;
                 std::memcpy(&two, row[r / 3] + (r % 3) * stride, sizeof two);
                 const __m256i x = _mm256_set1_epi32(two);
-                add_products(sum[r][0], x, columns[0]);
-                add_products(sum[r][1], x, columns[1]);
+                dot_of_words(sum[r][0], x, columns[0]);
+                dot_of_words(sum[r][1], x, columns[1]);
             }
 #pragma GCC unroll 2
             for (int g = 0; g < groups; ++g) row[g] += 4;
@@ -492,6 +520,9 @@ struct Narrow {
         }
     }
 };
+using EightBits = Wide;
+using SixBits = Narrow;
+#endif
 
 template <class Kind, int rows>
 void accumulate_tile(const QTile& t, int64_t first, const char* panel, const int32_t* init, int32_t* c, int64_t c_stride) {
@@ -582,21 +613,18 @@ using AccumulateTile = void (*)(const QTile&, int64_t, const char*, const int32_
 using RequantizeTile = void (*)(const QTile&, int64_t, const char*, const int32_t*, const QChannels&, bool, int, uint8_t*, int64_t,
                                 const QCurve*);
 
-constexpr AccumulateTile accumulate_tiles[2][6] = {
-    {accumulate_tile<Wide, 1>, accumulate_tile<Wide, 2>, accumulate_tile<Wide, 3>, accumulate_tile<Wide, 4>, accumulate_tile<Wide, 5>,
-     accumulate_tile<Wide, 6>},
-    {accumulate_tile<Narrow, 1>, accumulate_tile<Narrow, 2>, accumulate_tile<Narrow, 3>, accumulate_tile<Narrow, 4>}};
-constexpr RequantizeTile requantize_tiles[2][6] = {
-    {requantize_tile<Wide, 1>, requantize_tile<Wide, 2>, requantize_tile<Wide, 3>, requantize_tile<Wide, 4>, requantize_tile<Wide, 5>,
-     requantize_tile<Wide, 6>},
-    {requantize_tile<Narrow, 1>, requantize_tile<Narrow, 2>, requantize_tile<Narrow, 3>, requantize_tile<Narrow, 4>}};
+#define MVIT_TILES(tile, Kind) \
+    {tile<Kind, 1>, tile<Kind, 2>, tile<Kind, 3>, tile<Kind, 4>, tile < Kind, Kind::most_rows < 5 ? 4 : 5 >, tile<Kind, Kind::most_rows>}
+constexpr AccumulateTile accumulate_tiles[2][6] = {MVIT_TILES(accumulate_tile, EightBits), MVIT_TILES(accumulate_tile, SixBits)};
+constexpr RequantizeTile requantize_tiles[2][6] = {MVIT_TILES(requantize_tile, EightBits), MVIT_TILES(requantize_tile, SixBits)};
+#undef MVIT_TILES
 
 // body(rows, first row, panel, its weights, its initial sums)
 template <class Body>
 inline void each_panel(const QTile& t, const Body& body) {
     for (int panel = 0; panel < t.panels; ++panel) {
         const char* w = static_cast<const char*>(t.w) + panel * t.w_stride;
-        each_tile(t.rows, t.bits == 8 ? Wide::most_rows : Narrow::most_rows,
+        each_tile(t.rows, t.bits == 8 ? EightBits::most_rows : SixBits::most_rows,
                   [&](int rows, int64_t first) { body(rows, first, panel, w, t.init + panel * qpanel); });
     }
 }

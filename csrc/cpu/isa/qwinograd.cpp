@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "cpu/core/dots.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/qepilogue.h"
 #include "cpu/core/vector_bytes.h"
@@ -101,9 +102,6 @@ struct Product {
 
 #if defined(MVIT_ISA_AVX512VNNI)
 
-// As in isa/qtile.cpp: the intrinsic makes gcc 12 keep sums on the stack.
-inline void dot(__m512i& sum, __m512i a, __m512i w) { asm("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(w)); }
-
 template <int rows, int vectors>
 void multiply_tile(const Product& p, int64_t first) {
     __m512i sum[rows][vectors];
@@ -127,7 +125,7 @@ void multiply_tile(const Product& p, int64_t first) {
             std::memcpy(&pair, row[r / 3] + (r % 3) * stride, sizeof pair);
             const __m512i x = _mm512_set1_epi32(pair);
 #pragma GCC unroll 4
-            for (int v = 0; v < vectors; ++v) dot(sum[r][v], x, column[v]);
+            for (int v = 0; v < vectors; ++v) dot_of_words(sum[r][v], x, column[v]);
         }
 #pragma GCC unroll 4
         for (int g = 0; g < groups; ++g) row[g] += 2;
@@ -161,12 +159,6 @@ inline void multiply(const Product& p) {
 
 #elif defined(MVIT_ISA_AVX2)
 
-// sum += products of pairs. As one piece: see isa/qtile.cpp.
-inline void add_products(__m256i& sum, __m256i x, __m256i column) {
-    __m256i products;
-    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(x), "x"(column));
-}
-
 template <int rows>
 void multiply_tile(const Product& p, int64_t first, int panel) {
     __m256i sum[rows][2];
@@ -182,8 +174,8 @@ void multiply_tile(const Product& p, int64_t first, int panel) {
             int32_t pair;
             std::memcpy(&pair, a + r * p.a_stride, sizeof pair);
             const __m256i x = _mm256_set1_epi32(pair);
-            add_products(sum[r][0], x, low);
-            add_products(sum[r][1], x, high);
+            dot_of_words(sum[r][0], x, low);
+            dot_of_words(sum[r][1], x, high);
         }
         a += 2;
         w += 2 * qpanel;

@@ -5,6 +5,7 @@
 // falls into nor on anything beside it.
 #include "cpu/core/tile.h"
 
+#include "cpu/core/dots.h"
 #include "cpu/core/isa.h"
 #include "cpu/core/simd.h"
 
@@ -111,10 +112,6 @@ void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, in
 
 #if defined(MVIT_ISA_AVX512BF16)
 
-// sum[n] += x[2 n] w[2 n] + x[2 n + 1] w[2 n + 1] of bfloat16, subnormal numbers taken for 0: twice the products of a multiply-add in its
-// time. Not the intrinsic, for the reason that isa/qtile.cpp gives.
-inline void dot(F32& sum, __m512i x, __m512i w) { asm("vdpbf16ps %2, %1, %0" : "+v"(sum.v) : "v"(x), "v"(w)); }
-
 inline __m512i pair_of_row(const char* a) {
     int32_t pair;
     __builtin_memcpy(&pair, a, sizeof pair);
@@ -148,7 +145,7 @@ void tile_bf16(const bf16* a, int64_t a_stride, const bf16* b, int64_t size, int
         for (int r = 0; r < rows; ++r) {
             const __m512i x = pair_of_row(row[r / 3] + (r % 3) * stride);
 #pragma GCC unroll 2
-            for (int h = 0; h < halves; ++h) dot(sum[r][h], x, column[h]);
+            for (int h = 0; h < halves; ++h) dot_of_pairs(sum[r][h].v, x, column[h]);
         }
 #pragma GCC unroll 5
         for (int g = 0; g < groups; ++g) row[g] += 2 * sizeof(bf16);

@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(AddKernels, add)
+MVIT_FLOAT_TABLE(AddKernels, add)
 
 Status add(const AddProblem& p, int threads) {
     if (p.count < 0) return Status::bad_shape;

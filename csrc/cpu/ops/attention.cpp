@@ -7,7 +7,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(AttentionKernels, attention)
+MVIT_FLOAT_TABLE(AttentionKernels, attention)
 
 namespace {
 

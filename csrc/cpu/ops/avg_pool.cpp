@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(AvgPoolKernels, avg_pool)
+MVIT_FLOAT_TABLE(AvgPoolKernels, avg_pool)
 
 namespace {
 

@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(ChannelsLastKernels, channels_last)
+MVIT_FLOAT_TABLE(ChannelsLastKernels, channels_last)
 
 namespace {
 

@@ -10,7 +10,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(Conv2dKernels, conv2d)
+MVIT_FLOAT_TABLE(Conv2dKernels, conv2d)
 
 namespace {
 

@@ -7,7 +7,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(DepthwiseConv2dKernels, depthwise_conv2d)
+MVIT_FLOAT_TABLE(DepthwiseConv2dKernels, depthwise_conv2d)
 
 namespace {
 

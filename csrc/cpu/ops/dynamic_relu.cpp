@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(DynamicReluKernels, dynamic_relu)
+MVIT_FLOAT_TABLE(DynamicReluKernels, dynamic_relu)
 
 namespace {
 

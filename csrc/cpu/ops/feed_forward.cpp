@@ -9,7 +9,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(FeedForwardKernels, feed_forward)
+MVIT_FLOAT_TABLE(FeedForwardKernels, feed_forward)
 
 namespace {
 

@@ -8,7 +8,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(GemmKernels, gemm)
+MVIT_FLOAT_TABLE(GemmKernels, gemm)
 
 namespace {
 

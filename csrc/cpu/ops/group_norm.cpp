@@ -10,7 +10,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(GroupNormKernels, group_norm)
+MVIT_FLOAT_TABLE(GroupNormKernels, group_norm)
 
 namespace {
 

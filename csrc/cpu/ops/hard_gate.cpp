@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(HardGateKernels, hard_gate)
+MVIT_FLOAT_TABLE(HardGateKernels, hard_gate)
 
 Status hard_gate(const HardGateProblem& p, int threads) {
     if (p.count < 0) return Status::bad_shape;

@@ -8,8 +8,8 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(InvertedResidualKernels, inverted_residual)
-MVIT_ISA_TABLE(GroupNormKernels, group_norm)
+MVIT_FLOAT_TABLE(InvertedResidualKernels, inverted_residual)
+MVIT_FLOAT_TABLE(GroupNormKernels, group_norm)
 
 namespace {
 

@@ -8,7 +8,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(LayerNormKernels, layer_norm)
+MVIT_FLOAT_TABLE(LayerNormKernels, layer_norm)
 
 namespace {
 

@@ -9,7 +9,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(PatchAttentionKernels, patch_attention)
+MVIT_FLOAT_TABLE(PatchAttentionKernels, patch_attention)
 
 namespace {
 

@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(PatchesKernels, patches)
+MVIT_FLOAT_TABLE(PatchesKernels, patches)
 
 namespace {
 

@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(PoolMixerKernels, pool_mixer)
+MVIT_FLOAT_TABLE(PoolMixerKernels, pool_mixer)
 
 Status pool_mixer(const PoolMixerProblem& p, int threads) {
     if (p.batch < 0 || p.channels < 0 || p.height < 0 || p.width < 0) return Status::bad_shape;

@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QAddKernels, qadd)
+MVIT_INTEGER_TABLE(QAddKernels, qadd)
 
 Status qadd(const QAddProblem& p, int threads) {
     if (p.count < 0) return Status::bad_shape;

@@ -6,7 +6,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QAttentionKernels, qattention)
+MVIT_INTEGER_TABLE(QAttentionKernels, qattention)
 
 namespace {
 

@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QAvgPoolKernels, qavg_pool)
+MVIT_INTEGER_TABLE(QAvgPoolKernels, qavg_pool)
 
 namespace {
 

@@ -7,7 +7,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QConv2dKernels, qconv2d)
+MVIT_INTEGER_TABLE(QConv2dKernels, qconv2d)
 
 namespace {
 

@@ -6,7 +6,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QDepthwiseConv2dKernels, qdepthwise_conv2d)
+MVIT_INTEGER_TABLE(QDepthwiseConv2dKernels, qdepthwise_conv2d)
 
 namespace {
 

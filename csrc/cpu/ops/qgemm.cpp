@@ -7,7 +7,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QGemmKernels, qgemm)
+MVIT_INTEGER_TABLE(QGemmKernels, qgemm)
 
 namespace {
 

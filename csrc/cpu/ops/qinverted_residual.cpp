@@ -8,8 +8,8 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QGemmKernels, qgemm)
-MVIT_ISA_TABLE(QDepthwiseConv2dKernels, qdepthwise_conv2d)
+MVIT_INTEGER_TABLE(QGemmKernels, qgemm)
+MVIT_INTEGER_TABLE(QDepthwiseConv2dKernels, qdepthwise_conv2d)
 
 namespace {
 

@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QLookupKernels, qlookup)
+MVIT_INTEGER_TABLE(QLookupKernels, qlookup)
 
 Status qlookup(const QLookupProblem& p, int threads) {
     if (p.count < 0) return Status::bad_shape;

@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QNormKernels, qnorm)
+MVIT_INTEGER_TABLE(QNormKernels, qnorm)
 
 namespace {
 

@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QPatchAttentionKernels, qpatch_attention)
+MVIT_INTEGER_TABLE(QPatchAttentionKernels, qpatch_attention)
 
 namespace {
 

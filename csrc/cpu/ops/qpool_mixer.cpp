@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QPoolMixerKernels, qpool_mixer)
+MVIT_INTEGER_TABLE(QPoolMixerKernels, qpool_mixer)
 
 Status qpool_mixer(const QPoolMixerProblem& p, int threads) {
     if (p.batch < 0 || p.channels < 0 || p.height < 0 || p.width < 0) return Status::bad_shape;

@@ -8,7 +8,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QResizeKernels, qresize)
+MVIT_INTEGER_TABLE(QResizeKernels, qresize)
 
 namespace {
 

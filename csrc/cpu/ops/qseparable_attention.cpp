@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QSeparableAttentionKernels, qseparable_attention)
+MVIT_INTEGER_TABLE(QSeparableAttentionKernels, qseparable_attention)
 
 namespace {
 

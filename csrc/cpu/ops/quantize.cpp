@@ -6,7 +6,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QuantizeKernels, quantize)
+MVIT_INTEGER_TABLE(QuantizeKernels, quantize)
 
 namespace {
 

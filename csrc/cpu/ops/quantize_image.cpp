@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QuantizeImageKernels, quantize_image)
+MVIT_INTEGER_TABLE(QuantizeImageKernels, quantize_image)
 
 namespace {
 

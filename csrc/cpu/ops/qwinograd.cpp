@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(QWinogradKernels, qwinograd)
+MVIT_INTEGER_TABLE(QWinogradKernels, qwinograd)
 
 namespace {
 

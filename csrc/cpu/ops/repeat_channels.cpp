@@ -4,7 +4,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(RepeatChannelsKernels, repeat_channels)
+MVIT_FLOAT_TABLE(RepeatChannelsKernels, repeat_channels)
 
 RepeatChannels::RepeatChannels(int64_t channels, int64_t times, int64_t element)
     : from_bytes_(channels / times * element), to_bytes_(channels * element), chunks_((to_bytes_ + 15) / 16) {

@@ -6,7 +6,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(ResizeKernels, resize)
+MVIT_FLOAT_TABLE(ResizeKernels, resize)
 
 namespace {
 

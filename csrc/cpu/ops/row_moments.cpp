@@ -7,7 +7,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(GroupNormKernels, group_norm)
+MVIT_FLOAT_TABLE(GroupNormKernels, group_norm)
 
 void row_moments(DType dtype, const void* x, int64_t groups, int64_t rows, int64_t depth, Moments* moments, int threads) {
     const Cut cut = cut_rows(groups, rows, threads);

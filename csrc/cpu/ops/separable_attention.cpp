@@ -8,7 +8,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(SeparableAttentionKernels, separable_attention)
+MVIT_FLOAT_TABLE(SeparableAttentionKernels, separable_attention)
 
 namespace {
 

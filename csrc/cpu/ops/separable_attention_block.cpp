@@ -9,7 +9,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(SeparableAttentionBlockKernels, separable_attention_block)
+MVIT_FLOAT_TABLE(SeparableAttentionBlockKernels, separable_attention_block)
 
 namespace {
 

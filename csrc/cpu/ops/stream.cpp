@@ -5,7 +5,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(StreamKernels, stream)
+MVIT_FLOAT_TABLE(StreamKernels, stream)
 
 namespace {
 

@@ -7,7 +7,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(StreamSumsKernels, stream_sums)
+MVIT_FLOAT_TABLE(StreamSumsKernels, stream_sums)
 
 Status stream_sums(const StreamSumsProblem& p, int threads) {
     if (p.count < 0) return Status::bad_shape;

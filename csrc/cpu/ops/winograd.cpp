@@ -8,7 +8,7 @@
 
 namespace mvit {
 
-MVIT_ISA_TABLE(WinogradKernels, winograd)
+MVIT_FLOAT_TABLE(WinogradKernels, winograd)
 
 namespace {
 
