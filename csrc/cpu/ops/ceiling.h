@@ -24,7 +24,7 @@ struct CeilingKernels {
     int64_t operations;                                         // of a round
     float (*pairs)(int64_t rounds, float factor, float term);   // the same of bfloat16
     int64_t pair_operations;
-    float (*dots)(int64_t rounds, float factor, float term);    // the same of bytes
+    float (*dots)(int64_t rounds, float factor, float term);  // the same of bytes
     int64_t dot_operations;
 };
 
