@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "cpu/core/moments.h"
+#include "cpu/core/scratch.h"
 #include "cpu/core/simd.h"
 #include "cpu/core/tile.h"
 #include "tests/check.h"
@@ -52,6 +53,12 @@ void fill_with(Guarded<T>& buffer, float x) {
 template <class T>
 bool same_bits(Guarded<T>& a, Guarded<T>& b) {
     return a.size() == b.size() && std::memcmp(a.data(), b.data(), static_cast<size_t>(a.size()) * sizeof(T)) == 0;
+}
+
+// NaN in the scratch memory of this thread, of any float type: what an earlier call has left there may not reach a result.
+inline void spoil_scratch() {
+    constexpr int64_t count = 1 << 16;
+    if (float* scratch = thread_scratch().floats(count)) std::memset(scratch, 0xFF, count * sizeof(float));
 }
 
 // How far what is multiplied may be from what it was before it became an operand, relative to it.

@@ -15,8 +15,9 @@ namespace {
 
 struct Case {
     int64_t batch, queries, keys, heads, depth, value_depth;
-    int64_t gap = 0;   // between rows
-    float far = 1.0f;  // how much larger queries are
+    int64_t gap = 0;     // between rows
+    float far = 1.0f;    // how much larger queries are
+    float times = 1.0f;  // what the scale is, too
 };
 
 template <class T>
@@ -36,7 +37,7 @@ struct Tensors {
           mix_bias(mixed.shift ? c.heads : 0) {
         p.dtype = dtype_of<T>;
         p.batch = c.batch, p.heads = c.heads, p.queries = c.queries, p.keys = c.keys, p.depth = c.depth, p.value_depth = c.value_depth;
-        p.scale = 1.0f / std::sqrt(static_cast<float>(c.depth));
+        p.scale = c.times / std::sqrt(static_cast<float>(c.depth));
         const float share = 1.0f / std::sqrt(static_cast<float>(c.heads));
         fill(q, 0.0f, c.far), fill(k), fill(v), fill(bias), fill(mix_scores, 0.0f, share), fill(mix_weights, 0.0f, share), fill(mix_bias);
         p.q = q.data(), p.k = k.data(), p.v = v.data(), p.y = y.data();
@@ -76,6 +77,7 @@ void compare(const Case& c, const Mixed& mixed) {
     CHECK(attention(p, 2) == Status::ok);
     AttentionProblem again = p;
     again.y = alone.data();
+    spoil_scratch();
     CHECK(attention(again, 1) == Status::ok);
     CHECK(t.y.canary_intact() && same_bits(t.y, alone));
 
@@ -139,6 +141,8 @@ void compare_all() {
         compare<T>({2, 300, 20, 1, 4, 4, 1}, mixed);  // tasks of queries
         compare<T>({1, 4, 5, 1, 512, 512}, mixed);    // rows of a power of two
         compare<T>({1, 20, 40, 2, 4, 5, 0, 100.0f}, mixed);
+        compare<T>({1, 18, 40, 1, 1101, 9}, mixed);  // more channels than are summed at once
+        for (float times : {0.0f, -1.0f}) compare<T>({1, 20, 40, 2, 5, 4, 0, 1.0f, times}, mixed);
     }
     compare<T>({1, 3, 4, most_mixed_heads, 2, 3}, mixtures[4]);
 }
@@ -167,6 +171,54 @@ void compare_nan() {
             CHECK(std::isnan(value(t.y[i])) == reached);
         }
     }
+}
+
+// Of a key: all queries that do not see it less than others. Of a value: its channel.
+template <class T>
+void compare_keys_and_values_that_are_not_finite() {
+    for (int64_t keys : {20, 33, 300})
+        for (float x : {NAN, INFINITY, -INFINITY}) {
+            const Case c{1, 40, keys, 2, 3, 5};
+            for (bool of_value : {false, true}) {
+                Tensors<T> t(c, mixtures[0]);
+                const int64_t key = keys - 1;
+                from_float(x, of_value ? &t.v[key * 10 + 5 + 2] : &t.k[key * 6 + 3 + 2]);  // of the second head
+                CHECK(attention(t.p, 1) == Status::ok);
+                for (int64_t n = 0; n < c.queries; ++n)
+                    for (int64_t i = 0; i < 10; ++i) {
+                        const double y = value(t.y[n * 10 + i]), towards = value(t.q[n * 6 + 3 + 2]) * double{x};
+                        if (i < 5 || (of_value && i != 5 + 2) || (!of_value && towards < 0)) {
+                            CHECK(std::isfinite(y));
+                        } else if (of_value && !std::isnan(x)) {
+                            CHECK(y == double{x});
+                        } else {
+                            CHECK(std::isnan(y));
+                        }
+                    }
+            }
+        }
+}
+
+// A query has the same bits in any company.
+template <class T>
+void compare_cuts() {
+    for (const Mixed& mixed : {mixtures[0], mixtures[4]})
+        for (int64_t keys : {20, 49, 300}) {
+            const Case c{1, 300, keys, 1, 5, 9};
+            Tensors<T> t(c, mixed);
+            t.p.bias = nullptr;  // which lies by panels of all queries
+            CHECK(attention(t.p, 1) == Status::ok);
+            for (int64_t first : {0, 3, 31, 290}) {
+                AttentionProblem part = t.p;
+                part.queries = first == 3 ? 250 : 5;
+                part.q = t.q.data() + first * 5;
+                Guarded<T> y(part.queries * 9);
+                part.y = y.data();
+                spoil_scratch();
+                CHECK(attention(part, 1) == Status::ok);
+                CHECK(std::memcmp(y.data(), t.y.data() + first * 9, static_cast<size_t>(y.size()) * sizeof(T)) == 0);
+            }
+        }
 }
 
 template <class T>
@@ -210,6 +262,20 @@ TEST(attention_keeps_nan_to_its_query) {
     on_every_isa([] {
         compare_nan<float>();
         compare_nan<bf16>();
+    });
+}
+
+TEST(attention_of_keys_and_values_that_are_not_finite) {
+    on_every_isa([] {
+        compare_keys_and_values_that_are_not_finite<float>();
+        compare_keys_and_values_that_are_not_finite<bf16>();
+    });
+}
+
+TEST(attention_of_a_query_in_any_company) {
+    on_every_isa([] {
+        compare_cuts<float>();
+        compare_cuts<bf16>();
     });
 }
 

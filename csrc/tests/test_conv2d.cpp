@@ -62,6 +62,7 @@ void compare(const Case& t) {
     p.activation = Activation::relu;
     p.residual = t.residual ? residual.data() : nullptr;
     p.y = y.data();
+    spoil_scratch();
     CHECK(conv2d(p, 2) == Status::ok);
     CHECK(y.canary_intact());
 

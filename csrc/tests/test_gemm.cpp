@@ -60,6 +60,7 @@ void compare(const Case& c) {
         fill_with(to.buffer, NAN);
         p.y = to.buffer.data();
         p.collected = c.collect ? collected.data() : nullptr;
+        spoil_scratch();
         CHECK(gemm(p, threads) == Status::ok);
         CHECK(to.buffer.canary_intact());
         CHECK(threads == 1 || same_bits(y.buffer, again.buffer));
@@ -142,7 +143,7 @@ TEST(gemm_on_every_tail) {
 
 TEST(gemm_of_bfloat16_on_every_tail) {  // of what tiles multiply
     on_every_isa([] {
-        for (int64_t rows : {1, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 130})
+        for (int64_t rows : {1, 2, 3, 4, 6, 15, 16, 17, 31, 32, 33, 63, 64, 65, 130})
             for (int64_t columns : {1, 15, 16, 17, 32, 33, 48, 49, 64, 65, 257})
                 for (int64_t depth : {6, 33}) compare<bf16>({.groups = 1, .rows = rows, .depth = depth, .columns = columns});
         for (int64_t depth : {0, 1, 2, 31, 32, 34, 63, 80, 96, 144, 255, 256, 257, 600})

@@ -41,6 +41,7 @@ void compare(const Case& c) {
         fill_with(to, NAN);
         p.y = to.data();
         p.collected = threads == 2 ? nullptr : collected.data();
+        spoil_scratch();
         CHECK(separable_attention_block(p, threads) == Status::ok);
         CHECK(to.canary_intact());
         CHECK(threads == 1 || same_bits(y, again));

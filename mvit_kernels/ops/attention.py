@@ -46,8 +46,8 @@ def attention(
         backend: None for automatic choice, or the name of one.
 
     Returns:
-        (B, N, H d), contiguous, of the dtype of q. 16-bit inputs are computed in float32, but where tensor cores, AVX512-BF16 or AMX multiply
-        them: what these take is in 16 bits.
+        (B, N, H d), contiguous, of the dtype of q. 16-bit inputs are computed in float32, but where tensor cores, AVX512-BF16 or AMX
+        multiply them: what these take is in 16 bits.
 
     Raises:
         TypeError, ValueError: arguments of another rank, dtype, size or device, or the requested backend cannot take them.

@@ -43,8 +43,8 @@ def patch_attention(
     Args:
         qkv: (B, 3d, H, W), channels in the order q (d), k (d), v (d); H and W are multiples of the patch. float32, bfloat16, float16 or
             float64; contiguous, channels_last or any other strides. 16-bit inputs are computed in float32, but where tensor cores,
-            AVX512-BF16 or AMX multiply them: what these take is in 16 bits. The cpu kernels run on channels_last memory: other formats are copied to it, and
-            the result is copied back.
+            AVX512-BF16 or AMX multiply them: what these take is in 16 bits. The cpu kernels run on channels_last memory: other formats are
+            copied to it, and the result is copied back.
         heads: how many; they divide d.
         patch_size: (ph, pw); (1, 1) is attention among all pixels.
         scale: a finite number; None is c^-0.5.

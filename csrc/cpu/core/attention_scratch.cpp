@@ -7,16 +7,15 @@ constexpr int64_t tasks_wanted = 16;  // few sequences: the queries are cut too
 
 AttentionBf16Scratch bf16_scratch(int64_t depth, int64_t value_depth, int64_t keys, int64_t queries) {
     constexpr int64_t band = 16, line = 16, halves = 2;  // rows; floats of 64 bytes; bfloat16 in a float
-    const int64_t rows = round_up(queries, band);
+    const int64_t rows = round_up(queries, band), channels = round_up(depth, line * halves);
     AttentionBf16Scratch s{};
     Places place;
-    s.depth = round_up(depth, line * halves);
     s.value_columns = round_up(value_depth, line);
     s.block = round_up(at_most(keys, attention_bf16_keys), line * halves);
     s.score_stride = s.block + line;
     s.e_stride = s.block + line * halves;
-    s.query = place(band * s.depth / halves);
-    s.keys = place(s.block * s.depth / halves);
+    s.query = place(band * channels / halves);
+    s.keys = place(s.block * channels / halves);
     s.values = place(s.block * s.value_columns / halves);
     s.scores = place(2 * band * s.score_stride);
     s.e = place(band * s.e_stride / halves);

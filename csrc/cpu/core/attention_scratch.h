@@ -30,8 +30,8 @@ inline constexpr int64_t attention_bf16_keys = 256;        // of a block
 inline constexpr int64_t attention_fewest_bf16_keys = 32;  // for fewer, lines are too empty
 
 struct AttentionBf16Scratch {
-    int64_t depth, value_columns;          // of a head, to whole lines of 64 bytes and whole vectors
-    int64_t block;                         // keys, to whole lines
+    int64_t value_columns;                 // of a head, to whole vectors
+    int64_t block;                         // keys, to whole lines of 64 bytes
     int64_t query, keys, values;           // a band of Q, K^T and V of a block: bfloat16
     int64_t scores, score_stride;          // of two bands for a block: q.k, or a q.k + bias where there is one
     int64_t e, e_stride;                   // of a band for a block: bfloat16

@@ -4,8 +4,8 @@
 // values w[panel j .. panel (j + 1))[k] side by side, zeros beyond N. One layout serves every instruction set.
 //
 // Maps of bfloat16 multiply by weights of bfloat16, with sums of float32, which vdpbf16ps of AVX512-BF16 does at twice the rate of float32
-// (Zen 4) and tiles of AMX at 16 times. Each half of a panel, 16 columns, lies in pairs: for k = 0, 2, .. the values k and k + 1 of its
-// first column, of its second, and so on, zeros beyond N and K.
+// (Zen 4) and tiles of AMX at 16 times; both take subnormal numbers for 0. Each half of a panel, 16 columns, lies in pairs: for k = 0, 2,
+// .. the values k and k + 1 of its first column, of its second, and so on, zeros beyond N and K.
 //
 // Floor: on registers of W lanes, R rows and V vectors of columns take R V fused multiply-adds for R broadcasts and V loads: with the tiles
 // of isa/tile.cpp fewer loads than multiply-adds, so the multiply-adds set the pace, and of pairs vdpbf16ps. By tiles of AMX, 16 rows and
