@@ -70,7 +70,8 @@ float dots(int64_t rounds, float factor, float term) {
                      [] { dot_bytes<0, 4, 5>(), dot_bytes<1, 4, 5>(), dot_bytes<2, 4, 5>(), dot_bytes<3, 4, 5>(); });
 #else
     const Dots x = dots_of(factor), y = dots_of(term);
-    Dots a = x, b = y, c = x, d = y, e = x, f = y, g = x, h = y, i = x, j = y;
+    Dots a = dots_of(1), b = dots_of(2), c = dots_of(3), d = dots_of(4), e = dots_of(5);
+    Dots f = dots_of(6), g = dots_of(7), h = dots_of(8), i = dots_of(9), j = dots_of(10);
     for (int64_t round = 0; round < rounds; ++round) {
         dot(a, x, y), dot(b, x, y), dot(c, x, y), dot(d, x, y), dot(e, x, y);
         dot(f, x, y), dot(g, x, y), dot(h, x, y), dot(i, x, y), dot(j, x, y);

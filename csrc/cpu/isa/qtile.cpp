@@ -418,8 +418,14 @@ template <int rows>
 }
 
 #if defined(MVIT_ISA_AVXVNNI)
-// Bytes, four k at a time: 12 sums, two columns and a row are fifteen registers.
-struct Bytes {
+inline void dot(__m256i& sum, __m256i x, __m256i columns) { dot_of_bytes(sum, x, columns); }
+#else
+inline void dot(__m256i& sum, __m256i x, __m256i columns) { dot_of_words(sum, x, columns); }
+#endif
+
+// Four bytes of a row at a time: two k of int16 by int16 (see qrows.h), or with AVX-VNNI four of bytes. 12 sums, two columns, a row and, of
+// int16, its products are the sixteen registers.
+struct EightBits {
     static constexpr int most_rows = 6;
     template <int rows>
     [[gnu::always_inline]] static inline void multiply(const QTile& t, int64_t first, const char* panel, __m256i (&sum)[rows][2]) {
@@ -428,61 +434,34 @@ struct Bytes {
         const uint8_t* row[groups];
 #pragma GCC unroll 2
         for (int g = 0; g < groups; ++g) row[g] = static_cast<const uint8_t*>(t.a) + (first + 3 * g) * stride;
-        for (int64_t block = t.depth / 4; block > 0; --block) {
+        for (int64_t step = widens(8) ? 2 * qblocks(t.depth) : t.depth / 4; step > 0; --step) {
             const __m256i columns[2] = {load256(panel), load256(panel + 32)};
 #pragma GCC unroll 6
             for (int r = 0; r < rows; ++r) {
                 const __m256i x = _mm256_set1_epi32(four_of_row(row[r / 3] + (r % 3) * stride));
-                dot_of_bytes(sum[r][0], x, columns[0]);
-                dot_of_bytes(sum[r][1], x, columns[1]);
-            }
-#pragma GCC unroll 2
-            for (int g = 0; g < groups; ++g) row[g] += 4;
-            panel += qblock;
-        }
-        if (const int64_t tail = t.depth % 4; tail != 0) {
-            const __m256i columns[2] = {load256(panel), load256(panel + 32)};
-#pragma GCC unroll 6
-            for (int r = 0; r < rows; ++r) {
-                const __m256i x = _mm256_set1_epi32(tail_of_row(row[r / 3] + (r % 3) * stride, tail));
-                dot_of_bytes(sum[r][0], x, columns[0]);
-                dot_of_bytes(sum[r][1], x, columns[1]);
-            }
-        }
-    }
-};
-using EightBits = Bytes;
-using SixBits = Bytes;
-#else
-// int16 by int16 (see qrows.h), two k at a time: 12 sums, two columns, a row and its products are the sixteen registers.
-struct Wide {
-    static constexpr int most_rows = 6;
-    template <int rows>
-    [[gnu::always_inline]] static inline void multiply(const QTile& t, int64_t first, const char* panel, __m256i (&sum)[rows][2]) {
-        constexpr int groups = (rows + 2) / 3;
-        const int64_t stride = t.a_stride;
-        const char* row[groups];
-#pragma GCC unroll 2
-        for (int g = 0; g < groups; ++g) row[g] = static_cast<const char*>(t.a) + (first + 3 * g) * stride;
-        for (int64_t pair = 2 * qblocks(t.depth); pair > 0; --pair) {
-            const __m256i columns[2] = {load256(panel), load256(panel + 32)};
-#pragma GCC unroll 6
-            for (int r = 0; r < rows; ++r) {
-                int32_t two;
-                std::memcpy(&two, row[r / 3] + (r % 3) * stride, sizeof two);
-                const __m256i x = _mm256_set1_epi32(two);
-                dot_of_words(sum[r][0], x, columns[0]);
-                dot_of_words(sum[r][1], x, columns[1]);
+                dot(sum[r][0], x, columns[0]);
+                dot(sum[r][1], x, columns[1]);
             }
 #pragma GCC unroll 2
             for (int g = 0; g < groups; ++g) row[g] += 4;
             panel += 64;
         }
+        if (widens(8) || t.depth % 4 == 0) return;
+        const __m256i columns[2] = {load256(panel), load256(panel + 32)};
+#pragma GCC unroll 6
+        for (int r = 0; r < rows; ++r) {
+            const __m256i x = _mm256_set1_epi32(tail_of_row(row[r / 3] + (r % 3) * stride, t.depth % 4));
+            dot(sum[r][0], x, columns[0]);
+            dot(sum[r][1], x, columns[1]);
+        }
     }
 };
 
+#if defined(MVIT_ISA_AVXVNNI)
+using SixBits = EightBits;
+#else
 // Bytes by 6-bit weights: two vpmaddubsw add up in int16 before they are widened.
-struct Narrow {
+struct SixBits {
     static constexpr int most_rows = 4;
     template <int rows>
     [[gnu::always_inline]] static inline void multiply(const QTile& t, int64_t first, const char* panel, __m256i (&sum)[rows][2]) {
@@ -520,8 +499,6 @@ struct Narrow {
         }
     }
 };
-using EightBits = Wide;
-using SixBits = Narrow;
 #endif
 
 template <class Kind, int rows>
