@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import mvit_kernels as mk
-from mvit_kernels.engine import plan
+from mvit_kernels.engine import plan, report
 from mvit_kernels.engine.lower_integers import lower
 from mvit_kernels.graph import Program, capture, optimize
 
@@ -473,6 +473,14 @@ def test_what_a_model_writes_to() -> None:
 def test_random_numbers_are_refused(name: str, function) -> None:
     with pytest.raises(ValueError, match=f"capture: {name}: expected the same results for the same images, got random numbers"):
         mk.compile(Parts(function).eval(), torch.zeros(1, 3, 8, 8))
+
+
+def test_profiles_hold_floats_against_what_multiplies_them(network, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, fast = network
+    x = torch.zeros(1, 3, 64, 64)
+    monkeypatch.setattr(report, "_ceilings", lambda threads, isa, bfloat16: {"float": 2.0 if bfloat16 else 1.0, "integer": 1.0})
+    assert fast.profile(x, repeats=1).ceilings["float"] == 1.0
+    assert mk.compile(model, x, dtype=torch.bfloat16).profile(x, repeats=1).ceilings["float"] == 2.0
 
 
 def test_bad_input(network) -> None:

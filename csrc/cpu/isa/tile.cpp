@@ -24,9 +24,23 @@ constexpr int most_rows = 6;
 constexpr int most_rows = 4;
 #endif
 
-template <int rows, int vectors>
-void tile(const float* a, int64_t a_stride, const float* b, int64_t depth, const float* init, int64_t init_stride, float* c,
-          int64_t c_stride) {
+// sum + x column: of floats, or of pairs of bfloat16 in each lane.
+template <bool pairs>
+inline F32 multiply_add(F32 x, F32 column, F32 sum) {
+#if defined(MVIT_ISA_AVX512BF16)
+    if constexpr (pairs) {
+        dot_of_pairs(sum.v, _mm512_castps_si512(x.v), _mm512_castps_si512(column.v));
+        return sum;
+    }
+#endif
+    return fma(x, column, sum);
+}
+
+// Four bytes of every row at a step, a float or a pair. b: vectors of the first step, as many floats apart from each other and, from what
+// is multiplied next, `ahead`. a_stride is in bytes.
+template <bool pairs, int rows, int vectors>
+void tile(const void* a, int64_t a_stride, const float* b, int64_t half_panels_apart, int64_t ahead, int64_t steps, const float* init,
+          int64_t init_stride, float* c, int64_t c_stride) {
     F32 sum[rows][vectors];
 #pragma GCC unroll 14
     for (int r = 0; r < rows; ++r)
@@ -38,26 +52,27 @@ void tile(const float* a, int64_t a_stride, const float* b, int64_t depth, const
     constexpr int groups = (rows + 2) / 3;
     const char* row[groups];
 #pragma GCC unroll 5
-    for (int g = 0; g < groups; ++g) row[g] = reinterpret_cast<const char*>(a + 3 * g * a_stride);
-    const int64_t stride = a_stride * int64_t{sizeof(float)};
+    for (int g = 0; g < groups; ++g) row[g] = static_cast<const char*>(a) + 3 * g * a_stride;
 
-    const int64_t ahead = depth * panel;  // what is multiplied next
-    for (int64_t k = 0; k < depth; ++k) {
+    const int64_t apart = pairs ? half_panels_apart : W;
+    for (int64_t step = 0; step < steps; ++step) {
         F32 column[vectors];
 #pragma GCC unroll 2
         for (int v = 0; v < vectors; ++v) {
-            column[v] = F32::load(b + v * W);
-            if (v * W % line == 0) fetch_later(b + v * W + ahead);
+            column[v] = F32::load(b + v * apart);
+            if (v * W % line == 0) fetch_later(b + v * apart + ahead);
         }
 #pragma GCC unroll 14
         for (int r = 0; r < rows; ++r) {
-            const F32 x = F32::all(*reinterpret_cast<const float*>(row[r / 3] + (r % 3) * stride));
+            float four;
+            __builtin_memcpy(&four, row[r / 3] + (r % 3) * a_stride, sizeof four);
+            const F32 x = F32::all(four);
 #pragma GCC unroll 2
-            for (int v = 0; v < vectors; ++v) sum[r][v] = fma(x, column[v], sum[r][v]);
+            for (int v = 0; v < vectors; ++v) sum[r][v] = multiply_add<pairs>(x, column[v], sum[r][v]);
         }
 #pragma GCC unroll 5
         for (int g = 0; g < groups; ++g) row[g] += sizeof(float);
-        b += panel;
+        b += pairs ? half_panel : panel;
     }
 
 #pragma GCC unroll 14
@@ -66,9 +81,10 @@ void tile(const float* a, int64_t a_stride, const float* b, int64_t depth, const
         for (int v = 0; v < vectors; ++v) (F32::load(init + r * init_stride + v * W) + sum[r][v]).store(c + r * c_stride + v * W);
 }
 
-using Tile = void (*)(const float*, int64_t, const float*, int64_t, const float*, int64_t, float*, int64_t);
+using Tile = void (*)(const void*, int64_t, const float*, int64_t, int64_t, int64_t, const float*, int64_t, float*, int64_t);
 
-#define MVIT_TILES(rows) {tile < (rows) <= most_rows ? (rows) : 1, 1 >, tile < (rows) <= most_rows ? (rows) : 1, 2 > }
+#define MVIT_TILES(rows) {tile < pairs, (rows) <= most_rows ? (rows) : 1, 1 >, tile < pairs, (rows) <= most_rows ? (rows) : 1, 2 > }
+template <bool pairs>
 constexpr Tile tiles[14][2] = {MVIT_TILES(1),  MVIT_TILES(2),  MVIT_TILES(3),  MVIT_TILES(4), MVIT_TILES(5),
                                MVIT_TILES(6),  MVIT_TILES(7),  MVIT_TILES(8),  MVIT_TILES(9), MVIT_TILES(10),
                                MVIT_TILES(11), MVIT_TILES(12), MVIT_TILES(13), MVIT_TILES(14)};
@@ -90,8 +106,9 @@ void multiply_chunk(const float* a, int64_t a_stride, int64_t rows, const float*
                     int64_t init_stride, float* c, int64_t c_stride) {
     each_tile(rows, [&](int64_t row, int64_t height) {
         for (int j = 0; j < columns; j += 2 * W)
-            tiles[height - 1][columns - j > W ? 1 : 0](a + row * a_stride, a_stride, b + j, depth, init + row * init_stride + j,
-                                                       init_stride, c + row * c_stride + j, c_stride);
+            tiles<false>[height - 1][columns - j > W ? 1 : 0](a + row* a_stride, a_stride* int64_t{sizeof(float)}, b + j, 0, depth* panel,
+                                                              depth, init + row* init_stride + j, init_stride, c + row* c_stride + j,
+                                                              c_stride);
     });
 }
 
@@ -112,74 +129,21 @@ void multiply(const float* a, int64_t a_stride, int64_t rows, const float* b, in
 
 #if defined(MVIT_ISA_AVX512BF16)
 
-inline __m512i pair_of_row(const char* a) {
-    int32_t pair;
-    __builtin_memcpy(&pair, a, sizeof pair);
-    return _mm512_set1_epi32(pair);
-}
-
-// As `tile`, with a pair of every row where that has a value. size: from half a panel to the next.
-template <int rows, int halves>
-void tile_bf16(const bf16* a, int64_t a_stride, const bf16* b, int64_t size, int64_t pairs, const float* init, int64_t init_stride,
-               float* c, int64_t c_stride) {
-    F32 sum[rows][halves];
-#pragma GCC unroll 14
-    for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-        for (int h = 0; h < halves; ++h) sum[r][h] = F32::all(0.0f);
-
-    constexpr int groups = (rows + 2) / 3;
-    const char* row[groups];
-#pragma GCC unroll 5
-    for (int g = 0; g < groups; ++g) row[g] = reinterpret_cast<const char*>(a + 3 * g * a_stride);
-    const int64_t stride = a_stride * int64_t{sizeof(bf16)};
-
-    for (int64_t k = 0; k < pairs; ++k) {
-        __m512i column[halves];
-#pragma GCC unroll 2
-        for (int h = 0; h < halves; ++h) {
-            column[h] = _mm512_loadu_si512(b + h * size);
-            fetch_later(b + (h + halves) * size);  // what is multiplied next
-        }
-#pragma GCC unroll 14
-        for (int r = 0; r < rows; ++r) {
-            const __m512i x = pair_of_row(row[r / 3] + (r % 3) * stride);
-#pragma GCC unroll 2
-            for (int h = 0; h < halves; ++h) dot_of_pairs(sum[r][h].v, x, column[h]);
-        }
-#pragma GCC unroll 5
-        for (int g = 0; g < groups; ++g) row[g] += 2 * sizeof(bf16);
-        b += panel;
-    }
-
-#pragma GCC unroll 14
-    for (int r = 0; r < rows; ++r)
-#pragma GCC unroll 2
-        for (int h = 0; h < halves; ++h)
-            (F32::load(init + r * init_stride + h * half_panel) + sum[r][h]).store(c + r * c_stride + h * half_panel);
-}
-
-using TileBf16 = void (*)(const bf16*, int64_t, const bf16*, int64_t, int64_t, const float*, int64_t, float*, int64_t);
-
-#define MVIT_TILES(rows) {tile_bf16<(rows), 1>, tile_bf16<(rows), 2>}
-constexpr TileBf16 tiles_bf16[14][2] = {MVIT_TILES(1),  MVIT_TILES(2),  MVIT_TILES(3),  MVIT_TILES(4), MVIT_TILES(5),
-                                        MVIT_TILES(6),  MVIT_TILES(7),  MVIT_TILES(8),  MVIT_TILES(9), MVIT_TILES(10),
-                                        MVIT_TILES(11), MVIT_TILES(12), MVIT_TILES(13), MVIT_TILES(14)};
-#undef MVIT_TILES
-
 // Panel after panel, and of deep ones as much at once as the first cache holds.
 void multiply_bf16(const bf16* a, int64_t a_stride, int64_t rows, const bf16* b, int64_t depth, int columns, const float* init,
                    int64_t init_stride, float* c, int64_t c_stride) {
-    const int64_t all = packed_depth<bf16>(depth) / 2, size = all * panel;
-    for (int j = 0; j < columns; j += panel, b += 2 * size, init += panel, c += panel) {
+    const int64_t all = packed_depth<bf16>(depth) / 2, apart = all * half_panel;  // pairs
+    const auto* w = reinterpret_cast<const float*>(b);
+    for (int j = 0; j < columns; j += panel, w += 2 * apart, init += panel, c += panel) {
         const int halves = columns - j > half_panel ? 2 : 1;
         const float* begin = init;
         int64_t begin_stride = init_stride, pairs = all, done = 0;
         for (int64_t left = all > chunk ? (all + chunk - 1) / chunk : 1; left > 0; --left) {
             const int64_t some = (pairs + left - 1) / left;
             each_tile(rows, [&](int64_t row, int64_t height) {
-                tiles_bf16[height - 1][halves - 1](a + row * a_stride + 2 * done, a_stride, b + done * panel, size, some,
-                                                   begin + row * begin_stride, begin_stride, c + row * c_stride, c_stride);
+                tiles<true>[height - 1][halves - 1](a + row* a_stride + 2 * done, a_stride* int64_t{sizeof(bf16)}, w + done* half_panel,
+                                                    apart, halves* apart, some, begin + row* begin_stride, begin_stride, c + row* c_stride,
+                                                    c_stride);
             });
             begin = c;
             begin_stride = c_stride;
