@@ -1,6 +1,11 @@
 #include "tests/check.h"
 
-// All tests, or those whose name has the first argument in it, on every instruction set or plain C++ and the one that the second names.
+static bool chosen(const char* name, const char* by) {
+    return by[0] == '-' ? !std::strstr(name, by + 1) : std::strstr(name, by) != nullptr;
+}
+
+// All tests, or those whose name has the first argument in it ("-name": those without), on every instruction set or plain C++ and the one
+// that the second names.
 int main(int count, char** arguments) {
     size_t passed = 0;
     if (count > 2) {
@@ -13,7 +18,7 @@ int main(int count, char** arguments) {
         }
     }
     for (const auto& test : mvit::tests::registry()) {
-        if (count > 1 && !std::strstr(test.name, arguments[1])) continue;
+        if (count > 1 && !chosen(test.name, arguments[1])) continue;
         std::printf("%s ", test.name);
         std::fflush(stdout);
         test.run();
