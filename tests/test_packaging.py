@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mvit_kernels.ops import cuda_support
 from mvit_kernels.ops.backend import Choice, native
 
 ROOT = Path(__file__).parents[1]
@@ -134,14 +135,21 @@ def test_source_distribution_builds_the_kernels(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", build], capture_output=True, text=True, cwd=ROOT, check=False)
     assert done.returncode == 0, done.stderr
     (archive,) = tmp_path.glob("*.tar.gz")
-    shutil.unpack_archive(archive, tmp_path, filter="data")
+    shutil.unpack_archive(archive, tmp_path)
     source = tmp_path / archive.name.removesuffix(".tar.gz")
-    shutil.copytree(ROOT / "build/csrc", source / "build/csrc", ignore=shutil.ignore_patterns("tests", "races", "avxvnni"))
+    if (ROOT / "build/csrc").is_dir():
+        shutil.copytree(ROOT / "build/csrc", source / "build/csrc", ignore=shutil.ignore_patterns("tests", "races", "avxvnni"))
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", str(tmp_path), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "MVIT_KERNELS_NATIVE": "1"}, check=False)
+    env = {**os.environ, "MVIT_KERNELS_NATIVE": "1", **({} if cuda_support.native is None else {"MVIT_KERNELS_CUDA": "1"})}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    with zipfile.ZipFile(wheel) as file:
+        names = file.namelist()
+        file.extractall(tmp_path / "site")
+    paths = [str(tmp_path / "site"), sysconfig.get_path("purelib")]
+    code = f"import sys; sys.path[:0] = {paths}; import torch, mvit_kernels._cpu as cpu; print(cpu.__file__)"
+    assert python(code, "-S").startswith(paths[0])  # which a file of kernels that is missing would not let it
     assert any(name.startswith("mvit_kernels/_cpu") for name in names)
     assert sum(name.startswith("mvit_kernels/checkpoints/") and name.endswith(".safetensors") for name in names) == 2
     assert not any(name.startswith(("tests/", "csrc/")) for name in names)
