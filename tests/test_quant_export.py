@@ -52,6 +52,7 @@ def quantized(name: str, bits: int, method: str = "minmax") -> mk.QuantizedModel
 def session(path: Path, results: list[str] | None = None, optimized: bool = True) -> Any:
     options, made = runtime.SessionOptions(), onnx.load(path)
     options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.x64quantprecision", "1")  # see quant/export.py
     levels = runtime.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimized else levels.ORT_DISABLE_ALL
     for name in results or ():

@@ -5,6 +5,9 @@ results are near ours, not equal: activation functions are floats, and norms and
 configuration left in floats are written as they are. Zero-points that
 uint8 does not hold, and scales and zero-points of channels, have no pair that runtimes take: there the pair has scale 1 and zero-point 0,
 and a product and a sum beside it do the rest, so that what takes the result runs in floats.
+
+On x86 processors without VNNI, ONNX Runtime adds pairs of products of uint8 and int8 in 16 bits, and loses what these do not hold, unless
+its session has the entry "session.x64quantprecision": "1", which costs it some speed.
 """
 
 from __future__ import annotations
@@ -109,7 +112,9 @@ class _Writer:
         from onnx import numpy_helper
 
         array = values.detach().numpy().astype(dtype) if isinstance(values, Tensor) else np.asarray(values, dtype)
-        key = f"{array.dtype}|{array.shape}|{hash(array.tobytes())}"
+        # Weights and their zero-points have one reader each: asked to make them uint8, ONNX Runtime does so for every reader, and fails at
+        # the second.
+        key = f"{array.dtype}|{array.shape}|{hash(array.tobytes())}|{len(self.constants) if array.dtype == np.int8 else 0}"
         if key not in self.constants:
             self.constants[key] = numpy_helper.from_array(array.copy(order="C"), f"constant.{len(self.constants)}")
         return str(self.constants[key].name)
