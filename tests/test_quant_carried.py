@@ -314,15 +314,19 @@ def test_pt2e():
             assert torch.equal(mk.compile(converted, x)(x), y)
 
 
-def through_pt2e(model: nn.Module) -> tuple[Counter[str], float, float]:
-    """The nodes of a network in integers, and how far it, and the program that rounds floats, are from what torchao made."""
-    x = torch.randn(2, 3, 64, 96)
+def through_pt2e(model: nn.Module) -> tuple[Counter[str], Tensor, Tensor]:
+    """The nodes of a network in integers, and how far each image's results of the program that rounds floats, and of it, are.
+
+    From what torchao made, relative to its results. One float that another order of additions moves across a tie of a
+    rounding moves an image's results by 0.01 to 0.04, as torch itself does with other convolutions. Not every image has one.
+    """
+    x = torch.randn(16, 3, 64, 96)
     converted = pt2e(random_statistics(model), x)
     with pytest.warns(UserWarning, match="-128"):
         program, integers = programs(converted, (3, 64, 96))
     expected = converted(x)
-    away = [float((run(each, x) - expected).norm() / expected.norm()) for each in (program, integers)]
-    return kinds(integers), away[0], away[1]
+    rounded, integer = ((run(each, x) - expected).norm(dim=1) / expected.norm(dim=1) for each in (program, integers))
+    return kinds(integers), rounded, integer
 
 
 @pytest.mark.slow
@@ -332,8 +336,9 @@ def test_pt2e_of_a_network():
     assert count["torch"] == 0
     assert count["patch_attention"] == 9
     assert count["qconv2d"] + count["qdepthwise_conv2d"] >= 50
-    assert rounded <= 0.02  # roundings
-    assert integer <= 0.1
+    assert rounded.min() <= 1e-5
+    assert rounded.mean() <= 0.05
+    assert integer.mean() <= 0.1
 
 
 @pytest.mark.slow
@@ -344,8 +349,8 @@ def test_pt2e_with_quantizers_inside_of_attention():
     assert count["torch"] >= 9
     assert count["separable_attention"] == count["separable_context"] == 0
     assert count["qconv2d"] + count["qdepthwise_conv2d"] >= 50
-    assert rounded <= 0.1
-    assert integer <= 0.1
+    assert rounded.mean() <= 0.05
+    assert integer.mean() <= 0.1
 
 
 def test_tokens():
