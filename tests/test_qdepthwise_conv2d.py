@@ -7,6 +7,7 @@ from q_checks import assert_compiles_and_exports, both_backends, byte_map, rando
 
 import mvit_kernels as mk
 from mvit_kernels import reference
+from mvit_kernels.reference.activation_curve import curve_shift
 
 ZERO_POINTS = [0, 1, 127, 128, 255, -1, -255, 300, -1275, "each"]
 CHANNELS = [1, 3, 16, 17, 24, 64, 65, 130]
@@ -140,6 +141,26 @@ def test_results_beyond_narrow_steps(a_scale: float, out_scale: float, out_zero_
     """Multipliers and zero-points that 16 bits or the conversion to int32 would not take."""
     arguments = {"a_scale": a_scale, "out_scale": out_scale, "out_zero_point": out_zero_point, "out_dtype": torch.uint8}
     both(byte_map(1, 70, 4, 5), weights(70), a_zero_point=100, activation=activation, **arguments)
+
+
+@pytest.mark.parametrize("activation", [None, "silu", "curve"])
+@pytest.mark.parametrize("largest", [2.0**29, 2.0**31])
+def test_how_far_narrow_steps_reach(largest: float, activation: str | None, isa: str) -> None:
+    """As far as weights say that results, before they saturate, can be converted to int32: with scales above 1, too."""
+    channels, out_scale, out_zero_point = 70, 0.25, 9
+    weight, x = weights(channels), byte_map(1, channels, 5, 6)
+    reach = int((355 + 100) * weight.to(torch.int64).abs().sum((1, 2, 3)).max())
+    arguments = {"a_scale": largest * out_scale / reach, "a_zero_point": 100, "out_dtype": torch.uint8, "out_scale": out_scale,
+                 "out_zero_point": out_zero_point}  # fmt: skip
+    if activation == "curve":
+        steps, scale = 2.0 ** curve_shift("silu", out_scale), arguments["a_scale"]
+        arguments |= {"a_scale": scale / steps, "table": reference.activation_curve("silu", out_scale, out_zero_point)}
+    else:
+        arguments["activation"] = activation
+    for stride in (1, 2):
+        prepared = mk.ops.prepare_qdepthwise_conv2d(weight, stride=stride, **arguments)
+        assert prepared.narrow == (largest < 2**30)
+        both(x, weight, stride=stride, **arguments)
 
 
 def test_ties_round_to_even(isa: str) -> None:

@@ -25,6 +25,7 @@ _kernels = triton_support.Kernels(OP)
 BLOCK = 64  # channels
 BLOCK_BYTES = 5632  # QDepthwiseBlock of csrc/cpu/core/qdepthwise_types.h
 _NARROW = 2**14  # the largest zero-point of a result by narrow steps, see csrc/cpu/core/qdepthwise.h
+_CONVERTED = 2.0**30  # that much of a float32 can be converted to int32, with roundings on the way
 # (4, 4, 9): which taps are outside of the map, by rows (1: the first, plus 2: the last) and columns.
 _EDGES = torch.tensor([[0, 0, 0], [1, 0, 0], [0, 0, 1], [1, 0, 1]])
 _OUTSIDE = (_EDGES[:, None, :, None] | _EDGES[None, :, None, :]).flatten(2)
@@ -41,7 +42,7 @@ class QDepthwiseConv2d:
         self.weight, self.zero_point, self.channels, self.settings = weight, zero_point, channels, settings
         self.stride, self.table, self.backend = stride, table, backend
         self.blocks = arrange(weight, zero_point, channels)
-        self.narrow = is_narrow(channels, settings)
+        self.narrow = is_narrow(weight, zero_point, channels, settings)
         self._placed = Placed(weight, zero_point, self.blocks, channels, table)
         self._replays = Replays(OP)
 
@@ -168,14 +169,16 @@ def arrange(weight: Tensor, zero_point: Tensor, channels: Tensor) -> Tensor:
     return torch.cat([part.contiguous().flatten(1).view(torch.uint8) for part in parts], dim=1)
 
 
-def is_narrow(channels: Tensor, settings: Settings) -> bool:
+def is_narrow(weight: Tensor, zero_point: Tensor, channels: Tensor, settings: Settings) -> bool:
     """Whether results without a residual can be had by the narrow steps of csrc/cpu/core/qdepthwise.h, which has the reasons."""
-    if settings.out_dtype != torch.uint8 or not bool((channels[6].abs() <= _NARROW).all()):
+    init, scale, _, inverse, _, _, out_zero_point = unpack_channels(channels, weight.shape[0])
+    if settings.out_dtype != torch.uint8 or not bool((out_zero_point.abs() <= _NARROW).all()):
         return False
-    scale, inverse = channels[1].view(torch.float32), channels[3].view(torch.float32)
+    taps = weight.double().abs().sum((1, 2, 3))
+    largest = (init.double().abs() + (255 + zero_point.double().abs()) * taps) * scale  # result, with any taps outside
     if settings.plain:
-        return bool((scale < 1).all())
-    return settings.activation in SEGMENTS and bool(((scale.double() * inverse <= 0.5) & (inverse <= 2.0**20)).all())
+        return bool((largest <= _CONVERTED).all())
+    return settings.activation in SEGMENTS and bool(((largest + 1) * inverse <= _CONVERTED).all())
 
 
 # --- checks ---

@@ -69,35 +69,36 @@ inline I32 curve_of(const QCurve& curve, I32 sum, F32 scale) {
 
 #elif defined(MVIT_ISA_AVX2)
 
-// Gathers take longer than everything else here. vpshufb looks up 16 bytes by four bits: four of them, of which two more bits choose, for
-// the low and for the high bytes of a table of 64.
+// Gathers take longer than everything else here. vpshufb looks up 16 bytes by the low four bits and gives 0 where the top bit is set: four
+// of them for the low and four for the high bytes of a table of 64, each with 16 taken away from the index once more. For an index h in the
+// quarter k those of 0 .. k give something, and the exclusive or of what they give is t[k], if their tables are t[k] ^ t[k - 1].
 class QCurve {
   public:
     explicit QCurve(const int16_t* curve) : shift_(_mm_cvtsi32_si128(curve[192])), offset_(curve[193]), most_(curve[194]) {
         for (int t = 0; t < 3; ++t)
             for (int i = 0; i < qcurve_segments; ++i) {
-                bytes_[t][0][i] = static_cast<uint8_t>(curve[qcurve_segments * t + i]);
-                bytes_[t][1][i] = static_cast<uint8_t>(curve[qcurve_segments * t + i] >> 8);
+                const int now = curve[qcurve_segments * t + i], before = i < 16 ? 0 : curve[qcurve_segments * t + i - 16];
+                bytes_[t][0][i] = static_cast<uint8_t>(now ^ before);
+                bytes_[t][1][i] = static_cast<uint8_t>((now ^ before) >> 8);
             }
     }
-    // int16 to int16 in 0 .. most, of two vectors.
-    void operator()(__m256i& x, __m256i& y) const {
-        const __m256i most = _mm256_set1_epi16(32767), inside = _mm256_set1_epi16(0x7FC0), zero = _mm256_setzero_si256();
+    // int16 of two vectors to bytes, as packing gives them: eights of x and y by turns.
+    __m256i operator()(__m256i x, __m256i y) const {
+        const __m256i most = _mm256_set1_epi16(32767), inside = _mm256_set1_epi16(0x7FC0), sixteen = _mm256_set1_epi8(16);
         const auto size_of = [&](__m256i v) { return _mm256_min_epu16(_mm256_abs_epi16(v), most); };
         const auto rest_of = [&](__m256i size) { return _mm256_and_si256(_mm256_slli_epi16(size, 6), inside); };
         const __m256i x_size = size_of(x), y_size = size_of(y), x_rest = rest_of(x_size), y_rest = rest_of(y_size);
-        // Bytes of x and y by turns of eight, which unpacking bytes to words undoes.
-        const __m256i i = _mm256_packus_epi16(_mm256_srli_epi16(x_size, 9), _mm256_srli_epi16(y_size, 9));
-        const __m256i bit4 = _mm256_slli_epi16(i, 3), bit5 = _mm256_slli_epi16(i, 2);  // as the top bits of bytes
+        // Bytes in the order of packing, which unpacking bytes to words undoes.
+        const __m256i i0 = _mm256_packus_epi16(_mm256_srli_epi16(x_size, 9), _mm256_srli_epi16(y_size, 9));
+        const __m256i i1 = _mm256_sub_epi8(i0, sixteen), i2 = _mm256_sub_epi8(i1, sixteen), i3 = _mm256_sub_epi8(i2, sixteen);
         const auto look_up = [&](const uint8_t* table) {
-            const auto part = [&](int k) {
+            const auto part = [&](int k, __m256i i) {
                 const __m128i some = _mm_load_si128(reinterpret_cast<const __m128i*>(table + 16 * k));
                 return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(some), i);
             };
-            const __m256i low = _mm256_blendv_epi8(part(0), part(1), bit4), high = _mm256_blendv_epi8(part(2), part(3), bit4);
-            return _mm256_blendv_epi8(low, high, bit5);
+            return _mm256_xor_si256(_mm256_xor_si256(part(0, i0), part(1, i1)), _mm256_xor_si256(part(2, i2), part(3, i3)));
         };
-        __m256i x_sum = zero, y_sum = zero;
+        __m256i x_sum = x_rest, y_sum = y_rest;
 #pragma GCC unroll 3
         for (int t = 2; t >= 0; --t) {
             const __m256i low = look_up(bytes_[t][0]), high = look_up(bytes_[t][1]);
@@ -105,14 +106,14 @@ class QCurve {
             x_sum = t == 2 ? of_x : _mm256_add_epi16(of_x, _mm256_mulhrs_epi16(x_rest, x_sum));
             y_sum = t == 2 ? of_y : _mm256_add_epi16(of_y, _mm256_mulhrs_epi16(y_rest, y_sum));
         }
-        x = finish(x, x_sum), y = finish(y, y_sum);
+        return _mm256_min_epu8(_mm256_packus_epi16(finish(x, x_sum), finish(y, y_sum)), _mm256_set1_epi8(static_cast<char>(most_)));
     }
 
   private:
     __m256i finish(__m256i x, __m256i e) const {
-        const __m256i zero = _mm256_setzero_si256(), fine = _mm256_mulhrs_epi16(e, _mm256_set1_epi16(1024));
-        const __m256i y = _mm256_adds_epi16(_mm256_add_epi16(_mm256_max_epi16(x, zero), fine), _mm256_set1_epi16(offset_));
-        return _mm256_min_epi16(_mm256_max_epi16(_mm256_sra_epi16(y, shift_), zero), _mm256_set1_epi16(most_));
+        const __m256i fine = _mm256_mulhrs_epi16(e, _mm256_set1_epi16(1024));
+        const __m256i y = _mm256_add_epi16(_mm256_max_epi16(x, _mm256_setzero_si256()), fine);
+        return _mm256_sra_epi16(_mm256_adds_epi16(y, _mm256_set1_epi16(offset_)), shift_);
     }
 
     alignas(16) uint8_t bytes_[3][2][qcurve_segments];
@@ -125,10 +126,8 @@ inline __m256i curve_argument(__m256i sum, __m256 scale) {
 }
 
 inline I32 curve_of(const QCurve& curve, I32 sum, F32 scale) {
-    const __m256i x = curve_argument(sum.v, scale.v);
-    __m256i words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x, x), 0x08), none = _mm256_setzero_si256();
-    curve(words, none);
-    return {_mm256_cvtepi16_epi32(_mm256_castsi256_si128(words))};
+    const __m256i x = curve_argument(sum.v, scale.v), words = _mm256_permute4x64_epi64(_mm256_packs_epi32(x, x), 0x08);
+    return {_mm256_cvtepu8_epi32(_mm256_castsi256_si128(curve(words, words)))};
 }
 
 #else

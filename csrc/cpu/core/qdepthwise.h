@@ -20,9 +20,9 @@
 //
 //     rint(min(max(x, low), high)) + z = min(max(sat8(sat16(sat16(rint(x)) + z)), low + z), high + z)
 //
-// since low, high and z are integers. It takes 7 instructions for 64 values instead of 15. |sum| <= 2^31, so plain results need scale < 1;
-// behind segments, for which |activation(x)| <= |x| + 1, scale inverse <= 1/2 and inverse <= 2^20 are enough. A curve's argument is rounded
-// and saturated like a plain result, and what it gives is a byte.
+// since low, high and z are integers. It takes 7 instructions for 64 values instead of 15. Largest weights say how large a sum can be (see
+// is_narrow of mvit_kernels/ops/qdepthwise_conv2d.py); behind segments |activation(x)| <= |x| + 1. A curve's argument is rounded and
+// saturated like a plain result, and what it gives is a byte.
 //
 // Rows outside of the map are taken from their neighbour with weights of zero.
 #pragma once
@@ -30,6 +30,9 @@
 #include "cpu/core/dots.h"
 #include "cpu/core/qdepthwise_types.h"
 #include "cpu/core/qepilogue.h"
+#if defined(MVIT_ISA_AVX2)
+#include "cpu/core/qwords.h"
+#endif
 
 namespace mvit {
 namespace {
@@ -284,16 +287,40 @@ inline __m256i words(const uint8_t* p, int64_t count) {
 
 inline F32 two_quarters(const float* p) { return {_mm256_castsi256_ps(two_quarters(static_cast<const void*>(p), p + 32))}; }
 
-template <bool segments>
-inline __m256i converted(__m256i sum, const float* scale, const float* inverse, const float* table) {
-    F32 x = to_float(I32{sum}) * two_quarters(scale);
-    if constexpr (segments) x = activate_segments(x, table) * two_quarters(inverse);
+template <QDepthwiseFinish finish>
+inline __m256i converted(__m256i sum, F32 scale, const float* inverse, const float* table) {
+    F32 x = to_float(I32{sum}) * scale;
+    if constexpr (finish == QDepthwiseFinish::segments) x = activate_segments(x, table) * two_quarters(inverse);
     return to_int(x).v;
+}
+
+// Words of pixels of the channels from `channel` on, by narrow steps.
+template <QDepthwiseFinish finish>
+[[gnu::noinline]] void leave_words(const QWords& words, const QEpilogue& e, const QDepthwiseBlock& block, const QCurve* curve,
+                                   int64_t pixel, int64_t pixels, int64_t channel, int64_t count) {
+    uint8_t* y = static_cast<uint8_t*>(e.y) + pixel * e.y_stride + channel;
+    const __m256i order = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
+    if constexpr (finish == QDepthwiseFinish::curve) {
+        words.leave(pixels, count, order, y, e.y_stride, *curve);
+    } else {
+        const int64_t in_block = channel % qdepthwise_block;
+        const auto eights = [](const uint8_t* p) {  // as packing has them: each eight of channels of two pixels
+            return _mm256_permute4x64_epi64(_mm256_castsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))), 0x50);
+        };
+        const __m256i low = eights(block.low + in_block), high = eights(block.high + in_block);
+        const int16_t* from = block.zero_point + in_block / 2;
+        const __m256i zero_point = two_quarters(from, from + 32);
+        words.leave(pixels, count, order, y, e.y_stride, [&](__m256i a, __m256i b) {
+            const __m256i bytes = _mm256_packus_epi16(_mm256_adds_epi16(a, zero_point), _mm256_adds_epi16(b, zero_point));
+            return _mm256_min_epu8(_mm256_max_epu8(bytes, low), high);
+        });
+    }
 }
 
 // Channels [channel, channel + 16) of a row or, unless `whole`, those of them that exist.
 template <int stride, bool whole, QDepthwiseFinish finish>
-[[gnu::noinline]] void qdepthwise_channels(const QDepthwiseRow& r, const QEpilogue& e, const QDepthwiseTaps& taps, int64_t channel) {
+[[gnu::noinline]] void qdepthwise_channels(const QDepthwiseRow& r, const QEpilogue& e, const QDepthwiseTaps& taps, const QCurve* curve,
+                                           int64_t channel) {
     const int64_t left = r.channels - channel, count = left < 16 ? left : 16;
     const QDepthwiseBlock& block = r.blocks[channel / qdepthwise_block];
     const int64_t in_block = channel % qdepthwise_block, l = in_block / 16, position = 4 * l;
@@ -310,114 +337,101 @@ template <int stride, bool whole, QDepthwiseFinish finish>
             _mm256_store_si256(reinterpret_cast<__m256i*>(weight[kx][1][half]), _mm256_srai_epi16(bytes, 8));
         }
 
+    // What sums begin with, by the columns that are outside.
+    alignas(32) int32_t init[4][2][8];
+    for (int columns = 0; columns < 4; ++columns)
+        for (int half = 0; half < 2; ++half) {
+            const int32_t* from = block.init[taps.rows_outside][columns] + position + 16 * half;
+            _mm256_store_si256(reinterpret_cast<__m256i*>(init[columns][half]), two_quarters(from, from + 32));
+        }
+
+    // Members by name: gcc 12 keeps arrays in memory and copies them by halves, for which a load of the whole then waits.
     struct Column {
-        __m256i pair[2][2];  // as the weights of one kx
+        __m256i low, high, middle_low, middle_high;  // (row 0, row 2) and (row 1, 0)
     };
-    const auto column = [&](int64_t at, Column& to) {
+    const auto column = [&](int64_t at) {
         at *= pixel_stride;
         const __m256i a = words<whole>(row0 + at, count), b = words<whole>(row1 + at, count), c = words<whole>(row2 + at, count);
         const __m256i none = _mm256_setzero_si256();
-        to.pair[0][0] = _mm256_unpacklo_epi16(a, c), to.pair[0][1] = _mm256_unpackhi_epi16(a, c);
-        to.pair[1][0] = _mm256_unpacklo_epi16(b, none), to.pair[1][1] = _mm256_unpackhi_epi16(b, none);
+        return Column{_mm256_unpacklo_epi16(a, c), _mm256_unpackhi_epi16(a, c), _mm256_unpacklo_epi16(b, none),
+                      _mm256_unpackhi_epi16(b, none)};
     };
     struct Sum {
-        __m256i half[2];
+        __m256i low, high;
     };
     const auto add = [&](Sum& sum, const Column& c, int kx) {
-#pragma GCC unroll 2
-        for (int half = 0; half < 2; ++half)
-#pragma GCC unroll 2
-            for (int pair = 0; pair < 2; ++pair) {
-                const __m256i w = _mm256_load_si256(reinterpret_cast<const __m256i*>(weight[kx][pair][half]));
-                dot_of_words(sum.half[half], c.pair[pair][half], w);
-            }
+        const auto of = [&](int pair, int half) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(weight[kx][pair][half])); };
+        dot_of_words(sum.low, c.low, of(0, 0));
+        dot_of_words(sum.high, c.high, of(0, 1));
+        dot_of_words(sum.low, c.middle_low, of(1, 0));
+        dot_of_words(sum.high, c.middle_high, of(1, 1));
     };
 
-    uint8_t* y = static_cast<uint8_t*>(e.y) + first * e.y_stride + channel;  // by narrow steps
-    const int64_t y_stride = e.y_stride;
-    const float *scale = block.scale + position, *inverse = block.inverse + position;
-    const int16_t* zero_point = block.zero_point + 8 * l;
-    const QCurve curve(finish == QDepthwiseFinish::curve ? e.curve : no_curve);
-    QDepthwiseSums sums;  // otherwise
-    const auto leave = [&](const Sum& sum, int64_t x) {
+    const F32 scale[2] = {two_quarters(block.scale + position), two_quarters(block.scale + position + 16)};
+    const float* inverse = block.inverse + position;
+    QDepthwiseSums sums;  // of the epilogue
+    QWords words;         // of narrow steps
+    const auto leave = [&](Sum sum, int64_t x) {
         if constexpr (finish != QDepthwiseFinish::epilogue) {
-            constexpr bool segments = finish == QDepthwiseFinish::segments;
-            const __m256i a = converted<segments>(sum.half[0], scale, inverse, e.segments);
-            const __m256i b = converted<segments>(sum.half[1], scale + 16, inverse + 16, e.segments);
-            __m256i q = _mm256_packs_epi32(a, b);
-            if constexpr (finish == QDepthwiseFinish::curve) {
-                __m256i none = _mm256_setzero_si256();
-                curve(q, none);
-            } else {
-                q = _mm256_adds_epi16(q, two_quarters(zero_point, zero_point + 32));
-            }
-            const __m128i packed = _mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi16(q, q), 0x08));
-            const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.low + in_block));
-            const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(block.high + in_block));
-            const __m128i bytes = _mm_min_epu8(_mm_max_epu8(packed, low), high);
-            if constexpr (whole) {
-                _mm_storeu_si128(reinterpret_cast<__m128i*>(y), bytes);
-            } else {
-                uint8_t some[16];
-                _mm_storeu_si128(reinterpret_cast<__m128i*>(some), bytes);
-                for (int64_t i = 0; i < count; ++i) y[i] = some[i];
-            }
-            y += y_stride;
+            const int64_t i = x % QWords::most;
+            const __m256i a = converted<finish>(sum.low, scale[0], inverse, e.segments);
+            words.put(i, _mm256_packs_epi32(a, converted<finish>(sum.high, scale[1], inverse + 16, e.segments)));
+            if (i + 1 == QWords::most || x + 1 == width) leave_words<finish>(words, e, block, curve, first + x - i, i + 1, channel, count);
         } else {
             const int64_t i = x % QDepthwiseSums::most;
             auto* to = reinterpret_cast<__m256i*>(sums.sum[i]);
-            _mm256_storeu_si256(to, _mm256_permute2x128_si256(sum.half[0], sum.half[1], 0x20));
-            _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(sum.half[0], sum.half[1], 0x31));
+            _mm256_storeu_si256(to, _mm256_permute2x128_si256(sum.low, sum.high, 0x20));
+            _mm256_storeu_si256(to + 1, _mm256_permute2x128_si256(sum.low, sum.high, 0x31));
             if (i + 1 == QDepthwiseSums::most || x + 1 == width) sums.finish(e, first + x - i, i + 1, channel, count);
         }
     };
 
     // Sixteen registers hold no window of columns: each column is added to all sums that it belongs to.
     const auto start = [&](int64_t x, Sum& sum) {
-        const int32_t* init = block.init[taps.rows_outside][outside(x == 0, stride * x + 1 == in_width)] + position;
-        sum.half[0] = two_quarters(init, init + 32), sum.half[1] = two_quarters(init + 16, init + 48);
+        const int32_t (&from)[2][8] = init[outside(x == 0, stride * x + 1 == in_width)];
+        sum.low = I32::load(from[0]).v, sum.high = I32::load(from[1]).v;
     };
-    Column c;
     Sum here, next, after;
     start(0, here);
     if constexpr (stride == 1) {
         start(1, next);
-        column(0, c);
+        Column c = column(0);
         add(here, c, 1);
         add(next, c, 0);
         for (int64_t x = 0; x < width; ++x) {
             start(x + 2, after);
             if (x + 1 < width) {
-                column(x + 1, c);
+                c = column(x + 1);
                 add(here, c, 2);
                 add(next, c, 1);
                 add(after, c, 0);
             }
             leave(here, x);
-            here = next;
-            next = after;
+            here.low = next.low, here.high = next.high;
+            next.low = after.low, next.high = after.high;
         }
     } else {
         for (int64_t x = 0; x < width; ++x) {
-            column(2 * x, c);
+            Column c = column(2 * x);
             add(here, c, 1);
             start(x + 1, next);
             if (2 * x + 1 < in_width) {
-                column(2 * x + 1, c);
+                c = column(2 * x + 1);
                 add(here, c, 2);
                 add(next, c, 0);
             }
             leave(here, x);
-            here = next;
+            here.low = next.low, here.high = next.high;
         }
     }
 }
 
 template <int stride, QDepthwiseFinish finish>
 inline void qdepthwise_blocks(const QDepthwiseRow& r, const QEpilogue& e, const QDepthwiseTaps& taps) {
+    const QCurve curve(finish == QDepthwiseFinish::curve ? e.curve : no_curve);
     int64_t c = 0;
-    for (; c + 16 <= r.channels; c += 16) qdepthwise_channels<stride, true, finish>(r, e, taps, c);
-    if (c < r.channels) qdepthwise_channels<stride, false, finish>(r, e, taps, c);
+    for (; c + 16 <= r.channels; c += 16) qdepthwise_channels<stride, true, finish>(r, e, taps, &curve, c);
+    if (c < r.channels) qdepthwise_channels<stride, false, finish>(r, e, taps, &curve, c);
 }
 
 #else

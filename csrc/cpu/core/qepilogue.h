@@ -175,10 +175,9 @@ inline void finish_curve(const QEpilogue& e, const int32_t* c, int64_t c_stride,
             const auto argument = [&](int v) {
                 return curve_argument(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(sum + 8 * v)), scale[v]);
             };
-            __m256i a = _mm256_packs_epi32(argument(0), argument(1)), b = _mm256_packs_epi32(argument(2), argument(3));
-            curve(a, b);
+            const __m256i packed = curve(_mm256_packs_epi32(argument(0), argument(1)), _mm256_packs_epi32(argument(2), argument(3)));
             // Packing worked inside 128-bit lanes: fours of columns stand in the order 0 2 4 6, 1 3 5 7.
-            const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+            const __m256i bytes = _mm256_permutevar8x32_epi32(packed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(y), bytes);
         }
     }

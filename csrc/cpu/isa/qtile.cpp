@@ -8,6 +8,9 @@
 #include "cpu/core/qcurve.h"
 #include "cpu/core/qrows.h"
 #include "cpu/core/qtile_amx.h"
+#if defined(MVIT_ISA_AVX2)
+#include "cpu/core/qwords.h"
+#endif
 
 namespace mvit {
 namespace {
@@ -23,12 +26,12 @@ inline void each_tile(int64_t rows, int most, const Body& body) {
     }
 }
 
-// body(tile of some rows, the first of them) for as many rows at a time as there is room for sums of.
+// body(tile of some rows, the first of them) for as many rows at a time as there is room for.
 template <class Body>
-inline void each_turn(const QTile& t, const Body& body) {
+inline void each_turn(const QTile& t, int64_t room, const Body& body) {
     QTile some = t;
     for (int64_t first = 0; first < t.rows; first += some.rows) {
-        some.rows = t.rows - first < summed_rows ? t.rows - first : summed_rows;
+        some.rows = t.rows - first < room ? t.rows - first : room;
         some.a = static_cast<const char*>(t.a) + first * t.a_stride;
         some.init = t.init + first * t.init_stride;
         body(some, first);
@@ -344,7 +347,7 @@ void accumulate(const QTile& t, int32_t* c, int64_t c_stride, const RowsDone& do
 #if defined(MVIT_ISA_AMX)
     if (tiles_take(t)) return accumulate_by_tiles(t, c, c_stride, done);
 #endif
-    each_turn(t, [&](const QTile& some, int64_t first) {
+    each_turn(t, summed_rows, [&](const QTile& some, int64_t first) {
         each_tile(some.rows, most_rows[t.panels - 1],
                   [&](int rows, int64_t row) { accumulate_tiles[rows - 1][t.panels - 1](some, row, c, c_stride); });
         done(first, some.rows);
@@ -530,104 +533,92 @@ inline bool packing_clamps(const QChannels& channels, int columns) {
     return other == 0;
 }
 
-// Rounded and packed to the int16 of 16 columns, in the order 0 .. 3, 8 .. 11, 4 .. 7, 12 .. 15: packing works inside 128-bit lanes. Where
-// nothing is clamped (packing_clamps), the zero-point is added to packed values.
-template <bool clamps>
-inline __m256i rounded(const __m256i (&sum)[2], const QChannels& channels) {
-    __m256i q[2];
-#pragma GCC unroll 2
-    for (int v = 0; v < 2; ++v) {
-        __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(sum[v]), _mm256_loadu_ps(channels.scale + 8 * v));
-        if (clamps) x = _mm256_min_ps(_mm256_max_ps(x, _mm256_loadu_ps(channels.low + 8 * v)), _mm256_loadu_ps(channels.high + 8 * v));
-        q[v] = _mm256_cvtps_epi32(x);
-        if (clamps) q[v] = _mm256_add_epi32(q[v], load256(channels.zero_point + 8 * v));
-    }
-    return _mm256_packs_epi32(q[0], q[1]);
+// What a sum becomes in 16 bits. Where nothing is clamped (packing_clamps), the zero-point is added to packed values.
+enum class Words { rounded, clamped, curve_argument };
+
+template <Words kind>
+inline __m256i word_of(__m256i sum, const QChannels& channels, int column) {
+    const __m256 scale = _mm256_loadu_ps(channels.scale + column);
+    if constexpr (kind == Words::curve_argument) return curve_argument(sum, scale);
+    __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(sum), scale);
+    if constexpr (kind == Words::rounded) return _mm256_cvtps_epi32(x);
+    x = _mm256_min_ps(_mm256_max_ps(x, _mm256_loadu_ps(channels.low + column)), _mm256_loadu_ps(channels.high + column));
+    return _mm256_add_epi32(_mm256_cvtps_epi32(x), load256(channels.zero_point + column));
 }
 
-inline __m256i curve_arguments(const __m256i (&sum)[2], const QChannels& channels) {
-    return _mm256_packs_epi32(curve_argument(sum[0], _mm256_loadu_ps(channels.scale)),
-                              curve_argument(sum[1], _mm256_loadu_ps(channels.scale + 8)));
-}
-
-// The first `columns` of 16 bytes.
-inline void store_some(__m128i bytes, int columns, uint8_t* y) {
-    if (columns == qpanel) return _mm_storeu_si128(reinterpret_cast<__m128i*>(y), bytes);
-    alignas(16) uint8_t all[qpanel];
-    _mm_store_si128(reinterpret_cast<__m128i*>(all), bytes);
-    std::memcpy(y, all, static_cast<size_t>(columns));
+// Packing works inside 128-bit lanes: columns are in the order 0 .. 3, 8 .. 11, 4 .. 7, 12 .. 15.
+template <Words kind, int rows>
+[[gnu::always_inline]] inline void put_words(const __m256i (&sum)[rows][2], int64_t first, const QChannels& channels, QWords& words) {
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; ++r)
+        words.put(first + r, _mm256_packs_epi32(word_of<kind>(sum[r][0], channels, 0), word_of<kind>(sum[r][1], channels, 8)));
 }
 
 template <class Kind, int rows>
-void requantize_tile(const QTile& t, int64_t first, const char* panel, const int32_t* init, const QChannels& channels, bool clamps,
-                     int columns, uint8_t* y, int64_t y_stride, const QCurve* curve) {
+void words_tile(const QTile& t, int64_t first, const char* panel, const int32_t* init, const QChannels& channels, Words kind,
+                QWords& words) {
     __m256i sum[rows][2];
     begin_sums(t, first, init, sum);
     Kind::multiply(t, first, panel, sum);
-    const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256i zero_point = _mm256_packs_epi32(load256(channels.zero_point), load256(channels.zero_point + 8));
-    y += first * y_stride;
-#pragma GCC unroll 3
-    for (int r = 0; r < rows; r += 2) {  // two rows at once, the last one perhaps with itself
-        const int second = r + 1 < rows ? r + 1 : r;
-        __m256i a, b;
-        if (curve) {
-            a = curve_arguments(sum[r], channels), b = curve_arguments(sum[second], channels);
-            (*curve)(a, b);
-        } else if (clamps) {
-            a = rounded<true>(sum[r], channels), b = rounded<true>(sum[second], channels);
-        } else {
-            a = _mm256_adds_epi16(rounded<false>(sum[r], channels), zero_point);
-            b = _mm256_adds_epi16(rounded<false>(sum[second], channels), zero_point);
-        }
-        const __m256i bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b), in_order);
-        store_some(_mm256_castsi256_si128(bytes), columns, y + r * y_stride);
-        if (r + 1 < rows) store_some(_mm256_extracti128_si256(bytes, 1), columns, y + (r + 1) * y_stride);
-    }
+    if (kind == Words::curve_argument) return put_words<Words::curve_argument>(sum, first, channels, words);
+    if (kind == Words::rounded) return put_words<Words::rounded>(sum, first, channels, words);
+    put_words<Words::clamped>(sum, first, channels, words);
 }
 
 using AccumulateTile = void (*)(const QTile&, int64_t, const char*, const int32_t*, int32_t*, int64_t);
-using RequantizeTile = void (*)(const QTile&, int64_t, const char*, const int32_t*, const QChannels&, bool, int, uint8_t*, int64_t,
-                                const QCurve*);
+using WordsTile = void (*)(const QTile&, int64_t, const char*, const int32_t*, const QChannels&, Words, QWords&);
 
 #define MVIT_TILES(tile, Kind) \
     {tile<Kind, 1>, tile<Kind, 2>, tile<Kind, 3>, tile<Kind, 4>, tile < Kind, Kind::most_rows < 5 ? 4 : 5 >, tile<Kind, Kind::most_rows>}
 constexpr AccumulateTile accumulate_tiles[2][6] = {MVIT_TILES(accumulate_tile, EightBits), MVIT_TILES(accumulate_tile, SixBits)};
-constexpr RequantizeTile requantize_tiles[2][6] = {MVIT_TILES(requantize_tile, EightBits), MVIT_TILES(requantize_tile, SixBits)};
+constexpr WordsTile words_tiles[2][6] = {MVIT_TILES(words_tile, EightBits), MVIT_TILES(words_tile, SixBits)};
 #undef MVIT_TILES
 
-// body(rows, first row, panel, its weights, its initial sums)
+// body(rows, first row, weights of the panel, its initial sums)
 template <class Body>
-inline void each_panel(const QTile& t, const Body& body) {
-    for (int panel = 0; panel < t.panels; ++panel) {
-        const char* w = static_cast<const char*>(t.w) + panel * t.w_stride;
-        each_tile(t.rows, t.bits == 8 ? EightBits::most_rows : SixBits::most_rows,
-                  [&](int rows, int64_t first) { body(rows, first, panel, w, t.init + panel * qpanel); });
-    }
+inline void each_tile_of(const QTile& t, int panel, const Body& body) {
+    const char* w = static_cast<const char*>(t.w) + panel * t.w_stride;
+    each_tile(t.rows, t.bits == 8 ? EightBits::most_rows : SixBits::most_rows,
+              [&](int rows, int64_t first) { body(rows, first, w, t.init + panel * qpanel); });
 }
 
 void accumulate(const QTile& t, int32_t* c, int64_t c_stride, const RowsDone& done) {
-    each_turn(t, [&](const QTile& some, int64_t first) {
-        each_panel(some, [&](int rows, int64_t row, int panel, const char* w, const int32_t* init) {
-            accumulate_tiles[t.bits == 8 ? 0 : 1][rows - 1](some, row, w, init, c + panel * qpanel, c_stride);
-        });
+    each_turn(t, summed_rows, [&](const QTile& some, int64_t first) {
+        for (int panel = 0; panel < t.panels; ++panel)
+            each_tile_of(some, panel, [&](int rows, int64_t row, const char* w, const int32_t* init) {
+                accumulate_tiles[t.bits == 8 ? 0 : 1][rows - 1](some, row, w, init, c + panel * qpanel, c_stride);
+            });
         done(first, some.rows);
     });
 }
 
 void requantize(const QTile& t, const QChannels& channels, int columns, uint8_t* y, int64_t y_stride, const int16_t* curve) {
-    const auto run = [&](bool clamps, const QCurve* by) {
-        each_panel(t, [&](int rows, int64_t first, int panel, const char* w, const int32_t* init) {
-            const int left = columns - panel * qpanel, some = left < qpanel ? left : qpanel;
-            requantize_tiles[t.bits == 8 ? 0 : 1][rows - 1](t, first, w, init, channels.from(panel * qpanel), clamps, some,
-                                                            y + panel * qpanel, y_stride, by);
+    QWords words;
+    const auto run = [&](Words kind, const auto& to_bytes) {
+        each_turn(t, QWords::most, [&](const QTile& some, int64_t first) {
+            for (int panel = 0; panel < t.panels; ++panel) {
+                const QChannels of_panel = channels.from(panel * qpanel);
+                each_tile_of(some, panel, [&](int rows, int64_t row, const char* w, const int32_t* init) {
+                    words_tiles[t.bits == 8 ? 0 : 1][rows - 1](some, row, w, init, of_panel, kind, words);
+                });
+                const int left = columns - panel * qpanel;
+                words.leave(some.rows, left < qpanel ? left : qpanel, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7),
+                            y + first * y_stride + panel * qpanel, y_stride, to_bytes(of_panel));
+            }
         });
     };
     if (curve) {
         const QCurve by(curve);
-        return run(true, &by);
+        return run(Words::curve_argument, [&](const QChannels&) { return [&](__m256i a, __m256i b) { return by(a, b); }; });
     }
-    run(!packing_clamps(channels, columns), nullptr);
+    if (packing_clamps(channels, columns))
+        return run(Words::rounded, [](const QChannels& of_panel) {
+            const __m256i zero_point = _mm256_packs_epi32(load256(of_panel.zero_point), load256(of_panel.zero_point + 8));
+            return [zero_point](__m256i a, __m256i b) {
+                return _mm256_packus_epi16(_mm256_adds_epi16(a, zero_point), _mm256_adds_epi16(b, zero_point));
+            };
+        });
+    run(Words::clamped, [](const QChannels&) { return [](__m256i a, __m256i b) { return _mm256_packus_epi16(a, b); }; });
 }
 
 #else
@@ -650,7 +641,7 @@ void accumulate_rows(const QTile& t, int32_t* c, int64_t c_stride) {
 }
 
 void accumulate(const QTile& t, int32_t* c, int64_t c_stride, const RowsDone& done) {
-    each_turn(t, [&](const QTile& some, int64_t first) {
+    each_turn(t, summed_rows, [&](const QTile& some, int64_t first) {
         accumulate_rows(some, c, c_stride);
         done(first, some.rows);
     });
