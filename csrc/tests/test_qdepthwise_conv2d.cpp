@@ -182,7 +182,8 @@ TEST(qdepthwise_conv2d_on_every_tail) {
             for (int64_t channels : {1, 3, 16, 17, 24, 32, 33, 64, 65, 130})
                 for (int64_t height : {1, 2, 3, 4})
                     for (int64_t width : {1, 2, 3, 4, 7, 17, 33}) compare(2, height, width, channels, stride);
-            compare(1, 40, 40, 96, stride);  // large enough for a parallel region
+            compare(1, 40, 40, 96, stride);           // large enough for a parallel region
+            compare(1, 2, 131 * stride, 17, stride);  // more pixels than wait at once
             compare(1, 5, 7, 70, stride, true);
         }
     });

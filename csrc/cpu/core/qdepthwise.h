@@ -13,19 +13,22 @@
 // channels or fewer are left, vectors of half the size do.
 //
 // AVX2 has no product of bytes that keeps all bits (see qrows.h): bytes become int16, pairs (row 0, row 2) and (row 1, 0) of them meet
-// vpmaddwd. 16 outputs: 7 (stride 2: 14) to load and interleave, 24 multiplications and additions, 16 for the rest.
+// vpmaddwd. 16 outputs: 7 (stride 2: 14) to load and interleave, 24 multiplications and additions, 9 to int16, 4 from there to bytes; a
+// curve takes 40.
 //
 // Narrow steps: where a result is a byte and nothing is added on the way, clamping after the conversion to int32 gives the same, as long as
 // that conversion cannot overflow and 16 bits hold zero-points (within 2^14) beside what saturates:
 //
 //     rint(min(max(x, low), high)) + z = min(max(sat8(sat16(sat16(rint(x)) + z)), low + z), high + z)
 //
-// since low, high and z are integers. It takes 7 instructions for 64 values instead of 15. Largest weights say how large a sum can be (see
-// is_narrow of mvit_kernels/ops/qdepthwise_conv2d.py); behind segments |activation(x)| <= |x| + 1. A curve's argument is rounded and
+// since low, high and z are integers. It takes 7 instructions for 64 values instead of 15. Weights, zero-point and bias bound the sum
+// (is_narrow of mvit_kernels/ops/qdepthwise_conv2d.py); behind segments |activation(x)| <= |x| + 1. A curve's argument is rounded and
 // saturated like a plain result, and what it gives is a byte.
 //
 // Rows outside of the map are taken from their neighbour with weights of zero.
 #pragma once
+
+#include <optional>
 
 #include "cpu/core/dots.h"
 #include "cpu/core/qdepthwise_types.h"
@@ -71,9 +74,9 @@ struct QDepthwiseSums {
 // How a row is finished: by the epilogue, or by narrow steps, plain or behind segments or a curve.
 enum class QDepthwiseFinish { epilogue, plain, segments, curve };
 
-constexpr int16_t no_curve[qcurve_size] = {};
-
 #if defined(MVIT_ISA_AVX512VNNI)
+
+constexpr int16_t no_curve[qcurve_size] = {};
 
 inline __m512i converted(__m512i sum, F32 scale, F32 inverse, const float* table) {
     return to_int(activate_segments(to_float(I32{sum}) * scale, table) * inverse).v;
@@ -278,7 +281,7 @@ inline __m256i two_quarters(const void* a, const void* b) {
 
 // Up to sixteen bytes as int16; zeros beyond.
 template <bool whole>
-inline __m256i words(const uint8_t* p, int64_t count) {
+inline __m256i as_words(const uint8_t* p, int64_t count) {
     if constexpr (whole) return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
     uint8_t bytes[16] = {};
     for (int64_t i = 0; i < count; ++i) bytes[i] = p[i];
@@ -296,8 +299,8 @@ inline __m256i converted(__m256i sum, F32 scale, const float* inverse, const flo
 
 // Words of pixels of the channels from `channel` on, by narrow steps.
 template <QDepthwiseFinish finish>
-[[gnu::noinline]] void leave_words(const QWords& words, const QEpilogue& e, const QDepthwiseBlock& block, const QCurve* curve,
-                                   int64_t pixel, int64_t pixels, int64_t channel, int64_t count) {
+[[gnu::noinline]] void leave_words(const QWords& words, const QEpilogue& e, const QDepthwiseBlock& block,
+                                   const std::optional<QCurve>& curve, int64_t pixel, int64_t pixels, int64_t channel, int64_t count) {
     uint8_t* y = static_cast<uint8_t*>(e.y) + pixel * e.y_stride + channel;
     const __m256i order = _mm256_setr_epi32(0, 1, 4, 5, 2, 3, 6, 7);
     if constexpr (finish == QDepthwiseFinish::curve) {
@@ -319,8 +322,8 @@ template <QDepthwiseFinish finish>
 
 // Channels [channel, channel + 16) of a row or, unless `whole`, those of them that exist.
 template <int stride, bool whole, QDepthwiseFinish finish>
-[[gnu::noinline]] void qdepthwise_channels(const QDepthwiseRow& r, const QEpilogue& e, const QDepthwiseTaps& taps, const QCurve* curve,
-                                           int64_t channel) {
+[[gnu::noinline]] void qdepthwise_channels(const QDepthwiseRow& r, const QEpilogue& e, const QDepthwiseTaps& taps,
+                                           const std::optional<QCurve>& curve, int64_t channel) {
     const int64_t left = r.channels - channel, count = left < 16 ? left : 16;
     const QDepthwiseBlock& block = r.blocks[channel / qdepthwise_block];
     const int64_t in_block = channel % qdepthwise_block, l = in_block / 16, position = 4 * l;
@@ -351,7 +354,7 @@ template <int stride, bool whole, QDepthwiseFinish finish>
     };
     const auto column = [&](int64_t at) {
         at *= pixel_stride;
-        const __m256i a = words<whole>(row0 + at, count), b = words<whole>(row1 + at, count), c = words<whole>(row2 + at, count);
+        const __m256i a = as_words<whole>(row0 + at, count), b = as_words<whole>(row1 + at, count), c = as_words<whole>(row2 + at, count);
         const __m256i none = _mm256_setzero_si256();
         return Column{_mm256_unpacklo_epi16(a, c), _mm256_unpackhi_epi16(a, c), _mm256_unpacklo_epi16(b, none),
                       _mm256_unpackhi_epi16(b, none)};
@@ -428,10 +431,11 @@ template <int stride, bool whole, QDepthwiseFinish finish>
 
 template <int stride, QDepthwiseFinish finish>
 inline void qdepthwise_blocks(const QDepthwiseRow& r, const QEpilogue& e, const QDepthwiseTaps& taps) {
-    const QCurve curve(finish == QDepthwiseFinish::curve ? e.curve : no_curve);
+    std::optional<QCurve> curve;
+    if constexpr (finish == QDepthwiseFinish::curve) curve.emplace(e.curve);
     int64_t c = 0;
-    for (; c + 16 <= r.channels; c += 16) qdepthwise_channels<stride, true, finish>(r, e, taps, &curve, c);
-    if (c < r.channels) qdepthwise_channels<stride, false, finish>(r, e, taps, &curve, c);
+    for (; c + 16 <= r.channels; c += 16) qdepthwise_channels<stride, true, finish>(r, e, taps, curve, c);
+    if (c < r.channels) qdepthwise_channels<stride, false, finish>(r, e, taps, curve, c);
 }
 
 #else

@@ -60,8 +60,8 @@ class RowsDone {
 struct QTileKernels {
     // Writes whole panels of c, which has room for summed_rows rows: after each so many, or the last ones, done(first of them, rows).
     void (*accumulate)(const QTile&, int32_t* c, int64_t c_stride, const RowsDone& done);
-    // y[r, n] = clamp(rint(c[r, n] scale[n]), low[n], high[n]) + zero_point[n] of the first `columns` columns, straight from registers;
-    // or by a curve (qcurve.h); null where an instruction set gains nothing by that.
+    // y[r, n] = clamp(rint(c[r, n] scale[n]), low[n], high[n]) + zero_point[n] of the first `columns` columns, without int32 sums in
+    // memory; or by a curve (qcurve.h); null where an instruction set gains nothing by that.
     void (*requantize)(const QTile&, const QChannels&, int columns, uint8_t* y, int64_t y_stride, const int16_t* curve);
 };
 
