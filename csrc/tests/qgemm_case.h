@@ -15,6 +15,7 @@ struct QGemmCase {
     QActivation activation = QActivation::none;
     QType residual = QType::i32;  // none
     bool of_rows = false, table = false, curve = false, steps = false, extreme = false;
+    int most = 255;  // of the bytes that are multiplied
     int64_t gap = 0;
     int64_t slope_rows = -1;  // of an image: 0 is all, less is no slopes
 };
@@ -53,7 +54,7 @@ template <class T, class Run>
 void compare_qgemm(const QGemmCase& c, int runs, const Run& run) {
     const int64_t a_stride = c.depth + c.gap, y_stride = c.columns + c.gap;
     Guarded<uint8_t> a((c.rows - 1) * a_stride + c.depth);
-    for (int64_t i = 0; i < a.size(); ++i) a[i] = static_cast<uint8_t>(c.extreme ? 255 : random_int(0, 255));
+    for (int64_t i = 0; i < a.size(); ++i) a[i] = static_cast<uint8_t>(c.extreme ? c.most : random_int(0, c.most));
     PackedMatrix w(c.columns, c.depth, c.bits, c.extreme);
     RandomChannels channels(c.columns, 4.0f / static_cast<float>(c.depth + 1));
     Guarded<float> segments(96), row_scale(c.rows);

@@ -61,6 +61,27 @@ TEST(qgemm_of_the_largest_values) {
     });
 }
 
+// Six-bit activations, and the first byte that is none.
+TEST(qgemm_of_bytes_below_64) {
+    on_every_isa([] {
+        for (int most : {63, 64})
+            for (bool extreme : {false, true})
+                for (int64_t depth : {0, 1, 3, 4, 5, 28, 31, 32, 33, 36, 63, 64, 65, 68, 130, 257})
+                    for (int64_t rows : {1, 2, 3, 4, 5, 6, 7, 13, 130}) {
+                        const int64_t columns = 17 + depth % 3 * 16;
+                        compare<uint8_t>({.rows = rows, .columns = columns, .depth = depth, .bits = 6, .extreme = extreme, .most = most});
+                        compare<int32_t>({.rows = rows,
+                                          .columns = columns,
+                                          .depth = depth,
+                                          .bits = 6,
+                                          .type = QType::i32,
+                                          .extreme = extreme,
+                                          .most = most,
+                                          .gap = rows % 3});
+                    }
+    });
+}
+
 TEST(qgemm_with_every_epilogue) {
     on_every_isa([] {
         for (QType residual : {QType::i32, QType::u8, QType::i16})
