@@ -1,8 +1,9 @@
 """Convolution of bytes at the 3x3 shapes of MobileViT at 256 x 256, stem included, against oneDNN's int8 convolution in PyTorch.
 
 The floor is the arithmetic of the method that needs least: with stride 1 minimal filtering, a quarter of the products at half the rate of
-bytes (csrc/cpu/ops/qwinograd.h), which some of the smaller maps are too small for; with AMX always the direct sum. Weights are at most 64 in size,
-beyond which oneDNN is wrong where there is no VNNI (bench_qgemm.py).
+bytes (csrc/cpu/ops/qwinograd.h), which some of the smaller maps are too small for; with AMX always the direct sum.
+
+Weights are at most 64 in size, beyond which oneDNN is wrong where there is no VNNI (bench_qgemm.py).
 """
 
 from __future__ import annotations

@@ -115,9 +115,9 @@ class CompiledModel:
 
         path = checked_path("CompiledModel: save: path", path)
         if sizes is not None:
-            sizes = list(sizes) if isinstance(sizes, Iterable) else [sizes]
+            given, sizes = sizes, list(sizes) if isinstance(sizes, Iterable) else []
             if not sizes or not all(_is_size(each, 2) for each in sizes):
-                raise ValueError(f"CompiledModel: save: sizes: expected one (height, width) or more, got {sizes!r}")
+                raise ValueError(f"CompiledModel: save: sizes: expected one (height, width) or more, got {sizes or given!r}")
         channels = next(iter(self._plans))[0]
         wanted = list(self._plans) if sizes is None else [(channels, *size) for size in sizes]
         save_plans(path, {size: self.plan(size) for size in wanted}, self.num_threads, self.device)

@@ -50,6 +50,20 @@ def integer(op: str, name: str, value: Any) -> None:
         raise TypeError(f"{op}: {name}: expected an integer, got {value!r}")
 
 
+def not_negative(op: str, name: str, value: Any) -> None:
+    """Numbers, and what converts to one."""
+    if isinstance(value, (torch.SymFloat, torch.SymInt)):
+        return
+    try:
+        number = None if isinstance(value, (str, bytes)) else float(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None:
+        raise TypeError(f"{op}: {name}: expected a number, got {value!r}")
+    if not number >= 0:
+        raise ValueError(f"{op}: {name}: expected one that is not negative, got {value!r}")
+
+
 def layers(op: str, **arguments: tuple[object, type]) -> None:
     """What was prepared before, of the class of its op."""
     for name, (layer, kind) in arguments.items():

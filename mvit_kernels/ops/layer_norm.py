@@ -39,7 +39,9 @@ def layer_norm(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps: f
         checks.is_tensor(OP, "weight", weight)
     if type(bias) is not torch.Tensor:
         checks.is_tensor(OP, "bias", bias)
-    call = _call if type(eps) is float else _forward_op  # which converts what is like a number, and refuses the rest
+    if type(eps) is not float or not eps >= 0:
+        checks.not_negative(OP, "eps", eps)
+    call = _call if type(eps) is float else _forward_op  # which converts what is like a number
     if backend is None:  # a keyword costs time
         return call(x, weight, bias, eps)
     checks.backend(OP, backend)

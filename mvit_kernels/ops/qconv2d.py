@@ -54,6 +54,8 @@ class QConv2d:
         return self.weight.data, self.channels, self.zero_point, self.border, self.filtered, self.table, *SEGMENTS.values()
 
     def _run(self, x: Tensor, second: Optional, residual: Optional) -> Tensor:
+        if type(x) is not torch.Tensor:
+            checks.is_tensor(OP, "x", x)
         weight, filtered = self.weight.data, self.filtered
         prepared: tuple[Optional, ...] = (self.channels, self.zero_point, self.border, self.table)
         if not x.is_cpu:

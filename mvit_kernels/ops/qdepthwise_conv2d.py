@@ -56,6 +56,8 @@ class QDepthwiseConv2d:
         return self.blocks, self.channels, self.zero_point, self.table, *SEGMENTS.values()
 
     def _run(self, x: Tensor, residual: Optional) -> Tensor:
+        if type(x) is not torch.Tensor:
+            checks.is_tensor(OP, "x", x)
         prepared: tuple[Optional, ...] = (self.weight, self.zero_point, self.blocks, self.channels, self.table)
         if not x.is_cpu:
             prepared = self._placed.on(x.device)

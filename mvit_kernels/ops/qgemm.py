@@ -74,6 +74,8 @@ class QGemm:
         return self.weight.data, self.channels, self.table, *SEGMENTS.values()
 
     def _run(self, a: Tensor, residual: Optional, a_scale: Optional = None, a_zero_point: Optional = None) -> Tensor:
+        if type(a) is not torch.Tensor:
+            checks.is_tensor(OP, "a", a)
         weight, channels, table = self._prepared_on(a.device)
         y: Tensor = _call(
             a, weight, channels, residual, a_scale, a_zero_point, table, *self._sizes, *self.settings, backend=self.backend

@@ -59,6 +59,8 @@ class QNormGemm:
 
     def __call__(self, x: Tensor, sums: Optional = None) -> Tensor:
         """y (M, N). What was prepared is copied to the device of x by the first call there."""
+        if type(x) is not torch.Tensor:
+            checks.is_tensor(OP, "x", x)
         if self.kind is not None:
             check_known(OP, sums, self.kind)
             if sums is None and self.kind == "group":

@@ -53,6 +53,8 @@ class QPoolMixer:
         self._factors, self._settings, self.backend = Placed(*factors), (*points, out_bits), backend
 
     def __call__(self, x: Tensor) -> Tensor:
+        if type(x) is not torch.Tensor:
+            checks.is_tensor(OP, "x", x)
         return _call(x, *self._factors.on(x.device), *self._settings, backend=self.backend)
 
 

@@ -61,6 +61,7 @@ class QSeparableGate:
         self.settings, self.patch_size, self.backend = settings, patch_size, backend
 
     def __call__(self, v: Tensor, context: Tensor) -> Tensor:
+        checks.all_tensors(GATE, v=v, context=context)
         y: Tensor = _gate_call(v, context, self.patch_size, *self.settings, backend=self.backend)
         return y
 

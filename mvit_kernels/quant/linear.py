@@ -47,6 +47,8 @@ class QLinear(QLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N), of the dtype of x: float32, bfloat16 or float16."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"QLinear: x: expected a tensor, got {type(x).__name__}")
         if x.dtype not in self._kernel or x.shape[-1] != self.input_channels:
             expected = f"float32, bfloat16 or float16 of shape (..., {self.input_channels})"
             raise ValueError(f"QLinear: x: expected {expected}, got {x.dtype} of shape {tuple(x.shape)}")

@@ -23,7 +23,6 @@
 namespace mvit::cuda {
 
 inline constexpr int attention_tile = 32;         // pixels of the first and third launch
-inline constexpr int attention_dim_multiple = 8;  // channels that are read at once
 inline constexpr int attention_most_channels = 512;
 
 struct SeparableAttentionBlockProblem {
