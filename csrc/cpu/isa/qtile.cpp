@@ -634,7 +634,7 @@ constexpr WordsTile words_tiles[3][6] = {MVIT_TILES(words_tile, EightBits), MVIT
 constexpr int most_rows[3] = {EightBits::most_rows, SixBits::most_rows, SixBySix::most_rows};
 #undef MVIT_TILES
 
-// Looks at every byte, which takes a hundredth of what multiplying it does.
+// Looks at every byte, which takes a hundredth of what multiplying it does, up to the first row that has a larger one.
 inline bool below_64(const QTile& t) {
     __m256i seen = _mm256_setzero_si256();
     int rest = 0;
@@ -643,8 +643,9 @@ inline bool below_64(const QTile& t) {
         int64_t k = 0;
         for (; k + 32 <= t.depth; k += 32) seen = _mm256_or_si256(seen, load256(a + k));
         for (; k < t.depth; ++k) rest |= a[k];
+        if (rest >= 64 || _mm256_testz_si256(seen, _mm256_set1_epi8(static_cast<char>(0xC0))) == 0) return false;
     }
-    return rest < 64 && _mm256_testz_si256(seen, _mm256_set1_epi8(static_cast<char>(0xC0))) != 0;
+    return true;
 }
 
 // Which of the tables of tiles.
