@@ -458,7 +458,7 @@ def test_what_a_model_writes_to() -> None:
         assert torch.allclose(fast(x), model.conv(2 * before), atol=1e-5)
     assert torch.equal(x, before)
     for to in ("calls", "conv.weight"):
-        with pytest.raises(ValueError, match=f"capture: model: expected one that keeps nothing of a call, got one that writes to {to}"):
+        with pytest.raises(ValueError, match=f"^compile: model: expected one that keeps nothing of a call, got one that writes to {to}"):
             mk.compile(Writing(to).eval(), x)
 
 
@@ -471,7 +471,7 @@ def test_what_a_model_writes_to() -> None:
     ],
 )
 def test_random_numbers_are_refused(name: str, function) -> None:
-    with pytest.raises(ValueError, match=f"capture: {name}: expected the same results for the same images, got random numbers"):
+    with pytest.raises(ValueError, match=f"^compile: {name}: expected the same results for the same images, got random numbers"):
         mk.compile(Parts(function).eval(), torch.zeros(1, 3, 8, 8))
 
 

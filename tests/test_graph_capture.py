@@ -321,3 +321,12 @@ def test_products_of_attention_count():
     attention = [node.macs() for node in program if node.kind == "patch_attention"]
     # queries with keys, weights with values: 4 phases of 256, 64 and 16 pixels, 64, 80 and 96 channels, in 2, 4 and 3 layers
     assert attention == 2 * [2 * 4 * 256 * 256 * 64] + 4 * [2 * 4 * 64 * 64 * 80] + 3 * [2 * 4 * 16 * 16 * 96]
+
+
+def test_errors_name_what_was_called():
+    model, wrong = mk.create_model("mobilevitv2_050", num_classes=3).eval(), torch.randn(1, 2, 64, 64)
+    with pytest.raises(ValueError, match=r"^quantize: images: "):
+        mk.quantize(model, [wrong], mk.QuantConfig(method="minmax"))
+    if mk.backends()["cpu"].usable:
+        with pytest.raises(ValueError, match=r"^compile: images: "):
+            mk.compile(model, wrong)

@@ -29,7 +29,7 @@ class FloatSource:
         self.model, self.dtype, self.device = copy.deepcopy(model).cpu().float(), dtype, device
 
     def program(self, size: Size) -> Program:
-        program = optimize(capture(self.model, size), device=self.device.type != "cpu")
+        program = optimize(capture(self.model, size, "compile"), device=self.device.type != "cpu")
         if not carries_quantizers(program):
             return program
         if self.dtype != torch.float32:

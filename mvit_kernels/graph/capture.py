@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
 
@@ -33,21 +34,33 @@ _REPEATS = (torch.ops.aten.expand.default, torch.ops.aten.repeat.default)
 _VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
 
 
-def capture(model: nn.Module, size: tuple[int, int, int]) -> Program:
+def capture(model: nn.Module, size: tuple[int, int, int], what: str = "capture") -> Program:
     """The program of a model in evaluation, for images of `size` (channels, height, width); any batch.
 
     The model is left as it is. Weights are those of the model, on the CPU; where a norm was folded into them, new ones.
+    what: the function that was called, for errors.
 
     Raises:
         TypeError, ValueError: model is no module, is in training, takes anything but one batch of images or images of other channels, gives
             results of an unknown type, or does what depends on the values of images.
     """
-    check_model("capture", model)
+    check_model(what, model)
     if not isinstance(size, (tuple, list)) or len(size) != 3 or any(not isinstance(each, int) or each < 1 for each in size):
-        raise ValueError(f"capture: size: expected (channels, height, width), got {size!r}")
+        raise ValueError(f"{what}: size: expected (channels, height, width), got {size!r}")
     own = accelerate(copy.deepcopy(model).cpu().float(), backend="reference")
-    with EXPORTING, torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with _errors_of(what), EXPORTING, torch.no_grad(), torch.autocast("cpu", enabled=False):
         return _Translator(functional(exported(model, own, size)), size).program()
+
+
+@contextmanager
+def _errors_of(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        said = str(error)
+        if said.startswith("capture: "):
+            error.args = (what + said.removeprefix("capture"),)
+        raise
 
 
 def check_model(what: str, model: Any) -> None:
@@ -190,7 +203,7 @@ class _Translator:
                 weights[f"w{len(weights)}"] = value
                 return ("weight", f"w{len(weights) - 1}")
             if isinstance(value, _Batch):
-                raise ValueError(f"capture: {node.name}: expected no arithmetic on the size of the batch, got {node.format_node()}")
+                raise ValueError(f"capture: {node.name}: expected no arithmetic on the size of the batch, got {node.target}")
             return value
 
         size = _size_of(node)

@@ -85,7 +85,7 @@ def load_quantized(model: nn.Module, path: str | os.PathLike[str]) -> QuantizedM
     tensors, content = read_stored(path, _FORM, "load_quantized: path", "save_quantized")
     config, size = QuantConfig(**content["config"]), tuple(content["size"])
     own = copy.deepcopy(model)
-    program = optimize(capture(own, size))
+    program = optimize(capture(own, size, "load_quantized"))
     layers = _layers(tensors, program, config, path)
     found = {key: from_json(value) for key, value in content["representations"].items()}
     decisions = tuple(Decision.from_dict(each) for each in content.get("decisions", ()))

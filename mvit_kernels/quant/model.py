@@ -147,9 +147,9 @@ class QuantizedModel(nn.Module):
 
     def _float_program(self, size: tuple[int, int, int]) -> Program:
         if size != self.size:
-            return optimize(capture(self._source[0], size))
+            return optimize(capture(self._source[0], size, "quantize"))
         if self._calibrated is None:  # after unpickling
-            self._calibrated = optimize(capture(self._source[0], size))
+            self._calibrated = optimize(capture(self._source[0], size, "quantize"))
         return self._calibrated
 
     def _make(self, size: tuple[int, int, int]) -> Program:
@@ -220,7 +220,7 @@ def quantize(
     batches = record(model, calibration)
     own = copy.deepcopy(model)
     size = (batches[0].shape[1], batches[0].shape[2], batches[0].shape[3])
-    program = optimize(capture(own, size))
+    program = optimize(capture(own, size, "quantize"))
     if carries_quantizers(program):
         raise ValueError("quantize: model: expected a model without quantizers of its own, got one that mk.compile takes as it is")
     _check_program(program, config)
