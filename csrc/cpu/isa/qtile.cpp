@@ -2,6 +2,7 @@
 #include "cpu/core/qtile.h"
 
 #include <cstring>
+#include <type_traits>
 
 #include "cpu/core/dots.h"
 #include "cpu/core/isa.h"
@@ -503,6 +504,7 @@ struct SixBits {
         }
     }
 };
+
 // Pairs of products of bytes to sums of int16; in one piece, see dots.h.
 inline void dot_of_small_bytes(__m256i& sum, __m256i x, __m256i columns) {
     __m256i pairs;
@@ -648,8 +650,8 @@ inline bool below_64(const QTile& t) {
     return true;
 }
 
-// Which of the tables of tiles.
-inline int kind_of(const QTile& t) { return t.bits == 8 ? 0 : below_64(t) ? 2 : 1; }
+// Which of the tables of tiles; those of AVX-VNNI are all the same.
+inline int kind_of(const QTile& t) { return t.bits == 8 || std::is_same_v<SixBits, EightBits> ? 0 : below_64(t) ? 2 : 1; }
 
 // body(rows, first row, weights of the panel, its initial sums)
 template <class Body>
