@@ -22,7 +22,7 @@
 
 namespace mvit::cuda {
 
-inline constexpr int attention_tile = 32;         // pixels of the first and third launch
+inline constexpr int attention_tile = 32;  // pixels of the first and third launch
 inline constexpr int attention_most_channels = 512;
 
 struct SeparableAttentionBlockProblem {
