@@ -1,8 +1,7 @@
 // int16 numbers of rows of sixteen channels, on their way to bytes on AVX2. Internal linkage.
 //
-// Whatever makes the numbers needs all registers, and so does a curve (qcurve.h): in one loop they push each other to memory, which took
-// two and a half cycles a byte. So numbers of some rows wait here, in the first cache, and become bytes in a loop of their own, two rows at
-// once.
+// Whatever makes the numbers needs all registers, and so does a curve (qcurve.h): in one loop they push each other to memory. So numbers of
+// some rows wait here, in the first cache, and become bytes in a loop of their own, two rows at once.
 #pragma once
 
 #include <cstring>

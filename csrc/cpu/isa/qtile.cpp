@@ -427,34 +427,50 @@ inline void dot(__m256i& sum, __m256i x, __m256i columns) { dot_of_bytes(sum, x,
 inline void dot(__m256i& sum, __m256i x, __m256i columns) { dot_of_words(sum, x, columns); }
 #endif
 
+// A pointer for every third row of a tile, as in the one of AVX512-VNNI.
+template <int rows>
+struct TileRows {
+    static constexpr int groups = (rows + 2) / 3;
+    const uint8_t* group[groups];
+    int64_t stride;
+
+    [[gnu::always_inline]] TileRows(const QTile& t, int64_t first) : stride(t.a_stride) {
+#pragma GCC unroll 2
+        for (int g = 0; g < groups; ++g) group[g] = static_cast<const uint8_t*>(t.a) + (first + 3 * g) * stride;
+    }
+    [[gnu::always_inline]] const uint8_t* operator[](int r) const { return group[r / 3] + (r % 3) * stride; }
+
+    // add(sum, four bytes of a row, of 8 columns) for each sum, `steps` times.
+    template <class Add>
+    [[gnu::always_inline]] void multiply(int64_t steps, const char*& panel, __m256i (&sum)[rows][2], const Add& add) {
+        for (; steps > 0; --steps) {
+            const __m256i columns[2] = {load256(panel), load256(panel + 32)};
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; ++r) {
+                const __m256i x = _mm256_set1_epi32(four_of_row((*this)[r]));
+                add(sum[r][0], x, columns[0]);
+                add(sum[r][1], x, columns[1]);
+            }
+#pragma GCC unroll 2
+            for (int g = 0; g < groups; ++g) group[g] += 4;
+            panel += 64;
+        }
+    }
+};
+
 // Four bytes of a row at a time: two k of int16 by int16 (see qrows.h), or with AVX-VNNI four of bytes. 12 sums, two columns, a row and, of
 // int16, its products are the sixteen registers.
 struct EightBits {
     static constexpr int most_rows = 6;
     template <int rows>
     [[gnu::always_inline]] static inline void multiply(const QTile& t, int64_t first, const char* panel, __m256i (&sum)[rows][2]) {
-        constexpr int groups = (rows + 2) / 3;
-        const int64_t stride = t.a_stride;
-        const uint8_t* row[groups];
-#pragma GCC unroll 2
-        for (int g = 0; g < groups; ++g) row[g] = static_cast<const uint8_t*>(t.a) + (first + 3 * g) * stride;
-        for (int64_t step = widens(8) ? 2 * qblocks(t.depth) : t.depth / 4; step > 0; --step) {
-            const __m256i columns[2] = {load256(panel), load256(panel + 32)};
-#pragma GCC unroll 6
-            for (int r = 0; r < rows; ++r) {
-                const __m256i x = _mm256_set1_epi32(four_of_row(row[r / 3] + (r % 3) * stride));
-                dot(sum[r][0], x, columns[0]);
-                dot(sum[r][1], x, columns[1]);
-            }
-#pragma GCC unroll 2
-            for (int g = 0; g < groups; ++g) row[g] += 4;
-            panel += 64;
-        }
+        TileRows<rows> row(t, first);
+        row.multiply(widens(8) ? 2 * qblocks(t.depth) : t.depth / 4, panel, sum, dot);
         if (widens(8) || t.depth % 4 == 0) return;
         const __m256i columns[2] = {load256(panel), load256(panel + 32)};
 #pragma GCC unroll 6
         for (int r = 0; r < rows; ++r) {
-            const __m256i x = _mm256_set1_epi32(tail_of_row(row[r / 3] + (r % 3) * stride, t.depth % 4));
+            const __m256i x = _mm256_set1_epi32(tail_of_row(row[r], t.depth % 4));
             dot(sum[r][0], x, columns[0]);
             dot(sum[r][1], x, columns[1]);
         }
@@ -512,18 +528,13 @@ inline void dot_of_small_bytes(__m256i& sum, __m256i x, __m256i columns) {
 }
 
 // Six-bit weights by bytes below 64, as six-bit activations are: pairs of products are within 2 * 63 * 32 = 4032, and eight of them add up
-// in int16 before they are widened. The registers are sums of int16; those of int32 wait in memory. On Zen 3 131 billion products a second,
-// 112 by SixBits.
+// in int16 before they are widened. The registers are sums of int16; those of int32 wait in memory.
 struct SixBySix {
     static constexpr int most_rows = 6;
     template <int rows>
     [[gnu::always_inline]] static inline void multiply(const QTile& t, int64_t first, const char* panel, __m256i (&sum)[rows][2]) {
-        constexpr int groups = (rows + 2) / 3;
         constexpr int64_t steps = 8;
-        const int64_t stride = t.a_stride;
-        const uint8_t* row[groups];
-#pragma GCC unroll 2
-        for (int g = 0; g < groups; ++g) row[g] = static_cast<const uint8_t*>(t.a) + (first + 3 * g) * stride;
+        TileRows<rows> row(t, first);
         alignas(32) int32_t held[rows][2][8];
 #pragma GCC unroll 6
         for (int r = 0; r < rows; ++r) store256(sum[r][0], held[r][0]), store256(sum[r][1], held[r][1]);
@@ -534,18 +545,7 @@ struct SixBySix {
             __m256i pairs[rows][2];
 #pragma GCC unroll 6
             for (int r = 0; r < rows; ++r) pairs[r][0] = pairs[r][1] = _mm256_setzero_si256();
-            for (int64_t step = left < steps ? left : steps; step > 0; --step) {
-                const __m256i columns[2] = {load256(panel), load256(panel + 32)};
-#pragma GCC unroll 6
-                for (int r = 0; r < rows; ++r) {
-                    const __m256i x = _mm256_set1_epi32(four_of_row(row[r / 3] + (r % 3) * stride));
-                    dot_of_small_bytes(pairs[r][0], x, columns[0]);
-                    dot_of_small_bytes(pairs[r][1], x, columns[1]);
-                }
-#pragma GCC unroll 2
-                for (int g = 0; g < groups; ++g) row[g] += 4;
-                panel += 64;
-            }
+            row.multiply(left < steps ? left : steps, panel, pairs, dot_of_small_bytes);
             asm volatile("" : : "r"(held) : "memory");  // no registers for them
 #pragma GCC unroll 6
             for (int r = 0; r < rows; ++r) add(r, 0, pairs[r][0]), add(r, 1, pairs[r][1]);
@@ -553,7 +553,7 @@ struct SixBySix {
         if (t.depth % 4 != 0) {
 #pragma GCC unroll 6
             for (int r = 0; r < rows; ++r) {
-                const __m256i x = _mm256_set1_epi32(tail_of_row(row[r / 3] + (r % 3) * stride, t.depth % 4));
+                const __m256i x = _mm256_set1_epi32(tail_of_row(row[r], t.depth % 4));
                 add(r, 0, _mm256_maddubs_epi16(x, load256(panel))), add(r, 1, _mm256_maddubs_epi16(x, load256(panel + 32)));
             }
         }
@@ -636,7 +636,7 @@ constexpr WordsTile words_tiles[3][6] = {MVIT_TILES(words_tile, EightBits), MVIT
 constexpr int most_rows[3] = {EightBits::most_rows, SixBits::most_rows, SixBySix::most_rows};
 #undef MVIT_TILES
 
-// Looks at every byte, which takes a hundredth of what multiplying it does, up to the first row that has a larger one.
+// Looks at bytes, 32 at once, up to the first row that has a larger one.
 inline bool below_64(const QTile& t) {
     __m256i seen = _mm256_setzero_si256();
     int rest = 0;
