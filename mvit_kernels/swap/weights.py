@@ -15,7 +15,7 @@ from torch import nn
 from mvit_kernels.ops.packing import packed
 from mvit_kernels.reference.folding import fold_batch_norm, fold_norm_affine, merge_linear
 
-from . import devices
+from . import devices, folds
 
 Weights = tuple[torch.Tensor, torch.Tensor | None]
 
@@ -38,11 +38,17 @@ class Convolution(NamedTuple):
         return self.conv.stride[0]
 
 
-# Recipes for `packed`: equal ones are the same recipe. Folding is done in float64 and rounded once, to float32 (not in a float64 model).
+# Recipes for `packed` and `folds.fold`: equal ones are the same recipe. Folding is done in float64 and rounded once, to float32 (not in a
+# float64 model). The first source is the one whose layer a captured network names the result by.
 
 
 def _exact(*tensors: torch.Tensor | None) -> list[Any]:
     return [None if each is None else each.double() for each in tensors]
+
+
+def _first(sources: Sequence[torch.Tensor | None]) -> torch.Tensor:
+    assert sources[0] is not None
+    return sources[0]
 
 
 def _rounded(weight: torch.Tensor, bias: torch.Tensor, like: torch.Tensor) -> Weights:
@@ -86,12 +92,12 @@ def _scaled(weight: torch.Tensor, bias: torch.Tensor | None, scale: torch.Tensor
 
 @dataclass(frozen=True)
 class _NormThenBatchNorm:
-    """A norm's gamma and beta, then the 1x1 convolution, then its BatchNorm."""
+    """A 1x1 convolution behind a norm's gamma and beta, then its BatchNorm."""
 
     eps: float
 
     def __call__(
-        self, gamma: torch.Tensor, beta: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *norm: torch.Tensor
+        self, weight: torch.Tensor, bias: torch.Tensor | None, gamma: torch.Tensor, beta: torch.Tensor, *norm: torch.Tensor
     ) -> Weights:
         gamma, beta, exact, bias, *statistics = _exact(gamma, beta, weight, bias, *norm)
         exact = exact.flatten(1)
@@ -103,39 +109,41 @@ class _NormThenBatchNorm:
 
 @dataclass(frozen=True)
 class _NormThenLinear:
-    """A norm's gamma and beta, then one linear layer or several side by side: (weight, bias) pairs."""
+    """One linear layer or several side by side, (weight, bias) pairs, behind a norm's gamma and beta, which come last."""
 
-    def __call__(self, gamma: torch.Tensor, beta: torch.Tensor, *pairs: torch.Tensor | None) -> Weights:
-        gamma_beta = _exact(gamma, beta)
-        folded = [fold_norm_affine(*_exact(w, b), *gamma_beta) for w, b in zip(pairs[::2], pairs[1::2], strict=True)]
+    def __call__(self, *sources: torch.Tensor | None) -> Weights:
+        *pairs, gamma, beta = _exact(*sources)
+        folded = [fold_norm_affine(w, b, gamma, beta) for w, b in zip(pairs[::2], pairs[1::2], strict=True)]
         weight, bias = (torch.cat(each) for each in zip(*folded, strict=True))
-        return _rounded(weight, bias, gamma)
+        return _rounded(weight, bias, _first(sources))
 
 
 @dataclass(frozen=True)
 class _Merged:
-    """A norm's gamma and beta if there is one, then two 1x1 convolutions with the eps of each one's BatchNorm, or None."""
+    """The second of two 1x1 convolutions with nothing between, the first, and a norm's gamma and beta, or None of both, in front; eps of
+    each one's BatchNorm, or None."""
 
     eps: tuple[float | None, float | None]
 
-    def __call__(self, gamma: torch.Tensor | None, beta: torch.Tensor | None, *sources: torch.Tensor | None) -> Weights:
+    def __call__(self, *sources: torch.Tensor | None) -> Weights:
         layers: list[Any] = []
-        left = _exact(*sources)
+        *left, gamma, beta = _exact(*sources)
         for eps in self.eps:
             layer, left = left[:2], left[2:]
             if eps is not None:
                 arguments: list[Any] = [*layer, *left[:4], eps]
                 layer, left = [*fold_batch_norm(*arguments)], left[4:]
-            layers += layer
-        weight, bias = merge_linear(*layers)
-        like = sources[0]
-        assert like is not None
-        if gamma is None or beta is None:
-            return _rounded(weight, bias, like)
-        return _rounded(*fold_norm_affine(weight.flatten(1), bias, gamma.double(), beta.double()), like)
+            layers.append(layer)
+        second, first = layers
+        weight, bias = merge_linear(*first, *second)
+        if gamma is not None:
+            weight, bias = fold_norm_affine(weight.flatten(1), bias, gamma, beta)
+        return _rounded(weight, bias, _first(sources))
 
 
 def _kept(recipe: Any, sources: Sequence[torch.Tensor | None], *parts: Convolution) -> Any:
+    if folds.are_ops():
+        return folds.fold(recipe, sources)
     if torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(each is not None and each.requires_grad for each in sources)):
         return recipe.__call__(*sources)  # by name: to call an object, Dynamo of torch 2.11 asks for its hash before it has its fields
     # Torch does not count what batch_norm in training does to its statistics: on the CPU what they hold is compared, elsewhere, where that
@@ -153,6 +161,10 @@ def _batch_norm(norm: Any) -> tuple[torch.Tensor, ...]:
 
 def convolutions(*parts: Convolution) -> tuple[Weights, ...]:
     """(weight, bias) of each convolution with its BatchNorm."""
+    if folds.are_ops() and len(parts) > 1:  # each by its own name
+        return tuple([convolutions(part)[0] for part in parts])
+    if folds.are_ops() and parts[0].norm is None and parts[0].scale is None:
+        return ((parts[0].conv.weight, parts[0].conv.bias),)
     sources = [tensor for part in parts for tensor in (part.conv.weight, part.conv.bias, part.scale, *_batch_norm(part.norm))]
     eps = tuple([None if part.norm is None else part.norm.eps for part in parts])
     return _kept(_BatchNorms(eps, tuple([part.scale is not None for part in parts])), sources, *parts)
@@ -161,21 +173,21 @@ def convolutions(*parts: Convolution) -> tuple[Weights, ...]:
 def projection(norm: Any, part: Convolution) -> Weights:
     """(weight, bias) of the linear map that a 1x1 convolution with its BatchNorm makes behind a normalisation; weight is a matrix."""
     eps = 0.0 if part.norm is None else part.norm.eps
-    sources = (norm.weight, norm.bias, part.conv.weight, part.conv.bias, *_batch_norm(part.norm))
+    sources = (part.conv.weight, part.conv.bias, norm.weight, norm.bias, *_batch_norm(part.norm))
     return _kept(_NormThenBatchNorm(eps), sources, part)
 
 
 def merged(norm: Any, first: Convolution, second: Convolution) -> Weights:
     """(weight, bias) of two 1x1 convolutions with nothing between; weight is a matrix where a normalisation stands before them."""
     before = (None, None) if norm is None else (norm.weight, norm.bias)
-    sources = [tensor for part in (first, second) for tensor in (part.conv.weight, part.conv.bias, *_batch_norm(part.norm))]
-    first_eps, second_eps = (None if part.norm is None else part.norm.eps for part in (first, second))
-    return _kept(_Merged((first_eps, second_eps)), (*before, *sources), first, second)
+    sources = [tensor for part in (second, first) for tensor in (part.conv.weight, part.conv.bias, *_batch_norm(part.norm))]
+    second_eps, first_eps = (None if part.norm is None else part.norm.eps for part in (second, first))
+    return _kept(_Merged((second_eps, first_eps)), (*sources, *before), first, second)
 
 
 def linears(norm: Any, *layers: nn.Linear) -> Weights:
     """(weight, bias) of linear layers side by side behind a normalisation."""
-    return _kept(_NormThenLinear(), (norm.weight, norm.bias, *(tensor for layer in layers for tensor in (layer.weight, layer.bias))))
+    return _kept(_NormThenLinear(), (*(tensor for layer in layers for tensor in (layer.weight, layer.bias)), norm.weight, norm.bias))
 
 
 @dataclass(frozen=True)
@@ -193,7 +205,7 @@ class _HeadsThenParts:
 
     parts: tuple[int, int, int]
 
-    def __call__(self, gamma: torch.Tensor, beta: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[Weights, ...]:
+    def __call__(self, weight: torch.Tensor, bias: torch.Tensor, gamma: torch.Tensor, beta: torch.Tensor) -> tuple[Weights, ...]:
         folded = fold_norm_affine(*_exact(weight, bias, gamma, beta))
         heads = [each.unflatten(0, (-1, sum(self.parts))).split(self.parts, dim=1) for each in folded]
         return tuple([_rounded(w.flatten(0, 1), b.flatten(0, 1), weight) for w, b in zip(*heads, strict=True)])
@@ -227,7 +239,7 @@ def scaled_linear(layer: nn.Linear, scale: torch.Tensor) -> Weights:
 
 def queries_keys_values(norm: Any, layer: nn.Linear, parts: tuple[int, int, int]) -> tuple[Weights, Weights, Weights]:
     """(weight, bias) of each, of a linear layer behind a normalisation that makes `parts` of them for each head."""
-    return _kept(_HeadsThenParts(parts), (norm.weight, norm.bias, layer.weight, layer.bias))
+    return _kept(_HeadsThenParts(parts), (layer.weight, layer.bias, norm.weight, norm.bias))
 
 
 def position_bias(table: torch.Tensor, places: torch.Tensor, mixture: torch.Tensor | None = None) -> torch.Tensor:
