@@ -64,9 +64,9 @@ def far_calls() -> dict[str, tuple[str, Callable[[], Tensor]]]:
     filters = ops.pack_weight(random_weight(10, 12, 3, 3))
     block = [randn(*size) for size in ((12,), (12,), (25, 12), (25,), (12, 12), (12,))]
     calls: dict[str, tuple[str, Callable[[], Tensor]]] = {
-        "conv2d": ("gemm", partial(ops.conv2d, image, randn(10, 12, 3, 3), second=None, stride=2)),
-        "conv2d, two maps": ("gemm", partial(ops.conv2d, image, randn(10, 24, 3, 3), second=image)),
-        "conv2d of an image": ("gemm", partial(ops.conv2d, randn(2, 3, 6, 4), randn(10, 3, 3, 3), stride=2)),
+        "conv2d": ("conv2d", partial(ops.conv2d, image, randn(10, 12, 3, 3), second=None, stride=2)),
+        "conv2d, two maps": ("conv2d", partial(ops.conv2d, image, randn(10, 24, 3, 3), second=image)),
+        "conv2d of an image": ("conv2d", partial(ops.conv2d, randn(2, 3, 6, 4), randn(10, 3, 3, 3), stride=2)),
         "depthwise_conv2d": ("depthwise_conv2d", partial(ops.depthwise_conv2d, image, randn(24, 1, 3, 3), stride=2)),
         "separable_attention_block": (
             "separable_attention_block", partial(ops.separable_attention_block, image, *block, patch_size=(2, 2)),

@@ -30,7 +30,7 @@ from .library import (
 from .packing import by_dtype, pack_convolution, pack_convolution_by_planes, pack_winograd, packed
 
 OP = "conv2d"
-_kernels = triton_support.Kernels("gemm")
+_kernels = triton_support.Kernels(OP)
 FEWEST_CHANNELS = 16  # for minimal filtering, on either side
 MOST_PLANES = 4  # channels of an image, which a 3x3 convolution reads plane by plane
 Tensor = torch.Tensor

@@ -33,7 +33,7 @@ from .library import (
 from .packing import packed
 
 OP = "conv2d_dynamic_relu"
-_products, _filters = triton_support.Kernels("gemm"), triton_support.Kernels("depthwise_conv2d")
+_products, _filters = triton_support.Kernels("conv2d"), triton_support.Kernels("depthwise_conv2d")
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 

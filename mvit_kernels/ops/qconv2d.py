@@ -21,7 +21,7 @@ from .qgemm import SEGMENTS, TritonWeight, activation_code, check_residual, cuda
 from .replay import Replays
 
 OP = "qconv2d"
-_kernels = triton_support.Kernels("qgemm")
+_kernels = triton_support.Kernels(OP)
 FEWEST_CHANNELS = 32  # for minimal filtering: of each input and of the result
 FEWEST_TILES = 12  # of 4 x 4 pixels: the 36 matrices are 8 times the bytes of the weight, read for so many rows from the third cache
 LARGEST_SUM = 2**18  # of absolute weights, csrc/cpu/ops/qwinograd.h

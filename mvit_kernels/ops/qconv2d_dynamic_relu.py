@@ -25,7 +25,7 @@ from .qdepthwise_conv2d import choose as choose_qdepthwise_conv2d
 from .qgemm import TritonWeight, refuse_depth, triton_finish
 
 OP = "qconv2d_dynamic_relu"
-_products, _filters = triton_support.Kernels("qgemm"), triton_support.Kernels("qdepthwise_conv2d")
+_products, _filters = triton_support.Kernels("qconv2d"), triton_support.Kernels("qdepthwise_conv2d")
 Tensor = torch.Tensor
 Optional = torch.Tensor | None
 

@@ -1,4 +1,4 @@
-"""Products of rows and convolutions, 1x1 and 3x3: one kernel, an implicit product with the rows that output pixels see.
+"""Products of rows and, for `conv2d.py`, convolutions, 1x1 and 3x3: one kernel, an implicit product with the rows that output pixels see.
 
 A program has a tile (BLOCK_M rows, BLOCK_N columns) of sums in registers while the depth passes in steps of BLOCK_K. Programs that share
 their rows are neighbours, so that those come from memory once and from L2 after that; weights of these networks (at most 2 MB) stay in L2.
@@ -24,7 +24,7 @@ from . import moments as moments_
 from . import normed_gemm, tuning
 from .activation import activate
 from .dynamic_relu import larger, slopes
-from .launch import blocks, by_warpgroups, far, launch, power_of_two, processors, vector_of, wait_turn
+from .launch import blocks, by_warpgroups, launch, power_of_two, processors, vector_of, wait_turn
 from .moments import combine_moments, write_part
 from .products import dot
 
@@ -64,7 +64,7 @@ def gathered(kernel: int, channels: int, second_channels: int) -> bool:
     return kernel == 3 and channels <= MOST_PLANES and second_channels == 0
 
 
-# --- kernels ---
+# --- the kernel ---
 
 
 @triton.jit
@@ -193,34 +193,7 @@ def gemm_kernel(
     )  # fmt: skip
 
 
-@triton.jit
-def gathered_conv2d_kernel(
-    x, weight, bias, residual, y, rows, columns, channels, height, width, out_height, out_width, x_image, x_channel, x_row, x_column,
-    residual_row, pitch, STRIDE: tl.constexpr, ACTIVATION: tl.constexpr, RESIDUAL: tl.constexpr, FAR: tl.constexpr,
-    OUT_VECTOR: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """y (rows, columns) of an image of a few channels in any format: its 9 C values around a pixel are one step of the depth."""
-    wait_turn()
-    columns, residual_row = columns * OUT_VECTOR, residual_row * OUT_VECTOR
-    across = tl.cdiv(columns, BLOCK_N)
-    program = tl.program_id(0)
-    m = (program // across) * BLOCK_M + tl.arange(0, BLOCK_M)
-    n = (program % across) * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = tl.arange(0, BLOCK_K)
-    image, y_at, x_at = m // (out_height * out_width), m // out_width % out_height, m % out_width
-    row, column = (y_at * STRIDE - 1)[:, None] + (k // 3 % 3)[None, :], (x_at * STRIDE - 1)[:, None] + (k % 3)[None, :]
-    inside = (m < rows)[:, None] & (k < 9 * channels)[None, :] & (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    channel = (k // 9)[None, :]
-    if FAR:
-        row, column, channel = row.to(tl.int64), column.to(tl.int64), channel.to(tl.int64)
-    at = x + (image.to(tl.int64) * x_image)[:, None] + channel * x_channel + row * x_row + column * x_column
-    a = tl.load(at, mask=inside, other=0.0)
-    w = tl.load(weight + n[None, :] * pitch + k[:, None], mask=(n < columns)[None, :] & (k < pitch)[:, None], other=0.0)
-    total = dot(a, w, tl.zeros((BLOCK_M, BLOCK_N), tl.float32))
-    finish(total, m, m < rows, n, columns, bias, y, 1, residual, residual_row, y, y, 0, ACTIVATION, False, RESIDUAL, False)
-
-
-# --- what launches them ---
+# --- what launches it ---
 
 
 def gemm(
@@ -237,51 +210,18 @@ def gemm(
         moments = moments_.joined(moments)
         normed_gemm.forward(a, weight, y, layer_norm=layer_norm, moments=moments, eps=eps, activation=activation)
         return moments_.collect(y, 0)
-    return _launch(
+    return launch_product(
         a, second, weight, y, strides, beside, (1, 1, 1, 1), 1, False, moments=moments, groups=groups, norm=norm, eps=eps,
         activation=activation, residual=residual, residual_row=0 if residual is None else residual.stride(0), collect=collect,
     )  # fmt: skip
 
 
-def conv2d(
-    x: Tensor, weight: Weight, y: Tensor, *, second: Tensor | None = None, stride: int = 1, activation: str = "none",
-    residual: Tensor | None = None, u: Tensor | None = None,
-) -> None:  # fmt: skip
-    """y (B, N, Ho, Wo) of x (B, C, H, W) and second, whose channels have stride 1 (those of a `gathered` image any); y and the residual are
-    dense in channels_last. u (B, 2 N) contiguous: of a dynamic ReLU, of an image that is not `gathered`."""
-    if y.numel() == 0:
-        return
-    columns, size = y.shape[1], tuple(each for map_ in (x, y) for each in map_.shape[2:])
-    row = 0 if residual is None else columns
-    if gathered(weight.kernel, *weight.depths):
-        _gathered(x, weight, y, stride, size, activation, residual, row)
-        return
-    alone = weight.kernel == 1 and stride == 1 and all(each is None or _evenly_spaced(each) for each in (x, second))
-    if alone:
-        size = (1, 1, 1, 1)
-    _launch(
-        x, second, weight, y, _steps(x, alone), _steps(second, alone), size, stride, far(x, second), groups=y.shape[0],
-        activation=activation, residual=residual, residual_row=row, u=u,
-    )  # fmt: skip
-
-
-def _evenly_spaced(x: Tensor) -> bool:
-    """Whether the pixels of all images of x are as far from each other."""
-    return x.stride(2) == x.shape[3] * x.stride(3) and x.stride(0) == x.shape[2] * x.stride(2)
-
-
-def _steps(x: Tensor | None, alone: bool) -> tuple[int, int, int]:
-    """From image to image, row to row and pixel to pixel. alone: each pixel is an image, whose place takes no divisions."""
-    if x is None:
-        return 0, 0, 0
-    return (x.stride(3), 0, 0) if alone else (x.stride(0), x.stride(2), x.stride(3))
-
-
-def _launch(
+def launch_product(
     x: Tensor, second: Tensor | None, weight: Weight, y: Tensor, strides: tuple[int, ...], beside: tuple[int, ...], size: tuple[int, ...],
     stride: int, is_far: bool, *, moments: Tensor | None = None, groups: int = 1, norm: str = "none", eps: float = 0.0, activation: str,
     residual: Tensor | None, residual_row: int, u: Tensor | None = None, collect: int = 0,
 ) -> Tensor:  # fmt: skip
+    """strides: from image to image of x, row to row, pixel to pixel; beside: those of second; size: height and width of x, and of y."""
     data, columns, depths = weight.data, weight.bias.shape[0], weight.depths
     rows = y.numel() // columns
     vector, out_vector = vector_of(*depths, *strides, *beside), vector_of(columns, residual_row)
@@ -310,22 +250,6 @@ def _launch(
         RESIDUAL=residual is not None, COLLECT=in_tiles, FAR=is_far, VECTOR=vector, OUT_VECTOR=out_vector, enable_fp_fusion=True, **tiles,
     )  # fmt: skip
     return moments_.collected(parts) if in_tiles else moments_.collect(y, collect)
-
-
-def _gathered(
-    x: Tensor, weight: Weight, y: Tensor, stride: int, size: tuple[int, ...], activation: str, residual: Tensor | None, residual_row: int
-) -> None:
-    columns = y.shape[1]
-    rows, out_vector = y.numel() // columns, vector_of(columns)
-    block_n = power_of_two(columns, 16, 64)
-    block_m = 128 if rows >= 128 * processors(x) else 64 if rows > 64 else 16
-    launch(
-        gathered_conv2d_kernel, blocks(rows, block_m) * blocks(columns, block_n),
-        x, weight.data, weight.bias, y if residual is None else residual, y, rows, columns // out_vector, x.shape[1], *size, *x.stride(),
-        residual_row // out_vector, weight.data.stride(0), STRIDE=stride, ACTIVATION=activation, RESIDUAL=residual is not None, FAR=far(x),
-        OUT_VECTOR=out_vector, BLOCK_M=block_m, BLOCK_N=block_n, BLOCK_K=power_of_two(9 * x.shape[1], 16), num_warps=4,
-        enable_fp_fusion=True,
-    )  # fmt: skip
 
 
 def tile(rows: int, weight: Weight, x: Tensor, rows_of_group: int = 0, residual: bool = False) -> tuning.Tile:

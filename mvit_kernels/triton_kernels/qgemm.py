@@ -1,4 +1,5 @@
-"""Products and convolutions of bytes with zero-points: one kernel, an implicit product with the rows that output pixels see.
+"""Products and, for `qconv2d.py`, convolutions of bytes with zero-points: one kernel, an implicit product with the rows that output pixels
+see.
 
 Triton's products take int8, so a - 128 stands for a byte a, and 128 sum_k w comes back at the end:
 
@@ -190,24 +191,13 @@ def qgemm(
 ) -> None:
     """y (M, N) of a (M, K) with rows of stride 1."""
     image = a.shape[0] * a.stride(0)
-    _launch(
+    launch_product(
         a, None, weight, finish, y, (image, image, a.stride(0)), (0, 0, 0), (1, a.shape[0], 1, a.shape[0]), 1, 1, row_scale=row_scale,
         row_zero_point=row_zero_point,
     )  # fmt: skip
 
 
-def qconv2d(
-    x: Tensor, second: Tensor | None, weight: Weight, finish: Finish, y: Tensor, kernel: int, stride: int, zero_point: Tensor,
-    border: Tensor | None,
-) -> None:  # fmt: skip
-    """y (B, N, Ho, Wo) of x (B, C, H, W) and second, whose channels have stride 1; y and the residual are dense in channels_last.
-    border (16, N rounded up): what sums begin with where zero-points are no bytes."""
-    (image, _, row, column), size = x.stride(), (*x.shape[2:], *y.shape[2:])
-    beside = (0, 0, 0) if second is None else (second.stride(0), *second.stride()[2:])
-    _launch(x, second, weight, finish, y, (image, row, column), beside, size, kernel, stride, zero_point=zero_point, border=border)
-
-
-def _launch(
+def launch_product(
     x: Tensor, second: Tensor | None, weight: Weight, finish: Finish, y: Tensor, strides: tuple[int, ...], second_strides: tuple[int, ...],
     size: tuple[int, ...], kernel: int, stride: int, *, row_scale: Tensor | None = None, row_zero_point: Tensor | None = None,
     zero_point: Tensor | None = None, border: Tensor | None = None,
