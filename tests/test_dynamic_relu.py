@@ -1,4 +1,4 @@
-"""dynamic_relu and hard_gate: float64, torch's own gradients, every tail; and the same bits in float32, which integers behind them need."""
+"""dynamic_relu: float64, torch's own gradients, every tail; and the same bits in float32, which integers behind them need."""
 
 from __future__ import annotations
 
@@ -27,10 +27,6 @@ def plain(x: Tensor, u: Tensor) -> Tensor:
     return torch.maximum(a * x, (b - 1) * x)
 
 
-def gate(x: Tensor, u: Tensor) -> Tensor:
-    return x * F.hardsigmoid(u)
-
-
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize("size", SIZES, ids=str)
@@ -39,13 +35,6 @@ def test_dynamic_relu(size, dtype: torch.dtype, fmt: str, isa: str, poison) -> N
         [torch.randn(size).contiguous(memory_format=FORMATS[fmt]).to(dtype), torch.randn(size[0], 2 * size[1]).to(dtype)] for _ in range(3)
     ]
     assert_forward_and_gradients(lambda x, u: ops.dynamic_relu(x, u, backend="cpu"), plain, *draws)
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=str)
-@pytest.mark.parametrize("size", [(1,), (2, 3), (4, 17, 5), (1, 1030), (2, 3, 4, 5)], ids=str)
-def test_hard_gate(size, dtype: torch.dtype, isa: str, poison) -> None:
-    draws = [[torch.randn(size).to(dtype), 3 * torch.randn(size).to(dtype)] for _ in range(3)]
-    assert_forward_and_gradients(lambda x, u: ops.hard_gate(x, u, backend="cpu"), gate, *draws)
 
 
 def test_zero_is_relu(backend: str) -> None:
@@ -57,8 +46,6 @@ def test_the_same_bits_in_float32(isa: str) -> None:
     """Every operation is rounded once, in torch and in kernels: what stands beside integers must not differ."""
     x, u = torch.randn(2, 37, 5, 3).contiguous(memory_format=torch.channels_last), 2 * torch.randn(2, 74)
     assert torch.equal(ops.dynamic_relu(x, u, backend="cpu"), ops.dynamic_relu(x, u, backend="reference"))
-    a, b = torch.randn(1003), 4 * torch.randn(1003)
-    assert torch.equal(ops.hard_gate(a, b, backend="cpu"), ops.hard_gate(a, b, backend="reference"))
 
 
 def test_any_strides(backend: str) -> None:
@@ -68,7 +55,6 @@ def test_any_strides(backend: str) -> None:
         y = ops.dynamic_relu(x, u, backend=backend)
         assert y.shape == x.shape
         torch.testing.assert_close(y, plain(x, u))
-        torch.testing.assert_close(ops.hard_gate(x, 2 * x, backend=backend), gate(x, 2 * x))
 
 
 def test_nan_stays_where_it_is(backend: str) -> None:
@@ -77,29 +63,24 @@ def test_nan_stays_where_it_is(backend: str) -> None:
     assert torch.equal(ops.dynamic_relu(x, u, backend=backend).isnan(), x.isnan())
     u[0, 1] = u[1, 5] = float("nan")  # of the first slope, and of the second
     assert torch.equal(ops.dynamic_relu(x, u, backend=backend).isnan(), plain(x, u).isnan())
-    assert torch.equal(ops.hard_gate(x, torch.randn_like(x), backend=backend).isnan(), x.isnan())
-    assert ops.hard_gate(torch.ones(5), x[1, 2, 3], backend=backend)[4].isnan()
 
 
 @needs_native
 def test_same_bits_with_any_threads(threads) -> None:
     x, u = torch.randn(3, 40, 30, 30).contiguous(memory_format=torch.channels_last), torch.randn(3, 80)
-    assert_same_bits_with_any_threads(lambda: [ops.dynamic_relu(x, u, backend="cpu"), ops.hard_gate(x, x, backend="cpu")], threads)
+    assert_same_bits_with_any_threads(lambda: [ops.dynamic_relu(x, u, backend="cpu")], threads)
 
 
 def test_reference_gradients() -> None:
     inputs = [torch.randn(2, 2, 3, 4), torch.randn(2, 4)]
     assert_reference_gradients(lambda x, u: ops.dynamic_relu(x, u, backend="reference"), inputs)
-    assert_reference_gradients(lambda x, u: ops.hard_gate(x, u, backend="reference"), [torch.randn(3, 4), 4 * torch.randn(3, 4)])
 
 
 def test_opcheck_and_compile() -> None:
     x, u = torch.randn(2, 3, 4, 5), torch.randn(2, 6)
     torch.library.opcheck(torch.ops.mvit_kernels.dynamic_relu, (x.clone().requires_grad_(), u.clone().requires_grad_()))
-    torch.library.opcheck(torch.ops.mvit_kernels.hard_gate, (u.clone().requires_grad_(), u.clone().requires_grad_()))
     more = [torch.randn(5, 3, 4, 5), torch.randn(5, 6)]
     assert_compiles_and_exports(ops.dynamic_relu, [x, u], more, dynamic=[axes(0), axes(0)])
-    assert_compiles_and_exports(ops.hard_gate, [u, u + 1], [more[1], more[1]], dynamic=[axes(0), axes(0)])
 
 
 @pytest.mark.parametrize(
@@ -118,9 +99,6 @@ def test_opcheck_and_compile() -> None:
             "dynamic_relu: u: expected torch.float32",
         ),
         (lambda: ops.dynamic_relu(torch.zeros(1, 2, 3, 3).int(), torch.zeros(1, 4)), TypeError, "dynamic_relu: x: expected dtype float32"),
-        (lambda: ops.hard_gate(torch.zeros(3), 1.0), TypeError, "hard_gate: u: expected a tensor, got float"),
-        (lambda: ops.hard_gate(torch.zeros(3), torch.zeros(2)), ValueError, r"hard_gate: u: expected .* \(3,\)"),
-        (lambda: ops.hard_gate(torch.zeros(3).int(), torch.zeros(3).int()), TypeError, "hard_gate: x: expected dtype float32"),
     ],
 )
 def test_bad_input(call, error, message: str) -> None:

@@ -1,4 +1,4 @@
-"""dynamic_relu, by itself and behind convolutions, and hard_gate: in float32 by themselves the bits of plain torch, which integers behind
+"""dynamic_relu, by itself and behind convolutions: in float32 by themselves the bits of plain torch, which integers behind
 them need; else by the float rule."""
 
 from __future__ import annotations
@@ -6,36 +6,18 @@ from __future__ import annotations
 import pytest
 import torch
 from marks import slow
-from triton_checks import DTYPES, FORMATS, assert_rule, randn, views
+from triton_checks import DTYPES, FORMATS, assert_bits, assert_gradients_arrive, assert_rule, randn, views
 
 from mvit_kernels import ops
 
 Tensor = torch.Tensor
 
 
-def check(op, x: Tensor, u: Tensor) -> Tensor:
-    y, plain = (op(x, u, backend=backend) for backend in ("triton", "reference"))
-    assert y.dtype == x.dtype
-    assert y.stride() == plain.stride() or y.numel() == 0
-    if x.dtype == torch.float32:
-        assert torch.equal(y.nan_to_num(7.0), plain.nan_to_num(7.0))
-        assert torch.equal(y.isnan(), plain.isnan())
-    else:
-        assert_rule(y, plain, op(x.double(), u.double()))
-    return y
-
-
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("fmt", FORMATS)
 @pytest.mark.parametrize("size", [(1, 1, 1, 1), (2, 3, 4, 5), (3, 72, 7, 9), slow((1, 17, 1, 9)), slow((2, 1030, 3, 1))], ids=str)
 def test_dynamic_relu(size, fmt: str, dtype: torch.dtype, poison) -> None:
-    check(ops.dynamic_relu, randn(*size, dtype=dtype, fmt=fmt), 2 * randn(size[0], 2 * size[1], dtype=dtype))
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", [(), (1,), (4, 17, 35)], ids=str)
-def test_hard_gate(size, dtype: torch.dtype, poison) -> None:
-    check(ops.hard_gate, randn(*size, dtype=dtype), 4 * randn(*size, dtype=dtype))
+    assert_bits(ops.dynamic_relu, randn(*size, dtype=dtype, fmt=fmt), 2 * randn(size[0], 2 * size[1], dtype=dtype))
 
 
 def check_behind_convolution(x: Tensor, weight: Tensor, bias: Tensor | None, u: Tensor, stride: int = 1) -> Tensor:
@@ -83,25 +65,16 @@ def test_behind_convolutions_of_any_strides_and_empty() -> None:
 
 def test_any_strides_and_empty() -> None:
     for x in (*views(6, 4, 5).values(), randn(1, 6, 2, 2)[:0]):
-        check(ops.dynamic_relu, x, randn(x.shape[0], 4 * x.shape[1])[:, ::2])
-        check(ops.hard_gate, x, 2 * x)
+        assert_bits(ops.dynamic_relu, x, randn(x.shape[0], 4 * x.shape[1])[:, ::2])
 
 
 def test_nan_and_infinity() -> None:
     x, u = randn(2, 3, 4, 5), randn(2, 6)
     x[1, 2, 3, 4] = u[0, 4] = float("nan")
     x[0, 0, 0, 0], x[0, 0, 0, 1], u[1, 0], u[1, 3] = float("inf"), float("-inf"), float("inf"), float("-inf")
-    y = check(ops.dynamic_relu, x, u)
+    y = assert_bits(ops.dynamic_relu, x, u)
     assert y[0, 1].isnan().all()
-    check(ops.hard_gate, x, x.roll(1))
-    check(ops.hard_gate, x.roll(1), x)
 
 
 def test_gradients_arrive() -> None:
-    for op, inputs in ((ops.dynamic_relu, (randn(2, 3, 4, 5), randn(2, 6))), (ops.hard_gate, (randn(4, 5), 2 * randn(4, 5)))):
-        results = []
-        for backend in ("triton", "reference"):
-            leaves = [each.detach().clone().requires_grad_() for each in inputs]
-            op(*leaves, backend=backend).square().sum().backward()
-            results.append([leaf.grad for leaf in leaves])
-        assert all(torch.allclose(ours, plain, atol=1e-4) for ours, plain in zip(*results, strict=True))
+    assert_gradients_arrive(ops.dynamic_relu, randn(2, 3, 4, 5), randn(2, 6))

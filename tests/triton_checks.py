@@ -76,3 +76,25 @@ def assert_gradients(op: Callable[..., Tensor], plain: Callable[..., Tensor], in
 
 def assert_rule(actual: Tensor, plain: Tensor, exact: Tensor) -> None:
     assert_float_rule(actual.cpu(), plain.cpu(), exact.cpu())
+
+
+def assert_bits(op: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """What Triton gives: in float32 the bits of plain torch, else by the float rule."""
+    y, plain = (op(*inputs, backend=backend) for backend in ("triton", "reference"))
+    assert y.dtype == inputs[0].dtype
+    assert y.stride() == plain.stride() or y.numel() == 0
+    if y.dtype == torch.float32:
+        assert torch.equal(y.nan_to_num(7.0), plain.nan_to_num(7.0))
+        assert torch.equal(y.isnan(), plain.isnan())
+    else:
+        assert_rule(y, plain, op(*(each.double() for each in inputs)))
+    return y
+
+
+def assert_gradients_arrive(op: Callable[..., Tensor], *inputs: Tensor) -> None:
+    results = []
+    for backend in ("triton", "reference"):
+        leaves = [each.detach().clone().requires_grad_() for each in inputs]
+        op(*leaves, backend=backend).square().sum().backward()
+        results.append([leaf.grad for leaf in leaves])
+    assert all(torch.allclose(ours, plain, atol=1e-4) for ours, plain in zip(*results, strict=True))
