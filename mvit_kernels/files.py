@@ -11,14 +11,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from .messages import shown
 
-def checked_path(what: str, path: object) -> Path:
-    """The path of a file. what: the op and the argument, for errors.
 
-    Raises TypeError for what is no path, ValueError for one without a name.
+def new_file(what: str, path: object) -> Path:
+    """The path of a file to write, asked for before the work is done that it shall hold. what: the op and the argument, for errors.
+
+    Raises TypeError for what is no path, ValueError for one without a name, FileNotFoundError where its folder is none and
+    IsADirectoryError where it is one itself.
     """
+    file = _named(what, path)
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"{what}: expected a file in a folder that exists, got {str(path)!r}")
+    if file.is_dir():
+        raise IsADirectoryError(f"{what}: expected a file, got the folder {str(path)!r}")
+    return file
+
+
+def old_file(what: str, path: object) -> Path:
+    """The path of a file to read. Raises as `new_file`, and FileNotFoundError where no file is."""
+    file = _named(what, path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{what}: expected a file, got {str(path)!r}")
+    return file
+
+
+def _named(what: str, path: object) -> Path:
     if not isinstance(path, (str, os.PathLike)) or not isinstance(os.fspath(path), str):
-        raise TypeError(f"{what}: expected a path, got {path!r}")
+        raise TypeError(f"{what}: expected a path, got {shown(path)}")
     if not Path(path).name:
         raise ValueError(f"{what}: expected the path of a file, got {str(path)!r}")
     return Path(path)

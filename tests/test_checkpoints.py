@@ -598,5 +598,5 @@ def test_saved_files_have_the_usual_permissions_and_need_a_folder(tmp_path):
     beside.touch()
     save_checkpoint(model, tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_mode == beside.stat().st_mode
-    with pytest.raises(FileNotFoundError, match=r"save_checkpoint: no folder .*missing"):
+    with pytest.raises(FileNotFoundError, match=r"save_checkpoint: path: expected a file in a folder that exists, got .*missing"):
         save_checkpoint(model, tmp_path / "missing" / "model.pt")

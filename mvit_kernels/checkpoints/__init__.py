@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from mvit_kernels.messages import shown
+
 SHIPPED = ("mobilevit_xxs", "mobilevitv2_050")
 
 
 def path(name: str) -> Path:
     """The file of a shipped model's weights. ValueError if none is shipped."""
     if name not in SHIPPED:
-        raise ValueError(f"checkpoints: name: expected one of {', '.join(SHIPPED)}, got {name!r}")
+        raise ValueError(f"checkpoints: name: expected one of {', '.join(SHIPPED)}, got {shown(name)}")
     return Path(__file__).with_name(f"{name}-standin.safetensors")

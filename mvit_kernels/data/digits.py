@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from mvit_kernels.data.images import Images, to_tensor
+from mvit_kernels.messages import shown
 
 Split = Literal["train", "heldout"]
 Target = Literal["both", "direction"]
@@ -82,7 +83,7 @@ class StandInTask(Images):
 
     def __init__(self, split: Split, length: int, size: int = 128, seed: int = 0, *, target: Target = "both", plain: bool = False) -> None:
         if split not in SPLITS:
-            raise ValueError(f"StandInTask: split: expected one of {', '.join(SPLITS)}, got {split!r}")
+            raise ValueError(f"StandInTask: split: expected one of {', '.join(SPLITS)}, got {shown(split)}")
         if length < 1:
             raise ValueError(f"StandInTask: length: expected at least 1, got {length}")
         if not MIN_SIZE <= size <= MAX_SIZE:
@@ -90,7 +91,7 @@ class StandInTask(Images):
         if seed < 0:
             raise ValueError(f"StandInTask: seed: expected a non-negative int, got {seed}")
         if target not in TARGETS:
-            raise ValueError(f"StandInTask: target: expected one of {', '.join(TARGETS)}, got {target!r}")
+            raise ValueError(f"StandInTask: target: expected one of {', '.join(TARGETS)}, got {shown(target)}")
         self.split, self.length, self.size, self.seed, self.target, self.plain = split, length, size, seed, target, plain
         if target == "direction":
             self.class_names = DIRECTIONS

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 import torch
 from torch.utils import _pytree as pytree
 
-from mvit_kernels.files import checked_path
+from mvit_kernels.files import new_file
+from mvit_kernels.messages import shown
 
 from .plan import Plan
 from .report import PlanReport, Profile, profile_of, report_of
@@ -34,7 +35,7 @@ class Source(Protocol):
 
 def check_threads(what: str, num_threads: int | None) -> None:
     if num_threads is not None and (not isinstance(num_threads, int) or isinstance(num_threads, bool) or num_threads < 1):
-        raise ValueError(f"{what}: num_threads: expected a positive number or None, got {num_threads!r}")
+        raise ValueError(f"{what}: num_threads: expected a positive number or None, got {shown(num_threads)}")
 
 
 class CompiledModel:
@@ -100,7 +101,7 @@ class CompiledModel:
         """`report` with the time of each step on images x, the median of `repeats` runs, against what the processor could do."""
         self._check(x)
         if not isinstance(repeats, int) or repeats < 1:
-            raise ValueError(f"CompiledModel: repeats: expected at least 1, got {repeats!r}")
+            raise ValueError(f"CompiledModel: repeats: expected at least 1, got {shown(repeats)}")
         if not x.shape[0]:
             raise ValueError("CompiledModel: x: expected at least one image to time, got none")
         plan = self.plan(size_of(x))
@@ -113,18 +114,18 @@ class CompiledModel:
         has the rewritten network, made once more of a float model, whose graphs are captured where it runs."""
         from .files import save_plans
 
-        path = checked_path("CompiledModel: save: path", path)
+        path = new_file("CompiledModel: save: path", path)
         if sizes is not None:
             given, sizes = sizes, list(sizes) if isinstance(sizes, Iterable) else []
             if not sizes or not all(_is_size(each, 2) for each in sizes):
-                raise ValueError(f"CompiledModel: save: sizes: expected one (height, width) or more, got {sizes or given!r}")
+                raise ValueError(f"CompiledModel: save: sizes: expected one (height, width) or more, got {shown(sizes or given)}")
         channels = next(iter(self._plans))[0]
         wanted = list(self._plans) if sizes is None else [(channels, *size) for size in sizes]
         save_plans(path, {size: self.plan(size) for size in wanted}, self.num_threads, self.device)
 
     def _plan_of(self, size: Size | None, what: str) -> Plan | DevicePlan:
         if size is not None and not _is_size(size, 3):
-            raise ValueError(f"CompiledModel: {what}: expected a size (channels, height, width), got {size!r}")
+            raise ValueError(f"CompiledModel: {what}: expected a size (channels, height, width), got {shown(size)}")
         return next(iter(self._plans.values())) if size is None else self.plan(size)
 
     def _check(self, x: Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mvit_kernels.graph import Program, capture, check_model, optimize
+from mvit_kernels.messages import shown
 from mvit_kernels.ops.backend import NATIVE_REASON, native
 from mvit_kernels.quant import QuantizedModel, carried, carries_quantizers
 
@@ -112,7 +113,7 @@ def compile(
 def _device(backend: str, model: nn.Module, x: Tensor) -> torch.device:
     """Where the plan runs."""
     if backend not in ("auto", "cpu", "cuda"):
-        raise ValueError(f'compile: backend: expected "auto", "cpu" or "cuda", got {backend!r}')
+        raise ValueError(f'compile: backend: expected "auto", "cpu" or "cuda", got {shown(backend)}')
     devices = [x.device, *{parameter.device for parameter in model.parameters()}]
     gpu = next((device for device in devices if device.type == "cuda"), None)
     if backend == "cpu" or (backend == "auto" and gpu is None):

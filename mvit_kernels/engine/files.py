@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mvit_kernels import __version__
-from mvit_kernels.files import checked_path, replace_file
+from mvit_kernels.files import old_file, replace_file
+from mvit_kernels.messages import shown
 from mvit_kernels.ops.backend import NATIVE_REASON, native
 
 from .described import describe_device_plan, describe_plan, device_plan_from, plan_from
@@ -99,7 +100,7 @@ def load(path: str | Path, *, num_threads: int | None = None, device: str | torc
     """
     from .compiled import CompiledModel, check_threads
 
-    path = checked_path("load: path", path)
+    path = old_file("load: path", path)
     check_threads("load", num_threads)
     if native is None:
         raise ValueError(f"load: {path}: the native kernels are needed ({NATIVE_REASON})")
@@ -149,7 +150,7 @@ def _place(kind: str, device: str | torch.device | None) -> torch.device:
     try:
         wanted = torch.device(kind if device is None else device)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"load: device: expected a device of torch, got {device!r}") from error
+        raise ValueError(f"load: device: expected a device of torch, got {shown(device)}") from error
     if wanted.type != kind:
         raise ValueError(f"load: device: expected {'the CPU' if kind == 'cpu' else 'a GPU'}, for which the plans are, got {wanted}")
     if kind == "cpu":

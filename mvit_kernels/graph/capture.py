@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from mvit_kernels.messages import shown
 from mvit_kernels.swap import accelerate, folds
 
 from . import attention, gates, own_ops, pooling, quantizers, torch_ops, view_ops
@@ -46,7 +47,7 @@ def capture(model: nn.Module, size: tuple[int, int, int], what: str = "capture")
     """
     check_model(what, model)
     if not isinstance(size, (tuple, list)) or len(size) != 3 or any(not isinstance(each, int) or each < 1 for each in size):
-        raise ValueError(f"{what}: size: expected (channels, height, width), got {size!r}")
+        raise ValueError(f"{what}: size: expected (channels, height, width), got {shown(size)}")
     own = accelerate(copy.deepcopy(model).cpu().float(), backend="reference")
     with _errors_of(what), EXPORTING, folds.as_ops(), torch.no_grad(), torch.autocast("cpu", enabled=False):
         return _Translator(functional(exported(model, own, size)), size).program()

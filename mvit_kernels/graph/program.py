@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from mvit_kernels.messages import shown
+
 Tensor = torch.Tensor
 
 KINDS = {
@@ -124,7 +126,7 @@ class Program:
         self.structure = structure  # how the model returned its outputs: a torch.utils._pytree spec, or None for one tensor
         for name in self.outputs:
             if name not in self._nodes:
-                raise ValueError(f"Program: outputs: expected names of nodes, got {name!r}")
+                raise ValueError(f"Program: outputs: expected names of nodes, got {shown(name)}")
 
     def __iter__(self) -> Iterator[Node]:
         return iter(self._nodes.values())

@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from mvit_kernels.files import checked_path, replace_file
+from mvit_kernels.files import new_file, old_file, replace_file
 
 from .families import KINDS
 from .names import CLASSIFIERS, HEADS, STEMS, Family, Format, family_of, names_in, own_format
@@ -48,7 +48,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], *, strict: b
     strict: False tolerates, and returns, what only the model or only the file has, and a classifier for other classes.
     Raises FileNotFoundError; ValueError if the file is damaged, holds no model that is known here or doesn't fit the model.
     """
-    path = checked_path("load_checkpoint: path", path)
+    path = old_file("load_checkpoint: path", path)
     state = _state_of("load_checkpoint", model)
     family = family_of(state)
     file = _read(path)
@@ -107,7 +107,7 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: Form
     The suffix of `path` says what kind of file: .safetensors, or .pt, .pth or .bin for `torch.save`. An older file is
     replaced at once or not at all. The first convolution of MobileViT v1 becomes that of the format (see `load_checkpoint`).
     """
-    path = checked_path("save_checkpoint: path", path)
+    path = new_file("save_checkpoint: path", path)
     state = _state_of("save_checkpoint", model)
     family = family_of(state)
     format = own_format(family) if format is None else format
@@ -115,8 +115,6 @@ def save_checkpoint(model: nn.Module, path: str | os.PathLike[str], format: Form
         raise ValueError(f"save_checkpoint: expected format in {tuple(STEMS[family])} for this model, got {format!r}")
     if path.suffix not in (".safetensors", ".pt", ".pth", ".bin"):
         raise ValueError(f"save_checkpoint: expected path to end in .safetensors, .pt, .pth or .bin, got {path}")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"save_checkpoint: no folder {path.parent}")
     # transformers keeps its classifier beside the network and all else inside.
     prefix = f"{family}." if format == "transformers" else ""
     tensors = {
@@ -239,8 +237,6 @@ def _without(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torc
 
 def _open(path: Path) -> object:
     """What a file holds, its kind told by its first bytes."""
-    if not path.is_file():
-        raise FileNotFoundError(f"load_checkpoint: no file {path}")
     with path.open("rb") as file:
         start = file.read(9)
         file.seek(0)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mvit_kernels.messages import shown
 from mvit_kernels.reference import fold_patches, unfold_patches
 
 from .layers import ConvNormAct
@@ -37,7 +38,7 @@ class MobileViTConfig:
         last = () if self.final_channels is None else ("final_channels",)
         check_numbers(self, positive=("num_heads", "stem_channels", "in_chans", *last), rates=("proj_drop_rate", "drop_rate"))
         if not isinstance(self.expand_ratio, int | float) or not 0 < self.expand_ratio < math.inf:
-            raise ValueError(f"MobileViTConfig: expected expand_ratio > 0 and finite, got {self.expand_ratio!r}")
+            raise ValueError(f"MobileViTConfig: expected expand_ratio > 0 and finite, got {shown(self.expand_ratio)}")
         if any(dim % self.num_heads for dim in self.dims):
             raise ValueError(f"MobileViTConfig: expected dims to be multiples of {self.num_heads} heads, got {self.dims}")
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from mvit_kernels.messages import shown
 from mvit_kernels.reference import fold_patches, separable_attention, unfold_patches
 
 from .layers import ConvNormAct, make_divisible
@@ -44,9 +45,9 @@ class MobileViTv2Config:
         for name in ("width", "depth_ir", "depth_vit"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-                raise ValueError(f"MobileViTv2Config: expected {name} > 0 and finite, got {value!r}")
+                raise ValueError(f"MobileViTv2Config: expected {name} > 0 and finite, got {shown(value)}")
         if self.odd_maps not in get_args(OddMaps):
-            raise ValueError(f"MobileViTv2Config: expected odd_maps in {get_args(OddMaps)}, got {self.odd_maps!r}")
+            raise ValueError(f"MobileViTv2Config: expected odd_maps in {get_args(OddMaps)}, got {shown(self.odd_maps)}")
 
     @property
     def stem_channels(self) -> int:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from mvit_kernels.messages import shown
+
 from .layers import ClassifierHead, ConvNormAct, InvertedResidual
 
 
@@ -91,7 +93,7 @@ def check_sizes(config: object, **lengths: int) -> None:
         value = getattr(config, name)
         if not isinstance(value, tuple | list) or len(value) != length or not all(isinstance(v, int) and v > 0 for v in value):
             kind = type(config).__name__
-            raise ValueError(f"{kind}: expected {name} to be {length} positive integers, got {value!r}")
+            raise ValueError(f"{kind}: expected {name} to be {length} positive integers, got {shown(value)}")
 
 
 def check_numbers(config: object, *, positive: Sequence[str], rates: Sequence[str]) -> None:
@@ -99,16 +101,16 @@ def check_numbers(config: object, *, positive: Sequence[str], rates: Sequence[st
     kind = type(config).__name__
     for name in positive:
         if not isinstance(value := getattr(config, name), Integral) or value < 1:
-            raise ValueError(f"{kind}: expected {name} to be a positive integer, got {value!r}")
+            raise ValueError(f"{kind}: expected {name} to be a positive integer, got {shown(value)}")
     for name in rates:
         if not isinstance(value := getattr(config, name), Real) or not 0 <= float(value) <= 1:
-            raise ValueError(f"{kind}: expected {name} to be from 0 to 1, got {value!r}")
+            raise ValueError(f"{kind}: expected {name} to be from 0 to 1, got {shown(value)}")
 
 
 def check_classes(network: nn.Module, num_classes: int) -> None:
     """Raise ValueError for what is no number of classes."""
     if not isinstance(num_classes, Integral) or num_classes < 0:
-        raise ValueError(f"{type(network).__name__}: expected num_classes >= 0, got {num_classes!r}")
+        raise ValueError(f"{type(network).__name__}: expected num_classes >= 0, got {shown(num_classes)}")
 
 
 def _init_weights(module: nn.Module) -> None:

@@ -7,6 +7,8 @@ import difflib
 import os
 from typing import Any
 
+from mvit_kernels.messages import shown
+
 from .checkpoint import load_checkpoint
 from .families import KINDS, Kind, Network
 from .normalization import Normalization
@@ -64,5 +66,5 @@ def _known(caller: str, name: str) -> tuple[Kind, Any]:
         raise TypeError(f"{caller}: name: expected the name of a model, got {type(name).__name__}")
     if name not in configs:
         nearest = difflib.get_close_matches(name, list_models(), cutoff=0.5) or list_models()
-        raise ValueError(f"{caller}: expected the name of a model, such as {', '.join(nearest)}; got {name!r}")
+        raise ValueError(f"{caller}: expected the name of a model, such as {', '.join(nearest)}; got {shown(name)}")
     return configs[name]

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from mvit_kernels import reference
+from mvit_kernels.messages import shown
 from mvit_kernels.reference import Mixtures
 
 from . import checks, triton_support
@@ -60,7 +61,7 @@ def attention(
     checks.integer(OP, "heads", heads)
     if scale is not None and type(scale) is not float:
         if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat)):
-            raise TypeError(f"{OP}: scale: expected a number or None, got {scale!r}")
+            raise TypeError(f"{OP}: scale: expected a number or None, got {shown(scale)}")
         scale = float(scale)
     checks.backend(OP, backend)
     return _call(

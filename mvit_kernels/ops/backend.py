@@ -18,6 +18,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 
+from mvit_kernels.messages import shown
+
 from . import cuda_support, triton_support
 
 native: Any  # the extension mvit_kernels._cpu, or None
@@ -64,7 +66,7 @@ def backends() -> dict[str, BackendInfo]:
 
 def _known(backend: str, what: str = "backend") -> str:
     if backend != "auto" and backend not in BACKENDS:
-        raise ValueError(f"{what}: expected one of auto, {', '.join(sorted(BACKENDS))}, got {backend!r}")
+        raise ValueError(f"{what}: expected one of auto, {', '.join(sorted(BACKENDS))}, got {shown(backend)}")
     return backend
 
 

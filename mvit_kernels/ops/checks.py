@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mvit_kernels.messages import shown
 from mvit_kernels.reference import ACTIVATIONS
 
 from . import triton_support
@@ -34,7 +35,7 @@ def tensors(op: str, **arguments: object) -> None:
 
 def backend(op: str, name: object) -> None:
     if name is not None and not isinstance(name, str):
-        raise TypeError(f"{op}: backend: expected a name or None, got {name!r}")
+        raise TypeError(f"{op}: backend: expected a name or None, got {shown(name)}")
 
 
 def pair(op: str, name: str, value: Any) -> None:
@@ -42,12 +43,12 @@ def pair(op: str, name: str, value: Any) -> None:
         return
     ints = (int, torch.SymInt)
     if not isinstance(value, Sequence) or len(value) != 2 or not all(isinstance(each, ints) for each in value):
-        raise TypeError(f"{op}: {name}: expected two integers, got {value!r}")
+        raise TypeError(f"{op}: {name}: expected two integers, got {shown(value)}")
 
 
 def integer(op: str, name: str, value: Any) -> None:
     if not isinstance(value, (int, torch.SymInt)):
-        raise TypeError(f"{op}: {name}: expected an integer, got {value!r}")
+        raise TypeError(f"{op}: {name}: expected an integer, got {shown(value)}")
 
 
 def not_negative(op: str, name: str, value: Any) -> None:
@@ -59,9 +60,9 @@ def not_negative(op: str, name: str, value: Any) -> None:
     except (TypeError, ValueError):
         number = None
     if number is None:
-        raise TypeError(f"{op}: {name}: expected a number, got {value!r}")
+        raise TypeError(f"{op}: {name}: expected a number, got {shown(value)}")
     if not number >= 0:
-        raise ValueError(f"{op}: {name}: expected one that is not negative, got {value!r}")
+        raise ValueError(f"{op}: {name}: expected one that is not negative, got {shown(value)}")
 
 
 def layers(op: str, **arguments: tuple[object, type]) -> None:
@@ -170,7 +171,7 @@ def whole_groups(op: str, name: str, groups: int, rows: int) -> None:
 
 def activation(op: str, name: str) -> None:
     if name not in ACTIVATIONS:
-        raise ValueError(f"{op}: activation: expected one of {', '.join(ACTIVATIONS)}, got {name!r}")
+        raise ValueError(f"{op}: activation: expected one of {', '.join(ACTIVATIONS)}, got {shown(name)}")
 
 
 def patch_size(op: str, value: Sequence[int]) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from mvit_kernels import reference
+from mvit_kernels.messages import shown
 
 from . import checks, triton_support
 from .backend import Choice, Implementation, native
@@ -87,7 +88,7 @@ def _check(
     checks.matrix(OP, "fc2_w", fc2_w, x, (dim, hidden))
     checks.parameter(OP, "fc2_b", fc2_b, 1, x, (dim,))
     if norm not in NORMS:
-        raise ValueError(f"{OP}: norm: expected one of {', '.join(NORMS)}, got {norm!r}")
+        raise ValueError(f"{OP}: norm: expected one of {', '.join(NORMS)}, got {shown(norm)}")
     if moments is not None:
         if norm != "group":
             raise ValueError(f"{OP}: moments: expected None with norm='layer', got a tensor")

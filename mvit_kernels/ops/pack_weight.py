@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from mvit_kernels.messages import shown
+
 from . import checks
 from .placed import Placed
 
@@ -101,7 +103,7 @@ def pack_weight(weight: torch.Tensor, *, bits: int = 8) -> PackedWeight:
         weight = weight.permute(0, 2, 3, 1).flatten(1)
     checks.tensor(OP, "weight", weight, 2, (torch.int8,))
     if bits not in MOST:
-        raise ValueError(f"{OP}: bits: expected 8 or 6, got {bits!r}")
+        raise ValueError(f"{OP}: bits: expected 8 or 6, got {shown(bits)}")
     weight = weight.detach().cpu()
     if weight.numel() and (low_high := weight.aminmax()):
         low, high = int(low_high.min), int(low_high.max)

@@ -10,6 +10,7 @@ import torch
 from torch.autograd import forward_ad
 
 from mvit_kernels import reference
+from mvit_kernels.messages import shown
 from mvit_kernels.reference.patch_attention import default_scale
 
 from . import checks, triton_support
@@ -75,12 +76,12 @@ def patch_attention(
 
 def _is_integer(heads: Any) -> None:
     if isinstance(heads, bool) or not isinstance(heads, (int, torch.SymInt)):
-        raise TypeError(f"{OP}: heads: expected an integer, got {heads!r}")
+        raise TypeError(f"{OP}: heads: expected an integer, got {shown(heads)}")
 
 
 def _is_number(scale: Any) -> None:
     if isinstance(scale, bool) or not isinstance(scale, (int, float, torch.SymFloat)):
-        raise TypeError(f"{OP}: scale: expected a number or None, got {scale!r}")
+        raise TypeError(f"{OP}: scale: expected a number or None, got {shown(scale)}")
 
 
 def _check(op: str, qkv: torch.Tensor, heads: int, patch_size: Sequence[int], scale: float | None) -> tuple[int, int]:

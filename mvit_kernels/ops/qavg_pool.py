@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mvit_kernels import reference
+from mvit_kernels.messages import shown
 
 from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
@@ -46,7 +47,7 @@ def qavg_pool(
     elif out_dtype == torch.float32:
         for name, value in (("out_scale", out_scale), ("out_zero_point", out_zero_point)):
             if value is not None:
-                raise ValueError(f"{OP}: {name}: expected None for out_dtype {out_dtype}, got {value!r}")
+                raise ValueError(f"{OP}: {name}: expected None for out_dtype {out_dtype}, got {shown(value)}")
         out_scale, out_zero_point = 1.0, 0
     else:
         raise TypeError(f"{OP}: out_dtype: expected torch.uint8 or torch.float32, got {out_dtype}")

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from mvit_kernels.messages import shown
 from mvit_kernels.reference.activation_curve import CURVE_SHIFT, CURVE_SIZE
 from mvit_kernels.reference.qgemm import FLOATS, OVERFLOW, Channels, wrap
 from mvit_kernels.reference.quantize import single
@@ -81,7 +82,7 @@ def quantization(
     dynamic = a_scale is None
     narrow = out_dtype in (torch.uint8, torch.int16)
     if narrow != (out_scale is not None):
-        raise ValueError(f"{op}: out_scale: expected {'a scale' if narrow else 'None'} for out_dtype {out_dtype}, got {out_scale!r}")
+        raise ValueError(f"{op}: out_scale: expected {'a scale' if narrow else 'None'} for out_dtype {out_dtype}, got {shown(out_scale)}")
     if out_dtype == torch.int16 and (dynamic or activation != "none"):
         raise ValueError(f"{op}: out_dtype: expected another than int16 with scales of rows or an activation, got {out_dtype}")
 
@@ -90,7 +91,9 @@ def quantization(
     real_bias = qchecks.reals(op, "bias", bias, columns).double()
     if dynamic:
         if a_zero_point is not None:
-            raise ValueError(f"{op}: a_zero_point: expected None where a_scale is None (both are given at the call), got {a_zero_point!r}")
+            raise ValueError(
+                f"{op}: a_zero_point: expected None where a_scale is None (both are given at the call), got {shown(a_zero_point)}"
+            )
         init, total = torch.zeros(columns, dtype=torch.int32), w_scale
     else:
         total = qchecks.scale(op, "a_scale", a_scale) * w_scale
@@ -99,7 +102,9 @@ def quantization(
 
     residual = residual_scale is not None
     if residual and out_dtype == torch.int16:
-        raise ValueError(f"{op}: residual_scale: expected None, as an int16 residual has the scale of the result, got {residual_scale!r}")
+        raise ValueError(
+            f"{op}: residual_scale: expected None, as an int16 residual has the scale of the result, got {shown(residual_scale)}"
+        )
     # Floats are never plain: a residual of floats may come, of which nothing is known here.
     simple = not dynamic and not residual and activation in ("none", "relu", "relu6")
     if activation == "relu6" and not (simple and out_dtype == torch.uint8):
@@ -122,7 +127,7 @@ def quantization(
         if activation == "relu6":
             high = torch.maximum(torch.minimum(high, (6.0 / y_scale).round()), low)
     elif out_zero_point is not None and bool(qchecks.tensor(op, "out_zero_point", out_zero_point).count_nonzero()):
-        raise ValueError(f"{op}: out_zero_point: expected None or 0 for out_dtype {out_dtype}, got {out_zero_point!r}")
+        raise ValueError(f"{op}: out_zero_point: expected None or 0 for out_dtype {out_dtype}, got {shown(out_zero_point)}")
     _check_ratios(op, total)
     _check_ratios(op, inverse)
     rows = (init, *(each.float().view(torch.int32) for each in (total, real_bias, inverse, low, high)), zero)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mvit_kernels.messages import shown
 from mvit_kernels.reference import CURVE_SIZE, OVERFLOW, QACTIVATIONS
 
 Tensor = torch.Tensor
@@ -40,9 +41,9 @@ def _number_of_scale(op: str, name: str, value: Any) -> Any:
     if isinstance(value, Tensor) and value.numel() == 1 and value.dtype != torch.bool:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, _NUMBERS):
-        raise TypeError(f"{op}: {name}: expected a number, got {value!r}")
+        raise TypeError(f"{op}: {name}: expected a number, got {shown(value)}")
     if not SMALLEST <= value <= LARGEST:  # false of NaN too
-        raise ValueError(f"{op}: {name}: expected a positive finite value between 2^-126 and 2^126, got {value!r}")
+        raise ValueError(f"{op}: {name}: expected a positive finite value between 2^-126 and 2^126, got {shown(value)}")
     return value if isinstance(value, torch.SymFloat) else float(value)
 
 
@@ -53,17 +54,17 @@ def zero_point(op: str, name: str, value: Any, near: bool = False) -> Any:
     if isinstance(value, Tensor) and value.numel() == 1 and _is_integral(value):
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, _INTEGERS):
-        raise TypeError(f"{op}: {name}: expected an integer, got {value!r}")
+        raise TypeError(f"{op}: {name}: expected an integer, got {shown(value)}")
     if near and not -FARTHEST <= value <= FARTHEST:
-        raise ValueError(f"{op}: {name}: expected |zero_point| <= 2^20, got {value!r}")
+        raise ValueError(f"{op}: {name}: expected |zero_point| <= 2^20, got {shown(value)}")
     if not -OVERFLOW <= value < OVERFLOW:
-        raise ValueError(f"{op}: {name}: expected an int32, got {value!r}")
+        raise ValueError(f"{op}: {name}: expected an int32, got {shown(value)}")
     return value if isinstance(value, torch.SymInt) else int(value)
 
 
 def bits(op: str, name: str, value: Any) -> int:
     if value not in (8, 6):
-        raise ValueError(f"{op}: {name}: expected 8 or 6, got {value!r}")
+        raise ValueError(f"{op}: {name}: expected 8 or 6, got {shown(value)}")
     return int(value)
 
 
@@ -78,7 +79,7 @@ def tensor(op: str, name: str, value: Any) -> Tensor:
         x = torch.as_tensor(value, device="cpu")
         return torch.as_tensor(value, dtype=torch.float64, device="cpu") if x.is_floating_point() else x
     except (TypeError, ValueError, RuntimeError):
-        raise TypeError(f"{op}: {name}: expected a number or a tensor, got {value!r}") from None
+        raise TypeError(f"{op}: {name}: expected a number or a tensor, got {shown(value)}") from None
 
 
 def scales(op: str, name: str, value: Any, count: int) -> Tensor:
@@ -139,7 +140,7 @@ def _is_integral(x: Tensor) -> bool:
 
 def activation(op: str, name: str, known: Sequence[str] = QACTIVATIONS) -> None:
     if name not in known:
-        raise ValueError(f"{op}: activation: expected one of {', '.join(known)}, got {name!r}")
+        raise ValueError(f"{op}: activation: expected one of {', '.join(known)}, got {shown(name)}")
 
 
 OF_PRODUCTS = (*QACTIVATIONS, "relu6")  # which is where bytes end, so that only bytes may leave

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from mvit_kernels.messages import shown
+
 from . import checks, counts, cuda_support
 from .backend import Choice, Implementation, refuse_off_cpu
 from .library import dense, direct, empty_in_format, register
@@ -96,7 +98,7 @@ def _check_prepared(
 ) -> None:  # fmt: skip
     _check_forms(first_form, second_form)
     if norm not in NORMS:
-        raise ValueError(f"{OP}: norm: expected one of {', '.join(NORMS)}, got {norm!r}")
+        raise ValueError(f"{OP}: norm: expected one of {', '.join(NORMS)}, got {shown(norm)}")
     for name, weight, (columns, depth, own_bits) in (("first", first_weight, first_form), ("second", second_weight, second_form)):
         check_packed(f"{OP}: {name}", weight, columns, depth, own_bits, x.device)
     check_channels(f"{OP}: first", first_channels, first_table, first_form[0], torch.uint8, activation, x.device)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mvit_kernels import reference
+from mvit_kernels.messages import shown
 
 from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
@@ -64,7 +65,7 @@ def prepare_qnorm(
     checks.backend(OP, backend)
     checks.tensors(OP, weight=weight, bias=bias)
     if kind not in NORMS:
-        raise ValueError(f"{OP}: kind: expected one of {', '.join(NORMS)}, got {kind!r}")
+        raise ValueError(f"{OP}: kind: expected one of {', '.join(NORMS)}, got {shown(kind)}")
     return QNorm(kind, *_prepared(norm_of(OP, scale, out_scale, out_zero_point, eps, bits), weight, bias), backend)
 
 
@@ -125,7 +126,7 @@ def _prepared(norm: Norm, weight: Optional, bias: Optional, channels: int | None
 def norm_of(op: str, scale: Any, out_scale: Any, out_zero_point: Any, eps: float, bits: int, prefix: str = "out") -> Norm:
     """Checks the quantization of a norm; the arguments of its result are called `prefix`_scale and so on."""
     if not isinstance(eps, (int, float)) or not 0 < eps < math.inf:
-        raise ValueError(f"{op}: eps: expected a positive finite number, got {eps!r}")
+        raise ValueError(f"{op}: eps: expected a positive finite number, got {shown(eps)}")
     return Norm(
         qchecks.scale(op, "scale", scale),
         qchecks.scale(op, f"{prefix}_scale", out_scale),

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mvit_kernels import reference
+from mvit_kernels.messages import shown
 from mvit_kernels.reference.patch_attention import default_scale
 
 from . import checks, counts, cuda_support, qchecks, triton_support
@@ -52,7 +53,7 @@ def qpatch_attention(
     """
     checks.is_tensor(OP, "qkv", qkv)
     if isinstance(heads, bool) or not isinstance(heads, (int, torch.SymInt)):
-        raise TypeError(f"{OP}: heads: expected an integer, got {heads!r}")
+        raise TypeError(f"{OP}: heads: expected an integer, got {shown(heads)}")
     checks.pair(OP, "patch_size", patch_size)
     checks.backend(OP, backend)
     return _call(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from mvit_kernels import reference
+from mvit_kernels.messages import shown
 
 from . import checks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
@@ -38,7 +39,7 @@ def qresize(x: Tensor, output_size: tuple[int, int], *, align_corners: bool = Fa
     checks.is_tensor(OP, "x", x)
     checks.pair(OP, "output_size", output_size)
     if not isinstance(align_corners, bool):
-        raise TypeError(f"{OP}: align_corners: expected True or False, got {align_corners!r}")
+        raise TypeError(f"{OP}: align_corners: expected True or False, got {shown(align_corners)}")
     checks.backend(OP, backend)
     return _call(x, output_size, align_corners, backend=backend)
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from mvit_kernels import reference
+from mvit_kernels.messages import shown
 
 from . import checks, counts, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
@@ -156,7 +157,7 @@ def _context_settings(x_scale: Any, x_zero_point: Any, out_scale: Any, out_zero_
     to, zero_point = None, 0
     if out_scale is None:
         if isinstance(out_zero_point, Tensor) or out_zero_point not in (None, 0):
-            raise ValueError(f"{CONTEXT}: out_zero_point: expected None without an out_scale, got {out_zero_point!r}")
+            raise ValueError(f"{CONTEXT}: out_zero_point: expected None without an out_scale, got {shown(out_zero_point)}")
     else:
         if out_zero_point is None:
             raise ValueError(f"{CONTEXT}: out_zero_point: expected an integer with an out_scale, got None")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mvit_kernels import reference
+from mvit_kernels.messages import shown
 
 from . import checks, triton_support
 from .backend import Choice, Implementation, native
@@ -55,7 +56,7 @@ def resize(
     checks.is_tensor(OP, "x", x)
     checks.pair(OP, "output_size", output_size)
     if not isinstance(align_corners, bool):
-        raise TypeError(f"{OP}: align_corners: expected True or False, got {align_corners!r}")
+        raise TypeError(f"{OP}: align_corners: expected True or False, got {shown(align_corners)}")
     checks.backend(OP, backend)
     return _call(x, output_size, align_corners, activation or "none", backend=backend)
 

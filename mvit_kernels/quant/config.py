@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from mvit_kernels.messages import shown
+
 METHODS = ("qhyvit", "minmax", "percentile", "omse", "easyquant", "ptq4vit", "fqvit", "repqvit", "best")
 _FIELDS = ("weight_bits", "activation_bits")
 
@@ -51,23 +53,23 @@ class QuantConfig:
     def __post_init__(self) -> None:
         _check_bits("", self.weight_bits, self.activation_bits)
         if self.method not in METHODS:
-            raise ValueError(f"QuantConfig: method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+            raise ValueError(f"QuantConfig: method: expected one of {', '.join(METHODS)}, got {shown(self.method)}")
         if not isinstance(self.full, bool):
-            raise TypeError(f"QuantConfig: full: expected True or False, got {self.full!r}")
+            raise TypeError(f"QuantConfig: full: expected True or False, got {shown(self.full)}")
         skip = tuple(self.skip) if isinstance(self.skip, Iterable) else ()  # once: it may be a generator
         if isinstance(self.skip, str) or not isinstance(self.skip, Iterable) or not all(isinstance(each, str) for each in skip):
-            raise TypeError(f"QuantConfig: skip: expected a sequence of patterns, got {self.skip!r}")
+            raise TypeError(f"QuantConfig: skip: expected a sequence of patterns, got {shown(self.skip)}")
         object.__setattr__(self, "skip", skip)
         if not isinstance(self.overrides, Mapping):
-            raise TypeError(f"QuantConfig: overrides: expected a dict of patterns, got {self.overrides!r}")
+            raise TypeError(f"QuantConfig: overrides: expected a dict of patterns, got {shown(self.overrides)}")
         for pattern, fields in self.overrides.items():
             if not isinstance(pattern, str):
-                raise TypeError(f"QuantConfig: overrides: expected patterns of node names as keys, got {pattern!r}")
+                raise TypeError(f"QuantConfig: overrides: expected patterns of node names as keys, got {shown(pattern)}")
             if not isinstance(fields, Mapping) or not set(fields) <= set(_FIELDS):
-                raise ValueError(f"QuantConfig: overrides[{pattern!r}]: expected a dict of {' and '.join(_FIELDS)}, got {fields!r}")
+                raise ValueError(f"QuantConfig: overrides[{pattern!r}]: expected a dict of {' and '.join(_FIELDS)}, got {shown(fields)}")
             _check_bits(f"overrides[{pattern!r}]: ", fields.get("weight_bits", 8), fields.get("activation_bits", 8))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise TypeError(f"QuantConfig: seed: expected an integer, got {self.seed!r}")
+            raise TypeError(f"QuantConfig: seed: expected an integer, got {shown(self.seed)}")
 
     def skips(self, name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in self.skip)
@@ -91,6 +93,6 @@ class QuantConfig:
 
 def _check_bits(where: str, weight_bits: Any, activation_bits: Any) -> None:
     if type(weight_bits) is not int or weight_bits not in (8, 6):  # 8.0 equals 8, and is none that kernels take
-        raise ValueError(f"QuantConfig: {where}weight_bits: expected 8 or 6, got {weight_bits!r}")
+        raise ValueError(f"QuantConfig: {where}weight_bits: expected 8 or 6, got {shown(weight_bits)}")
     if activation_bits is not None and (type(activation_bits) is not int or activation_bits not in (8, 6)):
-        raise ValueError(f"QuantConfig: {where}activation_bits: expected 8, 6 or None, got {activation_bits!r}")
+        raise ValueError(f"QuantConfig: {where}activation_bits: expected 8, 6 or None, got {shown(activation_bits)}")

@@ -22,9 +22,10 @@ import numpy as np
 import torch
 
 from mvit_kernels import __version__
-from mvit_kernels.files import checked_path, replace_file
+from mvit_kernels.files import new_file, replace_file
 from mvit_kernels.graph import Node, Program
 from mvit_kernels.graph.integers import KINDS
+from mvit_kernels.messages import shown
 from mvit_kernels.reference import ACTIVATIONS
 
 from .layout import NORMS
@@ -49,13 +50,13 @@ def export_onnx(model: QuantizedModel, path: str | os.PathLike[str], size: tuple
     """
     if not isinstance(model, QuantizedModel):
         raise TypeError(f"export_onnx: model: expected a quantized model, of mk.quantize, got {type(model).__name__}")
-    path = checked_path("export_onnx: path", path)
+    path = new_file("export_onnx: path", path)
     try:
         import onnx
     except ImportError as error:
         raise ImportError("export_onnx needs onnx: pip install 'mvit_kernels[export]'") from error
     if size is not None and (not isinstance(size, (tuple, list)) or len(size) != 2):
-        raise ValueError(f"export_onnx: size: expected (height, width) or None, got {size!r}")
+        raise ValueError(f"export_onnx: size: expected (height, width) or None, got {shown(size)}")
     sizes = None if size is None else (model.size[0], *size)
     model.require_kernels("export_onnx", sizes)
     program = model.program(sizes)
@@ -183,7 +184,7 @@ class _Writer:
             return self.op("HardSwish", [x])
         if activation == "relu6":
             return self.op("Clip", [x, self.constant(0.0, np.float32), self.constant(6.0, np.float32)])
-        raise ValueError(f"export_onnx: model: expected one of {', '.join(ACTIVATIONS)} as activation, got {activation!r}")
+        raise ValueError(f"export_onnx: model: expected one of {', '.join(ACTIVATIONS)} as activation, got {shown(activation)}")
 
     def phases(self, x: str, size: tuple[int, ...], patch: tuple[int, int]) -> str:
         """(B, C, H, W) as (B, C, H / ph, ph, W / pw, pw)."""

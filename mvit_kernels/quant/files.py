@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from mvit_kernels import __version__
-from mvit_kernels.files import checked_path
+from mvit_kernels.files import new_file, old_file
 from mvit_kernels.graph import Program, capture, optimize
 from mvit_kernels.reference.int6 import pack_int6, unpack_int6
 
@@ -43,7 +43,7 @@ def save_quantized(model: QuantizedModel, path: str | os.PathLike[str], *, about
     """
     if not isinstance(model, QuantizedModel):
         raise TypeError(f"save_quantized: model: expected a quantized model, of mk.quantize, got {type(model).__name__}")
-    path = checked_path("save_quantized: path", path)
+    path = new_file("save_quantized: path", path)
     tensors = {}
     for name, layer in model.layers.items():
         for key, value in layer.items():
@@ -79,9 +79,7 @@ def load_quantized(model: nn.Module, path: str | os.PathLike[str]) -> QuantizedM
         raise TypeError(f"load_quantized: model: expected a torch.nn.Module, got {type(model).__name__}")
     if model.training:
         raise ValueError("load_quantized: model: expected a model in evaluation (call model.eval()), got one in training")
-    path = checked_path("load_quantized: path", path)
-    if not path.is_file():
-        raise FileNotFoundError(f"load_quantized: path: expected a file, got {path}")
+    path = old_file("load_quantized: path", path)
     tensors, content = read_stored(path, _FORM, "load_quantized: path", "save_quantized")
     config, size = QuantConfig(**content["config"]), tuple(content["size"])
     own = copy.deepcopy(model)

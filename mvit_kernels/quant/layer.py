@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from mvit_kernels.messages import shown
 from mvit_kernels.ops.pack_weight import MOST
 from mvit_kernels.ops.qchecks import scales, zero_points
 from mvit_kernels.reference.int6 import pack_int6, unpack_int6
@@ -45,7 +46,7 @@ class QLayer(nn.Module):
         check_bits(name, weight_bits=weight_bits, activation_bits=activation_bits)
         if (input_scale is None) != (input_zero_point is None):
             raise ValueError(
-                f"{name}: input_zero_point: expected both input_scale and input_zero_point, or neither, got {input_zero_point!r}"
+                f"{name}: input_zero_point: expected both input_scale and input_zero_point, or neither, got {shown(input_zero_point)}"
             )
         if weight.dtype != torch.int8:
             raise TypeError(f"{name}: weight: expected int8, got {weight.dtype}")
@@ -122,7 +123,7 @@ class QLayer(nn.Module):
 def check_bits(name: str, **bits: int) -> None:
     for argument, value in bits.items():
         if value not in MOST:
-            raise ValueError(f"{name}: {argument}: expected 8 or 6, got {value!r}")
+            raise ValueError(f"{name}: {argument}: expected 8 or 6, got {shown(value)}")
 
 
 def quantize_weight(

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mvit_kernels.graph import Program, capture, check_model, optimize, run
+from mvit_kernels.messages import shown
 
 from .alignment import aligned, rewritten_otherwise
 from .calibrate import fingerprint, record
@@ -107,7 +108,7 @@ class QuantizedModel(nn.Module):
         """What each node of `program(size)` is, and what was decided at calibration. Raises ValueError for another size than (C, H, W)."""
         if size is not None and not _is_size(size, self.size[0]):
             expected = f"({self.size[0]}, height, width)"
-            raise ValueError(f"QuantizedModel: report: expected a size (channels, height, width), as {expected}, got {size!r}")
+            raise ValueError(f"QuantizedModel: report: expected a size (channels, height, width), as {expected}, got {shown(size)}")
         return report_of(self.program(size), self.decisions)
 
     def simulation_only(self, size: tuple[int, int, int] | None = None) -> dict[str, str]:
@@ -263,7 +264,8 @@ def _check_program(program: Program, config: QuantConfig) -> None:
             if not any(fnmatchcase(name, pattern) for name in names):
                 near = difflib.get_close_matches(pattern, names, 3, 0.0)
                 raise ValueError(
-                    f"quantize: config: {which}: expected patterns of node names, as {', '.join(near)}, got {pattern!r}, which none has"
+                    f"quantize: config: {which}: expected patterns of node names, as {', '.join(near)}, got {shown(pattern)},"
+                    " which none has"
                 )
     for node in program:
         if not all(bool(value.isfinite().all()) for value in node.weights.values() if value.is_floating_point()):
@@ -276,5 +278,5 @@ def _check(model: Any, config: Any, loss: Any) -> None:
     if isinstance(model, QuantizedModel):
         raise TypeError("quantize: model: expected a float model, got one that is quantized already")
     if loss is not None and not callable(loss):
-        raise TypeError(f"quantize: loss: expected a function of two results or None, got {loss!r}")
+        raise TypeError(f"quantize: loss: expected a function of two results or None, got {shown(loss)}")
     check_model("quantize", model)

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from mvit_kernels.files import replace_file
 from mvit_kernels.graph import Node, Program, run
 from mvit_kernels.graph.interpreter import evaluate
+from mvit_kernels.messages import shown
 
 from .affine import fake_quantize
 from .equalization import migrated
@@ -126,7 +127,7 @@ def sensitivity(model: QuantizedModel, images: Iterable[Any], *, target: float |
         got = "a tensor" if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"sensitivity: images: expected an iterable of batches, got {got}")
     if target is not None and (isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 <= target <= 100):
-        raise ValueError(f"sensitivity: target: expected points of top-1 that may be lost, from 0 to 100, or None, got {target!r}")
+        raise ValueError(f"sensitivity: target: expected points of top-1 that may be lost, from 0 to 100, or None, got {shown(target)}")
     study = _Study(model)
     for batch in tqdm(images, desc="sensitivity", unit="batch", leave=False, disable=None if progress else True):
         x, labels = (*batch, None)[:2] if isinstance(batch, (tuple, list)) and batch else (batch, None)

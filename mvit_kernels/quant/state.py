@@ -76,6 +76,8 @@ def run_of(program: Program, batches: list[Tensor], fingerprint: str, config: Qu
 
 
 def _open(folder: Path, run: dict[str, str]) -> None:
+    if not folder.parent.is_dir():
+        raise FileNotFoundError(f"quantize: state: expected a folder in one that exists, got {str(folder)!r}")
     folder.mkdir(exist_ok=True)
     there = [each.name for each in folder.iterdir() if not each.name.startswith(".")]  # what a killed run was writing has a dot
     if not there:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from mvit_kernels.engine import CompiledModel, compile
 from mvit_kernels.files import locked
+from mvit_kernels.messages import shown
 from mvit_kernels.models import create_model
 from mvit_kernels.quant import QuantConfig, quantize
 
@@ -28,7 +29,7 @@ _CALIBRATION_IMAGES = 2
 def compiled(factors: Factors, precision: str, num_classes: int) -> tuple[CompiledModel, torch.Tensor]:
     """The network of a setting with random weights (seed 0), which take as long as trained ones, and an image for it."""
     if precision not in PRECISIONS:
-        raise ValueError(f"latency: precision: expected one of {', '.join(PRECISIONS)}, got {precision!r}")
+        raise ValueError(f"latency: precision: expected one of {', '.join(PRECISIONS)}, got {shown(precision)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: nn.Module = create_model(**factors.arguments, num_classes=num_classes).eval()
@@ -74,7 +75,7 @@ def measure(
         there = table.read(folder)
         classes = there.recipe.get("num_classes")
         if not isinstance(classes, int) or classes < 1:
-            raise ValueError(f"measure: folder: expected num_classes in recipe.json of {str(folder)!r}, got {classes!r}")
+            raise ValueError(f"measure: folder: expected num_classes in recipe.json of {str(folder)!r}, got {shown(classes)}")
         samples = {each.index: each for each in there.samples}
         wanted = [(precision, count) for precision in precisions for count in threads]
         started = time.monotonic()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mvit_kernels.files import write_text
+from mvit_kernels.messages import shown
 
 from .factors import Factors
 
@@ -61,7 +62,7 @@ def read(folder: Path) -> SampleSet:
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
         raise ValueError(f"samples: expected what `scale sample` writes in {str(folder)!r}, got other files ({error!r})") from error
     if not isinstance(document, dict):
-        raise ValueError(f"samples: expected a JSON object in {str(recipe)!r}, got {document!r}")
+        raise ValueError(f"samples: expected a JSON object in {str(recipe)!r}, got {shown(document)}")
     samples = list[Sample]()
     for line, row in enumerate(rows, 2):
         try:

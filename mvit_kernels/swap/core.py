@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from torch import nn
 
+from mvit_kernels.messages import shown
 from mvit_kernels.ops import backends
 from mvit_kernels.ops.packing import forget_all
 
@@ -184,7 +185,7 @@ def _check_backend(backend: str) -> None:
         return
     known = backends()
     if backend not in known:
-        raise ValueError(f"accelerate: backend: expected one of auto, {', '.join(sorted(known))}, got {backend!r}")
+        raise ValueError(f"accelerate: backend: expected one of auto, {', '.join(sorted(known))}, got {shown(backend)}")
     if not known[backend].usable:
         raise ValueError(f"accelerate: backend: {backend!r} cannot be used here: {known[backend].reason}")
 
@@ -192,11 +193,11 @@ def _check_backend(backend: str) -> None:
 def _check_exclude(exclude: Sequence[str | type[nn.Module]], model: nn.Module) -> None:
     each = None if isinstance(exclude, str | type) or not isinstance(exclude, Sequence | set | frozenset) else exclude
     if each is None or not all(isinstance(one, str | type) for one in each):
-        raise TypeError(f"accelerate: exclude: expected a sequence of module names and classes, got {exclude!r}")
+        raise TypeError(f"accelerate: exclude: expected a sequence of module names and classes, got {shown(exclude)}")
     names = [name for name, _ in model.named_modules()]
     for one in each:
         if isinstance(one, str) and not any(fnmatch.fnmatchcase(name, one) for name in names):
-            raise ValueError(f"accelerate: exclude: expected names of modules or patterns of them, got {one!r}, which none matches")
+            raise ValueError(f"accelerate: exclude: expected names of modules or patterns of them, got {shown(one)}, which none matches")
 
 
 def _matches(name: str, module: nn.Module, exclude: Sequence[str | type[nn.Module]]) -> bool:
