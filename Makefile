@@ -17,7 +17,7 @@ demo: $(VENV)/native.stamp
 
 build: $(VENV)/native.stamp
 
-# The suite of a developer: meant to take under 8 minutes on 2 quiet cores.
+# The suite of a developer: some 10 minutes on 2 cores.
 test: lint $(VENV)/dev.stamp
 	$(MAKE) --no-print-directory -j2 -C csrc test
 	$(BIN)/python -c "import mvit_kernels._cpu"

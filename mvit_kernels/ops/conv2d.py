@@ -21,6 +21,7 @@ from .library import (
     in_format,
     is_channels_last,
     narrow,
+    out_size,
     raise_status,
     refuse_off_floats,
     register,
@@ -74,10 +75,6 @@ def conv2d(
     return _call(x, weight, bias, second, residual, stride, activation or "none", backend=backend)
 
 
-def _out_size(x: Tensor, weight: Tensor, stride: int) -> tuple[int, int, int, int]:
-    return x.shape[0], weight.shape[0], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
-
-
 def _check(x: Tensor, weight: Tensor, bias: Optional, second: Optional, residual: Optional, stride: int, activation: str) -> None:
     checks.image(OP, "x", x, FLOAT_DTYPES)
     checks.parameter(OP, "weight", weight, 4, x)
@@ -92,7 +89,7 @@ def _check(x: Tensor, weight: Tensor, bias: Optional, second: Optional, residual
         checks.parameter(OP, "bias", bias, 1, x, size[:1])
     checks.stride(OP, stride)
     if residual is not None:
-        checks.like(OP, "residual", residual, x, _out_size(x, weight, stride))
+        checks.like(OP, "residual", residual, x, out_size(x, weight.shape[0], stride))
     checks.activation(OP, activation)
 
 
@@ -133,7 +130,7 @@ def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, second: Optional, re
         second = in_format(second, channels_last=True)
     if residual is not None:
         residual = dense(residual, channels_last=True)
-    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
+    y = empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True)
     status = native.conv2d(
         FLOAT_CODES[x.dtype], size, columns, kernel, stride, method, x.data_ptr(), x.stride(), 0 if second is None else second.data_ptr(),
         0 if second is None else second.shape[1], x.stride() if second is None else second.stride(), matrix.weight.data_ptr(),
@@ -154,7 +151,7 @@ def _triton_forward(
 ) -> Tensor:
     beside = 0 if second is None else second.shape[1]
     matrix = packed(TritonWeight(x.dtype, beside), weight, bias)
-    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
+    y = empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True)
     if not _kernels.gathered(weight.shape[2], x.shape[1], beside):
         x = in_format(x, channels_last=True)
     if second is not None:
@@ -211,13 +208,13 @@ def _forward_fake(
     activation: str = "none", *, backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, weight, bias, second, residual, stride, activation)
-    return empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
+    return empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True)
 
 
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Optional, second: Optional, stride: int, activation: str, backend: str | None
 ) -> tuple[Tensor, ...]:
-    checks.like(f"{OP}_backward", "dy", dy, x, _out_size(x, weight, stride))
+    checks.like(f"{OP}_backward", "dy", dy, x, out_size(x, weight.shape[0], stride))
     backward = choose(backend, x).backward
     assert backward is not None
     return backward(dy, x, weight, bias, second, stride, activation)

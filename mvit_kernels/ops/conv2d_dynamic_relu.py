@@ -25,6 +25,7 @@ from .library import (
     in_format,
     is_channels_last,
     narrow,
+    out_size,
     refuse_off_floats,
     register,
     register_autograd,
@@ -69,10 +70,6 @@ def conv2d_dynamic_relu(
     return _call(x, weight, bias, u, stride, backend=backend)
 
 
-def _out_size(x: Tensor, weight: Tensor, stride: int) -> tuple[int, int, int, int]:
-    return x.shape[0], weight.shape[0], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
-
-
 def _check(x: Tensor, weight: Tensor, bias: Optional, u: Tensor, stride: int) -> None:
     checks.image(OP, "x", x, FLOAT_DTYPES)
     checks.parameter(OP, "weight", weight, 4, x)
@@ -110,7 +107,7 @@ def _triton_refuse(x: Tensor, *_: object) -> str | None:
 
 def _triton_forward(x: Tensor, weight: Tensor, bias: Optional, u: Tensor, stride: int) -> Tensor:
     x, u = in_format(x, channels_last=True), u.contiguous()
-    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
+    y = empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True)
     if _is_depthwise(weight):
         _filters.forward(x, packed(arrange_taps, weight, bias), y, stride=stride, u=u)
     else:
@@ -152,13 +149,13 @@ def _forward(x: Tensor, weight: Tensor, bias: Optional, u: Tensor, stride: int =
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Optional, u: Tensor, stride: int = 1, *, backend: str | None = None) -> Tensor:
     _check(x, weight, bias, u, stride)
-    return empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
+    return empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True)
 
 
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Optional, u: Tensor, stride: int, backend: str | None
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    checks.like(f"{OP}_backward", "dy", dy, x, _out_size(x, weight, stride))
+    checks.like(f"{OP}_backward", "dy", dy, x, out_size(x, weight.shape[0], stride))
     backward = choose(backend, x).backward
     assert backward is not None
     return backward(dy, x, weight, bias, u, stride)

@@ -20,6 +20,7 @@ from .library import (
     in_format,
     is_channels_last,
     narrow,
+    out_size,
     raise_status,
     refuse_off_floats,
     register,
@@ -64,10 +65,6 @@ def depthwise_conv2d(
     return _call(x, weight, bias, stride, activation or "none", backend=backend)
 
 
-def _out_size(x: Tensor, weight: Tensor, stride: int) -> tuple[int, int, int, int]:
-    return x.shape[0], weight.shape[0], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
-
-
 def _check(x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: str) -> None:
     checks.image(OP, "x", x, FLOAT_DTYPES)
     checks.parameter(OP, "weight", weight, 4, x)
@@ -85,7 +82,7 @@ def _check(x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: s
 def _cpu_forward(x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: str) -> Tensor:
     taps = packed(pack_depthwise, weight, bias)
     x = in_format(x, channels_last=True)
-    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
+    y = empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True)
     status = native.depthwise_conv2d(
         FLOAT_CODES[x.dtype], x.shape, weight.shape[0], stride, x.data_ptr(), x.stride(), taps.weight.data_ptr(), taps.weight.shape[1],
         taps.bias.data_ptr(), reference.ACTIVATIONS.index(activation), y.data_ptr(), torch.get_num_threads(),
@@ -107,7 +104,7 @@ def arrange(weight: Tensor, bias: Optional) -> Any:
 def _triton_forward(x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: str) -> Tensor:
     taps = packed(arrange, weight, bias)
     x = in_format(x, channels_last=True)
-    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
+    y = empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True)
     _kernels.forward(x, taps, y, stride=stride, activation=activation)
     return y
 
@@ -150,13 +147,13 @@ def _forward_fake(
     x: Tensor, weight: Tensor, bias: Optional = None, stride: int = 1, activation: str = "none", *, backend: str | None = None
 ) -> Tensor:
     _check(x, weight, bias, stride, activation)
-    return empty_in_format(x, _out_size(x, weight, stride), channels_last=True)
+    return empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True)
 
 
 def _backward(
     dy: Tensor, x: Tensor, weight: Tensor, bias: Optional, stride: int, activation: str, backend: str | None
 ) -> tuple[Tensor, ...]:
-    checks.like(f"{OP}_backward", "dy", dy, x, _out_size(x, weight, stride))
+    checks.like(f"{OP}_backward", "dy", dy, x, out_size(x, weight.shape[0], stride))
     backward = choose(backend, x, weight).backward
     assert backward is not None
     return backward(dy, x, weight, bias, stride, activation)

@@ -23,6 +23,7 @@ from .library import (
     empty_moments,
     is_channels_last,
     narrow,
+    out_size,
     raise_status,
     refuse_off_floats,
     register,
@@ -106,10 +107,6 @@ def _check(
     checks.activation(OP, activation)
 
 
-def _out_size(x: Tensor, reduce_w: Tensor, stride: int) -> tuple[int, int, int, int]:
-    return x.shape[0], reduce_w.shape[0], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
-
-
 # --- backends ---
 
 
@@ -136,7 +133,7 @@ def _cpu_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     weights: _Weights = packed(_PACK[x.dtype], expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b)
     x = dense(x, channels_last=True)
-    y = empty_in_format(x, _out_size(x, reduce_w, stride), channels_last=True)
+    y = empty_in_format(x, out_size(x, reduce_w.shape[0], stride), channels_last=True)
     collected = empty_moments(x.shape[0] if collect else 0, y)
     expand = weights.expand
     status = native.inverted_residual(
@@ -250,7 +247,7 @@ def _cuda_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     weights: _CudaWeights = packed(_PackCuda(x.dtype), expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b)
     x = cuda_support.aligned_copy(dense(x, channels_last=True))
-    y = empty_in_format(x, _out_size(x, reduce_w, stride), channels_last=True)
+    y = empty_in_format(x, out_size(x, reduce_w.shape[0], stride), channels_last=True)
     cuda_support.launch(
         cuda_support.native.inverted_residual, *cuda_support.place(x), FLOAT_CODES[x.dtype], x.shape, depthwise_w.shape[0],
         reduce_w.shape[0], stride, residual, x.data_ptr(), y.data_ptr(), weights.slices.data_ptr(), weights.bias.data_ptr(),
@@ -279,7 +276,7 @@ def _triton_forward(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     weights = packed(_TritonWeights(x.dtype), expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b)
     x = dense(x, channels_last=True)
-    y = empty_in_format(x, _out_size(x, reduce_w, stride), channels_last=True)
+    y = empty_in_format(x, out_size(x, reduce_w.shape[0], stride), channels_last=True)
     return y, _kernels.forward(x, weights, y, stride=stride, residual=residual, activation=activation, collect=collect)
 
 
@@ -333,7 +330,7 @@ def _forward_fake(
     stride: int = 1, residual: bool = False, activation: str = "silu", collect: bool = False, *, backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     _check(x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, reduce_b, stride, residual, activation)
-    y = empty_in_format(x, _out_size(x, reduce_w, stride), channels_last=True)
+    y = empty_in_format(x, out_size(x, reduce_w.shape[0], stride), channels_last=True)
     return y, x.new_empty(x.shape[0] if collect else 0, 2, dtype=torch.float64)
 
 
@@ -341,7 +338,7 @@ def _backward(
     dy: Tensor, x: Tensor, expand_w: Optional, expand_b: Optional, depthwise_w: Tensor, depthwise_b: Tensor, reduce_w: Tensor, stride: int,
     residual: bool, activation: str, backend: str | None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    checks.like(f"{OP}_backward", "dy", dy, x, _out_size(x, reduce_w, stride))
+    checks.like(f"{OP}_backward", "dy", dy, x, out_size(x, reduce_w.shape[0], stride))
     backward = choose(backend, x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, None, stride, residual, activation).backward
     assert backward is not None
     return backward(dy, x, expand_w, expand_b, depthwise_w, depthwise_b, reduce_w, stride, residual, activation)

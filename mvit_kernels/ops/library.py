@@ -223,6 +223,11 @@ def fresh(x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def out_size(x: torch.Tensor, columns: int, stride: int) -> tuple[int, int, int, int]:
+    """Of a convolution of images x to `columns` channels that loses no border."""
+    return x.shape[0], columns, (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
+
+
 def empty_in_format(like: torch.Tensor, size: tuple[int, ...], channels_last: bool, dtype: torch.dtype | None = None) -> torch.Tensor:
     """An uninitialized 4-D tensor with the dtype (unless another is given) and device of `like`."""
     _, channels, height, width = size

@@ -11,7 +11,7 @@ from mvit_kernels import reference
 
 from . import checks, counts, cuda_support, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
-from .library import QTYPE_CODES, dense, direct, fresh, in_format, is_compiling, raise_status, register
+from .library import QTYPE_CODES, dense, direct, empty_in_format, in_format, is_compiling, out_size, raise_status, register
 from .pack_weight import QPANEL, PackedWeight, check_packed, unpack_bytes
 from .packing import packed
 from .placed import Placed
@@ -204,13 +204,8 @@ def _check_kernel(kernel: int) -> None:
         raise ValueError(f"{OP}: kernel_size: expected 1 or 3, got {kernel}")
 
 
-def _out_size(x: Tensor, columns: int, stride: int) -> tuple[int, int, int, int]:
-    return x.shape[0], columns, (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
-
-
 def _empty(x: Tensor, columns: int, stride: int, dtype: torch.dtype) -> Tensor:
-    size = _, _, height, width = _out_size(x, columns, stride)
-    return fresh(x.new_empty_strided(size, (columns * height * width, 1, width * columns, columns), dtype=dtype))
+    return empty_in_format(x, out_size(x, columns, stride), channels_last=True, dtype=dtype)
 
 
 def _check_prepared(
@@ -245,7 +240,7 @@ def _check(
     if second is not None:
         checks.like(OP, "second", second, x, (x.shape[0], second_channels, x.shape[2], x.shape[3]))
     if residual is not None:
-        check_residual(OP, residual, _out_size(x, columns, stride), out_dtype, plain, residual_scale, x.device)
+        check_residual(OP, residual, out_size(x, columns, stride), out_dtype, plain, residual_scale, x.device)
 
 
 def tiles_pay(batch: int, height: int, width: int) -> bool:

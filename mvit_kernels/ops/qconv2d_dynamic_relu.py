@@ -13,7 +13,7 @@ from mvit_kernels.reference.qgemm import to_byte
 from . import checks, qchecks, triton_support
 from .backend import Choice, Implementation, refuse_off_cpu
 from .dynamic_relu import choose as choose_dynamic_relu
-from .library import direct, empty_in_format, in_format, register
+from .library import direct, empty_in_format, in_format, out_size, register
 from .pack_weight import check_packed, unpack_bytes
 from .packing import packed
 from .placed import Placed
@@ -89,10 +89,6 @@ def _is_depthwise(weight: Tensor) -> bool:
     return weight.ndim == 4
 
 
-def _out_size(x: Tensor, columns: int, stride: int) -> tuple[int, int, int, int]:
-    return x.shape[0], columns, (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
-
-
 def _check_prepared(
     x: Tensor, u: Tensor, weight: Tensor, channels: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int, stride: int,
     **_: object,
@@ -145,7 +141,7 @@ def _triton_forward(
     x: Tensor, u: Tensor, weight: Tensor, channels: Tensor, zero_point: Tensor, columns: int, depth: int, bits: int, stride: int
 ) -> Tensor:  # fmt: skip
     x = in_format(x, channels_last=True)
-    y = empty_in_format(x, _out_size(x, columns, stride), channels_last=True)
+    y = empty_in_format(x, out_size(x, columns, stride), channels_last=True)
     finish = triton_finish(channels, torch.uint8, True, "none", None, None, 0.0, 0)._replace(u=u.contiguous())
     if _is_depthwise(weight):
         _filters.qdepthwise_conv2d(x, weight, zero_point, stride, finish, y)
@@ -195,7 +191,7 @@ def _forward_fake(
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, u, weight, columns, depth)
-    return empty_in_format(x, _out_size(x, columns, stride), channels_last=True)
+    return empty_in_format(x, out_size(x, columns, stride), channels_last=True)
 
 
 _op = register(

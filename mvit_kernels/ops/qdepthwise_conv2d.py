@@ -11,7 +11,7 @@ from mvit_kernels import reference
 
 from . import checks, counts, cuda_support, qchecks, triton_support
 from .backend import Choice, Implementation, native, refuse_off_cpu
-from .library import QTYPE_CODES, dense, direct, empty_in_format, in_format, is_compiling, raise_status, register
+from .library import QTYPE_CODES, dense, direct, empty_in_format, in_format, is_compiling, out_size, raise_status, register
 from .pack_weight import MOST
 from .packing import packed
 from .placed import Placed
@@ -186,10 +186,6 @@ def is_narrow(weight: Tensor, zero_point: Tensor, channels: Tensor, settings: Se
 # --- checks ---
 
 
-def _out_size(x: Tensor, weight: Tensor, stride: int) -> tuple[int, int, int, int]:
-    return x.shape[0], weight.shape[0], (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
-
-
 def _check_prepared(
     x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, table: Optional, stride: int,
     narrow: bool, out_dtype: torch.dtype, activation: str, *_: object, **__: object,
@@ -212,7 +208,7 @@ def _check(
             f"{OP}: x: expected a number of channels that divides the {weight.shape[0]} filters of weight, got {tuple(x.shape)}"
         )  # fmt: skip
     if residual is not None:
-        check_residual(OP, residual, _out_size(x, weight, stride), out_dtype, plain, residual_scale, x.device)
+        check_residual(OP, residual, out_size(x, weight.shape[0], stride), out_dtype, plain, residual_scale, x.device)
 
 
 # --- backends ---
@@ -223,7 +219,7 @@ def _cpu_forward(
     narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
     x = in_format(x, channels_last=True)
-    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True, dtype=out_dtype)
+    y = empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True, dtype=out_dtype)
     if residual is not None:
         residual = dense(residual, channels_last=True)
     status = native.qdepthwise_conv2d(
@@ -247,7 +243,7 @@ def _reference_forward(
         plain=plain, activation=activation, out_dtype=out_dtype,
         residual=residual, residual_scale=residual_scale, residual_zero_point=residual_zero_point, table=table,
     )  # fmt: skip
-    return empty_in_format(x, _out_size(x, weight, stride), channels_last=True, dtype=out_dtype).copy_(y)
+    return empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True, dtype=out_dtype).copy_(y)
 
 
 def _triton_refuse(x: Tensor, *_: object) -> str | None:
@@ -258,7 +254,7 @@ def _triton_forward(
     x: Tensor, weight: Tensor, zero_point: Tensor, blocks: Tensor, channels: Tensor, residual: Optional, table: Optional, stride: int,
     narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
-    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True, dtype=out_dtype)
+    y = empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True, dtype=out_dtype)
     residual = None if residual is None else dense(residual, channels_last=True)
     finish = triton_finish(channels, out_dtype, plain, activation, table, residual, residual_scale, residual_zero_point)
     _kernels.qdepthwise_conv2d(in_format(x, channels_last=True), weight, zero_point, stride, finish, y)
@@ -279,7 +275,7 @@ def _cuda_forward(
     narrow: bool, out_dtype: torch.dtype, activation: str, plain: bool, residual_scale: float, residual_zero_point: int,
 ) -> Tensor:  # fmt: skip
     x = in_format(x, channels_last=True)
-    y = empty_in_format(x, _out_size(x, weight, stride), channels_last=True, dtype=out_dtype)
+    y = empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True, dtype=out_dtype)
     if residual is not None:
         residual = dense(residual, channels_last=True)
     taps, border = packed(pack_taps, weight, zero_point, channels)
@@ -322,7 +318,7 @@ def _forward_fake(
     backend: str | None = None,
 ) -> Tensor:  # fmt: skip
     _check(x, weight, residual, stride, out_dtype, plain, residual_scale)
-    return empty_in_format(x, _out_size(x, weight, stride), channels_last=True, dtype=out_dtype)
+    return empty_in_format(x, out_size(x, weight.shape[0], stride), channels_last=True, dtype=out_dtype)
 
 
 _op = register(

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from . import checks, cuda_support
 from .backend import Choice, Implementation, refuse_off_cpu
 from .inverted_residual import one_launch_pays
-from .library import dense, direct, register
+from .library import dense, direct, empty_in_format, out_size, register
 from .pack_weight import check_packed, unpack_bytes
 from .packing import packed
 from .placed import Placed
@@ -105,13 +105,8 @@ def prepare_qinverted_residual(
 # --- checks ---
 
 
-def _out_size(x: Tensor, columns: int, stride: int) -> tuple[int, int, int, int]:
-    return x.shape[0], columns, (x.shape[2] - 1) // stride + 1, (x.shape[3] - 1) // stride + 1
-
-
 def _empty(x: Tensor, columns: int, stride: int, dtype: torch.dtype) -> Tensor:
-    size = _, _, height, width = _out_size(x, columns, stride)
-    return x.new_empty_strided(size, (columns * height * width, 1, width * columns, columns), dtype=dtype)
+    return empty_in_format(x, out_size(x, columns, stride), channels_last=True, dtype=dtype)
 
 
 def _check_prepared(
@@ -145,7 +140,7 @@ def _check(
     if x.shape[1] != expand_form[1]:
         raise ValueError(f"{OP}: x: expected {expand_form[1]} channels, got shape {tuple(x.shape)}")
     if residual is not None:
-        check_residual(OP, residual, _out_size(x, reduce_form[0], stride), out_dtype, plain, residual_scale, x.device)
+        check_residual(OP, residual, out_size(x, reduce_form[0], stride), out_dtype, plain, residual_scale, x.device)
 
 
 # --- backends ---
