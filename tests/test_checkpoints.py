@@ -489,9 +489,9 @@ def test_other_models_are_refused(tmp_path):
     path = tmp_path / "model.pth"
     save_checkpoint(create_model("mobilevitv2_050"), path)
     other = nn.Sequential(nn.Conv2d(3, 3, 1))
-    with pytest.raises(ValueError, match=r"model: expected one of mk.list_models\(\)"):
+    with pytest.raises(ValueError, match=r"load_checkpoint: model: expected one of mk.list_models\(\)"):
         load_checkpoint(other, path)
-    with pytest.raises(ValueError, match=r"model: expected one of mk.list_models\(\)"):
+    with pytest.raises(ValueError, match=r"save_checkpoint: model: expected one of mk.list_models\(\)"):
         save_checkpoint(other, path)
     for function in (load_checkpoint, save_checkpoint):
         with pytest.raises(TypeError, match=f"{function.__name__}: model: expected a torch.nn.Module, got dict"):

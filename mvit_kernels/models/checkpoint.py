@@ -137,7 +137,7 @@ def _state_of(function: str, model: nn.Module) -> dict[str, torch.Tensor]:
     empty = next((name for name, value in state.items() if value.is_meta), None)
     if empty is not None:
         raise ValueError(f"{function}: model: expected weights in memory, got {empty} on the meta device")
-    family = family_of(state)
+    family = family_of(state, function)
     if STEMS[family][own_format(family)] not in state:
         raise ValueError(
             f"{function}: model: expected a network of mk.create_model or timm, got a {type(model).__name__} that has one inside,"

@@ -113,12 +113,12 @@ _WORDS: dict[str, dict[str, Row]] = {
 }
 
 
-def family_of(keys: Collection[str]) -> Family:
-    """The family whose state_dict has these (our) keys. Raises ValueError if it is none of them."""
+def family_of(keys: Collection[str], function: str = "checkpoints") -> Family:
+    """The family whose state_dict has these (our) keys. Raises ValueError, in the name of `function`, if it is none of them."""
     for family, marker in _MARKERS.items():
         if any(key.endswith(marker) for key in keys):
             return family
-    raise ValueError("checkpoints: model: expected one of mk.list_models(), got one whose state_dict has no such attention")
+    raise ValueError(f"{function}: model: expected one of mk.list_models(), or timm's, got one whose state_dict has no such attention")
 
 
 def own_format(family: Family) -> Format:
