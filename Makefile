@@ -55,7 +55,7 @@ bench: $(VENV)/dev.stamp
 # Against every other way to run the same networks; `make peers MODEL=efficientformer_l1 BATCH=1 SIZE=224` prints one comparison and keeps no record.
 peers: $(VENV)/peers.stamp
 	$(BIN)/python benchmarks/peers.py $(if $(MODEL)$(BATCH)$(SIZE),\
-		$(MODEL:%=--models %) $(BATCH:%=--batches %) $(SIZE:%=--size %),--results benchmarks/results)
+		$(if $(MODEL),--models $(MODEL)) $(if $(BATCH),--batches $(BATCH)) $(SIZE:%=--size %),--results benchmarks/results)
 	$(if $(MODEL)$(BATCH)$(SIZE),,$(BIN)/python benchmarks/chart.py)
 
 # On a machine with a GPU, by the Python that has its torch and Triton; nothing is installed, so no network is needed.
@@ -64,10 +64,10 @@ gpu-check:
 	$(PYTHON) benchmarks/gpu_check.py
 
 gpu-tune:
-	$(PYTHON) benchmarks/gpu_tune.py $(MODEL:%=--models %) $(BATCH:%=--batches %)
+	$(PYTHON) benchmarks/gpu_tune.py $(if $(MODEL),--models $(MODEL)) $(if $(BATCH),--batches $(BATCH))
 
 gpu-peers:
-	$(PYTHON) benchmarks/gpu_peers.py $(MODEL:%=--model %) $(BATCH:%=--batch %)
+	$(PYTHON) benchmarks/gpu_peers.py $(if $(MODEL),--model $(MODEL)) $(if $(BATCH),--batch $(BATCH))
 
 $(VENV)/install.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

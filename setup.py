@@ -68,6 +68,12 @@ class BuildNative(build_ext):
                 raise
             announce(missing, str(error))
 
+    def run(self) -> None:
+        if self.inplace:  # nor shall one beside the sources stand for it
+            for ext in self.extensions:
+                (ROOT / Path(*ext.name.split(".")[:-1]) / Path(self.get_ext_filename(ext.name)).name).unlink(missing_ok=True)
+        super().run()
+
     def copy_extensions_to_source(self) -> None:
         built = Path(self.build_lib)
         self.extensions = [ext for ext in self.extensions if (built / self.get_ext_filename(ext.name)).exists()]

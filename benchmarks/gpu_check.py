@@ -21,6 +21,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -66,13 +67,14 @@ def tests() -> Command:
     workers = max(1, min(15, (os.cpu_count() or 1) - 1))
     words = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", "-p", "gpu_pytest", "-m", ""]
     words += ["-n", str(workers), "--maxschedchunk", "1", "-o", "faulthandler_timeout=60"]
-    return Command([*words, "tests/gpu", *files], {"OMP_NUM_THREADS": "2"})
+    return Command([*words, "tests/gpu", *files], {"OMP_NUM_THREADS": "2", "TORCHINDUCTOR_COMPILE_THREADS": "1"})
 
 
 def sanitizer() -> Command | None:
     tool = found("compute-sanitizer")
     memcheck = ["--tool", "memcheck", "--error-exitcode", "7", "--destroy-on-device-error", "kernel"]
-    return Command([tool, *memcheck, *_computing("sanitizer")]) if tool else None
+    # Each tensor by itself: of torch's blocks of 2 MiB, which hold many, what lies beside one can be read unnoticed.
+    return Command([tool, *memcheck, *_computing("sanitizer")], {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}) if tool else None
 
 
 def _computing(stage: str) -> list[str]:
@@ -103,25 +105,50 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print(f"gpu_check: expected a machine with a GPU, torch {torch.__version__} finds none", file=sys.stderr)
         return 2
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the stage, too
-    return _all(args.only or list(STAGES), args.results.resolve(), started + SECONDS)
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, lambda number, _: sys.exit(128 + number))  # which ends the stage, too
+    return _all(args.only or list(STAGES), _writable(args.results.resolve()), started + SECONDS)
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, or a temporary one where nothing can be written to it."""
+    try:
+        (folder / "gpu-check").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder / "gpu-check"):
+            return folder
+    except OSError as error:
+        instead = Path(tempfile.mkdtemp(prefix="gpu-check-"))
+        print(f"gpu_check: {error}; results are in {instead}", file=sys.stderr)
+        return instead
 
 
 def _all(names: list[str], folder: Path, end: float) -> int:
     document: Record = {"stages": {}}
     (folder / "gpu-check").mkdir(parents=True, exist_ok=True)
     commands = {name: STAGES[name].command() for name in names}
+    ended = 0
     for index, (name, command) in enumerate(commands.items()):
         started = time.time()
         kept = sum(STAGES[later].seconds for later in names[index + 1 :] if commands[later])
-        record = _apart(name, command, end - kept, folder / "gpu-check") if command else {"skipped": "it is not installed"}
+        record: Record = {"skipped": "it is not installed"}
+        if command is not None:
+            try:
+                record = _apart(name, command, end - kept, folder / "gpu-check")
+            except (Exception, KeyboardInterrupt, SystemExit) as error:  # Ctrl-C and signals end all; what was found until then stays
+                record = _found(name, command, folder / "gpu-check", [f"{type(error).__name__}: {error}".removesuffix(": ")])
+                ended = 0 if isinstance(error, Exception) else error.code if isinstance(error, SystemExit) else 130
         document["stages"][name] = record | {"seconds": round(time.time() - started, 1)}
         print(f"{name}: after {document['stages'][name]['seconds']} s {_word(record)}", flush=True)
         if name == "build" or "conditions" not in document:  # the versions are those of what was built
             document = {"conditions": _conditions(names), **{key: value for key, value in document.items() if key != "conditions"}}
-        _write(folder / RESULT, document)
+        try:
+            _write(folder / RESULT, document)
+        except OSError as error:  # a full disk: tables are printed
+            print(f"gpu_check: {error}", file=sys.stderr)
+        if ended:
+            break
     _show(document)
-    return int(any("error" in each for each in document["stages"].values()))
+    return ended or int(any("error" in each for each in document["stages"].values()))
 
 
 def _apart(name: str, command: Command, end: float, folder: Path) -> Record:
@@ -139,9 +166,15 @@ def _apart(name: str, command: Command, end: float, folder: Path) -> Record:
         if not stage.goes_on or begun == seen or len(lines) == values.get("planned") or time.time() > end - stage.last:
             break
         seen = begun
-    values, lines = records.gathered(records.read(file))
     if name != "build":
         errors.append(_without_cuda_kernels())
+    return _found(name, command, folder, errors)
+
+
+def _found(name: str, command: Command, folder: Path, errors: list[str]) -> Record:
+    """What a stage has written down, and an error where anything failed."""
+    file, log = folder / f"{name}.jsonl", folder / f"{name}.log"
+    values, lines = records.gathered(records.read(file) if file.exists() else [])
     if values.get("planned") and not lines:
         errors.append("nothing was begun")
     failed = sorted((line for line in lines if "error" in line), key=_late)
@@ -150,7 +183,7 @@ def _apart(name: str, command: Command, end: float, folder: Path) -> Record:
     record = {"command": shlex.join(command.words), "summary": _summary(values, lines), **values}
     record |= {"lines": failed if name == "tests" else lines} if lines else {}
     if errors := list(dict.fromkeys(filter(None, errors))):
-        record |= {"error": "; ".join(errors), "tail": log.read_text(errors="replace")[-4000:]}
+        record |= {"error": "; ".join(errors), "tail": log.read_text(errors="replace")[-4000:] if log.exists() else ""}
     return record
 
 

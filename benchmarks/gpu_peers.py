@@ -2,17 +2,19 @@
 
     python benchmarks/gpu_peers.py --model mobilevit_s --batch 1
 
-A variant that fails, that is not ready in time, or whose logits are not eager's, is listed with its reason: one comparison fits into nine
-minutes. Max-autotune comes last, as it may take all of them: the others are timed and written before it, and then once more beside it. The
-exit code is 1 where none could be timed.
+Each variant is timed by itself as soon as it is ready, and written; at last all are timed in turn. One that fails, that is not ready in
+time, or whose logits are not eager's, is listed with its reason: one comparison fits into nine minutes. Max-autotune comes last, as it may
+take all of them. The exit code is 1 where none could be timed, or results not be written.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import functools
 import math
+import os
 import shlex
 import signal
 import statistics
@@ -22,8 +24,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import gpu_records as records
+
 ROOT = Path(__file__).resolve().parents[1]
-SECONDS = 480  # after which no variant is made ready any more
+SECONDS = 470  # after which no variant is made ready any more
+GRACE = 60  # after these, and what they do not reach (a kernel that hangs), all ends
 ROUNDS, CALLS = 20, 5
 SLOWEST = "compile, max-autotune"  # to prepare
 COLUMNS = {
@@ -41,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="after which no variant is made ready any more")
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", metavar="FOLDER")
     args = parser.parse_args(arguments)
+    until = time.monotonic() + args.seconds
     import torch
 
     if not torch.cuda.is_available():
@@ -54,16 +60,39 @@ def main(arguments: list[str] | None = None) -> int:
 
     context = conditions(shlex.join(["python", "benchmarks/gpu_peers.py", *(sys.argv[1:] if arguments is None else arguments)])) | {
         "gpu": torch.cuda.get_device_name(0), "cuda": torch.version.cuda, "triton": triton.__version__,
-        "model": args.model, "batch": args.batch, "size": args.size, "dtype": args.dtype,
+        "model": args.model, "batch": args.batch, "size": args.size, "dtype": args.dtype, "cuda_kernels": without_cuda_kernels() or "built",
     }  # fmt: skip
-    args.results.mkdir(parents=True, exist_ok=True)
-    for rows in measure(args.model, args.batch, args.size, getattr(torch, args.dtype), args.variants, args.seconds):
-        path = args.results / f"gpu-peers-{args.model}-{args.batch}.json"
-        write_text(path, json_text({"conditions": context, "results": rows}))
-        cells = [[str(row.get(key, "")) for key in COLUMNS] for row in rows]
-        print_table(f"{args.model}, batch {args.batch}, {args.dtype}", tuple(COLUMNS.values()), cells)
-        sys.stdout.flush()
-    return int(not any("median_ms" in row for row in rows))
+    if context["cuda_kernels"] != "built":
+        print(f"gpu_peers: {context['cuda_kernels']} (make gpu-check builds them)", file=sys.stderr)
+    path, unwritten = args.results / result_name(args.model, args.batch, args.size, args.dtype, args.variants), ""
+    rows: list[dict[str, Any]] = []
+    faulthandler.dump_traceback_later(args.seconds + GRACE, exit=True)
+    for rows in measure(args.model, args.batch, args.size, getattr(torch, args.dtype), args.variants, until):
+        print(" ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_text(path, json_text({"conditions": context, "results": rows}))
+        except OSError as error:  # what is printed stays
+            unwritten = f"gpu_peers: {error}"
+    faulthandler.cancel_dump_traceback_later()
+    cells = [[str(row.get(key, "")) for key in COLUMNS] for row in rows]
+    print_table(f"{args.model}, batch {args.batch}, {args.dtype}", tuple(COLUMNS.values()), cells)
+    if unwritten:
+        print(unwritten, file=sys.stderr)
+    return int(bool(unwritten) or not any("median_ms" in row for row in rows))
+
+
+def result_name(model: str, batch: int, size: int, dtype: str, names: list[str] | None) -> str:
+    """Of the file: what is not as usual is in it."""
+    unusual = (str(size) if size != 256 else "", dtype if dtype != "float16" else "", "some" if names else "")
+    return "-".join(filter(None, ("gpu-peers", model, str(batch), *unusual))) + ".json"
+
+
+def without_cuda_kernels() -> str:
+    """Why the CUDA kernels are not there, or nothing: Triton's are timed in their place then."""
+    from mvit_kernels.ops import cuda_support
+
+    return "" if cuda_support.native is not None else f"without the CUDA kernels: {cuda_support.REASON}"
 
 
 def variants(model: Callable[[], Any], size: int) -> dict[str, Callable[[], Callable[[Any], Any]]]:
@@ -129,7 +158,7 @@ def judged(variant: str, off: float) -> dict[str, Any]:
 
 
 def measure(
-    name: str, batch: int, size: int, dtype: Any, names: list[str] | None = None, limit: float = SECONDS
+    name: str, batch: int, size: int, dtype: Any, names: list[str] | None = None, until: float = math.inf
 ) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
     import torch
 
@@ -148,44 +177,61 @@ def measure(
         raise ValueError(f"gpu_peers: variants: expected some of {', '.join(made)}, got {', '.join(sorted(unknown))}")
     x = torch.randn(batch, 3, size, size, device="cuda", dtype=dtype).contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
-        yield from compared({label: make for label, make in made.items() if not names or label in names}, x, model()(x), limit)
+        right = model()(x)
+        yield from compared({label: make for label, make in made.items() if not names or label in names}, x, right, until)
 
 
 def compared(
-    made: dict[str, Callable[[], Callable[[Any], Any]]], x: Any, right: Any, limit: float = SECONDS
+    made: dict[str, Callable[[], Callable[[Any], Any]]], x: Any, right: Any, until: float = math.inf
 ) -> Iterator[list[dict[str, Any]]]:  # fmt: skip
-    """Rows of the variants: those before SLOWEST, and at last all. right: what eager gives for x; limit: seconds to make them ready."""
+    """Rows of the variants, once more after each: it is timed by itself; and at last all in turn. right: what eager gives for x; until:
+    when they have to be ready, in time.monotonic()."""
+    import torch
+
     rows: list[dict[str, Any]] = []
     ready: dict[str, Callable[[], Any]] = {}
-    until = time.monotonic() + limit
     for label, make in made.items():
-        if label == SLOWEST and rows:
-            rows = _timed(rows, ready)
-            yield list(rows)
-        begin = time.monotonic()
+        begin, row = time.monotonic(), {"variant": label}
+        rows.append(row)
         try:
-            with _no_longer_than(until - begin, limit):
-                network = make()
+            with _no_longer_than(until - begin):
+                with torch.inference_mode(
+                    False
+                ):  # of parameters made in it nobody knows whether they change: they are packed at every call
+                    network = make()
                 for _ in range(3):
                     y = network(x)
                 off = float((y.float() - right.float()).abs().max() / right.float().abs().max())
+            row |= {"prepare_s": round(time.monotonic() - begin, 1), **judged(label, off)}
+            call = functools.partial(network, x)
+            row |= _values(_in_turn({label: call})[label])
+            ready[label] = call
         except (Exception, KeyboardInterrupt) as error:  # whatever stands in its way is what there is to say; Ctrl-C ends this variant
-            rows.append({"variant": label, "error": f"{type(error).__name__}: {error}"[:300]})
-            continue
-        ready[label] = functools.partial(network, x)
-        rows.append({"variant": label, "prepare_s": round(time.monotonic() - begin, 1), **judged(label, off)})
-    yield _timed(rows, ready)
+            row.setdefault("error", f"{type(error).__name__}: {error}"[:300])
+        yield [dict(each) for each in rows]
+        if "error" in row and records.broken():
+            rows += [{"variant": later, "error": f"the GPU computes nothing more since {label}"} for later in list(made)[len(rows) :]]
+            yield rows
+            return
+    if len(ready) > 1:
+        times = _in_turn(ready)
+        beside = {label: _values(times[label]) if label in times else {"error": "it failed beside the others"} for label in ready}
+        yield [row | beside.get(row["variant"], {}) for row in rows]
+
+
+def _values(times: list[float]) -> dict[str, float]:
+    return {"median_ms": round(statistics.median(times), 4), "min_ms": round(min(times), 4)}
 
 
 @contextlib.contextmanager
-def _no_longer_than(seconds: float, limit: float) -> Iterator[None]:
+def _no_longer_than(seconds: float) -> Iterator[None]:
     """Inside, TimeoutError is raised after so many seconds, and again as long as what tries choices takes it for one that failed."""
 
     def over(*_: object) -> None:
-        raise TimeoutError(f"not ready when {limit:g} s were over")
+        raise TimeoutError(f"not ready in the {max(seconds, 0):.1f} s that were left")
 
     before = signal.signal(signal.SIGALRM, over)
-    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), 1.0)
+    signal.setitimer(signal.ITIMER_REAL, min(max(seconds, 1e-3), 1e6), 1.0)
     try:
         yield
     finally:
@@ -193,33 +239,39 @@ def _no_longer_than(seconds: float, limit: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _timed(rows: list[dict[str, Any]], ready: dict[str, Callable[[], Any]]) -> list[dict[str, Any]]:
-    try:
-        times = _in_turn(ready)
-    except Exception as error:  # a GPU that one of them has left unusable: what was measured before stays
-        return [{"error": f"{type(error).__name__}: {error}"[:300], **row} for row in rows]
-    medians = {label: {"median_ms": round(statistics.median(each), 4), "min_ms": round(min(each), 4)} for label, each in times.items()}
-    return [row | medians.get(row["variant"], {}) for row in rows]
-
-
 def _in_turn(ready: dict[str, Callable[[], Any]]) -> dict[str, list[float]]:
-    """Milliseconds of a call by CUDA events, all variants once a round."""
-    import torch
-
+    """Milliseconds of a call by CUDA events, all variants once a round. One that fails beside others leaves the round, and its times go."""
     times: dict[str, list[float]] = {label: [] for label in ready}
     for _ in range(ROUNDS):
-        for label, call in ready.items():
-            call()
-            for _ in range(CALLS):
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                begin.record()
-                call()
-                end.record()
-                end.synchronize()
-                times[label].append(begin.elapsed_time(end))
+        for label, call in list(ready.items()):
+            if label not in times:
+                continue
+            try:
+                times[label] += _by_events(call)
+            except Exception:
+                if len(ready) == 1:
+                    raise
+                del times[label]
+    return times
+
+
+def _by_events(call: Callable[[], Any]) -> list[float]:
+    import torch
+
+    call()
+    times = []
+    for _ in range(CALLS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
     return times
 
 
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    os._exit(code)  # compilers of max-autotune that are still at work would be waited for

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import functools
 import json
 import math
 import multiprocessing
+import os
 import statistics
 import sys
 import time
@@ -28,11 +30,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mvit_kernels as mk
-from mvit_kernels.files import write_text
+from mvit_kernels.files import new_file, write_text
 from mvit_kernels.machine import usable_cores
+from mvit_kernels.ops import cuda_support
 from mvit_kernels.ops.packing import holding
 from mvit_kernels.triton_kernels import tuning
 from mvit_kernels.triton_kernels.moments import keeping_parts
@@ -41,6 +45,7 @@ MODELS, BATCHES, SIZE = ("mobilevitv2_100", "mobilevit_s"), (1, 256), 256
 # Whose gradients have kernels.
 TRAINED = ("feed_forward", "group_norm", "layer_norm", "patch_attention", "separable_attention", "separable_attention_block")
 LEAST_GAIN = 0.03
+MOST_OFF = 0.02  # of results with another tile, in 16 bits
 COMPILING = 0.6  # of the seconds
 COPIES, REPEATS = 10, 5  # of a call in the graph that times it, and of the graph
 
@@ -61,6 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gpu_tune: expected a machine with a GPU, torch {torch.__version__} finds none", file=sys.stderr)
         return 2
     started = time.time()
+    if cuda_support.native is None:
+        print(f"gpu_tune: without the CUDA kernels: {cuda_support.REASON} (make gpu-check builds them)", file=sys.stderr)
+    if not os.access(new_file("gpu_tune: --output", args.output).parent, os.W_OK):  # or nobody would learn what is found
+        raise PermissionError(f"gpu_tune: --output: expected a file in a folder that may be written to, got {str(args.output)!r}")
     ways = (False, True) if args.gradients else (False,)
     networks = [(model, batch, gradients) for gradients in ways for model in args.models for batch in args.batches]
     shares = max(1, min(16, usable_cores()) // len(networks))
@@ -70,13 +79,16 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"compiled until {time.time() - started:.0f} s", flush=True)
     found: dict[tuning.Key, Times] = {}
     failed = 0
+    faulthandler.dump_traceback_later(max(1.0, started + args.seconds - time.time()) + 60, exit=True)  # of a kernel that hangs
     for network in networks:
         try:
             failed += time_choices(*network, args.ops, found, started + args.seconds)
         except Exception:  # of one network; what it has found is written, and the others are tried
             traceback.print_exc()
             failed += 1
-        write_text(args.output, text_of(merged(written(args.output), found)))
+        finally:  # Ctrl-C, too
+            write_text(args.output, text_of(merged(written(args.output), found)))
+    faulthandler.cancel_dump_traceback_later()
     for key, times in found.items():
         (own, _), (least, tile) = times[0], min(times, key=lambda each: each[0])
         print(f"{' '.join(key):80} {1e6 * own:9.2f} us own {1e6 * least:9.2f} us least {list(tile.values())}")
@@ -214,14 +226,45 @@ def time_choices(
 
     def timed(key: tuning.Key, tiles: list[tuning.Tile], run: Callable[[tuning.Tile], object]) -> None:
         nonlocal failed
-        if key not in found and len(tiles) > 1 and time.time() < end:
-            times = [(tried(key, tile, run, lambda tile: seconds(functools.partial(run, tile))), tile) for tile in tiles]
-            failed += sum(each is None for each, _ in times)
-            if times[0][0] is not None:  # the kernel's own choice
-                found[key] = [(each, tile) for each, tile in times if each is not None]
+        if key in found or len(tiles) < 2 or time.time() >= end:
+            return
+        own, *others = tiles
+        right = tried(key, own, run, lambda _: values_of(run(own)))
+
+        def measure(tile: tuning.Tile) -> float:
+            if (off := how_far(values_of(run(tile)), right)) > MOST_OFF:
+                raise ValueError(f"its results are off by {off:g} of the largest")
+            return seconds(functools.partial(run, tile))
+
+        times = [] if right is None else [(tried(key, own, run, measure), own)]
+        for tile in others if times else ():
+            if time.time() < end:
+                times.append((tried(key, tile, run, measure), tile))
+        if len(times) > 1 and times[0][0] is not None:  # the kernel's own choice, once more: the first is at a disadvantage
+            times[0] = min(times[0][0], tried(key, own, run, measure) or math.inf), own
+            found[key] = [(each, tile) for each, tile in times if each is not None]
+        failed += (right is None) + sum(each is None for each, _ in times)
 
     walk(plan_of(model), batch, gradients, timed, ops, end=end)
     return failed
+
+
+def values_of(result: object) -> list[torch.Tensor]:
+    return [each.clone() for each in pytree.tree_leaves(result) if isinstance(each, torch.Tensor)]
+
+
+def how_far(values: list[torch.Tensor], right: list[torch.Tensor]) -> float:
+    """The largest difference of a value over the largest value; of integers any is infinite. Moments in other parts are not compared."""
+    off = 0.0
+    for one, other in zip(values, right, strict=True):
+        if one.shape != other.shape:
+            continue
+        if not one.is_floating_point():
+            off = max(off, 0.0 if torch.equal(one, other) else math.inf)
+        elif one.numel():
+            distance = (one.double() - other.double()).abs().max() / other.double().abs().max().clamp_min(1e-30)
+            off = max(off, float(distance.nan_to_num(nan=math.inf)))
+    return off
 
 
 def tried(key: tuning.Key, tile: tuning.Tile, run: Callable[[tuning.Tile], object], measure: Callable[[tuning.Tile], Any]) -> Any:
@@ -249,8 +292,11 @@ def seconds(run: Callable[[], object], copies: int = COPIES, repeats: int = REPE
         try:
             for _ in range(copies):
                 run()
-        finally:  # or nothing could be run on this stream any more
-            graph.capture_end()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # it says that something failed before: what, is known
+                graph.capture_end()  # or nothing could be run on this stream any more
+            raise
+        graph.capture_end()
     for turn in range(repeats + 1):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()

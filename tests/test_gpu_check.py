@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import time
@@ -20,6 +22,7 @@ import torch
 from op_checks import needs_native
 
 import mvit_kernels.machine
+from mvit_kernels import ops
 from mvit_kernels.ops import cuda_support
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -181,6 +184,60 @@ def test_later_stages_have_their_time_and_failures_cost_nothing(gpu_check: Any, 
     assert document["stages"][names[-1]]["skipped"] == "it is not installed"
 
 
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "KeyboardInterrupt"),
+        (SystemExit(143), 143, "SystemExit: 143"),
+        (OSError(8, "Exec format error"), 1, "OSError: [Errno 8] Exec format error"),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "a tool that does not start"],
+)
+def test_what_was_found_before_the_end_stays(
+    gpu_check: Any, records: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    ending: BaseException, code: int, said: str,
+) -> None:  # fmt: skip
+    def run(words: list[str], switches: dict[str, str], log: Path, end: float) -> str:
+        Path(switches[records.RECORDS]).write_text(json.dumps(line(cuda_us=3)) + "\n")
+        raise ending
+
+    monkeypatch.setattr(gpu_check, "_run", run)
+    monkeypatch.setattr(gpu_check, "_conditions", lambda names: {})
+    monkeypatch.setattr(gpu_check, "found", lambda tool: None)
+    for name in ("ops", "tests"):
+        monkeypatch.setitem(gpu_check.STAGES, name, gpu_check.STAGES[name]._replace(command=lambda: gpu_check.Command(["true"])))
+    assert gpu_check._all(["ops", "tests"], tmp_path, time.time() + 60) == code
+    stages = json.loads((tmp_path / gpu_check.RESULT).read_text())["stages"]
+    assert list(stages) == (["ops"] if code > 1 else ["ops", "tests"])
+    assert stages["ops"]["lines"] == [{"op": "gemm", "cuda_us": 3}]
+    assert stages["ops"]["error"] == said
+    assert "gemm" in capsys.readouterr().out  # the table
+
+
+def test_results_go_elsewhere_where_nothing_can_be_written(gpu_check: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gpu_check._writable(tmp_path) == tmp_path
+    (tmp_path / "file").touch()
+    instead = gpu_check._writable(tmp_path / "file")
+    assert instead.is_dir()
+    assert str(instead) in capsys.readouterr().err
+    instead.rmdir()
+
+
+def test_a_disk_that_is_full_costs_no_table(
+    gpu_check: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gpu_check, "_write", full)
+    monkeypatch.setattr(gpu_check, "_conditions", lambda names: {})
+    monkeypatch.setattr(gpu_check, "_apart", lambda *_: {"summary": "1 done", "lines": [{"op": "gemm", "cuda_us": 3}]})
+    assert gpu_check._all(["ops"], tmp_path, time.time() + 60) == 0
+    told = capsys.readouterr()
+    assert "No space left" in told.err
+    assert "gemm" in told.out
+
+
 @pytest.mark.parametrize(("nvcc", "cuda"), [("/somewhere/nvcc", "1"), (None, "0")])
 def test_kernels_that_can_be_built_must_be(gpu_check: Any, monkeypatch: pytest.MonkeyPatch, nvcc: str | None, cuda: str) -> None:
     monkeypatch.setattr(gpu_check, "found", lambda tool: nvcc)
@@ -335,6 +392,22 @@ def test_the_product_of_torch_is_the_same_function(gpu_stages: Any) -> None:
 
 
 @needs_native
+def test_what_is_timed_against_us_can_be_captured(gpu_stages: Any) -> None:
+    """A copy from the host cannot: on a GPU nothing that plain torch makes is on the CPU. Here the GPU is torch's meta device."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class OnTheHost(TorchDispatchMode):
+        def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = op(*args, **(kwargs or {}))
+            made.extend([op] if isinstance(result, torch.Tensor) and result.is_cpu and op.is_view is False else [])
+            return result
+
+    x, made = torch.empty(1, 8, 4, 4, device="meta"), list[Any]()
+    with OnTheHost():
+        ops.resize(x, (8, 8), backend="reference")
+    assert not made
+
+
 def test_every_op_is_timed_before_what_is_compiled(gpu_stages: Any, records: Any) -> None:
     assert gpu_stages.perform(gpu_stages.ops()) == 0
     written = records.read(os.environ[records.RECORDS])
@@ -542,14 +615,18 @@ def test_a_variant_that_takes_too_long_costs_no_other_its_time(monkeypatch: pyte
 
     monkeypatch.setattr(gpu_peers, "_in_turn", lambda ready: {label: [3.0, 1.0, 2.0] for label in ready})
     x = torch.ones(1, 4)
-    first, last = gpu_peers.compared({"eager": torch.nn.Identity, "broken": broken, gpu_peers.SLOWEST: endless}, x, x, 0.2)
+    made = {"eager": torch.nn.Identity, "broken": broken, gpu_peers.SLOWEST: endless}
+    first, second, last = gpu_peers.compared(made, x, x, time.monotonic() + 0.2)
     timed = {"variant": "eager", "prepare_s": 0.0, "off": 0.0, "median_ms": 2.0, "min_ms": 1.0}
-    assert first == [timed, {"variant": "broken", "error": "RuntimeError: no such kernel"}]
-    assert last == [*first, {"variant": gpu_peers.SLOWEST, "error": "TimeoutError: not ready when 0.2 s were over"}]
+    assert first == [timed]
+    assert second == [timed, {"variant": "broken", "error": "RuntimeError: no such kernel"}]
+    assert last[:2] == second
+    assert last[2]["variant"] == gpu_peers.SLOWEST
+    assert re.fullmatch(r"TimeoutError: not ready in the 0\.[12] s that were left", last[2]["error"])
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
-def test_wrong_logits_are_marked_and_what_was_measured_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_logits_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(BENCHMARKS)
     import gpu_peers
 
@@ -558,17 +635,67 @@ def test_wrong_logits_are_marked_and_what_was_measured_stays(monkeypatch: pytest
     assert gpu_peers.judged("mk.compile", 0.3) == {"off": 0.3, "error": "logits are off by 0.3 of the largest, expected 0.05 at most"}
     assert gpu_peers.judged("mk.compile, int8", float("nan")) == {"error": "logits are off by nan of the largest, expected 0.5 at most"}
 
-    def in_turn(ready: dict[str, Any]) -> dict[str, list[float]]:
-        if gpu_peers.SLOWEST in ready:
-            raise RuntimeError("CUDA error")
-        return {label: [2.0] for label in ready}
 
-    monkeypatch.setattr(gpu_peers, "_in_turn", in_turn)
+class Beside:
+    """Of a variant: fails at the call of that number."""
+
+    def __init__(self, number: float) -> None:
+        self.left = number
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("out of memory")
+        return 2 * x
+
+
+def test_what_was_measured_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever variant fails, at whatever call."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu_peers
+
+    monkeypatch.setattr(gpu_peers, "_by_events", lambda call: [2.0, float(bool(call() is None))])
+    x, whole = torch.ones(1, 4), math.inf
+    alone = 3 + gpu_peers.ROUNDS  # calls of one that is timed by itself
+    made = {"a": lambda: Beside(whole), "b": lambda: Beside(4), "c": lambda: Beside(alone + 5), "d": lambda: Beside(whole)}
+    *others, last = gpu_peers.compared(made, x, 2 * x)
+    assert [len(each) for each in others] == [1, 2, 3, 4]
+    assert all("error" not in others[-1][index] and others[-1][index]["median_ms"] == 1.0 for index in (0, 2, 3))
+    assert [row.get("error") for row in last] == [None, "RuntimeError: out of memory", "it failed beside the others", None]
+    assert all("median_ms" in row for row in last if row["variant"] != "b")
+    monkeypatch.setattr(gpu_peers.records, "broken", lambda: True)
+    *_, last = gpu_peers.compared(made, x, 2 * x)
+    since = "the GPU computes nothing more since b"
+    assert [row.get("error") for row in last] == [None, "RuntimeError: out of memory", since, since]
+    monkeypatch.setattr(gpu_peers.records, "broken", lambda: False)
+    ((row,),) = gpu_peers.compared({"a": lambda: Beside(whole)}, x, x)
+    assert (row["error"], row["median_ms"]) == ("logits are off by 1 of the largest, expected 0.05 at most", 1.0)
+
+
+def test_weights_of_what_is_compared_are_packed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of tensors made in inference mode nobody knows whether they change."""
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu_peers
+
+    made = []
+
+    def make() -> torch.nn.Module:
+        made.append(torch.nn.Linear(4, 4))
+        return made[-1]
+
+    monkeypatch.setattr(gpu_peers, "_by_events", lambda call: [1.0])
     x = torch.ones(1, 4)
-    first, last = gpu_peers.compared({"eager": torch.nn.Identity, gpu_peers.SLOWEST: lambda: lambda x: 2 * x}, x, x)
-    assert last[0] == first[0] | {"error": "RuntimeError: CUDA error"}
-    assert (first[0]["median_ms"], last[1]["off"]) == (2.0, 1.0)
-    assert last[1]["error"].startswith("logits are off by 1 of the largest")
+    with torch.inference_mode():
+        list(gpu_peers.compared({"eager": make}, x, x))
+    assert not any(each.is_inference() for each in made[0].parameters())
+
+
+def test_names_of_results_are_of_what_was_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import gpu_peers
+
+    assert gpu_peers.result_name("mobilevit_s", 8, 256, "float16", None) == "gpu-peers-mobilevit_s-8.json"
+    assert gpu_peers.result_name("mobilevit_s", 8, 224, "bfloat16", ["eager"]) == "gpu-peers-mobilevit_s-8-224-bfloat16-some.json"
 
 
 @pytest.mark.parametrize(

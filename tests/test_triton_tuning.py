@@ -281,6 +281,27 @@ def test_when_the_time_is_over_no_call_is_run(gradients: bool, gpu_tune: Any, mo
     assert (ran, found) == ([], {})
 
 
+def test_a_tile_that_computes_something_else_is_not_chosen(
+    gpu_tune: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    right, count = torch.randn(64), torch.arange(5)
+    results = {1: (right, count), 2: (right * 1.001, count), 3: (right * 1.1, count), 4: (right, count + 1), 5: (right / 0, count)}
+    times, run_of = iter((9.0, 4.0, 7.0)), []
+
+    def walk(plan: Any, batch: int, gradients: bool, visit: Any, ops: Any, end: float) -> None:
+        visit(KEY, [{"BLOCK": block} for block in results], lambda tile: run_of.append(tile["BLOCK"]) or results[tile["BLOCK"]])
+
+    monkeypatch.setattr(gpu_tune, "walk", walk)
+    monkeypatch.setattr(gpu_tune, "plan_of", lambda model: None)
+    monkeypatch.setattr(gpu_tune, "seconds", lambda run: next(times))
+    found: dict[Any, Any] = {}
+    assert gpu_tune.time_choices("of any name", 1, False, None, found, time.time() + 60) == 3
+    assert found == {KEY: [(7.0, {"BLOCK": 1}), (4.0, {"BLOCK": 2})]}  # its own once more at the end: 7 rather than 9
+    told = capsys.readouterr().err
+    assert told.count("its results are off by") == 3
+    assert set(run_of) == set(results)
+
+
 def test_a_network_that_fails_costs_no_other(gpu_tune: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def time_choices(model: str, batch: int, gradients: bool, ops: Any, found: dict[Any, Any], end: float) -> int:
         found["sm_90", "gemm", f"float16 {batch}"] = [(1.0, OWN), (0.5, OTHER)]

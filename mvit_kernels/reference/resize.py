@@ -18,7 +18,7 @@ def resize(x: Tensor, output_size: Sequence[int], align_corners: bool = False, a
     weights are products in float64, rounded to the dtype of x; then four products are added, from the upper left to the lower right.
     """
     (top, bottom, down), (left, right, across) = (
-        tuple(each.to(x.device) for each in between(size, out, align_corners)) for size, out in zip(x.shape[2:], output_size, strict=True)
+        between(size, out, align_corners, x.device) for size, out in zip(x.shape[2:], output_size, strict=True)
     )
     upper, lower = x[:, :, top], x[:, :, bottom]
     total = upper[..., left] * _outer(1 - down, 1 - across, x)
@@ -28,10 +28,10 @@ def resize(x: Tensor, output_size: Sequence[int], align_corners: bool = False, a
     return activate(total, activation)
 
 
-def between(size: int, out: int, align_corners: bool) -> tuple[Tensor, Tensor, Tensor]:
+def between(size: int, out: int, align_corners: bool, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """(first, second, share) of each output along an axis, which lies between the inputs first and second (int64) and takes share (float64)
     of second: the coordinates of torch.nn.functional.interpolate."""
-    i = torch.arange(out, dtype=torch.float64)
+    i = torch.arange(out, dtype=torch.float64, device=device)
     corners = (size - 1) / (out - 1) if out > 1 else 0.0
     at = i * corners if align_corners else ((i + 0.5) * (size / out) - 0.5).clamp_min(0.0)
     first = at.floor().clamp_max(size - 1)
