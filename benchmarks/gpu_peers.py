@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gpu_peers: {context['cuda_kernels']} (make gpu-check builds them)", file=sys.stderr)
     path, unwritten = args.results / result_name(args.model, args.batch, args.size, args.dtype, args.variants), ""
     rows: list[dict[str, Any]] = []
-    faulthandler.dump_traceback_later(args.seconds + GRACE, exit=True)
+    faulthandler.dump_traceback_later(args.seconds + GRACE, exit=True, file=sys.__stderr__)
     for rows in measure(args.model, args.batch, args.size, getattr(torch, args.dtype), args.variants, until):
         print(" ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
         try:

@@ -25,7 +25,7 @@ import sys
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,14 @@ from mvit_kernels.triton_kernels.moments import keeping_parts
 MODELS, BATCHES, SIZE = ("mobilevitv2_100", "mobilevit_s"), (1, 256), 256
 # Whose gradients have kernels.
 TRAINED = ("feed_forward", "group_norm", "layer_norm", "patch_attention", "separable_attention", "separable_attention_block")
+TRITON: tuning.Tile = {"cuda": 0}  # of the choice between backends
 LEAST_GAIN = 0.03
 MOST_OFF = 0.02  # of results with another tile, in 16 bits
 COMPILING = 0.6  # of the seconds
 COPIES, REPEATS = 10, 5  # of a call in the graph that times it, and of the graph
 
 Times = list[tuple[float, tuning.Tile]]  # seconds; the kernel's own choice first
-Visit = Callable[[tuning.Key, list[tuning.Tile], Callable[[tuning.Tile], object]], None]
+Visit = Callable[[tuning.Key, list[tuning.Tile], Callable[..., object]], None]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"compiled until {time.time() - started:.0f} s", flush=True)
     found: dict[tuning.Key, Times] = {}
     failed = 0
-    faulthandler.dump_traceback_later(max(1.0, started + args.seconds - time.time()) + 60, exit=True)  # of a kernel that hangs
+    faulthandler.dump_traceback_later(max(1.0, started + args.seconds - time.time()) + 60, exit=True, file=sys.__stderr__)
     for network in networks:
         try:
             failed += time_choices(*network, args.ops, found, started + args.seconds)
@@ -183,20 +184,37 @@ def tensor(value: Any, batch: int, device: torch.device) -> torch.Tensor:
 
 
 def choices(run: Callable[[], object]) -> dict[tuning.Key, list[tuning.Tile]]:
+    """Of a call, by Triton too where CUDA's kernel runs it; which of them does is the last, as Triton's best tile decides it."""
     found: dict[tuning.Key, list[tuning.Tile]] = {}
 
     def look(key: tuning.Key, guess: tuning.Tile, candidates: Callable[[], Any]) -> tuning.Tile:
-        found[key] = [guess, *(tile for tile in candidates() if tile != guess)]
-        return guess
+        found.setdefault(key, [guess, *(tile for tile in candidates() if tile != guess)])
+        return TRITON if by_triton and is_backend(key) else guess
 
+    by_triton = False
     with tuning.watched(look):
         run()
-    return found
+    by_triton = any(is_backend(key) and tiles[0] != TRITON for key, tiles in found.items())
+    if by_triton:
+        with tuning.watched(look):
+            run()
+    return dict(sorted(found.items(), key=lambda each: is_backend(each[0])))
 
 
-def run_with(key: tuning.Key, run: Callable[[], object], tile: tuning.Tile) -> object:
-    """Other choices of the same call are the kernels' own."""
-    with tuning.watched(lambda each, guess, _: tile if each == key else guess):
+def is_backend(key: tuning.Key) -> bool:
+    """Whether it is the choice of `ops/fastest.py`."""
+    return key[1].endswith(" backend")
+
+
+def run_with(
+    key: tuning.Key, run: Callable[[], object], tile: tuning.Tile, table: Mapping[tuning.Key, tuning.Tile] | None = None
+) -> object:
+    """Other choices of the same call are those of `table`, or the kernels' own; where a tile is chosen, Triton runs it."""
+
+    def other(each: tuning.Key, guess: tuning.Tile) -> tuning.Tile:
+        return TRITON if is_backend(each) and not is_backend(key) else (table or {}).get(each, guess)
+
+    with tuning.watched(lambda each, guess, _: tile if each == key else other(each, guess)):
         return run()
 
 
@@ -229,6 +247,7 @@ def time_choices(
         if key in found or len(tiles) < 2 or time.time() >= end:
             return
         own, *others = tiles
+        run = functools.partial(run, table={each: best(times) for each, times in found.items()})
         right = tried(key, own, run, lambda _: values_of(run(own)))
 
         def measure(tile: tuning.Tile) -> float:

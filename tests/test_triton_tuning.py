@@ -289,7 +289,7 @@ def test_a_tile_that_computes_something_else_is_not_chosen(
     times, run_of = iter((9.0, 4.0, 7.0)), []
 
     def walk(plan: Any, batch: int, gradients: bool, visit: Any, ops: Any, end: float) -> None:
-        visit(KEY, [{"BLOCK": block} for block in results], lambda tile: run_of.append(tile["BLOCK"]) or results[tile["BLOCK"]])
+        visit(KEY, [{"BLOCK": block} for block in results], lambda tile, table: run_of.append(tile["BLOCK"]) or results[tile["BLOCK"]])
 
     monkeypatch.setattr(gpu_tune, "walk", walk)
     monkeypatch.setattr(gpu_tune, "plan_of", lambda model: None)
@@ -300,6 +300,30 @@ def test_a_tile_that_computes_something_else_is_not_chosen(
     told = capsys.readouterr().err
     assert told.count("its results are off by") == 3
     assert set(run_of) == set(results)
+
+
+@pytest.mark.parametrize("rule", [0, 1])
+def test_cuda_is_held_against_tritons_best_tile(tuning: Any, gpu_tune: Any, monkeypatch: pytest.MonkeyPatch, rule: int) -> None:
+    x, ran = torch.zeros(4), []
+
+    def run() -> torch.Tensor:
+        cuda = tuning.choose("gemm backend", x, (4,), {"cuda": rule}, lambda: [{"cuda": 1 - rule}])["cuda"]
+        ran.append(("cuda", 0) if cuda else ("triton", tuning.choose("gemm", x, (4,), {"BLOCK": 1}, lambda: [{"BLOCK": 2}])["BLOCK"]))
+        return x
+
+    monkeypatch.setattr(tuning, "capability", lambda x: 90)
+    found_by: dict[Any, Any] = gpu_tune.choices(run)
+    tile, backend = found_by
+    assert (tile[1], backend[1]) == ("gemm", "gemm backend")
+    for key, wanted, expected in (
+        (tile, {"BLOCK": 2}, ("triton", 2)),
+        (backend, {"cuda": 1}, ("cuda", 0)),
+        (backend, {"cuda": 0}, ("triton", 1)),
+    ):
+        gpu_tune.run_with(key, run, wanted)
+        assert ran[-1] == expected
+    gpu_tune.run_with(backend, run, {"cuda": 0}, {tile: {"BLOCK": 2}})
+    assert ran[-1] == ("triton", 2)
 
 
 def test_a_network_that_fails_costs_no_other(gpu_tune: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
