@@ -4,7 +4,8 @@
 //     dot_of_words(sum, a, w)    sum += a[0] w[0] + a[1] w[1]         int16, modulo 2^32: those and AVX2
 //     dot_of_pairs(sum, a, w)    sum += a[0] w[0] + a[1] w[1]         bfloat16, float32, subnormal numbers taken for 0: AVX512-BF16
 //
-// As assembly: of the intrinsics gcc 12 keeps sums on the stack, which costs a factor of three. Internal linkage.
+// As assembly: of the intrinsics gcc 12 keeps sums on the stack, which costs a factor of three. So an operand in memory, w as an address on
+// AVX2, has to be asked for: loaded before, it takes one of sixteen registers. Internal linkage.
 #pragma once
 
 #if defined(MVIT_ISA_AVX2) || defined(MVIT_ISA_AVX512VNNI)
@@ -30,12 +31,17 @@ inline void dot_of_words(__m512i& sum, __m512i a, __m512i w) { asm("vpdpwssd %2,
 #endif
 inline void dot_of_bytes(__m256i& sum, __m256i a, __m256i w) { asm(MVIT_VEX "vpdpbusd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(w)); }
 inline void dot_of_words(__m256i& sum, __m256i a, __m256i w) { asm(MVIT_VEX "vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "x"(w)); }
+inline void dot_of_words(__m256i& sum, __m256i a, const __m256i* w) { asm(MVIT_VEX "vpdpwssd %2, %1, %0" : "+x"(sum) : "x"(a), "m"(*w)); }
 #undef MVIT_VEX
 #else
 // In one piece, as the compiler would first do all multiplications and push sums out of the sixteen registers.
 inline void dot_of_words(__m256i& sum, __m256i a, __m256i w) {
     __m256i products;
     asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(a), "x"(w));
+}
+inline void dot_of_words(__m256i& sum, __m256i a, const __m256i* w) {
+    __m256i products;
+    asm("vpmaddwd %3, %2, %1\n\tvpaddd %1, %0, %0" : "+x"(sum), "=&x"(products) : "x"(a), "m"(*w));
 }
 #endif
 

@@ -363,7 +363,7 @@ template <int stride, bool whole, QDepthwiseFinish finish>
         __m256i low, high;
     };
     const auto add = [&](Sum& sum, const Column& c, int kx) {
-        const auto of = [&](int pair, int half) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(weight[kx][pair][half])); };
+        const auto of = [&](int pair, int half) { return reinterpret_cast<const __m256i*>(weight[kx][pair][half]); };
         dot_of_words(sum.low, c.low, of(0, 0));
         dot_of_words(sum.high, c.high, of(0, 1));
         dot_of_words(sum.low, c.middle_low, of(1, 0));
