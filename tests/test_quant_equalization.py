@@ -184,7 +184,7 @@ def test_no_factors_where_they_do_not_help() -> None:
     task = Task(Layout(own, mk.QuantConfig()), [images(2, 64).double()], mk.QuantConfig())
     squares = {name: torch.ones_like(each.low) for name, each in task.ranges.items()}
     alike = {name: type(each)(-torch.ones_like(each.low), torch.ones_like(each.high)) for name, each in task.ranges.items()}
-    assert factors(own, alike, squares, (8, 8), lambda seam: True) == {}
+    assert factors(own, alike, alike, squares, (8, 8), lambda seam: True) == {}
 
 
 @pytest.mark.slow

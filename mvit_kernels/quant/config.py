@@ -68,6 +68,9 @@ class QuantConfig:
             if not isinstance(fields, Mapping) or not set(fields) <= set(_FIELDS):
                 raise ValueError(f"QuantConfig: overrides[{pattern!r}]: expected a dict of {' and '.join(_FIELDS)}, got {shown(fields)}")
             _check_bits(f"overrides[{pattern!r}]: ", fields.get("weight_bits", 8), fields.get("activation_bits", 8))
+        object.__setattr__(
+            self, "overrides", {pattern: dict(fields) for pattern, fields in self.overrides.items()}
+        )  # the caller's may change
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"QuantConfig: seed: expected an integer, got {shown(self.seed)}")
 

@@ -70,7 +70,7 @@ def takers(layout: Layout, part: Part) -> Iterator[tuple[str | None, str, tuple[
                     continue
                 if node.kind in PRODUCTS:
                     which = tuple(i for i in which if i == len(node.inputs) - 1 and node.settings.get("residual"))
-                elif part.name.endswith((".scores", ".values")):
+                elif part.channels is not None and part.name in (f"{part.key}.scores", f"{part.key}.values"):
                     which = which if (node.kind == "separable_context") == part.name.endswith(".scores") else ()
             if which:
                 yield user, member, which

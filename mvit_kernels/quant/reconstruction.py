@@ -36,7 +36,7 @@ from mvit_kernels.ops.pack_weight import MOST
 from .methods.base import Task
 from .program import integer_program
 from .representation import Channels, Representation
-from .rounding import Layer, fold_of, is_rounded
+from .rounding import Layer, bias_of, fold_of, is_rounded
 from .samples import chunks
 from .state import Stage
 
@@ -97,7 +97,7 @@ def _with_layer(node: Node, old: Layer, new: Layer) -> Node:
         return replace(node, weights={**node.weights, **new})
     scale = new["weight_scale"].reshape(-1, *(1,) * (new["weight"].ndim - 1))
     weight = node.weights["weight"] + (new["weight"].float() - old["weight"].float()) * scale
-    return replace(node, weights={**node.weights, "weight": weight} | ({"bias": new["bias"]} if "bias" in node.weights else {}))
+    return replace(node, weights={**node.weights, "weight": weight, **bias_of(node, new)})
 
 
 def _reconstruct(

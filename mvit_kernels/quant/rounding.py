@@ -63,5 +63,9 @@ def with_rounded_weight(node: Node, layer: Layer, source: Representation | None 
     weight = layer["weight"].float() * scale
     if isinstance(source, Channels):
         weight = (weight.double() / fold_of(node, source)).float()
-    held = {**node.weights, "weight": weight}
-    return replace(node, weights=held | {"bias": layer["bias"]} if "bias" in node.weights else held)
+    return replace(node, weights={**node.weights, "weight": weight, **bias_of(node, layer)})
+
+
+def bias_of(node: Node, layer: Layer) -> dict[str, Tensor]:
+    """That of the layer, for a float node: also where the node had none and rounding found one."""
+    return {"bias": layer["bias"]} if "bias" in node.weights or bool(layer["bias"].any()) else {}

@@ -77,7 +77,8 @@ class Positions:
             largest = seen.values[self.node.inputs[0]][:, :, ::stride, ::stride].abs().amax(1).reshape(seen.images, -1)
         share = -(-wanted // 2 // seen.images)
         top = largest.topk(min(share, largest.shape[1]), 1).indices + torch.arange(seen.images)[:, None] * largest.shape[1]
-        generator = torch.Generator().manual_seed(self.seed + (seen.number << 48))  # not of the passes before, which others may look at
+        own = (self.seed + (seen.number << 48)) & (2**63 - 1)  # not of the passes before, which others may look at
+        generator = torch.Generator().manual_seed(own)
         drawn = torch.randperm(every, generator=generator)[: wanted - wanted // 2]
         return torch.cat([top.flatten(), drawn]).unique()
 

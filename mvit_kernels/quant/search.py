@@ -41,7 +41,7 @@ from .state import Stage
 
 Tensor = torch.Tensor
 _CAUTION = 1.0  # standard deviations, of images, that are added to the mean error of an image
-_FEWEST = 4  # images of which half says something about the others
+FEWEST = 4  # images of which half says something about the others
 
 
 @dataclass(frozen=True)
@@ -88,6 +88,11 @@ class _Sample(NamedTuple):
     views: dict[int, View]
 
 
+def half_ranges(task: Task) -> dict[str, Range]:
+    """On every second image."""
+    return task.ranges_of(chunks([torch.cat(task.batches)[::2]]))
+
+
 class Search:
     """Attributes: parts by name, products by the name of their node, source: the part that each of these takes, stretch of its rows."""
 
@@ -97,10 +102,10 @@ class Search:
         self.layout, self.begun = task.layout, dict(found)
         self.parts: dict[str, Part] = {}
         images = sum(batch.shape[0] for batch in task.batches)
-        self.halved = plan.halves and images >= _FEWEST and bool(found)
+        self.halved = plan.halves and images >= FEWEST and bool(found)
         self.half_ranges: Mapping[str, Range] = task.ranges
         if self.halved:
-            self.half_ranges = task.ranges_of(chunks([torch.cat(task.batches)[::2]]))
+            self.half_ranges = half_ranges(task)
         self.same = self._same_keys()
         for key, representation in found.items():
             for part in self._parts(key, representation):

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 _SHOWN = 40
+_FAR = 0.5  # of the square of weights: the rounding of six bits is below 0.01
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,11 @@ def sensitivity(model: QuantizedModel, images: Iterable[Any], *, target: float |
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
             got = f"{x.dtype} of shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"sensitivity: images: expected batches of float images (B, C, H, W), got {got}")
+        if not bool(x.isfinite().all()):
+            raise ValueError("sensitivity: images: expected finite values, got NaN or infinity")
+        if labels is not None and not _are_labels(labels, len(x)):
+            got = f"{labels.dtype} of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else shown(labels)
+            raise ValueError(f"sensitivity: labels: expected an integer for each of {len(x)} images, got {got}")
         study.look(x, labels)
     if not study.images:
         raise ValueError("sensitivity: images: expected at least one, got none")
@@ -147,16 +153,34 @@ def sensitivity(model: QuantizedModel, images: Iterable[Any], *, target: float |
     return Sensitivity(rows, study.images, drop, target, keep)
 
 
+def _are_labels(labels: Any, count: int) -> bool:
+    kinds = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    return isinstance(labels, Tensor) and labels.dtype in kinds and tuple(labels.shape) == (count,)
+
+
 class _Study:
     def __init__(self, model: QuantizedModel) -> None:
         self.model = model
         self.program: Program = migrated(model._float_program(model.size), model.migration)
         self.layout, self.found = settled(self.program, model.representations, model.config)
         self.nodes = {node.name: self._quantized(node) for node in self.program if self._is_layer(node)}
+        self._check_weights()
         self.after = _after(self.program)
         self.images = 0
         self.signal, self.noise, self.effect, self.lost = ({name: 0.0 for name in self.nodes} for _ in range(4))
         self.seen: list[tuple[Tensor, Tensor | None]] = []
+
+    def _check_weights(self) -> None:
+        """A file of `save_quantized` goes into any network of the same structure; here its float weights are what integers are held to."""
+        pairs = [
+            (self.program[name].weights["weight"], node.weights["weight"]) for name, node in self.nodes.items() if "weight" in node.weights
+        ]
+        far = [float((own - rounded).square().sum()) > _FAR * float(own.square().sum()) for own, rounded in pairs]
+        if far and sum(far) > len(far) / 2:
+            raise ValueError(
+                "sensitivity: model: expected the float weights that were quantized beside the integers, got those of another network: give"
+                " load_quantized the one that was quantized"
+            )
 
     def _is_layer(self, node: Node) -> bool:
         return node.name in self.layout.integer or is_rounded(node, self.model.config)

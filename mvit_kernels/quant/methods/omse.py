@@ -45,5 +45,6 @@ def least_squares(weight: Tensor, bits: int) -> tuple[Tensor, float, float]:
 
 
 def _choose(pictures: list[Histogram], bits: int, _: float) -> Byte:
-    low, high = min(picture.low for picture in pictures), max(picture.high for picture in pictures)
+    lows, highs = zip(*(picture.quantiles(0.0) for picture in pictures), strict=True)  # of values of which there are some
+    low, high = min(lows), max(highs)
     return min((byte_of(low * factor, high * factor, bits) for factor in SHRINK), key=lambda byte: squared_error(pictures, byte))

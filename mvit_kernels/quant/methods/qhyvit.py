@@ -9,13 +9,14 @@ What is ours: before all else, factors of channels move between layers where ker
 place of the paper's scales of channels. Candidates are those that integer kernels run (scales of channels only where weights absorb them,
 also by half); ranges without 0 keep a wide zero-point where kernels take it, and are widened elsewhere; weights have a factor for each
 output channel. Against ranges that fit 32 images too well: gradients have length 1 at the results for each image, ranges of half of the
-images are judged on the others, and on all positions of all images the choice is held against wider ones and min-max, by mean and spread
-over images.
+images are judged on the others, so are factors of channels, and on all positions of all images the choice is held against wider ones and
+min-max, by mean and spread over images. Of fewer than four images there is no such half, and nothing is told of single channels.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -28,7 +29,7 @@ from ..layout import Layout
 from ..parts import Part
 from ..probes import Hessian
 from ..representation import representations
-from ..search import Plan, Search
+from ..search import FEWEST, Plan, Search, half_ranges
 from ..state import Stage
 from .base import Found, Task
 
@@ -38,24 +39,28 @@ ROUNDS = 3
 
 
 def find(task: Task) -> Found:
-    migration = _migration(task)
+    some = sum(batch.shape[0] for batch in task.batches) >= FEWEST
+    migration = _migration(task) if some else {}
     if migration:
         task = replace(task, layout=Layout(migrated(task.layout.program, migration), task.config))
     begun = representations(task.layout, task.ranges, task.config)
     with torch.inference_mode(False), torch.autocast("cpu", enabled=False):
         gradients = Gradients(task.layout, begun, task.config, task.loss)
-        search = Search(task, begun, Plan(Hessian(), GRID, ROUNDS, _families, tuple(bridges(task.layout)), halves=True), gradients)
+        search = Search(
+            task, begun, Plan(Hessian(), GRID, ROUNDS, partial(_families, some), tuple(bridges(task.layout)), halves=True), gradients
+        )
         search.run()
     return Found(search.found(), search.stretch, *search.decided(), migration=migration, task=task)
 
 
 def _migration(task: Task) -> dict[str, Tensor]:
     layout, config = task.layout, task.config
-    ranges = dict(task.ranges)
-    if not ranges:
+    if not task.ranges:
         return {}
-    for name in layout.scores:  # values pass relu before anything else
-        ranges[name] = Range(*(each.clamp_min(0.0) for each in ranges[name]))
+    ranges, half = dict(task.ranges), half_ranges(task)
+    for each in (ranges, half):
+        for name in layout.scores:  # values pass relu before anything else
+            each[name] = Range(*(end.clamp_min(0.0) for end in each[name]))
 
     def wanted(seam: Seam) -> bool:
         """Bytes with one scale for all channels."""
@@ -63,8 +68,8 @@ def _migration(task: Task) -> dict[str, Tensor]:
         return all(name in layout.integer for name in names) and not all(layout.by_channel(name) for name in names)
 
     squares = task.state.once("mean squares", lambda: Stage(mean_squares(layout.program, task.batches, task.progress, task.share))).tensors
-    return factors(layout.program, ranges, squares, (config.weight_bits, config.activation_bits or 8), wanted)
+    return factors(layout.program, ranges, half, squares, (config.weight_bits, config.activation_bits or 8), wanted)
 
 
-def _families(part: Part, low: Tensor, high: Tensor) -> list[Family]:
-    return families(low, high, part.bits, by_channel=part.by_channel, wide=part.wide)
+def _families(by_channel: bool, part: Part, low: Tensor, high: Tensor) -> list[Family]:
+    return families(low, high, part.bits, by_channel=by_channel and part.by_channel, wide=part.wide)
