@@ -17,7 +17,9 @@ from test_quant_search import Small, images, small
 from torch import nn
 
 import mvit_kernels as mk
+from mvit_kernels.data import StandInTask
 from mvit_kernels.graph import Program, capture, optimize, run
+from mvit_kernels.quant import Channels
 from mvit_kernels.quant.equalization import factors, migrated, seams
 from mvit_kernels.quant.layout import Layout
 from mvit_kernels.quant.methods.base import Task
@@ -185,6 +187,47 @@ def test_no_factors_where_they_do_not_help() -> None:
     squares = {name: torch.ones_like(each.low) for name, each in task.ranges.items()}
     alike = {name: type(each)(-torch.ones_like(each.low), torch.ones_like(each.high)) for name, each in task.ranges.items()}
     assert factors(own, alike, alike, squares, (8, 8), lambda seam: True) == {}
+
+
+def test_a_channel_that_is_quiet_on_half_of_the_images_is_not_stretched() -> None:
+    """It would be clipped on others; one that is quiet on all is."""
+    own = program("mobilevitv2_050")
+    task = Task(Layout(own, mk.QuantConfig()), [images(2, 64).double()], mk.QuantConfig())
+    squares = {name: torch.ones_like(each.low) for name, each in task.ranges.items()}
+
+    def ranges(quiet: float) -> dict[str, Any]:
+        found = {}
+        for name, each in task.ranges.items():
+            size = torch.ones_like(each.low)
+            size[::2] = quiet
+            found[name] = type(each)(-size, size)
+        return found
+
+    def wanted(seam: Any) -> bool:
+        return not seam.against
+
+    quiet, loud = ranges(1 / 64), ranges(1.0)
+    assert factors(own, loud, quiet, squares, (8, 8), wanted) == {}
+    assert factors(own, quiet, quiet, {name: each.high.square() for name, each in quiet.items()}, (8, 8), wanted)
+
+
+@pytest.mark.parametrize("method", ["qhyvit", slow("best")])
+def test_few_images_tell_nothing_of_single_channels(method: str) -> None:
+    """So networks are nearly as right as by the whole ranges."""
+    name = Path(mk.checkpoints.__file__).parent / "mobilevitv2_050-standin.safetensors"
+    model = mk.create_model("mobilevitv2_050", num_classes=40, checkpoint=name).eval()
+    x, others = (StandInTask(split, 16, 64) for split in ("train", "heldout"))
+    seen, unseen = x[3][0][None], torch.stack([others[i][0] for i in range(16)])
+    with torch.no_grad():
+        exact = model(unseen)
+
+    def far(found: mk.QuantizedModel) -> float:
+        return float((mk.convert(found)(unseen) - exact).norm() / exact.norm())
+
+    plain, found = (mk.quantize(model, [seen], mk.QuantConfig(method=each), progress=False) for each in ("minmax", method))
+    assert found.migration == {}
+    assert not any(isinstance(each, Channels) for each in found.representations.values())
+    assert far(found) < 1.5 * far(plain)
 
 
 @pytest.mark.slow

@@ -7,11 +7,38 @@ import itertools
 import pytest
 import torch
 from test_quant_search import images, small
+from torch import nn
 
 import mvit_kernels as mk
 from mvit_kernels.quant.reconstruction import _Moments, rounded_together
 
 Tensor = torch.Tensor
+
+
+def test_a_bias_that_rounding_finds_is_added_to_floats_too() -> None:
+    """Of layers that have none, whose inputs have a mean: integers are rounded for what is left of that."""
+
+    class Biasless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.Conv2d(16, 32, 3, padding=1, bias=False)
+            self.fc = nn.Linear(32, 10, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(self.second(self.first(x).relu()).relu().mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, x = Biasless().eval(), torch.rand(16, 3, 16, 16) * 0.02 + 5
+    with torch.no_grad():
+        exact = model(x)
+
+    def far(y: Tensor) -> float:
+        return float((y - exact).norm() / exact.norm())
+
+    floats, together = (mk.quantize(model, [x], mk.QuantConfig(6, None, each), progress=False) for each in ("qhyvit", "best"))
+    assert far(together(x)) < 0.5 * far(floats(x))
+    rows = mk.quantize(model, [x], mk.QuantConfig(6, 8, "best"), progress=False).sensitivity([x], progress=False).rows
+    assert min(row.sqnr for row in rows) > 30
 
 
 def correlated(count: int, depth: int, groups: int = 1) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
+import types
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,47 @@ class Small(nn.Module):
         x = nn.functional.silu(self.stem(x))
         x = x + self.reduce(nn.functional.silu(self.depthwise(nn.functional.silu(self.expand(x)))))
         return self.head(self.after(self.far(x)).mean((2, 3)))
+
+
+class Named(nn.Module):
+    """A layer whose result is added to another, with the name of a part of separable attention."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.stem, self.head = name, nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 5)
+        self.add_module(name, nn.Conv2d(8, 8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = nn.functional.silu(self.stem(x))
+        return self.head((x + nn.functional.silu(getattr(self, self.name)(x))).mean((2, 3)))
+
+
+@pytest.mark.parametrize("name", ["scores", "values"])
+def test_layers_may_have_any_name(name: str) -> None:
+    found = {}
+    for each in ("other", name):
+        torch.manual_seed(0)
+        q = mk.quantize(Named(each).eval(), [images(8, 16)], progress=False)
+        found[each] = [(d.name.replace(each, "*"), d.error) for d in q.decisions if d.name.startswith(each) and d.of == "activation"]
+    errors = [[error for _, error in decisions] for decisions in found.values()]
+    assert errors[0]
+    assert errors[0] == pytest.approx(errors[1], rel=0.5)
+
+
+@pytest.mark.parametrize("seed", [2**40, -(2**35), 2**70])
+def test_any_integer_is_a_seed(seed: int) -> None:
+    q = mk.quantize(small(), [images(8, 16)], mk.QuantConfig(seed=seed), progress=False)
+    assert q(images(2, 16)).isfinite().all()
+
+
+def test_a_configuration_is_its_own() -> None:
+    """Whatever becomes of what it was made of."""
+    fields = {"weight_bits": 8}
+    config = mk.QuantConfig(6, overrides=types.MappingProxyType({"head": types.MappingProxyType(fields)}))
+    fields["weight_bits"] = 6
+    assert config.weight_bits_of("head") == 8
+    assert mk.QuantConfig(**json.loads(json.dumps(config.to_dict()))) == config
+    assert copy.deepcopy(config) == config
 
 
 def small() -> nn.Module:

@@ -48,6 +48,34 @@ def test_the_layer_with_the_problem_comes_first() -> None:
     assert study.rows[0].effect > 20 * study.rows[-1].effect
 
 
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ((images(4, 16), [1, 2, 3, 4]), r"labels: expected an integer for each of 4 images, got \[1, 2, 3, 4\]"),
+        ((images(4, 16), torch.zeros(3, dtype=torch.int64)), r"labels: .* got torch.int64 of shape \(3,\)"),
+        ((images(4, 16), torch.zeros(4, 5)), r"labels: .* got torch.float32 of shape \(4, 5\)"),
+        (images(4, 16) / 0, "images: expected finite values, got NaN or infinity"),
+    ],
+    ids=["a list", "too few", "one-hot", "infinite"],
+)
+def test_images_and_labels_are_checked(batch: object, message: str) -> None:
+    with pytest.raises(ValueError, match=f"sensitivity: {message}"):
+        quantized(small()).sensitivity([batch], progress=False)
+
+
+def test_floats_of_another_network_are_refused(tmp_path: Path) -> None:
+    """A file goes into any network of its structure, of which nothing but that is used; here integers are held to its weights."""
+    model, x = small(), images(4, 16)
+    mk.save_quantized(quantized(model), tmp_path / "q")
+    rows = quantized(model).sensitivity([x], progress=False).rows
+    assert mk.load_quantized(model, tmp_path / "q").sensitivity([x], progress=False).rows == rows
+    torch.manual_seed(1)
+    other = mk.load_quantized(Small().eval(), tmp_path / "q")
+    assert torch.equal(other(x), quantized(model)(x))
+    with pytest.raises(ValueError, match="sensitivity: model: expected the float weights that were quantized"):
+        other.sensitivity([x], progress=False)
+
+
 def test_one_layer_is_what_quantizing_it_alone_gives() -> None:
     """`head` takes float32 and has a rounded weight where activations stay float."""
     model, x = small(), images(6, 16, 3)
