@@ -106,7 +106,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"gpu_check: expected a machine with a GPU, torch {torch.__version__} finds none", file=sys.stderr)
         return 2
     for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))  # which ends the stage, too
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as nohup has it
+            signal.signal(ending, lambda number, _: sys.exit(128 + number))  # which ends the stage, too
     return _all(args.only or list(STAGES), _writable(args.results.resolve()), started + SECONDS)
 
 

@@ -195,9 +195,7 @@ def compared(
         rows.append(row)
         try:
             with _no_longer_than(until - begin):
-                with torch.inference_mode(
-                    False
-                ):  # of parameters made in it nobody knows whether they change: they are packed at every call
+                with torch.inference_mode(False):  # of parameters made in it nobody knows whether they change: they are packed at each call
                     network = make()
                 for _ in range(3):
                     y = network(x)
@@ -215,8 +213,12 @@ def compared(
             return
     if len(ready) > 1:
         times = _in_turn(ready)
-        beside = {label: _values(times[label]) if label in times else {"error": "it failed beside the others"} for label in ready}
-        yield [row | beside.get(row["variant"], {}) for row in rows]
+        for row in rows:
+            if times.get(row["variant"]):
+                row |= _values(times[row["variant"]])
+            elif row["variant"] in ready:
+                row.setdefault("error", "it failed beside the others")
+        yield rows
 
 
 def _values(times: list[float]) -> dict[str, float]:

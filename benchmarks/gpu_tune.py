@@ -39,7 +39,7 @@ from mvit_kernels.machine import usable_cores
 from mvit_kernels.ops import cuda_support
 from mvit_kernels.ops.packing import holding
 from mvit_kernels.triton_kernels import tuning
-from mvit_kernels.triton_kernels.moments import keeping_parts
+from mvit_kernels.triton_kernels.moments import join, keeping_parts
 
 MODELS, BATCHES, SIZE = ("mobilevitv2_100", "mobilevit_s"), (1, 256), 256
 # Whose gradients have kernels.
@@ -248,36 +248,39 @@ def time_choices(
             return
         own, *others = tiles
         run = functools.partial(run, table={each: best(times) for each, times in found.items()})
-        right = tried(key, own, run, lambda _: values_of(run(own)))
+        right: list[list[torch.Tensor]] = []  # of the first tile that runs
 
         def measure(tile: tuning.Tile) -> float:
-            if (off := how_far(values_of(run(tile)), right)) > MOST_OFF:
+            values = values_of(run(tile))
+            right.extend([] if right else [values])
+            if (off := how_far(values, right[0])) > MOST_OFF:
                 raise ValueError(f"its results are off by {off:g} of the largest")
             return seconds(functools.partial(run, tile))
 
-        times = [] if right is None else [(tried(key, own, run, measure), own)]
-        for tile in others if times else ():
+        times = [(tried(key, own, run, measure), own)]
+        for tile in others if times[0][0] is not None else ():
             if time.time() < end:
                 times.append((tried(key, tile, run, measure), tile))
-        if len(times) > 1 and times[0][0] is not None:  # the kernel's own choice, once more: the first is at a disadvantage
-            times[0] = min(times[0][0], tried(key, own, run, measure) or math.inf), own
+        if len(times) > 1:  # the kernel's own choice, once more: the first is at a disadvantage
+            again = tried(key, own, run, measure)
+            times[0] = min(each for each in (times[0][0], again) if each is not None), own
             found[key] = [(each, tile) for each, tile in times if each is not None]
-        failed += (right is None) + sum(each is None for each, _ in times)
+        failed += sum(each is None for each, _ in times)
 
     walk(plan_of(model), batch, gradients, timed, ops, end=end)
     return failed
 
 
 def values_of(result: object) -> list[torch.Tensor]:
-    return [each.clone() for each in pytree.tree_leaves(result) if isinstance(each, torch.Tensor)]
+    """Moments (groups, parts, 3) of tiles joined, as other tiles have other parts."""
+    values = [each for each in pytree.tree_leaves(result) if isinstance(each, torch.Tensor)]
+    return [join(x) if x.ndim == 3 and x.shape[2] == 3 and x.dtype == torch.float32 else x.clone() for x in values]
 
 
 def how_far(values: list[torch.Tensor], right: list[torch.Tensor]) -> float:
-    """The largest difference of a value over the largest value; of integers any is infinite. Moments in other parts are not compared."""
+    """The largest difference of a value over the largest value; of integers any is infinite."""
     off = 0.0
     for one, other in zip(values, right, strict=True):
-        if one.shape != other.shape:
-            continue
         if not one.is_floating_point():
             off = max(off, 0.0 if torch.equal(one, other) else math.inf)
         elif one.numel():

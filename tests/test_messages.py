@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +16,8 @@ from mvit_kernels.messages import shown
         (torch.zeros(2, 3), "a tensor of shape (2, 3)"),
         (torch.tensor(0.5), "tensor(0.5000)"),
         (torch.nn.Linear(2, 2), "a Linear"),
-        ([torch.zeros(2), 3], "list of a tensor of shape (2,), 3"),
+        ([torch.zeros(2), 3], "[a tensor of shape (2,), 3]"),
+        ({"a": ([[torch.zeros(2, 2)]], np.zeros((3, 1)))}, "{'a': ([[a tensor of shape (2, 2)]], an array of shape (3, 1))}"),
         (["a", (1, 2.5)], "['a', (1, 2.5)]"),
         (None, "None"),
         (torch.device("cpu"), "device(type='cpu')"),
@@ -31,6 +33,7 @@ def test_values(value: object, text: str) -> None:
 )
 def test_long_values_are_cut(value: object) -> None:
     assert len(shown(value)) < 250
+    assert "\n" not in shown(value)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,8 @@ from mvit_kernels.quant.affine import affine_of, families
 from mvit_kernels.quant.bridges import bridges
 from mvit_kernels.quant.histogram import BINS, Histogram
 from mvit_kernels.quant.layout import Layout
-from mvit_kernels.quant.methods import qhyvit
+from mvit_kernels.quant.methods import omse, qhyvit
+from mvit_kernels.quant.methods.cut import squared_error
 from mvit_kernels.quant.methods.omse import least_squares
 from mvit_kernels.quant.representation import byte_of, from_json, to_json
 from mvit_kernels.quant.search import Effort, Plan
@@ -58,12 +59,12 @@ class Named(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
-        self.name, self.stem, self.head = name, nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8, 5)
-        self.add_module(name, nn.Conv2d(8, 8, 1))
+        self.name, self.stem, self.block, self.head = name, nn.Conv2d(3, 8, 3, 2, 1), nn.Module(), nn.Linear(8, 5)
+        self.block.add_module(name, nn.Conv2d(8, 8, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x = nn.functional.silu(self.stem(x))
-        return self.head((x + nn.functional.silu(getattr(self, self.name)(x))).mean((2, 3)))
+        return self.head((x + nn.functional.silu(getattr(self.block, self.name)(x))).mean((2, 3)))
 
 
 @pytest.mark.parametrize("name", ["scores", "values"])
@@ -72,7 +73,9 @@ def test_layers_may_have_any_name(name: str) -> None:
     for each in ("other", name):
         torch.manual_seed(0)
         q = mk.quantize(Named(each).eval(), [images(8, 16)], progress=False)
-        found[each] = [(d.name.replace(each, "*"), d.error) for d in q.decisions if d.name.startswith(each) and d.of == "activation"]
+        found[each] = [
+            (d.name.replace(each, "*"), d.error) for d in q.decisions if d.name.startswith(f"block.{each}") and d.of == "activation"
+        ]
     errors = [[error for _, error in decisions] for decisions in found.values()]
     assert errors[0]
     assert errors[0] == pytest.approx(errors[1], rel=0.5)
@@ -82,6 +85,17 @@ def test_layers_may_have_any_name(name: str) -> None:
 def test_any_integer_is_a_seed(seed: int) -> None:
     q = mk.quantize(small(), [images(8, 16)], mk.QuantConfig(seed=seed), progress=False)
     assert q(images(2, 16)).isfinite().all()
+
+
+def test_ranges_without_values_are_none() -> None:
+    """What relu takes away of a map's values leaves bins that are empty."""
+    counts = torch.zeros(BINS, dtype=torch.float64)
+    counts[BINS // 2 : -BINS // 4] = 1.0
+    picture = Histogram(-3.0, 3.0, counts)
+    byte = omse._choose([picture], 6, 0.0)
+    step = 1.5 / 63
+    assert byte.zero_point == 0
+    assert squared_error([picture], byte) < 1.05 * step**2 / 12
 
 
 def test_a_configuration_is_its_own() -> None:

@@ -81,12 +81,13 @@ def test_after_every_stage(method: str, every: int, tmp_path: Path, monkeypatch:
 
 
 def test_nothing_is_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = uninterrupted("best")
     quantized(state=tmp_path / "q")
     for module, name in (
         (search.Search, "sample"), (search.Search, "_confirm"), (reconstruction, "_reconstruct"), (base, "ranges"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, lambda *_: pytest.fail("looked again"))
-    assert_equal(quantized(state=tmp_path / "q"), uninterrupted("best"))
+    assert_equal(quantized(state=tmp_path / "q"), expected)
 
 
 _KILLED = """

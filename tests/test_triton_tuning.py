@@ -302,6 +302,21 @@ def test_a_tile_that_computes_something_else_is_not_chosen(
     assert set(run_of) == set(results)
 
 
+def test_moments_of_other_tiles_are_the_same(gpu_tune: Any) -> None:
+    """Of one result, in parts of rows and of columns."""
+    y = 3 * torch.randn(2, 64, 32) + torch.arange(32)
+
+    def parts(pieces: torch.Tensor) -> torch.Tensor:
+        mean = pieces.mean(2)
+        return torch.stack([torch.full_like(mean, pieces.shape[2]), mean, (pieces - mean[..., None]).square().sum(2)], 2)
+
+    by_rows, by_columns = parts(y.reshape(2, 8, -1)), parts(y.transpose(1, 2).reshape(2, 8, -1))
+    values = [gpu_tune.values_of((y, each)) for each in (by_rows, by_columns)]
+    assert gpu_tune.how_far(*values) < 1e-5
+    assert gpu_tune.how_far([by_rows], [by_columns]) > gpu_tune.MOST_OFF
+    assert gpu_tune.how_far(values[0], gpu_tune.values_of((y, 1.5 * by_columns))) > gpu_tune.MOST_OFF
+
+
 @pytest.mark.parametrize("rule", [0, 1])
 def test_cuda_is_held_against_tritons_best_tile(tuning: Any, gpu_tune: Any, monkeypatch: pytest.MonkeyPatch, rule: int) -> None:
     x, ran = torch.zeros(4), []

@@ -19,7 +19,7 @@ from mvit_kernels.ops.library import register
 Tensor = torch.Tensor
 Recipe = Callable[..., Any]
 
-_here = threading.local()
+_here, _lock = threading.local(), threading.Lock()
 _recipes: list[Recipe] = []
 _numbers: dict[Recipe, int] = {}  # equal recipes are one
 _results: dict[tuple[int, tuple[bool, ...]], tuple[pytree.TreeSpec, tuple[bool, ...]]] = {}
@@ -29,11 +29,11 @@ _results: dict[tuple[int, tuple[bool, ...]], tuple[pytree.TreeSpec, tuple[bool, 
 @contextmanager
 def as_ops() -> Iterator[None]:
     """What this thread exports within has one op for a fold."""
-    _here.wanted = True
+    before, _here.wanted = getattr(_here, "wanted", False), True
     try:
         yield
     finally:
-        _here.wanted = False
+        _here.wanted = before
 
 
 def are_ops() -> bool:
@@ -42,9 +42,10 @@ def are_ops() -> bool:
 
 def fold(recipe: Recipe, sources: Sequence[Tensor | None]) -> Any:
     """What recipe(*sources) gives, by one op. Recipes are few: each that ever came is kept, for graphs name it by its number."""
-    if recipe not in _numbers:
-        _recipes.append(recipe)
-        _numbers[recipe] = len(_recipes) - 1
+    with _lock:
+        if recipe not in _numbers:
+            _recipes.append(recipe)
+            _numbers[recipe] = len(_recipes) - 1
     number, there = _numbers[recipe], tuple(each is not None for each in sources)
     made = iter(_op(list(sources), number))
     structure, tensors = _results[number, there]

@@ -23,7 +23,7 @@ import torch
 from ..affine import Family, families
 from ..bridges import bridges
 from ..calibrate import Range, mean_squares
-from ..equalization import Seam, factors, migrated
+from ..equalization import Seam, factors, migrated, seams
 from ..hessian import Gradients
 from ..layout import Layout
 from ..parts import Part
@@ -55,18 +55,18 @@ def find(task: Task) -> Found:
 
 def _migration(task: Task) -> dict[str, Tensor]:
     layout, config = task.layout, task.config
-    if not task.ranges:
-        return {}
-    ranges, half = dict(task.ranges), half_ranges(task)
-    for each in (ranges, half):
-        for name in layout.scores:  # values pass relu before anything else
-            each[name] = Range(*(end.clamp_min(0.0) for end in each[name]))
 
     def wanted(seam: Seam) -> bool:
         """Bytes with one scale for all channels."""
         names = [name for name, _ in seam.results]
         return all(name in layout.integer for name in names) and not all(layout.by_channel(name) for name in names)
 
+    if not task.ranges or not any(map(wanted, seams(layout.program))):
+        return {}
+    ranges, half = dict(task.ranges), half_ranges(task)
+    for each in (ranges, half):
+        for name in layout.scores:  # values pass relu before anything else
+            each[name] = Range(*(end.clamp_min(0.0) for end in each[name]))
     squares = task.state.once("mean squares", lambda: Stage(mean_squares(layout.program, task.batches, task.progress, task.share))).tensors
     return factors(layout.program, ranges, half, squares, (config.weight_bits, config.activation_bits or 8), wanted)
 
