@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from op_checks import needs_native
 
 import mvit_kernels as mk
 from mvit_kernels.messages import shown
@@ -41,6 +42,7 @@ def network() -> torch.nn.Module:
     return torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()).eval()
 
 
+@needs_native
 def test_files_that_cannot_be(network, tmp_path) -> None:
     x = torch.randn(1, 3, 8, 8)
     fast, qmodel = mk.compile(network, x), mk.quantize(network, [x], mk.QuantConfig(method="minmax"))
@@ -72,6 +74,7 @@ def test_files_that_cannot_be(network, tmp_path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@needs_native
 def test_tensors_in_place_of_sizes(network, tmp_path) -> None:
     x = torch.randn(1, 3, 8, 8)
     fast, qmodel = mk.compile(network, x), mk.quantize(network, [x], mk.QuantConfig(method="minmax"))
