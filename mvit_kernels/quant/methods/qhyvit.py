@@ -39,7 +39,7 @@ ROUNDS = 3
 
 
 def find(task: Task) -> Found:
-    some = sum(batch.shape[0] for batch in task.batches) >= FEWEST
+    some = are_some(task)
     migration = _migration(task) if some else {}
     if migration:
         task = replace(task, layout=Layout(migrated(task.layout.program, migration), task.config))
@@ -51,6 +51,11 @@ def find(task: Task) -> Found:
         )
         search.run()
     return Found(search.found(), search.stretch, *search.decided(), migration=migration, task=task)
+
+
+def are_some(task: Task) -> bool:
+    """Whether there are images enough for half of them to say something about the others."""
+    return sum(batch.shape[0] for batch in task.batches) >= FEWEST
 
 
 def _migration(task: Task) -> dict[str, Tensor]:
