@@ -278,14 +278,15 @@ def values_of(result: object) -> list[torch.Tensor]:
 
 
 def how_far(values: list[torch.Tensor], right: list[torch.Tensor]) -> float:
-    """The largest difference of a value over the largest value; of integers any is infinite."""
+    """The largest difference of a finite value over the largest; of integers any is infinite, and so is NaN or infinity in other places."""
     off = 0.0
     for one, other in zip(values, right, strict=True):
-        if not one.is_floating_point():
-            off = max(off, 0.0 if torch.equal(one, other) else math.inf)
-        elif one.numel():
-            distance = (one.double() - other.double()).abs().max() / other.double().abs().max().clamp_min(1e-30)
-            off = max(off, float(distance.nan_to_num(nan=math.inf)))
+        finite = other.isfinite()
+        if not torch.equal(one.isfinite(), finite) or not (one.is_floating_point() or torch.equal(one, other)):
+            return math.inf
+        a, b = one[finite].double(), other[finite].double()
+        if a.numel():
+            off = max(off, float((a - b).abs().max() / b.abs().max().clamp_min(1e-30)))
     return off
 
 

@@ -99,6 +99,25 @@ def test_wrong_environment_ends_the_program_in_one_line(variable: str, value: st
     assert done.stderr.startswith(f"mvit-kernels info: {message}")
 
 
+@pytest.mark.parametrize(("switch", "code"), [("0", 0), ("1", 1)], ids=["switched off", "failed"])
+def test_an_older_extension_does_not_stand_for_one_that_is_not_built(switch: str, code: int, tmp_path: Path) -> None:
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for name in ("csrc", "python"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "mvit_kernels").mkdir()
+    suffix = sysconfig.get_config_var("EXT_SUFFIX")
+    older = [tmp_path / "mvit_kernels" / f"{name}{suffix}" for name in ("_cpu", "_cuda")]
+    other = tmp_path / "mvit_kernels" / "_cpu.of-another-python.so"
+    for path in (*older, other):
+        path.touch()
+    env = {**os.environ, "CXX": "/no/such/compiler", "MVIT_KERNELS_NATIVE": switch, "MVIT_KERNELS_CUDA": "0"}
+    command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
+    assert done.returncode == code, done.stderr
+    assert [path.name for path in (*older, other) if path.exists()] == [other.name]
+
+
 @pytest.mark.slow
 def test_installs_without_a_compiler_and_says_what_is_missing(tmp_path: Path) -> None:
     source, site = tmp_path / "source", tmp_path / "site"

@@ -317,6 +317,14 @@ def test_moments_of_other_tiles_are_the_same(gpu_tune: Any) -> None:
     assert gpu_tune.how_far(values[0], gpu_tune.values_of((y, 1.5 * by_columns))) > gpu_tune.MOST_OFF
 
 
+def test_what_overflows_in_the_same_places_is_the_same(gpu_tune: Any) -> None:
+    x = torch.tensor([1.0, float("inf"), float("nan"), 2.0])
+    assert gpu_tune.how_far([x], [x.clone()]) == 0
+    assert gpu_tune.how_far([x], [x.roll(1)]) == float("inf")
+    assert gpu_tune.how_far([torch.tensor([1.5, float("inf"), float("nan"), 2.0])], [x]) == 0.25
+    assert gpu_tune.how_far([x[:0]], [x[:0]]) == 0
+
+
 @pytest.mark.parametrize("rule", [0, 1])
 def test_cuda_is_held_against_tritons_best_tile(tuning: Any, gpu_tune: Any, monkeypatch: pytest.MonkeyPatch, rule: int) -> None:
     x, ran = torch.zeros(4), []

@@ -1,6 +1,6 @@
 """Folds of weights as one op each, for a graph that is computed where it was made.
 
-Traced step by step, folding BatchNorms is 5 of 6 ops of a network. Whoever exports a graph for others wants these, which are torch's own;
+Traced step by step, folding BatchNorms is most ops of a network. Whoever exports a graph for others wants these, which are torch's own;
 `graph.capture`, which computes them at once, makes do with one op that names its recipe.
 """
 
